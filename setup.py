@@ -1,0 +1,37 @@
+"""Installs sphinx_jax; `launch/local.sh` and `launch/test.sh` do so with the pinned versions of constraints.txt."""
+
+import setuptools
+
+setuptools.setup(
+    name='sphinx_jax',
+    version='0.1.0',
+    description='SPHINX (arXiv 2311.07575) for JAX: a joint mix of weights, tasks, visual embeddings and scales',
+    license='Apache-2.0',
+    packages=setuptools.find_packages(include=['sphinx_jax', 'sphinx_jax.*']),
+    package_data={'sphinx_jax.report': ['*.html']},
+    python_requires='>=3.11',
+    install_requires=[
+        'absl-py',
+        'array_record',
+        'einops',
+        'flax',
+        'jax>=0.10',
+        'jinja2',
+        'matplotlib',
+        'ml_collections',
+        'numpy',
+        'optax',
+        'orbax-checkpoint',
+        'pillow',
+        'psutil',
+        'sentencepiece',
+        'tensorflow',
+        'tensorflow-datasets',
+        'tqdm',
+    ],
+    extras_require={
+        'tpu': ['jax[tpu]'],
+        'cuda': ['jax[cuda12]'],
+        'dev': ['pytest'],
+    },
+)

@@ -1,0 +1,53 @@
+"""How a door is opened: absl flags, `--config=file.py:arg` with dotted overrides, and errors as one clear line."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from sphinx_jax.core import errors, progress
+
+FLAGS = flags.FLAGS
+
+
+def define_config(default: str | None = None) -> None:
+  """Defines `--config=configs/file.py:arg` and its `--config.a.b=value` overrides."""
+  config_flags.DEFINE_config_file('config', default, 'Config file, with an argument after a colon: configs/mini.py:quick. '
+                                  'Any setting in it can be changed: --config.train.steps=100.', lock_config=True)
+
+
+def run(main: Callable[[], None]) -> None:
+  """Parses the command line and calls `main()`; a SphinxError or a bad flag ends as one line on stderr and exit code 2."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # TensorFlow's start-up notes are not ours to pass on.
+  app.run(lambda _: _guarded(main), flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    rest = FLAGS(argv, known_only=False)
+    if len(rest) > 1:
+      raise errors.make('command line', f"'{rest[1]}'", 'only flags like --name=value', 'see --help')
+    return rest
+  except flags.Error as error:
+    _die(str(error).replace('\n', ' '))
+  except (AttributeError, KeyError, TypeError, ValueError) as error:  # What a wrong --config.a.b raises.
+    _die(f'config: {str(error.args[0] if error.args else error)}'.replace('\n', ' '))
+  except (FileNotFoundError, ImportError) as error:
+    _die(f'config: {error}; give --config=configs/NAME.py')
+
+
+def _guarded(main: Callable[[], None]) -> None:
+  progress.setup_logging()
+  try:
+    main()
+  except errors.SphinxError as error:
+    _die(str(error))
+  except KeyboardInterrupt:
+    _die('interrupted; run the same command again to go on', code=130)
+
+
+def _die(line: str, code: int = 2) -> None:
+  print(f'error: {line}', file=sys.stderr)
+  sys.exit(code)

@@ -1,0 +1,86 @@
+"""Configs: locked `ml_collections.ConfigDict`s made by `configs/*.py:get_config(arg)`, and their JSON form beside a run."""
+
+import json
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from sphinx_jax.core import errors
+
+
+def lock(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Locks a config and all that is in it, so that a mistyped key dies; returns it."""
+  return config.lock()
+
+
+def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Plain nested dictionaries and lists, as JSON would give them back."""
+  return json.loads(to_json(config))
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+  """The resolved config as JSON text, in the config's own order of keys."""
+  return json.dumps(config.to_dict(), indent=2)
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+  """A locked config from its JSON text; JSON's lists become tuples, as configs write them."""
+  return lock(ml_collections.ConfigDict(_tuples(json.loads(text))))
+
+
+def _tuples(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {key: _tuples(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return tuple(_tuples(item) for item in value)
+  return value
+
+
+def differing_keys(a: dict[str, Any], b: dict[str, Any], prefix: str = '') -> list[str]:
+  """Dotted keys in which two plain configs differ, with both values."""
+  lines = []
+  for key in dict.fromkeys([*a, *b]):
+    name = f'{prefix}{key}'
+    left, right = a.get(key), b.get(key)
+    if isinstance(left, dict) and isinstance(right, dict):
+      lines += differing_keys(left, right, name + '.')
+    elif left != right:
+      lines.append(f'{name}: {left!r} there, {right!r} here')
+  return lines
+
+
+def claim(workdir: str | pathlib.Path, config: ml_collections.ConfigDict, ignore: tuple[str, ...] = ()) -> pathlib.Path:
+  """Writes the resolved config into a new workdir, or checks that the workdir belongs to this config.
+
+  Args:
+    workdir: directory of the run; made if absent.
+    config: the resolved config.
+    ignore: top-level keys that may change between starts of one run.
+
+  Returns:
+    The workdir as a path.
+
+  Raises:
+    SphinxError: when the directory belongs to another config; names the keys that differ.
+  """
+  workdir = pathlib.Path(workdir)
+  file = workdir / 'config.json'
+  mine = to_dict(config)
+  if file.exists():
+    theirs = json.loads(file.read_text())
+    lines = [line for line in differing_keys(theirs, mine) if line.split(':')[0].split('.')[0] not in ignore]
+    if lines:
+      raise errors.make(f"workdir '{workdir}'", 'a run of another config (' + '; '.join(lines[:5]) +
+                        ('; ...' if len(lines) > 5 else '') + ')', 'the config it was started with',
+                        'give another --workdir, or the flags of that run')
+    return workdir
+  others = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
+  if others:
+    raise errors.make(f"workdir '{workdir}'", f'a directory without config.json but with {sorted(others)[:3]}',
+                      'an empty directory or an earlier run', 'give another --workdir')
+  workdir.mkdir(parents=True, exist_ok=True)
+  temporary = file.with_suffix('.tmp')
+  temporary.write_text(to_json(config))
+  temporary.rename(file)
+  return workdir

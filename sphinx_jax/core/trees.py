@@ -1,0 +1,72 @@
+"""Parameter trees as flat dictionaries: paths, ordered patterns, and leaf-by-leaf comparison."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sphinx_jax.core import errors
+
+
+def flatten(tree: Mapping, prefix: str = '') -> dict[str, Any]:
+  """Nested dictionaries -> {'a/b/c': leaf}, in the tree's own order."""
+  flat = {}
+  for name, value in tree.items():
+    path = f'{prefix}{name}'
+    if isinstance(value, Mapping):
+      flat.update(flatten(value, path + '/'))
+    else:
+      flat[path] = value
+  return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict:
+  """The inverse of `flatten`."""
+  tree: dict = {}
+  for path, leaf in flat.items():
+    *parents, name = path.split('/')
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[name] = leaf
+  return tree
+
+
+def first_match(rules: Sequence[tuple[str, Any]], path: str) -> Any:
+  """The value of the first rule whose pattern matches the whole path.
+
+  Raises:
+    SphinxError: when no rule matches; every leaf must be covered.
+  """
+  for pattern, value in rules:
+    if re.fullmatch(pattern, path):
+      return value
+  raise errors.make(f"parameter '{path}'", 'no matching pattern', f'one of {[p for p, _ in rules]} to match',
+                    "add a pattern, or end the list with '.*'")
+
+
+def difference(expected: Mapping, got: Mapping) -> list[str]:
+  """Every way in which two trees of arrays (or shape structs) differ: missing, extra, shape, dtype. Empty if none."""
+  want, have = flatten(expected), flatten(got)
+  lines = [f'missing {path}' for path in want if path not in have]
+  lines += [f'extra {path}' for path in have if path not in want]
+  for path in want:
+    if path not in have:
+      continue
+    if tuple(want[path].shape) != tuple(have[path].shape):
+      lines.append(f'{path}: shape {tuple(have[path].shape)}, expected {tuple(want[path].shape)}')
+    elif np.dtype(want[path].dtype) != np.dtype(have[path].dtype):
+      lines.append(f'{path}: dtype {have[path].dtype}, expected {want[path].dtype}')
+  return lines
+
+
+def count(tree: Mapping) -> int:
+  """Number of parameters."""
+  return sum(math.prod(leaf.shape) for leaf in flatten(tree).values())
+
+
+def nbytes(tree: Mapping) -> int:
+  """Bytes of all leaves at their dtype."""
+  return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in flatten(tree).values())
