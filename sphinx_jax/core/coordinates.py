@@ -10,71 +10,71 @@ from collections.abc import Iterable, Sequence
 
 Numbers = tuple[float, ...]
 
-_BRACKET = re.compile(r"\[([^\[\]]*)\]")
+_BRACKET = re.compile(r'\[([^\[\]]*)\]')
 # At most four digits before the dot: a model may emit a thousand digits, and float() would turn them into infinity.
-_NUMBER = re.compile(r"-?(\d{1,4}(\.\d{0,16})?|\.\d{1,16})", re.ASCII)
-_PHRASE = re.compile(r"<p>(.*?)</p>\s*$", re.DOTALL)
-_AND = re.compile(r"^and\b", re.IGNORECASE)
+_NUMBER = re.compile(r'-?(\d{1,4}(\.\d{0,16})?|\.\d{1,16})', re.ASCII)
+_PHRASE = re.compile(r'<p>(.*?)</p>\s*$', re.DOTALL)
+_AND = re.compile(r'^and\b', re.IGNORECASE)
 
 
 def _format_numbers(numbers: Sequence[float], decimals: int) -> str:
-    # Every number keeps the same width in tokens: 1.00 would be the only one that starts with another digit.
-    top = 1.0 - 10.0**-decimals
-    return ", ".join(f"{min(max(float(n), 0.0), top):.{decimals}f}" for n in numbers)
+  # Every number keeps the same width in tokens: 1.00 would be the only one that starts with another digit.
+  top = 1.0 - 10.0**-decimals
+  return ', '.join(f'{min(max(float(n), 0.0), top):.{decimals}f}' for n in numbers)
 
 
 def format_box(box: Sequence[float], decimals: int = 2) -> str:
-    """`(x1, y1, x2, y2)` in [0, 1] -> `"[0.25, 0.31, 0.50, 0.62]"`, clipped to [0, 1 - 10**-decimals]."""
-    return f"[{_format_numbers(box, decimals)}]"
+  """`(x1, y1, x2, y2)` in [0, 1] -> `"[0.25, 0.31, 0.50, 0.62]"`, clipped to [0, 1 - 10**-decimals]."""
+  return f'[{_format_numbers(box, decimals)}]'
 
 
 def format_boxes(boxes: Iterable[Sequence[float]], decimals: int = 2) -> str:
-    """Several boxes in one bracket: `"[0.10, 0.20, 0.30, 0.40; 0.50, 0.60, 0.70, 0.80]"`."""
-    return "[" + "; ".join(_format_numbers(box, decimals) for box in boxes) + "]"
+  """Several boxes in one bracket: `"[0.10, 0.20, 0.30, 0.40; 0.50, 0.60, 0.70, 0.80]"`."""
+  return '[' + '; '.join(_format_numbers(box, decimals) for box in boxes) + ']'
 
 
 def format_point(point: Sequence[float], decimals: int = 2) -> str:
-    """`(x, y)` in [0, 1] -> `"[0.25, 0.31]"`, clipped as `format_box` does."""
-    return f"[{_format_numbers(point, decimals)}]"
+  """`(x, y)` in [0, 1] -> `"[0.25, 0.31]"`, clipped as `format_box` does."""
+  return f'[{_format_numbers(point, decimals)}]'
 
 
 def format_phrase(phrase: str, boxes: Iterable[Sequence[float]], decimals: int = 2) -> str:
-    """A grounded phrase: `"<p>red circle</p>[0.10, 0.20, 0.30, 0.40]"`."""
-    return f"<p>{phrase}</p>{format_boxes(boxes, decimals)}"
+  """A grounded phrase: `"<p>red circle</p>[0.10, 0.20, 0.30, 0.40]"`."""
+  return f'<p>{phrase}</p>{format_boxes(boxes, decimals)}'
 
 
 def format_keypoints(points: Iterable[tuple[str, Sequence[float]]], decimals: int = 2) -> str:
-    """`[(name, (x, y)), ...]` -> `"nose [0.50, 0.20], left eye [0.48, 0.18]"`."""
-    return ", ".join(f"{name} {format_point(point, decimals)}" for name, point in points)
+  """`[(name, (x, y)), ...]` -> `"nose [0.50, 0.20], left eye [0.48, 0.18]"`."""
+  return ', '.join(f'{name} {format_point(point, decimals)}' for name, point in points)
 
 
 def parse_groups(text: str) -> list[tuple[str, list[Numbers]]]:
-    """Reads `label [numbers; numbers]` groups: `[(label, [tuple of 2 or 4 floats, ...]), ...]`, in the order of the text.
+  """Reads `label [numbers; numbers]` groups: `[(label, [tuple of 2 or 4 floats, ...]), ...]`, in the order of the text.
 
-    The label is the `<p>phrase</p>` right before the bracket, or else the plain text since the previous bracket without
-    separators and a leading "and"; it is "" when nothing stands there. Meant for what models write, so it never raises:
-    parts that are not 2 or 4 numbers are dropped, and so is a bracket with no part left or without its end.
-    """
-    groups, end = [], 0
-    for match in _BRACKET.finditer(text):
-        parts = [_parse_numbers(part) for part in match[1].split(";")]
-        numbers = [part for part in parts if part is not None]
-        if numbers:
-            groups.append((_label(text[end : match.start()]), numbers))
-        end = match.end()
-    return groups
+  The label is the `<p>phrase</p>` right before the bracket, or else the plain text since the previous bracket without
+  separators and a leading "and"; it is "" when nothing stands there. Meant for what models write, so it never raises:
+  parts that are not 2 or 4 numbers are dropped, and so is a bracket with no part left or without its end.
+  """
+  groups, end = [], 0
+  for match in _BRACKET.finditer(text):
+    parts = [_parse_numbers(part) for part in match[1].split(';')]
+    numbers = [part for part in parts if part is not None]
+    if numbers:
+      groups.append((_label(text[end : match.start()]), numbers))
+    end = match.end()
+  return groups
 
 
 def _parse_numbers(part: str) -> Numbers | None:
-    words = [word.strip() for word in part.split(",")]
-    if len(words) not in (2, 4) or not all(_NUMBER.fullmatch(word) for word in words):
-        return None
-    return tuple(float(word) for word in words)
+  words = [word.strip() for word in part.split(',')]
+  if len(words) not in (2, 4) or not all(_NUMBER.fullmatch(word) for word in words):
+    return None
+  return tuple(float(word) for word in words)
 
 
 def _label(before: str) -> str:
-    phrase = _PHRASE.search(before)
-    if phrase:
-        # An earlier phrase without its bracket must not swallow this one.
-        return phrase[1].rpartition("<p>")[2].strip()
-    return _AND.sub("", before.strip(" \t\r\n,;:.")).strip()
+  phrase = _PHRASE.search(before)
+  if phrase:
+    # An earlier phrase without its bracket must not swallow this one.
+    return phrase[1].rpartition('<p>')[2].strip()
+  return _AND.sub('', before.strip(' \t\r\n,;:.')).strip()
