@@ -1,0 +1,64 @@
+"""The whole recipe at laptop size: `bash launch/local.sh`, or
+
+    python -m sphinx_jax.recipe --config=configs/mini.py --workdir=workdir/mini
+
+`configs/mini.py:quick` runs every step with few updates. The steps are those of the paper; nothing is pretrained at this
+size, so the encoders learn in the first stage and are frozen from there on.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import sphinx
+from sphinx_jax.core import errors
+
+STEPS = ('data', 'real', 'synthetic', 'mix', 'stage2', 'evaluate', 'report')
+
+# Stage 2, all tasks jointly: task -> weight (share of examples).
+TASKS = {'caption': 0.06, 'vqa': 0.16, 'ocr': 0.10, 'rec': 0.13, 'reg': 0.10, 'grounded_caption': 0.10, 'detection': 0.10,
+         'relation': 0.10, 'layout': 0.06, 'pose': 0.06, 'text': 0.03}
+
+
+def _caption(domain: str, split: str, weight: float = 1.0) -> dict:
+    return dict(source='miniworld', task='caption', domain=domain, split=split, weight=weight)
+
+
+def _run(name: str, steps: int, lr: float, mixture: dict, trained: tuple, init_from: str | None = None) -> dict:
+    """One training run: what differs between the stages is said by the arguments, the rest is shared."""
+    return dict(
+        kind='train', name=name, seed=0, model=sphinx.model('mini', 'mini', 'mini').to_dict(),
+        tokenizer='data/tokenizer.model', dialog=dict(system=''), data_dir='data',
+        mixture=mixture,
+        batch=dict(rows=16, length=320, images=2, window=256), loss_weighting='sqrt',
+        trained=trained,
+        optimizer=dict(lr=lr, warmup=max(steps // 20, 1), decay_to=0.05, betas=(0.9, 0.95), weight_decay=0.05, clip=1.0,
+                       accumulate=1, moment_dtype='float32'),
+        steps=steps, log_every=20, eval_every=max(steps // 2, 1), eval_batches=8, checkpoint=dict(every=max(steps // 4, 1), keep=2),
+        mesh=dict(data=1, fsdp=1, tensor=1), init_from=init_from,
+        validation=dict(real=_caption('real', 'validation'), synthetic=_caption('synthetic', 'validation')))
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    """The recipe's config; `arg` is '' or 'quick'."""
+    if arg not in ('', 'quick'):
+        raise errors.unknown('argument of configs/mini.py', arg, ['quick'])
+    quick = arg == 'quick'
+    everything = (('.*', 'train'),)
+    frozen_encoders = (('encoders/.*', 'none'), ('.*', 'train'))
+    text = dict(source='miniworld', task='text', split='train', weight=0.15)
+    tasks = {task: dict(source='miniworld', task=task, split='train', weight=weight, max_turns=4) for task, weight in TASKS.items()}
+    tasks['caption'] = _caption('synthetic', 'train', TASKS['caption'])
+    config = dict(
+        steps=STEPS,
+        data=dict(kind='data', image_size=64, seed=0, vocab=640,
+                  train=dict(objects=400, words=200, page=200, figure=200) if quick else
+                        dict(objects=8000, words=3500, page=3500, figure=3500),
+                  heldout=60 if quick else 300),
+        real=_run('real', 6 if quick else 300, 2e-3, dict(caption=_caption('real', 'train', 0.85), text=text), everything),
+        synthetic=_run('synthetic', 6 if quick else 200, 1e-3, dict(caption=_caption('synthetic', 'train', 0.85), text=text),
+                       frozen_encoders, init_from='real'),
+        mix=dict(kind='mix', inputs=('real', 'synthetic'), coefficients=tuple(i / 10 for i in range(11))),
+        stage2=_run('stage2', 8 if quick else 1000, 2e-3, tasks, frozen_encoders, init_from='mix'),
+        evaluate=dict(kind='evaluate', checkpoint='stage2', tasks=tuple(t for t in TASKS if t != 'text'), split='test',
+                      examples=16 if quick else 200, seed=0),
+        report=dict(kind='report'))
+    return ConfigDict(config).lock()
