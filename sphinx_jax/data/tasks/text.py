@@ -1,0 +1,32 @@
+"""Text only: continue a sentence, or write one. It has no metric of its own; its loss is what is watched."""
+
+from sphinx_jax.data.tasks import base
+
+INSTRUCTIONS = (
+    'Continue: {}',
+    'Complete the sentence: {}',
+    'How does this go on? {}',
+    'Write a sentence.',
+)
+
+
+def turns(annotation, rng, max_turns):
+  """One turn. The instruction shows a quarter to half of the words, and the answer is the rest; or nothing, and all."""
+  del max_turns
+  words = annotation['text'].split()
+  instruction = base.choose(INSTRUCTIONS, rng)
+  shown = 0
+  if '{}' in instruction:
+    # One word cannot be split: it stays whole in the answer, or an answer would be empty.
+    shown = int(rng.integers(len(words) // 4, len(words) // 2 + 1))
+  answer = ' '.join(words[shown:])
+  return [base.Turn(instruction.format(' '.join(words[:shown])), answer, {'answer': answer})]
+
+
+def score(answer, truth):
+  """Open-ended: adds nothing to any mean."""
+  del answer, truth
+  return 0.0, 0.0
+
+
+TASK = base.Task('text', 'none', INSTRUCTIONS, turns, score)
