@@ -1,0 +1,146 @@
+"""Examples of different lengths -> full rows of the batch contract (core/batch.py)."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+
+import numpy as np
+
+from sphinx_jax.core import batch as contract
+from sphinx_jax.core import errors
+from sphinx_jax.data import images
+from sphinx_jax.data.record import BadExample
+
+# How much an example's n trained tokens weigh together: n, sqrt(n) or 1 (times a constant). Answers go from one token to
+# hundreds, so with 'token' the long ones (poses, layouts) decide nearly everything.
+LOSS_WEIGHTING = {'token': 0.0, 'sqrt': 0.5, 'example': 1.0}
+# An example of this many trained tokens keeps weight 1 a token; near the mean weight of 1 for answers of 1 to 250 tokens.
+_USUAL_ANSWER = 48
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """A tokenised example.
+
+  Attributes:
+    ids: int32[n], BOS first.
+    weights: float32[n], weight of predicting each id.
+    image: encoded file, or None; its visual tokens stand between BOS and the text.
+    task: index of the task in the mixture.
+    id: for log lines.
+    position: in the global order of examples.
+  """
+
+  ids: np.ndarray
+  weights: np.ndarray
+  image: bytes | None
+  task: int
+  id: str = ''
+  position: int = 0
+
+  def length(self, visual_tokens: int) -> int:
+    """Positions that the example takes in a row."""
+    return len(self.ids) + (visual_tokens if self.image is not None else 0)
+
+
+def weigh(weights: np.ndarray, loss_weighting: str) -> np.ndarray:
+  """Scales an example's 0/1 label weights float32[n] by a rule of `LOSS_WEIGHTING`.
+
+  Raises:
+    SphinxError: an unknown rule.
+  """
+  if loss_weighting not in LOSS_WEIGHTING:
+    raise errors.unknown('loss weighting', loss_weighting, LOSS_WEIGHTING)
+  return weights * np.float32((_USUAL_ANSWER / max(weights.sum(), 1.0)) ** LOSS_WEIGHTING[loss_weighting])
+
+
+def plan(lengths: Sequence[int], has_image: Sequence[bool], length: int, images: int) -> list[list[int]]:
+  """Packs a window of examples into rows: longest first, each into the fullest row that still takes it.
+
+  Args:
+    lengths: positions of each example, none above `length`.
+    has_image: whether it needs one of the row's image slots.
+    length: positions of a row (T).
+    images: image slots of a row (N).
+
+  Returns:
+    The rows, each a list of example numbers in their order; rows in the order of their first example, so that what
+    reaches a batch early does not depend on its length.
+  """
+  space = np.full(len(lengths), length, np.int64)  # never more rows than examples
+  slots = np.full(len(lengths), images, np.int64)
+  rows: list[list[int]] = []
+  for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    used = len(rows)
+    fits = (space[:used] >= lengths[i]) & (slots[:used] >= bool(has_image[i]))
+    left = np.where(fits, space[:used], length + 1)
+    row = int(left.argmin()) if fits.any() else used
+    if row == used:
+      rows.append([])
+    rows[row].append(i)
+    space[row] -= lengths[i]
+    slots[row] -= bool(has_image[i])
+  return sorted(sorted(row) for row in rows)
+
+
+def assemble(rows: Sequence[Sequence[Example]], length: int, slots: int, size: int, visual_tokens: int,
+             bad: Callable[[Example, BadExample], None], pool: Executor | None = None) -> dict[str, np.ndarray]:
+  """Builds a batch.
+
+  Args:
+    rows: the examples of each row (B), as `plan` chose them; an empty row becomes padding.
+    length: positions of a row (T).
+    slots: image slots of a row (N).
+    size: pixels of the square images (Y = X).
+    visual_tokens: tokens of one image.
+    bad: told of every example whose image cannot be read; its place in the row stays padding.
+    pool: threads to read the images with.
+
+  Returns:
+    The batch of core/batch.py.
+  """
+  batch = {name: np.zeros(of.shape, of.dtype) for name, of in contract.spec(len(rows), length, slots, size).items()}
+  batch['visual_index'][:] = -1
+
+  def pixels(example: Example) -> np.ndarray | BadExample | None:
+    try:
+      return None if example.image is None else images.padded_resize(images.decode(example.image), size)
+    except BadExample as error:
+      return error
+
+  flat = [example for row in rows for example in row]
+  read = iter((pool.map if pool else map)(pixels, flat))
+  for b, row in enumerate(rows):
+    begin, segment, slot = 0, 0, 0
+    for example in row:
+      image = next(read)
+      if isinstance(image, BadExample):
+        bad(example, image)
+        continue
+      segment += 1
+      if image is not None:
+        batch['images'][b, slot] = image
+      begin = _place(batch, b, begin, segment, slot, example, visual_tokens)
+      slot += image is not None
+  return batch
+
+
+def _place(batch: dict[str, np.ndarray], b: int, begin: int, segment: int, slot: int, example: Example,
+           visual_tokens: int) -> int:
+  """Writes an example into row b from `begin` on; returns its end. BOS, then visual tokens, then text."""
+  end = begin + example.length(visual_tokens)
+  text = end - len(example.ids) + 1  # where the ids after BOS begin
+  tokens, weights = batch['tokens'][b], batch['loss_weight'][b]
+  tokens[begin], tokens[text:end] = example.ids[0], example.ids[1:]
+  batch['targets'][b, text - 1:end - 1] = example.ids[1:]
+  weights[text - 1:end - 1] = example.weights[1:]
+  batch['positions'][b, begin:end] = np.arange(end - begin)
+  batch['segments'][b, begin:end] = segment
+  batch['task'][b, begin:end] = example.task
+  batch['visual_index'][b, begin + 1:text] = np.arange(slot * visual_tokens, slot * visual_tokens + text - begin - 1)
+  return end
+
+
+def useful(batch: dict[str, np.ndarray]) -> float:
+  """Share of positions that are not padding."""
+  return float(np.mean(np.asarray(batch['segments']) > 0))

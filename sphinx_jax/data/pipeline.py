@@ -1,0 +1,182 @@
+"""From sources to batches: sample, read, tokenise, pack, assemble; a pure function of (seed, position).
+
+The global order of examples is cut in windows; the examples of a window are packed among themselves into at most
+`window` rows. Rows have numbers, window * (number of the window) + (row in the window), and the data position is the
+number of the next row to be used: one integer, the same for any number of hosts. Every host plans all rows, since rows
+depend on lengths, but reads pixels only for its own.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from sphinx_jax.core import errors
+from sphinx_jax.data import packing, sampler
+from sphinx_jax.data.dialog import Template
+from sphinx_jax.data.packing import Example
+from sphinx_jax.data.prefetch import Prefetch
+from sphinx_jax.data.record import BadExample, Source
+from sphinx_jax.data.skips import Skips
+from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.mix.tasks import Mixture
+
+_BLOCK = 1024   # positions in which the shares of tasks are exact
+_CHUNK = 16     # examples a thread takes at once
+_READY = 4      # finished batches kept
+
+
+class Pipeline:
+  """Batches of a task mixture.
+
+  Args:
+    sources: task name -> records. A source may have `too_long = 'cut_text'`: its examples lose the end of their text
+      when a row cannot hold them, where others ('skip') are counted and left out. Visual tokens are never cut.
+    weights: task name -> share.
+    tokenizer, template: text -> ids and labels.
+    batch: {rows (B, of all hosts together), length (T), images (N), window (examples packed together)}.
+    visual_tokens: tokens of one image, start and end of every view included.
+    image_size: pixels of the square images.
+    seed: of the order.
+    loss_weighting: a rule of `packing.LOSS_WEIGHTING`.
+    host, hosts: this process takes the host-th of `hosts` equal parts of each batch.
+    threads: that read and tokenise.
+
+  Attributes:
+    tasks: names; a batch's `task` indexes them.
+    skipped: Counter of (task, reason), of this host.
+
+  Raises:
+    SphinxError: an empty source with weight, rows that hosts do not divide, a row too short for an image, an unknown
+      rule.
+  """
+
+  def __init__(self, sources: Mapping[str, Source], weights: Mapping[str, float], tokenizer: Tokenizer,
+               template: Template, batch: Mapping[str, int], visual_tokens: int, image_size: int, seed: int = 0,
+               loss_weighting: str = 'token', host: int = 0, hosts: int = 1, threads: int = 2):
+    self.tasks = tuple(sources)
+    self._sources = tuple(sources[name] for name in self.tasks)
+    names = [name if source.name == name else f'{name} ({source.name})' for name, source in sources.items()]
+    self._mixture = Mixture([weights[name] for name in self.tasks], [len(source) for source in self._sources], seed,
+                            block=_BLOCK, names=names)
+    self._tokenizer, self._template = tokenizer, template
+    self._rows, self._length, self._slots = batch['rows'], batch['length'], batch['images']
+    self._window = batch['window']
+    self._visual_tokens, self._size = visual_tokens, image_size
+    self._loss_weighting = loss_weighting
+    self._host, self._hosts, self._threads = host, hosts, threads
+    self.skipped: Counter = Counter()
+    self._check()
+
+  def _check(self) -> None:
+    packing.weigh(np.ones(1, np.float32), self._loss_weighting)
+    if self._rows % self._hosts:
+      raise errors.make('batch.rows', f'{self._rows} rows for {self._hosts} hosts', 'rows that the hosts divide',
+                        'change batch.rows')
+    if self._slots and self._length <= self._visual_tokens + 1:
+      raise errors.make('batch.length', f'{self._length} positions', f'more than BOS and an image of {self._visual_tokens}',
+                        'raise batch.length')
+
+  def batches(self, position: int = 0, examples: int | None = None) -> Prefetch:
+    """Iterates over (batch, position of the next batch).
+
+    Args:
+      position: where to start; any position that came out before, or 0.
+      examples: None for an endless stream. A number ends it after exactly these first examples of the global order,
+        whatever `position` is; the last batch is filled with empty rows.
+
+    Returns:
+      An iterator with `close()`; a batch is as in core/batch.py, of this host's rows.
+
+    Raises:
+      SphinxError (while iterating): most of the first examples are bad.
+    """
+    skips = Skips(self.skipped, position // self._window * self._window, examples)
+    return Prefetch(self._batches(position, examples, skips), _READY)
+
+  def table(self, position: int = 0) -> str:
+    """The mixture as text: task, examples, weight, share of positions, epochs before the data position `position`."""
+    epochs = self._mixture.epochs(position // self._window * self._window)
+    lines = [('task', 'examples', 'weight', 'share', 'epochs')]
+    for i, name in enumerate(self.tasks):
+      share = self._mixture.counts[i] / self._mixture.block
+      lines.append((name, f'{self._mixture.sizes[i]:,}', f'{self._mixture.weights[i]:g}', f'{share:.3f}',
+                    f'{epochs[i]:.2f}'))
+    widths = [max(len(cell) for cell in column) for column in zip(*lines)]
+    return '\n'.join('  '.join(cell.rjust(width) if i else cell.ljust(width)
+                               for i, (cell, width) in enumerate(zip(line, widths))) for line in lines)
+
+  def _batches(self, position: int, examples: int | None, skips: Skips) -> Iterator[tuple[dict, int]]:
+    pool = ThreadPoolExecutor(self._threads, thread_name_prefix='sphinx_jax read')
+    windows = Prefetch(self._windows(position // self._window, examples, pool, skips), 1)
+    pending: list[list[Example]] = []
+    number = position
+    try:
+      for window, rows in windows:
+        begin = window * self._window
+        for row, packed in enumerate(rows):
+          if begin + row < position:
+            continue
+          pending.append(packed)
+          number = begin + (row + 1 if row + 1 < len(rows) else self._window)
+          if len(pending) == self._rows:
+            yield self._assemble(pending, pool, skips), number
+            pending = []
+      if pending:
+        yield self._assemble(pending + [[]] * (self._rows - len(pending)), pool, skips), number
+    finally:
+      windows.close()
+      pool.shutdown(wait=False, cancel_futures=True)
+
+  def _windows(self, first: int, examples: int | None, pool: ThreadPoolExecutor,
+               skips: Skips) -> Iterator[tuple[int, list[list[Example]]]]:
+    """(number of the window, its rows)."""
+    columns = sampler.dataset(self._mixture, self._window, first, examples).as_numpy_iterator()
+    for number, column in enumerate(columns, first):
+      entries = list(zip(column['position'], column['task'], column['example']))
+      chunks = [entries[i:i + _CHUNK] for i in range(0, len(entries), _CHUNK)]
+      read = [example for chunk in pool.map(lambda chunk: [self._read(skips, *entry) for entry in chunk], chunks)
+              for example in chunk if example is not None]
+      lengths = [example.length(self._visual_tokens) for example in read]
+      rows = packing.plan(lengths, [example.image is not None for example in read], self._length, self._slots)
+      yield number, [[read[i] for i in row] for row in rows]
+
+  def _read(self, skips: Skips, position: int, task: int, index: int) -> Example | None:
+    """An example, or None if it is bad."""
+    name = f'example {index}'
+    try:
+      record = self._sources[task][int(index)]
+      name = record.id
+      return self._example(record, int(position), int(task))
+    except BadExample as error:
+      skips.add(self.tasks[task], int(position), name, error)
+      return None
+
+  def _example(self, record: Any, position: int, task: int) -> Example:
+    if not record.turns or not all(answer.strip() for _, answer in record.turns):
+      raise BadExample('empty_answer', 'an answer is empty' if record.turns else 'no turns')
+    if record.image is not None and not self._slots:
+      raise BadExample('no_image_slot', 'it has an image, but batch.images is 0')
+    ids, weights = self._template.encode(record.turns, self._tokenizer)
+    trained = np.flatnonzero(weights)
+    room = self._length - (self._visual_tokens if record.image is not None else 0)
+    keep = int(trained[-1]) + 1  # What follows the last label (EOS) is never a label and nothing sees it.
+    if keep > room:
+      if getattr(self._sources[task], 'too_long', 'skip') != 'cut_text':
+        raise BadExample('too_long', f'{keep - room} more than the {self._length} positions of a row')
+      keep = room
+      if trained[0] >= keep:
+        raise BadExample('too_long', f'no answer begins in the {self._length} positions of a row')
+    weights = packing.weigh(weights[:keep], self._loss_weighting)
+    return Example(np.asarray(ids[:keep], np.int32), weights, record.image, task, record.id, position)
+
+  def _assemble(self, rows: list[list[Example]], pool: ThreadPoolExecutor, skips: Skips) -> dict[str, np.ndarray]:
+    part = self._rows // self._hosts
+    mine = rows[self._host * part:(self._host + 1) * part]
+
+    def bad(example: Example, error: BadExample) -> None:
+      skips.add(self.tasks[example.task], example.position, example.id, error)
+
+    return packing.assemble(mine, self._length, self._slots, self._size, self._visual_tokens, bad, pool)

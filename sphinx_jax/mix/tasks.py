@@ -1,0 +1,146 @@
+"""The mix of tasks: which example of which task stands at a position of the endless training stream.
+
+SPHINX tunes many vision-language tasks jointly. Here the mixture is a law, not a queue: task and example are a pure
+function of (seed, position). So a run starts at any position at once, any number of hosts agree without talking, and
+nothing is held in memory, whatever the size of the data.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sphinx_jax.core import errors
+
+_ROUNDS = 8  # Four rounds make a Feistel network pseudorandom; more, because halves of small domains have few bits.
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_ROUND_KEYS = np.arange(_ROUNDS, dtype=np.uint64) * _GOLDEN
+
+
+class Mixture:
+  """The order of examples of several tasks.
+
+  Positions are cut in blocks. Every block holds exactly `counts[i]` examples of task i, in an order of its own. The
+  examples of a task are numbered through all blocks, and each run of `sizes[i]` of them (an epoch) is a fresh
+  permutation of the task's examples, so each epoch covers every example exactly once.
+
+  Args:
+    weights: share of each task; any scale, none negative. Weight 0 leaves a task out.
+    sizes: number of examples of each task.
+    seed: chooses the order.
+    block: positions per block; shares are exact to one part in `block`.
+    names: names of the tasks for error messages.
+
+  Raises:
+    SphinxError: a negative or all-zero weight, a task with weight but without examples, or one whose share of a block
+      is less than one example.
+  """
+
+  def __init__(self, weights: Sequence[float], sizes: Sequence[int], seed: int = 0, block: int = 1024,
+               names: Sequence[str] | None = None):
+    self.weights = tuple(float(weight) for weight in weights)
+    self.sizes = tuple(int(size) for size in sizes)
+    self.seed, self.block = int(seed), int(block)
+    self.names = tuple(names or (str(i) for i in range(len(self.weights))))
+    self._check()
+    self.counts = _largest_remainder(self.weights, self.block)
+    for name, weight, count in zip(self.names, self.weights, self.counts):
+      if weight > 0 and count == 0:
+        raise errors.make(f"task '{name}'", f'weight {weight:g}, less than one example in a block of {self.block}',
+                          'at least one', 'raise the weight or the block, or set the weight to 0')
+    self._starts = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
+
+  def _check(self) -> None:
+    if not self.weights or len(self.weights) != len(self.sizes):
+      raise errors.make('task mixture', f'{len(self.weights)} weights and {len(self.sizes)} sizes',
+                        'one of each for every task, at least one task', 'check the mixture of the config')
+    for name, weight, size in zip(self.names, self.weights, self.sizes):
+      if not weight >= 0 or weight == float('inf'):
+        raise errors.make(f"task '{name}'", f'weight {weight:g}', 'a finite number of at least 0', 'correct the weight')
+      if weight > 0 and size <= 0:
+        raise errors.make(f"task '{name}'", f'weight {weight:g} but {size} examples', 'at least 1 example',
+                          'check the path or set the weight to 0')
+    if sum(self.weights) <= 0:
+      raise errors.make('task mixture', 'only weights of 0', 'a task with weight', 'raise the weight of a task')
+
+  def lookup(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What stands at each position.
+
+    Args:
+      positions: int64[P], from 0 on, in any order.
+
+    Returns:
+      task int32[P], example int64[P] (index inside the task), epoch int64[P] (of that task, from 0).
+    """
+    positions = np.asarray(positions, np.int64)
+    block, offset = np.divmod(positions, self.block)
+    slot = shuffle(offset, np.full_like(offset, self.block), _key(self.seed, 0, block))
+    task = np.searchsorted(self._starts, slot, side='right') - 1
+    ordinal = block * np.asarray(self.counts, np.int64)[task] + slot - self._starts[task]
+    sizes = np.maximum(np.asarray(self.sizes, np.int64), 1)[task]
+    epoch, index = np.divmod(ordinal, sizes)
+    example = shuffle(index, sizes, _key(self.seed, task + 1, epoch))
+    return task.astype(np.int32), example, epoch
+
+  def epochs(self, positions: int) -> tuple[float, ...]:
+    """How often each task's examples were seen after so many positions (task without examples: 0)."""
+    blocks, rest = divmod(int(positions), self.block)
+    tasks, _, _ = self.lookup(np.arange(blocks * self.block, blocks * self.block + rest))
+    seen = blocks * np.asarray(self.counts, np.int64) + np.bincount(tasks, minlength=len(self.sizes))
+    return tuple(float(n / size) if size else 0.0 for n, size in zip(seen, self.sizes))
+
+
+def _largest_remainder(weights: Sequence[float], total: int) -> tuple[int, ...]:
+  """Integers proportional to weights that sum to total: floors, then one each to the largest remainders, ties in order."""
+  shares = np.asarray(weights, np.float64) / sum(weights) * total
+  counts = np.floor(shares).astype(np.int64)
+  for i in np.argsort(counts - shares, kind='stable')[:total - counts.sum()]:
+    counts[i] += 1
+  return tuple(int(count) for count in counts)
+
+
+def shuffle(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
+  """A keyed bijection of [0, size): where `index` goes. No memory, any size up to 2^60.
+
+  A Feistel network permutes the next even power of two; values that land outside [0, size) walk on along their cycle
+  until they are inside, which keeps it a bijection.
+
+  Args:
+    index: int64[P].
+    size: int64[P], each at least 1.
+    key: uint64[P]; equal keys and sizes are one permutation.
+
+  Returns:
+    int64[P].
+  """
+  bits = np.zeros(size.shape, np.uint64)
+  while (small := (size - 1) >> (2 * bits).astype(np.int64) > 0).any():
+    bits += small.astype(np.uint64)
+  value = _feistel(index.astype(np.uint64), bits, key)
+  limit = size.astype(np.uint64)
+  while (outside := value >= limit).any():
+    value[outside] = _feistel(value[outside], bits[outside], key[outside])
+  return value.astype(np.int64)
+
+
+def _feistel(value: np.ndarray, bits: np.ndarray, key: np.ndarray) -> np.ndarray:
+  """Permutes [0, 4^bits): `bits` is half the width of the word."""
+  mask = (np.uint64(1) << bits) - np.uint64(1)
+  left, right = value >> bits, value & mask
+  for round_key in _ROUND_KEYS:
+    # Middle bits of the hash, because small domains take only a few and the low ones mix least.
+    left, right = right, left ^ ((_hash((key + round_key) ^ right) >> np.uint64(20)) & mask)
+  return (left << bits) | right
+
+
+def _hash(x: np.ndarray) -> np.ndarray:
+  """splitmix64's finaliser: uint64[P] -> uint64[P], every bit depends on every bit."""
+  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return x ^ (x >> np.uint64(31))
+
+
+def _key(seed: int, stream: np.ndarray | int, counter: np.ndarray) -> np.ndarray:
+  """uint64[P] key of one permutation: seed, then the task (0: the blocks), then the block or epoch."""
+  key = _hash(np.full(counter.shape, seed & 0xFFFFFFFFFFFFFFFF, np.uint64) + _GOLDEN)
+  key = _hash(key ^ (np.broadcast_to(stream, counter.shape).astype(np.uint64) * _GOLDEN))
+  return _hash(key ^ counter.astype(np.uint64))
