@@ -1,0 +1,1 @@
+"""Pictures and pages of finished runs: answers drawn on images, curves, one self-contained report."""
