@@ -30,6 +30,12 @@ def test_round_trip_is_exact_to_the_decimals(decimals):
   np.testing.assert_allclose(parsed, boxes, atol=0.5 * 10**-decimals + 1e-9)
 
 
+def test_keypoint_names_survive_the_text():
+  points = [(name, (0.1, 0.2)) for name in coordinates.KEYPOINTS]
+  assert len(set(coordinates.KEYPOINTS)) == 17
+  assert coordinates.parse_groups(coordinates.format_keypoints(points)) == [(name, [point]) for name, point in points]
+
+
 def test_labels_of_phrases_and_plain_names():
   text = 'a <p>red circle</p>[0.1, 0.2, 0.3, 0.4] and a <p>blue cup</p> [0.5, 0.6, 0.7, 0.8; 0, 0, 1, 1].'
   assert coordinates.parse_groups(text) == [

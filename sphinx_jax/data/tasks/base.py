@@ -77,9 +77,9 @@ def sample(items: Sequence[Any], rng: np.random.Generator, limit: int, what: str
 
 def checked_box(box: Sequence[float]) -> list[float]:
   """The box as floats. Raises BadExample unless 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1."""
-  x1, y1, x2, y2 = box = [float(number) for number in box]
-  if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
-    raise BadExample('box outside the image', f'{box}, expected 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1')
+  box = [float(number) for number in box]
+  if len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+    raise BadExample('box outside the image', f'{box}, expected [x1, y1, x2, y2] with 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1')
   return box
 
 

@@ -4,10 +4,6 @@ from sphinx_jax.core import coordinates
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.tasks import base
 
-KEYPOINTS = ('nose', 'left eye', 'right eye', 'left ear', 'right ear', 'left shoulder', 'right shoulder', 'left elbow',
-             'right elbow', 'left wrist', 'right wrist', 'left hip', 'right hip', 'left knee', 'right knee',
-             'left ankle', 'right ankle')
-
 INSTRUCTIONS = (
     'Detect the keypoints of {}.',
     'Find the keypoints of {}.',
@@ -32,9 +28,9 @@ def turns(annotation, rng, max_turns):
 
 
 def _annotated(keypoints):
-  if len(keypoints) != len(KEYPOINTS):
-    raise BadExample('wrong number of keypoints', f'{len(keypoints)}, expected {len(KEYPOINTS)}')
-  points = {name: [float(x), float(y)] for name, (x, y, visible) in zip(KEYPOINTS, keypoints) if visible > 0}
+  if len(keypoints) != len(coordinates.KEYPOINTS):
+    raise BadExample('wrong number of keypoints', f'{len(keypoints)}, expected {len(coordinates.KEYPOINTS)}')
+  points = {name: [float(x), float(y)] for name, (x, y, visible) in zip(coordinates.KEYPOINTS, keypoints) if visible > 0}
   for name, point in points.items():
     if not all(0 <= number <= 1 for number in point):
       raise BadExample('keypoint outside the image', f'{name} {point}, expected 0 <= x, y <= 1')

@@ -5,6 +5,7 @@ does not give the answer away: a question of presence is asked of a pair that is
 kind are both there, on different things.
 """
 
+from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.tasks import base
 
 INSTRUCTIONS = (
@@ -66,7 +67,8 @@ FAMILIES = {'color': _color, 'kind': _kind, 'presence': _presence, 'number': _nu
 def turns(annotation, rng, max_turns):
   """Up to max_turns questions, from as many different families as there are, in random order."""
   objects = annotation['objects']
-  base.sample(objects, rng, 1, 'objects')
+  if not objects:
+    raise BadExample('nothing to ask', 'the annotation has no objects')
   pools = [ask(objects, rng) for ask in FAMILIES.values()]
   pools = [base.sample(pool, rng, len(pool), 'questions') for pool in pools if pool]
   order = base.sample(pools, rng, len(pools), 'questions')

@@ -80,7 +80,7 @@ def test_any_text_can_be_scored(name):
 
 @pytest.mark.parametrize('name', ['rec', 'reg', 'grounded_caption', 'detection', 'layout', 'pose'])
 @pytest.mark.parametrize('box', [[-0.1, 0, 0.5, 0.5], [0, 0, 0.5, 1.1], [0.5, 0, 0.5, 0.5], [0.5, 0.5, 0.2, 0.9],
-                                 [float('nan'), 0, 0.5, 0.5]])
+                                 [float('nan'), 0, 0.5, 0.5], [0, 0, 1]])
 def test_a_box_outside_the_image_is_a_bad_example(name, box):
   scene = {'objects': [scenes.thing('cup', 'red', box)], 'blocks': [{'label': 'Text', 'box': box}],
            'people': [{**scenes.PERSON, 'box': box}]}
