@@ -1,0 +1,156 @@
+"""LLaMA-2 (FACTS "LLaMA"): RMSNorm, rotary embeddings on adjacent pairs, grouped key/value heads, SwiGLU, no biases."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sphinx_jax.core import errors
+from sphinx_jax.models import attention, layers
+
+
+class Llama(nn.Module):
+  """The decoder: `embed` tokens, then `__call__` on the whole sequence. Sizes as in Meta's params.json."""
+  vocab: int
+  width: int
+  layers: int
+  heads: int
+  kv_heads: int | None = None  # None: as many as heads.
+  multiple_of: int = 256
+  ffn_multiplier: float | None = None
+  norm_eps: float = 1e-5
+  rope_theta: float = 10000.0
+  rope_scaling: float | None = None  # Multiplies positions: 0.5 halves them.
+  max_length: int = 2048
+  remat: str = 'none'
+  unroll: int = 1
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    if self.width % self.heads or self.width // self.heads % 2:
+      raise errors.make('llm', f'width {self.width} and {self.heads} heads', 'an even width per head', 'change one of them')
+    self.table = layers.param(self, 'embed', nn.initializers.normal(self.width ** -0.5), (self.vocab, self.width), ('vocab', 'embed'))
+    blocks = layers.stack(Layer, self.layers, self.unroll, self.remat, scanned=1, broadcast=4)
+    self.blocks = blocks(self.heads, self.kv_heads or self.heads, ffn_width(self.width, self.multiple_of, self.ffn_multiplier),
+                         self.norm_eps, (2 * self.layers) ** -0.5, self.dtype, name='layers')
+    self.norm = layers.RMSNorm(self.norm_eps, self.dtype)
+    # Small first logits: the loss starts at log(vocab).
+    self.output = layers.Dense((self.vocab,), ('embed', 'vocab'), bias=False, scale=0.25, dtype=self.dtype)
+
+  def embed(self, tokens: jax.Array) -> jax.Array:
+    """int32[B,T] -> [B,T,D] in the compute dtype."""
+    return jnp.take(self.table, tokens, axis=0).astype(self.dtype)
+
+  def __call__(self, x: jax.Array, positions: jax.Array, segments: jax.Array | None = None,
+               cache: dict | None = None) -> tuple[jax.Array, dict | None]:
+    """Embedded sequence -> logits.
+
+    Args:
+      x: [B,T,D].
+      positions: int32[B,T], for the rotary embedding; with a cache, also the slots: row b writes positions[b,0] onwards.
+      segments: int32[B,T] of packed rows, without a cache.
+      cache: as `init_cache` makes it, or None.
+
+    Returns:
+      logits float32[B,T,vocab] and the new cache.
+    """
+    angles = rotary_angles(positions, self.width // self.heads, self.rope_theta, self.rope_scaling)
+    x, cache = self.blocks(x, cache, jnp.cos(angles), jnp.sin(angles), positions, segments)
+    return self.output(self.norm(x)).astype(jnp.float32), cache
+
+  def init_cache(self, rows: int, length: int) -> dict:
+    """Zeros {'k','v'}: [layers,B,length,K,C].
+
+    Raises:
+      SphinxError: for a length over max_length.
+    """
+    if length > self.max_length:
+      raise errors.make('cache', f'{length} positions', f'at most llm.max_length, {self.max_length}', 'shorten the prompt or raise it')
+    shape = (self.layers, rows, length, self.kv_heads or self.heads, self.width // self.heads)
+    return {'k': jnp.zeros(shape, self.dtype), 'v': jnp.zeros(shape, self.dtype)}
+
+
+def ffn_width(width: int, multiple_of: int, multiplier: float | None) -> int:
+  """Feed-forward width: 2/3 of 4 * width, times the multiplier, rounded up to a multiple."""
+  hidden = int(8 * width / 3)
+  if multiplier is not None:
+    hidden = int(multiplier * hidden)
+  return multiple_of * -(-hidden // multiple_of)
+
+
+def rotary_angles(positions: jax.Array, width: int, theta: float, scaling: float | None) -> jax.Array:
+  """float32[B,T,width/2]: position (times scaling) * theta^(-2i/width)."""
+  frequency = 1.0 / theta ** (jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+  return positions.astype(jnp.float32)[..., None] * (scaling or 1.0) * frequency
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+  """Turns adjacent pairs (2i, 2i+1) of x [B,T,H,C] by angles [B,T,C/2], in float32."""
+  pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+  even, odd = pairs[..., 0], pairs[..., 1]
+  cos, sin = cos[:, :, None], sin[:, :, None]
+  return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)
+
+
+class Layer(nn.Module):
+  """One decoder layer: x [B,T,D] -> (x, the layer's cache)."""
+  heads: int
+  kv_heads: int
+  ffn: int
+  eps: float
+  scale: float
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, cache, cos, sin, positions, segments):
+    normed = layers.RMSNorm(self.eps, self.dtype, name='attention_norm')(x)
+    attended, cache = Attention(self.heads, self.kv_heads, self.scale, self.dtype, name='attention')(
+        normed, cache, cos, sin, positions, segments)
+    x = x + attended
+    x = x + FeedForward(self.ffn, self.scale, self.dtype, name='feed_forward')(layers.RMSNorm(self.eps, self.dtype, name='ffn_norm')(x))
+    return x, cache
+
+
+class Attention(nn.Module):
+  """Causal attention: within segments of a packed row, or over a cache that it also writes."""
+  heads: int
+  kv_heads: int
+  scale: float
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, cache, cos, sin, positions, segments):
+    batch, length, width = x.shape
+    head = width // self.heads
+    dense = lambda name, heads, names: layers.Dense((heads * head,), names, bias=False, dtype=self.dtype, name=name)(x).reshape(
+        batch, length, heads, head)
+    query = rotate(dense('wq', self.heads, ('embed', 'heads')), cos, sin)
+    key = rotate(dense('wk', self.kv_heads, ('embed', 'kv_heads')), cos, sin)
+    value = dense('wv', self.kv_heads, ('embed', 'kv_heads'))
+    if cache is None:
+      x = attention.attend(query, key, value, segments=segments)
+    else:
+      cache = {'k': _write(cache['k'], key, positions), 'v': _write(cache['v'], value, positions)}
+      x = attention.attend(query, cache['k'], cache['v'], positions=positions)
+    out = layers.Dense((width,), ('heads', 'embed'), bias=False, scale=self.scale, dtype=self.dtype, name='wo')
+    return out(x.reshape(batch, length, width)), cache
+
+
+def _write(slots: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
+  # Row b of `new` [B,T,K,C] goes to slots positions[b,0] .. + T-1 of [B,S,K,C].
+  return jax.vmap(lambda row, part, start: jax.lax.dynamic_update_slice_in_dim(row, part, start, axis=0))(
+      slots, new.astype(slots.dtype), positions[:, 0])
+
+
+class FeedForward(nn.Module):
+  """w2(silu(w1 x) * w3 x)."""
+  hidden: int
+  scale: float
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    dense = lambda name: layers.Dense((self.hidden,), ('embed', 'ffn'), bias=False, dtype=self.dtype, name=name)(x)
+    gated = jax.nn.silu(dense('w1')) * dense('w3')
+    return layers.Dense((x.shape[-1],), ('ffn', 'embed'), bias=False, scale=self.scale, dtype=self.dtype, name='w2')(gated)
