@@ -1,0 +1,37 @@
+"""Batches on a mesh: rows are split over `data` and `fsdp`, and every process brings only its own rows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from sphinx_jax.core import errors
+from sphinx_jax.parallel import rules
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The sharding of every field of a batch: its first dimension (B) over the mesh."""
+  return NamedSharding(mesh, rules.partition(('batch',)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """A copy on every device."""
+  return NamedSharding(mesh, rules.partition(()))
+
+
+def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:
+  """Refuses a batch whose rows do not divide into microbatches, or these over the mesh.
+
+  Raises:
+    SphinxError: naming rows, microbatches and mesh.
+  """
+  ways = mesh.shape['data'] * mesh.shape['fsdp']
+  if rows % (accumulate * ways):
+    raise errors.make('batch.rows', f'{rows}', f'a multiple of optimizer.accumulate {accumulate} x mesh.data*fsdp {ways}',
+                      'change batch.rows, optimizer.accumulate or the mesh')
+
+
+def put(batch: Mapping[str, Any], sharding: NamedSharding) -> dict[str, jax.Array]:
+  """Host arrays -> global arrays; in a run of several processes each gives its own rows."""
+  return {name: jax.make_array_from_process_local_data(sharding, field) for name, field in batch.items()}
