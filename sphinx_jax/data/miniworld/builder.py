@@ -1,0 +1,191 @@
+"""The TFDS builder of miniworld, and `build`, which makes it once and recognises it afterwards."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+
+import tensorflow_datasets as tfds
+
+from sphinx_jax.core import errors
+from sphinx_jax.core.progress import log, progress
+from sphinx_jax.data.miniworld import corpus, scene
+
+NAME = 'miniworld'
+CONFIGS = ('scenes', 'text')
+SIZES = {
+  'train': {'objects': 8000, 'words': 3500, 'page': 3500, 'figure': 3500, 'text': 6000},
+  'validation': {'objects': 200, 'words': 200, 'page': 200, 'figure': 200, 'text': 200},
+  'test': {'objects': 300, 'words': 300, 'page': 300, 'figure': 300, 'text': 300},
+}
+_CHUNK, _AHEAD = 64, 8
+
+
+def _drawn(kind, split, count, seed, size, pool):
+  """The stored rows of a split in order; a pool works ahead by a bounded number of chunks."""
+  chunks = ((kind, split, start, min(start + _CHUNK, count), seed, size) for start in range(0, count, _CHUNK))
+  if pool is None:
+    for chunk in chunks:
+      yield from scene.rows(*chunk)
+    return
+  waiting = collections.deque()
+  for chunk in chunks:
+    waiting.append(pool.submit(scene.rows, *chunk))
+    if len(waiting) > _AHEAD:
+      yield from waiting.popleft().result()
+  for future in waiting:
+    yield from future.result()
+
+
+class Miniworld(tfds.core.GeneratorBasedBuilder):
+  """Scenes with annotations ("scenes": id, image, annotation as JSON) and sentences ("text": text).
+
+  Splits of "scenes" are {train,validation,test}_{objects,words,page,figure}, of "text" the three alone.
+  sizes: {split: {kind or "text": number}}, image_size: pixels a side, seed: chooses everything, pool: executor that
+  draws (default: this process), advance: called with 1 for each finished scene.
+  """
+
+  VERSION = tfds.core.Version('1.0.0')
+  BUILDER_CONFIGS = [
+    tfds.core.BuilderConfig(name='scenes', description='drawn scenes'),
+    tfds.core.BuilderConfig(name='text', description='sentences about the scenes'),
+  ]
+
+  def __init__(self, *, sizes=None, image_size=64, seed=0, pool=None, advance=lambda units: None, **kwargs):
+    self._sizes, self._image_size, self._seed = sizes or SIZES, image_size, seed
+    self._pool, self._advance = pool, advance
+    super().__init__(**kwargs)
+
+  def _info(self):
+    if self.builder_config.name == 'text':
+      features = {'text': tfds.features.Text()}
+    else:
+      side = self._image_size
+      features = {
+        'id': tfds.features.Text(),
+        'annotation': tfds.features.Text(),
+        'image': tfds.features.Image(shape=(side, side, 3), encoding_format='png'),
+      }
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description='Scenes that draw themselves: shapes, words, pages, stick figures.',
+      features=tfds.features.FeaturesDict(features),
+      disable_shuffling=True,
+      metadata=tfds.core.MetadataDict(_identity(self._sizes, self._image_size, self._seed)),
+    )
+
+  def _split_generators(self, dl_manager):
+    del dl_manager
+    if self.builder_config.name == 'text':
+      return {split: self._texts(split) for split in scene.SPLITS}
+    return {f'{split}_{kind}': self._scenes(split, kind) for split in scene.SPLITS for kind in scene.KINDS}
+
+  def _texts(self, split):
+    for index, text in enumerate(corpus.texts(split, self._sizes[split]['text'], self._seed)):
+      yield index, {'text': text}
+
+  def _scenes(self, split, kind):
+    drawn = _drawn(kind, split, self._sizes[split][kind], self._seed, self._image_size, self._pool)
+    for index, row in enumerate(drawn):
+      yield index, row | {'image': io.BytesIO(row['image'])}
+      self._advance(1)
+
+  def _generate_examples(self):
+    raise NotImplementedError('_split_generators gives the generators')
+
+
+def _identity(sizes, image_size, seed):
+  """What a build depends on; kept in its metadata to know it again."""
+  return {
+    'sizes': {split: dict(sizes[split]) for split in scene.SPLITS},
+    'image_size': int(image_size),
+    'seed': int(seed),
+  }
+
+
+def _checked(sizes):
+  for split in scene.SPLITS:
+    for kind in (*scene.KINDS, 'text'):
+      count = sizes.get(split, {}).get(kind, 0)
+      if not isinstance(count, int) or count < 1:
+        raise errors.make(
+          f"miniworld sizes['{split}']['{kind}']",
+          repr(count),
+          'a whole number of at least 1',
+          'give every split a number for objects, words, page, figure and text',
+        )
+
+
+def location(data_dir, config) -> pathlib.Path:
+  """The folder of a finished build of a config ("scenes" or "text")."""
+  return pathlib.Path(data_dir) / NAME / config / str(Miniworld.VERSION)
+
+
+def _finished(folder, identity):
+  """Whether `folder` holds this very build. Raises SphinxError if it holds another."""
+  if not (folder / 'dataset_info.json').exists():
+    return False
+  path = folder / 'metadata.json'
+  found = json.loads(path.read_text()) if path.exists() else None
+  if found == identity:
+    return True
+  raise errors.make(
+    f'miniworld in {folder}',
+    f'a build of {found}',
+    f'{identity}',
+    'name another data_dir, or delete that folder to build again',
+  )
+
+
+def build(data_dir, sizes=None, image_size=64, seed=0, processes=None) -> pathlib.Path:
+  """Builds miniworld under `data_dir`, unless it is there already.
+
+  sizes: {split: {objects, words, page, figure, text: number}} (default SIZES), image_size: pixels a side,
+  seed: chooses everything, processes: that draw (default: up to 2; the result does not depend on it).
+  An interrupted build is begun again. Raises SphinxError if the folder holds a build with other numbers.
+  """
+  sizes = SIZES if sizes is None else {split: dict(kinds) for split, kinds in sizes.items()}
+  _checked(sizes)
+  identity = _identity(sizes, image_size, seed)
+  wanted = [config for config in CONFIGS if not _finished(location(data_dir, config), identity)]
+  if wanted:
+    scenes = sum(sizes[split][kind] for split in scene.SPLITS for kind in scene.KINDS) * ('scenes' in wanted)
+    with _quiet(), _pool(processes, scenes) as pool, progress(total=scenes, what=NAME, unit='scenes') as bar:
+      for config in wanted:
+        _build(config, data_dir, sizes=sizes, image_size=image_size, seed=seed, pool=pool, advance=bar.update)
+  return pathlib.Path(data_dir) / NAME
+
+
+def _build(config, data_dir, **arguments):
+  folder = location(data_dir, config)
+  for leftover in folder.parent.glob(f'*{folder.name}*'):  # of an interrupted build
+    shutil.rmtree(leftover)
+  Miniworld(config=config, data_dir=str(data_dir), file_format='array_record', **arguments).download_and_prepare()
+  log.info('miniworld: built %s', folder)
+
+
+def _pool(processes, scenes):
+  """Processes that draw, or none where they would take longer to start than to help."""
+  processes = min(2, os.cpu_count() or 1) if processes is None else processes
+  if processes <= 1 or scenes < 2000:
+    return contextlib.nullcontext()
+  # Forking after JAX or TensorFlow started threads may hang.
+  return concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'))
+
+
+@contextlib.contextmanager
+def _quiet():
+  """Without TFDS's own bars and banner: `progress` speaks for the build."""
+  tfds.disable_progress_bar()
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    tfds.enable_progress_bar()

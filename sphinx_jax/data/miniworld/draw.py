@@ -1,0 +1,109 @@
+"""Canvas and colours: anti-aliased drawing in [0, 1] coordinates, with the tight box of what was drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+FINE = 4  # canvas pixels per picture pixel and side; boxes are exact to 1 / (FINE * size)
+
+COLORS = {
+  'red': (208, 28, 38),
+  'green': (40, 158, 62),
+  'blue': (36, 88, 216),
+  'yellow': (248, 208, 24),
+  'purple': (146, 52, 190),
+  'orange': (248, 128, 16),
+}
+DARK = (40, 40, 46)
+WHITE = (252, 252, 252)
+
+
+def jitter(color, rng, amount=12):
+  """A neighbour of `color` (RGB 0..255), each channel moved by at most `amount`."""
+  return tuple(int(np.clip(c + rng.integers(-amount, amount + 1), 0, 255)) for c in color)
+
+
+def shade(color, factor):
+  """`color` made darker (factor < 1) or lighter (factor > 1, towards white)."""
+  if factor <= 1:
+    return tuple(int(c * factor) for c in color)
+  return tuple(int(255 - (255 - c) * (2 - factor)) for c in color)
+
+
+def background(rng, size, low=222, high=250, tint=9, noise=2):
+  """A light, slightly tinted and mottled ground: float32[Y, X, 3] in 0..255."""
+  base = rng.uniform(low, high) + rng.uniform(-tint, tint, 3)
+  slope = rng.uniform(-6, 6, 2)
+  axis = np.linspace(-1, 1, size, dtype=np.float32)
+  plane = slope[0] * axis[:, None] + slope[1] * axis[None, :]
+  coarse = Image.fromarray(rng.uniform(-5, 5, (6, 6)).astype(np.float32))
+  mottle = np.asarray(coarse.resize((size, size), Image.Resampling.BILINEAR))
+  grain = rng.integers(-noise, noise + 1, (size, size))
+  return (base + (plane + mottle + grain)[..., None]).astype(np.float32)
+
+
+class Canvas:
+  """A transparent sheet on which things are drawn one after the other.
+
+  All coordinates are in [0, 1], x to the right and y down. `begin` starts a new thing, `box` is the tight box of
+  all that was drawn since.
+  """
+
+  def __init__(self, size):
+    self.size = size
+    self.scale = size * FINE
+    # X holds the opacity: unlike RGBA, this mode is averaged as it stands, fast, and comes out premultiplied.
+    self._sheet = Image.new('RGBX', (self.scale, self.scale), (0, 0, 0, 0))
+    self._pens = [ImageDraw.Draw(self._sheet)]
+    self._mask = None
+
+  def begin(self):
+    self._mask = Image.new('L', (self.scale, self.scale), 0)
+    self._pens = [self._pens[0], ImageDraw.Draw(self._mask)]
+
+  def box(self):
+    """[x1, y1, x2, y2] in [0, 1] of what was drawn since `begin`."""
+    return [round(edge / self.scale, 4) for edge in self._mask.getbbox()]
+
+  def _each(self, color):
+    yield self._pens[0], tuple(color) + (255,)
+    for pen in self._pens[1:]:
+      yield pen, 255
+
+  def polygon(self, points, color):
+    corners = [(x * self.scale, y * self.scale) for x, y in points]
+    for pen, fill in self._each(color):
+      pen.polygon(corners, fill=fill)
+
+  def _corners(self, box):
+    x1, y1, x2, y2 = (round(edge * self.scale) for edge in box)
+    return x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)  # Pillow's last row and column are inclusive
+
+  def rectangle(self, box, color):
+    for pen, fill in self._each(color):
+      pen.rectangle(self._corners(box), fill=fill)
+
+  def ellipse(self, box, color, ring=None):
+    """A filled ellipse, or with `ring` (line width) an open one."""
+    for pen, fill in self._each(color):
+      if ring is None:
+        pen.ellipse(self._corners(box), fill=fill)
+      else:
+        pen.ellipse(self._corners(box), outline=fill, width=max(1, round(ring * self.scale)))
+
+  def line(self, start, end, width, color):
+    """A straight stroke with round ends."""
+    radius = width / 2
+    (x1, y1), (x2, y2) = start, end
+    length = max(np.hypot(x2 - x1, y2 - y1), 1e-6)
+    dx, dy = -(y2 - y1) / length * radius, (x2 - x1) / length * radius
+    self.polygon([(x1 + dx, y1 + dy), (x2 + dx, y2 + dy), (x2 - dx, y2 - dy), (x1 - dx, y1 - dy)], color)
+    for x, y in (start, end):
+      self.ellipse((x - radius, y - radius, x + radius, y + radius), color)
+
+  def finish(self, ground):
+    """Lays the sheet on `ground` (float32[Y, X, 3]): uint8[Y, X, 3]."""
+    sheet = np.asarray(self._sheet.reduce(FINE), np.float32)
+    picture = sheet[..., :3] + ground * (1 - sheet[..., 3:] / 255)
+    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
