@@ -29,7 +29,7 @@ def evaluate(generator, sources, examples, mean_image, folder, run='') -> dict:
   Args:
     generator: `generate.decode.Generator`.
     sources: {name: `data.record.Source`} of held-out records; a record's own task says how it is scored.
-    examples: most questions a name; every turn of a record is one question, asked on its own.
+    examples: most questions a name; every turn of a record is one question, asked after the record's true turns before it.
     mean_image: uint8[Y, X, 3], what the blind model sees.
     folder: where everything is written.
     run: any text that stands for the weights; a folder of another run is refused.
@@ -146,7 +146,7 @@ def _answer(generator, questions, blind_image, name, file):
       if blind_image is not None:
         shown = [None if picture is None else blind_image for picture in shown]
       texts = generator.answers(
-        [[(item.turns[t][0], None)] for item, t in chunk], shown, max_new_tokens=limit,
+        [[*item.turns[:t], (item.turns[t][0], None)] for item, t in chunk], shown, max_new_tokens=limit,
         expected=[len(item.turns[t][1]) for item, t in chunk],
       )
       for n, ((item, turn), text) in enumerate(zip(chunk, texts), begin):

@@ -138,15 +138,16 @@ class Generator:
     """Token ids [B, N] of the answers of one batch; -1 after a row's end."""
     seed, temperature, top_p = sampler
     lengths = np.array([len(tokens) for tokens, _ in rows], np.int32)
-    width = round_up(lengths.max(), self.bucket)
-    cache_length = round_up((lengths + limits).max(), 4 * self.bucket)
+    longest = self.model_config.llm.max_length
+    width = min(round_up(lengths.max(), self.bucket), longest)
+    cache_length = min(round_up((lengths + limits).max(), 4 * self.bucket), longest)
     tokens = np.zeros((len(rows), width), np.int32)
     visual_index = np.full((len(rows), width), -1, np.int32)
     for b, (row, index) in enumerate(rows):
       tokens[b, : len(row)], visual_index[b, : len(row)] = row, index
     logits, cache = self._prefill(self.params, tokens, visual_index, lengths, visual, cache_length=cache_length)
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(streams.astype(np.uint32))
-    out = self._decode(
+    out, _ = self._decode(
       self.params, cache, logits, lengths, limits, keys, temperature, top_p,
       cache_length=cache_length, sample=temperature > 0,
     )
@@ -163,7 +164,10 @@ class Generator:
     return jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0], cache
 
   def _decode_rows(self, params, cache, logits, lengths, limits, keys, temperature, top_p, *, cache_length, sample):
-    """The decoding loop; it ends when every row has stopped. -> int32[B, cache_length], -1 where stopped."""
+    """The decoding loop; it ends when every row has stopped. -> (int32[B, cache_length], -1 where stopped; cache).
+
+    The cache is returned only so that its donated memory can be used in place.
+    """
     count, vocabulary = logits.shape
     real = jnp.arange(vocabulary) < self.tokenizer.vocab_size
     last = self._stops.shape[0] - 1
@@ -186,7 +190,7 @@ class Generator:
       return n + 1, logits[:, 0], matched, done, out, cache
 
     start = (0, logits, jnp.zeros(count, jnp.int32), limits < 1, jnp.full((count, cache_length), -1, jnp.int32), cache)
-    return jax.lax.while_loop(lambda carry: ~carry[3].all(), step, start)[4]
+    return jax.lax.while_loop(lambda carry: ~carry[3].all(), step, start)[4:]
 
   def _text(self, ids):
     ids = [int(i) for i in ids if i >= 0]
