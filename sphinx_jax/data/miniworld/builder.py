@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import contextlib
 import io
 import json
-import multiprocessing
-import os
 import pathlib
 import shutil
 
@@ -16,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from sphinx_jax.core import errors
 from sphinx_jax.core.progress import log, progress
-from sphinx_jax.data.miniworld import corpus, scene
+from sphinx_jax.data.miniworld import corpus, scene, workers
 
 NAME = 'miniworld'
 CONFIGS = ('scenes', 'text')
@@ -25,31 +21,14 @@ SIZES = {
   'validation': {'objects': 200, 'words': 200, 'page': 200, 'figure': 200, 'text': 200},
   'test': {'objects': 300, 'words': 300, 'page': 300, 'figure': 300, 'text': 300},
 }
-_CHUNK, _AHEAD = 64, 8
-
-
-def _drawn(kind, split, count, seed, size, pool):
-  """The stored rows of a split in order; a pool works ahead by a bounded number of chunks."""
-  chunks = ((kind, split, start, min(start + _CHUNK, count), seed, size) for start in range(0, count, _CHUNK))
-  if pool is None:
-    for chunk in chunks:
-      yield from scene.rows(*chunk)
-    return
-  waiting = collections.deque()
-  for chunk in chunks:
-    waiting.append(pool.submit(scene.rows, *chunk))
-    if len(waiting) > _AHEAD:
-      yield from waiting.popleft().result()
-  for future in waiting:
-    yield from future.result()
 
 
 class Miniworld(tfds.core.GeneratorBasedBuilder):
   """Scenes with annotations ("scenes": id, image, annotation as JSON) and sentences ("text": text).
 
   Splits of "scenes" are {train,validation,test}_{objects,words,page,figure}, of "text" the three alone.
-  sizes: {split: {kind or "text": number}}, image_size: pixels a side, seed: chooses everything, pool: executor that
-  draws (default: this process), advance: called with 1 for each finished scene.
+  sizes: {split: {kind or "text": number}}, image_size: pixels a side, seed: chooses everything, executor: of
+  `workers.pool`, which draws (default: this process), advance: called with 1 for each finished scene.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -58,9 +37,9 @@ class Miniworld(tfds.core.GeneratorBasedBuilder):
     tfds.core.BuilderConfig(name='text', description='sentences about the scenes'),
   ]
 
-  def __init__(self, *, sizes=None, image_size=64, seed=0, pool=None, advance=lambda units: None, **kwargs):
+  def __init__(self, *, sizes=None, image_size=64, seed=0, executor=None, advance=lambda units: None, **kwargs):
     self._sizes, self._image_size, self._seed = sizes or SIZES, image_size, seed
-    self._pool, self._advance = pool, advance
+    self._executor, self._advance = executor, advance
     super().__init__(**kwargs)
 
   def _info(self):
@@ -92,7 +71,7 @@ class Miniworld(tfds.core.GeneratorBasedBuilder):
       yield index, {'text': text}
 
   def _scenes(self, split, kind):
-    drawn = _drawn(kind, split, self._sizes[split][kind], self._seed, self._image_size, self._pool)
+    drawn = workers.rows(kind, split, self._sizes[split][kind], self._seed, self._image_size, self._executor)
     for index, row in enumerate(drawn):
       yield index, row | {'image': io.BytesIO(row['image'])}
       self._advance(1)
@@ -110,7 +89,11 @@ def _identity(sizes, image_size, seed):
   }
 
 
-def _checked(sizes):
+def _check(sizes, image_size, seed):
+  if image_size < 32:
+    raise errors.make('miniworld image_size', str(image_size), 'at least 32 pixels a side', 'choose a larger picture')
+  if seed < 0:
+    raise errors.make('miniworld seed', str(seed), 'a whole number from 0 on', 'choose another seed')
   for split in scene.SPLITS:
     for kind in (*scene.KINDS, 'text'):
       count = sizes.get(split, {}).get(kind, 0)
@@ -152,14 +135,14 @@ def build(data_dir, sizes=None, image_size=64, seed=0, processes=None) -> pathli
   An interrupted build is begun again. Raises SphinxError if the folder holds a build with other numbers.
   """
   sizes = SIZES if sizes is None else {split: dict(kinds) for split, kinds in sizes.items()}
-  _checked(sizes)
+  _check(sizes, image_size, seed)
   identity = _identity(sizes, image_size, seed)
   wanted = [config for config in CONFIGS if not _finished(location(data_dir, config), identity)]
   if wanted:
     scenes = sum(sizes[split][kind] for split in scene.SPLITS for kind in scene.KINDS) * ('scenes' in wanted)
-    with _quiet(), _pool(processes, scenes) as pool, progress(total=scenes, what=NAME, unit='scenes') as bar:
+    with _quiet(), workers.pool(processes, scenes) as executor, progress(total=scenes, what=NAME, unit='scenes') as bar:
       for config in wanted:
-        _build(config, data_dir, sizes=sizes, image_size=image_size, seed=seed, pool=pool, advance=bar.update)
+        _build(config, data_dir, sizes=sizes, image_size=image_size, seed=seed, executor=executor, advance=bar.update)
   return pathlib.Path(data_dir) / NAME
 
 
@@ -169,15 +152,6 @@ def _build(config, data_dir, **arguments):
     shutil.rmtree(leftover)
   Miniworld(config=config, data_dir=str(data_dir), file_format='array_record', **arguments).download_and_prepare()
   log.info('miniworld: built %s', folder)
-
-
-def _pool(processes, scenes):
-  """Processes that draw, or none where they would take longer to start than to help."""
-  processes = min(2, os.cpu_count() or 1) if processes is None else processes
-  if processes <= 1 or scenes < 2000:
-    return contextlib.nullcontext()
-  # Forking after JAX or TensorFlow started threads may hang.
-  return concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'))
 
 
 @contextlib.contextmanager
