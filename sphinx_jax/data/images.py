@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from sphinx_jax.data.record import BadExample
 
@@ -20,8 +20,10 @@ def decode(data: bytes) -> np.ndarray:
   try:
     with Image.open(io.BytesIO(data)) as image:
       return np.asarray(image.convert('RGB'))
+  except UnidentifiedImageError as error:
+    raise BadExample('unreadable_image', f'{len(data)} bytes that are no image') from error
   except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError) as error:
-    raise BadExample('unreadable_image', f'{len(data)} bytes: {error}') from error
+    raise BadExample('unreadable_image', f'image of {len(data)} bytes: {error}') from error
 
 
 def pad_to_square(image: np.ndarray) -> np.ndarray:

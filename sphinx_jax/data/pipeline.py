@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sphinx_jax.core import errors
-from sphinx_jax.data import packing, sampler
+from sphinx_jax.data import packing, quiet_tensorflow, sampler
 from sphinx_jax.data.dialog import Template
 from sphinx_jax.data.packing import Example
 from sphinx_jax.data.prefetch import Prefetch
@@ -93,6 +93,7 @@ class Pipeline:
     Raises:
       SphinxError (while iterating): most of the first examples are bad.
     """
+    quiet_tensorflow.load()  # Here and not in the thread, because it touches stderr.
     skips = Skips(self.skipped, position // self._window * self._window, examples)
     return Prefetch(self._batches(position, examples, skips), _READY)
 

@@ -1,27 +1,11 @@
 """The task mix as a tf.data dataset: the thin front of the pipeline; reading and packing happen behind it."""
 
-import functools
-import os
-
 import numpy as np
 
+from sphinx_jax.data import quiet_tensorflow
 from sphinx_jax.mix.tasks import Mixture
 
 COLUMNS = ('position', 'task', 'example', 'epoch')
-
-
-@functools.cache
-def _tensorflow():
-  """TensorFlow, quiet, away from accelerators, and with few threads; it only carries integers here."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  import tensorflow as tf  # Here, because the import takes seconds.
-  try:
-    tf.config.set_visible_devices([], 'GPU')
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-  except RuntimeError:
-    pass  # Somebody has used TensorFlow already; its settings stay.
-  return tf
 
 
 def dataset(mixture: Mixture, window: int, first: int = 0, examples: int | None = None):
@@ -36,7 +20,7 @@ def dataset(mixture: Mixture, window: int, first: int = 0, examples: int | None 
   Returns:
     tf.data.Dataset of {'position', 'task', 'example', 'epoch'}, each int64[window].
   """
-  tf = _tensorflow()
+  tf = quiet_tensorflow.load()
   end = np.iinfo(np.int64).max // window if examples is None else -(-examples // window)
 
   def look_up(number: np.ndarray) -> tuple[np.ndarray, ...]:

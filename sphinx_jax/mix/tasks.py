@@ -19,9 +19,9 @@ _ROUND_KEYS = np.arange(_ROUNDS, dtype=np.uint64) * _GOLDEN
 class Mixture:
   """The order of examples of several tasks.
 
-  Positions are cut in blocks. Every block holds exactly `counts[i]` examples of task i, in an order of its own. The
-  examples of a task are numbered through all blocks, and each run of `sizes[i]` of them (an epoch) is a fresh
-  permutation of the task's examples, so each epoch covers every example exactly once.
+  Positions are cut in blocks. Every block holds exactly `counts[i]` examples of task i, at places of its own choice. The
+  examples of a task are numbered as they come, and each run of `sizes[i]` of them (an epoch) is a fresh permutation of
+  the task's examples, so each epoch covers every example exactly once, and one ends before the next begins.
 
   Args:
     weights: share of each task; any scale, none negative. Weight 0 leaves a task out.
@@ -71,15 +71,25 @@ class Mixture:
     Returns:
       task int32[P], example int64[P] (index inside the task), epoch int64[P] (of that task, from 0).
     """
-    positions = np.asarray(positions, np.int64)
-    block, offset = np.divmod(positions, self.block)
-    slot = shuffle(offset, np.full_like(offset, self.block), _key(self.seed, 0, block))
-    task = np.searchsorted(self._starts, slot, side='right') - 1
-    ordinal = block * np.asarray(self.counts, np.int64)[task] + slot - self._starts[task]
+    block, offset = np.divmod(np.asarray(positions, np.int64), self.block)
+    blocks, which = np.unique(block, return_inverse=True)
+    tasks, ranks = self._order(blocks)
+    task, rank = tasks[which, offset], ranks[which, offset]
     sizes = np.maximum(np.asarray(self.sizes, np.int64), 1)[task]
-    epoch, index = np.divmod(ordinal, sizes)
+    epoch, index = np.divmod(block * np.asarray(self.counts, np.int64)[task] + rank, sizes)
     example = shuffle(index, sizes, _key(self.seed, task + 1, epoch))
     return task.astype(np.int32), example, epoch
+
+  def _order(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The task at each place of some blocks, and how many of that task come before it there: int64[len(blocks), block]."""
+    key = np.repeat(_key(self.seed, 0, blocks), self.block)
+    place = np.tile(np.arange(self.block), len(blocks))
+    slot = shuffle(place, np.full_like(place, self.block), key).reshape(len(blocks), self.block)
+    task = np.searchsorted(self._starts, slot, side='right') - 1
+    by_task = np.argsort(task, axis=1, kind='stable')
+    rank = np.empty_like(task)
+    np.put_along_axis(rank, by_task, np.arange(self.block) - self._starts[np.take_along_axis(task, by_task, 1)], 1)
+    return task, rank
 
   def epochs(self, positions: int) -> tuple[float, ...]:
     """How often each task's examples were seen after so many positions (task without examples: 0)."""

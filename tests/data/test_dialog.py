@@ -1,0 +1,101 @@
+"""Dialog template and loss mask, against the official data set code and conversation class."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sphinx_jax.data import tokenizer as tokenizers
+from sphinx_jax.data.dialog import Template
+
+GOLDEN = Path(__file__).parents[1] / 'golden'
+INPUTS = {item['id']: item for item in json.loads((GOLDEN / 'conversation/inputs.json').read_text())}
+DATASET = json.loads((GOLDEN / 'conversation/dataset_goldens.json').read_text())
+PROMPTS = json.loads((GOLDEN / 'conversation/prompts_tokenizer.json').read_text())
+# The official search for an answer's ids finds the question, which has the same text.
+OFFICIAL_IS_WRONG = 'answer_equals_earlier_question'
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+  return tokenizers.load(GOLDEN / 'tokenizer.model')
+
+
+def _turns(name):
+  """(question, answer) of a golden conversation; a turn without question has None there."""
+  turns = []
+  for said in INPUTS[name]['conversations']:
+    value = str(said['value']).replace('<image>', '').strip()
+    if said['from'] == 'human':
+      turns.append((value, None))
+    elif turns and turns[-1][1] is None:
+      turns[-1] = (turns[-1][0], value)
+    else:
+      turns.append((None, value))
+  return turns
+
+
+def _labels(ids, weights, length):
+  labels = np.where(weights > 0, ids, 0)[:length]
+  return np.pad(labels, (0, length - len(labels))).tolist()
+
+
+@pytest.mark.parametrize('name', sorted(INPUTS))
+def test_text_ids_and_labels_equal_official(name, tokenizer):
+  golden = DATASET['items'][name]
+  ids, weights = Template().encode(_turns(name), tokenizer)
+  assert Template().render(_turns(name)) == golden['text']
+  assert ids == golden['full_ids']
+  length = DATASET['max_words'] - (DATASET['image_words'] if golden['has_image'] else 0)
+  labels = _labels(ids, weights, length)
+  assert (labels == golden['labels'][:length]) == (name != OFFICIAL_IS_WRONG)
+
+
+def test_labels_are_on_the_answers_where_official_errs(tokenizer):
+  ids, weights = Template().encode(_turns(OFFICIAL_IS_WRONG), tokenizer)
+  official = np.array(DATASET['items'][OFFICIAL_IS_WRONG]['labels'][:len(ids)])
+  ours = np.flatnonzero(weights)
+  assert tokenizer.decode(np.array(ids)[official > 0]) == tokenizer.decode(np.array(ids)[ours])  # the same words...
+  assert official.nonzero()[0][0] < ours[0]  # ...but theirs stand in the question
+  groups = np.split(ours, np.flatnonzero(np.diff(ours) > 1) + 1)
+  for group, answer in zip(groups, ('A yellow ball.', 'No.'), strict=True):
+    assert tokenizer.decode([ids[i] for i in group]) == answer + '\n###'
+    assert tokenizer.decode(ids[:group[0]]).endswith('### Assistant:')
+
+
+def test_weights_literally(tokenizer):
+  ids, weights = Template('').encode([('Hi', 'Yes.'), ('Q', 'No.')], tokenizer)
+  text = [tokenizer.decode([tokenizer.encode('a')[0], i])[1:] for i in ids]
+  assert text == ['', ' ###', ' Human', ':', ' H', 'i', '\n', '###', ' Assistant', ':', ' ', 'Y', 'es', '.', '\n', '###',
+                  ' Human', ':', ' ', 'Q', '\n', '###', ' Assistant', ':', ' ', 'N', 'o', '.', '\n', '###', '']
+  assert weights.dtype == np.float32
+  assert weights.tolist() == [0.0] * 10 + [1.0] * 6 + [0.0] * 8 + [1.0] * 6 + [0.0]
+
+
+@pytest.mark.parametrize('case', PROMPTS['default']['cases'], ids=str)
+def test_prompt_equals_official(case, tokenizer):
+  template = Template()
+  assert template.render(case['qas'], open_ended=True) == case['prompt']
+  assert template.prompt(case['qas'], tokenizer) == case['ids']
+  assert template.stop == PROMPTS['default']['response_end_signal']
+
+
+@pytest.mark.parametrize('system', ['', 'You see pictures.', Template().system])
+def test_prompt_is_what_training_saw_before_the_answer(system, tokenizer):
+  template = Template(system)
+  ids, weights = template.encode([('What?', 'A dog.'), ('Where?', '[0.25, 0.31]')], tokenizer)
+  prompt = template.prompt([('What?', 'A dog.'), ('Where?', None)], tokenizer)
+  last = np.flatnonzero(np.diff(weights) > 0)[-1] + 1
+  assert ids[:last] == prompt
+  assert tokenizer.decode(prompt).endswith('Assistant:')
+
+
+def test_without_system_the_dialog_begins_with_the_separator():
+  assert Template('').render([('Hi', 'Yes')]) == '### Human: Hi\n### Assistant: Yes\n###'
+
+
+def test_labels_survive_text_of_many_bytes_a_character(tokenizer):
+  ids, weights = Template('图😀').encode([('é图', '😀猫'), (None, '图')], tokenizer)
+  trained = [i for i, weight in zip(ids, weights) if weight]
+  assert tokenizer.decode(trained) == '😀猫\n### 图\n###'

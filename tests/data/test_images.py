@@ -1,0 +1,61 @@
+"""Preprocessing, bit for bit against the official transform."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sphinx_jax.data import images
+from sphinx_jax.data.record import BadExample
+
+GOLDEN = Path(__file__).parents[1] / 'golden/preproc'
+META = json.loads((GOLDEN / 'meta.json').read_text())
+
+
+def _encode(pixels, form='PNG'):
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, form)
+  return file.getvalue()
+
+
+@pytest.mark.parametrize('case', META['cases'])
+def test_padded_resize_equals_official(case):
+  image = images.decode((GOLDEN / f'{case}.png').read_bytes())
+  for size, digest in META['cases'][case].items():
+    resized = images.padded_resize(image, int(size))
+    assert resized.shape == (int(size), int(size), 3) and resized.dtype == np.uint8
+    assert hashlib.sha256(resized.transpose(2, 0, 1).tobytes()).hexdigest() == digest
+
+
+def test_background_is_official():
+  assert list(images.BACKGROUND) == META['bg_u8']
+
+
+@pytest.mark.parametrize('shape, top, left', [((2, 5), 1, 0), ((5, 2), 0, 1), ((3, 3), 0, 0)])
+def test_padding_is_the_floor_of_half(shape, top, left):
+  image = np.full((*shape, 3), 7, np.uint8)
+  square = images.pad_to_square(image)
+  want = np.empty((max(shape), max(shape), 3), np.uint8)
+  want[:] = images.BACKGROUND
+  want[top:top + shape[0], left:left + shape[1]] = 7
+  assert np.array_equal(square, want)
+
+
+@pytest.mark.parametrize('shape', [(4, 6), (4, 6, 4)])
+def test_grey_and_transparent_images_become_rgb(shape):
+  assert images.decode(_encode(np.zeros(shape, np.uint8))).shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize('spoil', [lambda data: b'', lambda data: b'no image', lambda data: data[:len(data) // 2],
+                                   lambda data: data[:8] + data[20:]])
+@pytest.mark.parametrize('form', ['PNG', 'JPEG'])
+def test_unreadable_images_are_bad_examples(spoil, form):
+  data = _encode(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8), form)
+  assert images.decode(data).shape == (40, 40, 3)
+  with pytest.raises(BadExample) as caught:
+    images.decode(spoil(data))
+  assert caught.value.reason == 'unreadable_image'

@@ -1,0 +1,98 @@
+"""Packing: which examples share a row, and every field of the batch literally."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sphinx_jax.core import batch as contract
+from sphinx_jax.core.errors import SphinxError
+from sphinx_jax.data import packing
+from sphinx_jax.data.packing import Example
+
+
+def _png(value, size=4):
+  file = io.BytesIO()
+  Image.fromarray(np.full((size, size, 3), value, np.uint8)).save(file, 'PNG')
+  return file.getvalue()
+
+
+def _example(ids, trained, image=None, task=0):
+  weights = np.array([i in trained for i in ids], np.float32)
+  return Example(np.array(ids, np.int32), weights, image, task, id=str(ids))
+
+
+def _never(example, error):
+  raise AssertionError(f'{example.id}: {error}')
+
+
+def test_a_small_batch_literally():
+  rows = [[_example([1, 10, 11, 12], {12}), _example([1, 20, 21], {20, 21}, _png(7), task=2)],
+          [_example([1, 30], {30}, _png(9)), _example([1, 40], {40}, _png(8))]]
+  batch = packing.assemble(rows, length=11, slots=2, size=4, visual_tokens=3, bad=_never)
+  want = {
+    'tokens': [[1, 10, 11, 12, 1, 0, 0, 0, 20, 21, 0], [1, 0, 0, 0, 30, 1, 0, 0, 0, 40, 0]],
+    'targets': [[10, 11, 12, 0, 0, 0, 0, 20, 21, 0, 0], [0, 0, 0, 30, 0, 0, 0, 0, 40, 0, 0]],
+    'loss_weight': [[0, 0, 1, 0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0]],
+    'positions': [[0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 0], [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0]],
+    'segments': [[1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 0], [1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 0]],
+    'visual_index': [[-1, -1, -1, -1, -1, 0, 1, 2, -1, -1, -1], [-1, 0, 1, 2, -1, -1, 3, 4, 5, -1, -1]],
+    'task': [[0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 0], [0] * 11],
+  }
+  contract.check(batch, visual_tokens=3)
+  for name, value in want.items():
+    assert batch[name].tolist() == value, name
+  assert batch['images'][:, :, 0, 0, 0].tolist() == [[7, 0], [9, 8]]
+  assert packing.useful(batch) == pytest.approx(20 / 22)
+
+
+def test_an_unreadable_image_leaves_padding_and_the_rest_of_the_row():
+  good, bad = _example([1, 20, 21], {21}, _png(7)), _example([1, 10, 11], {11}, b'no image')
+  told = []
+  arguments = dict(length=11, slots=2, size=4, visual_tokens=3)
+  batch = packing.assemble([[bad, good]], **arguments, bad=lambda example, error: told.append((example, error.reason)))
+  alone = packing.assemble([[good]], **arguments, bad=_never)
+  assert told == [(bad, 'unreadable_image')]
+  for name in contract.FIELDS:
+    assert np.array_equal(batch[name], alone[name]), name
+
+
+def test_an_empty_row_is_padding():
+  batch = packing.assemble([[]], length=5, slots=1, size=4, visual_tokens=3, bad=_never)
+  contract.check(batch, visual_tokens=3)
+  assert (batch['visual_index'] == -1).all()
+  assert not any(batch[name].any() for name in contract.FIELDS if name != 'visual_index')
+
+
+@pytest.mark.parametrize('lengths, has_image, rows', [
+  ([5, 5, 5, 5], [False] * 4, [[0, 1], [2, 3]]),
+  ([3, 7, 6, 4], [False] * 4, [[0, 1], [2, 3]]),
+  ([2, 2, 2, 2], [True] * 4, [[0, 1], [2, 3]]),          # two image slots a row
+  ([2, 2, 2, 2], [True, True, True, False], [[0, 1, 3], [2]]),
+  ([10], [True], [[0]]),
+  ([], [], []),
+])
+def test_plan(lengths, has_image, rows):
+  assert packing.plan(lengths, has_image, length=10, images=2) == rows
+
+
+def test_plan_loses_nothing_and_keeps_to_the_capacity():
+  draw = np.random.default_rng(0)
+  lengths, has_image = draw.integers(1, 60, 256).tolist(), (draw.random(256) < 0.7).tolist()
+  rows = packing.plan(lengths, has_image, length=60, images=3)
+  assert sorted(i for row in rows for i in row) == list(range(256))
+  assert all(sum(lengths[i] for i in row) <= 60 and sum(has_image[i] for i in row) <= 3 for row in rows)
+  assert [row[0] for row in rows] == sorted(row[0] for row in rows)
+  assert sum(lengths) / (60 * len(rows)) > 0.95
+
+
+def test_loss_weighting_sets_how_the_sum_grows_with_the_answer():
+  answers = [np.array([0.0] + [1.0] * n, np.float32) for n in (1, 4, 100)]
+  sums = {rule: [packing.weigh(answer, rule).sum() for answer in answers] for rule in packing.LOSS_WEIGHTING}
+  assert np.allclose(np.divide(sums['token'], sums['token'][0]), [1, 4, 100])
+  assert np.allclose(np.divide(sums['sqrt'], sums['sqrt'][0]), [1, 2, 10])
+  assert np.allclose(np.divide(sums['example'], sums['example'][0]), [1, 1, 1])
+  assert all(packing.weigh(answer, 'sqrt')[0] == 0 for answer in answers)
+  with pytest.raises(SphinxError, match="did you mean 'sqrt'"):
+    packing.weigh(answers[0], 'sqrtt')

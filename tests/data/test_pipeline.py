@@ -1,0 +1,227 @@
+"""The pipeline's invariances: position, hosts, epochs; and what it does with bad examples."""
+
+import io
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sphinx_jax.core import batch as contract
+from sphinx_jax.core.errors import SphinxError
+from sphinx_jax.data import tokenizer as tokenizers
+from sphinx_jax.data.dialog import Template
+from sphinx_jax.data.pipeline import Pipeline
+from sphinx_jax.data.record import BadExample, Record
+
+TOKENIZER = tokenizers.load(Path(__file__).parents[1] / 'golden/tokenizer.model')
+VISUAL, SIZE = 5, 8
+BATCH = {'rows': 4, 'length': 64, 'images': 2, 'window': 16}
+ROW_FIELDS = tuple(contract.FIELDS)
+
+
+def _png(value):
+  file = io.BytesIO()
+  Image.fromarray(np.full((SIZE, SIZE, 3), value, np.uint8)).save(file, 'PNG')
+  return file.getvalue()
+
+
+class Fake:
+  """Answers that say which example it is; `spoil(index)` may raise or return another image or answer."""
+
+  def __init__(self, name, size, image=True, spoil=lambda index: {}):
+    self.name, self._size, self._image, self._spoil = name, size, image, spoil
+
+  def __len__(self):
+    return self._size
+
+  def __getitem__(self, index):
+    made = {'image': _png(index % 256) if self._image else None, 'answer': f'{self.name}{index}' + ' so' * (index % 7)}
+    made |= self._spoil(index)
+    return Record(f'{self.name}/{index}', self.name, made['image'], (('Q', made['answer']),), ({},))
+
+
+def _pipeline(sources=None, weights=None, batch=BATCH, **more):
+  sources = sources or [Fake('a', 10), Fake('b', 17), Fake('c', 5, image=False)]
+  weights = weights or [0.5, 0.3, 0.2]
+  names = [source.name for source in sources]
+  return Pipeline(dict(zip(names, sources)), dict(zip(names, weights)), TOKENIZER, Template(''), batch, VISUAL, SIZE, **more)
+
+
+def _take(pipeline, count, position=0, **more):
+  with pipeline.batches(position, **more) as batches:
+    return [next(batches) for _ in range(count)]
+
+
+def _equal(one, other):
+  return all(np.array_equal(one[name], other[name]) for name in ROW_FIELDS)
+
+
+def _answers(batches):
+  """Counter of the trained texts of all rows."""
+  found = Counter()
+  for batch, _ in batches:
+    for b in range(len(batch['tokens'])):
+      for segment in range(1, batch['segments'][b].max() + 1):
+        trained = (batch['segments'][b] == segment) & (batch['loss_weight'][b] > 0)
+        found[TOKENIZER.decode(batch['targets'][b, trained]).removesuffix('\n###').split(' ')[0]] += 1
+  return found
+
+
+def test_batches_keep_the_contract():
+  for batch, position in _take(_pipeline(loss_weighting='sqrt'), 6):
+    contract.check(batch, VISUAL)
+    assert batch['tokens'].shape == (4, 64) and batch['images'].shape == (4, 2, SIZE, SIZE, 3)
+    assert type(position) is int
+
+
+def test_the_image_of_a_segment_is_its_own():
+  for batch, _ in _take(_pipeline([Fake('a', 10)], [1]), 3):
+    for b in range(4):
+      for segment in range(1, batch['segments'][b].max() + 1):
+        here = batch['segments'][b] == segment
+        answer = TOKENIZER.decode(batch['targets'][b, here & (batch['loss_weight'][b] > 0)])
+        index = batch['visual_index'][b, here & (batch['visual_index'][b] >= 0)]
+        assert index.tolist() == list(range(index[0], index[0] + VISUAL)) and index[0] % VISUAL == 0
+        assert (batch['images'][b, index[0] // VISUAL] == int(answer[1])).all()
+
+
+def test_resuming_at_any_position_gives_the_same_batches():
+  whole = _take(_pipeline(), 12)
+  for i in (0, 1, 4, 7, 10):
+    again = _take(_pipeline(), 2, position=whole[i][1])
+    for (batch, position), (other, other_position) in zip(again, whole[i + 1:]):
+      assert position == other_position and _equal(batch, other)
+
+
+def test_seed_changes_the_order():
+  assert not _equal(_take(_pipeline(seed=1), 1)[0][0], _take(_pipeline(), 1)[0][0])
+
+
+@pytest.mark.parametrize('hosts', [2, 4])
+@pytest.mark.parametrize('examples', [None, 40])
+def test_hosts_together_have_the_batches_of_one(hosts, examples):
+  one = _take(_pipeline(), 5, examples=examples)
+  parts = [_take(_pipeline(host=host, hosts=hosts), 5, examples=examples) for host in range(hosts)]
+  for i, (batch, position) in enumerate(one):
+    assert {part[i][1] for part in parts} == {position}
+    joined = {name: np.concatenate([part[i][0][name] for part in parts]) for name in ROW_FIELDS}
+    assert _equal(joined, batch)
+
+
+@pytest.mark.parametrize('threads', [1, 3])
+def test_threads_change_nothing(threads):
+  for (batch, _), (other, _) in zip(_take(_pipeline(threads=threads), 6), _take(_pipeline(), 6)):
+    assert _equal(batch, other)
+
+
+@pytest.mark.parametrize('examples', [1, 16, 30])
+def test_a_finite_pass_gives_each_of_its_examples_once(examples):
+  got = list(_pipeline([Fake('a', examples)], [1]).batches(examples=examples))
+  assert _answers(got) == {f'a{i}': 1 for i in range(examples)}
+  assert all(batch['tokens'].shape == (4, 64) for batch, _ in got)
+
+
+def test_epochs_follow_each_other():
+  got = list(_pipeline([Fake('a', 10)], [1]).batches(examples=30))
+  assert _answers(got) == {f'a{i}': 3 for i in range(10)}
+
+
+def test_bad_examples_are_counted_named_and_left_out(caplog):
+  def spoil(index):
+    if index == 2:
+      raise BadExample('box_outside', 'box 7 is outside')
+    return {3: {'answer': ' '}, 4: {'image': b'torn'}, 5: {'answer': 'long ' * 99}}.get(index, {})
+
+  pipeline = _pipeline([Fake('a', 16, spoil=spoil)], [1])
+  got = list(pipeline.batches(examples=16))
+  assert pipeline.skipped == {('a', reason): 1 for reason in ('box_outside', 'empty_answer', 'unreadable_image', 'too_long')}
+  assert _answers(got) == {f'a{i}': 1 for i in range(16) if i not in (2, 3, 4, 5)}
+  for said in ('skipped a/3: an answer is empty', 'box 7 is outside', 'skipped a/4', 'skipped a/5'):
+    assert said in caplog.text
+
+
+def test_a_source_may_have_its_text_cut():
+  source = Fake('a', 4, spoil=lambda index: {'answer': 'long ' * 99})
+  source.too_long = 'cut_text'
+  (batch, _), = _take(_pipeline([source], [1]), 1)
+  assert (batch['segments'] == 1).all() and batch['loss_weight'][0, -2] == 1
+  assert (batch['visual_index'] >= 0).sum() == 4 * VISUAL
+
+
+def test_cut_so_that_no_answer_is_left_is_skipped():
+  source = Fake('a', 4, spoil=lambda index: {'answer': 'x' * 400} if index == 1 else {})
+  source.too_long = 'cut_text'
+  pipeline = _pipeline([source], [1], batch=BATCH | {'length': VISUAL + 12})
+  list(pipeline.batches(examples=4))
+  assert ('a', 'too_long') not in pipeline.skipped
+  pipeline = _pipeline([source], [1], batch=BATCH | {'length': VISUAL + 3})
+  with pytest.raises(SphinxError, match="3 bad among the first 4 examples .*too_long.*no answer begins"):
+    list(pipeline.batches(examples=4))
+
+
+@pytest.mark.parametrize('spoil', [{'answer': ''}, {'image': b'torn'}])
+def test_mostly_bad_data_stops(spoil):
+  pipeline = _pipeline([Fake('a', 50, spoil=lambda index: spoil if index % 5 else {})], [1])
+  with pytest.raises(SphinxError, match='data: got 501 bad among the first 1000 examples'):
+    for _ in pipeline.batches():
+      pass
+
+
+def test_repeated_trouble_is_logged_a_few_times_only(caplog):
+  pipeline = _pipeline([Fake('a', 100, spoil=lambda index: {'answer': ''} if index % 3 == 0 else {})], [1])
+  list(pipeline.batches(examples=400))
+  assert pipeline.skipped['a', 'empty_answer'] == 136
+  assert len(caplog.records) == 7  # 1 to 5, 10, 100
+
+
+def test_an_error_of_a_thread_reaches_the_caller():
+  def spoil(index):
+    raise KeyError('a bug in a source')
+
+  with pytest.raises(KeyError, match='a bug in a source'):
+    next(_pipeline([Fake('a', 10, spoil=spoil)], [1]).batches())
+
+
+@pytest.mark.parametrize('end', ['close', 'drop'])
+def test_an_unfinished_pass_ends_its_threads(end):
+  before = threading.active_count()
+  batches = _pipeline().batches()
+  next(batches)
+  if end == 'close':
+    batches.close()
+    assert list(batches) == []
+  del batches
+  deadline = time.monotonic() + 5
+  while threading.active_count() > before and time.monotonic() < deadline:
+    time.sleep(0.02)
+  assert threading.active_count() <= before
+
+
+def test_table_shows_the_mixture():
+  pipeline = _pipeline()
+  position = _take(pipeline, 8)[-1][1]
+  lines = pipeline.table(position).splitlines()
+  assert lines[0].split() == ['task', 'examples', 'weight', 'share', 'epochs']
+  assert [line.split()[0] for line in lines[1:]] == ['a', 'b', 'c']
+  assert lines[1].split()[1:4] == ['10', '0.5', '0.500']
+  assert float(lines[1].split()[4]) > 1 > float(pipeline.table().splitlines()[1].split()[4]) == 0
+
+
+@pytest.mark.parametrize('change, message', [
+  (dict(sources=[Fake('a', 0)], weights=[0.3]), "task 'a': got weight 0.3 but 0 examples"),
+  (dict(hosts=3), '4 rows for 3 hosts'),
+  (dict(batch=BATCH | {'length': 6}), 'got 6 positions, expected more than BOS and an image of 5'),
+  (dict(loss_weighting='none'), "loss weighting: got 'none'"),
+])
+def test_refuses_what_cannot_work(change, message):
+  with pytest.raises(SphinxError, match=message):
+    _pipeline(**change)
+
+
+def test_a_task_of_weight_zero_may_be_empty():
+  got = list(_pipeline([Fake('a', 8), Fake('b', 0)], [1, 0]).batches(examples=8))
+  assert sum(_answers(got).values()) == 8

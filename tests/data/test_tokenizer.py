@@ -1,0 +1,94 @@
+"""Tokenizer: the golden cases of the official wrapper, and models trained here."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from sphinx_jax.core import coordinates
+from sphinx_jax.core.errors import SphinxError
+from sphinx_jax.data import tokenizer as tokenizers
+
+GOLDEN = Path(__file__).parents[1] / 'golden'
+
+
+@pytest.fixture(scope='module')
+def official():
+  return tokenizers.load(GOLDEN / 'tokenizer.model')
+
+
+def _corpus(count=1500):
+  draw = random.Random(0)
+  words = 'What colour is the small big red blue circle square tree near left of house'.split()
+  for _ in range(count):
+    box = coordinates.format_box([draw.random() for _ in range(4)])
+    question = ' '.join(draw.choice(words) for _ in range(5))
+    yield f'### Human: {question}?\n### Assistant: {draw.choice([box, "red", f"<p>tree</p>{box}"])}\n###'
+
+
+@pytest.fixture(scope='module')
+def trained():
+  return tokenizers.Tokenizer(tokenizers.train(_corpus(), 400))
+
+
+def test_equals_the_official_tokenizer(official):
+  golden = json.loads((GOLDEN / 'conversation/prompts_tokenizer.json').read_text())['tokenizer']
+  assert (official.vocab_size, official.bos, official.eos) == (golden['n_words'], golden['bos'], golden['eos'])
+  for case in golden['cases']:
+    assert official.encode(case['s']) == case['encode']
+    assert official.encode(case['s'], bos=True) == case['bos_eos'][:-1]
+  for case in golden['decode']:
+    assert official.decode(case['ids']) == case['text']
+
+
+@pytest.mark.parametrize('text', ['', 'a', ' my darling', 'a\n### Human: café 图 😀!', '[0.25, 0.31]'])
+def test_spans_are_characters_in_order_and_cover_the_text(official, text):
+  ids, spans = official.encode_spans(text)
+  assert ids == official.encode(text)
+  assert [begin for begin, _ in spans] == sorted(begin for begin, _ in spans)
+  assert ''.join(text[begin:end] for begin, end in spans) == text
+
+
+def test_trained_model_has_the_official_special_ids(trained):
+  assert (trained.vocab_size, trained.bos, trained.eos) == (400, 1, 2)
+
+
+@pytest.mark.parametrize('text, tokens', [
+  ('[0.25, 0.31, 0.50, 0.62]', 13),
+  ('[0.25, 0.31, 0.50, 0.62; 0.00, 0.99, 0.10, 0.01]', 25),
+])
+def test_coordinates_are_short(trained, text, tokens):
+  assert len(trained.encode(text)) == tokens
+  assert trained.decode(trained.encode(text)) == text
+
+
+def test_without_user_symbols_coordinates_are_long():
+  plain = tokenizers.Tokenizer(tokenizers.train(_corpus(200), 340, user_symbols=()))
+  assert len(plain.encode('[0.25, 0.31, 0.50, 0.62]')) > 20
+
+
+def test_decode_gives_back_every_text(trained):
+  draw = random.Random(1)
+  texts = [*_corpus(30), 'unseen: Ünïcödé 图 ✓\n\ttab', '<p>red circle</p>[0.10, 0.20, 0.30, 0.40], nose [0.50, 0.20]',
+           '  two  spaces ', *(''.join(draw.choice('ab 01[],.;#\n') for _ in range(20)) for _ in range(50))]
+  for text in texts:
+    assert trained.decode(trained.encode(text)) == text
+
+
+def test_training_is_deterministic(trained):
+  assert tokenizers.train(_corpus(), 400) == trained.model_bytes
+
+
+@pytest.mark.parametrize('lines, size', [(['few words'], 30000), ([], 400), (['a b c'], 100)])
+def test_training_refuses_what_cannot_be(lines, size):
+  with pytest.raises(SphinxError, match=f'tokenizer training: got vocab_size={size}'):
+    tokenizers.train(lines, size)
+
+
+def test_refuses_files_that_are_no_model(tmp_path):
+  with pytest.raises(SphinxError, match='no file'):
+    tokenizers.load(tmp_path / 'none.model')
+  (tmp_path / 'bad.model').write_bytes(b'nonsense')
+  with pytest.raises(SphinxError, match='8 bytes that do not load'):
+    tokenizers.load(tmp_path / 'bad.model')
