@@ -15,15 +15,15 @@ def decode(data: bytes) -> np.ndarray:
   """PNG, JPEG, ... -> uint8[Y,X,3] RGB.
 
   Raises:
-    BadExample: ('unreadable_image') not an image, cut short, or absurdly large.
+    BadExample: ('unreadable image') not an image, cut short, or absurdly large.
   """
   try:
     with Image.open(io.BytesIO(data)) as image:
       return np.asarray(image.convert('RGB'))
   except UnidentifiedImageError as error:
-    raise BadExample('unreadable_image', f'{len(data)} bytes that are no image') from error
+    raise BadExample('unreadable image', f'{len(data)} bytes that are no image') from error
   except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError) as error:
-    raise BadExample('unreadable_image', f'image of {len(data)} bytes: {error}') from error
+    raise BadExample('unreadable image', f'image of {len(data)} bytes: {error}') from error
 
 
 def pad_to_square(image: np.ndarray) -> np.ndarray:

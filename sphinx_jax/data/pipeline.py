@@ -157,19 +157,19 @@ class Pipeline:
 
   def _example(self, record: Any, position: int, task: int) -> Example:
     if not record.turns or not all(answer.strip() for _, answer in record.turns):
-      raise BadExample('empty_answer', 'an answer is empty' if record.turns else 'no turns')
+      raise BadExample('empty answer', 'an answer is empty' if record.turns else 'no turns')
     if record.image is not None and not self._slots:
-      raise BadExample('no_image_slot', 'it has an image, but batch.images is 0')
+      raise BadExample('no image slot', 'it has an image, but batch.images is 0')
     ids, weights = self._template.encode(record.turns, self._tokenizer)
     trained = np.flatnonzero(weights)
     room = self._length - (self._visual_tokens if record.image is not None else 0)
     keep = int(trained[-1]) + 1  # What follows the last label (EOS) is never a label and nothing sees it.
     if keep > room:
       if getattr(self._sources[task], 'too_long', 'skip') != 'cut_text':
-        raise BadExample('too_long', f'{keep - room} more than the {self._length} positions of a row')
+        raise BadExample('too long', f'{keep - room} more than the {self._length} positions of a row')
       keep = room
       if trained[0] >= keep:
-        raise BadExample('too_long', f'no answer begins in the {self._length} positions of a row')
+        raise BadExample('too long', f'no answer begins in the {self._length} positions of a row')
     weights = packing.weigh(weights[:keep], self._loss_weighting)
     return Example(np.asarray(ids[:keep], np.int32), weights, record.image, task, record.id, position)
 

@@ -58,4 +58,4 @@ def test_unreadable_images_are_bad_examples(spoil, form):
   assert images.decode(data).shape == (40, 40, 3)
   with pytest.raises(BadExample) as caught:
     images.decode(spoil(data))
-  assert caught.value.reason == 'unreadable_image'
+  assert caught.value.reason == 'unreadable image'

@@ -49,17 +49,17 @@ def test_a_conversation_may_begin_with_the_model_and_end_with_a_question(folder)
 
 
 @pytest.mark.parametrize('line, reason', [
-  ('{"conversations": [', 'not_json'),
-  ('[1, 2]', 'not_a_conversation'),
-  ({'image': 'a.png'}, 'not_a_conversation'),
-  ({'conversations': [{'from': 'system', 'value': 'x'}]}, 'not_a_conversation'),
-  ({'conversations': [{'from': 'human', 'value': 'x'}, {'from': 'human', 'value': 'y'}]}, 'not_a_conversation'),
-  (_item('Q', 'A', image='no/such.png'), 'missing_image'),
-  (_item('Q', 'A', image=5), 'missing_image'),
-  (_item('Q', ' '), 'empty_answer'),
-  (_item('Q', '<image>'), 'empty_answer'),
-  (_item('Q'), 'empty_answer'),
-  (_item(), 'empty_answer'),
+  ('{"conversations": [', 'not json'),
+  ('[1, 2]', 'not a conversation'),
+  ({'image': 'a.png'}, 'not a conversation'),
+  ({'conversations': [{'from': 'system', 'value': 'x'}]}, 'not a conversation'),
+  ({'conversations': [{'from': 'human', 'value': 'x'}, {'from': 'human', 'value': 'y'}]}, 'not a conversation'),
+  (_item('Q', 'A', image='no/such.png'), 'missing image'),
+  (_item('Q', 'A', image=5), 'missing image'),
+  (_item('Q', ' '), 'empty answer'),
+  (_item('Q', '<image>'), 'empty answer'),
+  (_item('Q'), 'empty answer'),
+  (_item(), 'empty answer'),
 ])
 def test_bad_lines_are_named_and_leave_the_others(folder, line, reason):
   path = _write(folder, 'd.jsonl', [GOOD[0], '', line, GOOD[1]])

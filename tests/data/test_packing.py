@@ -53,7 +53,7 @@ def test_an_unreadable_image_leaves_padding_and_the_rest_of_the_row():
   arguments = dict(length=11, slots=2, size=4, visual_tokens=3)
   batch = packing.assemble([[bad, good]], **arguments, bad=lambda example, error: told.append((example, error.reason)))
   alone = packing.assemble([[good]], **arguments, bad=_never)
-  assert told == [(bad, 'unreadable_image')]
+  assert told == [(bad, 'unreadable image')]
   for name in contract.FIELDS:
     assert np.array_equal(batch[name], alone[name]), name
 

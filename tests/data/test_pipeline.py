@@ -1,6 +1,7 @@
 """The pipeline's invariances: position, hosts, epochs; and what it does with bad examples."""
 
 import io
+import json
 import threading
 import time
 from collections import Counter
@@ -17,7 +18,8 @@ from sphinx_jax.data.dialog import Template
 from sphinx_jax.data.pipeline import Pipeline
 from sphinx_jax.data.record import BadExample, Record
 
-TOKENIZER = tokenizers.load(Path(__file__).parents[1] / 'golden/tokenizer.model')
+GOLDEN = Path(__file__).parents[1] / 'golden'
+TOKENIZER = tokenizers.load(GOLDEN / 'tokenizer.model')
 VISUAL, SIZE = 5, 8
 BATCH = {'rows': 4, 'length': 64, 'images': 2, 'window': 16}
 ROW_FIELDS = tuple(contract.FIELDS)
@@ -133,12 +135,12 @@ def test_epochs_follow_each_other():
 def test_bad_examples_are_counted_named_and_left_out(caplog):
   def spoil(index):
     if index == 2:
-      raise BadExample('box_outside', 'box 7 is outside')
+      raise BadExample('box outside', 'box 7 is outside')
     return {3: {'answer': ' '}, 4: {'image': b'torn'}, 5: {'answer': 'long ' * 99}}.get(index, {})
 
   pipeline = _pipeline([Fake('a', 16, spoil=spoil)], [1])
   got = list(pipeline.batches(examples=16))
-  assert pipeline.skipped == {('a', reason): 1 for reason in ('box_outside', 'empty_answer', 'unreadable_image', 'too_long')}
+  assert pipeline.skipped == {('a', reason): 1 for reason in ('box outside', 'empty answer', 'unreadable image', 'too long')}
   assert _answers(got) == {f'a{i}': 1 for i in range(16) if i not in (2, 3, 4, 5)}
   for said in ('skipped a/3: an answer is empty', 'box 7 is outside', 'skipped a/4', 'skipped a/5'):
     assert said in caplog.text
@@ -152,14 +154,29 @@ def test_a_source_may_have_its_text_cut():
   assert (batch['visual_index'] >= 0).sum() == 4 * VISUAL
 
 
+@pytest.mark.parametrize('name', ['single', 'two_turn'])
+def test_cut_text_equals_the_official_truncation(name):
+  golden = json.loads((GOLDEN / 'conversation/prompts_tokenizer.json').read_text())['truncation_max_words_90'][name]
+  item, = [item for item in json.loads((GOLDEN / 'conversation/inputs.json').read_text()) if item['id'] == name]
+  said = [turn['value'] for turn in item['conversations']]
+  source = [Record(name, 'chat', None, tuple(zip(said[::2], said[1::2])), ({},) * (len(said) // 2))]
+  source = type('Dialogs', (list,), {'name': 'chat', 'too_long': 'cut_text'})(source)
+  batch = BATCH | {'rows': 1, 'length': 90}
+  pipeline = Pipeline({'chat': source}, {'chat': 1}, TOKENIZER, Template(), batch, VISUAL, SIZE)
+  (batch, _), = list(pipeline.batches(examples=1))
+  assert batch['tokens'][0].tolist() == golden['input_ids']
+  labels = np.where(batch['loss_weight'][0] > 0, batch['targets'][0], 0)
+  assert [0, *labels[:-1]] == golden['labels']
+
+
 def test_cut_so_that_no_answer_is_left_is_skipped():
   source = Fake('a', 4, spoil=lambda index: {'answer': 'x' * 400} if index == 1 else {})
   source.too_long = 'cut_text'
   pipeline = _pipeline([source], [1], batch=BATCH | {'length': VISUAL + 12})
   list(pipeline.batches(examples=4))
-  assert ('a', 'too_long') not in pipeline.skipped
+  assert ('a', 'too long') not in pipeline.skipped
   pipeline = _pipeline([source], [1], batch=BATCH | {'length': VISUAL + 3})
-  with pytest.raises(SphinxError, match="3 bad among the first 4 examples .*too_long.*no answer begins"):
+  with pytest.raises(SphinxError, match="3 bad among the first 4 examples .*too long.*no answer begins"):
     list(pipeline.batches(examples=4))
 
 
@@ -174,7 +191,7 @@ def test_mostly_bad_data_stops(spoil):
 def test_repeated_trouble_is_logged_a_few_times_only(caplog):
   pipeline = _pipeline([Fake('a', 100, spoil=lambda index: {'answer': ''} if index % 3 == 0 else {})], [1])
   list(pipeline.batches(examples=400))
-  assert pipeline.skipped['a', 'empty_answer'] == 136
+  assert pipeline.skipped['a', 'empty answer'] == 136
   assert len(caplog.records) == 7  # 1 to 5, 10, 100
 
 

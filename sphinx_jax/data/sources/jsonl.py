@@ -62,7 +62,7 @@ class Jsonl:
     """
     where, item = self._item(index)
     if not isinstance(item, dict) or not isinstance(item.get('conversations'), list):
-      raise BadExample('not_a_conversation', f'{where}: no list "conversations"')
+      raise BadExample('not a conversation', f'{where}: no list "conversations"')
     return Record(where, self.task, self._image(where, item), *_turns(where, item['conversations']))
 
   def _item(self, index: int) -> tuple[str, Any]:
@@ -75,7 +75,7 @@ class Jsonl:
     try:
       return where, json.loads(line)
     except ValueError as error:
-      raise BadExample('not_json', f'{where}: {error}') from error
+      raise BadExample('not json', f'{where}: {error}') from error
 
   def _image(self, where: str, item: dict) -> bytes | None:
     if item.get('image') is None:
@@ -83,7 +83,7 @@ class Jsonl:
     try:
       return (self._root / item['image']).read_bytes()
     except (OSError, TypeError, ValueError) as error:
-      raise BadExample('missing_image', f'{where}: {error}') from error
+      raise BadExample('missing image', f'{where}: {error}') from error
 
 
 def _json_list(path: Path) -> list:
@@ -114,11 +114,11 @@ def _turns(where: str, conversations: list) -> tuple[tuple, tuple]:
   turns: list[tuple[str | None, str | None]] = []
   for said in conversations:
     if not isinstance(said, dict) or 'value' not in said or said.get('from') not in ('human', 'gpt'):
-      raise BadExample('not_a_conversation', f'{where}: turn {said!r:.80} is not from "human" or "gpt" with a value')
+      raise BadExample('not a conversation', f'{where}: turn {said!r:.80} is not from "human" or "gpt" with a value')
     value = str(said['value']).replace('<image>', '').strip()
     if said['from'] == 'human':
       if turns and turns[-1][1] is None:
-        raise BadExample('not_a_conversation', f'{where}: two questions without an answer between them')
+        raise BadExample('not a conversation', f'{where}: two questions without an answer between them')
       turns.append((value, None))
     elif turns and turns[-1][1] is None:
       turns[-1] = (turns[-1][0], value)
@@ -127,5 +127,5 @@ def _turns(where: str, conversations: list) -> tuple[tuple, tuple]:
   if turns and turns[-1][1] is None:
     turns.pop()  # A last question without an answer has nothing to train.
   if not turns or not all(answer for _, answer in turns):
-    raise BadExample('empty_answer', f'{where}: ' + ('an answer is empty' if turns else 'no answers'))
+    raise BadExample('empty answer', f'{where}: ' + ('an answer is empty' if turns else 'no answers'))
   return tuple(turns), tuple({'answer': answer} for _, answer in turns)
