@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from sphinx_jax.core import errors, tables
 from sphinx_jax.mix import embeddings, scales
@@ -25,6 +24,14 @@ CHANNEL_ORDER = ('clip', 'convnext', 'dinov2')  # Of the concatenation (FACTS "T
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 _NORM_EPS = 1e-5
+
+
+def normalise(images: jax.Array) -> jax.Array:
+  """uint8[...,3] pixels -> float32[...,3], `(x / 255 - MEAN) / STD`."""
+  # XLA turns division by a broadcast number into a product with its rounded reciprocal, and half_round would then round
+  # some pixels the other way; it does not see through the barrier.
+  divide = lambda x, by: x / jax.lax.optimization_barrier(jnp.broadcast_to(jnp.asarray(by, jnp.float32), x.shape))
+  return divide(divide(images.astype(jnp.float32), 255) - jnp.asarray(MEAN, jnp.float32), STD)
 
 
 class Projection(nn.Module):
@@ -110,8 +117,7 @@ class Sphinx(nn.Module):
     rows, count, size = images.shape[:3]
     if size != self.config.image_size:
       raise errors.make('images', f'{size} pixels', f'model.image_size, {self.config.image_size}', 'resize them to it')
-    pixels = _merge(images).astype(jnp.float32) / 255
-    queries, mixed = self.encoders((pixels - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32))
+    queries, mixed = self.encoders(normalise(_merge(images)))
     if queries is not None:
       queries = self.qformer_proj(queries)
     parts, done = [], 0
