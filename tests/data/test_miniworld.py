@@ -281,7 +281,7 @@ def test_a_build_is_recognised_resumed_and_never_mistaken(tmp_path, monkeypatch)
     patch.setattr(corpus, 'texts', die)  # scenes get finished, text does not
     with pytest.raises(Killed):
       builder.build(second, SIZES, seed=5)
-  leftover = second / 'miniworld' / 'text' / '1.0.0.incompleteABC'  # what kill -9 leaves
+  leftover = second / 'miniworld' / 'text' / f'incomplete.ABC_{builder.Miniworld.VERSION}'  # what kill -9 leaves
   leftover.mkdir(parents=True)
   (leftover / 'half').write_text('x')
   builder.build(second, SIZES, seed=5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -21,7 +23,8 @@ WHITE = (252, 252, 252)
 
 def jitter(color, rng, amount=12):
   """A neighbour of `color` (RGB 0..255), each channel moved by at most `amount`."""
-  return tuple(int(np.clip(c + rng.integers(-amount, amount + 1), 0, 255)) for c in color)
+  moves = rng.integers(-amount, amount + 1, 3).tolist()
+  return tuple(min(max(channel + move, 0), 255) for channel, move in zip(color, moves, strict=True))
 
 
 def shade(color, factor):
@@ -33,14 +36,14 @@ def shade(color, factor):
 
 def background(rng, size, low=222, high=250, tint=9, noise=2):
   """A light, slightly tinted and mottled ground: float32[Y, X, 3] in 0..255."""
-  base = rng.uniform(low, high) + rng.uniform(-tint, tint, 3)
-  slope = rng.uniform(-6, 6, 2)
-  axis = np.linspace(-1, 1, size, dtype=np.float32)
-  plane = slope[0] * axis[:, None] + slope[1] * axis[None, :]
+  base = (rng.uniform(low, high) + rng.uniform(-tint, tint, 3)).astype(np.float32)
+  down, across = rng.uniform(-6, 6, 2)
+  axis = np.arange(size, dtype=np.float32) * np.float32(2 / size) - 1
   coarse = Image.fromarray(rng.uniform(-5, 5, (6, 6)).astype(np.float32))
-  mottle = np.asarray(coarse.resize((size, size), Image.Resampling.BILINEAR))
-  grain = rng.integers(-noise, noise + 1, (size, size))
-  return (base + (plane + mottle + grain)[..., None]).astype(np.float32)
+  light = rng.integers(-noise, noise, (size, size), np.int8, endpoint=True).astype(np.float32)
+  light += coarse.resize((size, size), Image.Resampling.BILINEAR)
+  light += axis[:, None] * np.float32(down) + axis * np.float32(across)
+  return light[..., None] + base
 
 
 class Canvas:
@@ -77,33 +80,41 @@ class Canvas:
       pen.polygon(corners, fill=fill)
 
   def _corners(self, box):
-    x1, y1, x2, y2 = (round(edge * self.scale) for edge in box)
-    return x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)  # Pillow's last row and column are inclusive
+    scale, (x1, y1, x2, y2) = self.scale, box
+    x1, y1 = round(x1 * scale), round(y1 * scale)
+    # Pillow's last row and column are inclusive.
+    return x1, y1, max(x1, round(x2 * scale) - 1), max(y1, round(y2 * scale) - 1)
 
   def rectangle(self, box, color):
+    corners = self._corners(box)
     for pen, fill in self._each(color):
-      pen.rectangle(self._corners(box), fill=fill)
+      pen.rectangle(corners, fill=fill)
 
   def ellipse(self, box, color, ring=None):
     """A filled ellipse, or with `ring` (line width) an open one."""
+    corners = self._corners(box)
     for pen, fill in self._each(color):
       if ring is None:
-        pen.ellipse(self._corners(box), fill=fill)
+        pen.ellipse(corners, fill=fill)
       else:
-        pen.ellipse(self._corners(box), outline=fill, width=max(1, round(ring * self.scale)))
+        pen.ellipse(corners, outline=fill, width=max(1, round(ring * self.scale)))
+
+  def dot(self, center, radius, color):
+    x, y = center
+    self.ellipse((x - radius, y - radius, x + radius, y + radius), color)
 
   def line(self, start, end, width, color):
     """A straight stroke with round ends."""
     radius = width / 2
     (x1, y1), (x2, y2) = start, end
-    length = max(np.hypot(x2 - x1, y2 - y1), 1e-6)
+    length = max(math.hypot(x2 - x1, y2 - y1), 1e-6)
     dx, dy = -(y2 - y1) / length * radius, (x2 - x1) / length * radius
     self.polygon([(x1 + dx, y1 + dy), (x2 + dx, y2 + dy), (x2 - dx, y2 - dy), (x1 - dx, y1 - dy)], color)
-    for x, y in (start, end):
-      self.ellipse((x - radius, y - radius, x + radius, y + radius), color)
+    for tip in (start, end):
+      self.dot(tip, radius, color)
 
   def finish(self, ground):
     """Lays the sheet on `ground` (float32[Y, X, 3]): uint8[Y, X, 3]."""
     sheet = np.asarray(self._sheet.reduce(FINE), np.float32)
-    picture = sheet[..., :3] + ground * (1 - sheet[..., 3:] / 255)
-    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
+    picture = sheet[..., :3] + ground * (1 - sheet[..., 3:] * np.float32(1 / 255))
+    return np.clip(picture + np.float32(0.5), 0, 255).astype(np.uint8)

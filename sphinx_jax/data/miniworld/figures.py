@@ -55,13 +55,17 @@ def _toward(start, angle, length, sign):
   return start[0] + sign * math.sin(angle) * length, start[1] + math.cos(angle) * length
 
 
+def _shaken(angles, rng):
+  return [angle + rng.uniform(-7, 7) for angle in angles]
+
+
 def _joints(rng, action, acting):
   """{keypoint: (x, y)} in body units around the hips, before scaling."""
   pose, points = _POSES[action], {}
   lean = rng.uniform(-0.03, 0.03)
   for side, sign in (('left', 1), ('right', -1)):
     which = 0 if side == acting else 1
-    (upper, fore), (thigh, shin) = (np.add(pose[limb][which], rng.uniform(-7, 7, 2)) for limb in ('arms', 'legs'))
+    (upper, fore), (thigh, shin) = (_shaken(pose[limb][which], rng) for limb in ('arms', 'legs'))
     points[f'{side}_hip'] = hip = (sign * 0.055, 0.0)
     points[f'{side}_knee'] = knee = _toward(hip, thigh, _LEG[0], sign)
     points[f'{side}_ankle'] = _toward(knee, shin, _LEG[1], sign)
@@ -96,19 +100,15 @@ def _paint(canvas, points, unit, rng):
     shoulder, elbow, wrist = (points[f'{side}_{joint}'] for joint in ('shoulder', 'elbow', 'wrist'))
     canvas.line(shoulder, elbow, thick, arm)
     canvas.line(elbow, wrist, thick, arm)
-    for x, y in (ankle, wrist):
-      radius = 0.034 * unit
-      canvas.ellipse((x - radius, y - radius, x + radius, y + radius), shade(leg if (x, y) == ankle else arm, 0.6))
+    canvas.dot(ankle, 0.034 * unit, shade(leg, 0.6))
+    canvas.dot(wrist, 0.034 * unit, shade(arm, 0.6))
   canvas.polygon([points[name] for name in ('left_shoulder', 'right_shoulder', 'right_hip', 'left_hip')], (92, 92, 104))
   head, radius = points['head'], _HEAD * unit
   for name in ('left_ear', 'right_ear'):
-    x, y = points[name]
-    canvas.ellipse((x - radius * 0.28, y - radius * 0.28, x + radius * 0.28, y + radius * 0.28), shade(_SKIN, 0.75))
-  canvas.ellipse((head[0] - radius, head[1] - radius, head[0] + radius, head[1] + radius), _SKIN)
+    canvas.dot(points[name], 0.28 * radius, shade(_SKIN, 0.75))
+  canvas.dot(head, radius, _SKIN)
   for name, dot in (('left_eye', 0.17), ('right_eye', 0.17), ('nose', 0.14)):
-    x, y = points[name]
-    color = (190, 90, 70) if name == 'nose' else DARK
-    canvas.ellipse((x - radius * dot, y - radius * dot, x + radius * dot, y + radius * dot), color)
+    canvas.dot(points[name], dot * radius, (190, 90, 70) if name == 'nose' else DARK)
   return canvas.box()
 
 
@@ -132,13 +132,13 @@ def draw(rng: np.random.Generator, size: int):
   action = ACTIONS[int(rng.integers(len(ACTIONS)))]
   acting = ('left', 'right')[int(rng.integers(2))]
   joints = _joints(rng, action, acting)
-  reach = np.array(list(joints.values()))
-  low, high = reach.min(0) - 0.11, reach.max(0) + 0.04
-  low[1] = min(low[1], joints['head'][1] - _HEAD - 0.02)
-  unit = min(rng.uniform(0.56, 0.875) / (high[1] - low[1]), 0.96 / (high[0] - low[0]), 1.0)
-  room = 1 - unit * (high - low)
-  origin = rng.uniform(0, 1, 2) * room - unit * low
-  points = {name: (origin[0] + unit * x, origin[1] + unit * y) for name, (x, y) in joints.items()}
+  across, down = zip(*joints.values(), strict=True)
+  left, right, bottom = min(across) - 0.04, max(across) + 0.04, max(down) + 0.04
+  top = min(min(down) - 0.04, joints['head'][1] - _HEAD - 0.02)
+  unit = min(rng.uniform(0.56, 0.875) / (bottom - top), 0.96 / (right - left), 1.0)
+  x0 = rng.uniform(0, 1 - unit * (right - left)) - unit * left
+  y0 = rng.uniform(0, 1 - unit * (bottom - top)) - unit * top
+  points = {name: (x0 + unit * x, y0 + unit * y) for name, (x, y) in joints.items()}
   canvas = Canvas(size)
   _stage(canvas, action, points, unit)
   box = _paint(canvas, points, unit, rng)

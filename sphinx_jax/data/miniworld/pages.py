@@ -237,7 +237,7 @@ def draw(rng: np.random.Generator, size: int):
   canvas = Canvas(size)
   canvas.rectangle((0, 0, 1, 1), tuple(int(c - rng.integers(0, 8)) for c in WHITE))
   left, right = rng.uniform(3, 7) * PX, 1 - rng.uniform(3, 7) * PX
-  gaps = rng.dirichlet(_looseness(labels)) * spare
+  gaps = (rng.dirichlet(_looseness(labels)) * spare).tolist()
   y, blocks = 2.5 * PX, []
   for k, (label, height) in enumerate(zip(labels, heights)):
     y += gaps[k]
