@@ -47,7 +47,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
     SystemExit: after SIGTERM or Ctrl-C, once the run is saved.
   """
   workdir = config_lib.claim(workdir, config, ignore=RESIZABLE)
-  if checkpoints.latest(workdir) == config.steps:
+  before = checkpoints.latest(workdir)
+  if before == config.steps:
     log.info('%s: finished before', workdir)
     return checkpoints.load_meta(workdir)['metrics']
 
@@ -55,11 +56,13 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
   plan = Plan(config)
   data = open_data(config)
   log.info('mixture of %s:\n%s', config.name, data.table)
+  if before is None and config.init_from:
+    check_parent(config, plan, data)
   abstract, train_step = compile_step(config, plan)
 
   with contextlib.ExitStack() as stack:
     store = stack.enter_context(checkpoints.Store(workdir, config.checkpoint.keep))
-    state, position, sums = start(config, plan, abstract, store, data)
+    state, position, sums = start(config, plan, abstract, store)
     first = int(state.step)
     writer = stack.enter_context(contextlib.closing(writers.Writer(workdir, first, jax.process_index() == 0)))
     batches = stack.enter_context(contextlib.closing(data.batches(position)))
@@ -223,8 +226,7 @@ def describe_memory(compiled: Any) -> str:
   return f'a device holds {memory.argument_size_in_bytes / 2**20:.0f} MiB and works in {memory.temp_size_in_bytes / 2**20:.0f} MiB'
 
 
-def start(config: ConfigDict, plan: Plan, abstract: states.State, store: checkpoints.Store,
-          data: Data) -> tuple[states.State, int, dict]:
+def start(config: ConfigDict, plan: Plan, abstract: states.State, store: checkpoints.Store) -> tuple[states.State, int, dict]:
   """The state to go on from: the run's own last checkpoint, or the parameters of `init_from`, or scratch.
 
   Returns:
@@ -236,7 +238,11 @@ def start(config: ConfigDict, plan: Plan, abstract: states.State, store: checkpo
     params, opt_state, meta = store.restore(step, plan.params, abstract.opt_state)
     position, sums = meta['data_position'], meta['window']
   else:
-    params = load_parent(config, plan, data) if config.init_from else make_params(config, plan)
+    if config.init_from:
+      log.info('starting from %s', config.init_from)
+      params = checkpoints.load_params(config.init_from, plan.params)
+    else:
+      params = make_params(config, plan)
     optimizer, _ = make_optimizer(config, plan.axes)
     layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract.opt_state)
     opt_state = jax.jit(optimizer.init, out_shardings=layouts)(states.split(params, config.trained)[0])
@@ -246,20 +252,23 @@ def start(config: ConfigDict, plan: Plan, abstract: states.State, store: checkpo
   return states.State(step, trained, frozen, opt_state), position, sums
 
 
-def load_parent(config: ConfigDict, plan: Plan, data: Data) -> dict:
-  """The parameters of `init_from`, whose tokenizer must be this run's."""
-  log.info('starting from %s', config.init_from)
+def check_parent(config: ConfigDict, plan: Plan, data: Data) -> None:
+  """Refuses an `init_from` that does not fit: not a checkpoint, other leaves, another tokenizer."""
+  checkpoints.check(config.init_from, plan.params)
   if checkpoints.load_meta(config.init_from).get('tokenizer') != data.carried['tokenizer']:
     raise errors.make(f"init_from '{config.init_from}'", 'another tokenizer', f"that of '{config.tokenizer}'",
                       'train with the tokenizer that the checkpoint carries')
-  return checkpoints.load_params(config.init_from, plan.params)
 
 
 def make_params(config: ConfigDict, plan: Plan) -> dict:
   """Fresh parameters, made where they will lie."""
   def make(rng: jax.Array) -> dict:
     return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), sphinx.init(config.model, rng), plan.params)
-  return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, plan.params))(jax.random.key(config.seed))
+  layouts = jax.tree.map(lambda leaf: leaf.sharding, plan.params)
+  # It runs once, and XLA:CPU would compile it longer than anything else in the run.
+  quick = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+  options = quick if jax.default_backend() == 'cpu' else None
+  return jax.jit(make, out_shardings=layouts, compiler_options=options)(jax.random.key(config.seed))
 
 
 def main() -> None:

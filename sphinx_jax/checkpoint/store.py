@@ -129,21 +129,39 @@ def load_params(directory: Path, expected: Mapping | None = None) -> dict:
     Tree of jax.Array.
 
   Raises:
-    SphinxError: the directory is not a checkpoint; leaves that are missing, extra or of another shape, all named.
+    SphinxError: as `check`.
   """
-  load_meta(directory)
   place = _locate(directory)
-  reader = _reader()
-  found = reader.metadata(place / 'params').item_metadata
-  if found is None:
-    raise _not_one(place, 'a folder without readable params')
-  stored = trees.flatten(found.tree)
   if expected is None:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     expected = trees.unflatten({path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
-                                for path, leaf in stored.items()})
-  _compare(expected, stored, place)
-  return reader.restore(place / 'params', expected)
+                                for path, leaf in _stored(place).items()})
+  check(place, expected)
+  return _reader().restore(place / 'params', expected)
+
+
+def check(directory: Path, expected: Mapping) -> None:
+  """Compares the parameters of a checkpoint with what a model expects, without reading them.
+
+  Args:
+    directory: a run's directory or one step's.
+    expected: tree of ShapeDtypeStruct.
+
+  Raises:
+    SphinxError: the directory is not a checkpoint, or of another layout version; leaves that are missing, extra or of
+      another shape, all named.
+  """
+  place = _locate(directory)
+  _compare(expected, _stored(place), place)
+
+
+def _stored(place: pathlib.Path) -> dict[str, Any]:
+  """Path -> shape and dtype of what is on disk."""
+  load_meta(place)
+  found = _reader().metadata(place / 'params').item_metadata
+  if found is None:
+    raise _not_one(place, 'a folder without readable params')
+  return trees.flatten(found.tree)
 
 
 def _compare(expected: Mapping, stored: Mapping[str, Any], place: pathlib.Path) -> None:
