@@ -191,7 +191,7 @@ def test_captions_are_short_and_the_domains_differ(kind):
   made = scenes(kind, 120)
   real = [each.annotation['caption_real'] for each in made]
   synthetic = [each.annotation['caption_synthetic'] for each in made]
-  assert max(len(text.split()) for text in real + synthetic) <= 44
+  assert max(len(text.split()) for text in real + synthetic) <= 40
   assert all(text == text.lower() for text in real)
   assert not any(text.endswith('.') and not text.endswith('..') for text in real)
   assert all(text.endswith('.') for text in synthetic)
@@ -291,8 +291,12 @@ def test_a_build_is_recognised_resumed_and_never_mistaken(tmp_path, monkeypatch)
 
 def test_impossible_numbers_are_refused_before_anything_is_drawn(tmp_path):
   builder = pytest.importorskip('sphinx_jax.data.miniworld.builder')
-  with pytest.raises(errors.SphinxError, match="sizes\\['test'\\]\\['page'\\]"):
-    builder.build(tmp_path, SIZES | {'test': {'objects': 1, 'words': 1, 'figure': 1, 'text': 1}})
+  with pytest.raises(errors.SphinxError, match="sizes\\['test'\\]\\['page'\\]: got 0"):
+    builder.build(tmp_path, {'test': {'page': 0}})
+  with pytest.raises(errors.SphinxError, match="did you mean 'figure'"):
+    builder.build(tmp_path, {'test': {'figures': 3}})
+  with pytest.raises(errors.SphinxError, match="did you mean 'validation'"):
+    builder.build(tmp_path, {'validatoin': {'figure': 3}})
   with pytest.raises(errors.SphinxError, match='image_size'):
     builder.build(tmp_path, SIZES, image_size=8)
   with pytest.raises(errors.SphinxError, match='seed'):

@@ -31,7 +31,7 @@ class Miniworld(tfds.core.GeneratorBasedBuilder):
   `workers.pool`, which draws (default: this process), advance: called with 1 for each finished scene.
   """
 
-  VERSION = tfds.core.Version('1.0.1')
+  VERSION = tfds.core.Version('1.0.2')
   BUILDER_CONFIGS = [
     tfds.core.BuilderConfig(name='scenes', description='drawn scenes'),
     tfds.core.BuilderConfig(name='text', description='sentences about the scenes'),
@@ -82,28 +82,28 @@ class Miniworld(tfds.core.GeneratorBasedBuilder):
 
 def _identity(sizes, image_size, seed):
   """What a build depends on; kept in its metadata to know it again."""
-  return {
-    'sizes': {split: dict(sizes[split]) for split in scene.SPLITS},
-    'image_size': int(image_size),
-    'seed': int(seed),
-  }
+  return {'sizes': sizes, 'image_size': int(image_size), 'seed': int(seed)}
 
 
-def _check(sizes, image_size, seed):
+def _resolved(sizes):
+  """`sizes` with what is not given taken from SIZES. Raises SphinxError for unknown names and impossible numbers."""
+  for split, kinds in sizes.items():
+    if split not in SIZES:
+      raise errors.unknown('miniworld split', split, SIZES)
+    for kind, count in kinds.items():
+      if kind not in SIZES[split]:
+        raise errors.unknown(f"kind in miniworld sizes['{split}']", kind, SIZES[split])
+      if not isinstance(count, int) or count < 1:
+        name = f"miniworld sizes['{split}']['{kind}']"
+        raise errors.make(name, repr(count), 'a whole number of at least 1', 'correct it')
+  return {split: kinds | dict(sizes.get(split, {})) for split, kinds in SIZES.items()}
+
+
+def _check(image_size, seed):
   if image_size < 32:
     raise errors.make('miniworld image_size', str(image_size), 'at least 32 pixels a side', 'choose a larger picture')
   if seed < 0:
     raise errors.make('miniworld seed', str(seed), 'a whole number from 0 on', 'choose another seed')
-  for split in scene.SPLITS:
-    for kind in (*scene.KINDS, 'text'):
-      count = sizes.get(split, {}).get(kind, 0)
-      if not isinstance(count, int) or count < 1:
-        raise errors.make(
-          f"miniworld sizes['{split}']['{kind}']",
-          repr(count),
-          'a whole number of at least 1',
-          'give every split a number for objects, words, page, figure and text',
-        )
 
 
 def location(data_dir, config) -> pathlib.Path:
@@ -130,12 +130,13 @@ def _finished(folder, identity):
 def build(data_dir, sizes=None, image_size=64, seed=0, processes=None) -> pathlib.Path:
   """Builds miniworld under `data_dir`, unless it is there already.
 
-  sizes: {split: {objects, words, page, figure, text: number}} (default SIZES), image_size: pixels a side,
-  seed: chooses everything, processes: that draw (default: up to 2; the result does not depend on it).
+  sizes: {split: {objects, words, page, figure, text: number}}, what is not given is as in SIZES,
+  image_size: pixels a side, seed: chooses everything,
+  processes: that draw (default: up to 2; the result does not depend on it).
   An interrupted build is begun again. Raises SphinxError if the folder holds a build with other numbers.
   """
-  sizes = SIZES if sizes is None else {split: dict(kinds) for split, kinds in sizes.items()}
-  _check(sizes, image_size, seed)
+  sizes = _resolved(sizes or {})
+  _check(image_size, seed)
   identity = _identity(sizes, image_size, seed)
   wanted = [config for config in CONFIGS if not _finished(location(data_dir, config), identity)]
   if wanted:

@@ -8,6 +8,7 @@ systems store with a picture) focal points and crops in numbers.
 
 from __future__ import annotations
 
+from sphinx_jax.core import coordinates
 from sphinx_jax.data.miniworld import places
 from sphinx_jax.data.miniworld.draw import COLORS
 from sphinx_jax.data.miniworld.figures import ACTIONS, KEYPOINTS
@@ -17,6 +18,7 @@ from sphinx_jax.data.miniworld.words import LEXICON
 
 WRONG = 0.1  # share of real captions with a wrong fact
 NUMBERS = 0.45  # share of real captions that end in a focal point or crop
+_ROOM = 32  # words a caption may have to get numbers as well
 _BEFORE = (
   'photo of {}',
   'image: {}',
@@ -234,9 +236,8 @@ def _wrapped(text, subject, rng):
 def _numbers(subject, box, rng):
   """Where `subject` is, as picture metadata has it: its focal point, or its crop when it has an extent."""
   if box[2] > box[0] and rng.random() < 0.5:
-    return f' crop {subject} ' + ' '.join(f'{min(edge, 0.99):.2f}' for edge in box)
-  x, y = places.center(box)
-  return f' focus {subject} {x:.2f} {y:.2f}'
+    return f' crop {subject} {coordinates.format_box(box)}'
+  return f' focus {subject} {coordinates.format_point(places.center(box))}'
 
 
 _SYNTHETIC = {
@@ -257,4 +258,6 @@ def real(scene, rng) -> str:
   """A noisy caption of an annotation; about one in ten (WRONG) has a wrong fact."""
   text, subject, box = _REAL[scene['kind']](scene, rng)
   caption = _wrapped(text, subject, rng)
-  return caption + _numbers(subject, box, rng) if rng.random() < NUMBERS else caption
+  if rng.random() < NUMBERS and len(caption.split()) <= _ROOM:
+    caption += _numbers(subject, box, rng)
+  return caption
