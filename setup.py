@@ -15,6 +15,7 @@ setuptools.setup(
         'array_record',
         'einops',
         'flax',
+        'importlib_resources',  # tensorflow-datasets imports it without asking for it.
         'jax>=0.10',
         'jinja2',
         'matplotlib',
@@ -24,7 +25,7 @@ setuptools.setup(
         'orbax-checkpoint',
         'pillow',
         'psutil',
-        'sentencepiece',
+        'sentencepiece>=0.2.3',
         'tensorflow',
         'tensorflow-datasets',
         'tqdm',

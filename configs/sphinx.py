@@ -1,13 +1,8 @@
 """Sizes and scales of SPHINX, as numbers: one model code, from the laptop to 13B.
 
-`model(llm, encoders, scale)` puts a model together from three tables:
-
-    LLMS      mini | 1b | 7b | 13b          the language model
-    ENCODERS  mini | full | light           the visual embeddings in the mix
-    SCALES    mini | 224 | 1k | 2k | 1k_pooled | light | light_1k      pixels and sub-images
-
-Official names: llama_ens = 224, llama_ens5 = 1k, llama_ens10 = 2k, llama_ens5p2 = 1k_pooled, llama_ens_light = light,
-llama_ens5_light = light_1k. Full-size numbers are those of the released models.
+`model(llm, encoders, scale)` puts a model together from three tables: LLMS (the language model), ENCODERS (the visual
+embeddings in the mix) and SCALES (pixels and sub-images; official names: 224 is llama_ens, 1k is llama_ens5, 2k is
+llama_ens10, 1k_pooled is llama_ens5p2). Full-size numbers are those of the released models.
 """
 
 from ml_collections import ConfigDict
@@ -43,3 +38,11 @@ SCALES = {
     '2k': dict(image_size=672, grid=3),
     '1k_pooled': dict(image_size=448, grid=2, pool=2),
 }
+
+
+def model(llm: str, encoders: str, scale: str, dtype: str = 'float32', **llm_settings) -> ConfigDict:
+    """The `model` section of a run: a row of each table, and changes to the language model (`rope_scaling=0.5`)."""
+    return ConfigDict(dict(
+        **{'pool': 1, 'half_round': False, **SCALES[scale]}, dtype=dtype, remat='none', scan_unroll=1,
+        encoders=ENCODERS[encoders],
+        llm={'name': 'llama', **LLMS[llm], **llm_settings}))
