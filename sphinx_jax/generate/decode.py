@@ -1,6 +1,6 @@
 """Answers to prompts about images: one batched prefill, then a cached decoding loop, all on the device.
 
-Shapes come in buckets (rows: powers of two; prompt and cache: multiples of `bucket`), so few programs are compiled and
+Shapes come in buckets (rows: multiples of 4; prompts and caches: multiples of `bucket`), so few programs are compiled and
 none silently in the middle of a chat. A cache slot is a position: right-padded prompts need no mask, because a row's
 later tokens overwrite its padding slots before any query can see them.
 """
@@ -31,12 +31,12 @@ class Generator:
     tokenizer: `data.tokenizer.Tokenizer`.
     template: `data.dialog.Template`; its `.prompt(turns, tokenizer)` gives the ids and its `.stop` ends an answer.
     rows: most prompts decoded together.
-    bucket: prompt lengths are padded to multiples of it, cache lengths to multiples of four times it.
+    bucket: prompt lengths are padded to multiples of it, cache lengths to multiples of twice it.
   Raises:
     SphinxError: the model's vocabulary is smaller than the tokenizer's.
   """
 
-  def __init__(self, model_config, params, tokenizer, template, rows=64, bucket=32):
+  def __init__(self, model_config, params, tokenizer, template, rows=128, bucket=64):
     vocabulary = model_config.llm.vocab
     if vocabulary < tokenizer.vocab_size:
       raise errors.make(
@@ -48,11 +48,13 @@ class Generator:
     self.model_config, self.params = model_config, params
     self.tokenizer, self.template = tokenizer, template
     self.rows, self.bucket = rows, bucket
+    self.max_length = model_config.llm.get('max_length', sphinx.LLMS[model_config.llm.name].max_length)
     self.visual_tokens = sphinx.visual_tokens(model_config)
     self._model = sphinx.build(model_config)
     self._stops = jnp.asarray(stop.automaton(template.stop, stop.piece_texts(tokenizer, vocabulary)))
     self._encode = jax.jit(functools.partial(self._apply, method='encode'))
-    self._prefill = jax.jit(self._prefill_rows, static_argnames='cache_length')
+    self._prefill = jax.jit(self._prefill_rows)
+    self._grow = jax.jit(self._grow_cache, static_argnames=('rows', 'length'))
     self._decode = jax.jit(self._decode_rows, static_argnames=('cache_length', 'sample'), donate_argnames='cache')
 
   def encode(self, images):
@@ -91,7 +93,8 @@ class Generator:
     limits = np.minimum(limits, self._room(lengths))
     expected = expected if expected is not None else limits
     order = sorted(range(count), key=lambda i: (round_up(lengths[i], self.bucket), expected[i]))
-    size = min(self.rows, 1 << (count - 1).bit_length())
+    size = -(-count // -(-count // self.rows))  # batches of like size: no nearly empty one at the end
+    size = min(round_up(size, 4), self.rows) if count > 1 else 1
     sampler = (seed, temperature, top_p)
     texts = [''] * count
     for begin in range(0, count, size):
@@ -111,12 +114,12 @@ class Generator:
     return tokens, [-1, *range(slots), *[-1] * (len(ids) - 1)]
 
   def _room(self, lengths):
-    room = self.model_config.llm.max_length - lengths
+    room = self.max_length - lengths
     if room.min() < 1:
       raise errors.make(
         'generator',
         f'a prompt of {lengths.max()} positions (image included)',
-        f'fewer than llm.max_length={self.model_config.llm.max_length}',
+        f'fewer than llm.max_length={self.max_length}',
         'shorten the conversation',
       )
     return room
@@ -138,14 +141,14 @@ class Generator:
     """Token ids [B, N] of the answers of one batch; -1 after a row's end."""
     seed, temperature, top_p = sampler
     lengths = np.array([len(tokens) for tokens, _ in rows], np.int32)
-    longest = self.model_config.llm.max_length
-    width = min(round_up(lengths.max(), self.bucket), longest)
-    cache_length = min(round_up((lengths + limits).max(), 4 * self.bucket), longest)
+    width = min(round_up(lengths.max(), self.bucket), self.max_length)
+    cache_length = min(round_up((lengths + limits).max(), 2 * self.bucket), self.max_length)
     tokens = np.zeros((len(rows), width), np.int32)
     visual_index = np.full((len(rows), width), -1, np.int32)
     for b, (row, index) in enumerate(rows):
       tokens[b, : len(row)], visual_index[b, : len(row)] = row, index
-    logits, cache = self._prefill(self.params, tokens, visual_index, lengths, visual, cache_length=cache_length)
+    logits, cache = self._prefill(self.params, tokens, visual_index, lengths, visual)
+    cache = self._grow(cache, rows=len(rows), length=cache_length)
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(streams.astype(np.uint32))
     out, _ = self._decode(
       self.params, cache, logits, lengths, limits, keys, temperature, top_p,
@@ -156,12 +159,17 @@ class Generator:
   def _apply(self, params, *args, method):
     return self._model.apply({'params': params}, *args, method=method)
 
-  def _prefill_rows(self, params, tokens, visual_index, lengths, visual, *, cache_length):
-    """-> (logits of each row's last prompt position float32[B, V], cache)."""
+  def _prefill_rows(self, params, tokens, visual_index, lengths, visual):
+    """-> (logits of each row's last prompt position float32[B, V], cache as long as the prompts)."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    cache = sphinx.init_cache(self.model_config, len(tokens), cache_length)
+    cache = sphinx.init_cache(self.model_config, *tokens.shape)
     logits, cache = self._apply(params, tokens, visual_index, positions, visual, cache, method='decode')
     return jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0], cache
+
+  def _grow_cache(self, cache, *, rows, length):
+    """The same cache with more slots; apart from prefill, so that its programs do not multiply with cache lengths."""
+    empty = sphinx.init_cache(self.model_config, rows, length)
+    return jax.tree.map(lambda long, part: jax.lax.dynamic_update_slice(long, part, (0,) * part.ndim), empty, cache)
 
   def _decode_rows(self, params, cache, logits, lengths, limits, keys, temperature, top_p, *, cache_length, sample):
     """The decoding loop; it ends when every row has stopped. -> (int32[B, cache_length], -1 where stopped; cache).

@@ -106,8 +106,9 @@ def test_limits_cut_answers(monkeypatch):
 
 
 def test_ids_that_the_tokenizer_lacks_are_never_said():
-  generator = decode.Generator(small.config(vocab=400), sphinx.init(small.config(vocab=400), jax.random.key(0)),
-                               small.tokenizer(), dialog.Template(''))
+  config = small.config(vocab=400)
+  params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), sphinx.abstract_params(config))
+  generator = decode.Generator(config, params, small.tokenizer(), dialog.Template(''), bucket=16)
   ids = generator._batch([generator._row([('q', None)], False)], None, np.array([40]), np.array([0]), (1, 5.0, 1.0))
   assert 0 <= ids[ids >= 0].max() < small.tokenizer().vocab_size
 
