@@ -1,27 +1,27 @@
 """The training door, with the real model at a tiny width and batches made in memory."""
 
 import base64
-import contextlib
-import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict, config_dict
 
 from sphinx_jax import train as door
 from sphinx_jax.checkpoint import store
 from sphinx_jax.core import config as config_lib, errors, trees
 from sphinx_jax.models import sphinx
-from sphinx_jax.training import writer
+from sphinx_jax.parallel import placement
+from sphinx_jax.training import state, writer
 
-TIMES = ('steps_per_second', 'examples_per_second', 'tokens_per_second', 'data_wait_share', 'rss_bytes')
+MACHINE = ('steps_per_second', 'examples_per_second', 'tokens_per_second', 'data_wait_share', 'rss_bytes')
+VISUAL_TOKENS = 7  # Start, class, 2 x 2 patches, end.
 
 
 def tiny(**changes) -> ConfigDict:
@@ -37,7 +37,7 @@ def tiny(**changes) -> ConfigDict:
       optimizer=dict(lr=1e-2, warmup=2, decay_to=0.1, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0, accumulate=1,
                      moment_dtype='float32'),
       steps=5, log_every=2, eval_every=3, eval_batches=1, checkpoint=dict(every=3, keep=2),
-      mesh=dict(data=1, fsdp=1, tensor=1), init_from=None, validation=dict(real=source)))
+      mesh=dict(data=1, fsdp=1, tensor=1), init_from=config_dict.placeholder(str), validation=dict(real=source)))
   config.update_from_flattened_dict(changes)
   return config.lock()
 
@@ -45,7 +45,7 @@ def tiny(**changes) -> ConfigDict:
 def make_batch(config: ConfigDict, position: int) -> dict:
   """A picture, then a text in which every token follows from the one before; the second half of a row is padding."""
   rng = np.random.default_rng(position)
-  rows, length, tokens = config.batch.rows, config.batch.length, sphinx.visual_tokens(config.model)
+  rows, length, tokens = config.batch.rows, config.batch.length, VISUAL_TOKENS
   zeros = lambda dtype: np.zeros((rows, length), dtype)
   batch = {name: zeros(np.int32) for name in ('tokens', 'targets', 'positions', 'segments', 'task')}
   batch['visual_index'] = zeros(np.int32) - 1
@@ -88,18 +88,33 @@ def in_memory(spoil=lambda position, batch: batch):
   return open_data
 
 
+@pytest.fixture(scope='module', autouse=True)
+def compiled_once(tmp_path_factory):
+  """Most of these runs are one program, and compiling it is most of their time."""
+  settings = {'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('programs')),
+              'jax_persistent_cache_min_compile_time_secs': 0.0, 'jax_disable_most_optimizations': True}
+  before = {name: jax.config.values[name] for name in settings}
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+
+
 @pytest.fixture(autouse=True)
-def data(monkeypatch):
+def memory(monkeypatch):
   monkeypatch.setattr(door, 'open_data', in_memory())
 
 
 def lines(workdir: pathlib.Path) -> list[dict]:
-  """What a run wrote, without what depends on the machine's speed."""
-  return [{name: value for name, value in line.items() if name not in TIMES} for line in writer.read(workdir)]
+  """What a run wrote, without what depends on the machine."""
+  return [{name: value for name, value in line.items() if name not in MACHINE} for line in writer.read(workdir)]
 
 
 @pytest.fixture(scope='module')
-def unbroken(tmp_path_factory) -> pathlib.Path:
+def unbroken(tmp_path_factory, compiled_once) -> pathlib.Path:
   workdir = tmp_path_factory.mktemp('runs') / 'unbroken'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(door, 'open_data', in_memory())
@@ -107,11 +122,157 @@ def unbroken(tmp_path_factory) -> pathlib.Path:
   return workdir
 
 
+def interrupt_at(position: int, action):
+  """Data that does something when it is asked for one batch."""
+  def spoil(at: int, batch: dict) -> dict:
+    if at == position:
+      action()
+    return batch
+  return in_memory(spoil)
+
+
+def crash():
+  raise RuntimeError('as if killed')
+
+
 def test_run_learns_and_says_so(unbroken):
   written = writer.read(unbroken)
   assert [line['step'] for line in written] == [2, 3, 4, 5, 5]
   assert written[-2]['loss'] < written[0]['loss']
-  assert {'loss/ocr', 'loss/vqa', 'learning_rate', 'grad_norm', 'useful_share', *TIMES} <= set(written[0])
+  assert {'loss/ocr', 'loss/vqa', 'learning_rate', 'grad_norm', 'useful_share', *MACHINE} <= set(written[0])
   assert written[0]['useful_share'] == pytest.approx(14 / 16)
   assert 'validation/real' in written[-1]
   assert list((unbroken / 'tensorboard').iterdir())
+
+
+def test_batches_fit_the_model():
+  assert sphinx.visual_tokens(tiny().model) == VISUAL_TOKENS
+
+
+def test_frozen_leaves_stay_and_trained_ones_move(unbroken):
+  config = tiny()
+  begin, end = trees.flatten(door.make_params(config, door.Plan(config))), trees.flatten(store.load_params(unbroken))
+  assert set(begin) == set(end)
+  for path in begin:
+    assert (np.asarray(begin[path]).tobytes() == np.asarray(end[path]).tobytes()) == path.startswith('encoders/'), path
+
+
+def test_checkpoint_carries_what_inference_needs(unbroken):
+  meta = store.load_meta(unbroken)
+  assert config_lib.to_json(config_lib.from_json(meta['config'])) == config_lib.to_json(tiny())
+  assert base64.b64decode(meta['tokenizer']) == b'pieces' and 'dialog' in meta and meta['data_position'] == 5
+
+
+def test_finished_run_is_recognised(unbroken, monkeypatch):
+  monkeypatch.setattr(door, 'Plan', None)
+  metrics = door.train(tiny(), unbroken)
+  written = writer.read(unbroken)
+  assert metrics['loss'] == written[-2]['loss'] and metrics['validation/real'] == written[-1]['validation/real']
+
+
+def test_broken_run_goes_on_bit_for_bit(unbroken, tmp_path, monkeypatch):
+  # Asked to stop in the first update, in the middle of a window of metrics: it saves first.
+  monkeypatch.setattr(door, 'open_data', interrupt_at(0, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+  with pytest.raises(SystemExit) as caught:
+    door.train(tiny(), tmp_path)
+  assert caught.value.code == 128 + signal.SIGTERM and store.latest(tmp_path) == 1 and lines(tmp_path) == []
+  # Dies after step 4, whose line is on disk: step 3 is the last save, and again in the middle of a window.
+  monkeypatch.setattr(door, 'open_data', interrupt_at(4, crash))
+  with pytest.raises(RuntimeError):
+    door.train(tiny(), tmp_path)
+  assert store.latest(tmp_path) == 3 and lines(tmp_path)[-1]['step'] == 4
+  monkeypatch.setattr(door, 'open_data', in_memory())
+  door.train(tiny(), tmp_path)
+  assert lines(tmp_path) == lines(unbroken)
+  jax.tree.map(np.testing.assert_array_equal, store.load_params(tmp_path), store.load_params(unbroken))
+
+
+@pytest.fixture(scope='module')
+def one_device(compiled_once):
+  """Parameters to begin with, and the losses of some steps on one device."""
+  config = tiny()
+  params = jax.tree.map(np.asarray, door.make_params(config, door.Plan(config)))
+  return params, losses_from(params, config)
+
+
+def losses_from(params: dict, config: ConfigDict) -> list[tuple[float, ...]]:
+  """Loss and gradient norm of every step of a run that starts from given parameters; no files."""
+  plan = door.Plan(config)
+  abstract, update = door.compile_step(config, plan)
+  place = lambda tree, like: jax.tree.map(lambda leaf, shape: jax.device_put(leaf, shape.sharding), tree, like)
+  trained, frozen = state.split(place(params, plan.params), config.trained)
+  moments = place(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract.opt_state), abstract.opt_state)
+  current = state.State(place(np.int32(0), abstract.step), trained, frozen, moments)
+  result = []
+  for position in range(20):
+    current, metrics = update(current, placement.put(make_batch(config, position), plan.rows))
+    result.append((float(metrics['loss']), float(metrics['grad_norm'])))
+  return result
+
+
+@pytest.mark.parametrize('data, fsdp, tensor', [(2, 2, 2), (8, 1, 1), (2, 4, 1)])
+def test_any_mesh_gives_the_losses_of_one_device(one_device, data, fsdp, tensor):
+  params, expected = one_device
+  found = losses_from(params, tiny(**{'mesh.data': data, 'mesh.fsdp': fsdp, 'mesh.tensor': tensor}))
+  np.testing.assert_allclose(found, expected, rtol=2e-3)
+  np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+
+
+def test_run_goes_on_with_another_mesh(unbroken, tmp_path, monkeypatch):
+  opened = interrupt_at(4, crash)  # Without validation: its compilation would be all that it adds.
+  monkeypatch.setattr(door, 'open_data', lambda config: opened(config)._replace(validation={}))
+  with pytest.raises(RuntimeError):
+    door.train(tiny(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}), tmp_path)
+  monkeypatch.setattr(door, 'open_data', in_memory())
+  door.train(tiny(), tmp_path)
+  ours, theirs = ([line for line in lines(run) if 'loss' in line] for run in (tmp_path, unbroken))
+  assert [line.keys() for line in ours] == [line.keys() for line in theirs]
+  for our, their in zip(ours, theirs):
+    assert our == pytest.approx(their, rel=2e-4)
+
+
+def test_number_that_is_not_finite_stops_and_keeps_the_last_good(tmp_path, monkeypatch):
+  def spoil(at: int, batch: dict) -> dict:
+    return batch | {'loss_weight': batch['loss_weight'] * (np.float32('nan') if at == 3 else 1)}
+  monkeypatch.setattr(door, 'open_data', in_memory(spoil))
+  with pytest.raises(errors.SphinxError, match='steps 3 to 4: got loss nan at step 4'):
+    door.train(tiny(), tmp_path)
+  assert store.latest(tmp_path) == 3
+
+
+def test_workdir_of_another_config_is_refused(unbroken):
+  with pytest.raises(errors.SphinxError, match='optimizer.lr: 0.01 there, 0.5 here'):
+    door.train(tiny(**{'optimizer.lr': 0.5}), unbroken)
+
+
+def test_init_from_takes_the_parameters_only(unbroken, tmp_path):
+  config = tiny(init_from=str(unbroken))
+  plan = door.Plan(config)
+  abstract, _ = door.compile_step(config, plan)
+  with store.Store(tmp_path) as own:
+    begun, position, sums = door.start(config, plan, abstract, own)
+  jax.tree.map(np.testing.assert_array_equal, begun.params, store.load_params(unbroken))
+  assert int(begun.step) == 0 and position == 0 and sums == {}
+  assert not any(np.any(leaf) for leaf in jax.tree.leaves(begun.opt_state))
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'model.llm.width': 24}, r'llm/norm/scale: shape \(16,\), expected \(24,\)'), ({'init_from': 'nowhere'}, 'nothing there')])
+def test_init_from_that_does_not_fit_is_refused_before_compilation(unbroken, tmp_path, monkeypatch, changes, words):
+  monkeypatch.setattr(door, 'compile_step', None)
+  with pytest.raises(errors.SphinxError, match=words):
+    door.train(tiny(**({'init_from': str(unbroken)} | changes)), tmp_path)
+
+
+def test_init_from_of_another_tokenizer_is_refused(unbroken, tmp_path, monkeypatch):
+  opened = in_memory()(tiny())
+  monkeypatch.setattr(door, 'open_data', lambda config: opened._replace(carried={'tokenizer': 'other'}))
+  with pytest.raises(errors.SphinxError, match='another tokenizer'):
+    door.train(tiny(init_from=str(unbroken)), tmp_path)
+
+
+def test_door_without_workdir_says_what_to_do(tmp_path):
+  config = tmp_path / 'config.py'
+  config.write_text('import ml_collections\ndef get_config(): return ml_collections.ConfigDict()\n')
+  done = subprocess.run([sys.executable, '-m', 'sphinx_jax.train', f'--config={config}'], capture_output=True, text=True)
+  assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith('error: --workdir: got nothing')

@@ -1,0 +1,58 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sphinx_jax.training import loss
+
+
+def batch(seed: int = 0) -> tuple[jax.Array, dict]:
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(rng.normal(size=(2, 5, 7)), jnp.float32), {
+      'targets': jnp.asarray(rng.integers(0, 7, (2, 5)), jnp.int32), 'task': jnp.asarray(rng.integers(0, 3, (2, 5)), jnp.int32),
+      'loss_weight': jnp.asarray(rng.integers(0, 3, (2, 5)), jnp.float32)}
+
+
+def test_cross_entropy_is_that_of_the_textbook():
+  logits, fields = batch()
+  want = optax.softmax_cross_entropy_with_integer_labels(logits, fields['targets'])
+  np.testing.assert_allclose(loss.cross_entropy(logits, fields['targets']), want, rtol=1e-5)
+  assert loss.cross_entropy(logits.astype(jnp.bfloat16), fields['targets']).dtype == jnp.float32
+
+
+def test_mean_is_over_weights_and_tasks_add_up():
+  logits, fields = batch()
+  sums = loss.sums(logits, fields, tasks=3)
+  each = np.asarray(loss.cross_entropy(logits, fields['targets']))
+  np.testing.assert_allclose(loss.mean(sums['loss'], sums['weight']), np.average(each, weights=fields['loss_weight']), rtol=1e-5)
+  for task in range(3):
+    mine = np.asarray(fields['loss_weight']) * (np.asarray(fields['task']) == task)
+    np.testing.assert_allclose(sums['task_loss'][task], (mine * each).sum(), rtol=1e-5, atol=1e-6)
+    assert sums['task_weight'][task] == mine.sum()
+  np.testing.assert_allclose(sums['task_loss'].sum(), sums['loss'], rtol=1e-5)
+
+
+def test_nothing_to_learn_gives_zero_and_no_gradient():
+  logits, fields = batch()
+  fields['loss_weight'] *= 0
+
+  def value(logits):
+    sums = loss.sums(logits, fields, 3)
+    return loss.mean(sums['loss'], sums['weight'])
+
+  number, gradient = jax.value_and_grad(value)(logits)
+  assert number == 0 and not np.any(gradient)
+
+
+def test_unweighted_positions_get_no_gradient():
+  logits, fields = batch()
+  gradient = jax.grad(lambda logits: loss.sums(logits, fields, 3)['loss'])(logits)
+  changed = np.abs(gradient).max(axis=-1) > 0
+  np.testing.assert_array_equal(changed, np.asarray(fields['loss_weight']) > 0)
+  assert 0 < changed.sum() < changed.size
+
+
+def test_mean_of_huge_logits_is_finite():
+  logits = jnp.asarray([[[1e4, -1e4]]], jnp.float32)
+  assert loss.cross_entropy(logits, jnp.zeros((1, 1), jnp.int32))[0, 0] == pytest.approx(0)

@@ -1,0 +1,31 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sphinx_jax.core import errors
+from sphinx_jax.training import state
+
+PARAMS = {'encoders': {'clip': {'w': jnp.ones((2, 2)), 'count': jnp.ones((), jnp.int32)}}, 'llm': {'w': jnp.zeros(3)}}
+FROZEN_ENCODERS = (('encoders/.*', 'none'), ('.*', 'train'))
+
+
+def test_split_and_merge_are_inverse():
+  trained, frozen = state.split(PARAMS, FROZEN_ENCODERS)
+  assert set(trained) == {'llm'} and set(frozen) == {'encoders'}
+  assert jax.tree.all(jax.tree.map(lambda a, b: a is b, state.merge(trained, frozen), PARAMS))
+
+
+def test_first_match_decides_and_all_must_be_covered():
+  assert not state.split(PARAMS, (('.*', 'train'), ('.*', 'none')))[1]
+  with pytest.raises(errors.SphinxError, match='llm/w'):
+    state.split(PARAMS, (('encoders/.*', 'none'),))
+  with pytest.raises(errors.SphinxError, match="'trian'.*did you mean 'train'"):
+    state.split(PARAMS, (('.*', 'trian'),))
+
+
+def test_frozen_rests_in_compute_dtype_and_trained_in_float32():
+  resting = state.at_rest(jax.eval_shape(lambda: PARAMS), FROZEN_ENCODERS, 'bfloat16')
+  assert resting['encoders']['clip']['w'].dtype == jnp.bfloat16
+  assert resting['encoders']['clip']['count'].dtype == np.int32
+  assert resting['llm']['w'].dtype == jnp.float32

@@ -1,0 +1,83 @@
+"""The update with a model of one matrix, so that compilation is nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sphinx_jax.training import optimizer, state, step
+
+VOCAB, ROWS, LENGTH = 7, 8, 5
+RATE = lambda count: jnp.float32(0.1)
+
+
+def apply(params: dict, batch: dict) -> jax.Array:
+  return jnp.take(params['frozen']['table'], batch['tokens'], axis=0) @ params['trained']['w'] + params['trained']['b']
+
+
+def batch(seed: int = 0) -> dict:
+  rng = np.random.default_rng(seed)
+  draw = lambda high: jnp.asarray(rng.integers(0, high, (ROWS, LENGTH)), jnp.int32)
+  weight = rng.random((ROWS, LENGTH)) * (np.arange(ROWS)[:, None] > 1)  # Microbatches of unequal weight.
+  return {'tokens': draw(VOCAB), 'targets': draw(VOCAB), 'loss_weight': jnp.asarray(weight, jnp.float32),
+          'task': draw(2), 'segments': draw(3)}
+
+
+def make(accumulate: int = 1):
+  rng = np.random.default_rng(1)
+  trained = {'trained': {'w': jnp.asarray(rng.normal(size=(4, VOCAB)), jnp.float32), 'b': jnp.zeros(VOCAB)}}
+  frozen = {'frozen': {'table': jnp.asarray(rng.normal(size=(VOCAB, 4)), jnp.bfloat16)}}
+  tx = optimizer.make_optimizer(RATE, jax.tree.map(lambda x: x.ndim > 1, trained), (0.9, 0.95), 0.1, 1.0)
+  begin = state.State(jnp.int32(0), trained, frozen, tx.init(trained))
+  return begin, jax.jit(step.make_train_step(apply, tx, RATE, 2, accumulate))
+
+
+def run(accumulate: int, steps: int = 3):
+  current, update = make(accumulate)
+  for seed in range(steps):
+    current, metrics = update(current, batch(seed))
+  return current, metrics
+
+
+def test_accumulating_microbatches_is_one_large_batch():
+  whole, metrics = run(1)
+  for accumulate in (2, 4):
+    parts, cut = run(accumulate)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, parts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), metrics, cut)
+
+
+def test_frozen_is_untouched_and_has_no_moments():
+  begin, _ = make()
+  end, _ = run(2)
+  assert np.asarray(begin.frozen['frozen']['table']).tobytes() == np.asarray(end.frozen['frozen']['table']).tobytes()
+  assert not np.array_equal(begin.trained['trained']['w'], end.trained['trained']['w'])
+  assert sorted({leaf.shape for leaf in jax.tree.leaves(end.opt_state)}) == [(), (4, VOCAB), (VOCAB,)]
+  assert int(end.step) == 3
+
+
+def test_metrics_count_the_batch():
+  current, update = make()
+  fields = batch()
+  _, metrics = update(current, fields)
+  segments = np.asarray(fields['segments'])
+  assert metrics['examples'] == segments.max(axis=1).sum() and metrics['useful'] == (segments > 0).sum()
+  assert metrics['positions'] == ROWS * LENGTH and metrics['learning_rate'] == pytest.approx(0.1)
+  assert metrics['weight'] == pytest.approx(float(fields['loss_weight'].sum()))
+
+
+def test_batch_without_weight_changes_nothing_but_decay():
+  current, update = make()
+  new, metrics = update(current, batch() | {'loss_weight': jnp.zeros((ROWS, LENGTH))})
+  assert metrics['loss'] == 0 and metrics['grad_norm'] == 0
+  np.testing.assert_array_equal(new.trained['trained']['b'], current.trained['trained']['b'])
+
+
+def test_evaluation_is_one_mean_over_all_batches():
+  params = make()[0].params
+  evaluate = step.make_eval_step(apply)
+  losses = step.evaluate_loss(evaluate, params, {'both': [batch(0), batch(1)], 'first': [batch(0)],
+                                                 'none': [batch() | {'loss_weight': jnp.zeros((ROWS, LENGTH))}]})
+  sums = [[float(x) for x in evaluate(params, batch(seed))] for seed in (0, 1)]
+  assert losses['both'] == pytest.approx((sums[0][0] + sums[1][0]) / (sums[0][1] + sums[1][1]))
+  assert losses['first'] == pytest.approx(sums[0][0] / sums[0][1]) and losses['none'] == 0
