@@ -10,6 +10,9 @@ KERNELS = tables.Table('attention kernel', {
 })
 
 
+_MIN_BLOCK, _MAX_BLOCKS = 64, 8
+
+
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, segments: jax.Array | None = None,
            positions: jax.Array | None = None, kernel: str = 'xla') -> jax.Array:
   """Attention of query [B,T,H,C] over key and value [B,S,K,C]; head h reads key/value head h // (H/K).
@@ -49,13 +52,33 @@ def visible(length: int, slots: int, segments: jax.Array | None, positions: jax.
 
 def xla_attention(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array | None,
                   positions: jax.Array | None) -> jax.Array:
-  """The plain products; what every other kernel is checked against. Arguments as `attend`."""
+  """Plain products; what every other kernel is checked against. Arguments as `attend`.
+
+  Packed rows are taken in blocks of queries, each against the keys up to its end: that skips most of what causality
+  hides (4x faster on a CPU at 320 positions, together with normalising after the second product).
+  """
   batch, length, heads, width = query.shape
   slots, kv_heads = key.shape[1:3]
-  query = query.reshape(batch, length, kv_heads, heads // kv_heads, width) * width ** -0.5
-  scores = jnp.einsum('btkrc,bskc->bkrts', query, key, preferred_element_type=jnp.float32)
+  query = (query * width ** -0.5).reshape(batch, length, kv_heads, heads // kv_heads, width).transpose(0, 2, 3, 1, 4)
+  key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
   mask = visible(length, slots, segments, positions)
+  blocks = 1 if segments is None else max(1, min(_MAX_BLOCKS, length // _MIN_BLOCK))
+  parts, start = [], 0
+  for i in range(blocks):
+    end = length * (i + 1) // blocks
+    keys = slots if segments is None else end
+    parts.append(_block(query[..., start:end, :], key[:, :, :keys], value[:, :, :keys],
+                        None if mask is None else mask[:, start:end, :keys]))
+    start = end
+  out = jnp.concatenate(parts, axis=3)
+  return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
+
+
+def _block(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
+  # query [B,K,R,T,C], R query heads to a key/value head; key and value [B,K,S,C]; mask bool[B,T,S].
+  scores = jnp.einsum('bkrtc,bksc->bkrts', query, key, preferred_element_type=jnp.float32)
   if mask is not None:
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-  return jnp.einsum('bkrts,bskc->btkrc', weights, value).reshape(batch, length, heads, width)
+  weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+  out = jnp.einsum('bkrts,bksc->bkrtc', weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+  return (out / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)

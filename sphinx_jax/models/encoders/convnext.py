@@ -77,11 +77,38 @@ def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
   return jax.lax.platform_dependent(x, kernel, cpu=depthwise_shifted, default=depthwise_grouped)
 
 
+@jax.custom_vjp
 def depthwise_shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """`depthwise` as shifted products."""
-  size, border = x.shape[1], _KERNEL // 2
-  padded = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
+  """`depthwise` as shifted products, with a gradient of its own."""
+  size, padded = x.shape[1], _pad(x)
   return sum(padded[:, i:i + size, j:j + size] * kernel[i, j] for i in range(_KERNEL) for j in range(_KERNEL))
+
+
+def _pad(x: jax.Array) -> jax.Array:
+  border = _KERNEL // 2
+  return jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
+
+
+def _shifted_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
+  return depthwise_shifted(x, kernel), (x, kernel)
+
+
+def _shifted_backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+  # The kernel's gradient shift by shift, summed over positions as a product with ones: 3x faster on a CPU than the
+  # derivative of the 49 products, whose sums XLA:CPU computes column by column.
+  x, kernel = saved
+  padded = _pad(x)
+  ones = jnp.ones((1, gradient.size // gradient.shape[-1]), x.dtype)
+
+  def at(shift):
+    part = jax.lax.dynamic_slice(padded, (0, shift // _KERNEL, shift % _KERNEL, 0), gradient.shape)
+    return jnp.matmul(ones, (part * gradient).reshape(-1, gradient.shape[-1]), preferred_element_type=jnp.float32)[0]
+
+  to_kernel = jax.lax.map(at, jnp.arange(_KERNEL ** 2)).reshape(kernel.shape).astype(kernel.dtype)
+  return depthwise_shifted(gradient, kernel[::-1, ::-1]), to_kernel
+
+
+depthwise_shifted.defvjp(_shifted_forward, _shifted_backward)
 
 
 def depthwise_grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
