@@ -7,11 +7,15 @@ ids makes the check exact for every tokenizer, and it costs one small table look
 import numpy as np
 
 
-def piece_texts(tokenizer, size):
-  """The text that each of `size` token ids adds to a sentence, as list[str]; ids without text give ''."""
-  anchor = tokenizer.encode('a')[-1:]  # decoding an id alone would drop its leading space
-  known = tokenizer.decode(anchor)
-  texts = [tokenizer.decode([*anchor, i])[len(known) :] for i in range(min(size, tokenizer.vocab_size))]
+def continuation(tokenizer, ids) -> str:
+  """The text that `ids` add to a sentence; decoding them alone would drop a leading space."""
+  anchor = tokenizer.encode('a')[-1:]
+  return tokenizer.decode([*anchor, *ids])[len(tokenizer.decode(anchor)) :]
+
+
+def piece_texts(tokenizer, size) -> list[str]:
+  """The text that each of `size` token ids adds to a sentence; ids without text give ''."""
+  texts = [continuation(tokenizer, [i]) for i in range(min(size, tokenizer.vocab_size))]
   return texts + [''] * (size - len(texts))
 
 

@@ -90,7 +90,7 @@ class _Brush:
     self._to = ImageDraw.Draw(picture)
     self._limits = picture.size
     self._font = ImageFont.load_default(max(11, min(picture.size) // 26))
-    self._line = max(2, max(picture.size) // 130)
+    self._line = max(2, max(picture.size) // 100)
 
   def pixels(self, numbers):
     """Two or four coordinates in [0, 1] as pixels of the enlarged picture."""

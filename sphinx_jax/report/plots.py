@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 
 import matplotlib
 import numpy as np
@@ -91,7 +92,8 @@ def mix_curve(points, chosen, axes=None) -> Figure | None:
     nearest = np.argmin(np.abs(x - chosen))
     axes.plot(x[nearest], average[nearest], '*', ms=15, color='#e6194b', label=f'used: {chosen:g}', zorder=4)
     axes.set(xlabel='b in W = b W_real + (1 − b) W_synthetic', ylabel='validation loss', title='Weight mix')
-    axes.legend(fontsize=8, loc='best')
+    axes.set_ylim(top=axes.get_ylim()[1] + 0.28 * np.ptp(axes.get_ylim()))  # room for the legend above the curves
+    axes.legend(fontsize=8, loc='upper center', ncols=3)
   return figure
 
 
@@ -109,9 +111,10 @@ def score_bars(tasks, axes=None) -> Figure | None:
     axes.barh(y + 0.19, [task['blind'] for task in tasks.values()], 0.38, color=BLIND, label='blind (mean image)')
     axes.set_yticks(y, [name.replace('_', ' ') for name in tasks])
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1), title='Held-out score by task')
+    axes.set(xlim=(0, 1))
+    axes.set_title('Held-out score', loc='left')
     axes.grid(False, axis='y')
-    axes.legend(fontsize=8, loc='lower right')
+    axes.legend(fontsize=8, loc='lower right', bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
   return figure
 
 
@@ -143,6 +146,4 @@ def overview(tasks, points, chosen, samples) -> Figure:
 
 def wrap(text, width, lines) -> list[str]:
   """Text broken into at most `lines` lines of `width` characters, with an ellipsis where it was cut."""
-  import textwrap
-
   return textwrap.wrap(text, width, max_lines=lines, placeholder=' …') or ['']

@@ -1,0 +1,84 @@
+"""Asks a checkpoint about a picture: `python -m sphinx_jax.chat --checkpoint=DIR --image=FILE --prompt="Where is the red circle?"`.
+
+Without --prompt it reads one question a line and remembers the turns. Boxes, points and poses in an answer are drawn on
+the original picture and written to --output. Everything else the model needs travels inside the checkpoint.
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+from absl import flags
+
+from sphinx_jax.core import cli, errors
+from sphinx_jax.data import images, record
+from sphinx_jax.generate import conversation, load
+from sphinx_jax.report import draw
+
+FLAGS = flags.FLAGS
+
+
+def read_image(path) -> np.ndarray:
+  """The picture in a file, uint8[Y, X, 3]. Raises SphinxError when there is none."""
+  try:
+    return images.decode(pathlib.Path(path).read_bytes())
+  except OSError as error:
+    raise errors.make(f"image '{path}'", error.strerror or str(error), 'a picture file', 'check --image') from error
+  except record.BadExample as error:
+    raise errors.make(f"image '{path}'", str(error), 'a readable PNG, JPEG or the like', 'check the file') from error
+
+
+def write_drawing(picture, question, answer, output) -> bool:
+  """Draws an answer's boxes and points on the original picture; False when there is nothing to draw."""
+  if picture is None or not output or not draw.is_drawable(answer):
+    return False
+  try:
+    draw.draw(picture, answer, asked=question, edge=640).save(output)
+  except (OSError, ValueError) as error:
+    raise errors.make(f"output '{output}'", str(error), 'a picture file that can be written, such as answer.png',
+                      'change --output') from error
+  return True
+
+
+def questions(prompt):
+  """The one question of the command line, or lines of the standard input until an empty one."""
+  if prompt:
+    yield prompt
+    return
+  while True:
+    try:
+      line = input('> ' if sys.stdin.isatty() else '').strip()
+    except EOFError:
+      return
+    if not line:
+      return
+    yield line
+
+
+def main() -> None:
+  picture = read_image(FLAGS.image) if FLAGS.image else None
+  generator, _, _ = load.load(FLAGS.checkpoint)
+  talk = conversation.Conversation(generator, picture)
+  for question in questions(FLAGS.prompt):
+    answer = talk.ask(question, max_new_tokens=FLAGS.max_new_tokens, temperature=FLAGS.temperature, top_p=FLAGS.top_p,
+                      seed=FLAGS.seed)
+    print(answer, flush=True)
+    if write_drawing(picture, question, answer, FLAGS.output):
+      print(f'drawn: {FLAGS.output}', flush=True)
+
+
+def define_flags() -> None:
+  """The flags of this door."""
+  flags.DEFINE_string('checkpoint', None, 'Directory of a run or of one of its checkpoints.', required=True)
+  flags.DEFINE_string('image', None, 'The picture to talk about; leave out to talk about none.')
+  flags.DEFINE_string('prompt', None, 'One question; leave out to be asked for questions.')
+  flags.DEFINE_string('output', 'answer.png', 'Where a picture with the boxes or the pose of an answer is written.')
+  flags.DEFINE_float('temperature', 0.0, '0 takes the likeliest token, more is more random.', lower_bound=0.0)
+  flags.DEFINE_float('top_p', 1.0, 'Share of the probability sampled from.', lower_bound=1e-6, upper_bound=1.0)
+  flags.DEFINE_integer('max_new_tokens', 512, 'Longest answer.', lower_bound=1)
+  flags.DEFINE_integer('seed', 0, 'Of the sampling.')
+
+
+if __name__ == '__main__':
+  define_flags()
+  cli.run(main)
