@@ -91,7 +91,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
         store.save(step, state.params, state.opt_state, data.carried | {
             'data_position': position, 'window': window.state(), 'metrics': writer.last})
       bar.update(note=f"loss {writer.last.get('loss', float('nan')):.3f}")
-      if stopping.asked and not last:
+      if stopping.asked:
+        log.info('stopped at step %d; run the same command again to go on', step)
         raise SystemExit(128 + stopping.asked)  # The store waits for the save on the way out.
 
   for (source, reason), number in data.skipped.items():
@@ -128,14 +129,17 @@ def open_data(config: ConfigDict) -> Data:
   tokenizer = tokenizers.load(config.tokenizer)
   if tokenizer.vocab_size > config.model.llm.vocab:
     raise errors.make(f"tokenizer '{config.tokenizer}'", f'{tokenizer.vocab_size} ids',
-                      f'at most model.llm.vocab {config.model.llm.vocab}', 'raise the vocabulary or take another tokenizer')
+                      f'at most model.llm.vocab {config.model.llm.vocab}',
+                      'raise the vocabulary or take another tokenizer')
+
+  visual_tokens = sphinx.visual_tokens(config.model)
 
   def open_mixture(entries: ConfigDict, loss_weighting: str) -> pipeline.Pipeline:
     return pipeline.Pipeline(
         {name: sources.open_source(entry, config.data_dir) for name, entry in entries.items()},
-        {name: entry.weight for name, entry in entries.items()}, tokenizer, dialog.Template(config.dialog.system), config.batch,
-        sphinx.visual_tokens(config.model), config.model.image_size, config.seed, loss_weighting,
-        host=jax.process_index(), hosts=jax.process_count())
+        {name: entry.weight for name, entry in entries.items()}, tokenizer, dialog.Template(config.dialog.system),
+        config.batch, visual_tokens, config.model.image_size, config.seed, loss_weighting, host=jax.process_index(),
+        hosts=jax.process_count())
 
   mixture = open_mixture(config.mixture, config.loss_weighting)
   validation = {}
@@ -187,7 +191,8 @@ class Plan:
 
 def with_layouts(shapes: Any, layouts: Any) -> Any:
   """A tree of ShapeDtypeStruct that carries shardings."""
-  return jax.tree.map(lambda leaf, layout: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout), shapes, layouts)
+  return jax.tree.map(
+      lambda leaf, layout: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout), shapes, layouts)
 
 
 def make_optimizer(config: ConfigDict, axes: Mapping) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -212,8 +217,8 @@ def compile_step(config: ConfigDict, plan: Plan) -> tuple[states.State, Callable
   log.info('%s: %.2f M parameters trained, %.2f M frozen, on %s', config.name, trees.count(trained) / 1e6,
            trees.count(frozen) / 1e6, ' x '.join(f'{axis} {size}' for axis, size in plan.mesh.shape.items()))
   update = steps.make_train_step(plan.apply, optimizer, rate, len(config.mixture), config.optimizer.accumulate)
-  compiled = jax.jit(update, donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), everywhere)
-                     ).lower(abstract, plan.batch).compile()
+  after = jax.tree.map(lambda leaf: leaf.sharding, abstract), everywhere
+  compiled = jax.jit(update, donate_argnums=0, out_shardings=after).lower(abstract, plan.batch).compile()
   log.info('compiled in %.0f s, %s', time.monotonic() - began, describe_memory(compiled))
   return abstract, compiled
 
@@ -223,10 +228,12 @@ def describe_memory(compiled: Any) -> str:
   memory = compiled.memory_analysis()
   if memory is None:
     return 'memory unknown'
-  return f'a device holds {memory.argument_size_in_bytes / 2**20:.0f} MiB and works in {memory.temp_size_in_bytes / 2**20:.0f} MiB'
+  held, work = memory.argument_size_in_bytes / 2**20, memory.temp_size_in_bytes / 2**20
+  return f'a device holds {held:.0f} MiB and works in {work:.0f} MiB'
 
 
-def start(config: ConfigDict, plan: Plan, abstract: states.State, store: checkpoints.Store) -> tuple[states.State, int, dict]:
+def start(config: ConfigDict, plan: Plan, abstract: states.State,
+          store: checkpoints.Store) -> tuple[states.State, int, dict]:
   """The state to go on from: the run's own last checkpoint, or the parameters of `init_from`, or scratch.
 
   Returns:

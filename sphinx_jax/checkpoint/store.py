@@ -176,7 +176,8 @@ def _compare(expected: Mapping, stored: Mapping[str, Any], place: pathlib.Path) 
   lines = trees.difference(expected, trees.unflatten(
       {path: jax.ShapeDtypeStruct(leaf.shape, dtype(path, leaf)) for path, leaf in stored.items()}))
   if lines:
-    raise errors.make(f"checkpoint '{place}'", f'{len(lines)} differences: ' + '; '.join(lines), 'the parameters of the model config',
+    raise errors.make(f"checkpoint '{place}'", f'{len(lines)} differences: ' + '; '.join(lines),
+                      'the parameters of the model config',
                       'use the config the checkpoint was made with')
 
 

@@ -68,8 +68,8 @@ def shardings(logical_axes: Mapping, abstract: Mapping, mesh: Mesh) -> dict:
   """
   axes, shapes = trees.flatten(logical_axes), trees.flatten(abstract)
   if set(axes) != set(shapes):
-    raise errors.make('logical axes', f'other paths: {sorted(set(axes) ^ set(shapes))[:5]}', 'one entry for each parameter',
-                      'name the dimensions where the parameter is made')
+    raise errors.make('logical axes', f'other paths: {sorted(set(axes) ^ set(shapes))[:5]}',
+                      'one entry for each parameter', 'name the dimensions where the parameter is made')
   layouts = {path: NamedSharding(mesh, _checked(axes[path], leaf, path, mesh)) for path, leaf in shapes.items()}
   if mesh.size > 1:
     _list_replicated(layouts, shapes)
@@ -78,8 +78,8 @@ def shardings(logical_axes: Mapping, abstract: Mapping, mesh: Mesh) -> dict:
 
 def _checked(names: Sequence[str | None], leaf: jax.ShapeDtypeStruct, path: str, mesh: Mesh) -> PartitionSpec:
   if len(names) != len(leaf.shape):
-    raise errors.make(f"layout of '{path}'", f'{len(names)} names {tuple(names)}', f'{len(leaf.shape)} for shape {leaf.shape}',
-                      'name every dimension')
+    raise errors.make(f"layout of '{path}'", f'{len(names)} names {tuple(names)}',
+                      f'{len(leaf.shape)} for shape {leaf.shape}', 'name every dimension')
   spec = partition(names, path)
   for size, name in zip(leaf.shape, names):
     split_by = RULES[name] if name is not None else ()

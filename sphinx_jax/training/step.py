@@ -44,7 +44,8 @@ def make_train_step(apply: Apply, optimizer: optax.GradientTransformation, rate:
     if accumulate == 1:
       return one(batch)
     parts = _cut(batch, accumulate)
-    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts)))
+    shapes = jax.eval_shape(one, jax.tree.map(lambda field: field[0], parts))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return jax.lax.scan(lambda carry, part: (jax.tree.map(jnp.add, carry, one(part)), None), zero, parts)[0]
 
   def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
@@ -61,7 +62,7 @@ def make_train_step(apply: Apply, optimizer: optax.GradientTransformation, rate:
 
 def _cut(batch: Batch, parts: int) -> dict[str, jax.Array]:
   """[B,...] -> [parts, B/parts, ...]; row i goes to part i % parts, so every device keeps its own rows."""
-  return {name: field.reshape(field.shape[0] // parts, parts, *field.shape[1:]).swapaxes(0, 1) for name, field in batch.items()}
+  return {name: field.reshape(-1, parts, *field.shape[1:]).swapaxes(0, 1) for name, field in batch.items()}
 
 
 def make_eval_step(apply: Apply) -> Callable[[dict, Batch], tuple[jax.Array, jax.Array]]:

@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 
 from sphinx_jax.core import errors
+from sphinx_jax.data import quiet_tensorflow
 
 FILE = 'metrics.jsonl'
 
@@ -76,8 +77,9 @@ class Window:
     for name in ('loss', 'grad_norm'):
       if not math.isfinite(values[name]):
         first = step - int(self._sums.get('steps', 0))
-        raise errors.make(f'training, steps {first} to {step}', f'{name} {values[name]:g} at step {step}', 'a finite number',
-                          'the last good checkpoint is kept; look at the data of these steps, lower optimizer.lr or optimizer.clip')
+        raise errors.make(f'training, steps {first} to {step}', f'{name} {values[name]:g} at step {step}',
+                          'a finite number', 'the last good checkpoint is kept; look at the data of these steps, '
+                          'lower optimizer.lr or optimizer.clip')
     for name, value in values.items():
       self._sums[name] = (np.asarray(self._sums.get(name, 0.0)) + value).tolist()
     self._sums['learning_rate'] = float(values['learning_rate'])
@@ -132,14 +134,13 @@ class Writer:
       self._remember(line)
     if not enabled:
       return
-    import tensorflow as tf  # Slow to import, and only this needs it.
-    self._summary = tf.summary
+    self._summary = quiet_tensorflow.load().summary
     file, board = pathlib.Path(workdir) / FILE, pathlib.Path(workdir) / 'tensorboard'
     temporary = file.with_suffix('.tmp')
     temporary.write_text(''.join(json.dumps(line) + '\n' for line in kept))
     temporary.rename(file)
     shutil.rmtree(board, ignore_errors=True)
-    self._board = tf.summary.create_file_writer(str(board))
+    self._board = self._summary.create_file_writer(str(board))
     for line in kept:
       self._draw(line)
     self._file = file.open('a')
