@@ -55,20 +55,35 @@ def questions(prompt):
     yield line
 
 
-def main() -> None:
-  picture = read_image(FLAGS.image) if FLAGS.image else None
-  generator, _, _ = load.load(FLAGS.checkpoint)
+def chat(checkpoint, image, prompt, output, **sampling) -> None:
+  """Prints the answers, and writes what is drawn.
+
+  Args:
+    checkpoint: directory of a run or of one of its checkpoints.
+    image: picture file, or None to talk about none.
+    prompt: one question, or None to read questions from the standard input.
+    output: picture file for drawings; '' for none.
+    sampling: as in `Generator.answers`.
+
+  Raises:
+    SphinxError: no checkpoint, an image that cannot be read, an output that cannot be written.
+  """
+  picture = read_image(image) if image else None
+  generator, _, _ = load.load(checkpoint)
   talk = conversation.Conversation(generator, picture)
-  for question in questions(FLAGS.prompt):
-    answer = talk.ask(question, max_new_tokens=FLAGS.max_new_tokens, temperature=FLAGS.temperature, top_p=FLAGS.top_p,
-                      seed=FLAGS.seed)
+  for question in questions(prompt):
+    answer = talk.ask(question, **sampling)
     print(answer, flush=True)
-    if write_drawing(picture, question, answer, FLAGS.output):
-      print(f'drawn: {FLAGS.output}', flush=True)
+    if write_drawing(picture, question, answer, output):
+      print(f'drawn: {output}', flush=True)
 
 
-def define_flags() -> None:
-  """The flags of this door."""
+def main() -> None:
+  chat(FLAGS.checkpoint, FLAGS.image, FLAGS.prompt, FLAGS.output, max_new_tokens=FLAGS.max_new_tokens,
+       temperature=FLAGS.temperature, top_p=FLAGS.top_p, seed=FLAGS.seed)
+
+
+if __name__ == '__main__':
   flags.DEFINE_string('checkpoint', None, 'Directory of a run or of one of its checkpoints.', required=True)
   flags.DEFINE_string('image', None, 'The picture to talk about; leave out to talk about none.')
   flags.DEFINE_string('prompt', None, 'One question; leave out to be asked for questions.')
@@ -77,8 +92,4 @@ def define_flags() -> None:
   flags.DEFINE_float('top_p', 1.0, 'Share of the probability sampled from.', lower_bound=1e-6, upper_bound=1.0)
   flags.DEFINE_integer('max_new_tokens', 512, 'Longest answer.', lower_bound=1)
   flags.DEFINE_integer('seed', 0, 'Of the sampling.')
-
-
-if __name__ == '__main__':
-  define_flags()
   cli.run(main)

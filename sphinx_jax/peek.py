@@ -67,16 +67,21 @@ def peek(config, count):
   return data.table, shown
 
 
-def main() -> None:
-  table, shown = peek(run_config(FLAGS.config, FLAGS.stage, FLAGS.workdir), FLAGS.rows)
+def show(config, count, output, colour) -> None:
+  """Prints what `peek` finds and writes it as a picture. Raises SphinxError when `output` cannot be written."""
+  table, shown = peek(config, count)
   print(table)
   for example, _ in shown:
-    print(f'\n{rows.to_text(example, colour=sys.stdout.isatty())}')
+    print(f'\n{rows.to_text(example, colour)}')
   try:
-    rows.picture(shown, table).save(FLAGS.output)
+    rows.picture(shown, table).save(output)
   except (OSError, ValueError) as error:
-    raise errors.make(f"output '{FLAGS.output}'", str(error), 'a picture file that can be written', 'change --output') from error
-  print(f'\npicture: {FLAGS.output}')
+    raise errors.make(f"output '{output}'", str(error), 'a picture file that can be written', 'change --output') from error
+  print(f'\npicture: {output}')
+
+
+def main() -> None:
+  show(run_config(FLAGS.config, FLAGS.stage, FLAGS.workdir), FLAGS.rows, FLAGS.output, sys.stdout.isatty())
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ none silently in the middle of a chat. A cache slot is a position: right-padded 
 later tokens overwrite its padding slots before any query can see them.
 """
 
+import collections
 import functools
 
 import jax
@@ -15,6 +16,9 @@ from sphinx_jax.core import errors
 from sphinx_jax.data import images as pictures
 from sphinx_jax.generate import sampling, stop
 from sphinx_jax.models import sphinx
+
+
+_RUNNING = 2  # batches under way at once: one decoding loop alone leaves CPU cores idle
 
 
 def round_up(number, multiple):
@@ -96,15 +100,22 @@ class Generator:
     size = -(-count // -(-count // self.rows))  # batches of like size: no nearly empty one at the end
     size = min(round_up(size, 4), self.rows) if count > 1 else 1
     sampler = (seed, temperature, top_p)
-    texts = [''] * count
-    for begin in range(0, count, size):
-      chosen = order[begin : begin + size]
-      chosen += chosen[:1] * (size - len(chosen))  # a short last batch keeps the compiled shape
-      pixels = self._visual(chosen, images, visual)
-      ids = self._batch([rows[i] for i in chosen], pixels, limits[chosen], np.array(chosen), sampler)
-      for i, row in zip(chosen, ids):
-        texts[i] = self._text(row)
+    batches = [order[begin : begin + size] for begin in range(0, count, size)]
+    texts, running = [''] * count, collections.deque()
+    for chosen in batches:
+      padded = np.array(chosen + chosen[:1] * (size - len(chosen)))  # a short last batch keeps the compiled shape
+      pixels = self._visual(padded, images, visual)
+      running.append((chosen, self._batch([rows[i] for i in padded], pixels, limits[padded], padded, sampler)))
+      if len(running) == _RUNNING:
+        self._read(running.popleft(), texts)
+    while running:
+      self._read(running.popleft(), texts)
     return texts
+
+  def _read(self, batch, texts):
+    chosen, ids = batch
+    for i, row in zip(chosen, np.asarray(ids)):
+      texts[i] = self._text(row)
 
   def _row(self, turns, has_image):
     """One prompt as (tokens, visual_index) with its image tokens behind BOS."""
@@ -127,7 +138,7 @@ class Generator:
   def _visual(self, chosen, images, visual):
     """Visual tokens [B, visual_tokens, D] of the chosen rows, or None if no row has an image."""
     if visual is not None:
-      return jnp.asarray(visual)[np.array(chosen)]
+      return jnp.asarray(visual)[chosen]
     different = {id(images[i]): images[i] for i in chosen if images[i] is not None}
     if not different:
       return None
@@ -138,7 +149,7 @@ class Generator:
     return encoded[np.array([slot.get(id(images[i]), 0) for i in chosen])]
 
   def _batch(self, rows, visual, limits, streams, sampler):
-    """Token ids [B, N] of the answers of one batch; -1 after a row's end."""
+    """Starts one batch: token ids int32[B, N] of its answers, -1 after a row's end, not waited for."""
     seed, temperature, top_p = sampler
     lengths = np.array([len(tokens) for tokens, _ in rows], np.int32)
     width = min(round_up(lengths.max(), self.bucket), self.max_length)
@@ -154,7 +165,7 @@ class Generator:
       self.params, cache, logits, lengths, limits, keys, temperature, top_p,
       cache_length=cache_length, sample=temperature > 0,
     )
-    return np.asarray(out)
+    return out
 
   def _apply(self, params, *args, method):
     return self._model.apply({'params': params}, *args, method=method)

@@ -64,8 +64,9 @@ def smooth(values, share=0.04):
   """Running mean over a `share` of the series, centred; the ends average what there is."""
   width = max(int(len(values) * share), 1)
   kernel = np.ones(2 * width + 1)
-  weights = np.convolve(np.ones(len(values)), kernel, 'same')
-  return np.convolve(values, kernel, 'same')[: len(values)] / weights[: len(values)] if len(values) > len(kernel) else values
+  if len(values) <= len(kernel):
+    return values
+  return np.convolve(values, kernel, 'same') / np.convolve(np.ones(len(values)), kernel, 'same')
 
 
 def mix_curve(points, chosen, axes=None) -> Figure | None:

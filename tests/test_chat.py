@@ -1,0 +1,92 @@
+import base64
+import io
+import sys
+
+import ml_collections
+import numpy as np
+import pytest
+from PIL import Image
+
+from sphinx_jax import chat
+from sphinx_jax.checkpoint import store
+from sphinx_jax.core import config as config_lib, errors
+from sphinx_jax.generate import decode
+from tests.generate import small
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('run')
+  config = ml_collections.ConfigDict({'model': small.config().to_dict()})
+  meta = {'config': config_lib.to_json(config), 'tokenizer': base64.b64encode(small.tokenizer().model_bytes).decode(),
+          'dialog': {'system': 'Be brief.'}}
+  with store.Store(folder) as saver:
+    saver.save(7, small.params(), None, meta)
+  return folder
+
+
+@pytest.fixture
+def picture(tmp_path):
+  Image.fromarray(small.pictures(1)[0][:, :12]).save(tmp_path / 'cat.png')
+  return tmp_path / 'cat.png'
+
+
+def test_the_door_answers_as_the_model_does(checkpoint, picture, capsys):
+  chat.chat(checkpoint, picture, 'What is the color?', '', max_new_tokens=6)
+  image = small.pictures(1)[0][:, :12]
+  expected = small.generator().answers([[('What is the color?', None)]], [image], max_new_tokens=6)[0]
+  assert expected and capsys.readouterr().out == f'{expected}\n'
+
+
+def says(monkeypatch, answer):
+  """Makes every generator answer this; returns the prompts it gets."""
+  prompts = []
+  monkeypatch.setattr(decode.Generator, 'answers', lambda self, asked, **_: prompts.extend(asked) or [answer])
+  return prompts
+
+
+def test_boxes_of_the_answer_are_drawn_on_the_original_picture(checkpoint, picture, tmp_path, monkeypatch, capsys):
+  says(monkeypatch, '[0.25, 0.25, 0.75, 0.75]')
+  output = tmp_path / 'answer.png'
+  chat.chat(checkpoint, picture, 'Where?', output)
+  drawn = np.asarray(Image.open(output).convert('RGB')).astype(int)
+  plain = np.asarray(Image.open(picture).convert('RGB').resize(drawn.shape[1::-1], Image.Resampling.NEAREST))
+  ys, xs = np.nonzero((drawn != plain).any(-1))
+  scale = drawn.shape[0] / 16  # 12 x 16 pixels; the padding is 2 on the left
+  assert np.abs(np.array([xs.min(), ys.min(), xs.max(), ys.max()]) / scale - [2, 4, 10, 12]).max() < 0.2
+  assert f'drawn: {output}' in capsys.readouterr().out
+
+
+def test_an_answer_without_places_writes_no_picture(checkpoint, picture, tmp_path, monkeypatch):
+  says(monkeypatch, 'a red circle')
+  chat.chat(checkpoint, picture, 'What?', tmp_path / 'answer.png')
+  assert not (tmp_path / 'answer.png').exists()
+
+
+def test_without_a_prompt_lines_are_asked_in_one_conversation(checkpoint, monkeypatch, capsys):
+  prompts = says(monkeypatch, 'yes')
+  monkeypatch.setattr(sys, 'stdin', io.StringIO('one?\ntwo?\n'))
+  chat.chat(checkpoint, None, None, '')
+  assert prompts == [[('one?', None)], [('one?', 'yes'), ('two?', None)]]
+  assert capsys.readouterr().out == 'yes\nyes\n'
+
+
+@pytest.mark.parametrize('content', [None, b'not a picture', b'\x89PNG\r\n\x1a\n\x00\x00'])
+def test_an_image_that_cannot_be_read_is_one_clear_line(content, tmp_path):
+  path = tmp_path / 'x.png'
+  if content is not None:
+    path.write_bytes(content)
+  with pytest.raises(errors.SphinxError, match='x.png') as error:
+    chat.read_image(path)
+  assert '\n' not in str(error.value) and 'expected' in str(error.value)
+
+
+def test_a_folder_that_is_no_checkpoint_is_one_clear_line(tmp_path):
+  with pytest.raises(errors.SphinxError, match='checkpoint'):
+    chat.chat(tmp_path, None, 'hi', '')
+
+
+def test_an_output_that_cannot_be_written_is_one_clear_line(checkpoint, picture, monkeypatch):
+  says(monkeypatch, '[0.25, 0.25, 0.75, 0.75]')
+  with pytest.raises(errors.SphinxError, match='--output'):
+    chat.chat(checkpoint, picture, 'Where?', '/nowhere/answer.png')

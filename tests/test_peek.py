@@ -1,0 +1,70 @@
+import json
+
+import ml_collections
+import numpy as np
+import pytest
+from PIL import Image
+
+from sphinx_jax import peek
+from sphinx_jax.core import errors
+from sphinx_jax.report import rows
+from tests.generate import small
+
+SEEN = np.full((16, 16, 3), (10, 200, 30), np.uint8)
+
+
+@pytest.fixture
+def config(tmp_path):
+  """A run on one's own two examples."""
+  Image.fromarray(SEEN).save(tmp_path / 'a.png')
+  dialogs = [('What is the color?', 'red circle'), ('one two three', 'blue square')]
+  lines = [{'conversations': [{'from': 'human', 'value': q}, {'from': 'gpt', 'value': a}]} for q, a in dialogs]
+  lines[0]['image'] = 'a.png'
+  (tmp_path / 'my.jsonl').write_text('\n'.join(json.dumps(line) for line in lines))
+  (tmp_path / 'tokenizer.model').write_bytes(small.tokenizer().model_bytes)
+  return ml_collections.ConfigDict(dict(
+    model=small.config().to_dict(), seed=0, tokenizer=str(tmp_path / 'tokenizer.model'), dialog=dict(system=''), data_dir='',
+    mixture=dict(mine=dict(source='jsonl', path=str(tmp_path / 'my.jsonl'), weight=1.0)), validation=dict(),
+    batch=dict(rows=1, length=96, images=2, window=4), loss_weighting='token', eval_batches=1,
+  ))
+
+
+def test_text_mask_and_pixels_are_what_the_model_gets(config):
+  table, shown = peek.peek(config, 1)
+  assert 'mine' in table
+  with_image = next((example, views) for example, views in shown if example.slot is not None)
+  without = next(example for example, _ in shown if example.slot is None)
+  assert with_image[0].runs == [('### Human: What is the color?\n### Assistant:', False), (' red circle\n###', True)]
+  assert without.runs == [('### Human: one two three\n### Assistant:', False), (' blue square\n###', True)]
+  assert without.visual == 0 and without.task == 'mine'
+  (caption, views), = with_image[1]
+  assert caption == 'convnext: 1 x 16 pixels' and np.array_equal(views, SEEN[None])
+
+
+def test_every_view_of_every_size_is_shown():
+  model = ml_collections.ConfigDict(dict(grid=2, encoders=dict(clip=dict(view=8), dinov2=dict(view=8), convnext=dict(view=16))))
+  sheets = peek.views_of(SEEN, model)
+  assert [caption for caption, _ in sheets] == ['clip, dinov2: 5 x 8 pixels', 'convnext: 5 x 16 pixels']
+  assert np.array_equal(sheets[0][1][1:], np.broadcast_to(SEEN[:8, :8], (4, 8, 8, 3)))
+
+
+def test_trained_text_is_marked_on_a_terminal_and_off_it(config):
+  example = peek.peek(config, 1)[1][0][0]
+  assert '⟦ ' in rows.to_text(example, colour=False) and '\x1b' not in rows.to_text(example, colour=False)
+  assert '\x1b[1;32m ' in rows.to_text(example, colour=True) and '⟦' not in rows.to_text(example, colour=True)
+
+
+def test_the_door_prints_and_writes_a_picture(config, tmp_path, capsys):
+  peek.show(config, 1, tmp_path / 'peek.png', colour=False)
+  said = capsys.readouterr().out
+  assert 'task mine' in said and 'epochs' in said
+  pixels = np.asarray(Image.open(tmp_path / 'peek.png').convert('RGB'))
+  assert (pixels == SEEN[0, 0]).all(-1).sum() > 100 * 100
+  with pytest.raises(errors.SphinxError, match='--output'):
+    peek.show(config, 1, '/nowhere/peek.png', colour=False)
+
+
+def test_an_unknown_stage_of_a_recipe_is_refused():
+  recipe = ml_collections.ConfigDict(dict(steps=('data', 'real'), data=dict(kind='data'), real=dict(kind='train')))
+  with pytest.raises(errors.SphinxError, match="'reel'.*did you mean 'real'"):
+    peek.run_config(recipe, 'reel', '')
