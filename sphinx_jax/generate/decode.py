@@ -5,8 +5,8 @@ none silently in the middle of a chat. A cache slot is a position: right-padded 
 later tokens overwrite its padding slots before any query can see them.
 """
 
-import collections
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,6 @@ from sphinx_jax.core import errors
 from sphinx_jax.data import images as pictures
 from sphinx_jax.generate import sampling, stop
 from sphinx_jax.models import sphinx
-
-
-_RUNNING = 2  # batches under way at once: one decoding loop alone leaves CPU cores idle
 
 
 def round_up(number, multiple):
@@ -100,22 +97,19 @@ class Generator:
     size = -(-count // -(-count // self.rows))  # batches of like size: no nearly empty one at the end
     size = min(round_up(size, 4), self.rows) if count > 1 else 1
     sampler = (seed, temperature, top_p)
-    batches = [order[begin : begin + size] for begin in range(0, count, size)]
-    texts, running = [''] * count, collections.deque()
-    for chosen in batches:
+    texts = [''] * count
+
+    def decode(chosen):
       padded = np.array(chosen + chosen[:1] * (size - len(chosen)))  # a short last batch keeps the compiled shape
       pixels = self._visual(padded, images, visual)
-      running.append((chosen, self._batch([rows[i] for i in padded], pixels, limits[padded], padded, sampler)))
-      if len(running) == _RUNNING:
-        self._read(running.popleft(), texts)
-    while running:
-      self._read(running.popleft(), texts)
-    return texts
+      ids = self._batch([rows[i] for i in padded], pixels, limits[padded], padded, sampler)
+      for i, row in zip(chosen, ids):
+        texts[i] = self._text(row)
 
-  def _read(self, batch, texts):
-    chosen, ids = batch
-    for i, row in zip(chosen, np.asarray(ids)):
-      texts[i] = self._text(row)
+    # A decoding loop leaves CPU cores idle, so there two run at once; an accelerator is busy with one.
+    with ThreadPoolExecutor(2 if jax.default_backend() == 'cpu' else 1) as pool:
+      list(pool.map(decode, [order[begin : begin + size] for begin in range(0, count, size)]))
+    return texts
 
   def _row(self, turns, has_image):
     """One prompt as (tokens, visual_index) with its image tokens behind BOS."""
@@ -149,7 +143,7 @@ class Generator:
     return encoded[np.array([slot.get(id(images[i]), 0) for i in chosen])]
 
   def _batch(self, rows, visual, limits, streams, sampler):
-    """Starts one batch: token ids int32[B, N] of its answers, -1 after a row's end, not waited for."""
+    """Token ids int32[B, N] of the answers of one batch; -1 after a row's end."""
     seed, temperature, top_p = sampler
     lengths = np.array([len(tokens) for tokens, _ in rows], np.int32)
     width = min(round_up(lengths.max(), self.bucket), self.max_length)
@@ -165,7 +159,7 @@ class Generator:
       self.params, cache, logits, lengths, limits, keys, temperature, top_p,
       cache_length=cache_length, sample=temperature > 0,
     )
-    return out
+    return np.asarray(out)
 
   def _apply(self, params, *args, method):
     return self._model.apply({'params': params}, *args, method=method)
