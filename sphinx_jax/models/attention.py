@@ -59,7 +59,7 @@ def xla_attention(query: jax.Array, key: jax.Array, value: jax.Array, segments: 
   """
   batch, length, heads, width = query.shape
   slots, kv_heads = key.shape[1:3]
-  query = (query * width ** -0.5).reshape(batch, length, kv_heads, heads // kv_heads, width).transpose(0, 2, 3, 1, 4)
+  query = query.reshape(batch, length, kv_heads, heads // kv_heads, width).transpose(0, 2, 3, 1, 4)
   key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
   mask = visible(length, slots, segments, positions)
   blocks = 1 if segments is None else max(1, min(_MAX_BLOCKS, length // _MIN_BLOCK))
@@ -76,7 +76,7 @@ def xla_attention(query: jax.Array, key: jax.Array, value: jax.Array, segments: 
 
 def _block(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
   # query [B,K,R,T,C], R query heads to a key/value head; key and value [B,K,S,C]; mask bool[B,T,S].
-  scores = jnp.einsum('bkrtc,bksc->bkrts', query, key, preferred_element_type=jnp.float32)
+  scores = jnp.einsum('bkrtc,bksc->bkrts', query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
   if mask is not None:
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
   weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))

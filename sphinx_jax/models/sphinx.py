@@ -1,5 +1,6 @@
 """SPHINX: images and text of packed rows in, logits out. The four mixes' two inner ones, embeddings and scales, meet here."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -198,6 +199,11 @@ def _llm(config: Any) -> nn.Module:
 
 def visual_tokens(config: ml_collections.ConfigDict) -> int:
   """Sequence positions of one image: start, tokens and end of every view (the official image_words)."""
+  return _visual_tokens(ml_collections.FrozenConfigDict(config))
+
+
+@functools.cache
+def _visual_tokens(config: ml_collections.FrozenConfigDict) -> int:
   images = jax.ShapeDtypeStruct((1, 1, config.image_size, config.image_size, 3), jnp.uint8)
   module = build(config)
   return jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x, method='encode')[0], images).shape[1]

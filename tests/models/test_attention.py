@@ -1,0 +1,78 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sphinx_jax.core import errors
+from sphinx_jax.models import attention
+
+
+attend = jax.jit(attention.attend)
+
+
+def plain(query, key, value, mask):
+  """Attention written out in float64, head by head."""
+  query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+  repeat = query.shape[2] // key.shape[2]
+  out = np.zeros(query.shape)
+  for b in range(query.shape[0]):
+    for h in range(query.shape[2]):
+      scores = query[b, :, h] @ key[b, :, h // repeat].T / query.shape[-1] ** 0.5
+      scores[~mask[b]] = -np.inf
+      weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+      out[b, :, h] = weights / weights.sum(axis=-1, keepdims=True) @ value[b, :, h // repeat]
+  return out
+
+
+def arrays(length, slots, kv_heads=2):
+  keys = jax.random.split(jax.random.key(0), 3)
+  shapes = ((2, length, 4, 8), (2, slots, kv_heads, 8), (2, slots, kv_heads, 8))
+  return [3 * jax.random.normal(key, shape) for key, shape in zip(keys, shapes)]
+
+
+@pytest.mark.parametrize('length', [20, 150])  # One block of queries, and blocks of unequal length.
+def test_packed_rows_see_their_own_past(length):
+  segments = np.sort(np.random.default_rng(0).integers(0, 4, (2, length)), axis=1).astype(np.int32)
+  mask = (segments[:, :, None] == segments[:, None]) & np.tri(length, dtype=bool)
+  query, key, value = arrays(length, length)
+  np.testing.assert_allclose(attend(query, key, value, segments=segments), plain(query, key, value, mask), atol=2e-5)
+
+
+def test_gradient_through_blocks_is_that_of_one_block(monkeypatch):
+  segments = jnp.ones((2, 150), jnp.int32)
+  gradient = lambda: jax.jit(jax.grad(lambda *x: jnp.square(attention.attend(*x, segments=segments)).mean(), argnums=(0, 1, 2)))(
+      *arrays(150, 150))
+  blocks = gradient()
+  monkeypatch.setattr(attention, '_MAX_BLOCKS', 1)
+  for a, b in zip(blocks, gradient()):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_cache_is_seen_up_to_the_position():
+  positions = np.array([[4, 5, 6], [0, 1, 2]], np.int32)
+  mask = positions[:, :, None] >= np.arange(10)
+  query, key, value = arrays(3, 10, kv_heads=1)
+  np.testing.assert_allclose(attend(query, key, value, positions=positions), plain(query, key, value, mask), atol=2e-5)
+
+
+def test_without_either_every_key_is_seen():
+  query, key, value = arrays(5, 9, kv_heads=4)
+  np.testing.assert_allclose(attend(query, key, value), plain(query, key, value, np.ones((2, 5, 9), bool)), atol=2e-5)
+
+
+def test_bfloat16_keeps_its_softmax_in_float32():
+  query, key, value = (x.astype(jnp.bfloat16) for x in arrays(100, 100))
+  out = attend(query, key, value, segments=jnp.ones((2, 100), jnp.int32))
+  assert out.dtype == jnp.bfloat16
+  np.testing.assert_allclose(out.astype(np.float32), plain(query, key, value, np.tri(100, dtype=bool)[None].repeat(2, 0)), atol=0.05)
+
+
+def test_wrong_use_is_refused():
+  query, key, value = arrays(3, 3)
+  ones = jnp.ones((2, 3), jnp.int32)
+  with pytest.raises(errors.SphinxError, match='at most one'):
+    attention.attend(query, key, value, segments=ones, positions=ones)
+  with pytest.raises(errors.SphinxError, match='4 heads over 3'):
+    attention.attend(query, jnp.ones((2, 3, 3, 8)), jnp.ones((2, 3, 3, 8)))
+  with pytest.raises(errors.SphinxError, match="attention kernel: got 'flash'"):
+    attention.attend(query, key, value, kernel='flash')
