@@ -32,7 +32,7 @@ def _run(name: str, steps: int, lr: float, mixture: dict, trained: tuple, init_f
         kind='train', name=name, seed=0, model=sphinx.model('mini', 'mini', 'mini').to_dict(),
         tokenizer='data/tokenizer.model', dialog=dict(system=''), data_dir='data',
         mixture=mixture,
-        batch=dict(rows=16, length=320, images=2, window=256), loss_weighting='sqrt',
+        batch=dict(rows=8, length=352, images=2, window=256), loss_weighting='sqrt',
         trained=trained,
         optimizer=dict(lr=lr, warmup=max(steps // 20, 1), decay_to=0.05, betas=(0.9, 0.95), weight_decay=0.05, clip=1.0,
                        accumulate=1, moment_dtype='float32'),

@@ -27,15 +27,19 @@ def run(main: Callable[[], None]) -> None:
 def _parse(argv: list[str]) -> list[str]:
   try:
     rest = FLAGS(argv, known_only=False)
+    if 'config' in FLAGS:
+      FLAGS.config.is_locked  # A file that cannot be read is only complained of when the config is used.
     if len(rest) > 1:
       raise errors.make('command line', f"'{rest[1]}'", 'only flags like --name=value', 'see --help')
     return rest
   except flags.Error as error:
-    _die(str(error).replace('\n', ' '))
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    _die(lines[-1].partition('SphinxError: ')[2] or lines[0])  # A config file's own error comes as a printed traceback.
   except (AttributeError, KeyError, TypeError, ValueError) as error:  # What a wrong --config.a.b raises.
     _die(f'config: {str(error.args[0] if error.args else error)}'.replace('\n', ' '))
-  except (FileNotFoundError, ImportError) as error:
-    _die(f'config: {error}; give --config=configs/NAME.py')
+  except OSError:
+    path = next((arg.partition('=')[2] for arg in argv if arg.startswith('--config=')), 'the default')
+    _die(str(errors.make('--config', f"'{path}'", 'a readable config file', 'start from the project root, or see configs/')))
 
 
 def _guarded(main: Callable[[], None]) -> None:
