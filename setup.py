@@ -26,6 +26,7 @@ setuptools.setup(
         'pillow',
         'psutil',
         'sentencepiece>=0.2.3',
+        'tensorboard',  # tf.summary asks for it.
         'tensorflow',
         'tensorflow-datasets',
         'tqdm',

@@ -29,7 +29,7 @@ def _caption(domain: str, split: str, weight: float = 1.0) -> dict:
 def _run(name: str, steps: int, lr: float, mixture: dict, trained: tuple, init_from: str | None = None) -> dict:
     """One training run: what differs between the stages is said by the arguments, the rest is shared."""
     return dict(
-        kind='train', name=name, seed=0, model=sphinx.model('mini', 'mini', 'mini').to_dict(),
+        kind='train', name=name, seed=0, model=sphinx.model('mini', 'mini', 'mini', scan_unroll=4).to_dict(),
         tokenizer='data/tokenizer.model', dialog=dict(system=''), data_dir='data',
         mixture=mixture,
         batch=dict(rows=8, length=352, images=2, window=256), loss_weighting='sqrt',

@@ -40,9 +40,10 @@ SCALES = {
 }
 
 
-def model(llm: str, encoders: str, scale: str, dtype: str = 'float32', **llm_settings) -> ConfigDict:
+def model(llm: str, encoders: str, scale: str, dtype: str = 'float32', scan_unroll: int = 1,
+          **llm_settings) -> ConfigDict:
     """The `model` section of a run: a row of each table, and changes to the language model (`rope_scaling=0.5`)."""
     return ConfigDict(dict(
-        **{'pool': 1, 'half_round': False, **SCALES[scale]}, dtype=dtype, remat='none', scan_unroll=1,
+        **{'pool': 1, 'half_round': False, **SCALES[scale]}, dtype=dtype, remat='none', scan_unroll=scan_unroll,
         encoders=ENCODERS[encoders],
         llm={'name': 'llama', **LLMS[llm], **llm_settings}))

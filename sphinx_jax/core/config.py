@@ -75,7 +75,8 @@ def claim(workdir: str | pathlib.Path, config: ml_collections.ConfigDict, ignore
                         ('; ...' if len(lines) > 5 else '') + ')', 'the config it was started with',
                         'give another --workdir, or the flags of that run')
     return workdir
-  others = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
+  # A temporary file is what a start that was killed while claiming leaves behind.
+  others = [p.name for p in workdir.iterdir() if p.suffix != '.tmp'] if workdir.is_dir() else []
   if others:
     raise errors.make(f"workdir '{workdir}'", f'a directory without config.json but with {sorted(others)[:3]}',
                       'an empty directory or an earlier run', 'give another --workdir')

@@ -56,18 +56,18 @@ class Llama(nn.Module):
       logits float32[B,T,vocab] and the new cache.
     """
     angles = rotary_angles(positions, self.width // self.heads, self.rope_theta, self.rope_scaling)
-    x, cache = self.blocks(x, cache, jnp.cos(angles), jnp.sin(angles), positions, segments)
+    (x, cache), _ = self.blocks((x, cache), jnp.arange(self.layers), jnp.cos(angles), jnp.sin(angles), positions, segments)
     return self.output(self.norm(x)).astype(jnp.float32), cache
 
   def init_cache(self, rows: int, length: int) -> dict:
-    """Zeros {'k','v'}: [layers,B,length,K,C].
+    """Zeros {'k','v'}: [layers,B,K,length,C]; a decoding step reads a head's slots in one stretch of memory.
 
     Raises:
       SphinxError: for a length over max_length.
     """
     if length > self.max_length:
       raise errors.make('cache', f'{length} positions', f'at most llm.max_length, {self.max_length}', 'shorten the prompt or raise it')
-    shape = (self.layers, rows, length, self.kv_heads or self.heads, self.width // self.heads)
+    shape = (self.layers, rows, self.kv_heads or self.heads, length, self.width // self.heads)
     return {'k': jnp.zeros(shape, self.dtype), 'v': jnp.zeros(shape, self.dtype)}
 
 
@@ -94,7 +94,11 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 class Layer(nn.Module):
-  """One decoder layer: x [B,T,D] -> (x, the layer's cache)."""
+  """One decoder layer: (x [B,T,D], the cache of all layers or None) -> the same.
+
+  The scan over layers carries the cache whole and each layer writes only its new slots; as a scanned input and output
+  it would be copied in every step.
+  """
   heads: int
   kv_heads: int
   ffn: int
@@ -103,13 +107,14 @@ class Layer(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x, cache, cos, sin, positions, segments):
+  def __call__(self, carry, layer, cos, sin, positions, segments):
+    x, cache = carry
     normed = layers.RMSNorm(self.eps, self.dtype, name='attention_norm')(x)
     attended, cache = Attention(self.heads, self.kv_heads, self.scale, self.dtype, name='attention')(
-        normed, cache, cos, sin, positions, segments)
+        normed, cache, layer, cos, sin, positions, segments)
     x = x + attended
     x = x + FeedForward(self.ffn, self.scale, self.dtype, name='feed_forward')(layers.RMSNorm(self.eps, self.dtype, name='ffn_norm')(x))
-    return x, cache
+    return (x, cache), None
 
 
 class Attention(nn.Module):
@@ -120,7 +125,7 @@ class Attention(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x, cache, cos, sin, positions, segments):
+  def __call__(self, x, cache, layer, cos, sin, positions, segments):
     batch, length, width = x.shape
     head = width // self.heads
     dense = lambda name, heads, names: layers.Dense((heads * head,), names, bias=False, dtype=self.dtype, name=name)(x).reshape(
@@ -131,16 +136,16 @@ class Attention(nn.Module):
     if cache is None:
       x = attention.attend(query, key, value, segments=segments)
     else:
-      cache = {'k': _write(cache['k'], key, positions), 'v': _write(cache['v'], value, positions)}
-      x = attention.attend(query, cache['k'], cache['v'], positions=positions)
+      cache = {'k': _write(cache['k'], layer, key, positions), 'v': _write(cache['v'], layer, value, positions)}
+      x = attention.attend(query, *(cache[name][layer].swapaxes(1, 2) for name in 'kv'), positions=positions)
     out = layers.Dense((width,), ('heads', 'embed'), bias=False, scale=self.scale, dtype=self.dtype, name='wo')
     return out(x.reshape(batch, length, width)), cache
 
 
-def _write(slots: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
-  # Row b of `new` [B,T,K,C] goes to slots positions[b,0] .. + T-1 of [B,S,K,C].
-  return jax.vmap(lambda row, part, start: jax.lax.dynamic_update_slice_in_dim(row, part, start, axis=0))(
-      slots, new.astype(slots.dtype), positions[:, 0])
+def _write(slots: jax.Array, layer: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
+  # `new` [B,T,K,C] goes to slots `positions` [B,T] of one layer of [layers,B,K,S,C], in place.
+  rows = jnp.arange(new.shape[0])[:, None]
+  return slots.at[layer, rows, :, positions].set(new.astype(slots.dtype), unique_indices=True)
 
 
 class FeedForward(nn.Module):
