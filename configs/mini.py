@@ -32,7 +32,7 @@ def _run(name: str, steps: int, lr: float, mixture: dict, trained: tuple, init_f
         kind='train', name=name, seed=0, model=sphinx.model('mini', 'mini', 'mini', scan_unroll=4).to_dict(),
         tokenizer='data/tokenizer.model', dialog=dict(system=''), data_dir='data',
         mixture=mixture,
-        batch=dict(rows=8, length=352, images=2, window=256), loss_weighting='sqrt',
+        batch=dict(rows=8, length=256, images=2, window=256), loss_weighting='sqrt',
         trained=trained,
         optimizer=dict(lr=lr, warmup=max(steps // 20, 1), decay_to=0.05, betas=(0.9, 0.95), weight_decay=0.05, clip=1.0,
                        accumulate=1, moment_dtype='float32'),
@@ -48,7 +48,7 @@ def get_config(arg: str = '') -> ConfigDict:
     quick = arg == 'quick'
     everything = (('.*', 'train'),)
     frozen_encoders = (('encoders/.*', 'none'), ('.*', 'train'))
-    text = dict(source='miniworld', task='text', split='train', weight=0.15)
+    text = dict(source='miniworld', task='text', split='train', weight=0.1)
     tasks = {task: dict(source='miniworld', task=task, split='train', weight=weight, max_turns=4) for task, weight in TASKS.items()}
     tasks['caption'] = _caption('synthetic', 'train', TASKS['caption'])
     config = dict(
@@ -57,11 +57,11 @@ def get_config(arg: str = '') -> ConfigDict:
                   train=dict(objects=400, words=200, page=200, figure=200) if quick else
                         dict(objects=8000, words=3500, page=3500, figure=3500),
                   heldout=60 if quick else 300),
-        real=_run('real', 6 if quick else 300, 2e-3, dict(caption=_caption('real', 'train', 0.85), text=text), everything),
-        synthetic=_run('synthetic', 6 if quick else 200, 1e-3, dict(caption=_caption('synthetic', 'train', 0.85), text=text),
+        real=_run('real', 6 if quick else 600, 2.5e-3, dict(caption=_caption('real', 'train', 0.9), text=text), everything),
+        synthetic=_run('synthetic', 6 if quick else 150, 1e-3, dict(caption=_caption('synthetic', 'train', 0.9), text=text),
                        frozen_encoders, init_from='real'),
         mix=dict(kind='mix', inputs=('real', 'synthetic'), coefficients=tuple(i / 10 for i in range(11))),
-        stage2=_run('stage2', 8 if quick else 1000, 2e-3, tasks, frozen_encoders, init_from='mix'),
+        stage2=_run('stage2', 8 if quick else 1400, 2.5e-3, tasks, frozen_encoders, init_from='mix'),
         evaluate=dict(kind='evaluate', checkpoint='stage2', tasks=tuple(t for t in TASKS if t != 'text'), split='test',
                       examples=16 if quick else 200, rows=100),
         report=dict(kind='report', aims=AIMS))

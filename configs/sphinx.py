@@ -32,7 +32,7 @@ ENCODERS = {
 }
 
 SCALES = {
-    'mini': dict(image_size=64, grid=2),
+    'mini': dict(image_size=64, grid=2, pool=2),
     '224': dict(image_size=224, grid=1),
     '1k': dict(image_size=448, grid=2),
     '2k': dict(image_size=672, grid=3),

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sphinx_jax.core import errors, progress
@@ -44,6 +44,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _guarded(main: Callable[[], None]) -> None:
   progress.setup_logging()
+  logging.set_verbosity(logging.WARNING)  # What libraries note in passing would drown our own lines.
   try:
     main()
   except errors.SphinxError as error:

@@ -17,7 +17,7 @@ from sphinx_jax.data.miniworld.pages import LABELS
 from sphinx_jax.data.miniworld.words import LEXICON
 
 WRONG = 0.1  # share of real captions with a wrong fact
-NUMBERS = 0.45  # share of real captions that end in a focal point or crop
+NUMBERS = 0.85  # share of real captions that end in a focal point or crop
 _ROOM = 32  # words a caption may have to get numbers as well
 _BEFORE = (
   'photo of {}',

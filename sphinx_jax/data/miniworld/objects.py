@@ -11,7 +11,7 @@ from sphinx_jax.data.miniworld.draw import COLORS, DARK, Canvas, jitter, shade
 SHAPES = ('circle', 'square', 'triangle', 'star')
 ICONS = ('cup', 'house', 'tree', 'car')
 NAMES = SHAPES + ICONS
-SIZES = {'small': (0.21, 0.28), 'big': (0.36, 0.46)}  # longer side as a share of the picture's
+SIZES = {'small': (0.27, 0.34), 'big': (0.42, 0.52)}  # longer side as a share of the picture's
 ASPECT = {
   'circle': 1.0,
   'square': 1.0,
@@ -147,7 +147,7 @@ def _sides(rng, name, size):
 
 def draw(rng: np.random.Generator, size: int):
   """One scene on a sheet: (Canvas, [{"name", "color", "size", "box"}])."""
-  count = int(rng.choice(4, p=(0.2, 0.3, 0.3, 0.2))) + 1
+  count = int(rng.choice(3, p=(0.25, 0.4, 0.35))) + 1
   kinds = [divmod(int(k), len(NAMES)) for k in rng.choice(len(COLORS) * len(NAMES), count, replace=False)]
   names = [NAMES[n] for _, n in kinds]
   while True:
