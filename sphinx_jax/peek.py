@@ -28,7 +28,7 @@ def run_config(config, stage, workdir) -> ConfigDict:
     stages = [name for name in config.steps if config[name].kind == 'train']
     if stage not in stages:
       raise errors.unknown('stage of the recipe', stage, stages)
-    config = recipe._stage(config, stage, pathlib.Path(workdir))
+    config = recipe.stage_config(config, stage, pathlib.Path(workdir))
   return ConfigDict({**config.to_dict(), 'validation': {}})
 
 

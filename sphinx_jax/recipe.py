@@ -12,7 +12,6 @@ A finished step leaves `done.json` in its directory and is skipped by the next s
 from its last checkpoint, bit for bit.
 """
 
-import base64
 import json
 import pathlib
 import resource
@@ -32,7 +31,7 @@ from sphinx_jax.data import dialog, sources, tokenizer as tokenizers
 from sphinx_jax.data.miniworld import builder
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.evaluate import tasks as evaluation
-from sphinx_jax.generate.decode import Generator
+from sphinx_jax.generate import load as loading
 from sphinx_jax.report import page
 
 FLAGS = flags.FLAGS
@@ -95,7 +94,7 @@ def _corpus(config: ConfigDict, workdir: pathlib.Path, lines: int) -> Iterator[s
           continue  # Counted and named by the pipeline, where it would be trained on.
 
 
-def _stage(config: ConfigDict, name: str, workdir: pathlib.Path) -> ConfigDict:
+def stage_config(config: ConfigDict, name: str, workdir: pathlib.Path) -> ConfigDict:
   """The run config of a stage, its names of steps and relative paths made paths in this workdir."""
   stage = ConfigDict({key: value for key, value in config[name].to_dict().items() if key != 'kind'})
   stage.data_dir, stage.tokenizer = str(workdir / stage.data_dir), str(workdir / stage.tokenizer)
@@ -106,7 +105,7 @@ def _stage(config: ConfigDict, name: str, workdir: pathlib.Path) -> ConfigDict:
 
 def _train(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   """A training run, in the directory of its step."""
-  train_door.train(_stage(config, name, workdir), workdir / name)
+  train_door.train(stage_config(config, name, workdir), workdir / name)
 
 
 def _mix(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
@@ -116,7 +115,7 @@ def _mix(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   the report draws, holds the losses of the other half.
   """
   section = config[name]
-  stage = _stage(config, section.inputs[0], workdir)
+  stage = stage_config(config, section.inputs[0], workdir)
   plan, data = train_door.Plan(stage), train_door.open_data(stage)
   parents = [checkpoints.load_params(workdir / parent, plan.params) for parent in section.inputs]
   halves = {f'{half}/{domain}': batches[start::2] for domain, batches in data.validation.items()
@@ -141,12 +140,8 @@ def _mix(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
 def _evaluate(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   """Answers and scores every task of the section with the weights of its checkpoint, and blind."""
   section = config[name]
-  directory = workdir / section.checkpoint
-  stage = _stage(config, section.checkpoint, workdir)
-  meta = checkpoints.load_meta(directory)
-  generator = Generator(
-      stage.model, checkpoints.load_params(directory), tokenizers.Tokenizer(base64.b64decode(meta['tokenizer'])),
-      dialog.Template(**meta['dialog']), rows=section.rows)
+  stage = stage_config(config, section.checkpoint, workdir)
+  generator, meta, _ = loading.load(workdir / section.checkpoint, rows=section.rows)
 
   def opened(split: str) -> dict:
     return {task: sources.open_source({**stage.mixture[task].to_dict(), 'split': split, 'max_turns': 1}, stage.data_dir)

@@ -8,12 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sphinx_jax.core import boxes, coordinates
 
-# The 17 keypoints of COCO in their order, and the limbs between them.
-KEYPOINTS = (
-  'nose', 'left eye', 'right eye', 'left ear', 'right ear', 'left shoulder', 'right shoulder', 'left elbow',
-  'right elbow', 'left wrist', 'right wrist', 'left hip', 'right hip', 'left knee', 'right knee', 'left ankle',
-  'right ankle',
-)
+# The limbs between COCO's 17 keypoints.
 SKELETON = (
   (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10), (1, 2),
   (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
@@ -76,8 +71,8 @@ def _keypoint(label):
   words = label.lower().split()
   for count in (2, 1):
     name = ' '.join(words[-count:])
-    if name in KEYPOINTS:
-      return KEYPOINTS.index(name)
+    if name in coordinates.KEYPOINTS:
+      return coordinates.KEYPOINTS.index(name)
   return None
 
 
@@ -139,5 +134,5 @@ class _Brush:
 
 def _side(a, b):
   """Colour of a joint or limb: left, right, or between both sides."""
-  sides = {'left' if KEYPOINTS[i].startswith('left') else 'right' if KEYPOINTS[i].startswith('right') else '' for i in (a, b)}
+  sides = {'left' if coordinates.KEYPOINTS[i].startswith('left') else 'right' if coordinates.KEYPOINTS[i].startswith('right') else '' for i in (a, b)}
   return {frozenset({'left'}): _LEFT, frozenset({'right'}): _RIGHT}.get(frozenset(sides), _MIDDLE)
