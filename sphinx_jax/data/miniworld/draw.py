@@ -34,8 +34,11 @@ def shade(color, factor):
   return tuple(int(255 - (255 - c) * (2 - factor)) for c in color)
 
 
-def background(rng, size, low=222, high=250, tint=9, noise=2):
-  """A light, slightly tinted and mottled ground: float32[Y, X, 3] in 0..255."""
+def background(rng, size, low=104, high=126, tint=9, noise=2):
+  """A grey, slightly tinted and mottled ground: float32[Y, X, 3] in 0..255.
+
+  It lies near the encoders' mean colour, so that what is empty is near zero and what is drawn stands out.
+  """
   base = (rng.uniform(low, high) + rng.uniform(-tint, tint, 3)).astype(np.float32)
   down, across = rng.uniform(-6, 6, 2)
   axis = np.arange(size, dtype=np.float32) * np.float32(2 / size) - 1
