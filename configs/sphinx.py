@@ -8,7 +8,7 @@ llama_ens10, 1k_pooled is llama_ens5p2). Full-size numbers are those of the rele
 from ml_collections import ConfigDict
 
 LLMS = {
-    'mini': dict(vocab=640, width=128, layers=4, heads=4, kv_heads=4, multiple_of=32),
+    'mini': dict(vocab=640, width=128, layers=3, heads=2, kv_heads=2, multiple_of=32),
     '1b': dict(vocab=32000, width=2048, layers=22, heads=32, kv_heads=4, multiple_of=256),
     '7b': dict(vocab=32000, width=4096, layers=32, heads=32, kv_heads=32, multiple_of=256),
     '13b': dict(vocab=32000, width=5120, layers=40, heads=40, kv_heads=40, multiple_of=256),

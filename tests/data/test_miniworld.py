@@ -83,7 +83,7 @@ def test_boxes_of_words_are_tight_and_every_letter_has_its_own_look():
   looks = set()
   for letter in sorted(set(''.join(words.LEXICON))):
     canvas = Canvas(64)
-    box = words.write(canvas, letter, (0.25, 0.25), 2 / 64, COLORS['blue'])
+    box = words.write(canvas, letter, (0.25, 0.25), words.CELL, COLORS['blue'])
     assert np.abs(np.array(box) - _drawn_box(canvas, 64)).max() <= 1 / 64
     looks.add(canvas.finish(np.zeros((64, 64, 3), np.float32)).tobytes())
   assert len(looks) == len(set(''.join(words.LEXICON)))
@@ -104,6 +104,15 @@ def test_objects_do_not_touch_and_are_told_apart_by_colour_and_name():
         assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
   assert counts == {1, 2, 3}
   assert len(seen) == len(COLORS) * len(objects.NAMES)
+
+
+def test_things_lie_in_whole_cells_of_a_grid_of_four():
+  for kind in ('objects', 'words'):
+    for made in scenes(kind, 60):
+      for thing in made.annotation[FIELD[kind]]:
+        box = np.array(thing['box'])
+        first, last = np.floor(box[:2] * 4), np.ceil(box[2:] * 4)
+        assert np.array_equal(last - first, np.ceil((box[2:] - box[:2]) * 4)), (made.id, thing)
 
 
 def test_the_colour_of_an_object_is_in_its_pixels():
@@ -223,7 +232,7 @@ def test_places_are_named_by_their_centre():
   assert places.phrase((0.4, 0.0, 0.6, 0.2)) == 'at the top'
   assert places.phrase((0.8, 0.4, 1.0, 0.6)) == 'on the right'
   assert places.phrase((0.4, 0.4, 0.6, 0.6)) == 'in the middle'
-  assert places.fine((0.1, 0.5, 0.12, 0.6)) == 'far left just below the middle'
+  assert places.fine((0.1, 0.6, 0.12, 0.7)) == 'far left just below the middle'
   assert places.relation((0.1, 0.4, 0.2, 0.5), (0.7, 0.5, 0.8, 0.6)) == 'left of'
   assert places.relation((0.1, 0.8, 0.2, 0.9), (0.2, 0.1, 0.3, 0.2)) == 'below'
 

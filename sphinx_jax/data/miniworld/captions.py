@@ -133,7 +133,7 @@ def _described(rng, color, name, thing):
 
 
 def _real_objects(scene, rng):
-  things = [thing for thing in scene['objects'] if rng.random() < 0.75] or scene['objects'][:1]
+  things = [thing for thing in scene['objects'] if rng.random() < 0.9] or scene['objects'][:1]
   things = [things[k] for k in rng.permutation(len(things))]
   wrong = int(rng.integers(len(things))) if rng.random() < WRONG else -1
   parts = []
@@ -235,7 +235,7 @@ def _wrapped(text, subject, rng):
 
 def _numbers(subject, box, rng):
   """Where `subject` is, as picture metadata has it: its focal point, or its crop when it has an extent."""
-  if box[2] > box[0] and rng.random() < 0.5:
+  if box[2] > box[0] and rng.random() < 0.8:
     return f' crop {subject} {coordinates.format_box(box)}'
   return f' focus {subject} {coordinates.format_point(places.center(box))}'
 

@@ -34,6 +34,16 @@ def shade(color, factor):
   return tuple(int(255 - (255 - c) * (2 - factor)) for c in color)
 
 
+def lattice(rng, side):
+  """Where a length of `side` begins so that it lies in whole cells of a 4 x 4 grid.
+
+  The cells are what a patch of the small encoders' global view and a pooled token of their sub-images see: a model that
+  has minutes learns a look that fills them much sooner than one that is cut anywhere.
+  """
+  cells = min(math.ceil(side * 4), 4)
+  return int(rng.integers(5 - cells)) / 4 + (cells / 4 - side) * rng.uniform(0.3, 0.7)
+
+
 def background(rng, size, low=104, high=126, tint=9, noise=2):
   """A grey, slightly tinted and mottled ground: float32[Y, X, 3] in 0..255.
 

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from sphinx_jax.data.miniworld.draw import COLORS, DARK, Canvas, jitter, shade
+from sphinx_jax.data.miniworld.draw import COLORS, DARK, Canvas, jitter, lattice, shade
 
 KEYPOINTS = (
   'nose',
@@ -56,7 +56,7 @@ def _toward(start, angle, length, sign):
 
 
 def _shaken(angles, rng):
-  return [angle + rng.uniform(-7, 7) for angle in angles]
+  return [angle + rng.uniform(-4, 4) for angle in angles]
 
 
 def _joints(rng, action, acting):
@@ -72,7 +72,7 @@ def _joints(rng, action, acting):
     points[f'{side}_shoulder'] = shoulder = (sign * 0.115 + lean, -0.27)
     points[f'{side}_elbow'] = elbow = _toward(shoulder, upper, _ARM[0], sign)
     points[f'{side}_wrist'] = _toward(elbow, fore, _ARM[1], sign)
-  center, tilt = (lean * 1.4, -0.27 - 0.045 - _HEAD), math.radians(rng.uniform(-10, 10))
+  center, tilt = (lean * 1.4, -0.27 - 0.045 - _HEAD), math.radians(rng.uniform(-5, 5))
   c, s = math.cos(tilt), math.sin(tilt)
   face = {
     'nose': (0, 0.15),
@@ -135,9 +135,9 @@ def draw(rng: np.random.Generator, size: int):
   across, down = zip(*joints.values(), strict=True)
   left, right, bottom = min(across) - 0.04, max(across) + 0.04, max(down) + 0.04
   top = min(min(down) - 0.04, joints['head'][1] - _HEAD - 0.02)
-  unit = min(rng.uniform(0.56, 0.875) / (bottom - top), 0.96 / (right - left), 1.0)
-  x0 = rng.uniform(0, 1 - unit * (right - left)) - unit * left
-  y0 = rng.uniform(0, 1 - unit * (bottom - top)) - unit * top
+  unit = min(float(rng.choice((0.6, 0.85))) / (bottom - top), 0.96 / (right - left), 1.0)
+  x0 = lattice(rng, unit * (right - left)) - unit * left
+  y0 = lattice(rng, unit * (bottom - top)) - unit * top
   points = {name: (x0 + unit * x, y0 + unit * y) for name, (x, y) in joints.items()}
   canvas = Canvas(size)
   _stage(canvas, action, points, unit)

@@ -1,4 +1,4 @@
-"""Scenes of 1 to 4 coloured things: plain shapes and small everyday objects, none touching another."""
+"""Scenes of 1 to 3 coloured things: plain shapes and small everyday objects, none touching another."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
-from sphinx_jax.data.miniworld.draw import COLORS, DARK, Canvas, jitter, shade
+from sphinx_jax.data.miniworld.draw import COLORS, DARK, Canvas, jitter, lattice, shade
 
 SHAPES = ('circle', 'square', 'triangle', 'star')
 ICONS = ('cup', 'house', 'tree', 'car')
 NAMES = SHAPES + ICONS
-SIZES = {'small': (0.27, 0.34), 'big': (0.42, 0.52)}  # longer side as a share of the picture's
+SIZES = {'small': (0.21, 0.23), 'big': (0.44, 0.48)}  # longer side as a share of the picture's
 ASPECT = {
   'circle': 1.0,
   'square': 1.0,
@@ -127,8 +127,7 @@ def _place(rng, sides):
   taken, centers = [], []
   for width, height in sides:
     for _ in range(40):
-      x = rng.uniform(width / 2 + 0.01, 0.99 - width / 2)
-      y = rng.uniform(height / 2 + 0.01, 0.99 - height / 2)
+      x, y = (lattice(rng, side) + side / 2 for side in (width, height))
       box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
       if _free(box, taken):
         taken.append(box)
@@ -141,13 +140,13 @@ def _place(rng, sides):
 
 def _sides(rng, name, size):
   longer = rng.uniform(*SIZES[size])
-  aspect = ASPECT[name] * rng.uniform(0.94, 1.06)
+  aspect = ASPECT[name] * rng.uniform(0.98, 1.02)
   return (longer, longer / aspect) if aspect >= 1 else (longer * aspect, longer)
 
 
 def draw(rng: np.random.Generator, size: int):
   """One scene on a sheet: (Canvas, [{"name", "color", "size", "box"}])."""
-  count = int(rng.choice(3, p=(0.25, 0.4, 0.35))) + 1
+  count = int(rng.choice(3, p=(0.4, 0.4, 0.2))) + 1
   kinds = [divmod(int(k), len(NAMES)) for k in rng.choice(len(COLORS) * len(NAMES), count, replace=False)]
   names = [NAMES[n] for _, n in kinds]
   while True:
@@ -159,7 +158,7 @@ def draw(rng: np.random.Generator, size: int):
   canvas, objects = Canvas(size), []
   for (c, _), name, kind, center, side in zip(kinds, names, sizes, centers, sides):
     color = list(COLORS)[c]
-    turn = math.radians(rng.uniform(-8, 8)) if name in SHAPES else 0.0
+    turn = math.radians(rng.uniform(-3, 3)) if name in SHAPES else 0.0
     box = paint(canvas, name, jitter(COLORS[color], rng), center, *side, turn)
     objects.append({'name': name, 'color': color, 'size': kind, 'box': box})
   return canvas, objects

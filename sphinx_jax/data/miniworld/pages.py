@@ -20,19 +20,8 @@ LABELS = (
   'Title',
 )
 PX = 1 / 64  # the looks are drawn in 64ths of the page
-_HEIGHT = {  # least and greatest height in 64ths
-  'Page-header': (5, 6),
-  'Title': (8, 10),
-  'Section-header': (5, 6),
-  'Text': (11, 19),
-  'List-item': (8, 12),
-  'Table': (14, 20),
-  'Picture': (14, 22),
-  'Caption': (5, 6),
-  'Formula': (8, 10),
-  'Footnote': (6, 8),
-  'Page-footer': (5, 6),
-}
+ROWS = 8  # a page has so many rows of equal height
+_TALL = ('Text', 'List-item', 'Table', 'Picture')  # two rows; all others take one
 _BODY = ('Text', 'List-item', 'Table', 'Picture', 'Formula', 'Section-header')
 _BODY_WEIGHTS = (0.27, 0.16, 0.16, 0.16, 0.12, 0.13)
 _GREY, _PALE = (120, 122, 128), (170, 172, 180)
@@ -197,51 +186,50 @@ def _labels(rng):
   return labels if 3 <= len(labels) <= 6 else _labels(rng)
 
 
-def _span(rng, label, left, right):
-  """Left and right edge of a block in the column from `left` to `right`."""
-  width = right - left
+def _span(rng, label):
+  """Left and right edge of a block."""
   share = {
-    'Title': (0.55, 0.95),
-    'Section-header': (0.4, 0.75),
-    'Caption': (0.5, 0.8),
-    'Formula': (0.7, 0.95),
-    'Page-footer': (0.4, 0.7),
-    'Picture': (0.55, 1.0),
-    'Table': (0.7, 1.0),
-    'Footnote': (0.6, 0.95),
-  }.get(label, (0.9, 1.0))
-  own = width * rng.uniform(*share)
-  start = (width - own) * (
-    0.0 if label in ('Section-header', 'Footnote', 'Text', 'List-item', 'Page-header') else rng.uniform(0.2, 0.8)
-  )
-  return left + start, left + start + own
+    'Title': 0.75,
+    'Section-header': 0.6,
+    'Caption': 0.65,
+    'Formula': 0.85,
+    'Page-footer': 0.55,
+    'Picture': 0.75,
+    'Table': 0.9,
+    'Footnote': 0.8,
+  }.get(label, 1.0)
+  left, right = rng.uniform(4, 5) * PX, 1 - rng.uniform(4, 5) * PX
+  spare = (right - left) * (1 - share)
+  if label not in ('Section-header', 'Footnote', 'Text', 'List-item', 'Page-header'):
+    return left + spare / 2, right - spare / 2
+  return left, right - spare
 
 
 def _looseness(labels):
-  """How much of the spare height goes above each block, and below the last one, in proportion."""
-  above = [{'Page-header': 0.05, 'Caption': 0.1}.get(label, 1.0) for label in labels]
+  """How readily a free row of the page goes above each block, and below the last one, in proportion."""
+  above = [{'Page-header': 0.0, 'Caption': 0.0}.get(label, 1.0) for label in labels]
   bottom = [k for k, label in enumerate(labels) if label in ('Footnote', 'Page-footer')]
   for k in bottom:
-    above[k] = 2.0 if k == bottom[0] else 0.2
-  return np.array(above + [0.05 if bottom else 1.0])
+    above[k] = 2.0 if k == bottom[0] else 0.0
+  weights = np.array(above + [0.0 if bottom else 1.0])
+  return weights / weights.sum()
 
 
 def draw(rng: np.random.Generator, size: int):
   """One page on a sheet: (Canvas, [{"label", "box"}]) in reading order."""
   while True:
     labels = _labels(rng)
-    heights = [rng.uniform(*_HEIGHT[label]) * PX for label in labels]
-    spare = 1 - 5 * PX - sum(heights) - 2.5 * PX * (len(labels) - 1)
-    if spare >= 0:
+    rows = [2 if label in _TALL else 1 for label in labels]
+    if sum(rows) <= ROWS:
       break
   canvas = Canvas(size)
   canvas.rectangle((0, 0, 1, 1), tuple(int(c - rng.integers(0, 8)) for c in WHITE))
-  left, right = rng.uniform(3, 7) * PX, 1 - rng.uniform(3, 7) * PX
-  gaps = (rng.dirichlet(_looseness(labels)) * spare).tolist()
-  y, blocks = 2.5 * PX, []
-  for k, (label, height) in enumerate(zip(labels, heights)):
-    y += gaps[k]
-    x1, x2 = _span(rng, label, left, right)
-    blocks.append({'label': label, 'box': paint(canvas, label, (x1, y, x2, y + height), rng)})
-    y += height + 2.5 * PX
+  free = rng.multinomial(ROWS - sum(rows), _looseness(labels))
+  row, blocks = 0, []
+  for label, above, height in zip(labels, free.tolist(), rows):
+    row += above
+    x1, x2 = _span(rng, label)
+    box = (x1, row / ROWS + PX, x2, (row + height) / ROWS - PX)
+    blocks.append({'label': label, 'box': paint(canvas, label, box, rng)})
+    row += height
   return canvas, blocks

@@ -5,19 +5,21 @@ from __future__ import annotations
 _COLUMNS = ((0.36, 'left'), (0.64, ''), (1.01, 'right'))
 _ROWS = ((0.36, 'upper'), (0.64, ''), (1.01, 'lower'))
 _FINE_X = (
-  (0.22, 'far left'),
-  (0.38, 'left'),
-  (0.5, 'just left of the middle'),
-  (0.62, 'just right of the middle'),
-  (0.78, 'right'),
+  (0.19, 'far left'),
+  (0.31, 'left'),
+  (0.44, 'just left of the middle'),
+  (0.56, 'in the middle'),
+  (0.69, 'just right of the middle'),
+  (0.81, 'right'),
   (1.01, 'far right'),
 )
 _FINE_Y = (
-  (0.22, 'at the very top'),
-  (0.38, 'high up'),
-  (0.5, 'just above the middle'),
-  (0.62, 'just below the middle'),
-  (0.78, 'low down'),
+  (0.19, 'at the very top'),
+  (0.31, 'high up'),
+  (0.44, 'just above the middle'),
+  (0.56, 'at middle height'),
+  (0.69, 'just below the middle'),
+  (0.81, 'low down'),
   (1.01, 'at the very bottom'),
 )
 _COARSE = {'upper ': 'top', 'lower ': 'bottom', ' left': 'left', ' right': 'right', ' ': 'middle'}
@@ -53,7 +55,7 @@ def row(box) -> str:
 
 
 def fine(box) -> str:
-  """A finer place of six columns and six rows: "far left, just below the middle"."""
+  """A finer place of seven columns and seven rows: "far left, just below the middle"."""
   x, y = center(box)
   return f'{_pick(_FINE_X, x)} {_pick(_FINE_Y, y)}'
 
