@@ -70,7 +70,7 @@ def write(canvas: Canvas, text, corner, cell, color):
 
 def draw(rng: np.random.Generator, size: int):
   """One scene on a sheet: (Canvas, [{"text", "color", "box"}]), from top to bottom."""
-  count = 1 + int(rng.random() < 0.3)
+  count = 1 + int(rng.random() < 0.2)
   texts = [LEXICON[k] for k in rng.choice(len(LEXICON), count, replace=False)]
   inks = [list(COLORS)[int(k)] for k in rng.choice(len(COLORS), count, replace=False)]
   across, down = CELL
