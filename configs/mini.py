@@ -61,7 +61,7 @@ def get_config(arg: str = '') -> ConfigDict:
         synthetic=_run('synthetic', 6 if quick else 200, 6e-4, dict(caption=_caption('synthetic', 'train', 0.9), text=text),
                        frozen_encoders, init_from='real'),
         mix=dict(kind='mix', inputs=('real', 'synthetic'), coefficients=tuple(i / 10 for i in range(11))),
-        stage2=_run('stage2', 8 if quick else 4200, 1e-3, tasks, frozen_encoders, init_from='mix'),
+        stage2=_run('stage2', 8 if quick else 3300, 1e-3, tasks, frozen_encoders, init_from='mix'),
         evaluate=dict(kind='evaluate', checkpoint='stage2', tasks=tuple(t for t in TASKS if t != 'text'), split='test',
                       examples=16 if quick else 200, rows=100),
         report=dict(kind='report', aims=AIMS))

@@ -158,6 +158,16 @@ def test_pages_are_in_reading_order_with_header_and_footer_at_the_ends():
   assert seen == set(pages.LABELS)
 
 
+def test_blocks_of_a_page_lie_in_its_rows_and_tall_classes_take_two():
+  for made in scenes('page', 40):
+    taken = []
+    for block in made.annotation['blocks']:
+      first, last = np.floor(block['box'][1] * pages.ROWS), np.ceil(block['box'][3] * pages.ROWS)
+      assert last - first == (2 if block['label'] in ('Text', 'List-item', 'Table', 'Picture') else 1), (made.id, block)
+      taken += range(int(first), int(last))
+    assert len(taken) == len(set(taken))
+
+
 def test_keypoints_lie_in_the_box_and_left_is_on_the_pictures_right():
   actions = set()
   for made in scenes('figure', 80):
