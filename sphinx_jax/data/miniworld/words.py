@@ -53,7 +53,7 @@ _GLYPHS = {
 _INK = {
   name: shade(color, 0.82) if name in ('yellow', 'orange') else shade(color, 0.9) for name, color in COLORS.items()
 }
-CELL = (1 / 24, 1 / 29)  # width and height of a font pixel: a letter and the gap after it are a quarter of the picture
+CELL = (1 / 24, 1 / 29)  # width and height of a font pixel: a letter and its gap take a quarter of the picture
 
 
 def write(canvas: Canvas, text, corner, cell, color):
