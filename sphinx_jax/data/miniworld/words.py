@@ -57,7 +57,7 @@ CELL = (1 / 24, 1 / 29)  # width and height of a font pixel: a letter and its ga
 
 
 def write(canvas: Canvas, text, corner, cell, color):
-  """Letters `text` with its upper left `corner` there; `cell` is the width and height of a font pixel. Gives the tight box."""
+  """Letters `text` with its upper left `corner` there and gives the tight box; `cell`: width and height of a font pixel."""
   canvas.begin()
   for k, letter in enumerate(text):
     left = corner[0] + 6 * k * cell[0]
