@@ -2,8 +2,8 @@
 
     python benchmarks/kill_recipe.py --workdir=/tmp/kill --kills=3
 
-Both runs use `configs/mini.py:quick` (further arguments after `--` go to both). Printed are the moments of the kills and
-whether every loss and every score is equal, to the last bit.
+Both runs use `configs/mini.py:quick` (further arguments go to both). Printed are the moments of the kills, the steps
+that were finished by then, and whether every loss and every score is equal, to the last bit.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 import time
+
+from sphinx_jax.training import writer
 
 ROOT = pathlib.Path(__file__).parent.parent
 STAGES = ('real', 'synthetic', 'stage2')
@@ -39,8 +41,7 @@ def numbers(workdir):
   metrics = json.loads((workdir / 'metrics.json').read_text())
   losses = {}
   for stage in STAGES:
-    for text in (workdir / stage / 'metrics.jsonl').read_text().splitlines():
-      line = json.loads(text)
+    for line in writer.read(workdir / stage):
       losses |= {(stage, line['step'], name): value for name, value in line.items()
                  if not any(clock in name for clock in CLOCKS)}
   return {'losses': losses, 'mix_curve': metrics['mix_curve'], 'tasks': metrics['tasks']}
@@ -52,7 +53,6 @@ def main():
   parser.add_argument('--kills', type=int, default=3)
   parser.add_argument('--seed', type=int, default=0)
   options, extra = parser.parse_known_args()
-  extra = [argument for argument in extra if argument != '--']
   whole, broken = options.workdir / 'whole', options.workdir / 'broken'
   seconds = run(whole, extra)
   print(f'unbroken run: {seconds:.0f} s', flush=True)
@@ -67,7 +67,7 @@ def main():
       process.send_signal(signal.SIGKILL)
       process.wait()
       steps = sorted(path.parent.name for path in broken.glob('*/done.json'))
-      print(f'kill -9; finished by then: {", ".join(steps) or "nothing"}', flush=True)
+      print(f'kill -9 after {moment:.0f} s; finished by then: {", ".join(steps) or "nothing"}', flush=True)
   run(broken, extra)
   first, second = numbers(whole), numbers(broken)
   for part in first:
