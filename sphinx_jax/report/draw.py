@@ -134,5 +134,5 @@ class _Brush:
 
 def _side(a, b):
   """Colour of a joint or limb: left, right, or between both sides."""
-  sides = {'left' if coordinates.KEYPOINTS[i].startswith('left') else 'right' if coordinates.KEYPOINTS[i].startswith('right') else '' for i in (a, b)}
-  return {frozenset({'left'}): _LEFT, frozenset({'right'}): _RIGHT}.get(frozenset(sides), _MIDDLE)
+  sides = {coordinates.KEYPOINTS[index].split()[0] for index in (a, b)}
+  return _LEFT if sides == {'left'} else _RIGHT if sides == {'right'} else _MIDDLE

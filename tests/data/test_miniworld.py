@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sphinx_jax.core import errors
-from sphinx_jax.data.miniworld import captions, corpus, figures, objects, pages, places, scene, words, workers
+from sphinx_jax.core.coordinates import KEYPOINTS
+from sphinx_jax.data.miniworld import builder, captions, corpus, figures, objects, pages, places, scene, words, workers
 from sphinx_jax.data.miniworld.draw import COLORS, Canvas
 
 FIELD = {'objects': 'objects', 'words': 'words', 'page': 'blocks', 'figure': 'people'}
@@ -83,7 +84,7 @@ def test_boxes_of_words_are_tight_and_every_letter_has_its_own_look():
   looks = set()
   for letter in sorted(set(''.join(words.LEXICON))):
     canvas = Canvas(64)
-    box = words.write(canvas, letter, (0.25, 0.25), words.CELL, COLORS['blue'])
+    box = words.write(canvas, letter, (0.25, 0.25), COLORS['blue'])
     assert np.abs(np.array(box) - _drawn_box(canvas, 64)).max() <= 1 / 64
     looks.add(canvas.finish(np.zeros((64, 64, 3), np.float32)).tobytes())
   assert len(looks) == len(set(''.join(words.LEXICON)))
@@ -177,14 +178,14 @@ def test_keypoints_lie_in_the_box_and_left_is_on_the_pictures_right():
     x1, y1, x2, y2 = person['box']
     assert 0.5 <= y2 - y1 <= 0.9
     points = {}
-    for name, (x, y, visible) in zip(figures.KEYPOINTS, person['keypoints'], strict=True):
+    for name, (x, y, visible) in zip(KEYPOINTS, person['keypoints'], strict=True):
       assert x1 <= x <= x2 and y1 <= y <= y2 and visible == 2
       points[name] = (x, y)
-    assert points['left_shoulder'][0] > points['right_shoulder'][0]
+    assert points['left shoulder'][0] > points['right shoulder'][0]
     if person['action'] == 'waving':
       other = {'left': 'right', 'right': 'left'}[person['side']]
-      assert points[f'{person["side"]}_wrist'][1] < points['nose'][1] + 0.1 < points[f'{other}_wrist'][1]
-    elbow = made.picture[tuple(int(64 * c) for c in points['left_elbow'][::-1])].astype(int)
+      assert points[f'{person["side"]} wrist'][1] < points['nose'][1] + 0.1 < points[f'{other} wrist'][1]
+    elbow = made.picture[tuple(int(64 * c) for c in points['left elbow'][::-1])].astype(int)
     assert elbow[0] > elbow[2] + 60, 'the left arm is red'
   assert actions == set(figures.ACTIONS)
 
@@ -287,7 +288,6 @@ def _fingerprint(folder):
 
 
 def test_a_build_is_recognised_resumed_and_never_mistaken(tmp_path, monkeypatch):
-  builder = pytest.importorskip('sphinx_jax.data.miniworld.builder')
   first, second = tmp_path / 'first', tmp_path / 'second'
   builder.build(first, SIZES, seed=5)
   with monkeypatch.context() as patch:
@@ -316,7 +316,6 @@ def test_a_build_is_recognised_resumed_and_never_mistaken(tmp_path, monkeypatch)
 
 
 def test_impossible_numbers_are_refused_before_anything_is_drawn(tmp_path):
-  builder = pytest.importorskip('sphinx_jax.data.miniworld.builder')
   with pytest.raises(errors.SphinxError, match="sizes\\['test'\\]\\['page'\\]: got 0"):
     builder.build(tmp_path, {'test': {'page': 0}})
   with pytest.raises(errors.SphinxError, match="did you mean 'figure'"):

@@ -63,21 +63,20 @@ class Miniworld(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager):
     del dl_manager
     if self.builder_config.name == 'text':
-      return {split: self._texts(split) for split in scene.SPLITS}
-    return {f'{split}_{kind}': self._scenes(split, kind) for split in scene.SPLITS for kind in scene.KINDS}
+      return {split: self._generate_examples(split, 'text') for split in scene.SPLITS}
+    return {f'{split}_{kind}': self._generate_examples(split, kind) for split in scene.SPLITS for kind in scene.KINDS}
+
+  def _generate_examples(self, split, kind):
+    yield from enumerate(self._texts(split) if kind == 'text' else self._scenes(split, kind))
 
   def _texts(self, split):
-    for index, text in enumerate(corpus.texts(split, self._sizes[split]['text'], self._seed)):
-      yield index, {'text': text}
+    for text in corpus.texts(split, self._sizes[split]['text'], self._seed):
+      yield {'text': text}
 
   def _scenes(self, split, kind):
-    drawn = workers.rows(kind, split, self._sizes[split][kind], self._seed, self._image_size, self._executor)
-    for index, row in enumerate(drawn):
-      yield index, row | {'image': io.BytesIO(row['image'])}
+    for row in workers.rows(kind, split, self._sizes[split][kind], self._seed, self._image_size, self._executor):
+      yield row | {'image': io.BytesIO(row['image'])}
       self._advance(1)
-
-  def _generate_examples(self):
-    raise NotImplementedError('_split_generators gives the generators')
 
 
 def _identity(sizes, image_size, seed):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from sphinx_jax.core import coordinates
 from sphinx_jax.data.miniworld import places
 from sphinx_jax.data.miniworld.draw import COLORS
-from sphinx_jax.data.miniworld.figures import ACTIONS, KEYPOINTS
+from sphinx_jax.data.miniworld.figures import ACTIONS
 from sphinx_jax.data.miniworld.objects import NAMES
 from sphinx_jax.data.miniworld.pages import LABELS
 from sphinx_jax.data.miniworld.words import LEXICON
@@ -194,12 +194,12 @@ def _height(y, box):
 
 def _limbs(person, rng):
   """One remark on a limb: "left hand up", "right foot far right at the very bottom"."""
-  points = dict(zip(KEYPOINTS, person['keypoints']))
+  points = dict(zip(coordinates.KEYPOINTS, person['keypoints']))
   side = _one(rng, ('left', 'right'))
   part, name = _one(
     rng, (('hand', 'wrist'), ('hand', 'wrist'), ('foot', 'ankle'), ('knee', 'knee'), ('elbow', 'elbow'))
   )
-  x, y, _ = points[f'{side}_{name}']
+  x, y, _ = points[f'{side} {name}']
   if part == 'hand' and rng.random() < 0.5:
     return f'{side} hand {_height(y, person["box"])}'
   return f'{side} {part} {places.fine((x, y, x, y))}'
@@ -214,12 +214,12 @@ def _real_figure(scene, rng):
   if rng.random() < 0.5:
     parts.append(_one(rng, (places.coarse(person['box']), places.fine(person['box']))))
   parts += [_limbs(person, rng) for _ in range(int(rng.integers(0, 3)))]
-  points = dict(zip(KEYPOINTS, person['keypoints']))
+  points = dict(zip(coordinates.KEYPOINTS, person['keypoints']))
   if rng.random() < 0.25:
     return _joined(rng, parts), who, person['box']
-  name = _one(rng, KEYPOINTS)
+  name = _one(rng, coordinates.KEYPOINTS)
   x, y, _ = points[name]
-  return _joined(rng, parts), name.replace('_', ' '), (x, y, x, y)
+  return _joined(rng, parts), name, (x, y, x, y)
 
 
 def _joined(rng, parts):

@@ -10,27 +10,8 @@ import math
 
 import numpy as np
 
+from sphinx_jax.core.coordinates import KEYPOINTS
 from sphinx_jax.data.miniworld.draw import COLORS, DARK, Canvas, jitter, lattice, shade
-
-KEYPOINTS = (
-  'nose',
-  'left_eye',
-  'right_eye',
-  'left_ear',
-  'right_ear',
-  'left_shoulder',
-  'right_shoulder',
-  'left_elbow',
-  'right_elbow',
-  'left_wrist',
-  'right_wrist',
-  'left_hip',
-  'right_hip',
-  'left_knee',
-  'right_knee',
-  'left_ankle',
-  'right_ankle',
-)
 
 # Angles in degrees from straight down, outward positive: (upper arm, forearm), (thigh, shin). First pair of each is the
 # side that acts, second the other side.
@@ -66,20 +47,20 @@ def _joints(rng, action, acting):
   for side, sign in (('left', 1), ('right', -1)):
     which = 0 if side == acting else 1
     (upper, fore), (thigh, shin) = (_shaken(pose[limb][which], rng) for limb in ('arms', 'legs'))
-    points[f'{side}_hip'] = hip = (sign * 0.055, 0.0)
-    points[f'{side}_knee'] = knee = _toward(hip, thigh, _LEG[0], sign)
-    points[f'{side}_ankle'] = _toward(knee, shin, _LEG[1], sign)
-    points[f'{side}_shoulder'] = shoulder = (sign * 0.115 + lean, -0.27)
-    points[f'{side}_elbow'] = elbow = _toward(shoulder, upper, _ARM[0], sign)
-    points[f'{side}_wrist'] = _toward(elbow, fore, _ARM[1], sign)
+    points[f'{side} hip'] = hip = (sign * 0.055, 0.0)
+    points[f'{side} knee'] = knee = _toward(hip, thigh, _LEG[0], sign)
+    points[f'{side} ankle'] = _toward(knee, shin, _LEG[1], sign)
+    points[f'{side} shoulder'] = shoulder = (sign * 0.115 + lean, -0.27)
+    points[f'{side} elbow'] = elbow = _toward(shoulder, upper, _ARM[0], sign)
+    points[f'{side} wrist'] = _toward(elbow, fore, _ARM[1], sign)
   center, tilt = (lean * 1.4, -0.27 - 0.045 - _HEAD), math.radians(rng.uniform(-5, 5))
   c, s = math.cos(tilt), math.sin(tilt)
   face = {
     'nose': (0, 0.15),
-    'left_eye': (0.42, -0.2),
-    'right_eye': (-0.42, -0.2),
-    'left_ear': (1, 0),
-    'right_ear': (-1, 0),
+    'left eye': (0.42, -0.2),
+    'right eye': (-0.42, -0.2),
+    'left ear': (1, 0),
+    'right ear': (-1, 0),
   }
   for name, (x, y) in face.items():
     points[name] = (center[0] + _HEAD * (c * x - s * y), center[1] + _HEAD * (s * x + c * y))
@@ -94,30 +75,30 @@ def _paint(canvas, points, unit, rng):
   ink = {'left': (COLORS['red'], COLORS['orange']), 'right': (COLORS['blue'], COLORS['green'])}
   for side in ('right', 'left'):
     arm, leg = (jitter(color, rng, 8) for color in ink[side])
-    hip, knee, ankle = (points[f'{side}_{joint}'] for joint in ('hip', 'knee', 'ankle'))
+    hip, knee, ankle = (points[f'{side} {joint}'] for joint in ('hip', 'knee', 'ankle'))
     canvas.line(hip, knee, thick, leg)
     canvas.line(knee, ankle, thick, leg)
-    shoulder, elbow, wrist = (points[f'{side}_{joint}'] for joint in ('shoulder', 'elbow', 'wrist'))
+    shoulder, elbow, wrist = (points[f'{side} {joint}'] for joint in ('shoulder', 'elbow', 'wrist'))
     canvas.line(shoulder, elbow, thick, arm)
     canvas.line(elbow, wrist, thick, arm)
     canvas.dot(ankle, 0.034 * unit, shade(leg, 0.6))
     canvas.dot(wrist, 0.034 * unit, shade(arm, 0.6))
-  canvas.polygon([points[name] for name in ('left_shoulder', 'right_shoulder', 'right_hip', 'left_hip')], (92, 92, 104))
+  canvas.polygon([points[name] for name in ('left shoulder', 'right shoulder', 'right hip', 'left hip')], (92, 92, 104))
   head, radius = points['head'], _HEAD * unit
-  for name in ('left_ear', 'right_ear'):
+  for name in ('left ear', 'right ear'):
     canvas.dot(points[name], 0.28 * radius, shade(_SKIN, 0.75))
   canvas.dot(head, radius, _SKIN)
-  for name, dot in (('left_eye', 0.17), ('right_eye', 0.17), ('nose', 0.14)):
+  for name, dot in (('left eye', 0.17), ('right eye', 0.17), ('nose', 0.14)):
     canvas.dot(points[name], dot * radius, (190, 90, 70) if name == 'nose' else DARK)
   return canvas.box()
 
 
 def _stage(canvas, action, points, unit):
   """The stool of a sitting figure, the shadow under a jumping one."""
-  x = (points['left_hip'][0] + points['right_hip'][0]) / 2
-  floor = max(points['left_ankle'][1], points['right_ankle'][1]) + 0.03 * unit
+  x = (points['left hip'][0] + points['right hip'][0]) / 2
+  floor = max(points['left ankle'][1], points['right ankle'][1]) + 0.03 * unit
   if action == 'sitting':
-    seat = points['left_hip'][1] + 0.03 * unit
+    seat = points['left hip'][1] + 0.03 * unit
     canvas.rectangle((x - 0.12 * unit, seat, x + 0.12 * unit, floor), (176, 150, 120))
   if action == 'jumping':
     y = min(floor + 0.07, 0.975)

@@ -207,7 +207,7 @@ def _span(rng, label):
 
 def _looseness(labels):
   """How readily a free row of the page goes above each block, and below the last one, in proportion."""
-  above = [{'Page-header': 0.0, 'Caption': 0.0}.get(label, 1.0) for label in labels]
+  above = [0.0 if label in ('Page-header', 'Caption') else 1.0 for label in labels]
   bottom = [k for k, label in enumerate(labels) if label in ('Footnote', 'Page-footer')]
   for k in bottom:
     above[k] = 2.0 if k == bottom[0] else 0.0

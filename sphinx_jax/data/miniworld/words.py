@@ -56,15 +56,16 @@ _INK = {
 CELL = (1 / 24, 1 / 29)  # width and height of a font pixel: a letter and its gap take a quarter of the picture
 
 
-def write(canvas: Canvas, text, corner, cell, color):
-  """Letters `text` with its upper left `corner` there and gives the tight box; `cell`: width and height of a font pixel."""
+def write(canvas: Canvas, text, corner, color):
+  """Letters `text` with its upper left `corner` there and gives the tight box."""
   canvas.begin()
+  across, down = CELL
   for k, letter in enumerate(text):
-    left = corner[0] + 6 * k * cell[0]
+    left = corner[0] + 6 * k * across
     for row, bits in enumerate(_GLYPHS[letter]):
-      top = corner[1] + row * cell[1]
+      top = corner[1] + row * down
       for run in re.finditer('1+', bits):
-        canvas.rectangle((left + run.start() * cell[0], top, left + run.end() * cell[0], top + cell[1]), color)
+        canvas.rectangle((left + run.start() * across, top, left + run.end() * across, top + down), color)
   return canvas.box()
 
 
@@ -81,6 +82,6 @@ def draw(rng: np.random.Generator, size: int):
   canvas, words = Canvas(size), []
   for text, ink, top in zip(texts, inks, tops):
     corner = (lattice(rng, (6 * len(text) - 1) * across), top)
-    box = write(canvas, text, corner, CELL, jitter(_INK[ink], rng, 8))
+    box = write(canvas, text, corner, jitter(_INK[ink], rng, 8))
     words.append({'text': text, 'color': ink, 'box': box})
   return canvas, words
