@@ -199,8 +199,8 @@ def make_optimizer(config: ConfigDict, axes: Mapping) -> tuple[optax.GradientTra
   """The optimizer of the trained parameters and its learning rate by update."""
   settings = config.optimizer
   rate = optimizers.schedule(settings.lr, settings.warmup, settings.decay_to, config.steps)
-  decayed = optimizers.decays(states.split(axes, config.trained)[0])
-  return optimizers.make_optimizer(rate, decayed, settings.betas, settings.weight_decay, settings.clip,
+  trained = states.split(axes, config.trained)[0]
+  return optimizers.make_optimizer(settings.name, rate, trained, settings.betas, settings.weight_decay, settings.clip,
                                    settings.moment_dtype), rate
 
 

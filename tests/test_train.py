@@ -34,8 +34,8 @@ def tiny(**changes) -> ConfigDict:
       tokenizer='none', dialog=dict(system=''), data_dir='', mixture=dict(ocr=source, vqa=source),
       batch=dict(rows=8, length=16, images=1, window=16), loss_weighting='token',
       trained=(('encoders/.*', 'none'), ('.*', 'train')),
-      optimizer=dict(lr=1e-2, warmup=2, decay_to=0.1, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0, accumulate=1,
-                     moment_dtype='float32'),
+      optimizer=dict(name='adamw', lr=1e-2, warmup=2, decay_to=0.1, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0,
+                     accumulate=1, moment_dtype='float32'),
       steps=5, log_every=2, eval_every=3, eval_batches=1, checkpoint=dict(every=3, keep=2),
       mesh=dict(data=1, fsdp=1, tensor=1), init_from=config_dict.placeholder(str), validation=dict(real=source)))
   config.update_from_flattened_dict(changes)
@@ -187,12 +187,12 @@ def test_broken_run_goes_on_bit_for_bit(unbroken, tmp_path, monkeypatch):
   jax.tree.map(np.testing.assert_array_equal, store.load_params(tmp_path), store.load_params(unbroken))
 
 
-@pytest.fixture(scope='module')
-def one_device(compiled_once):
-  """Parameters to begin with, and the losses of some steps on one device."""
-  config = tiny()
+@pytest.fixture(scope='module', params=['adamw', 'muon'])
+def one_device(compiled_once, request):
+  """Optimizer, parameters to begin with, and the losses of some steps on one device."""
+  config = tiny(**{'optimizer.name': request.param})
   params = jax.tree.map(np.asarray, door.make_params(config, door.Plan(config)))
-  return params, losses_from(params, config)
+  return request.param, params, losses_from(params, config)
 
 
 def losses_from(params: dict, config: ConfigDict) -> list[tuple[float, ...]]:
@@ -201,7 +201,7 @@ def losses_from(params: dict, config: ConfigDict) -> list[tuple[float, ...]]:
   abstract, update = door.compile_step(config, plan)
   place = lambda tree, like: jax.tree.map(lambda leaf, shape: jax.device_put(leaf, shape.sharding), tree, like)
   trained, frozen = state.split(place(params, plan.params), config.trained)
-  moments = place(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract.opt_state), abstract.opt_state)
+  moments = place(door.make_optimizer(config, plan.axes)[0].init(trained), abstract.opt_state)
   current = state.State(place(np.int32(0), abstract.step), trained, frozen, moments)
   result = []
   for position in range(20):
@@ -212,8 +212,9 @@ def losses_from(params: dict, config: ConfigDict) -> list[tuple[float, ...]]:
 
 @pytest.mark.parametrize('data, fsdp, tensor', [(2, 2, 2), (8, 1, 1), (2, 4, 1)])
 def test_any_mesh_gives_the_losses_of_one_device(one_device, data, fsdp, tensor):
-  params, expected = one_device
-  found = losses_from(params, tiny(**{'mesh.data': data, 'mesh.fsdp': fsdp, 'mesh.tensor': tensor}))
+  name, params, expected = one_device
+  mesh = {'mesh.data': data, 'mesh.fsdp': fsdp, 'mesh.tensor': tensor}
+  found = losses_from(params, tiny(**mesh, **{'optimizer.name': name}))
   np.testing.assert_allclose(found, expected, rtol=2e-3)
   np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
 
