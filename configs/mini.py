@@ -36,7 +36,7 @@ def _run(name: str, steps: int, lr: float, mixture: dict, trained: tuple, init_f
         trained=trained,
         optimizer=dict(name='muon', lr=lr, warmup=max(steps // 20, 1), decay_to=0.05, betas=(0.9, 0.99), weight_decay=0.01,
                        clip=1.0, accumulate=1, moment_dtype='float32'),
-        steps=steps, log_every=50, eval_every=max(steps // 2, 1), eval_batches=16, checkpoint=dict(every=max(steps // 4, 1), keep=2),
+        steps=steps, log_every=50, eval_every=max(steps // 2, 1), eval_batches=8, checkpoint=dict(every=max(steps // 4, 1), keep=2),
         mesh=dict(data=1, fsdp=1, tensor=1), init_from=init_from,
         validation=dict(real=_caption('real', 'validation'), synthetic=_caption('synthetic', 'validation')))
 
@@ -57,11 +57,11 @@ def get_config(arg: str = '') -> ConfigDict:
                   train=dict(objects=400, words=200, page=200, figure=200) if quick else
                         dict(objects=8000, words=3500, page=3500, figure=3500),
                   heldout=60 if quick else 300),
-        real=_run('real', 6 if quick else 300, 2e-3, dict(caption=_caption('real', 'train', 0.9), text=text), everything),
+        real=_run('real', 6 if quick else 240, 2e-3, dict(caption=_caption('real', 'train', 0.9), text=text), everything),
         synthetic=_run('synthetic', 6 if quick else 100, 1.5e-3, dict(caption=_caption('synthetic', 'train', 0.9), text=text),
                        frozen_encoders, init_from='real'),
         mix=dict(kind='mix', inputs=('real', 'synthetic'), coefficients=tuple(i / 10 for i in range(11))),
-        stage2=_run('stage2', 8 if quick else 2500, 2.5e-3, tasks, frozen_encoders, init_from='mix'),
+        stage2=_run('stage2', 8 if quick else 2000, 2.5e-3, tasks, frozen_encoders, init_from='mix'),
         evaluate=dict(kind='evaluate', checkpoint='stage2', tasks=tuple(t for t in TASKS if t != 'text'), split='test',
                       examples=16 if quick else 200, rows=100),
         report=dict(kind='report', aims=AIMS))

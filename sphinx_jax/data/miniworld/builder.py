@@ -31,7 +31,7 @@ class Miniworld(tfds.core.GeneratorBasedBuilder):
   `workers.pool`, which draws (default: this process), advance: called with 1 for each finished scene.
   """
 
-  VERSION = tfds.core.Version('1.0.7')
+  VERSION = tfds.core.Version('1.0.8')
   BUILDER_CONFIGS = [
     tfds.core.BuilderConfig(name='scenes', description='drawn scenes'),
     tfds.core.BuilderConfig(name='text', description='sentences about the scenes'),

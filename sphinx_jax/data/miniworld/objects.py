@@ -146,7 +146,7 @@ def _sides(rng, name, size):
 
 def draw(rng: np.random.Generator, size: int):
   """One scene on a sheet: (Canvas, [{"name", "color", "size", "box"}])."""
-  count = int(rng.choice(3, p=(0.4, 0.4, 0.2))) + 1
+  count = int(rng.choice(3, p=(0.3, 0.5, 0.2))) + 1
   kinds = [divmod(int(k), len(NAMES)) for k in rng.choice(len(COLORS) * len(NAMES), count, replace=False)]
   names = [NAMES[n] for _, n in kinds]
   while True:
