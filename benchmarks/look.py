@@ -1,0 +1,56 @@
+"""Whether a stage makes the model look: trains it and gives the held-out loss with the true image and with another one.
+
+    python benchmarks/look.py --config=configs/mini.py --workdir=workdir/mini --stage=stage2 --config.stage2.steps=500
+
+The data of the recipe in --workdir must be built; `--config.stage2.init_from=scratch` starts from nothing. A model that
+does not look has the same loss with both images, long before its scores can tell.
+"""
+
+import pathlib
+import tempfile
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from sphinx_jax import recipe, train
+from sphinx_jax.checkpoint import store
+from sphinx_jax.core import cli
+
+FLAGS = flags.FLAGS
+
+
+def run_config():
+  """The stage as one run of its own, which validates on every task with an image."""
+  workdir = pathlib.Path(FLAGS.workdir)
+  config = ConfigDict(recipe.stage_config(FLAGS.config, FLAGS.stage, workdir).to_dict())
+  if config.init_from == 'scratch':
+    config.init_from = None
+  config.validation = {task: entry.to_dict() | {'split': 'validation'} for task, entry in config.mixture.items()
+                       if task != 'text'}
+  return config.lock()
+
+
+def with_other_images(batch):
+  return batch | {'images': np.roll(batch['images'], 1, axis=0)}
+
+
+def main():
+  config = run_config()
+  with tempfile.TemporaryDirectory() as workdir:
+    last = train.train(config, workdir)
+    plan = train.Plan(config)
+    params = store.load_params(workdir, plan.params)
+  true = train.open_data(config).validation
+  other = {task: [with_other_images(batch) for batch in batches] for task, batches in true.items()}
+  print(f'{config.steps} updates, {last["examples_per_second"]:.0f} examples a second')
+  losses = plan.evaluate(params, true), plan.evaluate(params, other)
+  for task in true:
+    print(f'{task:20} {losses[0][task]:.3f} true image   {losses[1][task]:.3f} another')
+
+
+if __name__ == '__main__':
+  cli.define_config('configs/mini.py')
+  flags.DEFINE_string('workdir', 'workdir/mini', 'Of a recipe whose data is built.')
+  flags.DEFINE_string('stage', 'stage2', 'Section of the config that is one training run.')
+  cli.run(main)
