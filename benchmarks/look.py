@@ -1,6 +1,6 @@
 """Whether a stage makes the model look: trains it and gives the held-out loss with the true image and with another one.
 
-    python benchmarks/look.py --config=configs/mini.py --workdir=workdir/mini --stage=stage2 --config.stage2.steps=500
+    python -m benchmarks.look --config=configs/mini.py --workdir=workdir/mini --stage=stage2 --config.stage2.steps=500
 
 The data of the recipe in --workdir must be built; `--config.stage2.init_from=scratch` starts from nothing. A model that
 does not look has the same loss with both images, long before its scores can tell.

@@ -27,7 +27,8 @@ def make(accumulate: int = 1):
   rng = np.random.default_rng(1)
   trained = {'trained': {'w': jnp.asarray(rng.normal(size=(4, VOCAB)), jnp.float32), 'b': jnp.zeros(VOCAB)}}
   frozen = {'frozen': {'table': jnp.asarray(rng.normal(size=(VOCAB, 4)), jnp.bfloat16)}}
-  tx = optimizer.make_optimizer(RATE, jax.tree.map(lambda x: x.ndim > 1, trained), (0.9, 0.95), 0.1, 1.0)
+  axes = {'trained': {'w': ('embed', 'vocab'), 'b': ('vocab',)}}
+  tx = optimizer.make_optimizer('adamw', RATE, axes, (0.9, 0.95), 0.1, 1.0)
   begin = state.State(jnp.int32(0), trained, frozen, tx.init(trained))
   return begin, jax.jit(step.make_train_step(apply, tx, RATE, 2, accumulate))
 
