@@ -34,7 +34,7 @@ def tiny(**changes) -> ConfigDict:
       tokenizer='none', dialog=dict(system=''), data_dir='', mixture=dict(ocr=source, vqa=source),
       batch=dict(rows=8, length=16, images=1, window=16), loss_weighting='token',
       trained=(('encoders/.*', 'none'), ('.*', 'train')),
-      optimizer=dict(name='adamw', lr=1e-2, warmup=2, decay_to=0.1, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0,
+      optimizer=dict(name='muon', lr=1e-2, warmup=2, decay_to=0.1, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0,
                      accumulate=1, moment_dtype='float32'),
       steps=5, log_every=2, eval_every=3, eval_batches=1, checkpoint=dict(every=3, keep=2),
       mesh=dict(data=1, fsdp=1, tensor=1), init_from=config_dict.placeholder(str), validation=dict(real=source)))
@@ -254,7 +254,8 @@ def test_init_from_takes_the_parameters_only(unbroken, tmp_path):
     begun, position, sums = door.start(config, plan, abstract, own)
   jax.tree.map(np.testing.assert_array_equal, begun.params, store.load_params(unbroken))
   assert int(begun.step) == 0 and position == 0 and sums == {}
-  assert not any(np.any(leaf) for leaf in jax.tree.leaves(begun.opt_state))
+  fresh = door.make_optimizer(config, plan.axes)[0].init(begun.trained)
+  jax.tree.map(np.testing.assert_array_equal, begun.opt_state, fresh)
 
 
 @pytest.mark.parametrize('changes, words', [
