@@ -58,9 +58,7 @@ def main():
   print(f'unbroken run: {seconds:.0f} s', flush=True)
   draw = random.Random(options.seed)
   for _ in range(options.kills):
-    # A restart loads, compiles and repeats the updates since the last save: so much later than an even share, the last
-    # kill still falls before the end.
-    moment = draw.uniform(0.3, 0.8) * 1.5 * seconds / options.kills
+    moment = draw.uniform(0.2, 0.8) * seconds / options.kills  # All of them fall before a run of this length ends.
     process = start(broken, extra)
     try:
       process.wait(timeout=moment)

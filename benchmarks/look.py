@@ -41,12 +41,11 @@ def main():
     last = train.train(config, workdir)
     plan = train.Plan(config)
     params = store.load_params(workdir, plan.params)
-  true = train.open_data(config).validation
-  other = {task: [with_other_images(batch) for batch in batches] for task, batches in true.items()}
+  other = {task: [with_other_images(batch) for batch in batches]
+           for task, batches in train.open_data(config).validation.items()}
   print(f'{config.steps} updates, {last["examples_per_second"]:.0f} examples a second')
-  losses = plan.evaluate(params, true), plan.evaluate(params, other)
-  for task in true:
-    print(f'{task:20} {losses[0][task]:.3f} true image   {losses[1][task]:.3f} another')
+  for task, loss in plan.evaluate(params, other).items():
+    print(f'{task:20} {last[f"validation/{task}"]:.3f} true image   {loss:.3f} another')
 
 
 if __name__ == '__main__':
