@@ -105,7 +105,7 @@ def load_meta(directory: Path) -> dict:
   Raises:
     SphinxError: the directory is not a checkpoint, or of another layout version.
   """
-  place = _locate(directory)
+  place = locate(directory)
   try:
     meta = json.loads((place / 'meta' / 'metadata').read_text())
   except (OSError, ValueError):
@@ -131,11 +131,11 @@ def load_params(directory: Path, expected: Mapping | None = None) -> dict:
   Raises:
     SphinxError: as `check`.
   """
-  place = _locate(directory)
+  place = locate(directory)
   if expected is None:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     expected = trees.unflatten({path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
-                                for path, leaf in _stored(place).items()})
+                                for path, leaf in stored(place).items()})
   check(place, expected)
   return _reader().restore(place / 'params', expected)
 
@@ -151,16 +151,22 @@ def check(directory: Path, expected: Mapping) -> None:
     SphinxError: the directory is not a checkpoint, or of another layout version; leaves that are missing, extra or of
       another shape, all named.
   """
-  place = _locate(directory)
-  _compare(expected, _stored(place), place)
+  place = locate(directory)
+  _compare(expected, stored(place), place)
 
 
-def _stored(place: pathlib.Path) -> dict[str, Any]:
-  """Path -> shape and dtype of what is on disk."""
+def stored(place: pathlib.Path, item: str = 'params') -> dict[str, Any]:
+  """Path -> shape and dtype of what is on disk in one step's folder; nothing for another item that it does not hold.
+
+  Raises:
+    SphinxError: no readable parameters, or of another layout version.
+  """
   load_meta(place)
-  found = _reader().metadata(place / 'params').item_metadata
+  if item != 'params' and not (place / item).is_dir():
+    return {}
+  found = _reader().metadata(place / item).item_metadata
   if found is None:
-    raise _not_one(place, 'a folder without readable params')
+    raise _not_one(place, f'a folder without readable {item}')
   return trees.flatten(found.tree)
 
 
@@ -181,8 +187,12 @@ def _compare(expected: Mapping, stored: Mapping[str, Any], place: pathlib.Path) 
                       'use the config the checkpoint was made with')
 
 
-def _locate(directory: Path) -> pathlib.Path:
-  """The folder of one step, from itself or from the directory of its run."""
+def locate(directory: Path) -> pathlib.Path:
+  """The folder of one step, from itself or from the directory of its run.
+
+  Raises:
+    SphinxError: there is none.
+  """
   directory = pathlib.Path(directory).absolute()
   if (directory / 'params').is_dir():
     return directory

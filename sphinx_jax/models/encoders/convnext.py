@@ -1,5 +1,6 @@
 """ConvNeXt (open_clip XXL trunk, FACTS "ConvNeXt"), with the head's norm at every position and no classifier."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 
 from sphinx_jax.core import errors
 from sphinx_jax.mix import scales
-from sphinx_jax.models import layers
+from sphinx_jax.models import foreign, layers
 
 EPS = 1e-5
 _STEM, _KERNEL, _RATIO = 4, 7, 4
@@ -115,3 +116,34 @@ def depthwise_grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """`depthwise` as XLA's convolution with a feature group per channel."""
   return jax.lax.conv_general_dilated(x, kernel[:, :, None], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
                                       feature_group_count=x.shape[-1])
+
+
+SIZES = {
+    'xxlarge': dict(depths=(3, 4, 30, 3), widths=(384, 768, 1536, 3072)),
+    'golden': dict(depths=(1, 1, 2, 1), widths=(8, 16, 24, 32)),
+}
+
+
+def _timm(settings: Any) -> list[foreign.Weight]:
+  block = [*foreign.tensor('gamma', 'gamma', 'e -> e'), *foreign.tensor('depthwise', 'conv_dw.weight', 'e 1 y x -> y x e'),
+           *foreign.tensor('depthwise_bias', 'conv_dw.bias', 'e -> e'), *foreign.norm('norm', 'norm'),
+           *foreign.linear('up', 'mlp.fc1'), *foreign.linear('down', 'mlp.fc2')]
+  table = [*foreign.patches('stem', 'stem.0'), *foreign.norm('stem_norm', 'stem.1'), *foreign.norm('norm', 'head.norm')]
+  for i, depth in enumerate(settings['depths']):
+    table += foreign.within(f'stage{i}/', f'stages.{i}.blocks.{{}}.', block, range(depth))
+    if i > 0:
+      table += [*foreign.norm(f'downsample_norm{i}', f'stages.{i}.downsample.0'), *foreign.patches(f'downsample{i}', f'stages.{i}.downsample.1')]
+  return table
+
+
+def _settings(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+  del config
+  gamma = [f'stages.{i}.blocks.{{}}.gamma' for i in range(foreign.count(shapes, 'stages.{}.blocks.0.gamma'))]
+  return dict(depths=tuple(foreign.count(shapes, key) for key in gamma), widths=tuple(shapes[key.format(0)][0] for key in gamma))
+
+
+FORMS = {
+    # open_clip wraps timm's trunk; its own projection and the text half come after.
+    'timm': foreign.Form('stem.0.weight', _timm, _settings, prefixes=('', 'visual.trunk.', 'trunk.'),
+                         unused=(r'head\.fc\.(weight|bias)',)),
+}

@@ -1,12 +1,14 @@
 """BLIP-2's ViT and Q-Former (FACTS "BLIP-2"): learned queries that read an image by cross-attention."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sphinx_jax.models import attention, layers
+from sphinx_jax.models import attention, foreign, layers
 from sphinx_jax.models.encoders import vit
 
 VIT_EPS = 1e-6
@@ -112,3 +114,57 @@ class Attention(nn.Module):
     query, key, value = (split(dense(name, ('encoder_embed', 'encoder_heads'))(of))
                          for name, of in (('query', x), ('key', seen), ('value', seen)))
     return dense('out', ('encoder_heads', 'encoder_embed'))(attention.attend(query, key, value).reshape(x.shape))
+
+
+SIZES = {
+    'BLIP-2': dict(view=224, patch=14, vit_width=1408, vit_layers=39, vit_heads=16, vit_mlp=6144, width=768, layers=12,
+                   heads=12, mlp=3072, queries=32),
+    'golden': dict(view=224, patch=14, vit_width=32, vit_layers=2, vit_heads=4, vit_mlp=80, width=48, layers=3, heads=4,
+                   mlp=96, queries=32),
+}
+
+
+def _huggingface(settings: Any) -> list[foreign.Weight]:
+  block = [*foreign.norm('norm1', 'layer_norm1'), *foreign.packed('attention/qkv', 'self_attn.qkv.weight', 'self_attn.qkv.bias', 3),
+           *foreign.linear('attention/out', 'self_attn.projection'), *foreign.norm('norm2', 'layer_norm2'),
+           *foreign.linear('mlp/up', 'mlp.fc1'), *foreign.linear('mlp/down', 'mlp.fc2')]
+  vit_table = [*foreign.patches('patch', 'embeddings.patch_embedding'), *foreign.tensor('cls', 'embeddings.class_embedding', '1 1 e -> e'),
+               *foreign.tensor('positions', 'embeddings.position_embedding', '1 n e -> n e'), *foreign.norm('norm', 'post_layernorm'),
+               *foreign.within('trunk/layers/', 'encoder.layers.{}.', block, range(settings['vit_layers']))]
+  # Even layers cross-attend; a last even one may stand alone (`QFormer.__call__`).
+  pairs, rest = divmod(settings['layers'], 2)
+  table = [*foreign.within('vit/', 'vision_model.', vit_table), *foreign.tensor('queries', 'query_tokens', '1 q e -> q e'),
+           *foreign.norm('norm', 'qformer.layernorm')]
+  if pairs:
+    table += [*foreign.within('pairs/even/', 'qformer.encoder.layer.{}.', _layer(cross=True), range(0, 2 * pairs, 2)),
+              *foreign.within('pairs/odd/', 'qformer.encoder.layer.{}.', _layer(cross=False), range(1, 2 * pairs, 2))]
+  return table + (foreign.within('last/', f'qformer.encoder.layer.{2 * pairs}.', _layer(cross=True)) if rest else [])
+
+
+def _layer(cross: bool) -> list[foreign.Weight]:
+  def attend(path, key):
+    table = [item for name in ('query', 'key', 'value') for item in foreign.linear(f'{path}/{name}', f'{key}.attention.{name}')]
+    return [*table, *foreign.linear(f'{path}/out', f'{key}.output.dense'), *foreign.norm(f'norm_{path}', f'{key}.output.LayerNorm')]
+
+  return [*attend('self', 'attention'), *(attend('cross', 'crossattention') if cross else ()),
+          *foreign.linear('mlp/up', 'intermediate_query.dense'), *foreign.linear('mlp/down', 'output_query.dense'),
+          *foreign.norm('norm_mlp', 'output_query.LayerNorm')]
+
+
+def _settings(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+  vit_width, _, patch, _ = shapes['vision_model.embeddings.patch_embedding.weight']
+  up, inner = 'vision_model.encoder.layers.{}.mlp.fc1.weight', 'qformer.encoder.layer.{}.intermediate_query.dense.weight'
+  _, queries, width = shapes['query_tokens']
+  return dict(
+      view=patch * math.isqrt(shapes['vision_model.embeddings.position_embedding'][1] - 1), patch=patch,
+      vit_width=vit_width, vit_layers=foreign.count(shapes, up), vit_mlp=shapes[up.format(0)][0],
+      vit_heads=foreign.heads('qformer', SIZES, vit_width, 'vit_width', 'vit_heads', config.get('vision_config')),
+      width=width, layers=foreign.count(shapes, inner), heads=foreign.heads('qformer', SIZES, width, config=config.get('qformer_config')),
+      mlp=shapes[inner.format(0)][0], queries=queries)
+
+
+FORMS = {
+    'hf': foreign.Form('qformer.layernorm.weight', _huggingface, _settings,
+                       # BLIP-2's own language model is not SPHINX's.
+                       unused=(r'language_model\..*', r'language_projection\..*', r'qformer\.embeddings\..*', r'.*\.position_ids')),
+}

@@ -1,5 +1,6 @@
 """LLaMA-2 (FACTS "LLaMA"): RMSNorm, rotary embeddings on adjacent pairs, grouped key/value heads, SwiGLU, no biases."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sphinx_jax.core import errors
-from sphinx_jax.models import attention, layers
+from sphinx_jax.models import attention, foreign, layers
 
 
 class Llama(nn.Module):
@@ -159,3 +160,92 @@ class FeedForward(nn.Module):
     dense = lambda name: layers.Dense((self.hidden,), ('embed', 'ffn'), bias=False, dtype=self.dtype, name=name)(x)
     gated = jax.nn.silu(dense('w1')) * dense('w3')
     return layers.Dense((x.shape[-1],), ('ffn', 'embed'), bias=False, scale=self.scale, dtype=self.dtype, name='w2')(gated)
+
+
+SIZES = {
+    '1b': dict(vocab=32000, width=2048, layers=22, heads=32, kv_heads=4, multiple_of=256),
+    '7b': dict(vocab=32000, width=4096, layers=32, heads=32, kv_heads=32, multiple_of=256),
+    '13b': dict(vocab=32000, width=5120, layers=40, heads=40, kv_heads=40, multiple_of=256),
+}
+
+
+def _meta(settings: Any) -> list[foreign.Weight]:
+  block = [item for name in ('wq', 'wk', 'wv', 'wo') for item in foreign.linear(f'attention/{name}', f'attention.{name}', bias=False)]
+  block += [item for name in ('w1', 'w2', 'w3') for item in foreign.linear(f'feed_forward/{name}', f'feed_forward.{name}', bias=False)]
+  for name in ('attention_norm', 'ffn_norm'):
+    block += foreign.tensor(f'{name}/scale', f'{name}.weight', 'd -> d')
+  return [*foreign.tensor('embed', 'tok_embeddings.weight', 'v d -> v d'),
+          *foreign.within('layers/', 'layers.{}.', block, range(settings['layers'])),
+          *foreign.tensor('norm/scale', 'norm.weight', 'd -> d'), *foreign.linear('output', 'output', bias=False)]
+
+
+def _huggingface(settings: Any) -> list[foreign.Weight]:
+  block = []
+  # Their rotary embedding pairs channel i with i + C/2, ours (and Meta's) neighbours.
+  for name, heads in (('q', settings['heads']), ('k', settings.get('kv_heads') or settings['heads'])):
+    block += foreign.tensor(f'attention/w{name}/kernel', f'self_attn.{name}_proj.weight', '(h two c) i -> i (h c two)', h=heads, two=2)
+  for ours, theirs in (('attention/wv', 'self_attn.v_proj'), ('attention/wo', 'self_attn.o_proj'), ('feed_forward/w1', 'mlp.gate_proj'),
+                       ('feed_forward/w2', 'mlp.down_proj'), ('feed_forward/w3', 'mlp.up_proj')):
+    block += foreign.linear(ours, theirs, bias=False)
+  for ours, theirs in (('attention_norm', 'input_layernorm'), ('ffn_norm', 'post_attention_layernorm')):
+    block += foreign.tensor(f'{ours}/scale', f'{theirs}.weight', 'd -> d')
+  return [*foreign.tensor('embed', 'model.embed_tokens.weight', 'v d -> v d'),
+          *foreign.within('layers/', 'model.layers.{}.', block, range(settings['layers'])),
+          *foreign.tensor('norm/scale', 'model.norm.weight', 'd -> d'), *foreign.linear('output', 'lm_head', bias=False)]
+
+
+def _from_meta(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+  heads, vocab = foreign.field(config, 'n_heads'), config.get('vocab_size', -1)
+  return dict(
+      vocab=vocab if vocab > 0 else shapes['tok_embeddings.weight'][0],  # Meta's own files say -1.
+      width=foreign.field(config, 'dim'), layers=foreign.field(config, 'n_layers'), heads=heads,
+      kv_heads=config.get('n_kv_heads') or heads, multiple_of=config.get('multiple_of', 256),
+      ffn_multiplier=config.get('ffn_dim_multiplier'), norm_eps=config.get('norm_eps', 1e-5),
+      rope_theta=float(config.get('rope_theta') or 10000.0), rope_scaling=config.get('rope_scaling'),
+      max_length=config.get('max_seq_len', _CONTEXT))
+
+
+def _to_meta(settings: Mapping[str, Any]) -> dict[str, Any]:
+  return dict(dim=settings['width'], n_layers=settings['layers'], n_heads=settings['heads'], n_kv_heads=settings.get('kv_heads'),
+              vocab_size=settings['vocab'], multiple_of=settings.get('multiple_of', 256),
+              ffn_dim_multiplier=settings.get('ffn_multiplier'), norm_eps=settings.get('norm_eps', 1e-5),
+              rope_theta=settings.get('rope_theta', 10000.0), rope_scaling=settings.get('rope_scaling'),
+              max_seq_len=settings.get('max_length', 2048))
+
+
+def _from_huggingface(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+  del shapes
+  width, heads, hidden = (foreign.field(config, name) for name in ('hidden_size', 'num_attention_heads', 'intermediate_size'))
+  rope = config.get('rope_parameters') or config.get('rope_scaling') or {}  # The newer name holds theta as well.
+  kind = rope.get('rope_type', rope.get('type', 'default'))
+  if kind not in ('default', 'linear'):
+    raise errors.make('config.json', f"rope type '{kind}'", "'default' or 'linear'", 'this rotary embedding is not supported')
+  sizes = dict(multiple_of=256, ffn_multiplier=None)
+  if ffn_width(width, 256, None) != hidden:  # Then one multiple is the whole width.
+    sizes = dict(multiple_of=hidden, ffn_multiplier=min(1.0, hidden / int(8 * width / 3)))
+  return dict(
+      vocab=foreign.field(config, 'vocab_size'), width=width, layers=foreign.field(config, 'num_hidden_layers'), heads=heads,
+      kv_heads=config.get('num_key_value_heads') or heads, **sizes, norm_eps=config.get('rms_norm_eps', 1e-6),
+      rope_theta=float(config.get('rope_theta') or rope.get('rope_theta') or 10000.0),
+      rope_scaling=1 / rope['factor'] if kind == 'linear' else None, max_length=config.get('max_position_embeddings', _CONTEXT))
+
+
+def _to_huggingface(settings: Mapping[str, Any]) -> dict[str, Any]:
+  scaling = settings.get('rope_scaling')
+  return dict(
+      architectures=['LlamaForCausalLM'], model_type='llama', hidden_act='silu', tie_word_embeddings=False, attention_bias=False,
+      vocab_size=settings['vocab'], hidden_size=settings['width'], num_hidden_layers=settings['layers'],
+      num_attention_heads=settings['heads'], num_key_value_heads=settings.get('kv_heads') or settings['heads'],
+      intermediate_size=ffn_width(settings['width'], settings.get('multiple_of', 256), settings.get('ffn_multiplier')),
+      rms_norm_eps=settings.get('norm_eps', 1e-5), rope_theta=settings.get('rope_theta', 10000.0),
+      rope_scaling=None if scaling is None else {'type': 'linear', 'rope_type': 'linear', 'factor': 1 / scaling},
+      max_position_embeddings=settings.get('max_length', 2048), bos_token_id=1, eos_token_id=2)
+
+
+_CONTEXT = 4096  # LLaMA-2's, where a config does not say.
+
+FORMS = {
+    'meta': foreign.Form('tok_embeddings.weight', _meta, _from_meta, unused=(r'rope\.freqs',), config=_to_meta),
+    'hf': foreign.Form('model.embed_tokens.weight', _huggingface, _from_huggingface, unused=(r'.*\.rotary_emb\.inv_freq',),
+                       config=_to_huggingface),
+}

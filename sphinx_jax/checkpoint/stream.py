@@ -1,0 +1,117 @@
+"""Checkpoints read and written slice by slice, so that a stacked parameter of a 13B model (11 GB) need not fit in memory.
+
+The layout is `store.Store`'s and Orbax reads it. Orbax itself takes and gives whole arrays: it writes the checkpoint's
+frame here, with placeholders, and tensorstore (which Orbax writes arrays with) the arrays, a layer to a chunk.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+
+from sphinx_jax.checkpoint import store
+from sphinx_jax.core import errors, trees
+
+Index = tuple[Any, ...]  # Into an array, as numpy takes it; () is all of it.
+Shapes = Mapping[str, Any]  # Path -> anything with shape and dtype.
+
+# A crash of the machine may lose what was written, as with `cp`; a crash of the process does not.
+_CONTEXT = tensorstore.Context({'file_io_sync': False})
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+  """One stored array: shape, dtype, and `read(index)`, a fresh np.ndarray of that part."""
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  _open: tensorstore.TensorStore
+
+  def read(self, index: Index = ()) -> np.ndarray:
+    return np.asarray(self._open[index].read().result())
+
+
+def read(directory: store.Path, item: str = 'params') -> dict[str, Array]:
+  """Path -> array of one item of a checkpoint; nothing is read yet.
+
+  Args:
+    directory: a run's directory (its newest checkpoint is read) or one step's.
+    item: 'params', or what else `Writer` was given.
+
+  Raises:
+    SphinxError: as `store.stored`.
+  """
+  place = store.locate(directory)
+  return {path: Array(tuple(leaf.shape), np.dtype(leaf.dtype), _open(place / item, path))
+          for path, leaf in store.stored(place, item).items()}
+
+
+class Writer:
+  """Writes a checkpoint slice by slice; a run's directory with it in appears only at `finish`.
+
+  Args:
+    directory: of a run; it must not hold checkpoints yet.
+    items: item name -> path -> shape and dtype.
+    meta: JSON-able; `layout` and `step` are added.
+
+  Raises:
+    SphinxError: a directory that holds checkpoints already.
+  """
+
+  def __init__(self, directory: store.Path, items: Mapping[str, Shapes], meta: Mapping[str, Any]):
+    root = pathlib.Path(directory).absolute() / store.FOLDER
+    if store.latest(directory) is not None:
+      raise errors.make(f"output '{directory}'", 'a directory that holds a checkpoint', 'a new one', 'give another --output')
+    self._final, self._partial = root / '0', root / 'partial'
+    shutil.rmtree(self._partial, ignore_errors=True)  # What an interrupted call left behind.
+    frame = {name: ocp.args.StandardSave(_placeholders(shapes)) for name, shapes in items.items() if shapes}
+    frame['meta'] = ocp.args.JsonSave({'layout': store.LAYOUT, 'step': 0, **meta})
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+      checkpointer.save(self._partial, args=ocp.args.Composite(**frame))
+    self._arrays = {(name, path): _create(self._partial / name, path, leaf) for name, shapes in items.items()
+                    for path, leaf in shapes.items()}
+
+  def write(self, item: str, path: str, value: np.ndarray, index: Index = ()) -> tensorstore.Future:
+    """Starts writing a part of an array; the value is in use until the future's `result()`."""
+    return self._arrays[item, path][index].write(value)
+
+  def finish(self) -> None:
+    """Makes the checkpoint appear, after the last write."""
+    os.rename(self._partial, self._final)
+
+  def abandon(self) -> None:
+    """Removes what was written."""
+    shutil.rmtree(self._partial, ignore_errors=True)
+    for folder in (self._final.parent, self._final.parent.parent):
+      if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _placeholders(shapes: Shapes) -> dict:
+  return trees.unflatten({path: np.zeros((1,) * len(leaf.shape), leaf.dtype) for path, leaf in shapes.items()})
+
+
+def _spec(folder: pathlib.Path, path: str) -> dict[str, Any]:
+  name = path.replace('/', '.') + '/'
+  packed = json.loads((folder / '_METADATA').read_text())['use_ocdbt']
+  files = {'driver': 'ocdbt', 'base': f'file://{folder}/', 'path': name} if packed else {'driver': 'file', 'path': f'{folder}/{name}'}
+  return {'driver': 'zarr', 'kvstore': files}
+
+
+def _open(folder: pathlib.Path, path: str) -> tensorstore.TensorStore:
+  return tensorstore.open(_spec(folder, path), context=_CONTEXT, read=True).result()
+
+
+def _create(folder: pathlib.Path, path: str, leaf: Any) -> tensorstore.TensorStore:
+  shape, dtype = tuple(leaf.shape), np.dtype(leaf.dtype)
+  chunk = (1, *shape[1:]) if len(shape) > 2 else shape
+  metadata = {'shape': shape, 'chunks': chunk, 'dtype': dtype.str if dtype.kind in 'fiub' else dtype.name,
+              'compressor': None, 'fill_value': None, 'order': 'C', 'dimension_separator': '.'}
+  return tensorstore.open(_spec(folder, path) | {'metadata': metadata, 'create': True, 'delete_existing': True},
+                          context=_CONTEXT, write=True, read=True).result()
