@@ -13,3 +13,27 @@ One legend of shape letters holds for the whole package, in einsums, docstrings 
 """
 
 __version__ = '0.1.0'
+
+
+def load(directory, dtype=None, half_round=None, clip_activation=None):
+  """A model from one of our checkpoints or from a folder as others release it (official SPHINX, LLaMA).
+
+      model = sphinx_jax.load('DIR')
+      logits = model.logits(tokens, images)
+      text = model.chat([('What is this?', None)], image)
+
+  Args:
+    directory: a run's directory, one step's, or a released folder.
+    dtype: of computation, 'float32' or 'bfloat16'; None: as the checkpoint says, or for others' folders as they store.
+    half_round: resized pictures are rounded to half precision as in the official code (True in its own folders).
+    clip_activation: 'gelu' or 'quick_gelu': the official inference builds the first, OpenAI's weights were trained with
+      the second (None: as the checkpoint or folder says).
+
+  Returns:
+    `sphinx_jax.generate.model.Model`.
+
+  Raises:
+    SphinxError: nothing that is recognised, or files that do not fit together.
+  """
+  from sphinx_jax.generate import load as loading  # Importing the package alone stays light.
+  return loading.load_model(directory, dtype, half_round, clip_activation)

@@ -5,11 +5,13 @@ frame here, with placeholders, and tensorstore (which Orbax writes arrays with) 
 """
 
 import dataclasses
+import functools
 import json
+import math
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,13 +30,20 @@ _CONTEXT = tensorstore.Context({'file_io_sync': False})
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-  """One stored array: shape, dtype, and `read(index)`, a fresh np.ndarray of that part."""
+  """An array that is not read yet.
+
+  Attributes:
+    shape, dtype: as stored.
+    read: index -> that part as an np.ndarray; () is all of it, (i,) one layer of a stacked parameter.
+  """
   shape: tuple[int, ...]
   dtype: np.dtype
-  _open: tensorstore.TensorStore
+  read: Callable[[Index], np.ndarray]
 
-  def read(self, index: Index = ()) -> np.ndarray:
-    return np.asarray(self._open[index].read().result())
+  @property
+  def nbytes(self) -> int:
+    """Bytes at the stored dtype."""
+    return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read(directory: store.Path, item: str = 'params') -> dict[str, Array]:
@@ -48,7 +57,7 @@ def read(directory: store.Path, item: str = 'params') -> dict[str, Array]:
     SphinxError: as `store.stored`.
   """
   place = store.locate(directory)
-  return {path: Array(tuple(leaf.shape), np.dtype(leaf.dtype), _open(place / item, path))
+  return {path: Array(tuple(leaf.shape), np.dtype(leaf.dtype), functools.partial(_read, place / item, path))
           for path, leaf in store.stored(place, item).items()}
 
 
@@ -68,7 +77,7 @@ class Writer:
     root = pathlib.Path(directory).absolute() / store.FOLDER
     if store.latest(directory) is not None:
       raise errors.make(f"output '{directory}'", 'a directory that holds a checkpoint', 'a new one', 'give another --output')
-    self._final, self._partial = root / '0', root / 'partial'
+    self._final, self._partial, self._pending = root / '0', root / 'partial', None
     shutil.rmtree(self._partial, ignore_errors=True)  # What an interrupted call left behind.
     frame = {name: ocp.args.StandardSave(_placeholders(shapes)) for name, shapes in items.items() if shapes}
     frame['meta'] = ocp.args.JsonSave({'layout': store.LAYOUT, 'step': 0, **meta})
@@ -77,12 +86,20 @@ class Writer:
     self._arrays = {(name, path): _create(self._partial / name, path, leaf) for name, shapes in items.items()
                     for path, leaf in shapes.items()}
 
-  def write(self, item: str, path: str, value: np.ndarray, index: Index = ()) -> tensorstore.Future:
-    """Starts writing a part of an array; the value is in use until the future's `result()`."""
-    return self._arrays[item, path][index].write(value)
+  def write(self, item: str, path: str, value: np.ndarray, index: Index = ()) -> None:
+    """Writes a part of an array. The part before may still be on its way; no more than that is held in memory."""
+    self.wait()
+    self._pending = self._arrays[item, path][index].write(value)
+
+  def wait(self) -> None:
+    """Returns when everything is written."""
+    if self._pending is not None:
+      self._pending.result()
+      self._pending = None
 
   def finish(self) -> None:
-    """Makes the checkpoint appear, after the last write."""
+    """Makes the checkpoint appear."""
+    self.wait()
     os.rename(self._partial, self._final)
 
   def abandon(self) -> None:
@@ -104,8 +121,8 @@ def _spec(folder: pathlib.Path, path: str) -> dict[str, Any]:
   return {'driver': 'zarr', 'kvstore': files}
 
 
-def _open(folder: pathlib.Path, path: str) -> tensorstore.TensorStore:
-  return tensorstore.open(_spec(folder, path), context=_CONTEXT, read=True).result()
+def _read(folder: pathlib.Path, path: str, index: Index) -> np.ndarray:
+  return tensorstore.open(_spec(folder, path), context=_CONTEXT, read=True).result()[index].read().result()
 
 
 def _create(folder: pathlib.Path, path: str, leaf: Any) -> tensorstore.TensorStore:

@@ -31,7 +31,7 @@ class progress:
     iterable: what to iterate over, or None to call `update` by hand.
     total: number of units, if known and not `len(iterable)`.
     what: what is counted, shown first.
-    unit: its unit.
+    unit: its unit; 'B' is shown in kB, MB, GB.
     start: units done before (a resumed run).
   """
 
@@ -43,7 +43,7 @@ class progress:
     self._done = self._start = start
     self._began = self._spoke = time.monotonic()
     self._note = ''
-    self._bar = tqdm(total=total, desc=what, unit=unit, initial=start, leave=False) if sys.stderr.isatty() else None
+    self._bar = tqdm(total=total, desc=what, unit=unit, unit_scale=unit == 'B', initial=start, leave=False) if sys.stderr.isatty() else None
 
   def update(self, units: int = 1, note: str = '') -> None:
     """Adds finished units; `note` is shown at the end of the line (the current loss, say)."""
@@ -66,8 +66,10 @@ class progress:
   def _line(self) -> str:
     seconds = time.monotonic() - self._began
     rate = (self._done - self._start) / max(seconds, 1e-9)
-    total = f'/{self._total}' if self._total is not None else ''
-    return f'{self._what}: {self._done}{total} {self._unit}, {rate:.3g}/s, {seconds:.0f} s  {self._note}'.rstrip()
+    number = tqdm.format_sizeof if self._unit == 'B' else '{:.3g}'.format
+    shown = tqdm.format_sizeof if self._unit == 'B' else str
+    total = f'/{shown(self._total)}' if self._total is not None else ''
+    return f'{self._what}: {shown(self._done)}{total} {self._unit}, {number(rate)}/s, {seconds:.0f} s  {self._note}'.rstrip()
 
   def __iter__(self) -> Iterator:
     try:

@@ -64,13 +64,26 @@ class Generator:
     pixels = np.stack([pictures.padded_resize(image, size) for image in images])[:, None]
     return self._encode(self.params, pixels)
 
-  def answers(
-    self, prompts, images=None, visual=None, max_new_tokens=256, temperature=0.0, top_p=1.0, seed=0, expected=None
-  ):
+  def answers(self, prompts, images=None, visual=None, **sampling):
     """Answers every prompt; a row's answer does not depend on the other rows.
 
     Args:
       prompts: list of turns [(question, answer), ..., (question, None)].
+      images, visual, sampling: as in `complete`.
+    Returns:
+      list[str]: texts up to the template's stop, stripped.
+    Raises:
+      SphinxError: a prompt leaves no room for an answer in `llm.max_length`.
+    """
+    return self.complete([self.template.prompt(turns, self.tokenizer) for turns in prompts], images, visual, **sampling)
+
+  def complete(
+    self, prompts, images=None, visual=None, max_new_tokens=256, temperature=0.0, top_p=1.0, seed=0, expected=None
+  ):
+    """Continues every prompt, to the template's stop or EOS; what a row gets does not depend on the other rows.
+
+    Args:
+      prompts: list of token ids, BOS first; an image's tokens come behind BOS.
       images: list of uint8[Y, X, 3] of any size, or None for text only; the same array twice is encoded once.
       visual: instead of `images`, what `encode` gave, one entry a prompt.
       max_new_tokens: int, or one int a prompt.
@@ -88,8 +101,7 @@ class Generator:
       return []
     images = images if images is not None else [None] * count
     limits = np.broadcast_to(np.asarray(max_new_tokens, np.int32), count)
-    seen = [visual is not None or image is not None for image in images]
-    rows = [self._row(turns, has_image) for turns, has_image in zip(prompts, seen)]
+    rows = [self._row(ids, visual is not None or image is not None) for ids, image in zip(prompts, images, strict=True)]
     lengths = np.array([len(tokens) for tokens, _ in rows])
     limits = np.minimum(limits, self._room(lengths))
     expected = expected if expected is not None else limits
@@ -111,9 +123,8 @@ class Generator:
       list(pool.map(decode, [order[begin : begin + size] for begin in range(0, count, size)]))
     return texts
 
-  def _row(self, turns, has_image):
+  def _row(self, ids, has_image):
     """One prompt as (tokens, visual_index) with its image tokens behind BOS."""
-    ids = self.template.prompt(turns, self.tokenizer)
     slots = self.visual_tokens if has_image else 0
     tokens = [*ids[:1], *[0] * slots, *ids[1:]]
     return tokens, [-1, *range(slots), *[-1] * (len(ids) - 1)]

@@ -1,15 +1,22 @@
-"""A generator from a checkpoint alone: config, tokenizer and dialog travel inside it."""
+"""Models from a checkpoint alone: config, tokenizer and dialog travel inside ours, or lie beside an official one."""
 
 import base64
+import pathlib
+
+import jax.numpy as jnp
 
 from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint.foreign import assemble, sources
 from sphinx_jax.core import config as config_lib
+from sphinx_jax.core import errors, trees
+from sphinx_jax.core.progress import progress
 from sphinx_jax.data import dialog, tokenizer
 from sphinx_jax.generate.decode import Generator
+from sphinx_jax.generate.model import Model
 
 
 def load(directory, **options):
-  """Reads a checkpoint.
+  """Reads one of our checkpoints.
 
   Args:
     directory: a run's directory or one step's.
@@ -23,6 +30,47 @@ def load(directory, **options):
   """
   meta = store.load_meta(directory)
   config = config_lib.from_json(meta['config'])
-  text = tokenizer.Tokenizer(base64.b64decode(meta['tokenizer']))
-  generator = Generator(config.model, store.load_params(directory), text, dialog.Template(**meta['dialog']), **options)
-  return generator, meta, config
+  text, template = _carried(meta)
+  return Generator(config.model, store.load_params(directory), text, template, **options), meta, config
+
+
+def load_model(directory, dtype=None, half_round=None, clip_activation=None) -> Model:
+  """See `sphinx_jax.load`."""
+  if is_ours(directory):
+    meta = store.load_meta(directory)
+    config, params = config_lib.from_json(meta['config']).model, store.load_params(directory)
+    text, template = _carried(meta)
+  else:
+    assembly = assemble.assemble([sources.open_source(directory)])
+    config, params = assembly.config, read(assembly)
+    text = None if assembly.tokenizer is None else tokenizer.Tokenizer(assembly.tokenizer)
+    template = dialog.Template()
+  changes = dict(dtype=dtype, half_round=half_round)
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.update({name: value for name, value in changes.items() if value is not None})
+    if clip_activation is not None:
+      if 'clip' not in config.encoders:
+        raise errors.make('load', f'clip_activation={clip_activation!r}', 'a model with CLIP in it', 'leave it out')
+      config.encoders.clip.activation = clip_activation
+  return Model(config, params, text, template)
+
+
+def is_ours(directory) -> bool:
+  """Whether a directory is one of our runs or checkpoints, and not somebody else's."""
+  return store.latest(directory) is not None or (pathlib.Path(directory) / 'params').is_dir()
+
+
+def read(assembly: assemble.Assembly) -> dict:
+  """The parameter tree of foreign files, in their dtypes."""
+  arrays, params = assemble.arrays(assembly), {}
+  with progress(total=sum(array.nbytes for array in arrays.values()), what='reading', unit='B') as bar:
+    for path, array in arrays.items():
+      params[path] = jnp.asarray(array.read(()))
+      bar.update(array.nbytes)
+  return trees.unflatten(params)
+
+
+def _carried(meta):
+  """Tokenizer and dialog template inside a checkpoint."""
+  return tokenizer.Tokenizer(base64.b64decode(meta['tokenizer'])), dialog.Template(**meta['dialog'])

@@ -78,6 +78,12 @@ def model(name: str, llm: Mapping[str, Any], encoders: Mapping[str, Mapping[str,
       scan_unroll=1, encoders=parts, llm={'name': 'llama', **llm}))
 
 
+def language_model(llm: Mapping[str, Any], dtype: str = 'float32') -> ml_collections.ConfigDict:
+  """The model config of a language model alone."""
+  return ml_collections.ConfigDict(dict(image_size=1, grid=1, pool=1, half_round=False, dtype=dtype, remat='none', scan_unroll=1,
+                                        encoders={}, llm={'name': 'llama', **llm}))
+
+
 def name_of(config: ml_collections.ConfigDict) -> str:
   """The variant that a model config is.
 

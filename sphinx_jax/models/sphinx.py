@@ -80,20 +80,21 @@ def _merge(x: jax.Array) -> jax.Array:
 
 
 class Sphinx(nn.Module):
-  """The model. Parameters: encoders, visual_proj, qformer_proj, start_img, end_img, llm."""
+  """The model. Parameters: encoders, visual_proj, qformer_proj, start_img, end_img, llm; without encoders, llm only."""
   config: ml_collections.FrozenConfigDict
 
   def setup(self):
     config = self.config
     dtype = jnp.dtype(config.dtype)
     width = config.llm.width
-    self.encoders = Encoders(config)
-    self.visual_proj = Projection(width, dtype)
-    if 'qformer' in _present(config):
-      self.qformer_proj = Projection(width, dtype)
-    small = nn.initializers.normal(0.02)
-    self.start_img = layers.param(self, 'start_img', small, (width,), ('embed',))
-    self.end_img = layers.param(self, 'end_img', small, (width,), ('embed',))
+    if config.encoders:
+      self.encoders = Encoders(config)
+      self.visual_proj = Projection(width, dtype)
+      if 'qformer' in _present(config):
+        self.qformer_proj = Projection(width, dtype)
+      small = nn.initializers.normal(0.02)
+      self.start_img = layers.param(self, 'start_img', small, (width,), ('embed',))
+      self.end_img = layers.param(self, 'end_img', small, (width,), ('embed',))
     self.llm = _llm(config)
 
   def __call__(self, tokens: jax.Array, visual_index: jax.Array, positions: jax.Array, segments: jax.Array,
@@ -116,6 +117,8 @@ class Sphinx(nn.Module):
   def encode(self, images: jax.Array) -> jax.Array:
     """uint8[B,N,Y,X,3] -> visual tokens [B,N*visual_tokens,D]: of every view, a start token, its tokens, an end token."""
     rows, count, size = images.shape[:3]
+    if not self.config.encoders:
+      raise errors.make('images', f'{rows * count} of them', 'none: this model is a language model alone', 'leave them out')
     if size != self.config.image_size:
       raise errors.make('images', f'{size} pixels', f'model.image_size, {self.config.image_size}', 'resize them to it')
     queries, mixed = self.encoders(normalise(_merge(images)))
@@ -198,7 +201,9 @@ def _llm(config: Any) -> nn.Module:
 
 
 def visual_tokens(config: ml_collections.ConfigDict) -> int:
-  """Sequence positions of one image: start, tokens and end of every view (the official image_words)."""
+  """Sequence positions of one image: start, tokens and end of every view (the official image_words); 0 without encoders."""
+  if not config.encoders:
+    return 0
   return _visual_tokens(ml_collections.FrozenConfigDict(config))
 
 
@@ -232,5 +237,5 @@ def init_cache(config: ml_collections.ConfigDict, rows: int, length: int) -> dic
 
 def _boxed(config: ml_collections.ConfigDict, rng: jax.Array) -> dict:
   one = jnp.zeros((1, 1), jnp.int32)
-  images = jnp.zeros((1, 1, config.image_size, config.image_size, 3), jnp.uint8)
+  images = jnp.zeros((1, 1 if config.encoders else 0, config.image_size, config.image_size, 3), jnp.uint8)
   return build(config).init(rng, one, one, one, one, images)['params']

@@ -1,0 +1,191 @@
+"""Recognises what lies in a file or folder, and puts the model's tables to it: nothing is read but names and shapes."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import ml_collections
+
+from sphinx_jax.checkpoint.foreign import pth, safetensors, shards
+from sphinx_jax.checkpoint.foreign.tensors import Tensor
+from sphinx_jax.core import errors
+from sphinx_jax.core.progress import log
+from sphinx_jax.models import foreign, official
+from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer
+from sphinx_jax.models.llms import llama
+
+PREFIX = 'llma.'  # Of the official model inside its trainer.
+SIDECAR = 'sphinx_jax.json'  # Beside an official folder that we wrote: the model config, heads and all.
+FORMS = {'llm': llama.FORMS, 'clip': clip.FORMS, 'convnext': convnext.FORMS, 'dinov2': dinov2.FORMS, 'qformer': qformer.FORMS}
+_KINDS = {('llm', 'meta'): 'LLaMA as Meta names it', ('llm', 'hf'): 'LLaMA of HF transformers', ('clip', 'open_clip'): 'CLIP of OpenAI or open_clip',
+          ('clip', 'hf'): 'CLIP of HF transformers', ('convnext', 'timm'): 'ConvNeXt of timm or open_clip',
+          ('dinov2', 'original'): 'DINOv2, original', ('dinov2', 'hf'): 'DINOv2 of HF transformers', ('qformer', 'hf'): 'BLIP-2 of HF transformers'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """What a file or folder holds.
+
+  Attributes:
+    path: where it lies.
+    kind: what it is, in words.
+    part: 'model' for a whole SPHINX, or 'llm', 'clip', 'convnext', 'dinov2', 'qformer'.
+    form: name of the form that it is in.
+    tensors: foreign name (without what this file puts before all names) -> tensor.
+    table: whose paths are from the root of what the source is: the parameter tree or the part.
+    settings: of the part, or the whole model config.
+    config: the foreign config file, or {}.
+    tokenizer: contents of a tokenizer.model beside it, or None.
+    carried: names that the model does not use.
+    prefix: what the file puts before all names.
+  """
+  path: pathlib.Path
+  kind: str
+  part: str
+  form: str
+  tensors: Mapping[str, Tensor]
+  table: list[foreign.Weight]
+  settings: Any
+  config: Mapping[str, Any]
+  tokenizer: bytes | None
+  carried: tuple[str, ...]
+  prefix: str = ''
+
+
+def open_source(path: str | pathlib.Path, variant: str | None = None, base: str | pathlib.Path | None = None,
+                report: Callable[[str], None] = log.warning) -> Source:
+  """Opens a checkpoint of somebody else.
+
+  Args:
+    path: a file, or a folder as it is downloaded.
+    variant: the official llama_type, where meta.json does not say (or is to be read as another).
+    base: the folder that the deltas of *.model-diff.pth are added to; what the delta's folder lacks is taken from there.
+    report: is told, in words, of what is odd but no error (replicas of a tensor that differ).
+
+  Raises:
+    SphinxError: nothing recognised, damaged or missing files, a config without what no tensor tells.
+  """
+  path = pathlib.Path(path)
+  tensors = _open_tensors(path, base, report)
+  folder = path if path.is_dir() else path.parent
+  folders = [folder, *([pathlib.Path(base)] if base else [])]
+  config = next((found for near in folders for name in ('config.json', 'params.json') if (found := _json(near / name))), {})
+  tokenizer = next((file.read_bytes() for near in folders if (file := near / 'tokenizer.model').is_file()), None)
+  shared = dict(path=path, config=config, tokenizer=tokenizer)
+  prefix = PREFIX if any(key.startswith(PREFIX) for key in tensors) else ''
+  plain = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+  meta = _json(folder / 'meta.json')
+  if 'start_img' in plain or 'llama_type' in meta:
+    return _whole(plain, prefix, meta, variant, folder, shared)
+  return _part(tensors, path, shared)
+
+
+def _open_tensors(path: pathlib.Path, base: str | pathlib.Path | None, report: Callable[[str], None]) -> dict[str, Tensor]:
+  if not path.exists():
+    raise errors.make(f"source '{path}'", 'nothing there', 'a file of weights or a folder with them', 'check the path')
+  if path.is_file():
+    return safetensors.open_safetensors(path) if path.suffix == '.safetensors' else pth.open_pth(path)
+  names = sorted(file.name for file in path.iterdir())
+  if sets := shards.fold(path):
+    return _merged(path, sets, base, report)
+  if any(name.endswith('.safetensors') for name in names):
+    return safetensors.open_safetensors(path)
+  files = [path / name for name in names if name.endswith(('.bin', '.pt', '.pth'))]
+  if not files:
+    raise errors.make(f"source '{path}'", f'a folder with {names[:5]}', 'consolidated*.pth, *.safetensors, *.bin or *.pth', 'check the path')
+  found: dict[str, Tensor] = {}
+  for file in files:
+    new = pth.open_pth(file)
+    if twice := found.keys() & new.keys():
+      raise errors.make(f"source '{path}'", f'{len(twice)} names in several files ({sorted(twice)[0]})', 'one model', 'give one of the files as --source')
+    found |= new
+  return found
+
+
+def _merged(path: pathlib.Path, sets: Mapping[str, list], base: str | pathlib.Path | None,
+            report: Callable[[str], None]) -> dict[str, Tensor]:
+  """The whole tensors of a folder of shards, deltas added to their base."""
+  whole = sets.get('official') or sets.get('meta')
+  if whole and 'diff' not in sets:
+    return shards.merge(whole, report)
+  if not whole and base is None:
+    raise errors.make(f"source '{path}'", 'deltas (*.model-diff.pth) alone', 'the base that they are added to', 'give --base=DIR')
+  found = shards.merge(whole, report) if whole else _open_tensors(pathlib.Path(base), None, report)
+  return shards.add_diff(found, shards.merge(sets['diff'], report))
+
+
+def _json(file: pathlib.Path) -> dict[str, Any]:
+  if not file.is_file():
+    return {}
+  try:
+    found = json.loads(file.read_text())
+  except ValueError as error:
+    raise errors.make(f"'{file}'", f'text that is no JSON ({error})', 'a JSON object', 'copy the file again') from None
+  if not isinstance(found, dict):
+    raise errors.make(f"'{file}'", f'a JSON {type(found).__name__}', 'a JSON object', 'copy the file again')
+  return found
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+  return {key: tensor.shape for key, tensor in tensors.items()}
+
+
+def _whole(tensors: Mapping[str, Tensor], prefix: str, meta: Mapping[str, Any], variant: str | None, folder: pathlib.Path,
+           shared: Mapping[str, Any]) -> Source:
+  """An official SPHINX; its own folder says what variant it is."""
+  name = variant or meta.get('llama_type')
+  if name is None:
+    raise errors.make(f"source '{folder}'", 'no meta.json', f"meta.json with a llama_type ({', '.join(official.VARIANTS)})",
+                      'copy it from the release, or give --variant')
+  row = official.variant(name)
+  known = _json(folder / SIDECAR)
+  if known:
+    model = ml_collections.ConfigDict(known)
+  else:
+    model = official.model(name, official.LLM.settings(_shapes(tensors), shared['config']), _encoders(tensors, row, folder, shared['config']))
+  table = official.weights(model)
+  return Source(kind=f'official SPHINX, {name}', part='model', form='official', tensors=tensors, table=table, settings=model,
+                carried=_unused(tensors, table), prefix=prefix, **shared)
+
+
+def _encoders(tensors: Mapping[str, Tensor], row: Mapping[str, Any], folder: pathlib.Path, config: Mapping[str, Any]) -> dict[str, Any]:
+  found = {}
+  for part in row['encoders']:
+    before, form = official.ENCODERS[part]
+    shapes = {key.removeprefix(before): tensor.shape for key, tensor in tensors.items() if key.startswith(before)}
+    found[part] = _settings(form, shapes, {}, f"encoder {part} of '{folder}'")
+  if 'clip' in found:  # The official loader of OpenAI's weights builds QuickGELU, its plain one the exact GELU (FACTS "CLIP").
+    found['clip']['activation'] = 'quick_gelu' if config.get('load_pretrained_visual_encoder') else 'gelu'
+  return found
+
+
+def _settings(form: foreign.Form, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], who: str) -> dict[str, Any]:
+  try:
+    return form.settings(shapes, config)
+  except KeyError as error:
+    raise errors.make(who, f'no tensor {error}', 'a whole one', 'is a file missing, or the download cut short?') from None
+  except (ValueError, IndexError, TypeError) as error:
+    raise errors.make(who, f'shapes that cannot be read ({error})', 'those of its library', 'check that the files belong together') from None
+
+
+def _part(tensors: Mapping[str, Tensor], path: pathlib.Path, shared: Mapping[str, Any]) -> Source:
+  """One part of a model."""
+  for part, forms in FORMS.items():
+    for name, form in forms.items():
+      prefix = form.prefix(tensors)
+      if prefix is None:
+        continue
+      inside = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+      settings = _settings(form, _shapes(inside), shared['config'], f"source '{path}' ({_KINDS[part, name]})")
+      table = form.weights(settings)
+      return Source(kind=_KINDS[part, name], part=part, form=name, tensors=inside, table=table, settings=settings,
+                    carried=_unused(inside, table), prefix=prefix, **shared)
+  raise errors.make(f"source '{path}'", f'{len(tensors)} tensors of no known form ({", ".join(sorted(tensors)[:3])}, ...)',
+                    f'one of: official SPHINX; {"; ".join(_KINDS.values())}', 'see the table of formats in README.md')
+
+
+def _unused(tensors: Iterable[str], table: Iterable[foreign.Weight]) -> tuple[str, ...]:
+  used = {key for weight in table for _, key in weight.places()}
+  return tuple(key for key in tensors if key not in used)
