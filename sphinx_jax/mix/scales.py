@@ -12,8 +12,7 @@ from sphinx_jax.core import errors
 _CUBIC = np.float32(-0.75)  # The "A" of the bicubic kernel (FACTS "Interpolation").
 
 
-def resize_matrix(n_in: int, n_out: int, scale: float | None = None, method: str = 'bicubic',
-                  half_round: bool = False) -> np.ndarray:
+def resize_matrix(n_in: int, n_out: int, scale: float | None = None, method: str = 'bicubic') -> np.ndarray:
   """The float32[n_out, n_in] matrix that resamples one axis (corners not aligned, no antialiasing, border clamped).
 
   Args:
@@ -21,36 +20,47 @@ def resize_matrix(n_in: int, n_out: int, scale: float | None = None, method: str
     n_out: samples of the output.
     scale: output samples per input sample where it is not n_out / n_in (DINOv2's position grid: 16.1 / 37).
     method: 'bicubic' or 'nearest' (index floor(i * n_in / n_out)).
-    half_round: round the weights to float16, as the official code's half-precision bicubic does.
 
   Raises:
     SphinxError: for another method.
   """
-  step = np.float32(n_in / n_out if scale is None else 1.0 / scale)
   rows = np.arange(n_out)
   matrix = np.zeros((n_out, n_in), np.float32)
   if method == 'nearest':
-    matrix[rows, np.minimum((rows * step).astype(np.int64), n_in - 1)] = 1.0
-    return matrix
-  if method != 'bicubic':
+    matrix[rows, np.minimum((rows * _step(n_in, n_out, scale)).astype(np.int64), n_in - 1)] = 1.0
+  elif method == 'bicubic':
+    for index, weight in _taps(n_in, n_out, scale):
+      np.add.at(matrix, (rows, index), weight)
+  else:
     raise errors.unknown('resize method', method, ('bicubic', 'nearest'))
-  source = step * (rows.astype(np.float32) + np.float32(0.5)) - np.float32(0.5)
-  first = np.floor(source)
-  rest = source - first
-  weights = (_far(1 + rest), _near(rest), _near(1 - rest), _far(2 - rest))
-  for offset, weight in zip((-1, 0, 1, 2), weights):
-    if half_round:
-      weight = weight.astype(np.float16).astype(np.float32)
-    np.add.at(matrix, (rows, np.clip(first.astype(np.int64) + offset, 0, n_in - 1)), weight)
   return matrix
 
 
+def _step(n_in: int, n_out: int, scale: float | None) -> np.float32:
+  return np.float32(n_in / n_out if scale is None else 1.0 / scale)
+
+
+def _taps(n_in: int, n_out: int, scale: float | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Bicubic: index int[n_out] and weight float32[n_out] of the four samples that make an output, bit-equal to torch's."""
+  source = _multiply_add(_step(n_in, n_out, scale), np.arange(n_out) + np.float32(0.5), np.float32(-0.5))
+  first = np.floor(source)
+  rest = source - first
+  weights = (_far(rest + 1), _near(rest), _near(1 - rest), _far((1 - rest) + 1))
+  index = first.astype(np.int64)
+  return [(np.clip(index + offset, 0, n_in - 1), weight) for offset, weight in zip((-1, 0, 1, 2), weights)]
+
+
 def _near(x: np.ndarray) -> np.ndarray:
-  return ((_CUBIC + 2) * x - (_CUBIC + 3)) * x * x + 1
+  return _multiply_add(_CUBIC + 2, x, -(_CUBIC + 3)) * x * x + 1
 
 
 def _far(x: np.ndarray) -> np.ndarray:
-  return ((_CUBIC * x - 5 * _CUBIC) * x + 8 * _CUBIC) * x - 4 * _CUBIC
+  return _multiply_add(_multiply_add(_CUBIC, x, -5 * _CUBIC), x, 8 * _CUBIC) * x - 4 * _CUBIC
+
+
+def _multiply_add(a: np.ndarray, b: np.ndarray, c: np.float32) -> np.ndarray:
+  """a * b + c of float32 rounded once, as torch's compiled code has it: float64 holds what comes before exactly."""
+  return (np.float64(a) * b + c).astype(np.float32)
 
 
 def resize(images: jax.Array, size: int, scale: float | None = None, method: str = 'bicubic',
@@ -62,22 +72,52 @@ def resize(images: jax.Array, size: int, scale: float | None = None, method: str
     size: pixels of an edge of the result.
     scale: see `resize_matrix`.
     method: see `resize_matrix`.
-    half_round: round input, weights and result to float16 and compute in float32, as the official code's
-      half-precision interpolation does. Rounds also where the size does not change.
+    half_round: round input, weights and result to float16 and sum in float32: bit-equal to what the official code's
+      half-precision interpolation gives on a CPU. Rounds also where the size does not change.
   """
   if half_round:
     images = _rounded(images)
   if images.shape[1] != size or scale is not None:
-    matrix = resize_matrix(images.shape[1], size, scale, method, half_round)
-    # Full float32 products: a TPU would otherwise cut pixels to bfloat16.
-    images = jnp.einsum('jx,byxc->byjc', matrix, images, precision=jax.lax.Precision.HIGHEST)
-    images = jnp.einsum('iy,byjc->bijc', matrix, images, precision=jax.lax.Precision.HIGHEST)
+    if half_round and method == 'bicubic':
+      taps = _taps(images.shape[1], size, scale)
+      images = _weighted(_weighted(images, 2, taps), 1, taps)  # Columns are mixed before rows.
+    else:
+      matrix = resize_matrix(images.shape[1], size, scale, method)
+      # Full float32 products: a TPU would otherwise cut pixels to bfloat16.
+      images = jnp.einsum('jx,byxc->byjc', matrix, images, precision=jax.lax.Precision.HIGHEST)
+      images = jnp.einsum('iy,byjc->bijc', matrix, images, precision=jax.lax.Precision.HIGHEST)
   return _rounded(images) if half_round else images
 
 
 def _rounded(images: jax.Array) -> jax.Array:
-  # reduce_precision, not a cast there and back: XLA may drop the pair of casts.
-  return jax.lax.reduce_precision(images, exponent_bits=5, mantissa_bits=10)
+  # To the nearest float16, as float32. Not a cast there and back, which XLA may drop; reduce_precision flushes
+  # subnormal numbers, which lie at multiples of 2^-24.
+  normal = jax.lax.reduce_precision(images, exponent_bits=5, mantissa_bits=10)
+  return jnp.where(jnp.abs(images) < 2.0 ** -14, jnp.round(images * 2.0 ** 24) * 2.0 ** -24, normal)
+
+
+def _weighted(images: jax.Array, axis: int, taps: list[tuple[np.ndarray, np.ndarray]]) -> jax.Array:
+  """Sums four taps along an axis in torch's order, fma(tap, weight, sum), with weights rounded to float16.
+
+  Whether XLA fuses a product with a sum is its own choice, so no product here may need rounding: a pixel is split in
+  two parts of 12 bits, whose products with the 11 bits of a weight are exact.
+  """
+  def products(tap):
+    index, weight = tap
+    pixels = jnp.take(images, index, axis=axis)
+    weight = np.expand_dims(weight.astype(np.float16).astype(np.float32), tuple(range(1, images.ndim - axis)))
+    high = jax.lax.reduce_precision(pixels, exponent_bits=8, mantissa_bits=11)
+    return high * weight, (pixels - high) * weight
+
+  high, low = products(taps[1])  # The compiler of the official code's kernel starts with the second product.
+  total = high + low
+  for tap in (taps[0], taps[2], taps[3]):
+    high, low = products(tap)
+    rough = high + total
+    part = rough - high
+    lost = (high - (rough - part)) + (total - part)  # What rounding `rough` lost, exactly (Knuth's two-sum).
+    total = rough + (lost + low)
+  return total
 
 
 def views(images: jax.Array, grid: int, view: int, half_round: bool = False) -> jax.Array:
