@@ -28,7 +28,6 @@ class Weight:
     sizes: of the pattern's axes that a shape does not tell, ((axis, size), ...).
     layers: their numbers of the layers along our leading axis, or None where ours is not stacked.
     part: index into our layer, where several of their tensors make one of ours (separate q, k and v).
-    parts: how many tensors do, along the axis that `part` indexes.
   """
   path: str
   key: str
@@ -36,7 +35,6 @@ class Weight:
   sizes: tuple[tuple[str, int], ...] = ()
   layers: tuple[int, ...] | None = None
   part: tuple[Any, ...] = ()
-  parts: int = 1
 
   def places(self) -> Iterator[tuple[tuple[Any, ...], str]]:
     """(index into our parameter, their name) of every tensor."""
@@ -51,26 +49,20 @@ class Weight:
 
   def to_theirs(self, part: np.ndarray) -> np.ndarray:
     """What `to_ours` made, back in their layout, contiguous."""
-    theirs, ours = self.pattern.split('->')
-    # einops wants one of the sizes for an axis that it splits; a joined axis needs none.
-    inside = {name for group in re.findall(r'\(([^)]*)\)', ours) for name in group.split()}
-    sizes = {name: size for name, size in self.sizes if name in inside}
-    return np.ascontiguousarray(einops.rearrange(part, f'{ours}->{theirs}', **sizes))
+    return np.ascontiguousarray(self._back(part))
 
-  def our_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of our whole parameter from that of one of their tensors."""
-    one = list(_shape(self.to_ours, shape))
-    if self.part:
-      one.insert(len(self.part) - 1, self.parts)
-    return (*(() if self.layers is None else (len(self.layers),)), *one)
+  def _back(self, part: Any) -> Any:
+    theirs, ours = self.pattern.split('->')
+    # The sizes that count are of axes that are split on the way back; joined ones tell their own.
+    split = {name for group in re.findall(r'\(([^)]*)\)', ours) for name in group.split()}
+    return einops.rearrange(part, f'{ours}->{theirs}', **{name: size for name, size in self.sizes if name in split})
 
   def their_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of one of their tensors from that of our whole parameter."""
     one = list(shape if self.layers is None else shape[1:])
     if self.part:
       del one[len(self.part) - 1]
-    theirs, ours = self.pattern.split('->')
-    return _shape(lambda x: einops.rearrange(x, f'{ours}->{theirs}'), one)
+    return _shape(self._back, one)
 
 
 def _shape(function: Callable, shape: Sequence[int]) -> tuple[int, ...]:
@@ -121,8 +113,8 @@ def unpacked(path: str, keys: Sequence[str]) -> list[Weight]:
   """A Dense of several features from as many Linears."""
   table = []
   for n, key in enumerate(keys):
-    table += [Weight(f'{path}/kernel', f'{key}.weight', 'o i -> i o', part=(slice(None), n), parts=len(keys)),
-              Weight(f'{path}/bias', f'{key}.bias', 'o -> o', part=(n,), parts=len(keys))]
+    table += [Weight(f'{path}/kernel', f'{key}.weight', 'o i -> i o', part=(slice(None), n)),
+              Weight(f'{path}/bias', f'{key}.bias', 'o -> o', part=(n,))]
   return table
 
 
