@@ -203,8 +203,8 @@ def _flatten(module: _Attributes) -> dict[str, _View]:
   while todo:
     prefix, module = todo.pop()
     seen += 1
-    if seen > 100_000:  # Real ones have some hundreds; one that holds itself would never end.
-      raise ValueError('a module that holds itself, or over 100000 modules')
+    if seen > 10_000:  # Real ones have some hundreds; one that holds itself would never end.
+      raise ValueError('a module that holds itself, or over 10000 modules')
     views.update({prefix + key: value for key, value in vars(module).items() if _is_tensor(value)})
     todo += reversed([(f'{prefix}{key}.', value) for key, value in vars(module).items() if isinstance(value, _Attributes)])
   return views

@@ -170,8 +170,7 @@ def _write_file(path: pathlib.Path, tensors: dict[str, Tensor]) -> None:
   with open(path, 'wb') as file:
     file.write(len(text).to_bytes(8, 'little') + text)
     for key, tensor in ordered:
-      for piece in files.content(key, tensor):
-        file.write(piece)
+      file.writelines(files.content(key, tensor))  # In a loop the last piece would keep its tensor while the next is read.
 
 
 def _json(data: bytes) -> dict:
