@@ -142,6 +142,7 @@ class _Unpickler(pickle._Unpickler):  # pylint: disable=protected-access
     self._known = {
         ('collections', 'OrderedDict'): OrderedDict,
         ('torch', 'Size'): tuple,
+        ('torch', 'device'): self._first,
         ('torch._utils', '_rebuild_tensor'): self._tensor,
         ('torch._utils', '_rebuild_tensor_v2'): self._tensor,
         ('torch._utils', '_rebuild_parameter'): self._first,
@@ -150,7 +151,7 @@ class _Unpickler(pickle._Unpickler):  # pylint: disable=protected-access
 
   def find_class(self, module: str, name: str) -> object:
     """What a name in the pickle stands for."""
-    if module == 'torch' and name in STORAGES:
+    if module == 'torch' and (name in STORAGES or name in map(str, STORAGES.values())):  # A storage class or a torch.dtype.
       return name
     if module.split('.')[0] == '__torch__':
       return type('TorchScript', (_Attributes,), {})

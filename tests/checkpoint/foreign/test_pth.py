@@ -103,6 +103,13 @@ def test_the_mapping_of_tensors_is_found(tmp_path, wrapper, caplog, monkeypatch)
   assert len(caplog.messages) == 1 and 'epoch' in caplog.messages[0]
 
 
+def test_plain_values_of_torch_beside_the_weights_do_no_harm(tmp_path):
+  top = {'model': {'w': torch.ones(2)}, 'dtype': torch.bfloat16, 'device': torch.device('cuda:0'),
+         'shape': torch.Size([2, 3])}
+  torch.save(top, tmp_path / 'a.pth')
+  assert same(pth.open_pth(tmp_path / 'a.pth'), top['model'])
+
+
 def test_two_models_in_one_file_are_ambiguous(tmp_path):
   torch.save({'model': {'w': torch.ones(2)}, 'teacher': {'w': torch.ones(2)}}, tmp_path / 'a.pth')
   with pytest.raises(errors.SphinxError, match='several models .model, teacher.'):
@@ -299,6 +306,16 @@ def test_a_tensor_is_in_memory_once(tmp_path):
   assert peak(lambda: [each.read().sum() for each in opened.values()]) < size + small
   torch.save({'part': torch.zeros(size // 4)[100:200]}, tmp_path / 'b.pth')  # The file holds all of its storage.
   assert peak(lambda: pth.open_pth(tmp_path / 'b.pth')['part'].read()) < small
+
+
+@pytest.mark.parametrize('data', [
+    b'\x80\x02}r\xff\xff\xff\x00.',  # Puts an object under number 2**24 - 1: the unpickler in C makes a table as long.
+    b'\x80\x04\x8e' + struct.pack('<Q', 1 << 40) + b'.'])  # Bytes that are not there.
+def test_numbers_in_a_pickle_take_no_memory(tmp_path, data):
+  def read():
+    with pytest.raises(errors.SphinxError):
+      pth.open_pth(with_pickle(tmp_path / 'a.pth', data))
+  assert peak(read) < 1 << 20
 
 
 def fails() -> np.ndarray:
