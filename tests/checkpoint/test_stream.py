@@ -1,0 +1,163 @@
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from sphinx_jax.checkpoint import store, stream
+from sphinx_jax.core import errors, trees
+
+META = {'config': '{"a": 1}', 'tokenizer': 'pieces'}
+
+
+def arrays() -> dict[str, np.ndarray]:
+  """Every dtype that weights come in, stacked and plain, with values that no rounding would keep."""
+  rng = np.random.default_rng(0)
+  drawn = lambda dtype, *shape: rng.standard_normal(shape).astype(dtype)
+  special = np.array([np.inf, -np.inf, np.nan, -0.0, 1e-45, 3.4e38], np.float32)
+  return {'llm/layers/w': drawn(ml_dtypes.bfloat16, 4, 6, 8), 'llm/layers/b': drawn(np.float16, 4, 8), 'llm/embed': drawn(np.float32, 7, 5),
+          'special': special, 'special16': special.astype(ml_dtypes.bfloat16), 'scalar': np.float32(2.5).reshape(()),
+          'scalar16': np.asarray(2.5, ml_dtypes.bfloat16), 'counts': rng.integers(-9, 9, (3, 2, 2)), 'small/int': np.arange(5, dtype=np.int8),
+          'mask': np.array([True, False]), 'four': drawn(np.float32, 2, 3, 4, 5), 'wide': drawn(np.float64, 3)}
+
+
+def same_bits(a, b) -> bool:
+  a, b = np.asarray(a), np.asarray(b)
+  return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+  """A checkpoint written by layers where arrays are stacked."""
+  directory, values = tmp_path_factory.mktemp('run'), arrays()
+  writer = stream.Writer(directory, {'params': values, 'carried': {'unused/w': values['llm/embed']}}, META)
+  for path, value in values.items():
+    for index in [(i,) for i in range(len(value))] if value.ndim > 2 else [()]:
+      writer.write('params', path, value[index], index)
+  writer.write('carried', 'unused/w', values['llm/embed'])
+  writer.finish()
+  return directory
+
+
+def test_what_is_written_is_read_back_bit_by_bit(written):
+  found = stream.read(written)
+  assert found.keys() == arrays().keys()
+  for path, value in arrays().items():
+    assert (found[path].shape, found[path].dtype, found[path].nbytes) == (value.shape, value.dtype, value.nbytes)
+    assert same_bits(found[path].read(()), value), path
+
+
+def test_a_slice_is_that_slice_of_the_whole(written):
+  found = stream.read(written)
+  for path, index in (('llm/layers/w', (2,)), ('four', (1, slice(None), 2)), ('llm/embed', (slice(2, 4),)), ('counts', (0, 1))):
+    assert same_bits(found[path].read(index), arrays()[path][index]), path
+
+
+def test_orbax_reads_it_whole_as_any_checkpoint_of_a_run(written):
+  assert store.latest(written) == 0
+  assert store.load_meta(written) == {'layout': store.LAYOUT, 'step': 0, **META}
+  got = trees.flatten(store.load_params(written))
+  # JAX itself has no 64 bits; those are compared above.
+  assert got.keys() == arrays().keys()
+  assert all(same_bits(got[path], value) for path, value in arrays().items() if value.dtype.itemsize < 8)
+
+
+def test_restored_onto_a_mesh(written):
+  mesh = jax.make_mesh((4,), ('x',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x'))
+  narrow = {path: value for path, value in arrays().items() if value.dtype.itemsize < 8}
+  plain = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  expected = {path: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=split if path == 'llm/layers/w' else plain)
+              for path, value in arrays().items() if path in narrow}
+  wide = {path: jax.ShapeDtypeStruct(value.shape, np.float32 if value.dtype.kind == 'f' else value.dtype, sharding=plain)
+          for path, value in arrays().items() if path not in narrow}
+  got = trees.flatten(store.load_params(written, trees.unflatten(expected | wide)))
+  assert got['llm/layers/w'].sharding.is_equivalent_to(split, 3) and same_bits(got['llm/layers/w'], arrays()['llm/layers/w'])
+
+
+def test_items_are_apart_and_one_that_is_not_there_is_empty(written):
+  carried = stream.read(written, 'carried')
+  assert list(carried) == ['unused/w'] and same_bits(carried['unused/w'].read(()), arrays()['llm/embed'])
+  assert stream.read(written, 'opt_state') == {}
+
+
+def test_a_checkpoint_of_a_training_run_is_read(tmp_path):
+  values = {'llm': {'layers': {'w': jnp.arange(24.0).reshape(2, 3, 4).astype(jnp.bfloat16)}, 'n': jnp.int32(3)}, 'b': jnp.ones(3, jnp.float16)}
+  with store.Store(tmp_path) as run:
+    for step in (3, 12):
+      run.save(step, jax.tree.map(lambda leaf: leaf + step, values), {'moments': jnp.zeros(2)}, META)
+  for place, step in ((tmp_path, 12), (tmp_path / 'checkpoints' / '3', 3)):
+    found = stream.read(place)
+    expected = trees.flatten(jax.tree.map(lambda leaf: np.asarray(leaf + step), values))
+    assert found.keys() == expected.keys()
+    assert all(same_bits(found[path].read(()), value) for path, value in expected.items())
+    assert same_bits(found['llm/layers/w'].read((1,)), expected['llm/layers/w'][1])
+
+
+def test_an_abandoned_checkpoint_leaves_nothing(tmp_path):
+  for name, before in (('new', []), ('notes', ['mine.txt'])):
+    (tmp_path / name).mkdir()
+    for file in before:
+      (tmp_path / name / file).write_text('kept')
+    writer = stream.Writer(tmp_path / name, {'params': {'w': np.ones(3, np.float32)}}, META)
+    writer.write('params', 'w', np.ones(3, np.float32))
+    writer.abandon()
+    left = sorted(path.name for path in (tmp_path / name).iterdir()) if (tmp_path / name).exists() else []
+    assert left == before
+
+
+def test_the_next_try_starts_over(tmp_path):
+  value = np.ones((2, 3, 4), np.float32)
+  first = stream.Writer(tmp_path, {'params': {'w': value, 'old': value}}, META)  # Still held by a traceback, say.
+  first.write('params', 'w', 7 * value)
+  first.abandon()
+  again = stream.Writer(tmp_path, {'params': {'w': value}}, META)
+  again.write('params', 'w', value)
+  again.finish()
+  assert list(stream.read(tmp_path)) == ['w'] and np.all(stream.read(tmp_path)['w'].read(()) == 1)
+  assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['0']
+  del first
+
+
+def test_a_directory_with_a_checkpoint_is_refused_and_kept(written):
+  before = sorted(str(path) for path in written.rglob('*'))
+  with pytest.raises(errors.SphinxError, match='a directory that holds a checkpoint.*--output'):
+    stream.Writer(written, {'params': {'w': np.ones(3, np.float32)}}, META)
+  assert sorted(str(path) for path in written.rglob('*')) == before
+
+
+KILLED = '''
+import sys, time
+import numpy as np
+from sphinx_jax.checkpoint import stream
+value = np.ones((64, 1000, 100), np.float32)
+writer = stream.Writer(sys.argv[1], {'params': {'w': value}}, {})
+for i in range(64):
+  writer.write('params', 'w', value[i], (i,))
+  if i == 20:
+    writer.wait()
+    print('half', flush=True)
+    time.sleep(60)
+writer.finish()
+'''
+
+
+def test_killed_while_writing_leaves_no_checkpoint(tmp_path):
+  with subprocess.Popen([sys.executable, '-c', KILLED, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                        env=os.environ | {'PYTHONPATH': os.getcwd()}) as process:
+    assert process.stdout.readline() == 'half\n'
+    process.kill()
+  assert process.returncode == -signal.SIGKILL and any((tmp_path / 'checkpoints').iterdir())
+  assert store.latest(tmp_path) is None
+  with pytest.raises(errors.SphinxError):
+    stream.read(tmp_path)
+  value = np.ones(3, np.float32)
+  again = stream.Writer(tmp_path, {'params': {'v': value}}, META)
+  again.write('params', 'v', value)
+  again.finish()
+  assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['0'] and list(stream.read(tmp_path)) == ['v']
