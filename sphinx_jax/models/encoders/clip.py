@@ -63,21 +63,22 @@ def _huggingface(settings: Any) -> list[foreign.Weight]:
            *foreign.unpacked('attention/qkv', [f'self_attn.{name}_proj' for name in 'qkv']),
            *foreign.linear('attention/out', 'self_attn.out_proj'), *foreign.norm('norm2', 'layer_norm2'),
            *foreign.linear('mlp/up', 'mlp.fc1'), *foreign.linear('mlp/down', 'mlp.fc2')]
-  return foreign.within('', 'vision_model.', [
+  return [
       *foreign.patches('patch', 'embeddings.patch_embedding', bias=False),
       *foreign.tensor('cls', 'embeddings.class_embedding', 'e -> e'),
       *foreign.tensor('positions', 'embeddings.position_embedding.weight', 'n e -> n e'),
       *foreign.norm('norm_pre', 'pre_layrnorm'),  # Their spelling.
       *foreign.within('trunk/layers/', 'encoder.layers.{}.', block, range(settings['layers'])),
-      *foreign.norm('norm_post', 'post_layernorm')])
+      *foreign.norm('norm_post', 'post_layernorm')]
 
 
-def _settings(patches: str, positions: str, up: str) -> Any:
+def _settings(patches: str, positions: str, up: str, activation: str) -> Any:
   def read(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     width, _, patch, _ = shapes[patches]
     config = config.get('vision_config', config)
-    # OpenAI's file describes itself, and was trained with QuickGELU; open_clip's own have the exact one.
-    quick = config.get('hidden_act') == 'quick_gelu' or 'input_resolution' in shapes
+    # OpenAI's file describes itself, and was trained with QuickGELU; open_clip's own have the exact one. A config of
+    # transformers may leave out what is its class's default, QuickGELU.
+    quick = config.get('hidden_act', activation) == 'quick_gelu' or 'input_resolution' in shapes
     return dict(view=patch * math.isqrt(shapes[positions][0] - 1), patch=patch, width=width, layers=foreign.count(shapes, up),
                 heads=foreign.heads('clip', SIZES, width, config=config), mlp_ratio=shapes[up.format(0)][0] / width,
                 activation='quick_gelu' if quick else 'gelu')
@@ -87,13 +88,16 @@ def _settings(patches: str, positions: str, up: str) -> Any:
 FORMS = {
     'open_clip': foreign.Form(
         'visual.conv1.weight', _open_clip,
-        _settings('visual.conv1.weight', 'visual.positional_embedding', 'visual.transformer.resblocks.{}.mlp.c_fc.weight'),
+        _settings('visual.conv1.weight', 'visual.positional_embedding', 'visual.transformer.resblocks.{}.mlp.c_fc.weight',
+                  'gelu'),
         # The text half, which no SPHINX uses. OpenAI's file also holds three numbers about itself.
         unused=(r'positional_embedding', r'text_projection', r'logit_scale', r'visual\.proj', r'token_embedding\.weight',
-                r'ln_final\.(weight|bias)', r'transformer\..*', r'attn_mask', r'input_resolution', r'context_length', r'vocab_size')),
+                r'ln_final\.(weight|bias)', r'transformer\..*', r'text\..*', r'attn_mask', r'input_resolution',
+                r'context_length', r'vocab_size')),
     'hf': foreign.Form(
-        'vision_model.pre_layrnorm.weight', _huggingface,
-        _settings('vision_model.embeddings.patch_embedding.weight', 'vision_model.embeddings.position_embedding.weight',
-                  'vision_model.encoder.layers.{}.mlp.fc1.weight'),
-        unused=(r'text_model\..*', r'(visual|text)_projection\.weight', r'logit_scale', r'.*\.position_ids')),
+        'pre_layrnorm.weight', _huggingface,
+        _settings('embeddings.patch_embedding.weight', 'embeddings.position_embedding.weight',
+                  'encoder.layers.{}.mlp.fc1.weight', 'quick_gelu'),
+        # The vision half saved alone by transformers 5 is without the prefix.
+        unused=(r'embeddings\.position_ids',), prefixes=('vision_model.', '')),
 }
