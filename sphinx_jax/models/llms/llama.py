@@ -214,7 +214,9 @@ def _to_meta(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_huggingface(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
-  del shapes
+  if 'lm_head.weight' not in shapes and config.get('tie_word_embeddings'):
+    raise errors.make('config.json', 'tied embeddings (tie_word_embeddings)', 'an output of its own, lm_head.weight',
+                      'LLaMA-2 has one; a model without it is not supported')
   width, heads, hidden = (foreign.field(config, name) for name in ('hidden_size', 'num_attention_heads', 'intermediate_size'))
   rope = config.get('rope_parameters') or config.get('rope_scaling') or {}  # The newer name holds theta as well.
   kind = rope.get('rope_type', rope.get('type', 'default'))
@@ -227,7 +229,8 @@ def _from_huggingface(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict
       vocab=foreign.field(config, 'vocab_size'), width=width, layers=foreign.field(config, 'num_hidden_layers'), heads=heads,
       kv_heads=config.get('num_key_value_heads') or heads, **sizes, norm_eps=config.get('rms_norm_eps', 1e-6),
       rope_theta=float(config.get('rope_theta') or rope.get('rope_theta') or 10000.0),
-      rope_scaling=1 / rope['factor'] if kind == 'linear' else None, max_length=config.get('max_position_embeddings', _CONTEXT))
+      rope_scaling=1 / foreign.field(rope, 'factor') if kind == 'linear' else None,
+      max_length=config.get('max_position_embeddings', _CONTEXT))
 
 
 def _to_huggingface(settings: Mapping[str, Any]) -> dict[str, Any]:
