@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -180,10 +181,22 @@ def _part(tensors: Mapping[str, Tensor], path: pathlib.Path, shared: Mapping[str
       inside = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
       settings = _settings(form, _shapes(inside), shared['config'], f"source '{path}' ({_KINDS[part, name]})")
       table = form.weights(settings)
+      carried = _unused(inside, table)
+      _refuse_strange(carried, table, form, f"source '{path}' ({_KINDS[part, name]})")
       return Source(kind=_KINDS[part, name], part=part, form=name, tensors=inside, table=table, settings=settings,
-                    carried=_unused(inside, table), prefix=prefix, **shared)
+                    carried=carried, prefix=prefix, **shared)
   raise errors.make(f"source '{path}'", f'{len(tensors)} tensors of no known form ({", ".join(sorted(tensors)[:3])}, ...)',
                     f'one of: official SPHINX; {"; ".join(_KINDS.values())}', 'see the table of formats in README.md')
+
+
+def _refuse_strange(carried: Iterable[str], table: Iterable[foreign.Weight], form: foreign.Form, who: str) -> None:
+  """Names that are neither the model's nor known to be of no use here: without them another model would be computed."""
+  layers = {weight.key for weight in table}  # More of these than the config says: `assemble` names them.
+  strange = [key for key in carried if re.sub(r'\.\d+\.', '.{}.', key) not in layers
+             and not any(re.fullmatch(pattern, key) for pattern in form.unused)]
+  if strange:
+    raise errors.make(who, f'{len(strange)} tensors that it does not have ({", ".join(strange[:5])})', 'its own alone',
+                      'another architecture (biases, registers) is not supported; of several models in one folder give one file')
 
 
 def _unused(tensors: Iterable[str], table: Iterable[foreign.Weight]) -> tuple[str, ...]:
