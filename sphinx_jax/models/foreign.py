@@ -156,12 +156,12 @@ def count(shapes: Shapes, key: str) -> int:
 
 def heads(part: str, sizes: Mapping[str, Mapping[str, Any]], width: int, name: str = 'width', field: str = 'heads',
           config: Mapping[str, Any] | None = None) -> int:
-  """The number of heads, which no tensor tells: from a config of transformers, or that of a known width.
+  """The number of heads, which no tensor tells: from a config of transformers for that width, or that of a known width.
 
   Raises:
     SphinxError: for a width that is in no row of the size table.
   """
-  if config and 'num_attention_heads' in config:
+  if config and config.get('hidden_size') == width and 'num_attention_heads' in config:
     return config['num_attention_heads']
   found = {row[name]: row[field] for row in sizes.values()}
   if width not in found:
