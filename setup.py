@@ -34,6 +34,8 @@ setuptools.setup(
     extras_require={
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda12]'],
+        # Weights are read and written without torch; the tests let torch and safetensors themselves read what we write.
+        'convert': ['torch==2.13.0', 'safetensors'],
         'dev': ['pytest'],
     },
 )

@@ -1,7 +1,8 @@
 """Asks a checkpoint about a picture: `python -m sphinx_jax.chat --checkpoint=DIR --image=FILE --prompt="Where is the red circle?"`.
 
 Without --prompt it reads one question a line and remembers the turns. Boxes, points and poses in an answer are drawn on
-the original picture and written to --output. Everything else the model needs travels inside the checkpoint.
+the original picture and written to --output. Everything else the model needs travels inside the checkpoint (or beside
+released weights: an official SPHINX folder is read as it is).
 """
 
 import pathlib
@@ -59,7 +60,7 @@ def chat(checkpoint, image, prompt, output, **sampling) -> None:
   """Prints the answers, and writes what is drawn.
 
   Args:
-    checkpoint: directory of a run or of one of its checkpoints.
+    checkpoint: directory of a run or of one of its checkpoints, or an official SPHINX folder.
     image: picture file, or None to talk about none.
     prompt: one question, or None to read questions from the standard input.
     output: picture file for drawings; '' for none.
@@ -69,8 +70,7 @@ def chat(checkpoint, image, prompt, output, **sampling) -> None:
     SphinxError: no checkpoint, an image that cannot be read, an output that cannot be written.
   """
   picture = read_image(image) if image else None
-  generator, _, _ = load.load(checkpoint)
-  talk = conversation.Conversation(generator, picture)
+  talk = conversation.Conversation(load.load_model(checkpoint).generator, picture)
   for question in questions(prompt):
     answer = talk.ask(question, **sampling)
     print(answer, flush=True)
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('checkpoint', None, 'Directory of a run or of one of its checkpoints.', required=True)
+  flags.DEFINE_string('checkpoint', None, 'Directory of a run or of one of its checkpoints, or an official folder.', required=True)
   flags.DEFINE_string('image', None, 'The picture to talk about; leave out to talk about none.')
   flags.DEFINE_string('prompt', None, 'One question; leave out to be asked for questions.')
   flags.DEFINE_string('output', 'answer.png', 'Where a picture with the boxes or the pose of an answer is written.')

@@ -8,6 +8,7 @@ Out: --to=official (with --shards=N) or --to=hf takes one of our checkpoints bac
 
 import base64
 import contextlib
+import functools
 import os
 import pathlib
 import shutil
@@ -19,7 +20,7 @@ import numpy as np
 import psutil
 from absl import flags
 
-from sphinx_jax.checkpoint import store, stream
+from sphinx_jax.checkpoint import ahead, store, stream
 from sphinx_jax.checkpoint.foreign import assemble, export, sources
 from sphinx_jax.core import cli, errors, trees
 from sphinx_jax.core import config as config_lib
@@ -28,7 +29,6 @@ from sphinx_jax.data import dialog
 from sphinx_jax.generate import load as loading
 
 FLAGS = flags.FLAGS
-_SMALL = 32 << 20  # Bytes of a stacked parameter that is written at once rather than layer by layer.
 
 
 def open_sources(paths: Sequence[str], variant: str | None = None, base: str | None = None, tokenizer: str | None = None,
@@ -80,11 +80,13 @@ def read_in(assembly: assemble.Assembly, output: str, seed: int = 0) -> None:
              for name, tensor in assembly.carried.items()}
   writer = stream.Writer(output, {'params': assembly.shapes, 'carried': carried}, _meta(assembly))
   try:
-    with progress(total=sum(array.nbytes for array in (*arrays.values(), *carried.values())), what='writing', unit='B') as bar:
-      for item, path, array in [*(('params', *pair) for pair in arrays.items()), *(('carried', *pair) for pair in carried.items())]:
-        for index in _cuts(array):
-          writer.write(item, path, array.read(index), index)
-          bar.update(array.nbytes // (array.shape[0] if index else 1))
+    pieces = [(item, path, index, size, array) for item, group in (('params', arrays), ('carried', carried))
+              for path, array in group.items() for index, size in array.pieces()]
+    values = ahead.ahead([(size, functools.partial(array.read, index)) for _, _, index, size, array in pieces])
+    with progress(total=sum(size for *_, size, _ in pieces), what='writing', unit='B') as bar:
+      for (item, path, index, size, _), value in zip(pieces, values, strict=True):
+        writer.write(item, path, value, index)
+        bar.update(size)
     for path, value in started.items():
       writer.write('params', path, value)
     writer.finish()
@@ -97,11 +99,6 @@ def read_in(assembly: assemble.Assembly, output: str, seed: int = 0) -> None:
     log.info('carried along, not used by the model: %s', ', '.join(carried))
   if assembly.dropped:
     log.info('left out, not used by the model: %d tensors (%s, ...)', len(assembly.dropped), ', '.join(assembly.dropped[:3]))
-
-
-def _cuts(array: stream.Array) -> list[stream.Index]:
-  """Whole if it is small or not stacked, else layer by layer."""
-  return [()] if array.nbytes <= _SMALL or len(array.shape) < 3 else [(i,) for i in range(array.shape[0])]
 
 
 def _meta(assembly: assemble.Assembly) -> dict[str, Any]:
@@ -178,7 +175,7 @@ def verify(first: str, second: str, **options) -> float:
   with progress(total=sum(array.nbytes for array in a.values()), what='comparing', unit='B') as bar:
     for path, array in a.items():
       part = '/'.join(path.split('/')[:2 if path.startswith('encoders/') else 1])
-      rows.setdefault(part, []).append(max(_distance(array.read(index), b[path].read(index)) for index in _cuts(array)))
+      rows.setdefault(part, []).append(max(_distance(array.read(index), b[path].read(index)) for index, _ in array.pieces()))
       bar.update(array.nbytes)
   print(f'{"part":<20}{"parameters":>12}{"equal":>8}{"largest difference":>22}')
   for part, distances in rows.items():

@@ -24,6 +24,7 @@ from sphinx_jax.core import errors, trees
 Index = tuple[Any, ...]  # Into an array, as numpy takes it; () is all of it.
 Shapes = Mapping[str, Any]  # Path -> anything with shape and dtype.
 
+_SMALL = 32 << 20  # Bytes of a stack that is read at once.
 # A crash of the machine may lose what was written, as with `cp`; a crash of the process does not.
 _CONTEXT = tensorstore.Context({'file_io_sync': False})
 
@@ -35,15 +36,23 @@ class Array:
   Attributes:
     shape, dtype: as stored.
     read: index -> that part as an np.ndarray; () is all of it, (i,) one layer of a stacked parameter.
+    layers: along the leading axis, each of which can be read alone; 1 where it is no stack.
   """
   shape: tuple[int, ...]
   dtype: np.dtype
   read: Callable[[Index], np.ndarray]
+  layers: int = 1
 
   @property
   def nbytes(self) -> int:
     """Bytes at the stored dtype."""
     return math.prod(self.shape) * self.dtype.itemsize
+
+  def pieces(self) -> list[tuple[Index, int]]:
+    """(index, bytes) of what is best read at once: all of it where it is small or no stack, else layer by layer."""
+    if self.layers == 1 or self.nbytes <= _SMALL:
+      return [((), self.nbytes)]
+    return [((i,), self.nbytes // self.layers) for i in range(self.layers)]
 
 
 def read(directory: store.Path, item: str = 'params') -> dict[str, Array]:
@@ -57,7 +66,8 @@ def read(directory: store.Path, item: str = 'params') -> dict[str, Array]:
     SphinxError: as `store.stored`.
   """
   place = store.locate(directory)
-  return {path: Array(tuple(leaf.shape), np.dtype(leaf.dtype), functools.partial(_read, place / item, path))
+  return {path: Array(tuple(leaf.shape), np.dtype(leaf.dtype), functools.partial(_read, place / item, path),
+                      leaf.shape[0] if _is_cut(leaf.shape) else 1)
           for path, leaf in store.stored(place, item).items()}
 
 
@@ -87,9 +97,9 @@ class Writer:
                     for path, leaf in shapes.items()}
 
   def write(self, item: str, path: str, value: np.ndarray, index: Index = ()) -> None:
-    """Writes a part of an array. The part before may still be on its way; no more than that is held in memory."""
+    """Writes a part of an array, once the part before is written; the value must not be changed any more."""
     self.wait()
-    self._pending = self._arrays[item, path][index].write(value)
+    self._pending = self._arrays[item, path][index].write(value, can_reference_source_data_indefinitely=True)
 
   def wait(self) -> None:
     """Returns when everything is written."""
@@ -110,6 +120,11 @@ class Writer:
         folder.rmdir()
 
 
+def _is_cut(shape: tuple[int, ...]) -> bool:
+  # A stack of matrices has a chunk a layer. So have convolutions, which lose nothing by it.
+  return len(shape) > 2
+
+
 def _placeholders(shapes: Shapes) -> dict:
   return trees.unflatten({path: np.zeros((1,) * len(leaf.shape), leaf.dtype) for path, leaf in shapes.items()})
 
@@ -127,7 +142,7 @@ def _read(folder: pathlib.Path, path: str, index: Index) -> np.ndarray:
 
 def _create(folder: pathlib.Path, path: str, leaf: Any) -> tensorstore.TensorStore:
   shape, dtype = tuple(leaf.shape), np.dtype(leaf.dtype)
-  chunk = (1, *shape[1:]) if len(shape) > 2 else shape
+  chunk = (1, *shape[1:]) if _is_cut(shape) else shape
   metadata = {'shape': shape, 'chunks': chunk, 'dtype': dtype.str if dtype.kind in 'fiub' else dtype.name,
               'compressor': None, 'fill_value': None, 'order': 'C', 'dimension_separator': '.'}
   return tensorstore.open(_spec(folder, path) | {'metadata': metadata, 'create': True, 'delete_existing': True},

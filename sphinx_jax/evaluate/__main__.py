@@ -26,6 +26,9 @@ def open_split(config, names, split, data_dir):
 
 def main() -> None:
   generator, meta, config = load.load(FLAGS.checkpoint, rows=FLAGS.rows)
+  if 'mixture' not in config:
+    raise errors.make(f"checkpoint '{FLAGS.checkpoint}'", 'converted weights, which carry no mixture of tasks', 'a run of ours',
+                      'tune it on a mixture first')
   data_dir = FLAGS.data_dir or config.data_dir
   names = FLAGS.tasks or [name for name in config.mixture if name != 'text']
   held_out = open_split(config, names, FLAGS.split, data_dir)

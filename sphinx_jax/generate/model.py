@@ -26,15 +26,22 @@ class Model:
 
   Attributes:
     config, params, tokenizer: as given.
-    generator: the `generate.decode.Generator` under `generate` and `chat`, or None.
   """
 
   def __init__(self, config: ml_collections.ConfigDict, params: dict, tokenizer: Tokenizer | None, template: Template):
     self.config, self.params, self.tokenizer = config, params, tokenizer
-    self.generator = None if tokenizer is None else Generator(config, params, tokenizer, template)
+    self._generator = None if tokenizer is None else Generator(config, params, tokenizer, template)
     self._visual_tokens = sphinx.visual_tokens(config)
     model = sphinx.build(config)
     self._apply = jax.jit(lambda params, *fields: model.apply({'params': params}, *fields))
+
+  @property
+  def generator(self) -> Generator:
+    """What decodes under `generate` and `chat`. Raises SphinxError for weights without a tokenizer."""
+    if self._generator is None:
+      raise errors.make('model', 'weights without a tokenizer', 'a tokenizer.model to make text with',
+                        'put it beside the weights, or convert them with --tokenizer=FILE')
+    return self._generator
 
   def logits(self, tokens: np.ndarray, images: np.ndarray | None = None) -> jax.Array:
     """Logits of whole sequences; those at index t predict token t + 1.
@@ -84,8 +91,8 @@ class Model:
     Raises:
       SphinxError: no tokenizer; a prompt that leaves no room in llm.max_length (nothing is cut away silently).
     """
-    ids = [self._generator().tokenizer.encode(prompt, bos=True) for prompt in prompts]
-    return self._generator().complete(ids, images, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    ids = [self.generator.tokenizer.encode(prompt, bos=True) for prompt in prompts]
+    return self.generator.complete(ids, images, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
 
   def chat(self, turns: Sequence[Turn], image: np.ndarray | None = None, **sampling) -> str:
     """The answer to the last question of a dialog about one image.
@@ -95,10 +102,4 @@ class Model:
       image: uint8[Y,X,3] of any size, or None.
       sampling: as in `generate`.
     """
-    return self._generator().answers([list(turns)], [image], **sampling)[0]
-
-  def _generator(self) -> Generator:
-    if self.generator is None:
-      raise errors.make('model', 'weights without a tokenizer', 'a tokenizer.model to make text with',
-                        'put it beside the weights, or convert them with --tokenizer=FILE')
-    return self.generator
+    return self.generator.answers([list(turns)], [image], **sampling)[0]

@@ -143,7 +143,7 @@ def arrays(assembly: Assembly) -> dict[str, Array]:
   for weight in assembly.table:
     groups.setdefault(weight.path, []).append(weight)
   return {path: Array(assembly.shapes[path].shape, np.dtype(assembly.shapes[path].dtype),
-                      functools.partial(_read, assembly.tensors, group, assembly.shapes[path]))
+                      functools.partial(_read, assembly.tensors, group, assembly.shapes[path]), len(group[0].layers or (0,)))
           for path, group in groups.items()}
 
 

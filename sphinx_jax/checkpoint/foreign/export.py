@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from sphinx_jax.checkpoint.ahead import ahead
 from sphinx_jax.checkpoint.foreign import pth_writer, safetensors, shards, sources
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.checkpoint.stream import Array
@@ -112,12 +113,14 @@ def write_huggingface(folder: pathlib.Path, config: ml_collections.ConfigDict, f
 
 @contextlib.contextmanager
 def _counted(*parts: Mapping[str, Tensor]) -> Iterator[list[dict[str, Tensor]]]:
-  """The same tensors, with a progress bar of the bytes that are read to be written."""
+  """The same tensors, to be read once and in order: one is read ahead, and a bar counts the bytes."""
   with progress(total=sum(tensor.nbytes for part in parts for tensor in part.values()), what='writing', unit='B') as bar:
+    values = ahead([(tensor.nbytes, tensor.read) for part in parts for tensor in part.values()])
+
     def read(tensor):
-      value = tensor.read()
       bar.update(tensor.nbytes)
-      return value
+      return next(values)
+
     yield [{key: Tensor(tensor.shape, tensor.dtype, functools.partial(read, tensor)) for key, tensor in part.items()} for part in parts]
 
 
