@@ -45,6 +45,9 @@ def open_sources(paths: Sequence[str], variant: str | None = None, base: str | N
   Raises:
     SphinxError: nothing recognised, or files that do not fit together.
   """
+  for path in paths:
+    if loading.is_ours(path):
+      raise errors.make(f"source '{path}'", 'a checkpoint of ours', 'weights of others', 'give --to=official or --to=hf to take it back')
   found = [sources.open_source(path, variant, base) for path in paths]
   for source in found:
     size = sum(tensor.nbytes for tensor in source.tensors.values())

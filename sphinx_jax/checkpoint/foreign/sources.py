@@ -95,7 +95,8 @@ def _open_tensors(path: pathlib.Path, base: str | pathlib.Path | None, report: C
     return safetensors.open_safetensors(path)
   files = [path / name for name in names if name.endswith(('.bin', '.pt', '.pth'))]
   if not files:
-    raise errors.make(f"source '{path}'", f'a folder with {names[:5]}', 'consolidated*.pth, *.safetensors, *.bin or *.pth', 'check the path')
+    raise errors.make(f"source '{path}'", f'a folder with {names[:5]}', 'weights (consolidated*.pth, *.safetensors, *.bin, *.pth) or a checkpoint of ours',
+                      'check the path')
   found: dict[str, Tensor] = {}
   for file in files:
     new = pth.open_pth(file)
@@ -137,8 +138,8 @@ def _whole(tensors: Mapping[str, Tensor], prefix: str, meta: Mapping[str, Any], 
            shared: Mapping[str, Any]) -> Source:
   """An official SPHINX; its own folder says what variant it is."""
   name = variant or meta.get('llama_type')
-  if name is None:
-    raise errors.make(f"source '{folder}'", 'no meta.json', f"meta.json with a llama_type ({', '.join(official.VARIANTS)})",
+  if not isinstance(name, str):
+    raise errors.make(f"source '{folder}'", f'llama_type {name!r}' if meta else 'no meta.json', f"meta.json with a llama_type ({', '.join(official.VARIANTS)})",
                       'copy it from the release, or give --variant')
   row = official.variant(name)
   known = _json(folder / SIDECAR)
