@@ -10,12 +10,13 @@ import jax
 import ml_collections
 import numpy as np
 
-from sphinx_jax.checkpoint.foreign.sources import Source
+from sphinx_jax.checkpoint.foreign.sources import Source, compute_dtype
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.checkpoint.stream import Array, Index
 from sphinx_jax.core import errors, trees
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.models import foreign, official, sphinx
+from sphinx_jax.models.llms import llama
 
 _SHOWN = 20  # Differences named in an error.
 
@@ -97,9 +98,10 @@ def _config(sources: Sequence[Source], variant: str) -> tuple[ml_collections.Con
                       'one whole SPHINX; or one language model, with encoders or without, each once',
                       'add the language model, or leave out what is there twice')
   llm = parts.pop('llm')
+  dtype = compute_dtype(llm.tensors, llama.FORMS[llm.form])
   if not parts:
-    return official.language_model(llm.settings), llm
-  config = official.model(variant, llm.settings, {part: source.settings for part, source in parts.items()})
+    return official.language_model(llm.settings, dtype), llm
+  config = official.model(variant, llm.settings, {part: source.settings for part, source in parts.items()}, dtype)
   if unneeded := set(parts) - set(config.encoders):
     raise errors.make(f'model {variant}', f'weights of {", ".join(sorted(unneeded))}', f'its encoders, {", ".join(config.encoders)}',
                       'leave them out, or give another --variant')

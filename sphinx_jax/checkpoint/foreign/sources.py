@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from sphinx_jax.checkpoint.foreign import pth, safetensors, shards
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
@@ -146,7 +147,9 @@ def _whole(tensors: Mapping[str, Tensor], prefix: str, meta: Mapping[str, Any], 
   if known:
     model = ml_collections.ConfigDict(known)
   else:
-    model = official.model(name, official.LLM.settings(_shapes(tensors), shared['config']), _encoders(tensors, row, folder, shared['config']))
+    config = shared['config']
+    model = official.model(name, _settings(official.LLM, _shapes(tensors), config, f"source '{folder}'"), _encoders(tensors, row, folder, config),
+                           compute_dtype(tensors, official.LLM))
   table = official.weights(model)
   return Source(kind=f'official SPHINX, {name}', part='model', form='official', tensors=tensors, table=table, settings=model,
                 carried=_unused(tensors, table), prefix=prefix, **shared)
@@ -170,6 +173,12 @@ def _settings(form: foreign.Form, shapes: Mapping[str, tuple[int, ...]], config:
     raise errors.make(who, f'no tensor {error}', 'a whole one', 'is a file missing, or the download cut short?') from None
   except (ValueError, IndexError, TypeError) as error:
     raise errors.make(who, f'shapes that cannot be read ({error})', 'those of its library', 'check that the files belong together') from None
+
+
+def compute_dtype(tensors: Mapping[str, Tensor], form: foreign.Form) -> str:
+  """What a language model computes in unless it is told otherwise: float32 where it is stored so, else bfloat16."""
+  embedding = tensors.get(form.mark)  # Where it is missing, `assemble` says so.
+  return 'float32' if embedding is None or embedding.dtype == np.float32 else 'bfloat16'
 
 
 def _part(tensors: Mapping[str, Tensor], path: pathlib.Path, shared: Mapping[str, Any]) -> Source:
