@@ -81,6 +81,14 @@ def test_prompt_equals_official(case, tokenizer):
   assert template.stop == PROMPTS['default']['response_end_signal']
 
 
+@pytest.mark.parametrize('case', PROMPTS['multimodal']['cases'], ids=str)
+def test_other_system_prompts_are_a_setting(case, tokenizer):
+  """The official template "multimodal"; those of other models (USER, ASSISTANT) are none of SPHINX's."""
+  system, _, _ = case['prompt'].partition('\n\n###')
+  assert Template(system).render(case['qas'], open_ended=True) == case['prompt']
+  assert Template(system).prompt(case['qas'], tokenizer) == case['ids']
+
+
 @pytest.mark.parametrize('system', ['', 'You see pictures.', Template().system])
 def test_prompt_is_what_training_saw_before_the_answer(system, tokenizer):
   template = Template(system)

@@ -45,9 +45,24 @@ def test_padding_is_the_floor_of_half(shape, top, left):
   assert np.array_equal(square, want)
 
 
-@pytest.mark.parametrize('shape', [(4, 6), (4, 6, 4)])
-def test_grey_and_transparent_images_become_rgb(shape):
-  assert images.decode(_encode(np.zeros(shape, np.uint8))).shape == (4, 6, 3)
+def test_odd_images_become_rgb_as_pillow_has_it():
+  """Grey in three channels, what is transparent as if it were not (FACTS: `convert('RGB')`)."""
+  pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 4), np.uint8)
+  np.testing.assert_array_equal(images.decode(_encode(pixels)), pixels[..., :3])
+  np.testing.assert_array_equal(images.decode(_encode(pixels[..., 0])), np.repeat(pixels[..., :1], 3, axis=-1))
+  for bits, form in ((pixels[..., 0] > 128, 'PNG'), (pixels[..., :3], 'GIF')):  # Black and white; a palette.
+    assert images.decode(_encode(bits, form)).shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (1, 300), (17, 300), (2, 1)])
+def test_thin_images_keep_their_place_in_the_square(shape):
+  """As torchvision's pad and resize do it: Pillow's bicubic of the square with the background around the picture."""
+  image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+  square = Image.new('RGB', (max(shape), max(shape)), images.BACKGROUND)
+  square.paste(Image.fromarray(image), ((max(shape) - shape[1]) // 2, (max(shape) - shape[0]) // 2))
+  for size in (224, 448):
+    want = np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(images.padded_resize(image, size), want)
 
 
 @pytest.mark.parametrize('spoil', [lambda data: b'', lambda data: b'no image', lambda data: data[:len(data) // 2],

@@ -112,7 +112,8 @@ def logits(tokens, visual, w, said):
   shared = said['n_heads'] // (said['n_kv_heads'] or said['n_heads'])
   frequency = (1 / said['rope_theta'] ** (np.arange(0, head, 2) / head)).astype(np.float32)
   turn = np.exp(1j * np.outer(np.arange(len(x), dtype=np.float32) * np.float32(said['rope_scaling'] or 1), frequency))
-  rotate = lambda x: (x[..., 0::2] + 1j * x[..., 1::2]) * turn
+  pairs = lambda x: (x[:, 0::2] + 1j * x[:, 1::2]) * turn
+  rotate = lambda x: np.concatenate([pairs(x).real, pairs(x).imag], axis=1).astype(np.float32)  # Products need no order.
   hidden = np.triu(np.full((len(x), len(x)), -np.inf, np.float32), 1)
   for i in range(said['n_layers']):
     matrix = lambda name: w[f'layers.{i}.{name}.weight'].T
@@ -120,7 +121,7 @@ def logits(tokens, visual, w, said):
     query, key, value = (np.split(y @ matrix(f'attention.{name}'), w[f'layers.{i}.attention.{name}.weight'].shape[0] // head, axis=1)
                          for name in ('wq', 'wk', 'wv'))
     for h in range(said['n_heads']):
-      scores = (rotate(query[h]) @ rotate(key[h // shared]).conj().T).real.astype(np.float32) / np.sqrt(head) + hidden
+      scores = rotate(query[h]) @ rotate(key[h // shared]).T / np.float32(head ** 0.5) + hidden
       share = np.exp(scores - scores.max(-1, keepdims=True))
       out.append(share / share.sum(-1, keepdims=True) @ value[h // shared])
     x = x + np.concatenate(out, axis=1) @ matrix('attention.wo')
