@@ -90,7 +90,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
         window.read()  # A step that is not finite is never saved.
         store.save(step, state.params, state.opt_state, data.carried | {
             'data_position': position, 'window': window.state(), 'metrics': writer.last})
-      bar.update(note=f"loss {writer.last.get('loss', float('nan')):.3f}")
+      bar.update(note=f"loss {writer.last['loss']:.3f}" if 'loss' in writer.last else '')
       if stopping.asked:
         log.info('stopped at step %d; run the same command again to go on', step)
         raise SystemExit(128 + stopping.asked)  # The store waits for the save on the way out.
@@ -126,7 +126,7 @@ def open_data(config: ConfigDict) -> Data:
   Raises:
     SphinxError: a source, tokenizer or setting that does not fit.
   """
-  tokenizer = tokenizers.load(config.tokenizer)
+  tokenizer = open_tokenizer(config)
   if tokenizer.vocab_size > config.model.llm.vocab:
     raise errors.make(f"tokenizer '{config.tokenizer}'", f'{tokenizer.vocab_size} ids',
                       f'at most model.llm.vocab {config.model.llm.vocab}',
@@ -149,6 +149,19 @@ def open_data(config: ConfigDict) -> Data:
   return Data(mixture.batches, validation, {
       'config': config_lib.to_json(config), 'tokenizer': base64.b64encode(tokenizer.model_bytes).decode(),
       'dialog': config.dialog.to_dict()}, mixture.table(), mixture.skipped)
+
+
+def open_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
+  """The tokenizer of `config.tokenizer`; where that is empty, the one inside `init_from`.
+
+  Raises:
+    SphinxError: neither is given, or not what it should be.
+  """
+  if config.tokenizer:
+    return tokenizers.load(config.tokenizer)
+  if not config.init_from:
+    raise errors.make('tokenizer', 'neither a tokenizer nor init_from', 'one of them', 'give the path of a tokenizer.model')
+  return tokenizers.Tokenizer(base64.b64decode(checkpoints.load_meta(config.init_from)['tokenizer']))
 
 
 class Plan:

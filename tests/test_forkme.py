@@ -1,0 +1,44 @@
+"""The config to copy: it takes model, tokenizer and dialog from the checkpoint it is pointed at."""
+
+import json
+import pathlib
+
+import pytest
+
+from configs import forkme
+from sphinx_jax import convert, train
+from sphinx_jax.core import errors
+from sphinx_jax.models import sphinx
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+
+
+@pytest.fixture(scope='module')
+def released(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('released')
+  convert.read_in(convert.open_sources([str(GOLDEN / 'models/llama_ens_light/mp1')]), str(directory / 'checkpoint'))
+  example = {'image': str(GOLDEN / 'preproc/f_1x1.png'),
+             'conversations': [{'from': 'human', 'value': 'What is this?'}, {'from': 'gpt', 'value': 'A cat.'}]}
+  (directory / 'my.jsonl').write_text(json.dumps(example) + '\n')
+  return directory
+
+
+def test_released_weights_are_tuned_with_their_own_model_and_tokenizer(released):
+  config = forkme.get_config(f'{released}/my.jsonl,{released}/checkpoint')
+  assert config.model.llm.vocab == 512 and config.model.image_size == 512
+  data = train.open_data(config)
+  train.check_parent(config, train.Plan(config), data)  # Leaves and tokenizer fit, or this raises.
+  batches = data.batches()
+  batch, _ = next(batches)
+  batches.close()
+  assert batch['images'].shape[2:] == (512, 512, 3)
+  assert (batch['visual_index'] >= 0).sum() % sphinx.visual_tokens(config.model) == 0
+  assert batch['loss_weight'].sum() > 0
+
+
+def test_without_a_tokenizer_or_a_parent_it_is_said(released):
+  config = forkme.get_config(f'{released}/my.jsonl,{released}/checkpoint').copy_and_resolve_references()
+  with config.unlocked():
+    config.init_from = None
+  with pytest.raises(errors.SphinxError, match='neither a tokenizer nor init_from'):
+    train.open_data(config)
