@@ -244,7 +244,8 @@ def blip2(picture, outputs):
       qformer_config=dict(vocab_size=20, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96,
                           encoder_hidden_size=32, max_position_embeddings=16),
       text_config=dict(model_type='opt', vocab_size=20, hidden_size=16, num_hidden_layers=1, ffn_dim=16,
-                       num_attention_heads=2, max_position_embeddings=16, word_embed_proj_dim=16, pad_token_id=1, bos_token_id=2, eos_token_id=2),
+                       num_attention_heads=2, max_position_embeddings=16, word_embed_proj_dim=16,
+                       pad_token_id=1, bos_token_id=2, eos_token_id=2),
       num_query_tokens=32))
   randomise(model, 7)
   x = normalised(picture, **CLIP)

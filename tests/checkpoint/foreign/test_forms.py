@@ -1,0 +1,128 @@
+"""Names and layouts against the libraries' own files and outputs (tests/golden/foreign/make.py)."""
+
+import json
+import shutil
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+import sphinx_jax
+from sphinx_jax.checkpoint.foreign import safetensors, sources
+from sphinx_jax.core import trees
+from sphinx_jax.models import sphinx
+from sphinx_jax.models.encoders import clip as clip_encoder
+from tests.checkpoint.foreign import recorded
+from tests.checkpoint.foreign.recorded import FIRST, GOLDEN, LLAMA, META, OPENAI, OUTPUTS, SECOND, SHARDED, parameters, parts
+
+
+def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+  """Bit for bit; where one file holds half precision and the other float32, of the same numbers."""
+  def same(x, y):
+    if x.dtype != y.dtype:
+      x, y = x.astype(np.float32), y.astype(np.float32)
+    return x.shape == y.shape and x.tobytes() == y.tobytes()
+  return a.keys() == b.keys() and all(same(a[path], b[path]) for path in a)
+
+
+@pytest.mark.parametrize('name, part, form, kind', [
+    (LLAMA, 'llm', 'hf', 'LLaMA of HF transformers'), (SHARDED, 'llm', 'hf', 'LLaMA of HF transformers'),
+    (META, 'llm', 'meta', 'LLaMA as Meta names it'), ('clip_hf', 'clip', 'hf', 'CLIP of HF transformers'),
+    ('clip_open_clip.bin', 'clip', 'open_clip', 'CLIP of OpenAI or open_clip'),
+    ('clip_openai.pt', 'clip', 'open_clip', 'CLIP of OpenAI or open_clip'),
+    ('convnext_timm', 'convnext', 'timm', 'ConvNeXt of timm or open_clip'),
+    ('convnext_open_clip.bin', 'convnext', 'timm', 'ConvNeXt of timm or open_clip'),
+    ('dinov2_hf', 'dinov2', 'hf', 'DINOv2 of HF transformers'),
+    ('dinov2_original.pth', 'dinov2', 'original', 'DINOv2, original'),
+    ('blip2_hf', 'qformer', 'hf', 'BLIP-2 of HF transformers')])
+def test_every_file_is_recognised(name, part, form, kind):
+  source = sources.open_source(GOLDEN / name)
+  assert (source.part, source.form, source.kind) == (part, form, kind)
+
+
+def assert_close(found, name):
+  np.testing.assert_allclose(found, OUTPUTS[name], atol=5e-5, rtol=0)
+
+
+def test_features_are_those_of_the_libraries():
+  config = parts(LLAMA, *FIRST).config.copy_and_resolve_references()
+  config.half_round, config.dtype = False, 'float32'  # Without the official code's habits.
+  encoders = trees.unflatten(parameters(LLAMA, *FIRST))['encoders']
+  images = sphinx.normalise(OUTPUTS['picture'][None])
+  model = sphinx.Encoders(ml_collections.FrozenConfigDict(config))
+  queries, (mixed,) = jax.jit(lambda params: model.apply({'params': params}, images))(encoders)
+  clip, convnext, dinov2 = np.split(mixed[0, 0], (32, 64), axis=-1)
+  assert_close(queries[0, 0], 'blip2_queries')
+  assert_close(clip, 'clip_quick_gelu')
+  assert_close(dinov2, 'dinov2')
+  # FACTS "ConvNeXt": 8 x 8 cells beside the others' 16 x 16, and their mean as the class token.
+  cells = convnext[1:].reshape(8, 2, 8, 2, 32)
+  assert_close(cells[:, 0, :, 0], 'convnext')
+  assert (cells == cells[:, :1, :, :1]).all()
+  np.testing.assert_allclose(convnext[0], OUTPUTS['convnext'].mean((0, 1)), atol=5e-5, rtol=0)
+
+
+def test_clip_of_open_clip_has_the_exact_gelu():
+  params = trees.unflatten(parameters(LLAMA, *SECOND))['encoders']['clip']
+  module = clip_encoder.Clip(**parts(LLAMA, *SECOND).config.encoders.clip)
+  images = sphinx.normalise(OUTPUTS['picture'][None])
+  cls, grid = jax.jit(lambda params: module.apply({'params': params}, images))(params)
+  assert_close(np.concatenate([cls, grid.reshape(256, 32)]), 'clip_gelu')
+
+
+def test_all_forms_of_an_encoder_give_the_same_parameters():
+  first = parameters(LLAMA, *FIRST)
+  assert equal(first, parameters(LLAMA, *SECOND))
+  assert equal(first, parameters(LLAMA, *OPENAI))
+
+
+def test_openais_archive_says_that_it_was_trained_with_quick_gelu_in_mixed_dtypes():
+  assert parts(LLAMA, *OPENAI).config.encoders == parts(LLAMA, *FIRST).config.encoders
+  found = parameters(LLAMA, *OPENAI)
+  assert found['encoders/clip/patch/kernel'].dtype == np.float16
+  assert found['encoders/clip/norm_pre/scale'].dtype == np.float32
+
+
+@pytest.mark.parametrize('name, logits', [(LLAMA, 'llama_scaled_logits'), (SHARDED, 'llama_logits')])
+def test_logits_of_llama_are_those_of_transformers(name, logits):
+  found = sphinx_jax.load(GOLDEN / name, dtype='float32').logits(OUTPUTS['llama_tokens'])
+  np.testing.assert_allclose(found, OUTPUTS[logits], atol=1e-4, rtol=0)
+
+
+def test_meta_and_huggingface_give_the_same_parameters():
+  assert equal(parameters(META), parameters(LLAMA))
+  assert parts(META).config.llm.vocab == 512  # Its params.json says -1.
+  assert list(parts(META).carried) == ['rope.freqs']
+
+
+def test_config_of_older_transformers_says_the_same(tmp_path):
+  old = recorded.edited(tmp_path / 'old', LLAMA, remove=('rope_parameters',), rope_theta=5000.0,
+                        rope_scaling={'type': 'linear', 'factor': 2.0})
+  assert sources.open_source(old).settings == sources.open_source(GOLDEN / LLAMA).settings
+  plain = recorded.edited(tmp_path / 'plain', SHARDED, remove=('rope_parameters', 'num_key_value_heads'), rope_scaling=None)
+  assert sources.open_source(plain).settings == sources.open_source(GOLDEN / SHARDED).settings
+
+
+def test_config_of_clip_may_leave_out_what_is_its_default(tmp_path):
+  vision = json.loads((GOLDEN / 'clip_hf' / 'config.json').read_text())['vision_config']
+  del vision['hidden_act']
+  left = recorded.edited(tmp_path / 'left', 'clip_hf', vision_config=vision)
+  assert sources.open_source(left).settings['activation'] == 'quick_gelu'
+  said = recorded.edited(tmp_path / 'said', 'clip_hf', vision_config=vision | {'hidden_act': 'gelu'})
+  assert sources.open_source(said).settings['activation'] == 'gelu'
+
+
+def test_vision_half_of_clip_saved_alone_is_without_the_prefix(tmp_path):
+  whole = sources.open_source(GOLDEN / 'clip_hf')
+  safetensors.write_safetensors(tmp_path, whole.tensors)
+  (tmp_path / 'config.json').write_text(json.dumps(whole.config['vision_config']))
+  alone = sources.open_source(tmp_path)
+  assert (alone.kind, alone.settings, alone.prefix, whole.prefix) == (whole.kind, whole.settings, '', 'vision_model.')
+
+
+@pytest.mark.parametrize('file', [SECOND[0], OPENAI[0], FIRST[2]])
+def test_heads_do_not_come_from_another_models_config_in_the_folder(tmp_path, file):
+  shutil.copy(GOLDEN / file, tmp_path / file)
+  (tmp_path / 'config.json').write_text(json.dumps({'hidden_size': 5120, 'num_attention_heads': 40, 'hidden_act': 'silu'}))
+  assert sources.open_source(tmp_path / file).settings == sources.open_source(GOLDEN / file).settings
