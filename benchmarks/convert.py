@@ -1,4 +1,4 @@
-"""Takes a synthetic official release in and out, beside copying the same bytes: `python -m benchmarks.convert [--gigabytes=4]`.
+"""Takes a synthetic official release in and out, beside copying the same bytes: `python -m benchmarks.convert`.
 
 A folder of random bfloat16 tensors in 2 shards, with 7B's widths and as many decoder layers as make the size, is
 converted to a checkpoint of ours and back to 2 shards. Copies are timed before and after each step, with the same page
@@ -6,6 +6,7 @@ cache. Needs about 4 times the size on disk under --workdir.
 """
 
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -33,13 +34,16 @@ _VOCAB = 512
 
 def release(folder: pathlib.Path, gigabytes: float) -> None:
   """Writes the synthetic folder, one tensor in memory at a time."""
-  encoders = {'convnext': {**convnext.SIZES['xxlarge'], 'depths': (1, 1, 2, 1)}, 'dinov2': {**dinov2.SIZES['ViT-g-14'], 'layers': 4}}
+  encoders = {'convnext': {**convnext.SIZES['xxlarge'], 'depths': (1, 1, 2, 1)},
+              'dinov2': {**dinov2.SIZES['ViT-g-14'], 'layers': 4}}
   llm = {**llama.SIZES['7b'], 'vocab': _VOCAB}
 
   def shapes(layers):
     return official.shapes(official.model('llama_ens_light', {**llm, 'layers': layers}, encoders))
 
-  size = lambda found: sum(2 * int(np.prod(shape)) * (1 if shards.parallel_dim(key) is not None else _SHARDS) for key, shape in found.items())
+  def size(found):
+    return sum(2 * math.prod(shape) * (_SHARDS if shards.parallel_dim(key) is None else 1) for key, shape in found.items())
+
   one, two = size(shapes(1)), size(shapes(2))
   layers = max(1, round((gigabytes * 1e9 - one) / (two - one)) + 1)
   found = {f'llma.{key}': Tensor(shape, np.dtype(ml_dtypes.bfloat16), lambda key=key, shape=shape: _random(key, shape))
@@ -82,7 +86,8 @@ def equal(first: pathlib.Path, second: pathlib.Path) -> bool:
   """Whether the shards of two folders hold the same tensors, to the last bit."""
   for file in sorted(first.glob('*.pth')):
     a, b = pth.open_pth(file), pth.open_pth(second / file.name)
-    if a.keys() != b.keys() or any(a[key].dtype != b[key].dtype or a[key].read().tobytes() != b[key].read().tobytes() for key in a):
+    same = lambda key: a[key].dtype == b[key].dtype and a[key].read().tobytes() == b[key].read().tobytes()
+    if a.keys() != b.keys() or not all(map(same, a)):
       return False
   return True
 
@@ -104,8 +109,10 @@ def main() -> None:
     rows.append((name, size(source), size(target), seconds, sum(copies) / len(copies), memory))
   print(f'{"":<18}{"GB read":>9}{"GB written":>12}{"seconds":>9}{"copy":>7}{"ratio":>7}{"GB/s":>7}{"peak GiB":>10}')
   for name, read, written, seconds, copy, memory in rows:
-    print(f'{name:<18}{read:>9.2f}{written:>12.2f}{seconds:>9.1f}{copy:>7.1f}{seconds / copy:>7.2f}{written / seconds:>7.2f}{memory:>10.2f}')
-  largest = max(tensor.nbytes for tensor in shards.merge([pth.open_pth(f) for f in sorted(official_folder.glob('*.pth'))], print).values())
+    print(f'{name:<18}{read:>9.2f}{written:>12.2f}{seconds:>9.1f}{copy:>7.1f}{seconds / copy:>7.2f}{written / seconds:>7.2f}'
+          f'{memory:>10.2f}')
+  opened = shards.fold(official_folder)['official']
+  largest = max(tensor.nbytes for tensor in shards.merge(opened, print).values())
   print(f'largest tensor {largest / 2**20:.0f} MiB: promised are 2 GiB + twice that; '
         f'there and back is bit-equal: {"yes" if equal(official_folder, back) else "NO"}')
   shutil.rmtree(work)

@@ -47,7 +47,8 @@ def open_sources(paths: Sequence[str], variant: str | None = None, base: str | N
   """
   for path in paths:
     if loading.is_ours(path):
-      raise errors.make(f"source '{path}'", 'a checkpoint of ours', 'weights of others', 'give --to=official or --to=hf to take it back')
+      raise errors.make(f"source '{path}'", 'a checkpoint of ours', 'weights of others',
+                        'give --to=official or --to=hf to take it back')
   found = [sources.open_source(path, variant, base) for path in paths]
   for source in found:
     size = sum(tensor.nbytes for tensor in source.tensors.values())
@@ -105,7 +106,8 @@ def read_in(assembly: assemble.Assembly, output: str, seed: int = 0) -> None:
 
 
 def _meta(assembly: assemble.Assembly) -> dict[str, Any]:
-  config = ml_collections.ConfigDict({'name': 'converted', 'model': assembly.config.to_dict(), 'dialog': {'system': dialog.SYSTEM}})
+  config = ml_collections.ConfigDict({'name': 'converted', 'model': assembly.config.to_dict(),
+                                      'dialog': {'system': dialog.SYSTEM}})
   return {'config': config_lib.to_json(config), 'tokenizer': base64.b64encode(assembly.tokenizer).decode(),
           'dialog': {'system': dialog.SYSTEM}, 'foreign': assembly.origin}
 
@@ -172,8 +174,8 @@ def verify(first: str, second: str, **options) -> float:
   for line in config_lib.differing_keys(config_lib.to_dict(config), config_lib.to_dict(other)):
     print(f'config: {line}')
   if lines := trees.difference(a, b):
-    raise errors.make(f"verify '{second}'", f'{len(lines)} differences: ' + '; '.join(lines[:10]), f"the parameters of '{first}'",
-                      'compare models of one size')
+    raise errors.make(f"verify '{second}'", f'{len(lines)} differences: ' + '; '.join(lines[:10]),
+                      f"the parameters of '{first}'", 'compare models of one size')
   rows: dict[str, list[float]] = {}
   with progress(total=sum(array.nbytes for array in a.values()), what='comparing', unit='B') as bar:
     for path, array in a.items():
@@ -184,7 +186,8 @@ def verify(first: str, second: str, **options) -> float:
   for part, distances in rows.items():
     print(f'{part:<20}{len(distances):>12}{distances.count(0.0):>8}{max(distances):>22.3g}')
   worst = max(map(max, rows.values()))
-  if sum(array.nbytes for array in a.values()) > psutil.virtual_memory().available / 4:  # Each in float32, one after the other.
+  # Each model is loaded in its turn, and computes in float32.
+  if sum(array.nbytes for array in a.values()) > psutil.virtual_memory().available / 4:
     print('logits: not compared, the memory of this machine is too small')
     return worst
   distance = _distance(_example(first, config), _example(second, other))
@@ -222,7 +225,8 @@ def print_table(assembly: assemble.Assembly) -> None:
     theirs, ours = weight.their_shape(arrays[weight.path].shape), arrays[weight.path].shape
     print(f'{key:<{width}} {str(list(theirs)):<20} {weight.path} {list(ours)} {arrays[weight.path].dtype}')
   for title, names in (('differs', assembly.differences), ('starts from random numbers', assembly.fresh),
-                       ('carried along, not used by the model', assembly.carried), ('left out, not used by the model', assembly.dropped)):
+                       ('carried along, not used by the model', assembly.carried),
+                       ('left out, not used by the model', assembly.dropped)):
     for name in names:
       print(f'{title}: {name}')
 

@@ -132,8 +132,9 @@ def _placeholders(shapes: Shapes) -> dict:
 def _spec(folder: pathlib.Path, path: str) -> dict[str, Any]:
   name = path.replace('/', '.') + '/'
   packed = json.loads((folder / '_METADATA').read_text())['use_ocdbt']
-  files = {'driver': 'ocdbt', 'base': f'file://{folder}/', 'path': name} if packed else {'driver': 'file', 'path': f'{folder}/{name}'}
-  return {'driver': 'zarr', 'kvstore': files}
+  if packed:
+    return {'driver': 'zarr', 'kvstore': {'driver': 'ocdbt', 'base': f'file://{folder}/', 'path': name}}
+  return {'driver': 'zarr', 'kvstore': {'driver': 'file', 'path': f'{folder}/{name}'}}
 
 
 def _read(folder: pathlib.Path, path: str, index: Index) -> np.ndarray:

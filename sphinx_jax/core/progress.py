@@ -43,7 +43,9 @@ class progress:
     self._done = self._start = start
     self._began = self._spoke = time.monotonic()
     self._note = ''
-    self._bar = tqdm(total=total, desc=what, unit=unit, unit_scale=unit == 'B', initial=start, leave=False) if sys.stderr.isatty() else None
+    self._bar = None
+    if sys.stderr.isatty():
+      self._bar = tqdm(total=total, desc=what, unit=unit, unit_scale=unit == 'B', initial=start, leave=False)
 
   def update(self, units: int = 1, note: str = '') -> None:
     """Adds finished units; `note` is shown at the end of the line (the current loss, say)."""

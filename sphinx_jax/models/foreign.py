@@ -108,7 +108,7 @@ def tensor(path: str, key: str, pattern: str, **sizes: int) -> list[Weight]:
 
 def linear(path: str, key: str, bias: bool = True) -> list[Weight]:
   """A Dense of ours from their Linear."""
-  return [*tensor(f'{path}/kernel', f'{key}.weight', 'o i -> i o'), *(tensor(f'{path}/bias', f'{key}.bias', 'o -> o') if bias else ())]
+  return tensor(f'{path}/kernel', f'{key}.weight', 'o i -> i o') + (tensor(f'{path}/bias', f'{key}.bias', 'o -> o') if bias else [])
 
 
 def packed(path: str, weight: str, bias: str, count: int) -> list[Weight]:
@@ -127,7 +127,8 @@ def unpacked(path: str, keys: Sequence[str]) -> list[Weight]:
 
 def patches(path: str, key: str, bias: bool = True) -> list[Weight]:
   """A PatchEmbed from a convolution."""
-  return [*tensor(f'{path}/kernel', f'{key}.weight', 'o i y x -> y x i o'), *(tensor(f'{path}/bias', f'{key}.bias', 'o -> o') if bias else ())]
+  kernel = tensor(f'{path}/kernel', f'{key}.weight', 'o i y x -> y x i o')
+  return kernel + (tensor(f'{path}/bias', f'{key}.bias', 'o -> o') if bias else [])
 
 
 def norm(path: str, key: str) -> list[Weight]:

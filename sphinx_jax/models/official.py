@@ -91,13 +91,13 @@ def name_of(config: ml_collections.ConfigDict) -> str:
     SphinxError: where the official code has none with its pixels, views and encoders.
   """
   def is_row(row):
-    return (all(config[key] == row[key] for key in ('image_size', 'grid', 'pool')) and set(config.encoders) == set(row['encoders'])
-            and all(config.encoders.convnext.get(key) == row['convnext'].get(key) for key in ('view', 'input')))
+    return (all(config[key] == row[key] for key in ('image_size', 'grid', 'pool'))
+            and set(config.encoders) == set(row['encoders']) and all(config.encoders.convnext.get(key) == row['convnext'].get(key) for key in ('view', 'input')))
 
   found = [name for name, row in VARIANTS.items() if is_row(row)]
   if not found:
-    raise errors.make('official form', f'a model of {config.image_size} pixels, grid {config.grid}, pool {config.pool}, encoders '
-                      f'{", ".join(config.encoders)}', f'one of {", ".join(VARIANTS)}',
+    raise errors.make('official form', f'a model of {config.image_size} pixels, grid {config.grid}, pool {config.pool}, '
+                      f'encoders {", ".join(config.encoders)}', f'one of {", ".join(VARIANTS)}',
                       'the official code has no such model; --to=hf takes its language model')
   return found[0]
 

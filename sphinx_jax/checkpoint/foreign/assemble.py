@@ -49,7 +49,8 @@ class Assembly:
   origin: dict[str, Any]
 
 
-def assemble(sources: Sequence[Source], variant: str = 'llama_ens', tokenizer: bytes | None = None, strict: bool = True) -> Assembly:
+def assemble(sources: Sequence[Source], variant: str = 'llama_ens', tokenizer: bytes | None = None,
+             strict: bool = True) -> Assembly:
   """Puts a model together and checks it against the files, names, shapes and dtypes, before a weight is read.
 
   Args:
@@ -75,8 +76,8 @@ def assemble(sources: Sequence[Source], variant: str = 'llama_ens', tokenizer: b
   if differences and strict:
     more = f'; and {len(differences) - _SHOWN} more' if len(differences) > _SHOWN else ''
     raise errors.make('source ' + ', '.join(f"'{source.path}' ({source.kind})" for source in sources),
-                      f'{len(differences)} differences: ' + '; '.join(differences[:_SHOWN]) + more, 'the tensors that its config says',
-                      'check that config and weights belong together and that no file is missing')
+                      f'{len(differences)} differences: ' + '; '.join(differences[:_SHOWN]) + more,
+                      'the tensors that its config says', 'check that config and weights belong together and that no file is missing')
   dtypes = {weight.path: tensors[key].dtype for weight in table for _, key in weight.places() if key in tensors}
   shapes = {path: jax.ShapeDtypeStruct(leaf.shape, dtypes.get(path, leaf.dtype)) for path, leaf in ours.items()}
   tokenizer = tokenizer or main.tokenizer
@@ -103,8 +104,8 @@ def _config(sources: Sequence[Source], variant: str) -> tuple[ml_collections.Con
     return official.language_model(llm.settings, dtype), llm
   config = official.model(variant, llm.settings, {part: source.settings for part, source in parts.items()}, dtype)
   if unneeded := set(parts) - set(config.encoders):
-    raise errors.make(f'model {variant}', f'weights of {", ".join(sorted(unneeded))}', f'its encoders, {", ".join(config.encoders)}',
-                      'leave them out, or give another --variant')
+    raise errors.make(f'model {variant}', f'weights of {", ".join(sorted(unneeded))}',
+                      f'its encoders, {", ".join(config.encoders)}', 'leave them out, or give another --variant')
   return config, llm
 
 
@@ -144,12 +145,16 @@ def arrays(assembly: Assembly) -> dict[str, Array]:
   groups: dict[str, list[foreign.Weight]] = {}
   for weight in assembly.table:
     groups.setdefault(weight.path, []).append(weight)
-  return {path: Array(assembly.shapes[path].shape, np.dtype(assembly.shapes[path].dtype),
-                      functools.partial(_read, assembly.tensors, group, assembly.shapes[path]), len(group[0].layers or (0,)))
-          for path, group in groups.items()}
+  found = {}
+  for path, group in groups.items():
+    leaf = assembly.shapes[path]
+    read = functools.partial(_read, assembly.tensors, group, leaf)
+    found[path] = Array(leaf.shape, np.dtype(leaf.dtype), read, len(group[0].layers or (0,)))
+  return found
 
 
-def _read(tensors: Mapping[str, Tensor], group: Sequence[foreign.Weight], leaf: jax.ShapeDtypeStruct, index: Index) -> np.ndarray:
+def _read(tensors: Mapping[str, Tensor], group: Sequence[foreign.Weight], leaf: jax.ShapeDtypeStruct,
+          index: Index) -> np.ndarray:
   stacked = group[0].layers is not None
   if not stacked or index:
     return _layer(tensors, group, leaf.shape[1:] if stacked else leaf.shape, leaf.dtype, index[0] if index else None)
@@ -159,7 +164,8 @@ def _read(tensors: Mapping[str, Tensor], group: Sequence[foreign.Weight], leaf: 
   return out
 
 
-def _layer(tensors: Mapping[str, Tensor], group: Sequence[foreign.Weight], shape: Sequence[int], dtype: Any, layer: int | None) -> np.ndarray:
+def _layer(tensors: Mapping[str, Tensor], group: Sequence[foreign.Weight], shape: Sequence[int], dtype: Any,
+           layer: int | None) -> np.ndarray:
   """One layer, from one tensor, or from several that lie beside each other in it."""
   name = lambda weight: weight.key if layer is None else weight.key.format(weight.layers[layer])
   if len(group) == 1:

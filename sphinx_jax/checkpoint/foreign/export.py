@@ -32,7 +32,8 @@ def tensors(table: list[foreign.Weight], arrays: Mapping[str, Array]) -> dict[st
   for weight in table:
     array = arrays[weight.path]
     shape = weight.their_shape(array.shape)
-    found |= {key: Tensor(shape, array.dtype, functools.partial(_read, weight, array, index)) for index, key in weight.places()}
+    for index, key in weight.places():
+      found[key] = Tensor(shape, array.dtype, functools.partial(_read, weight, array, index))
   return found
 
 
@@ -121,7 +122,8 @@ def _counted(*parts: Mapping[str, Tensor]) -> Iterator[list[dict[str, Tensor]]]:
       bar.update(tensor.nbytes)
       return next(values)
 
-    yield [{key: Tensor(tensor.shape, tensor.dtype, functools.partial(read, tensor)) for key, tensor in part.items()} for part in parts]
+    counted = lambda tensor: Tensor(tensor.shape, tensor.dtype, functools.partial(read, tensor))
+    yield [{key: counted(tensor) for key, tensor in part.items()} for part in parts]
 
 
 def _write_json(file: pathlib.Path, value: Mapping[str, Any]) -> None:

@@ -21,9 +21,11 @@ from sphinx_jax.models.llms import llama
 PREFIX = 'llma.'  # Of the official model inside its trainer.
 SIDECAR = 'sphinx_jax.json'  # Beside an official folder that we wrote: the model config, heads and all.
 FORMS = {'llm': llama.FORMS, 'clip': clip.FORMS, 'convnext': convnext.FORMS, 'dinov2': dinov2.FORMS, 'qformer': qformer.FORMS}
-_KINDS = {('llm', 'meta'): 'LLaMA as Meta names it', ('llm', 'hf'): 'LLaMA of HF transformers', ('clip', 'open_clip'): 'CLIP of OpenAI or open_clip',
+_KINDS = {('llm', 'meta'): 'LLaMA as Meta names it', ('llm', 'hf'): 'LLaMA of HF transformers',
+          ('clip', 'open_clip'): 'CLIP of OpenAI or open_clip',
           ('clip', 'hf'): 'CLIP of HF transformers', ('convnext', 'timm'): 'ConvNeXt of timm or open_clip',
-          ('dinov2', 'original'): 'DINOv2, original', ('dinov2', 'hf'): 'DINOv2 of HF transformers', ('qformer', 'hf'): 'BLIP-2 of HF transformers'}
+          ('dinov2', 'original'): 'DINOv2, original', ('dinov2', 'hf'): 'DINOv2 of HF transformers',
+          ('qformer', 'hf'): 'BLIP-2 of HF transformers'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +98,14 @@ def _open_tensors(path: pathlib.Path, base: str | pathlib.Path | None, report: C
     return safetensors.open_safetensors(path)
   files = [path / name for name in names if name.endswith(('.bin', '.pt', '.pth'))]
   if not files:
-    raise errors.make(f"source '{path}'", f'a folder with {names[:5]}', 'weights (consolidated*.pth, *.safetensors, *.bin, *.pth) or a checkpoint of ours',
-                      'check the path')
+    raise errors.make(f"source '{path}'", f'a folder with {names[:5]}',
+                      'weights (consolidated*.pth, *.safetensors, *.bin, *.pth) or a checkpoint of ours', 'check the path')
   found: dict[str, Tensor] = {}
   for file in files:
     new = pth.open_pth(file)
     if twice := found.keys() & new.keys():
-      raise errors.make(f"source '{path}'", f'{len(twice)} names in several files ({sorted(twice)[0]})', 'one model', 'give one of the files as --source')
+      raise errors.make(f"source '{path}'", f'{len(twice)} names in several files ({sorted(twice)[0]})', 'one model',
+                        'give one of the files as --source')
     found |= new
   return found
 
@@ -114,7 +117,8 @@ def _merged(path: pathlib.Path, sets: Mapping[str, list], base: str | pathlib.Pa
   if whole and 'diff' not in sets:
     return shards.merge(whole, report)
   if not whole and base is None:
-    raise errors.make(f"source '{path}'", 'deltas (*.model-diff.pth) alone', 'the base that they are added to', 'give --base=DIR')
+    raise errors.make(f"source '{path}'", 'deltas (*.model-diff.pth) alone', 'the base that they are added to',
+                      'give --base=DIR')
   found = shards.merge(whole, report) if whole else _open_tensors(pathlib.Path(base), None, report)
   return shards.add_diff(found, shards.merge(sets['diff'], report))
 
@@ -140,22 +144,23 @@ def _whole(tensors: Mapping[str, Tensor], prefix: str, meta: Mapping[str, Any], 
   """An official SPHINX; its own folder says what variant it is."""
   name = variant or meta.get('llama_type')
   if not isinstance(name, str):
-    raise errors.make(f"source '{folder}'", f'llama_type {name!r}' if meta else 'no meta.json', f"meta.json with a llama_type ({', '.join(official.VARIANTS)})",
-                      'copy it from the release, or give --variant')
+    raise errors.make(f"source '{folder}'", f'llama_type {name!r}' if meta else 'no meta.json',
+                      f"meta.json with a llama_type ({', '.join(official.VARIANTS)})", 'copy it from the release, or give --variant')
   row = official.variant(name)
   known = _json(folder / SIDECAR)
   if known:
     model = ml_collections.ConfigDict(known)
   else:
     config = shared['config']
-    model = official.model(name, _settings(official.LLM, _shapes(tensors), config, f"source '{folder}'"), _encoders(tensors, row, folder, config),
-                           compute_dtype(tensors, official.LLM))
+    llm = _settings(official.LLM, _shapes(tensors), config, f"source '{folder}'")
+    model = official.model(name, llm, _encoders(tensors, row, folder, config), compute_dtype(tensors, official.LLM))
   table = official.weights(model)
   return Source(kind=f'official SPHINX, {name}', part='model', form='official', tensors=tensors, table=table, settings=model,
                 carried=_unused(tensors, table), prefix=prefix, **shared)
 
 
-def _encoders(tensors: Mapping[str, Tensor], row: Mapping[str, Any], folder: pathlib.Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def _encoders(tensors: Mapping[str, Tensor], row: Mapping[str, Any], folder: pathlib.Path,
+              config: Mapping[str, Any]) -> dict[str, Any]:
   found = {}
   for part in row['encoders']:
     before, form = official.ENCODERS[part]
@@ -172,7 +177,8 @@ def _settings(form: foreign.Form, shapes: Mapping[str, tuple[int, ...]], config:
   except KeyError as error:
     raise errors.make(who, f'no tensor {error}', 'a whole one', 'is a file missing, or the download cut short?') from None
   except (ValueError, IndexError, TypeError) as error:
-    raise errors.make(who, f'shapes that cannot be read ({error})', 'those of its library', 'check that the files belong together') from None
+    raise errors.make(who, f'shapes that cannot be read ({error})', 'those of its library',
+                      'check that the files belong together') from None
 
 
 def compute_dtype(tensors: Mapping[str, Tensor], form: foreign.Form) -> str:

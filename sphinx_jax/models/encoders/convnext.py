@@ -132,7 +132,8 @@ def _timm(settings: Any) -> list[foreign.Weight]:
   for i, depth in enumerate(settings['depths']):
     table += foreign.within(f'stage{i}/', f'stages.{i}.blocks.{{}}.', block, range(depth))
     if i > 0:
-      table += [*foreign.norm(f'downsample_norm{i}', f'stages.{i}.downsample.0'), *foreign.patches(f'downsample{i}', f'stages.{i}.downsample.1')]
+      table += [*foreign.norm(f'downsample_norm{i}', f'stages.{i}.downsample.0'),
+                *foreign.patches(f'downsample{i}', f'stages.{i}.downsample.1')]
   return table
 
 

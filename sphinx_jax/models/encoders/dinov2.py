@@ -95,12 +95,14 @@ def _settings(patches: str, positions: str, down: str) -> Any:
     width, _, patch, _ = shapes[patches]
     # The view is SPHINX's: the stored grid is of the pictures that DINOv2 was trained on.
     return dict(view=224, patch=patch, width=width, layers=foreign.count(shapes, down),
-                heads=foreign.heads('dinov2', SIZES, width, config=config), pos_grid=math.isqrt(shapes[positions][1] - 1), hidden=shapes[down.format(0)][1])
+                heads=foreign.heads('dinov2', SIZES, width, config=config),
+                pos_grid=math.isqrt(shapes[positions][1] - 1), hidden=shapes[down.format(0)][1])
   return read
 
 
 FORMS = {
-    'original': foreign.Form('patch_embed.proj.weight', _original, _settings('patch_embed.proj.weight', 'pos_embed', 'blocks.{}.mlp.w3.weight'),
+    'original': foreign.Form('patch_embed.proj.weight', _original,
+                             _settings('patch_embed.proj.weight', 'pos_embed', 'blocks.{}.mlp.w3.weight'),
                              unused=(r'mask_token',)),
     'hf': foreign.Form('embeddings.patch_embeddings.projection.weight', _huggingface,
                        _settings('embeddings.patch_embeddings.projection.weight', 'embeddings.position_embeddings',

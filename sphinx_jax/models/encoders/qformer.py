@@ -125,11 +125,13 @@ SIZES = {
 
 
 def _huggingface(settings: Any) -> list[foreign.Weight]:
-  block = [*foreign.norm('norm1', 'layer_norm1'), *foreign.packed('attention/qkv', 'self_attn.qkv.weight', 'self_attn.qkv.bias', 3),
-           *foreign.linear('attention/out', 'self_attn.projection'), *foreign.norm('norm2', 'layer_norm2'),
+  block = [*foreign.norm('norm1', 'layer_norm1'),
+           *foreign.packed('attention/qkv', 'self_attn.qkv.weight', 'self_attn.qkv.bias', 3), *foreign.linear('attention/out', 'self_attn.projection'), *foreign.norm('norm2', 'layer_norm2'),
            *foreign.linear('mlp/up', 'mlp.fc1'), *foreign.linear('mlp/down', 'mlp.fc2')]
-  vit_table = [*foreign.patches('patch', 'embeddings.patch_embedding'), *foreign.tensor('cls', 'embeddings.class_embedding', '1 1 e -> e'),
-               *foreign.tensor('positions', 'embeddings.position_embedding', '1 n e -> n e'), *foreign.norm('norm', 'post_layernorm'),
+  vit_table = [*foreign.patches('patch', 'embeddings.patch_embedding'),
+               *foreign.tensor('cls', 'embeddings.class_embedding', '1 1 e -> e'),
+               *foreign.tensor('positions', 'embeddings.position_embedding', '1 n e -> n e'),
+               *foreign.norm('norm', 'post_layernorm'),
                *foreign.within('trunk/layers/', 'encoder.layers.{}.', block, range(settings['vit_layers']))]
   # Even layers cross-attend; a last even one may stand alone (`QFormer.__call__`).
   pairs, rest = divmod(settings['layers'], 2)
@@ -143,7 +145,9 @@ def _huggingface(settings: Any) -> list[foreign.Weight]:
 
 def _layer(cross: bool) -> list[foreign.Weight]:
   def attend(path, key):
-    table = [item for name in ('query', 'key', 'value') for item in foreign.linear(f'{path}/{name}', f'{key}.attention.{name}')]
+    table = []
+    for name in ('query', 'key', 'value'):
+      table += foreign.linear(f'{path}/{name}', f'{key}.attention.{name}')
     return [*table, *foreign.linear(f'{path}/out', f'{key}.output.dense'), *foreign.norm(f'norm_{path}', f'{key}.output.LayerNorm')]
 
   return [*attend('self', 'attention'), *(attend('cross', 'crossattention') if cross else ()),

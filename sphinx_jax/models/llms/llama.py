@@ -170,8 +170,9 @@ SIZES = {
 
 
 def _meta(settings: Any) -> list[foreign.Weight]:
-  block = [item for name in ('wq', 'wk', 'wv', 'wo') for item in foreign.linear(f'attention/{name}', f'attention.{name}', bias=False)]
-  block += [item for name in ('w1', 'w2', 'w3') for item in foreign.linear(f'feed_forward/{name}', f'feed_forward.{name}', bias=False)]
+  block = []
+  for name in ('attention/wq', 'attention/wk', 'attention/wv', 'attention/wo', 'feed_forward/w1', 'feed_forward/w2', 'feed_forward/w3'):
+    block += foreign.linear(name, name.replace('/', '.'), bias=False)
   for name in ('attention_norm', 'ffn_norm'):
     block += foreign.tensor(f'{name}/scale', f'{name}.weight', 'd -> d')
   return [*foreign.tensor('embed', 'tok_embeddings.weight', 'v d -> v d'),
