@@ -82,12 +82,15 @@ def config(directory):
 
 def image_tokens(features, w, views, pool):
   """The image tokens of one picture from its views' features, by FACTS "Tokens of a view": float32[words,D]."""
-  grids = [features[name][:, 1:] for name in ('clip', 'convnext', 'dinov2') if name in features]
-  # 8 x 8 cells of ConvNeXt are 16 x 16, each repeated.
-  wide = [x if x.shape[1] == 256 else x.reshape(views, 8, 8, -1).repeat(2, axis=1).repeat(2, axis=2).reshape(views, 256, -1) for x in grids]
-  classes = [features[name][:, :1] for name in ('clip', 'convnext', 'dinov2') if name in features]
-  classes[-2] = grids[-2].mean(axis=1, keepdims=True)  # ConvNeXt has none of its own.
-  mixed = np.concatenate([np.concatenate([*pair], axis=1) for pair in zip(classes, wide)], axis=-1)
+  joined = []
+  for name in (name for name in ('clip', 'convnext', 'dinov2') if name in features):
+    first, cells = features[name][:, :1], features[name][:, 1:]
+    if name == 'convnext':
+      first = cells.mean(axis=1, keepdims=True)  # It has no class token.
+    if cells.shape[1] == 64:  # 8 x 8 become 16 x 16, each repeated.
+      cells = cells.reshape(views, 8, 8, -1).repeat(2, axis=1).repeat(2, axis=2).reshape(views, 256, -1)
+    joined.append(np.concatenate([first, cells], axis=1))
+  mixed = np.concatenate(joined, axis=-1)
   tokens = []
   for view, x in enumerate(mixed):
     if pool and view > 0:
@@ -104,7 +107,7 @@ def _project(x, w, name):
 
 
 def logits(tokens, visual, w, said):
-  """The official decoder (FACTS "LLaMA") on [BOS][visual float32[words,D]][text]: float32[T,vocab] of the last T positions."""
+  """The official decoder (FACTS "LLaMA") on [BOS][visual float32[words,D]][text]: float32[T,vocab] of the last T."""
   text = w['tok_embeddings.weight'][tokens]
   x = np.concatenate([text[:1], visual, text[1:]])
   norm = lambda x, name: x / np.sqrt(np.square(x).mean(-1, keepdims=True) + said['norm_eps']) * w[f'{name}.weight']
@@ -118,8 +121,8 @@ def logits(tokens, visual, w, said):
   for i in range(said['n_layers']):
     matrix = lambda name: w[f'layers.{i}.{name}.weight'].T
     y, out = norm(x, f'layers.{i}.attention_norm'), []
-    query, key, value = (np.split(y @ matrix(f'attention.{name}'), w[f'layers.{i}.attention.{name}.weight'].shape[0] // head, axis=1)
-                         for name in ('wq', 'wk', 'wv'))
+    each = lambda x: np.split(x, x.shape[1] // head, axis=1)
+    query, key, value = (each(y @ matrix(f'attention.{name}')) for name in ('wq', 'wk', 'wv'))
     for h in range(said['n_heads']):
       scores = rotate(query[h]) @ rotate(key[h // shared]).T / np.float32(head ** 0.5) + hidden
       share = np.exp(scores - scores.max(-1, keepdims=True))

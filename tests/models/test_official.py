@@ -36,7 +36,8 @@ def shapes(name, size):
 
 def golden(name):
   """Name -> shape of the official module; of its decoder layers only the first is recorded."""
-  return {key.removeprefix('llma.'): tuple(shape) for key, shape in json.loads((GOLDEN / f'full_size_keys_{name}.json').read_text()).items()}
+  found = json.loads((GOLDEN / f'full_size_keys_{name}.json').read_text())
+  return {key.removeprefix('llma.'): tuple(shape) for key, shape in found.items()}
 
 
 def first_layer(key):
@@ -78,8 +79,8 @@ def test_seven_billion_differ_from_thirteen_in_width_and_layers_alone():
   assert sum(count(small, start) for start in llm) == 6_738_415_616  # LLaMA-2 7B, as Meta counts it.
 
 
-@pytest.mark.parametrize('name, of', [('llama_ens5', 'llama_ens'), ('llama_ens10', 'llama_ens'), ('llama_ens5p2', 'llama_ens'),
-                                      ('llama_ens5_light', 'llama_ens_light')])
+@pytest.mark.parametrize('name, of', [('llama_ens5', 'llama_ens'), ('llama_ens10', 'llama_ens'),
+                                      ('llama_ens5p2', 'llama_ens'), ('llama_ens5_light', 'llama_ens_light')])
 def test_views_change_no_weight(name, of):
   assert shapes(name, '1b') == shapes(of, '1b')
 
