@@ -67,8 +67,8 @@ class Weight:
 
 def _contiguous(array: np.ndarray) -> np.ndarray:
   """A transposed view as an array of its own; XLA transposes in blocks, several times faster than numpy."""
-  if array.flags.c_contiguous:
-    return array
+  if array.flags.c_contiguous or array.dtype.itemsize > 4:  # XLA would cut 64 bits to 32.
+    return np.ascontiguousarray(array)
   return np.asarray(jax.device_put(array, jax.local_devices(backend='cpu')[0]))
 
 

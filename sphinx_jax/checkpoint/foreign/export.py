@@ -1,5 +1,6 @@
 """Our parameters as foreign tensors again, for the official code or HF transformers; nothing is read until it is written."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -114,13 +115,18 @@ def write_huggingface(folder: pathlib.Path, config: ml_collections.ConfigDict, f
 
 @contextlib.contextmanager
 def _counted(*parts: Mapping[str, Tensor]) -> Iterator[list[dict[str, Tensor]]]:
-  """The same tensors, to be read once and in order: one is read ahead, and a bar counts the bytes."""
-  with progress(total=sum(tensor.nbytes for part in parts for tensor in part.values()), what='writing', unit='B') as bar:
-    values = ahead([(tensor.nbytes, tensor.read) for part in parts for tensor in part.values()])
+  """The same tensors, to be read once; a bar counts the bytes, and in their order one is read ahead."""
+  ordered = [tensor for part in parts for tensor in part.values()]
+  with progress(total=sum(tensor.nbytes for tensor in ordered), what='writing', unit='B') as bar:
+    values = ahead([(tensor.nbytes, tensor.read) for tensor in ordered])
+    waiting = collections.deque(ordered)
 
     def read(tensor):
       bar.update(tensor.nbytes)
-      return next(values)
+      if waiting and waiting[0] is tensor:
+        waiting.popleft()
+        return next(values)
+      return tensor.read()  # safetensors puts wider dtypes first.
 
     counted = lambda tensor: Tensor(tensor.shape, tensor.dtype, functools.partial(read, tensor))
     yield [{key: counted(tensor) for key, tensor in part.items()} for part in parts]
