@@ -33,7 +33,7 @@ class Assembly:
     fresh: paths that no source has and that start from random numbers (projections, start and end of a view).
     differences: between files and model, in words; such an assembly cannot be read.
     carried: what the model does not use of a single source, kept for the way back.
-    dropped: the same of several sources, which is not kept.
+    dropped: the same of several sources, and what of a file belongs to no part of the model; it is not kept.
     tokenizer: contents of tokenizer.model, or None.
     origin: JSON-able: form, prefix and config of the language model's source, for the way back.
   """
@@ -64,13 +64,14 @@ def assemble(sources: Sequence[Source], variant: str = 'llama_ens', tokenizer: b
       of another vocabulary.
   """
   config, main = _config(sources, variant)
-  table, tensors, carried = [], {}, {}
+  table, tensors, carried, outside = [], {}, {}, []
   for source in sources:
     path = {'model': '', 'llm': 'llm/'}.get(source.part, f'encoders/{source.part}/')
     before = f'{source.part}/' if len(sources) > 1 else ''
     table += foreign.within(path, before, source.table)
     tensors |= {before + key: tensor for key, tensor in source.tensors.items()}
     carried |= {before + key: source.tensors[key] for key in source.carried}
+    outside += [before + key for key in source.outside]
   ours = trees.flatten(sphinx.abstract_params(config))
   differences = _differences(table, tensors, ours, carried)
   if differences and strict:
@@ -83,9 +84,10 @@ def assemble(sources: Sequence[Source], variant: str = 'llama_ens', tokenizer: b
   tokenizer = tokenizer or main.tokenizer
   if tokenizer is not None:
     _check_vocabulary(tokenizer, config.llm.vocab, main)
-  dropped = tuple(carried) if len(sources) > 1 else ()
+  kept = carried if len(sources) == 1 else {}
+  dropped = (*(key for key in carried if key not in kept), *outside)
   return Assembly(config, table, tensors, shapes, fresh=tuple(path for path in ours if path not in dtypes),
-                  differences=differences, carried={} if dropped else carried, dropped=dropped, tokenizer=tokenizer,
+                  differences=differences, carried=kept, dropped=dropped, tokenizer=tokenizer,
                   origin={'form': main.form, 'prefix': main.prefix, 'config': dict(main.config)})
 
 

@@ -44,6 +44,7 @@ class Source:
     tokenizer: contents of a tokenizer.model beside it, or None.
     carried: names that the model does not use.
     prefix: what the file puts before all names.
+    outside: names of the file without that prefix: of other parts (a text encoder), which nothing here reads.
   """
   path: pathlib.Path
   kind: str
@@ -56,6 +57,7 @@ class Source:
   tokenizer: bytes | None
   carried: tuple[str, ...]
   prefix: str = ''
+  outside: tuple[str, ...] = ()
 
 
 def open_source(path: str | pathlib.Path, variant: str | None = None, base: str | pathlib.Path | None = None,
@@ -200,7 +202,7 @@ def _part(tensors: Mapping[str, Tensor], path: pathlib.Path, shared: Mapping[str
       carried = _unused(inside, table)
       _refuse_strange(carried, table, form, f"source '{path}' ({_KINDS[part, name]})")
       return Source(kind=_KINDS[part, name], part=part, form=name, tensors=inside, table=table, settings=settings,
-                    carried=carried, prefix=prefix, **shared)
+                    carried=carried, prefix=prefix, outside=tuple(key for key in tensors if not key.startswith(prefix)), **shared)
   raise errors.make(f"source '{path}'", f'{len(tensors)} tensors of no known form ({", ".join(sorted(tensors)[:3])}, ...)',
                     f'one of: official SPHINX; {"; ".join(_KINDS.values())}', 'see the table of formats in README.md')
 
