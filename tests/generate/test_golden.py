@@ -1,13 +1,15 @@
 """Every official variant, loaded from a release folder, against the official code: features, image tokens, logits, greedy."""
 
 import hashlib
+import json
 
 import jax
 import numpy as np
 import pytest
 
 import sphinx_jax
-from sphinx_jax.checkpoint.foreign import sources
+from sphinx_jax.checkpoint.foreign import pth_writer, sources
+from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.core import errors
 from sphinx_jax.models import sphinx
 from tests.generate import golden
@@ -149,6 +151,20 @@ def test_quick_gelu_is_what_the_release_config_asks_for(tmp_path):
   asked = golden.release(tmp_path / 'asked', 'llama_ens', 'llama_ens', load_pretrained_visual_encoder=True)
   assert sources.open_source(asked).settings.encoders.clip.activation == 'quick_gelu'
   assert sources.open_source(MODELS / 'llama_ens/mp1').settings.encoders.clip.activation == 'gelu'
+
+
+def test_a_language_model_alone_from_metas_files(tmp_path):
+  """Two key/value heads and halved positions; the rotary tables themselves are in tests/models/test_llama.py."""
+  known = np.load(MODELS / 'llama_text_gqa_rope.npz')
+  arrays = {key.removeprefix('w/'): known[key] for key in known if key.startswith('w/')}
+  pth_writer.write_pth(tmp_path / 'consolidated.00.pth', {key: Tensor(x.shape, x.dtype, x.copy) for key, x in arrays.items()})
+  said = dict(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=128, multiple_of=32, norm_eps=1e-5, rope_theta=10000,
+              max_seq_len=64, rope_scaling=0.5)
+  (tmp_path / 'params.json').write_text(json.dumps(said))
+  model = sphinx_jax.load(tmp_path)
+  close(model.logits(known['tokens']), known['logits'], LOGITS)
+  with pytest.raises(errors.SphinxError, match='weights without a tokenizer'):
+    model.generate(['a'])
 
 
 class Derived:
