@@ -141,3 +141,12 @@ def stack(layer: type[nn.Module], length: int, unroll: int, remat: str, scanned:
   return nn.scan(layer, variable_axes={'params': 0}, split_rngs={'params': True},
                  in_axes=(0,) * scanned + (nn.broadcast,) * broadcast, length=length, unroll=min(unroll, length),
                  metadata_params={nn.PARTITION_NAME: 'layers'})
+
+
+def compiler_options() -> dict[str, str]:
+  """Options of `jax.jit` for a forward pass over scanned layers whose parameters rest in bfloat16.
+
+  XLA:CPU cannot slice bfloat16: it widens the stack of all layers to float32 and moves that out of their loop, a copy of
+  the whole model at every call. Left inside, the widening becomes part of reading one layer. Elsewhere there are none.
+  """
+  return {'xla_disable_hlo_passes': 'while-loop-invariant-code-motion'} if jax.default_backend() == 'cpu' else {}

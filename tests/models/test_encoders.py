@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sphinx_jax.models import layers, sphinx
-from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer
+from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer, vit
 from tests.models import small
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'models'
@@ -88,3 +88,14 @@ def test_even_layers_of_the_qformer_cross_attend(count, groups):
   if 'pairs' in groups:
     assert 'cross' in params['pairs']['even'] and 'cross' not in params['pairs']['odd']
     assert params['pairs']['odd']['self']['query']['kernel'].value.shape[0] == count // 2
+
+
+def test_layers_that_rest_in_bfloat16_are_widened_one_at_a_time():
+  module, x = vit.Trunk(layers=8, heads=2, hidden=256, eps=1e-6), normal(1, 5, 64)
+  shapes = jax.eval_shape(lambda rng: nn.unbox(module.init(rng, x)['params']), jax.random.key(0))
+  params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), small.weights(shapes))
+  forward = jax.jit(lambda params: module.apply({'params': params}, x), compiler_options=layers.compiler_options())
+  used = forward.lower(params).compile().memory_analysis().temp_size_in_bytes
+  assert used < 2 * 4 * sum(leaf.size for leaf in jax.tree.leaves(params)) / 8  # Of eight layers, two in float32.
+  wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+  np.testing.assert_allclose(forward(params), jax.jit(module.apply)({'params': wide}, x), atol=1e-5)
