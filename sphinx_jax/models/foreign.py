@@ -4,6 +4,7 @@ A model file lists its `FORMS`; `forms(config)` puts the official SPHINX release
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -49,31 +50,37 @@ class Weight:
 
   def to_theirs(self, part: np.ndarray) -> np.ndarray:
     """What `to_ours` made, back in their layout, contiguous."""
-    return _contiguous(self._back(part))
-
-  def _back(self, part: Any) -> Any:
-    theirs, ours = self.pattern.split('->')
-    # The sizes that count are of axes that are split on the way back; joined ones tell their own.
-    split = {name for group in re.findall(r'\(([^)]*)\)', ours) for name in group.split()}
-    return einops.rearrange(part, f'{ours}->{theirs}', **{name: size for name, size in self.sizes if name in split})
+    return _contiguous(_back(self.pattern, self.sizes, part))
 
   def their_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of one of their tensors from that of our whole parameter."""
     one = list(shape if self.layers is None else shape[1:])
     if self.part:
       del one[len(self.part) - 1]
-    return _shape(self._back, one)
+    return _back_shape(self.pattern, self.sizes, tuple(one))
+
+
+def _back(pattern: str, sizes: tuple[tuple[str, int], ...], part: Any) -> Any:
+  theirs, ours = pattern.split('->')
+  # The sizes that count are of axes that are split on the way back; joined ones tell their own.
+  split = {name for group in re.findall(r'\(([^)]*)\)', ours) for name in group.split()}
+  return einops.rearrange(part, f'{ours}->{theirs}', **{name: size for name, size in sizes if name in split})
+
+
+@functools.cache
+def _back_shape(pattern: str, sizes: tuple[tuple[str, int], ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+  return jax.eval_shape(lambda part: _back(pattern, sizes, part), jax.ShapeDtypeStruct(shape, np.float32)).shape
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:
   """A transposed view as an array of its own; XLA transposes in blocks, several times faster than numpy."""
   if array.flags.c_contiguous or array.dtype.itemsize > 4:  # XLA would cut 64 bits to 32.
     return np.ascontiguousarray(array)
-  return np.asarray(jax.device_put(array, jax.local_devices(backend='cpu')[0]))
-
-
-def _shape(function: Callable, shape: Sequence[int]) -> tuple[int, ...]:
-  return jax.eval_shape(function, jax.ShapeDtypeStruct(tuple(shape), np.float32)).shape
+  try:
+    host = jax.local_devices(backend='cpu')[0]
+  except RuntimeError:  # JAX_PLATFORMS names accelerators alone.
+    return np.ascontiguousarray(array)
+  return np.asarray(jax.device_put(array, host))
 
 
 @dataclasses.dataclass(frozen=True)
