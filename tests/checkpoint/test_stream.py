@@ -111,19 +111,6 @@ def test_an_abandoned_checkpoint_leaves_nothing(tmp_path):
     assert left == before
 
 
-def test_the_next_try_starts_over(tmp_path):
-  value = np.ones((2, 3, 4), np.float32)
-  first = stream.Writer(tmp_path, {'params': {'w': value, 'old': value}}, META)  # Still held by a traceback, say.
-  first.write('params', 'w', 7 * value)
-  first.abandon()
-  again = stream.Writer(tmp_path, {'params': {'w': value}}, META)
-  again.write('params', 'w', value)
-  again.finish()
-  assert list(stream.read(tmp_path)) == ['w'] and np.all(stream.read(tmp_path)['w'].read(()) == 1)
-  assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['0']
-  del first
-
-
 def test_a_directory_with_a_checkpoint_is_refused_and_kept(written):
   before = sorted(str(path) for path in written.rglob('*'))
   with pytest.raises(errors.SphinxError, match='a directory that holds a checkpoint.*--output'):
