@@ -15,7 +15,7 @@ import numpy as np
 from sphinx_jax.core import errors
 from sphinx_jax.data import images as pictures
 from sphinx_jax.generate import sampling, stop
-from sphinx_jax.models import sphinx
+from sphinx_jax.models import layers, sphinx
 
 
 def round_up(number, multiple):
@@ -53,10 +53,11 @@ class Generator:
     self.visual_tokens = sphinx.visual_tokens(model_config)
     self._model = sphinx.build(model_config)
     self._stops = jnp.asarray(stop.automaton(template.stop, stop.piece_texts(tokenizer, vocabulary)))
-    self._encode = jax.jit(functools.partial(self._apply, method='encode'))
-    self._prefill = jax.jit(self._prefill_rows)
+    jit = functools.partial(jax.jit, compiler_options=layers.compiler_options())
+    self._encode = jit(functools.partial(self._apply, method='encode'))
+    self._prefill = jit(self._prefill_rows)
     self._grow = jax.jit(self._grow_cache, static_argnames=('rows', 'length'))
-    self._decode = jax.jit(self._decode_rows, static_argnames=('cache_length', 'sample'), donate_argnames='cache')
+    self._decode = jit(self._decode_rows, static_argnames=('cache_length', 'sample'), donate_argnames='cache')
 
   def encode(self, images):
     """Visual tokens of images: list of uint8[Y, X, 3] of any size -> compute dtype [len(images), visual_tokens, D]."""

@@ -95,7 +95,7 @@ def test_answers_end_at_the_stop_text_or_at_eos(monkeypatch, text, expected):
 
 def test_the_loop_ends_at_the_stop_text(monkeypatch):
   generator = scripted(monkeypatch, 'red\n### Human: one two three')
-  ids = generator._batch([generator._row([('q', None)], False)], None, np.array([25]), np.array([0]), (0, 0.0, 1.0))[0]
+  ids = generator._batch([generator._row(generator.template.prompt([('q', None)], generator.tokenizer), False)], None, np.array([25]), np.array([0]), (0, 0.0, 1.0))[0]
   assert generator.tokenizer.decode([int(i) for i in ids if i >= 0]) == 'red\n###'
 
 
@@ -109,7 +109,7 @@ def test_ids_that_the_tokenizer_lacks_are_never_said():
   config = small.config(vocab=400)
   params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), sphinx.abstract_params(config))
   generator = decode.Generator(config, params, small.tokenizer(), dialog.Template(''), bucket=16)
-  ids = generator._batch([generator._row([('q', None)], False)], None, np.array([40]), np.array([0]), (1, 5.0, 1.0))
+  ids = generator._batch([generator._row(generator.template.prompt([('q', None)], generator.tokenizer), False)], None, np.array([40]), np.array([0]), (1, 5.0, 1.0))
   assert 0 <= ids[ids >= 0].max() < small.tokenizer().vocab_size
 
 
