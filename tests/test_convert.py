@@ -27,7 +27,8 @@ ROWS = re.compile(r'llma\.(tok_embeddings|layers\.\d+\.(attention\.wo|feed_forwa
 
 
 def door(*flags: str) -> subprocess.CompletedProcess:
-  return subprocess.run([sys.executable, '-m', 'sphinx_jax.convert', *flags], cwd=ROOT, capture_output=True, text=True, timeout=300)
+  return subprocess.run([sys.executable, '-m', 'sphinx_jax.convert', *flags], cwd=ROOT, capture_output=True, text=True,
+                        timeout=300)
 
 
 def read_in(source, output, **options) -> pathlib.Path:
@@ -85,8 +86,10 @@ def test_there_and_back_is_bit_equal(light, tmp_path, dtype, came, go):
 
 def test_every_encoder_and_what_no_model_reads_come_back(tmp_path):
   shapes = release.official_shapes('llama_ens')
-  arrays = {key: array.astype(release.BFLOAT16 if 'layers.' in key else np.float32) for key, array in release.tensors(shapes).items()}
-  source = release.write_official(tmp_path / 'a', arrays, variant='llama_ens', config=release.CONFIG | {'load_pretrained_visual_encoder': True})
+  arrays = {key: array.astype(release.BFLOAT16 if 'layers.' in key else np.float32)
+            for key, array in release.tensors(shapes).items()}
+  source = release.write_official(tmp_path / 'a', arrays, variant='llama_ens',
+                                  config=release.CONFIG | {'load_pretrained_visual_encoder': True})
   ours = read_in(source, tmp_path / 'ours')
   assert set(stream.read(ours, 'carried')) == {key.removeprefix('llma.') for key in shapes} & {
       'dinov2_vitg14.mask_token', 'clip.logit_scale', 'clip.visual.proj', 'clip.ln_final.bias'}
@@ -102,8 +105,8 @@ def test_every_encoder_and_what_no_model_reads_come_back(tmp_path):
 
 def test_huggingface_comes_back_in_mixed_dtypes(tmp_path):
   """Old LLaMA files hold rotary tables, in float32 beside half-precision weights."""
-  meta = read_in(release.write_meta(tmp_path / 'meta', release.tensors(release.llama_shapes(), np.float16)), tmp_path / 'ours')
-  convert.take_out(meta, tmp_path / 'hf', 'hf')
+  source = release.write_meta(tmp_path / 'meta', release.tensors(release.llama_shapes(), np.float16))
+  convert.take_out(read_in(source, tmp_path / 'ours'), tmp_path / 'hf', 'hf')
   first = safetensors.torch.load_file(tmp_path / 'hf' / 'model.safetensors')
   arrays = {key: value.numpy() for key, value in first.items()}
   arrays['model.layers.0.self_attn.rotary_emb.inv_freq'] = np.linspace(0, 1, 2, dtype=np.float32)
@@ -117,7 +120,7 @@ def test_huggingface_comes_back_in_mixed_dtypes(tmp_path):
 def test_double_precision_is_kept(tmp_path):
   arrays = release.tensors(release.llama_shapes(), np.float64)
   ours = read_in(release.write_meta(tmp_path / 'a', arrays), tmp_path / 'ours')
-  assert stream.read(ours)['llm/output/kernel'].read(()).tobytes() == np.ascontiguousarray(arrays['output.weight'].T).tobytes()
+  assert stream.read(ours)['llm/output/kernel'].read(()).tobytes() == arrays['output.weight'].T.tobytes()
   convert.take_out(ours, tmp_path / 'hf', 'hf')
   found = safetensors.torch.load_file(tmp_path / 'hf' / 'model.safetensors')
   for theirs, meta in (('lm_head', 'output'), ('model.layers.1.mlp.down_proj', 'layers.1.feed_forward.w2')):
@@ -181,7 +184,8 @@ def test_the_door_says_what_it_found_and_tells_of_the_rest(light, tmp_path):
 def test_help_tells():
   done = door('--help')
   assert 'Takes weights in and out' in done.stdout
-  assert all(flag in done.stdout for flag in ('--source', '--output', '--to', '--shards', '--dry_run', '--verify', '--base', '--tokenizer'))
+  for flag in ('--source', '--output', '--to', '--shards', 'dry_run', '--verify', '--base', '--tokenizer', '--variant'):
+    assert flag in done.stdout
 
 
 def test_dry_run_shows_names_shapes_missing_and_left_over_and_writes_nothing(light, tmp_path):
@@ -194,7 +198,8 @@ def test_dry_run_shows_names_shapes_missing_and_left_over_and_writes_nothing(lig
   lines = [' '.join(line.split()) for line in done.stdout.splitlines()]
   for line in ('layers.{}.attention.wq.weight x2 [16, 16] llm/layers/attention/wq/kernel [2, 16, 16] float32',
                'start_img [1, 1, 16] start_img [16] float32', 'differs: missing layers.1.feed_forward.w2.weight',
-               'differs: left over layers.7.attention.wq.weight', 'carried along, not used by the model: dinov2_vitg14.mask_token'):
+               'differs: left over layers.7.attention.wq.weight',
+                'carried along, not used by the model: dinov2_vitg14.mask_token'):
     assert line in lines
   assert [path.name for path in tmp_path.iterdir()] == ['a']
 
@@ -243,8 +248,9 @@ def test_verify_of_nan_on_one_side_only_is_no_zero(tmp_path, monkeypatch):
 
 def test_verify_of_models_of_other_sizes_names_what_differs(tmp_path):
   for name, layers in (('a', 2), ('b', 3)):
-    release.write_meta(tmp_path / name, release.tensors(release.llama_shapes(n_layers=layers)), config=release.LLAMA | {'n_layers': layers})
-  with pytest.raises(errors.SphinxError, match=r'differences.*llm/layers/attention/wq/kernel: shape \(3, 16, 16\), expected \(2, 16, 16\)'):
+    arrays = release.tensors(release.llama_shapes(n_layers=layers))
+    release.write_meta(tmp_path / name, arrays, config=release.LLAMA | {'n_layers': layers})
+  with pytest.raises(errors.SphinxError, match=r'differences.*wq/kernel: shape \(3, 16, 16\), expected \(2, 16, 16\)'):
     convert.verify(tmp_path / 'a', tmp_path / 'b')
 
 
@@ -269,7 +275,8 @@ else:
 
 def killed(source, output, method) -> None:
   """Converts in a process that is killed when it comes to the 15th tensor."""
-  done = subprocess.run([sys.executable, '-c', KILLED, str(source), str(output), method], cwd=ROOT, capture_output=True, text=True, timeout=300)
+  done = subprocess.run([sys.executable, '-c', KILLED, str(source), str(output), method], cwd=ROOT, capture_output=True,
+                        text=True, timeout=300)
   assert done.returncode == -signal.SIGKILL, done.stderr
 
 
@@ -333,8 +340,9 @@ print(before, there, status('VmHWM'))
 def test_memory_is_a_few_tensors_at_whatever_size(light, tmp_path):
   """64 layers of 3 x 3 MB: a stacked parameter is 201 MB and the file 640 MB."""
   sizes = dict(dim=256, n_layers=64, vocab_size=512, ffn=6144)
-  shapes = {key: shape[:-1] + (256,) if key in ('llma.start_img', 'llma.end_img') else (256, *shape[1:]) if 'visual_proj' in key else shape
-            for key, shape in light.items() if not key.startswith(('llma.layers', 'llma.tok', 'llma.norm', 'llma.output'))}
+  wide = {'llma.start_img': (1, 1, 256), 'llma.end_img': (1, 1, 256)}
+  shapes = {key: (256, *shape[1:]) if 'visual_proj' in key else wide.get(key, shape) for key, shape in light.items()
+            if not key.startswith(('llma.layers', 'llma.tok', 'llma.norm', 'llma.output'))}
   shapes |= {'llma.' + key: shape for key, shape in release.llama_shapes(**sizes).items()}
   parts = {key: release.Tensor(shape, np.dtype(release.BFLOAT16), lambda shape=shape: np.ones(shape, release.BFLOAT16))
            for key, shape in shapes.items()}

@@ -24,7 +24,8 @@ def config(**changes):
 
 
 def without(name):
-  return lambda folder: (folder / 'config.json').write_text(json.dumps({key: value for key, value in release.CONFIG.items() if key != name}))
+  kept = {key: value for key, value in release.CONFIG.items() if key != name}
+  return lambda folder: (folder / 'config.json').write_text(json.dumps(kept))
 
 
 def text(name, content):
@@ -85,11 +86,13 @@ def refused(call, output) -> str:
 SPOILED = {
     'truncated': (cut, [WEIGHTS, 'copy it again']),
     'a web page': (text(WEIGHTS, '<!DOCTYPE html><html>Sign in</html>'), [WEIGHTS, 'web page']),
-    'a git-lfs pointer': (text(WEIGHTS, 'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n'), ['git-lfs pointer', 'git lfs pull']),
+    'a git-lfs pointer': (text(WEIGHTS, 'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n'),
+                          ['git-lfs pointer', 'git lfs pull']),
     'a pickle that would run code': (runs_code, [f'{os.system.__module__}.system', 'run code']),
     'a missing shard': (one_shard_of_two, ['missing', 'consolidated.00-of-02.model.pth']),
     'an empty folder': (nothing, ['a folder with []', 'consolidated*.pth']),
-    'a missing tensor': (tensor('llma.layers.1.attention.wo.weight', lambda x: None), ['missing layers.1.attention.wo.weight']),
+    'a missing tensor': (tensor('llma.layers.1.attention.wo.weight', lambda x: None),
+                         ['missing layers.1.attention.wo.weight']),
     'a missing tensor of an encoder': (tensor('llma.dinov2_vitg14.pos_embed', lambda x: None), ['dinov2', 'pos_embed']),
     'a wrong shape': (tensor('llma.layers.1.attention.wo.weight', lambda x: x[:, :8]),
                       ['layers.1.attention.wo.weight: shape (16, 8), expected (16, 16)']),
@@ -98,7 +101,8 @@ SPOILED = {
     'too few layers in the config': (config(n_layers=1), ['left over layers.1.']),
     'too many layers in the config': (config(n_layers=3), ['missing layers.2.']),
     'another width': (config(dim=32), ['tok_embeddings.weight: shape (512, 16), expected (512, 32)']),
-    'another vocabulary in the config': (config(vocab_size=600), ['tok_embeddings.weight: shape (512, 16), expected (600, 16)']),
+    'another vocabulary in the config': (config(vocab_size=600),
+                                         ['tok_embeddings.weight: shape (512, 16), expected (600, 16)']),
     'another feed-forward width': (config(multiple_of=64), ['feed_forward.w1.weight: shape (48, 16), expected (64, 16)']),
     'other key-value heads': (config(n_kv_heads=2), ['attention.wk.weight: shape (16, 16), expected (8, 16)']),
     'no number of heads': (without('n_heads'), ['config.json', "no 'n_heads'"]),
@@ -106,8 +110,10 @@ SPOILED = {
     'a config that is no JSON': (text('config.json', '{"dim": 16,'), ['config.json', 'no JSON']),
     'a config that is no object': (text('config.json', '[1]'), ['config.json', 'JSON list']),
     'no config': (lambda folder: (folder / 'config.json').unlink(), ['config.json', 'no such file']),
-    'a type that is nearly one': (text('meta.json', '{"llama_type": "llama_ens_ligth"}'), ["did you mean 'llama_ens_light'?"]),
-    'a type that the project lacks': (text('meta.json', '{"llama_type": "mixtral_sparse_ens"}'), ["'mixtral_sparse_ens'", 'one of llama_ens']),
+    'a type that is nearly one': (text('meta.json', '{"llama_type": "llama_ens_ligth"}'),
+                                  ["did you mean 'llama_ens_light'?"]),
+    'a type that the project lacks': (text('meta.json', '{"llama_type": "mixtral_sparse_ens"}'),
+                                      ["'mixtral_sparse_ens'", 'one of llama_ens']),
     'a type that is no name': (text('meta.json', '{"llama_type": ["llama_ens"]}'), ['llama_type']),
     'another type than the weights': (text('meta.json', '{"llama_type": "llama_ens"}'), ['clip']),
     'no type': (text('meta.json', '{}'), ['meta.json', 'llama_type', '--variant']),
@@ -137,7 +143,6 @@ def test_two_sets_of_shards_in_one_folder_are_refused(arrays, folder, tmp_path):
 
 @pytest.mark.parametrize('flags, words', [
     ([], ['--source', 'nothing']),
-    (['--source={}'], ['--output', '--dry_run']),
     (['--source={}/nowhere', '--output={}/ours'], ['nowhere', 'nothing there']),
     (['--source={}', '--output={}/ours', '--to=offical'], ['--to', 'official']),
 ])
@@ -145,7 +150,8 @@ def test_the_door_dies_with_one_line(tmp_path, flags, words):
   done = subprocess.run([sys.executable, '-m', 'sphinx_jax.convert', *(flag.format(tmp_path) for flag in flags)], cwd=ROOT,
                         capture_output=True, text=True, timeout=120)
   lines = done.stderr.strip().splitlines()
-  assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith('error: ') and all(word in lines[0] for word in words), done.stderr
+  assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith('error: '), done.stderr
+  assert all(word in lines[0] for word in words), done.stderr
   assert not any(tmp_path.iterdir())
 
 
@@ -181,10 +187,11 @@ def test_a_format_that_lacks_the_model_is_refused(ours, tmp_path, to, shards, wo
   assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('shards, words', [(3, '4 key-value heads for 3 shards'), (8, '4 key-value heads for 8 shards')])
-def test_shards_that_do_not_divide_are_refused(folder, tmp_path, shards, words):
+def test_shards_that_do_not_divide_are_refused(folder, tmp_path):
   convert.read_in(convert.open_sources([folder]), tmp_path / 'ours')
-  assert words in refused(lambda: convert.take_out(tmp_path / 'ours', tmp_path / 'out', 'official', shards), tmp_path / 'out')
+  for shards in (3, 8):
+    message = refused(lambda: convert.take_out(tmp_path / 'ours', tmp_path / 'out', 'official', shards), tmp_path / 'out')
+    assert f'4 key-value heads for {shards} shards' in message
 
 
 def test_only_our_checkpoints_are_taken_out(folder, tmp_path):

