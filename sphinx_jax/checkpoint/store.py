@@ -19,6 +19,7 @@ from sphinx_jax.core import errors, trees
 
 LAYOUT = 1  # Version of the layout on disk; raised when an older reader would misread it.
 FOLDER = 'checkpoints'
+_CHUNK = 64 << 20  # Bytes at most, of a layer that is packed together.
 
 logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname or record.levelno >= logging.ERROR)
 
@@ -51,7 +52,10 @@ class Store:
       opt_state: the optimizer's state, or None where there is no run to go on with (a mixed checkpoint).
       meta: JSON-able; `layout` and `step` are added.
     """
-    items = {'params': ocp.args.StandardSave(params),
+    # A chunk a layer, as `stream` reads them: in one chunk, each layer read would unpack the whole stack.
+    by_layer = ocp.SaveArgs(chunk_byte_size=_CHUNK, shard_axes=(0,))
+    cuts = jax.tree.map(lambda leaf: by_layer if leaf.ndim > 2 else ocp.SaveArgs(), params)
+    items = {'params': ocp.args.StandardSave(params, save_args=cuts),
              'meta': ocp.args.JsonSave({'layout': LAYOUT, 'step': step, **meta})}
     if opt_state is not None:
       items['opt_state'] = ocp.args.StandardSave(opt_state)

@@ -4,6 +4,7 @@ The layout is `store.Store`'s and Orbax reads it. Orbax itself takes and gives w
 frame here, with placeholders, and tensorstore (which Orbax writes arrays with) the arrays, a layer to a chunk.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -93,7 +94,8 @@ class Writer:
     frame['meta'] = ocp.args.JsonSave({'layout': store.LAYOUT, 'step': 0, **meta})
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
       checkpointer.save(self._partial, args=ocp.args.Composite(**frame))
-    self._arrays = {(name, path): _create(self._partial / name, path, leaf) for name, shapes in items.items()
+    context = tensorstore.Context(_CONTEXT.spec)  # Its own: a traceback may hold an earlier try, files cached.
+    self._arrays = {(name, path): _create(self._partial / name, path, leaf, context) for name, shapes in items.items()
                     for path, leaf in shapes.items()}
 
   def write(self, item: str, path: str, value: np.ndarray, index: Index = ()) -> None:
@@ -114,6 +116,8 @@ class Writer:
 
   def abandon(self) -> None:
     """Removes what was written."""
+    with contextlib.suppress(Exception):  # A write on its way would bring files back.
+      self.wait()
     shutil.rmtree(self._partial, ignore_errors=True)
     for folder in (self._final.parent, self._final.parent.parent):
       if folder.is_dir() and not any(folder.iterdir()):
@@ -141,10 +145,10 @@ def _read(folder: pathlib.Path, path: str, index: Index) -> np.ndarray:
   return tensorstore.open(_spec(folder, path), context=_CONTEXT, read=True).result()[index].read().result()
 
 
-def _create(folder: pathlib.Path, path: str, leaf: Any) -> tensorstore.TensorStore:
+def _create(folder: pathlib.Path, path: str, leaf: Any, context: tensorstore.Context) -> tensorstore.TensorStore:
   shape, dtype = tuple(leaf.shape), np.dtype(leaf.dtype)
   chunk = (1, *shape[1:]) if _is_cut(shape) else shape
   metadata = {'shape': shape, 'chunks': chunk, 'dtype': dtype.str if dtype.kind in 'fiub' else dtype.name,
               'compressor': None, 'fill_value': None, 'order': 'C', 'dimension_separator': '.'}
   return tensorstore.open(_spec(folder, path) | {'metadata': metadata, 'create': True, 'delete_existing': True},
-                          context=_CONTEXT, write=True, read=True).result()
+                          context=context, write=True, read=True).result()

@@ -161,6 +161,19 @@ def field(config: Mapping[str, Any], name: str) -> Any:
   return config[name]
 
 
+def size(config: Mapping[str, Any], name: str) -> int:
+  """A field that a foreign config must have, a number of something.
+
+  Raises:
+    SphinxError: where it has not, or it is none.
+  """
+  value = field(config, name)
+  if type(value) is not int or value < 1:
+    raise errors.make('config.json', f'{name} {value!r}', 'a whole number above 0',
+                      'take the config.json (or params.json) that belongs to the weights')
+  return value
+
+
 def count(shapes: Shapes, key: str) -> int:
   """How many layers a file has of a name with '{}'."""
   layers = 0

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import tensorstore
 
 from sphinx_jax.checkpoint import store, stream
 from sphinx_jax.core import errors, trees
@@ -112,6 +113,33 @@ def test_an_abandoned_checkpoint_leaves_nothing(tmp_path):
     writer.abandon()
     left = sorted(path.name for path in (tmp_path / name).iterdir()) if (tmp_path / name).exists() else []
     assert left == before
+
+
+def test_a_layer_of_a_training_run_is_packed_alone(tmp_path):
+  """So that reading one does not unpack the stack, on whatever mesh it was saved."""
+  mesh = jax.make_mesh((4,), ('x',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, 'x'))
+  w = jax.device_put(np.arange(6.0 * 8 * 4, dtype=np.float32).reshape(6, 8, 4), split)
+  with store.Store(tmp_path) as run:
+    run.save(1, {'w': w, 'embed': jnp.ones((5, 4))}, None, META)
+  folder = tmp_path / 'checkpoints' / '1' / 'params'
+  opened = {path: tensorstore.open(stream._spec(folder, path), read=True).result() for path in ('w', 'embed')}
+  chunks = {path: array.chunk_layout.read_chunk.shape for path, array in opened.items()}
+  assert chunks['w'][0] == 1 and chunks['embed'] == (5, 4)
+  assert same_bits(stream.read(tmp_path)['w'].read((4,)), w[4])
+
+
+def test_the_next_try_starts_over(tmp_path):
+  value = np.ones((2, 3, 4), np.float32)
+  first = stream.Writer(tmp_path, {'params': {'w': value, 'old': value}}, META)  # Still held by a traceback, say.
+  first.write('params', 'w', 7 * value)
+  first.abandon()
+  again = stream.Writer(tmp_path, {'params': {'w': value}}, META)
+  again.write('params', 'w', value)
+  again.finish()
+  assert list(stream.read(tmp_path)) == ['w'] and np.all(stream.read(tmp_path)['w'].read(()) == 1)
+  assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['0']
+  del first
 
 
 def test_a_directory_with_a_checkpoint_is_refused_and_kept(written):

@@ -196,10 +196,10 @@ def _huggingface(settings: Any) -> list[foreign.Weight]:
 
 
 def _from_meta(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
-  heads, vocab = foreign.field(config, 'n_heads'), config.get('vocab_size', -1)
+  heads, vocab = foreign.size(config, 'n_heads'), config.get('vocab_size', -1)
   return dict(
       vocab=vocab if vocab > 0 else shapes['tok_embeddings.weight'][0],  # Meta's own files say -1.
-      width=foreign.field(config, 'dim'), layers=foreign.field(config, 'n_layers'), heads=heads,
+      width=foreign.size(config, 'dim'), layers=foreign.size(config, 'n_layers'), heads=heads,
       kv_heads=config.get('n_kv_heads') or heads, multiple_of=config.get('multiple_of', 256),
       ffn_multiplier=config.get('ffn_dim_multiplier'), norm_eps=config.get('norm_eps', 1e-5),
       rope_theta=float(config.get('rope_theta') or 10000.0), rope_scaling=config.get('rope_scaling'),
@@ -218,7 +218,7 @@ def _from_huggingface(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict
   if 'lm_head.weight' not in shapes and config.get('tie_word_embeddings'):
     raise errors.make('config.json', 'tied embeddings (tie_word_embeddings)', 'an output of its own, lm_head.weight',
                       'LLaMA-2 has one; a model without it is not supported')
-  width, heads, hidden = (foreign.field(config, name) for name in ('hidden_size', 'num_attention_heads', 'intermediate_size'))
+  width, heads, hidden = (foreign.size(config, name) for name in ('hidden_size', 'num_attention_heads', 'intermediate_size'))
   rope = config.get('rope_parameters') or config.get('rope_scaling') or {}  # The newer name holds theta as well.
   kind = rope.get('rope_type', rope.get('type', 'default'))
   if kind not in ('default', 'linear'):
@@ -227,7 +227,7 @@ def _from_huggingface(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict
   if ffn_width(width, 256, None) != hidden:  # Then one multiple is the whole width.
     sizes = dict(multiple_of=hidden, ffn_multiplier=min(1.0, hidden / int(8 * width / 3)))
   return dict(
-      vocab=foreign.field(config, 'vocab_size'), width=width, layers=foreign.field(config, 'num_hidden_layers'), heads=heads,
+      vocab=foreign.size(config, 'vocab_size'), width=width, layers=foreign.size(config, 'num_hidden_layers'), heads=heads,
       kv_heads=config.get('num_key_value_heads') or heads, **sizes, norm_eps=config.get('rms_norm_eps', 1e-6),
       rope_theta=float(config.get('rope_theta') or rope.get('rope_theta') or 10000.0),
       rope_scaling=1 / foreign.field(rope, 'factor') if kind == 'linear' else None,
