@@ -36,6 +36,7 @@ setuptools.setup(
         'cuda': ['jax[cuda12]'],
         # Weights are read and written without torch; the tests let torch and safetensors themselves read what we write.
         'convert': ['torch==2.13.0', 'safetensors'],
+        'benchmarks': ['torch==2.13.0', 'transformers==5.23.0'],
         'dev': ['pytest'],
     },
 )

@@ -5,7 +5,7 @@
 
 One image, random weights, two threads each, float32 arithmetic. Our parameters rest in bfloat16 and are widened inside
 the timed pass; PyTorch's rest in float32. Each side runs in a process of its own, which also gives its peak memory.
-PyTorch's modules are those of Hugging Face transformers (`pip install torch==2.13.0 transformers==5.23.0`).
+PyTorch's modules are those of Hugging Face transformers (`pip install -e .[benchmarks]`).
 """
 
 import argparse

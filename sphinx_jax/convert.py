@@ -22,7 +22,7 @@ from absl import flags
 
 from sphinx_jax.checkpoint import ahead, store, stream
 from sphinx_jax.checkpoint.foreign import assemble, export, sources
-from sphinx_jax.core import cli, errors, trees
+from sphinx_jax.core import cli, errors, memory, trees
 from sphinx_jax.core import config as config_lib
 from sphinx_jax.core.progress import log, progress
 from sphinx_jax.data import dialog
@@ -232,6 +232,7 @@ def print_table(assembly: assemble.Assembly) -> None:
 
 
 def main() -> None:
+  memory.reuse()
   if not FLAGS.source:
     raise errors.make('--source', 'nothing', 'a folder or file of weights', 'for instance --source=DIR --output=DIR')
   if FLAGS.verify:

@@ -1,20 +1,24 @@
-"""One read ahead of what is being written, as long as both are small: disk and processor work at the same time."""
+"""Reads ahead of what is being written, as long as the values are small: disk and processors work at the same time."""
 
+import collections
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar('T')
-_BYTES = 256 << 20  # Of one value and the next together; larger ones are read when the one before is done with.
+BYTES = 256 << 20  # Of all values at one time; a larger one is alone.
+_THREADS = 2  # More would only wait for one disk.
 
 
 def ahead(reads: Sequence[tuple[int, Callable[[], T]]]) -> Iterator[T]:
-  """The values of (bytes, read), in order; the next is read in a thread while the caller has this one."""
-  with ThreadPoolExecutor(1) as pool:
-    future = None
-    for i, (nbytes, read) in enumerate(reads):
-      value = read() if future is None else future.result()
-      small = i + 1 < len(reads) and nbytes + reads[i + 1][0] <= _BYTES
-      future = pool.submit(reads[i + 1][1]) if small else None
-      yield value
-      value = None  # Not held while the next one is read.
+  """The values of (bytes, read), in order; the next two are read in threads while the caller has this one."""
+  with ThreadPoolExecutor(_THREADS) as pool:
+    coming, held, submitted = collections.deque(), 0, 0
+    for i, (nbytes, _) in enumerate(reads):
+      while submitted < len(reads) and (submitted == i or (
+          submitted - i <= _THREADS and held + reads[submitted][0] <= BYTES)):
+        coming.append(pool.submit(reads[submitted][1]))
+        held += reads[submitted][0]
+        submitted += 1
+      yield coming.popleft().result()  # No name here holds the value while others are read.
+      held -= nbytes

@@ -4,6 +4,7 @@ The layout is `store.Store`'s and Orbax reads it. Orbax itself takes and gives w
 frame here, with placeholders, and tensorstore (which Orbax writes arrays with) the arrays, a layer to a chunk.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -26,6 +27,7 @@ Index = tuple[Any, ...]  # Into an array, as numpy takes it; () is all of it.
 Shapes = Mapping[str, Any]  # Path -> anything with shape and dtype.
 
 _SMALL = 32 << 20  # Bytes of a stack that is read at once.
+_PENDING = 64 << 20  # Bytes on their way to the disk; a larger value is alone.
 # A crash of the machine may lose what was written, as with `cp`; a crash of the process does not.
 _CONTEXT = tensorstore.Context({'file_io_sync': False})
 
@@ -88,7 +90,7 @@ class Writer:
     root = pathlib.Path(directory).absolute() / store.FOLDER
     if store.latest(directory) is not None:
       raise errors.make(f"output '{directory}'", 'a directory that holds a checkpoint', 'a new one', 'give another --output')
-    self._final, self._partial, self._pending = root / '0', root / 'partial', None
+    self._final, self._partial, self._pending = root / '0', root / 'partial', collections.deque()
     shutil.rmtree(self._partial, ignore_errors=True)  # What an interrupted call left behind.
     frame = {name: ocp.args.StandardSave(_placeholders(shapes)) for name, shapes in items.items() if shapes}
     frame['meta'] = ocp.args.JsonSave({'layout': store.LAYOUT, 'step': 0, **meta})
@@ -99,15 +101,16 @@ class Writer:
                     for path, leaf in shapes.items()}
 
   def write(self, item: str, path: str, value: np.ndarray, index: Index = ()) -> None:
-    """Writes a part of an array, once the part before is written; the value must not be changed any more."""
-    self.wait()
-    self._pending = self._arrays[item, path][index].write(value, can_reference_source_data_indefinitely=True)
+    """Starts writing a part of an array; the value must not be changed any more. Waits while too much is on its way."""
+    while self._pending and sum(size for size, _ in self._pending) + value.nbytes > _PENDING:
+      self._pending.popleft()[1].result()
+    write = self._arrays[item, path][index].write(value, can_reference_source_data_indefinitely=True)
+    self._pending.append((value.nbytes, write))
 
   def wait(self) -> None:
     """Returns when everything is written."""
-    if self._pending is not None:
-      self._pending.result()
-      self._pending = None
+    while self._pending:
+      self._pending.popleft()[1].result()
 
   def finish(self) -> None:
     """Makes the checkpoint appear."""
@@ -116,8 +119,9 @@ class Writer:
 
   def abandon(self) -> None:
     """Removes what was written."""
-    with contextlib.suppress(Exception):  # A write on its way would bring files back.
-      self.wait()
+    for _, write in self._pending:  # A write on its way would bring files back.
+      with contextlib.suppress(Exception):
+        write.result()
     shutil.rmtree(self._partial, ignore_errors=True)
     for folder in (self._final.parent, self._final.parent.parent):
       if folder.is_dir() and not any(folder.iterdir()):

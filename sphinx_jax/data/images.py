@@ -5,6 +5,7 @@ import io
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample
 
 # CLIP's mean colour; it becomes about zero after normalisation.
@@ -40,7 +41,14 @@ def pad_to_square(image: np.ndarray) -> np.ndarray:
 
 
 def padded_resize(image: np.ndarray, size: int) -> np.ndarray:
-  """uint8[Y,X,3] -> uint8[size,size,3]: padded to a square, then Pillow's antialiased bicubic; bit-equal to official."""
+  """uint8[Y,X,3] -> uint8[size,size,3]: padded to a square, then Pillow's antialiased bicubic; bit-equal to official.
+
+  Raises:
+    SphinxError: another kind of array; a picture of floats in [0, 1] would come out black.
+  """
+  if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+    got = f'{image.dtype}{list(image.shape)}' if isinstance(image, np.ndarray) else repr(type(image).__name__)
+    raise errors.make('image', got, 'a uint8 array [rows, columns, 3]', "for instance np.asarray(picture.convert('RGB'))")
   square = pad_to_square(image)
   if square.shape[0] == size:
     return square

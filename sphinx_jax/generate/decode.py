@@ -95,14 +95,19 @@ class Generator:
     Returns:
       list[str]: texts up to the stop, stripped.
     Raises:
-      SphinxError: a prompt leaves no room for an answer in `llm.max_length`.
+      SphinxError: a prompt leaves no room for an answer in `llm.max_length`; another number of images than prompts;
+        sampling numbers outside their ranges.
     """
     count = len(prompts)
     if not count:
       return []
     images = images if images is not None else [None] * count
+    if len(images) != count:
+      raise errors.make('generator', f'{len(images)} images for {count} prompts', 'one a prompt, or None in its place', 'add them')
+    if temperature < 0 or not 0 < top_p <= 1:
+      raise errors.make('generator', f'temperature={temperature}, top_p={top_p}', 'temperature >= 0 and 0 < top_p <= 1', 'change them')
     limits = np.broadcast_to(np.asarray(max_new_tokens, np.int32), count)
-    rows = [self._row(ids, visual is not None or image is not None) for ids, image in zip(prompts, images, strict=True)]
+    rows = [self._row(ids, visual is not None or image is not None) for ids, image in zip(prompts, images)]
     lengths = np.array([len(tokens) for tokens, _ in rows])
     limits = np.minimum(limits, self._room(lengths))
     expected = expected if expected is not None else limits

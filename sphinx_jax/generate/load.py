@@ -14,6 +14,9 @@ from sphinx_jax.data import dialog, tokenizer
 from sphinx_jax.generate.decode import Generator
 from sphinx_jax.generate.model import Model
 
+DTYPES = ('float32', 'bfloat16')
+ACTIVATIONS = ('gelu', 'quick_gelu')
+
 
 def load(directory, **options):
   """Reads one of our checkpoints.
@@ -36,6 +39,9 @@ def load(directory, **options):
 
 def load_model(directory, dtype=None, half_round=None, clip_activation=None) -> Model:
   """See `sphinx_jax.load`."""
+  for kind, given, known in (('dtype', dtype, DTYPES), ('clip_activation', clip_activation, ACTIVATIONS)):
+    if given is not None and given not in known:
+      raise errors.unknown(kind, given, known)
   if is_ours(directory):
     meta = store.load_meta(directory)
     config, params = config_lib.from_json(meta['config']).model, store.load_params(directory)

@@ -55,9 +55,13 @@ class Model:
       float32[B,T,vocab].
 
     Raises:
-      SphinxError: another number of images than rows, or an image for a model without encoders.
+      SphinxError: tokens that are no ids of the model; another number of images than rows, no pictures, or images for a model
+        without encoders.
     """
-    tokens = np.asarray(tokens, np.int32)
+    tokens, vocab = np.asarray(tokens), self.config.llm.vocab
+    if tokens.ndim != 2 or not tokens.size or tokens.dtype.kind not in 'iu' or tokens.min() < 0 or tokens.max() >= vocab:
+      raise errors.make('logits', f'tokens {tokens.dtype}{list(tokens.shape)}' + (f' of {tokens.min()} to {tokens.max()}' if tokens.size else ''),
+                        f'whole numbers [rows, positions] of 0 to {vocab - 1}', 'encode the text with model.tokenizer')
     rows, length = tokens.shape
     words = 0 if images is None else self._visual_tokens
     if images is None:
@@ -65,7 +69,7 @@ class Model:
     elif len(images) != rows:
       raise errors.make('logits', f'{len(images)} images for {rows} rows', 'one image a row, or None', 'call once for each kind')
     else:
-      pixels = np.stack([pictures.padded_resize(np.asarray(image), self.config.image_size) for image in images])[:, None]
+      pixels = np.stack([pictures.padded_resize(image, self.config.image_size) for image in images])[:, None]
     sequence = np.zeros((rows, words + length), np.int32)
     sequence[:, 0], sequence[:, 1 + words:] = tokens[:, 0], tokens[:, 1:]
     index = np.full_like(sequence, -1)
@@ -89,8 +93,10 @@ class Model:
       Continuations up to EOS or the dialog's stop, stripped.
 
     Raises:
-      SphinxError: no tokenizer; a prompt that leaves no room in llm.max_length (nothing is cut away silently).
+      SphinxError: no tokenizer; one text in place of a list; a prompt that leaves no room in llm.max_length (nothing is cut away silently).
     """
+    if isinstance(prompts, str):
+      raise errors.make('generate', 'one text', 'a list of texts', f'write [{prompts[:20]!r}]')
     ids = [self.generator.tokenizer.encode(prompt, bos=True) for prompt in prompts]
     return self.generator.complete(ids, images, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
 
@@ -101,5 +107,10 @@ class Model:
       turns: [(question, answer), ..., (question, None)].
       image: uint8[Y,X,3] of any size, or None.
       sampling: as in `generate`.
+
+    Raises:
+      SphinxError: no question is open; otherwise as `generate`.
     """
+    if isinstance(turns, str) or not turns or turns[-1][1] is not None:
+      raise errors.make('chat', repr(turns)[:60], 'turns that end with an open question', "for instance [('What is this?', None)]")
     return self.generator.answers([list(turns)], [image], **sampling)[0]
