@@ -175,6 +175,20 @@ def test_without_a_tokenizer_there_are_logits_but_no_text(reading, reader, tmp_p
     (lambda reader, seer: reader.generate(['short', 'one two ' * 50], max_new_tokens=2), 'llm.max_length=96'),
     (lambda reader, seer: reader.chat([('one two ' * 50, None)]), 'llm.max_length=96'),
     (lambda reader, seer: seer.generate(['one two ' * 23], TWO[:1]), 'image included.*llm.max_length=128'),
+    (lambda reader, seer: reader.logits(tokens() + VOCAB), 'of 513 to 1.*0 to 511'),
+    (lambda reader, seer: reader.logits(tokens() - 4), 'of -3 to'),
+    (lambda reader, seer: reader.logits(tokens().astype(np.float32)), 'tokens float32'),
+    (lambda reader, seer: reader.logits(tokens()[0]), r'\[rows, positions\]'),
+    (lambda reader, seer: seer.logits(tokens(), [picture / 255 for picture in TWO]), r'image: got float64\[.*uint8'),
+    (lambda reader, seer: seer.logits(tokens(), [picture[..., 0] for picture in TWO]), 'image: got uint8'),
+    (lambda reader, seer: seer.logits(tokens(), [None, None]), "image: got 'NoneType'"),
+    (lambda reader, seer: reader.generate('one text'), 'a list of texts'),
+    (lambda reader, seer: seer.generate(['a', 'b'], TWO[:1]), '1 images for 2 prompts'),
+    (lambda reader, seer: reader.generate(['a'], temperature=-1.0), 'temperature >= 0'),
+    (lambda reader, seer: reader.generate(['a'], temperature=1.0, top_p=2.0), 'top_p=2.0'),
+    (lambda reader, seer: reader.chat([]), 'an open question'),
+    (lambda reader, seer: reader.chat([('a', 'b')]), 'an open question'),
+    (lambda reader, seer: reader.chat('what?'), 'an open question'),
 ])
 def test_what_cannot_be_is_one_clear_line(reader, seer, call, words):
   with pytest.raises(errors.SphinxError, match=words) as caught:
@@ -185,7 +199,9 @@ def test_what_cannot_be_is_one_clear_line(reader, seer, call, words):
 def test_what_is_loaded_wrong_is_one_clear_line(reading, tmp_path):
   for call, words in ((lambda: sphinx_jax.load(tmp_path / 'x'), 'nothing there'),
                       (lambda: sphinx_jax.load(tmp_path), r'a folder with \[\]'),
-                      (lambda: sphinx_jax.load(reading, clip_activation='gelu'), 'a model with CLIP')):
+                      (lambda: sphinx_jax.load(reading, clip_activation='gelu'), 'a model with CLIP'),
+                      (lambda: sphinx_jax.load(reading, clip_activation='relu'), "'relu', expected one of gelu, quick_gelu"),
+                      (lambda: sphinx_jax.load(reading, dtype='float31'), "did you mean 'float32'")):
     with pytest.raises(errors.SphinxError, match=words):
       call()
 

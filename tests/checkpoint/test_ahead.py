@@ -1,0 +1,39 @@
+import threading
+
+import pytest
+
+from sphinx_jax.checkpoint import ahead
+
+
+def test_values_come_in_order_and_the_next_is_read_meanwhile():
+  second = threading.Event()
+  reads = [(1, lambda: 0), (1, lambda: second.set() or 1), (1, lambda: 2)]
+  values = ahead.ahead(reads)
+  assert next(values) == 0
+  assert second.wait(10)  # Nobody has asked for it yet.
+  assert list(values) == [1, 2]
+
+
+def test_large_values_are_read_one_at_a_time():
+  held, most = [], []
+
+  def read():
+    held.append(1)
+    most.append(len(held))
+    return len(most)
+
+  got = []
+  for value in ahead.ahead([(ahead.BYTES, read)] * 4):
+    got.append(value)
+    held.pop()
+  assert got == [1, 2, 3, 4] and max(most) == 1
+
+
+def test_an_error_comes_in_its_place():
+  def broken():
+    raise OSError('damaged')
+
+  values = ahead.ahead([(1, lambda: 0), (1, broken), (1, lambda: 2)])
+  assert next(values) == 0
+  with pytest.raises(OSError, match='damaged'):
+    next(values)
