@@ -84,12 +84,12 @@ def read_in(assembly: assemble.Assembly, output: str, seed: int = 0) -> None:
              for name, tensor in assembly.carried.items()}
   writer = stream.Writer(output, {'params': assembly.shapes, 'carried': carried}, _meta(assembly))
   try:
-    pieces = [(item, path, index, size, array) for item, group in (('params', arrays), ('carried', carried))
+    pieces = [(item, path, array, index, size) for item, group in (('params', arrays), ('carried', carried))
               for path, array in group.items() for index, size in array.pieces()]
-    values = ahead.ahead([(size, functools.partial(array.read, index)) for _, _, index, size, array in pieces])
-    with progress(total=sum(size for *_, size, _ in pieces), what='writing', unit='B') as bar:
-      for (item, path, index, size, _), value in zip(pieces, values, strict=True):
-        writer.write(item, path, value, index)
+    values = ahead.ahead([(size, functools.partial(array.read, index)) for _, _, array, index, size in pieces])
+    with progress(total=sum(size for *_, size in pieces), what='writing', unit='B') as bar:
+      for item, path, _, index, size in pieces:
+        writer.write(item, path, next(values), index)  # No name holds the value while the next one is read.
         bar.update(size)
     for path, value in started.items():
       writer.write('params', path, value)

@@ -4,7 +4,6 @@ The layout is `store.Store`'s and Orbax reads it. Orbax itself takes and gives w
 frame here, with placeholders, and tensorstore (which Orbax writes arrays with) the arrays, a layer to a chunk.
 """
 
-import collections
 import contextlib
 import dataclasses
 import functools
@@ -27,7 +26,6 @@ Index = tuple[Any, ...]  # Into an array, as numpy takes it; () is all of it.
 Shapes = Mapping[str, Any]  # Path -> anything with shape and dtype.
 
 _SMALL = 32 << 20  # Bytes of a stack that is read at once.
-_PENDING = 64 << 20  # Bytes on their way to the disk; a larger value is alone.
 # A crash of the machine may lose what was written, as with `cp`; a crash of the process does not.
 _CONTEXT = tensorstore.Context({'file_io_sync': False})
 
@@ -90,7 +88,7 @@ class Writer:
     root = pathlib.Path(directory).absolute() / store.FOLDER
     if store.latest(directory) is not None:
       raise errors.make(f"output '{directory}'", 'a directory that holds a checkpoint', 'a new one', 'give another --output')
-    self._final, self._partial, self._pending = root / '0', root / 'partial', collections.deque()
+    self._final, self._partial, self._writing = root / '0', root / 'partial', None
     shutil.rmtree(self._partial, ignore_errors=True)  # What an interrupted call left behind.
     frame = {name: ocp.args.StandardSave(_placeholders(shapes)) for name, shapes in items.items() if shapes}
     frame['meta'] = ocp.args.JsonSave({'layout': store.LAYOUT, 'step': 0, **meta})
@@ -101,27 +99,20 @@ class Writer:
                     for path, leaf in shapes.items()}
 
   def write(self, item: str, path: str, value: np.ndarray, index: Index = ()) -> None:
-    """Starts writing a part of an array; the value must not be changed any more. Waits while too much is on its way."""
-    while self._pending and sum(size for size, _ in self._pending) + value.nbytes > _PENDING:
-      self._pending.popleft()[1].result()
-    write = self._arrays[item, path][index].write(value, can_reference_source_data_indefinitely=True)
-    self._pending.append((value.nbytes, write))
-
-  def wait(self) -> None:
-    """Returns when everything is written."""
-    while self._pending:
-      self._pending.popleft()[1].result()
+    """Writes a part of an array."""
+    self._writing = self._arrays[item, path][index].write(value, can_reference_source_data_indefinitely=True)
+    self._writing.result()
+    self._writing = None
 
   def finish(self) -> None:
     """Makes the checkpoint appear."""
-    self.wait()
     os.rename(self._partial, self._final)
 
   def abandon(self) -> None:
     """Removes what was written."""
-    for _, write in self._pending:  # A write on its way would bring files back.
+    if self._writing is not None:  # Interrupted: a write on its way would bring files back.
       with contextlib.suppress(Exception):
-        write.result()
+        self._writing.result()
     shutil.rmtree(self._partial, ignore_errors=True)
     for folder in (self._final.parent, self._final.parent.parent):
       if folder.is_dir() and not any(folder.iterdir()):

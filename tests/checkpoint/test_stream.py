@@ -158,7 +158,6 @@ writer = stream.Writer(sys.argv[1], {'params': {'w': value}}, {})
 for i in range(64):
   writer.write('params', 'w', value[i], (i,))
   if i == 20:
-    writer.wait()
     print('half', flush=True)
     time.sleep(60)
 writer.finish()

@@ -17,7 +17,7 @@ from sphinx_jax.checkpoint.foreign import pth_writer, safetensors, shards, sourc
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.checkpoint.stream import Array
 from sphinx_jax.core import errors
-from sphinx_jax.core.progress import progress
+from sphinx_jax.core.progress import log, progress
 from sphinx_jax.models import foreign, official
 from sphinx_jax.models.llms import llama
 
@@ -51,6 +51,9 @@ def official_tensors(config: ml_collections.ConfigDict, arrays: Mapping[str, Arr
   """
   official.name_of(config)
   prefix = origin['prefix'] if origin.get('form') == 'official' else sources.PREFIX
+  encoders = tuple(before for part, (before, _) in official.ENCODERS.items() if part in config.encoders)
+  if absent := [key for key in official.UNUSED if key.startswith(encoders) and key not in carried]:
+    log.info('not in this checkpoint, and not read by the official model: %s', ', '.join(absent))
   return {prefix + key: tensor for key, tensor in (tensors(official.weights(config), arrays) | _carried(carried)).items()}
 
 
