@@ -24,7 +24,7 @@ def turns(annotation, rng, max_turns):
 
 
 def score(answer, truth):
-  """Accuracy at IoU 0.5 of the first box in the answer, as the official evaluation reads it."""
+  """Accuracy at IoU 0.5 of the first box in the answer; `evaluate.protocols.rec` has the official reading of answers."""
   predicted = [box for _, group in coordinates.parse_groups(answer) for box in group if len(box) == 4]
   return float(bool(predicted) and boxes.iou(predicted[0], truth['box']) >= 0.5), 1.0
 
