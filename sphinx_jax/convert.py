@@ -51,7 +51,7 @@ def open_sources(paths: Sequence[str], variant: str | None = None, base: str | N
                         'give --to=official or --to=hf to take it back')
   found = [sources.open_source(path, variant, base) for path in paths]
   for source in found:
-    size = sum(tensor.nbytes for tensor in source.tensors.values())
+    size = trees.nbytes(source.tensors)
     dtypes = sorted({str(tensor.dtype) for tensor in source.tensors.values()})
     log.info("'%s': %s, %d tensors, %.2f GB, %s", source.path, source.kind, len(source.tensors), size / 1e9, ', '.join(dtypes))
   given = None if tokenizer is None else _bytes(tokenizer)
@@ -177,7 +177,7 @@ def verify(first: str, second: str, **options) -> float:
     raise errors.make(f"verify '{second}'", f'{len(lines)} differences: ' + '; '.join(lines[:10]),
                       f"the parameters of '{first}'", 'compare models of one size')
   rows: dict[str, list[float]] = {}
-  with progress(total=sum(array.nbytes for array in a.values()), what='comparing', unit='B') as bar:
+  with progress(total=trees.nbytes(a), what='comparing', unit='B') as bar:
     for path, array in a.items():
       part = '/'.join(path.split('/')[:2 if path.startswith('encoders/') else 1])
       rows.setdefault(part, []).append(max(_distance(array.read(index), b[path].read(index)) for index, _ in array.pieces()))
@@ -187,7 +187,7 @@ def verify(first: str, second: str, **options) -> float:
     print(f'{part:<20}{len(distances):>12}{distances.count(0.0):>8}{max(distances):>22.3g}')
   worst = max(map(max, rows.values()))
   # Each model is loaded in its turn, and computes in float32.
-  if sum(array.nbytes for array in a.values()) > psutil.virtual_memory().available / 4:
+  if trees.nbytes(a) > psutil.virtual_memory().available / 4:
     print('logits: not compared, the memory of this machine is too small')
     return worst
   distance = _distance(_example(first, config), _example(second, other))

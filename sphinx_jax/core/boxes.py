@@ -10,14 +10,21 @@ def _padding(width: int, height: int) -> tuple[int, int, int]:
   return longer, (longer - width) // 2, (longer - height) // 2
 
 
+def expand_to_square(box: Sequence[float], width: int, height: int) -> Box:
+  """Pixels `(x1, y1, x2, y2)` of a width x height image -> pixels of its padded square."""
+  _, left, top = _padding(width, height)
+  x1, y1, x2, y2 = box
+  return x1 + left, y1 + top, x2 + left, y2 + top
+
+
 def pad_box(box: Sequence[float], width: int, height: int) -> Box:
   """Pixels `(x1, y1, x2, y2)` of a width x height image -> [0, 1] on its padded square.
 
   The square's side is the longer edge and the left/top padding is the floor of half the difference (FACTS "Preprocessing").
   """
-  longer, left, top = _padding(width, height)
-  x1, y1, x2, y2 = box
-  return (x1 + left) / longer, (y1 + top) / longer, (x2 + left) / longer, (y2 + top) / longer
+  x1, y1, x2, y2 = expand_to_square(box, width, height)
+  longer = max(width, height)
+  return x1 / longer, y1 / longer, x2 / longer, y2 / longer
 
 
 def unpad_box(box: Sequence[float], width: int, height: int) -> Box:

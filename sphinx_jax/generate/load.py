@@ -70,7 +70,7 @@ def is_ours(directory) -> bool:
 def read(assembly: assemble.Assembly) -> dict:
   """The parameter tree of foreign files, in their dtypes."""
   arrays, params = assemble.arrays(assembly), {}
-  with progress(total=sum(array.nbytes for array in arrays.values()), what='reading', unit='B') as bar:
+  with progress(total=trees.nbytes(arrays), what='reading', unit='B') as bar:
     for path, array in arrays.items():
       params[path] = jnp.asarray(array.read(()))
       bar.update(array.nbytes)

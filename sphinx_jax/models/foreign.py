@@ -88,6 +88,7 @@ class Form:
   """How a library names and lays out one part of the model.
 
   Attributes:
+    kind: what it is, in words.
     mark: a name by which a file of it is recognised.
     weights: settings of the part (as in a model config) -> its table.
     settings: (shapes of a file, its config or {}) -> settings of the part.
@@ -95,6 +96,7 @@ class Form:
     prefixes: what files put before the names; the first one that fits the mark counts.
     config: settings -> the library's own config, for forms that can be written as a whole model.
   """
+  kind: str
   mark: str
   weights: Callable[[Mapping[str, Any]], list[Weight]]
   settings: Callable[[Shapes, Mapping[str, Any]], dict[str, Any]]

@@ -16,7 +16,7 @@ from sphinx_jax.checkpoint.ahead import ahead
 from sphinx_jax.checkpoint.foreign import pth_writer, safetensors, shards, sources
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.checkpoint.stream import Array
-from sphinx_jax.core import errors
+from sphinx_jax.core import errors, trees
 from sphinx_jax.core.progress import log, progress
 from sphinx_jax.models import foreign, official
 from sphinx_jax.models.llms import llama
@@ -50,7 +50,7 @@ def official_tensors(config: ml_collections.ConfigDict, arrays: Mapping[str, Arr
     SphinxError: a model that the official code does not have.
   """
   official.name_of(config)
-  prefix = origin['prefix'] if origin.get('form') == 'official' else sources.PREFIX
+  prefix = origin['prefix'] if origin.get('form') == 'official' else shards.PREFIX
   encoders = tuple(before for part, (before, _) in official.ENCODERS.items() if part in config.encoders)
   if absent := [key for key in official.UNUSED if key.startswith(encoders) and key not in carried]:
     log.info('not in this checkpoint, and not read by the official model: %s', ', '.join(absent))
@@ -118,9 +118,9 @@ def write_huggingface(folder: pathlib.Path, config: ml_collections.ConfigDict, f
 
 @contextlib.contextmanager
 def _counted(*parts: Mapping[str, Tensor]) -> Iterator[list[dict[str, Tensor]]]:
-  """The same tensors, to be read once; a bar counts the bytes, and in their order one is read ahead."""
+  """The same tensors, to be read once; a bar counts the bytes, and in their order they are read ahead."""
   ordered = [tensor for part in parts for tensor in part.values()]
-  with progress(total=sum(tensor.nbytes for tensor in ordered), what='writing', unit='B') as bar:
+  with progress(total=sum(map(trees.nbytes, parts)), what='writing', unit='B') as bar:
     values = ahead([(tensor.nbytes, tensor.read) for tensor in ordered])
     waiting = collections.deque(ordered)
 

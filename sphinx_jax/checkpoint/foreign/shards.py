@@ -16,7 +16,7 @@ _KINDS = {  # How the files of a shard set are named; groups: rank, and how many
     'meta': re.compile(r'consolidated\.(\d+)\.pth'),
     'diff': re.compile(r'.*?(\d+)-of-(\d+)\.model-diff\.pth'),
 }
-_PREFIX = 'llma.'  # Of the official code; Meta's own files lack it.
+PREFIX = 'llma.'  # Of the official code; Meta's own files lack it.
 _SPLIT = [  # (keys, dimension); all else is replicated. fairscale's ColumnParallel, RowParallel and ParallelEmbedding.
     (re.compile(r'(llma\.)?(layers\.\d+\.(attention\.w[qkv]|feed_forward\.w[13])|output)\.(weight|bias)'), 0),
     (re.compile(r'(llma\.)?(layers\.\d+\.(attention\.wo|feed_forward\.w2)|tok_embeddings)\.weight'), 1),
@@ -99,8 +99,8 @@ def add_diff(base: Mapping[str, Tensor], diff: Mapping[str, Tensor]) -> dict[str
   Raises:
     SphinxError: shapes that differ.
   """
-  if any(key.startswith(_PREFIX) for key in diff) and not any(key.startswith(_PREFIX) for key in base):
-    base = {_PREFIX + key: tensor for key, tensor in base.items()}
+  if any(key.startswith(PREFIX) for key in diff) and not any(key.startswith(PREFIX) for key in base):
+    base = {PREFIX + key: tensor for key, tensor in base.items()}
   if bad := [f'{key} {list(base[key].shape)} + {list(diff[key].shape)}' for key in base
              if key in diff and base[key].shape != diff[key].shape]:
     raise errors.make('shards', f'deltas of other shapes than their base: {files.some(bad)}', 'equal shapes',
@@ -143,7 +143,7 @@ def _check_alike(shards: list[dict[str, Tensor]]) -> None:
 
 def _check_width(shards: list[dict[str, Tensor]]) -> None:
   """The ranks' columns of the embedding make up the model's width: else a rank is missing, or the vocabulary is split."""
-  for prefix in ('', _PREFIX):
+  for prefix in ('', PREFIX):
     embedding, norm = shards[0].get(prefix + 'tok_embeddings.weight'), shards[0].get(prefix + 'norm.weight')
     if embedding and norm and embedding.shape[1] * len(shards) != norm.shape[0]:
       raise errors.make('shards', f'{len(shards)} shards with {embedding.shape[1]} columns of tok_embeddings each',

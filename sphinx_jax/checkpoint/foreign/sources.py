@@ -18,14 +18,8 @@ from sphinx_jax.models import foreign, official
 from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer
 from sphinx_jax.models.llms import llama
 
-PREFIX = 'llma.'  # Of the official model inside its trainer.
 SIDECAR = 'sphinx_jax.json'  # Beside an official folder that we wrote: the model config, heads and all.
 FORMS = {'llm': llama.FORMS, 'clip': clip.FORMS, 'convnext': convnext.FORMS, 'dinov2': dinov2.FORMS, 'qformer': qformer.FORMS}
-_KINDS = {('llm', 'meta'): 'LLaMA as Meta names it', ('llm', 'hf'): 'LLaMA of HF transformers',
-          ('clip', 'open_clip'): 'CLIP of OpenAI or open_clip',
-          ('clip', 'hf'): 'CLIP of HF transformers', ('convnext', 'timm'): 'ConvNeXt of timm or open_clip',
-          ('dinov2', 'original'): 'DINOv2, original', ('dinov2', 'hf'): 'DINOv2 of HF transformers',
-          ('qformer', 'hf'): 'BLIP-2 of HF transformers'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +74,7 @@ def open_source(path: str | pathlib.Path, variant: str | None = None, base: str 
   config = next((found for near in folders for name in ('config.json', 'params.json') if (found := _json(near / name))), {})
   tokenizer = next((file.read_bytes() for near in folders if (file := near / 'tokenizer.model').is_file()), None)
   shared = dict(path=path, config=config, tokenizer=tokenizer)
-  prefix = PREFIX if any(key.startswith(PREFIX) for key in tensors) else ''
+  prefix = shards.PREFIX if any(key.startswith(shards.PREFIX) for key in tensors) else ''
   plain = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
   meta = _json(folder / 'meta.json')
   if 'start_img' in plain or 'llama_type' in meta:
@@ -197,14 +191,14 @@ def _part(tensors: Mapping[str, Tensor], path: pathlib.Path, shared: Mapping[str
       if prefix is None:
         continue
       inside = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-      settings = _settings(form, _shapes(inside), shared['config'], f"source '{path}' ({_KINDS[part, name]})")
+      settings = _settings(form, _shapes(inside), shared['config'], f"source '{path}' ({form.kind})")
       table = form.weights(settings)
       carried = _unused(inside, table)
-      _refuse_strange(carried, table, form, f"source '{path}' ({_KINDS[part, name]})")
-      return Source(kind=_KINDS[part, name], part=part, form=name, tensors=inside, table=table, settings=settings,
+      _refuse_strange(carried, table, form, f"source '{path}' ({form.kind})")
+      return Source(kind=form.kind, part=part, form=name, tensors=inside, table=table, settings=settings,
                     carried=carried, prefix=prefix, outside=tuple(key for key in tensors if not key.startswith(prefix)), **shared)
   raise errors.make(f"source '{path}'", f'{len(tensors)} tensors of no known form ({", ".join(sorted(tensors)[:3])}, ...)',
-                    f'one of: official SPHINX; {"; ".join(_KINDS.values())}', 'see the table of formats in README.md')
+                    f'one of: official SPHINX; {"; ".join(form.kind for forms in FORMS.values() for form in forms.values())}', 'see the table of formats in README.md')
 
 
 def _refuse_strange(carried: Iterable[str], table: Iterable[foreign.Weight], form: foreign.Form, who: str) -> None:

@@ -33,7 +33,7 @@ def rec_iou(answer: str, box: Sequence[float], width: int, height: int, official
       then be negative zero, or NaN where the union is 0 or a number is not finite.
   """
   if official:
-    return _official_iou(_first_bracket(answer), expand_to_square(box, width, height), max(width, height))
+    return _official_iou(_first_bracket(answer), boxes.expand_to_square(box, width, height), max(width, height))
   groups = coordinates.parse_groups(answer) or coordinates.parse_groups(f'[{answer.strip("[] ")}]')
   found = [numbers for _, group in groups for numbers in group if len(numbers) == 4]
   return boxes.iou(found[0], boxes.pad_box(box, width, height)) if found else 0.0
@@ -42,13 +42,6 @@ def rec_iou(answer: str, box: Sequence[float], width: int, height: int, official
 def rec_accuracy(answer: str, box: Sequence[float], width: int, height: int, official: bool = False) -> float:
   """1.0 where `rec_iou` of the same arguments is at least 0.5, else 0.0."""
   return float(rec_iou(answer, box, width, height, official) >= THRESHOLD)
-
-
-def expand_to_square(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float]:
-  """Pixels of the width x height picture -> pixels of its padded square (`boxes.pad_box` without the division)."""
-  left, top = max(height - width, 0) // 2, max(width - height, 0) // 2
-  x1, y1, x2, y2 = box
-  return x1 + left, y1 + top, x2 + left, y2 + top
 
 
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:

@@ -87,7 +87,7 @@ def _settings(patches: str, positions: str, up: str, activation: str) -> Any:
 
 FORMS = {
     'open_clip': foreign.Form(
-        'visual.conv1.weight', _open_clip,
+        'CLIP of OpenAI or open_clip', 'visual.conv1.weight', _open_clip,
         _settings('visual.conv1.weight', 'visual.positional_embedding', 'visual.transformer.resblocks.{}.mlp.c_fc.weight',
                   'gelu'),
         # The text half, which no SPHINX uses. OpenAI's file also holds three numbers about itself.
@@ -95,7 +95,7 @@ FORMS = {
                 r'ln_final\.(weight|bias)', r'transformer\..*', r'text\..*', r'attn_mask', r'input_resolution',
                 r'context_length', r'vocab_size')),
     'hf': foreign.Form(
-        'pre_layrnorm.weight', _huggingface,
+        'CLIP of HF transformers', 'pre_layrnorm.weight', _huggingface,
         _settings('embeddings.patch_embedding.weight', 'embeddings.position_embedding.weight',
                   'encoder.layers.{}.mlp.fc1.weight', 'quick_gelu'),
         # The vision half saved alone by transformers 5 is without the prefix.

@@ -145,6 +145,7 @@ def _settings(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, An
 
 FORMS = {
     # open_clip wraps timm's trunk; its own projection and the text half come after.
-    'timm': foreign.Form('stem.0.weight', _timm, _settings, prefixes=('', 'visual.trunk.', 'trunk.'),
+    'timm': foreign.Form('ConvNeXt of timm or open_clip', 'stem.0.weight', _timm, _settings,
+                         prefixes=('', 'visual.trunk.', 'trunk.'),
                          unused=(r'head\.fc\.(weight|bias)',)),
 }

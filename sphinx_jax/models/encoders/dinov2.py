@@ -101,10 +101,10 @@ def _settings(patches: str, positions: str, down: str) -> Any:
 
 
 FORMS = {
-    'original': foreign.Form('patch_embed.proj.weight', _original,
+    'original': foreign.Form('DINOv2, original', 'patch_embed.proj.weight', _original,
                              _settings('patch_embed.proj.weight', 'pos_embed', 'blocks.{}.mlp.w3.weight'),
                              unused=(r'mask_token',)),
-    'hf': foreign.Form('embeddings.patch_embeddings.projection.weight', _huggingface,
+    'hf': foreign.Form('DINOv2 of HF transformers', 'embeddings.patch_embeddings.projection.weight', _huggingface,
                        _settings('embeddings.patch_embeddings.projection.weight', 'embeddings.position_embeddings',
                                  'encoder.layer.{}.mlp.weights_out.weight'),
                        unused=(r'embeddings\.mask_token',), prefixes=('', 'dinov2.')),

@@ -168,7 +168,7 @@ def _settings(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, An
 
 
 FORMS = {
-    'hf': foreign.Form('qformer.layernorm.weight', _huggingface, _settings,
+    'hf': foreign.Form('BLIP-2 of HF transformers', 'qformer.layernorm.weight', _huggingface, _settings,
                        # BLIP-2's own language model is not SPHINX's, nor is the half of the Q-Former that reads text.
                        unused=(r'language_model\..*', r'language_projection\..*', r'(qformer\.)?embeddings\..*', r'.*\.position_ids',
                                r'qformer\.encoder\.layer\.\d+\.(intermediate|output)\..*', r'(vision|text)_projection\..*',

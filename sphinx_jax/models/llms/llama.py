@@ -249,7 +249,8 @@ def _to_huggingface(settings: Mapping[str, Any]) -> dict[str, Any]:
 _CONTEXT = 4096  # LLaMA-2's, where a config does not say.
 
 FORMS = {
-    'meta': foreign.Form('tok_embeddings.weight', _meta, _from_meta, unused=(r'rope\.freqs',), config=_to_meta),
-    'hf': foreign.Form('model.embed_tokens.weight', _huggingface, _from_huggingface, unused=(r'.*\.rotary_emb\.inv_freq',),
-                       config=_to_huggingface),
+    'meta': foreign.Form('LLaMA as Meta names it', 'tok_embeddings.weight', _meta, _from_meta, unused=(r'rope\.freqs',),
+                         config=_to_meta),
+    'hf': foreign.Form('LLaMA of HF transformers', 'model.embed_tokens.weight', _huggingface, _from_huggingface,
+                       unused=(r'.*\.rotary_emb\.inv_freq',), config=_to_huggingface),
 }

@@ -29,7 +29,7 @@ def test_official_scores_are_the_goldens_and_ours_depart_only_where_stated(sampl
 
 @pytest.mark.parametrize('case', GOLDEN['expand2square'], ids=lambda case: f'{case["w"]}x{case["h"]}')
 def test_padding_is_the_goldens(case):
-  assert list(rec.expand_to_square(case['box'], case['w'], case['h'])) == case['out']
+  assert list(boxes.expand_to_square(case['box'], case['w'], case['h'])) == case['out']
 
 
 @pytest.mark.parametrize('width, height', [(640, 427), (333, 500), (500, 500), (101, 50), (17, 300)])
