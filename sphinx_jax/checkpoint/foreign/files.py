@@ -3,7 +3,7 @@
 import contextlib
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -28,6 +28,18 @@ def damage(path) -> Iterator[None]:
 def some(names: list[str]) -> str:
   """The first few names of a list, for a message."""
   return ', '.join(str(name)[:100] for name in names[:5]) + (', ...' if len(names) > 5 else '')
+
+
+def join(folder: pathlib.Path, opened: Iterable[tuple[pathlib.Path, dict[str, Tensor]]]) -> dict[str, Tensor]:
+  """The tensors of several opened files of one model. Raises SphinxError for a key that two of them hold."""
+  joined, origin = {}, {}
+  for path, tensors in opened:
+    if twice := sorted(joined.keys() & tensors.keys()):
+      raise errors.make(str(folder), f'{len(twice)} keys both in {origin[twice[0]]} and in {path.name}: {some(twice)}',
+                        'every key once', 'remove the file that does not belong here')
+    joined.update(tensors)
+    origin.update(dict.fromkeys(tensors, path.name))
+  return joined
 
 
 def fill(file, array: np.ndarray) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
@@ -78,7 +78,7 @@ def _open_folder(folder: pathlib.Path) -> dict[str, Tensor]:
     raise errors.make(str(folder), f'{len(paths)} .safetensors files and no {INDEX}',
                       'model.safetensors, or shards with their index', 'download the whole folder')
   opened = [(path, open_safetensors(path)) for path in paths]
-  return _join(folder, opened)
+  return files.join(folder, opened)
 
 
 def _open_index(index: pathlib.Path) -> dict[str, Tensor]:
@@ -95,18 +95,7 @@ def _open_index(index: pathlib.Path) -> dict[str, Tensor]:
   if lacking := [key for key, name in promised.items() if key not in held[name]]:
     raise errors.make(str(index), f'{len(lacking)} keys that their files lack: {files.some(lacking)}',
                       'every key in the file that the index names for it', 'download index and shards from one source')
-  return _join(index.parent, opened)
-
-
-def _join(folder: pathlib.Path, opened: Iterable[tuple[pathlib.Path, dict[str, Tensor]]]) -> dict[str, Tensor]:
-  joined, origin = {}, {}
-  for path, tensors in opened:
-    if twice := sorted(joined.keys() & tensors.keys()):
-      raise errors.make(str(folder), f'{len(twice)} keys both in {origin[twice[0]]} and in {path.name}: {files.some(twice)}',
-                        'every key once', 'remove the file that does not belong here')
-    joined.update(tensors)
-    origin.update(dict.fromkeys(tensors, path.name))
-  return joined
+  return files.join(index.parent, opened)
 
 
 def _open_file(path: pathlib.Path) -> dict[str, Tensor]:

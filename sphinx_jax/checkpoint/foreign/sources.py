@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from sphinx_jax.checkpoint.foreign import pth, safetensors, shards
+from sphinx_jax.checkpoint.foreign import files, pth, safetensors, shards
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.core import errors
 from sphinx_jax.core.progress import log
@@ -92,18 +92,11 @@ def _open_tensors(path: pathlib.Path, base: str | pathlib.Path | None, report: C
     return _merged(path, sets, base, report)
   if any(name.endswith('.safetensors') for name in names):
     return safetensors.open_safetensors(path)
-  files = [path / name for name in names if name.endswith(('.bin', '.pt', '.pth'))]
-  if not files:
+  pickles = [path / name for name in names if name.endswith(('.bin', '.pt', '.pth'))]
+  if not pickles:
     raise errors.make(f"source '{path}'", f'a folder with {names[:5]}',
                       'weights (consolidated*.pth, *.safetensors, *.bin, *.pth) or a checkpoint of ours', 'check the path')
-  found: dict[str, Tensor] = {}
-  for file in files:
-    new = pth.open_pth(file)
-    if twice := found.keys() & new.keys():
-      raise errors.make(f"source '{path}'", f'{len(twice)} names in several files ({sorted(twice)[0]})', 'one model',
-                        'give one of the files as --source')
-    found |= new
-  return found
+  return files.join(path, [(file, pth.open_pth(file)) for file in pickles])
 
 
 def _merged(path: pathlib.Path, sets: Mapping[str, list], base: str | pathlib.Path | None,
