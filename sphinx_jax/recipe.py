@@ -32,6 +32,7 @@ from sphinx_jax.data.miniworld import builder
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.evaluate import tasks as evaluation
 from sphinx_jax.generate import load as loading
+from sphinx_jax.program import Program
 from sphinx_jax.report import page
 
 FLAGS = flags.FLAGS
@@ -116,11 +117,11 @@ def _mix(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   """
   section = config[name]
   stage = stage_config(config, section.inputs[0], workdir)
-  plan, data = train_door.Plan(stage), train_door.open_data(stage)
-  parents = [checkpoints.load_params(workdir / parent, plan.params) for parent in section.inputs]
+  program, data = Program(stage), train_door.open_data(stage)
+  parents = [checkpoints.load_params(workdir / parent, program.params) for parent in section.inputs]
   halves = {f'{half}/{domain}': batches[start::2] for domain, batches in data.validation.items()
             for start, half in enumerate(('choice', 'curve'))}
-  points = mix_weights.curve(*parents, section.coefficients, lambda params: plan.evaluate(params, halves))
+  points = mix_weights.curve(*parents, section.coefficients, lambda params: program.evaluate(params, halves))
 
   def average(point: dict, half: str) -> float:
     return sum(point[f'{half}/{domain}'] for domain in data.validation) / len(data.validation)

@@ -8,24 +8,23 @@ import base64
 import contextlib
 import itertools
 import pathlib
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from absl import flags
 from ml_collections import ConfigDict
 
 from sphinx_jax.checkpoint import store as checkpoints
 from sphinx_jax.core import batch as contract
-from sphinx_jax.core import cli, config as config_lib, errors, trees
+from sphinx_jax.core import cli, config as config_lib, errors
 from sphinx_jax.core.progress import log, progress
 from sphinx_jax.data import dialog, pipeline, sources, tokenizer as tokenizers
 from sphinx_jax.models import sphinx
-from sphinx_jax.parallel import mesh as meshes, placement, rules
-from sphinx_jax.training import optimizer as optimizers, state as states, step as steps, writer as writers
+from sphinx_jax.parallel import placement
+from sphinx_jax.program import Program
+from sphinx_jax.training import state as states, writer as writers
 from sphinx_jax.training.stopping import Stopping
 
 FLAGS = flags.FLAGS
@@ -53,16 +52,16 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
     return checkpoints.load_meta(workdir)['metrics']
 
   # Mesh, data, shapes, layouts, compilation: nothing large is made before all of them fit together.
-  plan = Plan(config)
+  program = Program(config)
   data = open_data(config)
   log.info('mixture of %s:\n%s', config.name, data.table)
   if before is None and config.init_from:
-    check_parent(config, plan, data)
-  abstract, train_step = compile_step(config, plan)
+    check_parent(config, program, data)
+  train_step = program.compile()
 
   with contextlib.ExitStack() as stack:
     store = stack.enter_context(checkpoints.Store(workdir, config.checkpoint.keep))
-    state, position, sums = start(config, plan, abstract, store)
+    state, position, sums = start(config, program, store)
     first = int(state.step)
     writer = stack.enter_context(contextlib.closing(writers.Writer(workdir, first, jax.process_index() == 0)))
     batches = stack.enter_context(contextlib.closing(data.batches(position)))
@@ -75,7 +74,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
         batch, position = next(batches)
       if step == first + 1:
         contract.check(batch, sphinx.visual_tokens(config.model))
-      state, metrics = train_step(state, placement.put(batch, plan.rows))
+      state, metrics = train_step(state, placement.put(batch, program.rows))
       window.add(step, metrics)  # Reads the step before, now that this one is on its way.
 
       last = step == config.steps
@@ -84,7 +83,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
         writer.write(step, window.close())
       if data.validation and (last or step % config.eval_every == 0):
         with window.pause():
-          losses = plan.evaluate(state.params, data.validation)
+          losses = program.evaluate(state.params, data.validation)
         writer.write(step, {f'validation/{name}': value for name, value in losses.items()})
       if last or step % config.checkpoint.every == 0 or stopping.asked:
         window.read()  # A step that is not finite is never saved.
@@ -164,89 +163,7 @@ def open_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
   return tokenizers.Tokenizer(base64.b64decode(checkpoints.load_meta(config.init_from)['tokenizer']))
 
 
-class Plan:
-  """What follows from a config before any array is made: mesh, shapes and layouts of parameters and batch, the model.
-
-  Attributes:
-    mesh: the devices.
-    params: ShapeDtypeStruct of every parameter, at its resting dtype, with its sharding.
-    axes: names of every parameter's dimensions.
-    rows: the sharding of a batch.
-    batch: ShapeDtypeStruct of a batch, with sharding.
-    evaluate: (parameters, name -> numpy batches) -> name -> mean loss in nats.
-
-  Raises:
-    SphinxError: a mesh, model and batch that do not fit together.
-  """
-
-  def __init__(self, config: ConfigDict):
-    self.mesh = meshes.make_mesh(**config.mesh)
-    placement.check_rows(config.batch.rows, config.optimizer.accumulate, self.mesh)
-    self._model = sphinx.build(config.model)
-    self.axes = sphinx.logical_axes(config.model)
-    resting = states.at_rest(sphinx.abstract_params(config.model), config.trained, config.model.dtype)
-    self.params = with_layouts(resting, rules.shardings(self.axes, resting, self.mesh))
-    self.rows = placement.batch_sharding(self.mesh)
-    shapes = contract.spec(config.batch.rows, config.batch.length, config.batch.images, config.model.image_size)
-    self.batch = with_layouts(shapes, dict.fromkeys(shapes, self.rows))
-    self._eval_step = jax.jit(steps.make_eval_step(self.apply), out_shardings=placement.replicated(self.mesh))
-
-  def apply(self, params: dict, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Logits float32[B,T,vocab]."""
-    return self._model.apply({'params': params}, *(
-        batch[name] for name in ('tokens', 'visual_index', 'positions', 'segments', 'images')))
-
-  def evaluate(self, params: dict, validation: Mapping[str, list[dict]]) -> dict[str, float]:
-    """Mean loss in nats of each validation set (name -> numpy batches)."""
-    placed = {name: (placement.put(batch, self.rows) for batch in batches) for name, batches in validation.items()}
-    return steps.evaluate_loss(self._eval_step, params, placed)
-
-
-def with_layouts(shapes: Any, layouts: Any) -> Any:
-  """A tree of ShapeDtypeStruct that carries shardings."""
-  return jax.tree.map(
-      lambda leaf, layout: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout), shapes, layouts)
-
-
-def make_optimizer(config: ConfigDict, axes: Mapping) -> tuple[optax.GradientTransformation, optax.Schedule]:
-  """The optimizer of the trained parameters and its learning rate by update."""
-  settings = config.optimizer
-  rate = optimizers.schedule(settings.lr, settings.warmup, settings.decay_to, config.steps)
-  trained = states.split(axes, config.trained)[0]
-  return optimizers.make_optimizer(settings.name, rate, trained, settings.betas, settings.weight_decay, settings.clip,
-                                   settings.moment_dtype), rate
-
-
-def compile_step(config: ConfigDict, plan: Plan) -> tuple[states.State, Callable]:
-  """The shapes and layouts of the whole state, and the compiled update; says what it takes in the log."""
-  began = time.monotonic()
-  optimizer, rate = make_optimizer(config, plan.axes)
-  everywhere = placement.replicated(plan.mesh)
-  trained, frozen = states.split(plan.params, config.trained)
-  layouts = jax.tree.map(lambda leaf: leaf.sharding, trained)
-  opt_state = with_layouts(jax.eval_shape(optimizer.init, trained),
-                           optimizers.state_shardings(optimizer, trained, layouts, everywhere))
-  abstract = states.State(jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere), trained, frozen, opt_state)
-  log.info('%s: %.2f M parameters trained, %.2f M frozen, on %s', config.name, trees.count(trained) / 1e6,
-           trees.count(frozen) / 1e6, ' x '.join(f'{axis} {size}' for axis, size in plan.mesh.shape.items()))
-  update = steps.make_train_step(plan.apply, optimizer, rate, len(config.mixture), config.optimizer.accumulate)
-  after = jax.tree.map(lambda leaf: leaf.sharding, abstract), everywhere
-  compiled = jax.jit(update, donate_argnums=0, out_shardings=after).lower(abstract, plan.batch).compile()
-  log.info('compiled in %.0f s, %s', time.monotonic() - began, describe_memory(compiled))
-  return abstract, compiled
-
-
-def describe_memory(compiled: Any) -> str:
-  """Bytes a device needs for a compiled step, as far as the backend says."""
-  memory = compiled.memory_analysis()
-  if memory is None:
-    return 'memory unknown'
-  held, work = memory.argument_size_in_bytes / 2**20, memory.temp_size_in_bytes / 2**20
-  return f'a device holds {held:.0f} MiB and works in {work:.0f} MiB'
-
-
-def start(config: ConfigDict, plan: Plan, abstract: states.State,
-          store: checkpoints.Store) -> tuple[states.State, int, dict]:
+def start(config: ConfigDict, program: Program, store: checkpoints.Store) -> tuple[states.State, int, dict]:
   """The state to go on from: the run's own last checkpoint, or the parameters of `init_from`, or scratch.
 
   Returns:
@@ -255,40 +172,27 @@ def start(config: ConfigDict, plan: Plan, abstract: states.State,
   step = store.latest()
   if step is not None:
     log.info('going on from step %d', step)
-    params, opt_state, meta = store.restore(step, plan.params, abstract.opt_state)
+    params, opt_state, meta = store.restore(step, program.params, program.state.opt_state)
     position, sums = meta['data_position'], meta['window']
   else:
     if config.init_from:
       log.info('starting from %s', config.init_from)
-      params = checkpoints.load_params(config.init_from, plan.params)
+      params = checkpoints.load_params(config.init_from, program.params)
     else:
-      params = make_params(config, plan)
-    optimizer, _ = make_optimizer(config, plan.axes)
-    layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract.opt_state)
-    opt_state = jax.jit(optimizer.init, out_shardings=layouts)(states.split(params, config.trained)[0])
+      params = program.init()
+    opt_state = program.init_optimizer(states.split(params, config.trained)[0])
     step, position, sums = 0, 0, {}
   trained, frozen = states.split(params, config.trained)
-  step = jax.device_put(jnp.int32(step), abstract.step.sharding)
+  step = jax.device_put(jnp.int32(step), program.state.step.sharding)
   return states.State(step, trained, frozen, opt_state), position, sums
 
 
-def check_parent(config: ConfigDict, plan: Plan, data: Data) -> None:
+def check_parent(config: ConfigDict, program: Program, data: Data) -> None:
   """Refuses an `init_from` that does not fit: not a checkpoint, other leaves, another tokenizer."""
-  checkpoints.check(config.init_from, plan.params)
+  checkpoints.check(config.init_from, program.params)
   if checkpoints.load_meta(config.init_from).get('tokenizer') != data.carried['tokenizer']:
     raise errors.make(f"init_from '{config.init_from}'", 'another tokenizer', f"that of '{config.tokenizer}'",
                       'train with the tokenizer that the checkpoint carries')
-
-
-def make_params(config: ConfigDict, plan: Plan) -> dict:
-  """Fresh parameters, made where they will lie."""
-  def make(rng: jax.Array) -> dict:
-    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), sphinx.init(config.model, rng), plan.params)
-  layouts = jax.tree.map(lambda leaf: leaf.sharding, plan.params)
-  # It runs once, and XLA:CPU would compile it longer than anything else in the run.
-  quick = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
-  options = quick if jax.default_backend() == 'cpu' else None
-  return jax.jit(make, out_shardings=layouts, compiler_options=options)(jax.random.key(config.seed))
 
 
 def main() -> None:

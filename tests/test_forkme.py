@@ -27,7 +27,7 @@ def test_released_weights_are_tuned_with_their_own_model_and_tokenizer(released)
   config = forkme.get_config(f'{released}/my.jsonl,{released}/checkpoint')
   assert config.model.llm.vocab == 512 and config.model.image_size == 512
   data = train.open_data(config)
-  train.check_parent(config, train.Plan(config), data)  # Leaves and tokenizer fit, or this raises.
+  train.check_parent(config, train.Program(config), data)  # Leaves and tokenizer fit, or this raises.
   batches = data.batches()
   batch, _ = next(batches)
   batches.close()

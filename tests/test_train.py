@@ -151,7 +151,7 @@ def test_batches_fit_the_model():
 
 def test_frozen_leaves_stay_and_trained_ones_move(unbroken):
   config = tiny()
-  begin, end = trees.flatten(door.make_params(config, door.Plan(config))), trees.flatten(store.load_params(unbroken))
+  begin, end = trees.flatten(door.Program(config).init()), trees.flatten(store.load_params(unbroken))
   assert set(begin) == set(end)
   for path in begin:
     assert (np.asarray(begin[path]).tobytes() == np.asarray(end[path]).tobytes()) == path.startswith('encoders/'), path
@@ -164,7 +164,7 @@ def test_checkpoint_carries_what_inference_needs(unbroken):
 
 
 def test_finished_run_is_recognised(unbroken, monkeypatch):
-  monkeypatch.setattr(door, 'Plan', None)
+  monkeypatch.setattr(door, 'Program', None)
   metrics = door.train(tiny(), unbroken)
   written = writer.read(unbroken)
   assert metrics['loss'] == written[-2]['loss'] and metrics['validation/real'] == written[-1]['validation/real']
@@ -191,21 +191,21 @@ def test_broken_run_goes_on_bit_for_bit(unbroken, tmp_path, monkeypatch):
 def one_device(compiled_once, request):
   """Optimizer, parameters to begin with, and the losses of some steps on one device."""
   config = tiny(**{'optimizer.name': request.param})
-  params = jax.tree.map(np.asarray, door.make_params(config, door.Plan(config)))
+  params = jax.tree.map(np.asarray, door.Program(config).init())
   return request.param, params, losses_from(params, config)
 
 
 def losses_from(params: dict, config: ConfigDict) -> list[tuple[float, ...]]:
   """Loss and gradient norm of every step of a run that starts from given parameters; no files."""
-  plan = door.Plan(config)
-  abstract, update = door.compile_step(config, plan)
+  program = door.Program(config)
+  update = program.compile()
   place = lambda tree, like: jax.tree.map(lambda leaf, shape: jax.device_put(leaf, shape.sharding), tree, like)
-  trained, frozen = state.split(place(params, plan.params), config.trained)
-  moments = place(door.make_optimizer(config, plan.axes)[0].init(trained), abstract.opt_state)
-  current = state.State(place(np.int32(0), abstract.step), trained, frozen, moments)
+  trained, frozen = state.split(place(params, program.params), config.trained)
+  moments = place(program.optimizer.init(trained), program.state.opt_state)
+  current = state.State(place(np.int32(0), program.state.step), trained, frozen, moments)
   result = []
   for position in range(20):
-    current, metrics = update(current, placement.put(make_batch(config, position), plan.rows))
+    current, metrics = update(current, placement.put(make_batch(config, position), program.rows))
     result.append((float(metrics['loss']), float(metrics['grad_norm'])))
   return result
 
@@ -248,20 +248,19 @@ def test_workdir_of_another_config_is_refused(unbroken):
 
 def test_init_from_takes_the_parameters_only(unbroken, tmp_path):
   config = tiny(init_from=str(unbroken))
-  plan = door.Plan(config)
-  abstract, _ = door.compile_step(config, plan)
+  program = door.Program(config)
   with store.Store(tmp_path) as own:
-    begun, position, sums = door.start(config, plan, abstract, own)
+    begun, position, sums = door.start(config, program, own)
   jax.tree.map(np.testing.assert_array_equal, begun.params, store.load_params(unbroken))
   assert int(begun.step) == 0 and position == 0 and sums == {}
-  fresh = door.make_optimizer(config, plan.axes)[0].init(begun.trained)
+  fresh = program.optimizer.init(begun.trained)
   jax.tree.map(np.testing.assert_array_equal, begun.opt_state, fresh)
 
 
 @pytest.mark.parametrize('changes, words', [
     ({'model.llm.width': 24}, r'llm/norm/scale: shape \(16,\), expected \(24,\)'), ({'init_from': 'nowhere'}, 'nothing there')])
 def test_init_from_that_does_not_fit_is_refused_before_compilation(unbroken, tmp_path, monkeypatch, changes, words):
-  monkeypatch.setattr(door, 'compile_step', None)
+  monkeypatch.setattr(door.Program, 'compile', None)
   with pytest.raises(errors.SphinxError, match=words):
     door.train(tiny(**({'init_from': str(unbroken)} | changes)), tmp_path)
 
