@@ -1,0 +1,23 @@
+"""The paper's recipe on a pod: both domains of stage 1, the mix of their weights, stage 2.
+
+    python -m sphinx_jax.recipe --config=configs/recipe.py:13b,1k --workdir=workdir/13b
+
+The argument: 7b or 13b; the scale of stage 2 (224, 1k or 2k); stage 1 runs at 224. Run it on one slice
+from end to end: README "Will it fit" names the smallest one of each stage, the larger of them is needed. It starts
+from weights/fresh (see configs/stage1.py). configs/mini.py is the same recipe on a laptop, with its own data and scores.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import pod, stage1, stage2
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    """The config of all steps; `arg` as above, '13b,1k' by default."""
+    size, scale, _ = pod.parse(arg, '13b,1k', 'recipe.py')
+    stages = dict(real=stage1.get_config(f'{size},224,real'), synthetic=stage1.get_config(f'{size},224,synthetic'),
+                  stage2=stage2.get_config(f'{size},{scale}'))
+    sections = {name: dict(kind='train', **stage.to_dict()) for name, stage in stages.items()}
+    sections['synthetic']['init_from'], sections['stage2']['init_from'] = 'real', 'mix'
+    sections['mix'] = dict(kind='mix', inputs=('real', 'synthetic'), coefficients=tuple(i / 10 for i in range(11)))
+    return ConfigDict(dict(steps=('real', 'synthetic', 'mix', 'stage2'), **sections)).lock()
