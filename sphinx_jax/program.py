@@ -3,9 +3,10 @@
 Nothing here reads a weight, and only `init` makes large arrays.
 """
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ContextManager
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ class Program:
     self._config = config
     self.mesh = meshes.make_mesh(**config.mesh, devices=devices)
     placement.check_rows(config.batch.rows, config.optimizer.accumulate, self.mesh)
-    self._model = sphinx.build(config.model)
+    self._apply = functools.partial(sphinx.apply, sphinx.build(config.model, self.mesh.devices.flat[0].platform))
     self.axes = sphinx.logical_axes(config.model)
     resting = states.at_rest(sphinx.abstract_params(config.model), config.trained, config.model.dtype)
     self.params = _with_layouts(resting, rules.shardings(self.axes, resting, self.mesh))
@@ -56,7 +57,8 @@ class Program:
         settings.name, self.rate, states.split(self.axes, config.trained)[0], settings.betas, settings.weight_decay,
         settings.clip, settings.moment_dtype)
     self.state = self._state()
-    self._eval_step = jax.jit(steps.make_eval_step(self.apply), out_shardings=self._everywhere)
+    self._chunk = config.get('loss_chunk', 0)
+    self._eval_step = jax.jit(steps.make_eval_step(self._apply, self._chunk), out_shardings=self._everywhere)
 
   def _state(self) -> states.State:
     trained, frozen = states.split(self.params, self._config.trained)
@@ -64,22 +66,23 @@ class Program:
         self.optimizer, trained, _layouts(trained), self._everywhere))
     return states.State(jax.ShapeDtypeStruct((), jnp.int32, sharding=self._everywhere), trained, frozen, opt_state)
 
-  def apply(self, params: dict, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Logits float32[B,T,vocab]."""
-    return self._model.apply({'params': params}, *(
-        batch[name] for name in ('tokens', 'visual_index', 'positions', 'segments', 'images')))
-
   def evaluate(self, params: dict, validation: Mapping[str, list[dict]]) -> dict[str, float]:
     """Mean loss in nats of each validation set (name -> numpy batches)."""
     placed = {name: (placement.put(batch, self.rows) for batch in batches) for name, batches in validation.items()}
-    return steps.evaluate_loss(self._eval_step, params, placed)
+    with self._on_mesh():
+      return steps.evaluate_loss(self._eval_step, params, placed)
 
   def lower(self) -> jax.stages.Lowered:
     """The update `(state, batch) -> (state, metrics)`, traced; the state is donated."""
-    update = steps.make_train_step(self.apply, self.optimizer, self.rate, len(self._config.mixture),
-                                   self._config.optimizer.accumulate)
+    update = steps.make_train_step(self._apply, self.optimizer, self.rate, len(self._config.mixture),
+                                   self._config.optimizer.accumulate, self._chunk)
     after = _layouts(self.state), self._everywhere
-    return jax.jit(update, donate_argnums=0, out_shardings=after).lower(self.state, self.batch)
+    with self._on_mesh():
+      return jax.jit(update, donate_argnums=0, out_shardings=after).lower(self.state, self.batch)
+
+  def _on_mesh(self) -> ContextManager:
+    """Tells the model which mesh its intermediate values lie on; the devices themselves need not exist."""
+    return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
   def compile(self) -> Callable:
     """The compiled update; says what it takes in the log."""

@@ -2,13 +2,17 @@
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from sphinx_jax.core import errors, tables
 
+# Of packed rows. Encoders and decoding over a cache take the first.
 KERNELS = tables.Table('attention kernel', {
     'xla': 'sphinx_jax.models.attention:xla_attention',
+    'splash': 'sphinx_jax.parallel.splash:splash_attention',  # TPU
+    'cudnn': 'sphinx_jax.models.attention:cudnn_attention',   # NVIDIA GPU, half precision
 })
-
+AUTO = 'auto'
 
 _MIN_BLOCK, _MAX_BLOCKS = 64, 8
 
@@ -24,7 +28,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, segments: jax.
     segments: int32[B,T]: packed rows, S = T. A query sees positions of its own segment up to itself.
     positions: int32[B,T]: a cache whose slot is the position. A query at position p sees slots <= p.
       With neither, every query sees every key (encoders).
-    kernel: a name of `KERNELS`.
+    kernel: a name of `KERNELS`, for packed rows; 'auto': splash where the shapes allow it.
 
   Returns:
     [B,T,H,C] in the dtype of value.
@@ -37,7 +41,29 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, segments: jax.
   if query.shape[2] % key.shape[2]:
     raise errors.make('attend', f'{query.shape[2]} heads over {key.shape[2]} key/value heads', 'a multiple',
                       'change llm.heads or llm.kv_heads')
-  return KERNELS[kernel](query, key, value, segments, positions)
+  if kernel == AUTO:
+    from sphinx_jax.parallel import splash  # Pallas takes a second to import, and is for TPUs.
+    kernel = 'splash' if splash.fits(query.shape) else 'xla'
+  chosen = KERNELS[kernel]
+  if segments is None:
+    return xla_attention(query, key, value, segments, positions)
+  return checkpoint_name(chosen(query, key, value, segments), 'attention')
+
+
+def choose(kernel: str, platform: str) -> str:
+  """The kernel that a config's name stands for on a platform: 'auto' is splash on a TPU and plain products elsewhere.
+
+  Raises:
+    SphinxError: an unknown name, or splash elsewhere than on a TPU.
+  """
+  if kernel == AUTO:
+    return AUTO if platform == 'tpu' else 'xla'
+  KERNELS[kernel]
+  for name, at in (('splash', ('tpu',)), ('cudnn', ('gpu', 'cuda'))):
+    if kernel == name and platform not in at:
+      raise errors.make('model.attention', f"'{kernel}' on {platform}", f"'{AUTO}', or a kernel of this platform",
+                        f"--config.model.attention={AUTO}")
+  return kernel
 
 
 def visible(length: int, slots: int, segments: jax.Array | None, positions: jax.Array | None) -> jax.Array | None:
@@ -50,8 +76,14 @@ def visible(length: int, slots: int, segments: jax.Array | None, positions: jax.
   return None
 
 
+def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array) -> jax.Array:
+  """cuDNN's fused attention, for packed rows in float16 or bfloat16. Arguments as `attend`."""
+  mask = visible(query.shape[1], key.shape[1], segments, None)
+  return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], implementation='cudnn')
+
+
 def xla_attention(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array | None,
-                  positions: jax.Array | None) -> jax.Array:
+                  positions: jax.Array | None = None) -> jax.Array:
   """Plain products; what every other kernel is checked against. Arguments as `attend`.
 
   Packed rows are taken in blocks of queries, each against the keys up to its end: that skips most of what causality

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sphinx_jax.core import errors
+
 Names = tuple[str | None, ...]
 
 
@@ -125,6 +127,15 @@ def activate(name: str, x: jax.Array) -> jax.Array:
   return jax.nn.gelu(x, approximate=False) if name == 'gelu' else x * jax.nn.sigmoid(1.702 * x)
 
 
+# What the backward pass finds, and does not compute again. An attention kernel names its output 'attention'.
+REMAT = {
+    'none': None,
+    'attention': jax.checkpoint_policies.save_only_these_names('attention'),
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'full': jax.checkpoint_policies.nothing_saveable,
+}
+
+
 def stack(layer: type[nn.Module], length: int, unroll: int, remat: str, scanned: int = 0, broadcast: int = 0) -> Callable:
   """`layer` scanned `length` times over stacked parameters: makes modules called as (x, *scanned, *broadcast) -> (x, outs).
 
@@ -132,12 +143,18 @@ def stack(layer: type[nn.Module], length: int, unroll: int, remat: str, scanned:
     layer: a module called as (x, *scanned, *broadcast) -> (x, out).
     length: number of layers.
     unroll: layers a loop iteration holds.
-    remat: 'none', or 'full' to recompute a layer's insides in the backward pass.
+    remat: a name of `REMAT`: 'none' keeps all of a layer's insides for the backward pass, 'full' computes them again,
+      'dots' keeps the outputs of products with weights, 'attention' that of attention.
     scanned: number of arguments with a leading layer axis.
     broadcast: number of arguments that every layer sees whole.
+
+  Raises:
+    SphinxError: for an unknown name.
   """
-  if remat == 'full':
-    layer = nn.remat(layer, prevent_cse=False)
+  if remat not in REMAT:
+    raise errors.unknown('model.remat', remat, REMAT)
+  if remat != 'none':
+    layer = nn.remat(layer, prevent_cse=False, policy=REMAT[remat])
   return nn.scan(layer, variable_axes={'params': 0}, split_rngs={'params': True},
                  in_axes=(0,) * scanned + (nn.broadcast,) * broadcast, length=length, unroll=min(unroll, length),
                  metadata_params={nn.PARTITION_NAME: 'layers'})

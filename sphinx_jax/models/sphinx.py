@@ -1,6 +1,7 @@
 """SPHINX: images and text of packed rows in, logits out. The four mixes' two inner ones, embeddings and scales, meet here."""
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,8 @@ import ml_collections
 
 from sphinx_jax.core import errors, tables
 from sphinx_jax.mix import embeddings, scales
-from sphinx_jax.models import layers
+from sphinx_jax.models import attention, layers
+from sphinx_jax.parallel import placement
 
 ENCODERS = tables.Table('encoder', {
     'clip': 'sphinx_jax.models.encoders.clip:Clip',
@@ -72,7 +74,8 @@ class Encoders(nn.Module):
     config, module = self.config, _encoder(self.config, name)
     views = scales.views(images, config.grid, module.view, config.half_round)
     split = lambda out: out.reshape(*views.shape[:2], *out.shape[1:])
-    return jax.tree.map(split, module(_merge(views)))
+    # Over all devices, those of one row's arithmetic too: each encodes its own views.
+    return jax.tree.map(split, module(placement.constrain(_merge(views), ('views', None, None, None))))
 
 
 def _merge(x: jax.Array) -> jax.Array:
@@ -99,7 +102,7 @@ class Sphinx(nn.Module):
 
   def __call__(self, tokens: jax.Array, visual_index: jax.Array, positions: jax.Array, segments: jax.Array,
                images: jax.Array) -> jax.Array:
-    """Logits of packed rows; fields as in core/batch.py.
+    """Logits of packed rows: `head` of `states`; fields as in core/batch.py.
 
     Args:
       tokens: int32[B,T].
@@ -111,8 +114,17 @@ class Sphinx(nn.Module):
     Returns:
       float32[B,T,vocab].
     """
+    return self.head(self.states(tokens, visual_index, positions, segments, images))
+
+  def states(self, tokens: jax.Array, visual_index: jax.Array, positions: jax.Array, segments: jax.Array,
+             images: jax.Array) -> jax.Array:
+    """What `head` reads, [B,T,D], of packed rows; arguments as `__call__`."""
     visual = self.encode(images) if images.shape[1] else None
-    return self.llm(self._embed(tokens, visual_index, visual), positions, segments)[0]
+    return self.llm.states(self._embed(tokens, visual_index, visual), positions, segments)[0]
+
+  def head(self, states: jax.Array) -> jax.Array:
+    """Logits float32[B,T,vocab] of states [B,T,D]."""
+    return self.llm.head(states)
 
   def encode(self, images: jax.Array) -> jax.Array:
     """uint8[B,N,Y,X,3] -> visual tokens [B,N*visual_tokens,D]: of every view, a start token, its tokens, an end token."""
@@ -133,7 +145,8 @@ class Sphinx(nn.Module):
       tokens = jnp.concatenate([edge(self.start_img), tokens, edge(self.end_img)], axis=1)
       parts.append(tokens.reshape(rows * count, -1, tokens.shape[-1]))
       done += views
-    return jnp.concatenate(parts, axis=1).reshape(rows, -1, parts[0].shape[-1])
+    visual = jnp.concatenate(parts, axis=1).reshape(rows, -1, parts[0].shape[-1])
+    return placement.constrain(visual, ('batch', None, None))
 
   def decode(self, tokens: jax.Array, visual_index: jax.Array, positions: jax.Array, visual: jax.Array | None,
              cache: dict) -> tuple[jax.Array, dict]:
@@ -152,7 +165,8 @@ class Sphinx(nn.Module):
     Returns:
       logits float32[B,T,vocab] and the new cache.
     """
-    return self.llm(self._embed(tokens, visual_index, visual), positions, cache=cache)
+    states, cache = self.llm.states(self._embed(tokens, visual_index, visual), positions, cache=cache)
+    return self.llm.head(states), cache
 
   def _embed(self, tokens: jax.Array, visual_index: jax.Array, visual: jax.Array | None) -> jax.Array:
     text = self.llm.embed(tokens)
@@ -162,13 +176,25 @@ class Sphinx(nn.Module):
     return jnp.where(visual_index[..., None] >= 0, seen, text)
 
 
-def build(config: ml_collections.ConfigDict) -> Sphinx:
+def build(config: ml_collections.ConfigDict, platform: str | None = None) -> Sphinx:
   """The module of a model config (`config.model` of a run).
+
+  Args:
+    config: without `attention` it is 'auto'.
+    platform: what the module will run on ('cpu', 'gpu', 'tpu'); None: what JAX runs on here.
 
   Raises:
     SphinxError: for an unknown encoder, LLM, or setting of one of them.
   """
-  return Sphinx(ml_collections.FrozenConfigDict(config))
+  kernel = attention.choose(config.get('attention', 'auto'), platform or jax.default_backend())
+  return Sphinx(ml_collections.FrozenConfigDict({**config.to_dict(), 'attention': kernel}))
+
+
+def apply(model: Sphinx, params: dict, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+  """States [B,T,D] of a batch (core/batch.py), and the head that makes logits float32[B,t,vocab] of states [B,t,D]."""
+  fields = (batch[name] for name in ('tokens', 'visual_index', 'positions', 'segments', 'images'))
+  states = model.apply({'params': params}, *fields, method='states')
+  return states, lambda part: model.apply({'params': params}, part, method='head')
 
 
 def _present(config: Any) -> tuple[str, ...]:
@@ -196,7 +222,8 @@ def _encoder(config: Any, name: str) -> nn.Module:
 
 def _llm(config: Any) -> nn.Module:
   settings = {key: value for key, value in config.llm.items() if key != 'name'}
-  shared = dict(dtype=jnp.dtype(config.dtype), remat=config.remat, unroll=config.scan_unroll)
+  shared = dict(dtype=jnp.dtype(config.dtype), remat=config.remat, unroll=config.scan_unroll,
+                attention=config.get('attention', 'xla'))
   return _make(f'llm {config.llm.name}', LLMS[config.llm.name], settings, shared, 'llm')
 
 
@@ -238,4 +265,4 @@ def init_cache(config: ml_collections.ConfigDict, rows: int, length: int) -> dic
 def _boxed(config: ml_collections.ConfigDict, rng: jax.Array) -> dict:
   one = jnp.zeros((1, 1), jnp.int32)
   images = jnp.zeros((1, 1 if config.encoders else 0, config.image_size, config.image_size, 3), jnp.uint8)
-  return build(config).init(rng, one, one, one, one, images)['params']
+  return build(config, 'cpu').init(rng, one, one, one, one, images)['params']

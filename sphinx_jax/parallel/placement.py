@@ -1,6 +1,6 @@
 """Batches on a mesh: rows are split over `data` and `fsdp`, and every process brings only its own rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,19 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """A copy on every device."""
   return NamedSharding(mesh, rules.partition(()))
+
+
+def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
+  """Fixes how an intermediate value lies on the mesh in context; without a mesh, or with one device, it does nothing.
+
+  Args:
+    x: any array under `jax.jit`.
+    names: of its dimensions, as in `rules.RULES`. A dimension need not divide.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, rules.partition(names))
 
 
 def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:

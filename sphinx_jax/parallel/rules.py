@@ -17,6 +17,7 @@ from sphinx_jax.core.progress import log
 # Name of a dimension -> the mesh axes that split it.
 RULES: dict[str, tuple[str, ...]] = {
     'batch': ('data', 'fsdp'),
+    'views': ('data', 'fsdp', 'tensor'),  # of all rows' images, in the encoders
     'layers': (),            # the leading axis of scanned layers
     'vocab': ('tensor',),
     'embed': ('fsdp',),      # width of the language model

@@ -9,23 +9,25 @@ import optax
 from sphinx_jax.training import loss as losses
 from sphinx_jax.training.state import State, merge
 
-Apply = Callable[[dict, Mapping[str, jax.Array]], jax.Array]  # (parameters, batch) -> logits float[B,T,vocab]
 Batch = Mapping[str, jax.Array]
+Head = Callable[[jax.Array], jax.Array]  # States [B,t,D] -> logits float[B,t,vocab]
+Apply = Callable[[dict, Batch], tuple[jax.Array, Head]]  # (parameters, batch) -> (states [B,T,D], head)
 
 
 def make_train_step(apply: Apply, optimizer: optax.GradientTransformation, rate: optax.Schedule, tasks: int,
-                    accumulate: int = 1) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
+                    accumulate: int = 1, chunk: int = 0) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
   """The update `(state, batch) -> (state, metrics)`.
 
   Only the trained tree is differentiated. With `accumulate` microbatches the rows are cut and the gradients added, each
   microbatch's loss divided by the weight of the WHOLE batch, so the update is that of one large batch.
 
   Args:
-    apply: the model.
+    apply: the model up to its last states, and the head that turns them into logits.
     optimizer: for the trained tree.
     rate: learning rate by update, for the metrics.
     tasks: number of tasks in the mixture.
     accumulate: number of microbatches; must divide the rows.
+    chunk: positions whose logits exist at one time, see `loss.chunked_sums`.
 
   Returns:
     A pure function. Its metrics are the sums of `loss.sums` (over the batch), `grad_norm` (before clipping),
@@ -35,7 +37,7 @@ def make_train_step(apply: Apply, optimizer: optax.GradientTransformation, rate:
     total = batch['loss_weight'].astype(jnp.float32).sum()
 
     def objective(trained: dict, part: Batch) -> tuple[jax.Array, dict]:
-      sums = losses.sums(apply(merge(trained, state.frozen), part), part, tasks)
+      sums = losses.chunked_sums(*apply(merge(trained, state.frozen), part), part, tasks, chunk)
       return losses.mean(sums['loss'], total), sums
 
     def one(part: Batch) -> tuple[dict, dict]:
@@ -65,10 +67,10 @@ def _cut(batch: Batch, parts: int) -> dict[str, jax.Array]:
   return {name: field.reshape(-1, parts, *field.shape[1:]).swapaxes(0, 1) for name, field in batch.items()}
 
 
-def make_eval_step(apply: Apply) -> Callable[[dict, Batch], tuple[jax.Array, jax.Array]]:
+def make_eval_step(apply: Apply, chunk: int = 0) -> Callable[[dict, Batch], tuple[jax.Array, jax.Array]]:
   """The function `(parameters, batch) -> (sum of weighted losses, sum of weights)`."""
   def step(params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    sums = losses.sums(apply(params, batch), batch, tasks=1)
+    sums = losses.chunked_sums(*apply(params, batch), batch, 1, chunk)
     return sums['loss'], sums['weight']
   return step
 

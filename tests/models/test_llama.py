@@ -28,7 +28,7 @@ def test_logits_are_those_of_the_official_decoder():
   positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
 
   def run(module, tokens):
-    return module(module.embed(tokens), positions, segments=np.ones_like(positions))[0]
+    return module.head(module.states(module.embed(tokens), positions, segments=np.ones_like(positions))[0])
 
   logits = model.apply({'params': golden_params()}, tokens, method=run)
   np.testing.assert_allclose(logits, GOLDEN['logits'], atol=2e-5)

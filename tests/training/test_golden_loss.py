@@ -1,5 +1,6 @@
 """Loss and gradients of the official model, through our batch, our update and frozen encoders."""
 
+import functools
 import io
 import json
 
@@ -31,8 +32,7 @@ def model():
 def update(model):
   """state, batch -> (state, metrics); the optimizer changes nothing and keeps the gradient as its state."""
   module = sphinx.build(model.config)
-  apply = lambda params, batch: module.apply({'params': params}, *(
-      batch[name] for name in ('tokens', 'visual_index', 'positions', 'segments', 'images')))
+  apply = functools.partial(sphinx.apply, module)
   keep = optax.GradientTransformation(
       lambda params: jax.tree.map(jnp.zeros_like, params),
       lambda gradient, _, params: (jax.tree.map(jnp.zeros_like, params), gradient))

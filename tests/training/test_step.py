@@ -11,8 +11,9 @@ VOCAB, ROWS, LENGTH = 7, 8, 5
 RATE = lambda count: jnp.float32(0.1)
 
 
-def apply(params: dict, batch: dict) -> jax.Array:
-  return jnp.take(params['frozen']['table'], batch['tokens'], axis=0) @ params['trained']['w'] + params['trained']['b']
+def apply(params: dict, batch: dict):
+  head = lambda states: states @ params['trained']['w'] + params['trained']['b']
+  return jnp.take(params['frozen']['table'], batch['tokens'], axis=0), head
 
 
 def batch(seed: int = 0) -> dict:

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from sphinx_jax.core import errors
 from sphinx_jax.models import attention, foreign, layers
+from sphinx_jax.parallel import placement
 
 
 class Llama(nn.Module):
-  """The decoder: `embed` tokens, then `__call__` on the whole sequence. Sizes as in Meta's params.json."""
+  """The decoder: `embed` tokens, `states` of the whole sequence, `head`. Sizes as in Meta's params.json."""
   vocab: int
   width: int
   layers: int
@@ -25,6 +26,7 @@ class Llama(nn.Module):
   rope_scaling: float | None = None  # Multiplies positions: 0.5 halves them.
   max_length: int = 2048
   remat: str = 'none'
+  attention: str = 'xla'  # A kernel of models/attention.py.
   unroll: int = 1
   dtype: Any = jnp.float32
 
@@ -34,18 +36,18 @@ class Llama(nn.Module):
     self.table = layers.param(self, 'embed', nn.initializers.normal(self.width ** -0.5), (self.vocab, self.width), ('vocab', 'embed'))
     blocks = layers.stack(Layer, self.layers, self.unroll, self.remat, scanned=1, broadcast=4)
     self.blocks = blocks(self.heads, self.kv_heads or self.heads, ffn_width(self.width, self.multiple_of, self.ffn_multiplier),
-                         self.norm_eps, (2 * self.layers) ** -0.5, self.dtype, name='layers')
+                         self.norm_eps, (2 * self.layers) ** -0.5, self.attention, self.dtype, name='layers')
     self.norm = layers.RMSNorm(self.norm_eps, self.dtype)
     # Small first logits: the loss starts at log(vocab).
     self.output = layers.Dense((self.vocab,), ('embed', 'vocab'), bias=False, scale=0.25, dtype=self.dtype)
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """int32[B,T] -> [B,T,D] in the compute dtype."""
-    return jnp.take(self.table, tokens, axis=0).astype(self.dtype)
+    return placement.constrain(jnp.take(self.table, tokens, axis=0).astype(self.dtype), ('batch', None, None))
 
-  def __call__(self, x: jax.Array, positions: jax.Array, segments: jax.Array | None = None,
-               cache: dict | None = None) -> tuple[jax.Array, dict | None]:
-    """Embedded sequence -> logits.
+  def states(self, x: jax.Array, positions: jax.Array, segments: jax.Array | None = None,
+             cache: dict | None = None) -> tuple[jax.Array, dict | None]:
+    """Embedded sequence -> what the head reads.
 
     Args:
       x: [B,T,D].
@@ -54,11 +56,15 @@ class Llama(nn.Module):
       cache: as `init_cache` makes it, or None.
 
     Returns:
-      logits float32[B,T,vocab] and the new cache.
+      [B,T,D] in the compute dtype, normed, and the new cache.
     """
     angles = rotary_angles(positions, self.width // self.heads, self.rope_theta, self.rope_scaling)
     (x, cache), _ = self.blocks((x, cache), jnp.arange(self.layers), jnp.cos(angles), jnp.sin(angles), positions, segments)
-    return self.output(self.norm(x)).astype(jnp.float32), cache
+    return self.norm(x), cache
+
+  def head(self, states: jax.Array) -> jax.Array:
+    """Logits float32[B,T,vocab] of states [B,T,D]."""
+    return self.output(states).astype(jnp.float32)
 
   def init_cache(self, rows: int, length: int) -> dict:
     """Zeros {'k','v'}: [layers,B,K,length,C]; a decoding step reads a head's slots in one stretch of memory.
@@ -105,13 +111,15 @@ class Layer(nn.Module):
   ffn: int
   eps: float
   scale: float
+  kernel: str
   dtype: Any
 
   @nn.compact
   def __call__(self, carry, layer, cos, sin, positions, segments):
     x, cache = carry
+    x = placement.constrain(x, ('batch', None, None))
     normed = layers.RMSNorm(self.eps, self.dtype, name='attention_norm')(x)
-    attended, cache = Attention(self.heads, self.kv_heads, self.scale, self.dtype, name='attention')(
+    attended, cache = Attention(self.heads, self.kv_heads, self.scale, self.kernel, self.dtype, name='attention')(
         normed, cache, layer, cos, sin, positions, segments)
     x = x + attended
     x = x + FeedForward(self.ffn, self.scale, self.dtype, name='feed_forward')(layers.RMSNorm(self.eps, self.dtype, name='ffn_norm')(x))
@@ -123,6 +131,7 @@ class Attention(nn.Module):
   heads: int
   kv_heads: int
   scale: float
+  kernel: str
   dtype: Any
 
   @nn.compact
@@ -135,7 +144,7 @@ class Attention(nn.Module):
     key = rotate(dense('wk', self.kv_heads, ('embed', 'kv_heads')), cos, sin)
     value = dense('wv', self.kv_heads, ('embed', 'kv_heads'))
     if cache is None:
-      x = attention.attend(query, key, value, segments=segments)
+      x = attention.attend(query, key, value, segments=segments, kernel=self.kernel)
     else:
       cache = {'k': _write(cache['k'], layer, key, positions), 'v': _write(cache['v'], layer, value, positions)}
       x = attention.attend(query, *(cache[name][layer].swapaxes(1, 2) for name in 'kv'), positions=positions)
