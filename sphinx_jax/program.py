@@ -72,13 +72,17 @@ class Program:
     with self._on_mesh():
       return steps.evaluate_loss(self._eval_step, params, placed)
 
-  def lower(self) -> jax.stages.Lowered:
-    """The update `(state, batch) -> (state, metrics)`, traced; the state is donated."""
+  def trace(self) -> jax.stages.Traced:
+    """The update `(state, batch) -> (state, metrics)`; the state is donated."""
     update = steps.make_train_step(self._apply, self.optimizer, self.rate, len(self._config.mixture),
                                    self._config.optimizer.accumulate, self._chunk)
     after = _layouts(self.state), self._everywhere
     with self._on_mesh():
-      return jax.jit(update, donate_argnums=0, out_shardings=after).lower(self.state, self.batch)
+      return jax.jit(update, donate_argnums=0, out_shardings=after).trace(self.state, self.batch)
+
+  def lower(self) -> jax.stages.Lowered:
+    """The update as text for the compiler."""
+    return self.trace().lower()
 
   def _on_mesh(self) -> ContextManager:
     """Tells the model which mesh its intermediate values lie on; the devices themselves need not exist."""
