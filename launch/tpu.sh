@@ -1,0 +1,294 @@
+#!/usr/bin/env bash
+# Sourced by tpu_vm.sh and tpu_queued.sh, which say how a slice is asked for (create_slice, slice_state, delete_slice);
+# the rest is here: settings, installing, running on every worker, starting again, tearing down. It also runs on a Mac's
+# bash 3.2. Poll interval and the like can be set in the environment:
+poll="${TPU_POLL:-15}"                     # Seconds between two looks at a slice or at the workers.
+quick_seconds="${TPU_QUICK_SECONDS:-600}"  # A run that fails sooner than this failed quickly,
+quick_failures="${TPU_QUICK_FAILURES:-5}"  # and after so many of those in a row we give up.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+script="launch/$(basename "$0")"
+settings='--name= --zone= --project= --type= --version= --workdir= --spot --keep --delete --dry_run'
+workers=1      # Hosts of the slice.
+installed=     # Set when they have the code of `commit`.
+running=       # Set while they run the command.
+state_now=     # What slice_state found: missing, waiting, ready, preempted, failed or unknown.
+
+say() {
+  if [ -n "$dry_run" ]; then printf '# %s\n' "$*" >&3; else printf '%s %s: %s\n' "$(date +%H:%M:%S)" "$name" "$*" >&2; fi
+}
+
+refuse() { # Who complains, what it got, what it expected, what to do.
+  printf 'error: %s: got %s, expected %s; %s\n' "$1" "$2" "$3" "$4" >&2
+  exit 2
+}
+
+# shellcheck disable=SC2034 # create_slice reads `spot`.
+read_settings() { # The command line; the environment gives what it leaves out.
+  name="${TPU_NAME:-}" zone="${TPU_ZONE:-}" project="${TPU_PROJECT:-}" type="${TPU_TYPE:-}" version="${TPU_VERSION:-}"
+  workdir="${TPU_WORKDIR:-}" spot="${TPU_SPOT:-}" keep='' delete='' dry_run=''
+  command=()
+  while [ $# -gt 0 ]; do
+    case "$1" in
+      --name=*) name="${1#*=}" ;;
+      --zone=*) zone="${1#*=}" ;;
+      --project=*) project="${1#*=}" ;;
+      --type=*) type="${1#*=}" ;;
+      --version=*) version="${1#*=}" ;;
+      --workdir=*) workdir="${1#*=}" ;;
+      --spot) spot=1 ;;
+      --keep) keep=1 ;;
+      --delete) delete=1 ;;
+      --dry_run) dry_run=1 ;;
+      --help | -h) sed -n '1d;/^#/!q;s/^# \{0,1\}//p' "$script"; exit 0 ;;
+      --) shift; command=("$@"); break ;;
+      *) refuse "$script" "'$1'" "one of $settings" 'check the spelling; the command to run stands after --' ;;
+    esac
+    shift
+  done
+}
+
+check_settings() {
+  local setting missing='' wanted='name zone project'
+  [ -n "$delete" ] || wanted="$wanted type"
+  for setting in $wanted; do [ -n "${!setting}" ] || missing="$missing --$setting="; done
+  [ -z "$missing" ] || refuse "$script" "no$missing" 'a value for each' \
+    'give them as flags, or TPU_NAME, TPU_ZONE and so on in the environment; --help says what they are'
+  [ -z "$delete" ] || return 0
+  [ ${#command[@]} -gt 0 ] || refuse "$script" 'no command' 'one after --' \
+    "end with: -- python -m sphinx_jax.train --config=configs/stage2.py:13b,1k"
+  [ -n "$version" ] || default_version
+  case "$workdir" in
+    gs://?*) command+=("--workdir=$workdir") ;;
+    '') case " ${command[*]} " in
+          *" --workdir=gs://"*) ;;
+          *sphinx_jax.train* | *sphinx_jax.recipe* | *" --workdir="*)
+            refuse "$script" 'no --workdir=gs://...' 'a bucket, which outlives the slice' \
+              'give --workdir=gs://BUCKET/RUN before the --; it is handed to the command' ;;
+        esac ;;
+    *) refuse "$script" "--workdir='$workdir'" 'gs://BUCKET/RUN' "a slice's own disk goes with the slice" ;;
+  esac
+}
+
+default_version() { # https://cloud.google.com/tpu/docs/runtimes
+  case "$type" in
+    v6e-*) version=v2-alpha-tpuv6e ;;
+    v5p-*) version=v2-alpha-tpuv5 ;;
+    v5litepod-*) version=v2-alpha-tpuv5-lite ;;
+    v4-* | v3-* | v2-*) version=tpu-ubuntu2204-base ;;
+    *) refuse '--type' "'$type'" 'v2-N, v3-N, v4-N, v5litepod-N (that is v5e), v5p-N or v6e-N' \
+         "give --version= too for another type ('gcloud compute tpus accelerator-types list' lists those of a zone)" ;;
+  esac
+}
+
+cloud() { # `gcloud compute tpus ...` in our zone and project; --dry_run only prints it.
+  set -- gcloud compute tpus "$@" --zone="$zone" --project="$project" --quiet
+  if [ -z "$dry_run" ]; then "$@"; return; fi
+  local part line=''
+  for part in "$@"; do
+    case "$part" in *[!A-Za-z0-9_./:=,-]*) part="'$(printf %s "$part" | sed "s/'/'\\\\''/g")'" ;; esac
+    line="$line $part"
+  done
+  printf '%s\n' "${line# }" >&3
+}
+
+describe() { # Sets `answer` to one field of a resource (tpu-vm or queued-resources), or to `missing` or `unknown`.
+  if answer="$(cloud "$1" describe "$name" --format="value($2)" 2> "$scratch/complaint")"; then return; fi
+  if grep -qi 'not.found' "$scratch/complaint"; then answer=missing; return; fi
+  cat "$scratch/complaint" >&2
+  answer=unknown
+}
+
+node_state() { # state_now of a slice, by https://cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.nodes
+  describe tpu-vm state
+  case "$answer" in
+    READY) state_now=ready ;;
+    PREEMPTED | TERMINATED | STOPPED | HIDDEN) state_now=preempted ;;
+    missing | unknown) state_now="$answer" ;;
+    *) state_now=waiting ;;
+  esac
+}
+
+pause() { sleep "$poll" & wait $! || true; } # In the background, because a trap waits for what is in the foreground.
+
+have_slice() { # Waits until the slice is there; what is lost is asked for again. Sets `workers`.
+  local tries=0 before=
+  if [ -n "$dry_run" ]; then slice_state; create_slice; slice_state; describe tpu-vm 'networkEndpoints[].ipAddress'; return; fi
+  while :; do
+    slice_state
+    [ "$state_now" = "$before" ] || say "the slice is $state_now"
+    before="$state_now"
+    case "$state_now" in
+      ready)
+        describe tpu-vm 'networkEndpoints[].ipAddress'
+        if [ "$answer" != unknown ]; then break; fi ;;
+      waiting) pause; continue ;;
+      preempted) installed=; if delete_slice; then continue; fi ;;
+      missing) installed=; if create_slice; then continue; fi ;;
+      failed) installed=; delete_slice || true ;;
+    esac
+    tries=$((tries + 1))
+    [ "$tries" -lt "$quick_failures" ] ||
+      leave 1 "no slice after $tries tries; gcloud's words are above (no capacity? launch/tpu_queued.sh waits for it)"
+    pause
+  done
+  workers="$(printf %s "$answer" | tr ';,' '\n' | grep -c .)" || workers=1
+}
+
+relay() { # The output of a worker, with its number before each line, and into its log.
+  local line
+  while IFS= read -r line || [ -n "$line" ]; do
+    printf '[%s] %s\n' "$1" "$line"
+    printf '%s\n' "$line" >&4
+  done 4>> "logs/$name/worker-$1.log"
+}
+
+everywhere() { # Starts a shell command ($2) on every worker; under the label $1, `codes` says how they ended.
+  local worker
+  if [ -n "$dry_run" ]; then
+    cloud tpu-vm ssh "$name" --worker=0 --ssh-flag=-oServerAliveInterval=30 --command="$2"
+    printf '# the same for every other worker (--worker=1, ...)\n' >&3
+    return
+  fi
+  rm -f "$scratch/$1".*
+  for ((worker = 0; worker < workers; worker++)); do
+    (
+      set +e # A dead connection is noticed by ssh itself, so that nothing waits for a preempted host.
+      cloud tpu-vm ssh "$name" --worker="$worker" --ssh-flag=-oServerAliveInterval=30 --command="$2" < /dev/null 2>&1 |
+        relay "$worker"
+      echo "$worker ${PIPESTATUS[0]}" > "$scratch/part.$1.$worker"
+      mv "$scratch/part.$1.$worker" "$scratch/$1.$worker"
+    ) &
+  done
+}
+
+codes() { cat "$scratch/$1".* 2> /dev/null || true; } # Lines `worker code` of those that ended.
+
+ended() { [ -n "$dry_run" ] || [ "$(codes "$1" | grep -c .)" -ge "$workers" ]; }
+
+verdict() { # The exit code that stands for those of all workers: the one that says most about what to do next.
+  local code
+  for code in 2 130 75 143 137 255 '[1-9][0-9]*'; do
+    if grep -q " $code\$" <<< "$1"; then grep -m 1 -o "$code\$" <<< "$1"; return; fi
+  done
+  echo 0
+}
+
+on_all() { # Runs a shell command ($2) on every worker to its end; returns the verdict.
+  everywhere "$1" "$2"
+  until ended "$1"; do pause; done
+  return "$(verdict "$(codes "$1")")"
+}
+
+install() { # Ships the commit to every worker and installs it there.
+  local archive="$scratch/sphinx_jax.tar.gz"
+  # The tests stay here: most of the bytes are theirs.
+  [ -n "$dry_run" ] || git archive --format=tar.gz --output="$archive" "$commit" -- . ':(exclude)tests'
+  say "installing commit ${commit:0:10}"
+  cloud tpu-vm scp "$archive" "$name:sphinx_jax.tar.gz" --worker=all || return 1
+  on_all install "mkdir -p sphinx_jax && cd sphinx_jax && { [ ! -f launch/worker.sh ] || bash launch/worker.sh stop; } \
+&& find . -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} + && tar -xzf ../sphinx_jax.tar.gz \
+&& bash launch/worker.sh install"
+}
+
+stop() { # SIGTERM to the command on every worker, and waits until it saved and left.
+  on_all stop 'cd sphinx_jax && bash launch/worker.sh stop' || say 'not every worker could be told to stop'
+  until ended run; do pause; done
+  running=
+}
+
+run() { # Runs the command on every worker; as soon as one fails the others are stopped. Returns the verdict.
+  local first
+  say "running; output of worker N goes to logs/$name/worker-N.log"
+  running=1
+  everywhere run "cd sphinx_jax && SPHINX_JAX_DISTRIBUTED=1 SPHINX_JAX_COMMIT=$commit bash launch/worker.sh run\
+$(printf ' %q' "${command[@]}")"
+  if [ -n "$dry_run" ]; then return; fi
+  until ended run || [ "$(verdict "$(codes run)")" != 0 ]; do pause; done
+  if ! ended run; then
+    pause # Others may have seen it too, and know better why; those that we stop are not asked.
+    first="$(codes run)"
+    say "worker $(grep -m 1 -v ' 0$' <<< "$first" | sed 's/ / ended with /'); stopping the others"
+    stop
+  else
+    first="$(codes run)"
+  fi
+  running=
+  return "$(verdict "$first")"
+}
+
+tear_down() {
+  if [ -n "$keep" ]; then
+    say "the slice stays, and is paid for; this deletes it: bash $script --name=$name --zone=$zone --project=$project --delete"
+    return
+  fi
+  say 'deleting the slice'
+  delete_slice || say 'the slice could not be deleted: look after it'
+}
+
+leave() { # The one way out: with an exit code, after saying why.
+  trap - INT TERM # A second Ctrl-C leaves at once.
+  say "$2"
+  [ -z "$running" ] || stop
+  tear_down
+  exit "$1"
+}
+
+supervise() { # Runs the command until it is finished, whatever happens to the slice.
+  local began code failures=0
+  while :; do
+    have_slice
+    began=$SECONDS code=0
+    if [ -z "$installed" ]; then install || code=$?; fi
+    if [ "$code" = 0 ]; then installed=1; run || code=$?; fi
+    case "$code" in
+      0) leave 0 'finished' ;;
+      2) leave 2 'an error that a restart does not mend; see the last lines above' ;;
+      130) leave 130 'stopped by Ctrl-C on a worker; the same command goes on from the last save' ;;
+    esac
+    slice_state
+    if [ "$state_now" != ready ]; then say "the slice is $state_now; getting it again"; continue; fi
+    if [ -n "$installed" ]; then
+      case "$code" in
+        75 | 137 | 143 | 255) ;;
+        *) leave "$code" "the command failed with exit code $code; see the last lines above" ;;
+      esac
+    fi
+    [ $((SECONDS - began)) -lt "$quick_seconds" ] || failures=0
+    failures=$((failures + 1))
+    [ "$failures" -lt "$quick_failures" ] ||
+      leave "$code" "$failures failures, each within $quick_seconds s of its start; the last exit code was $code"
+    say "exit code $code; starting again, from the last save ($failures of $quick_failures quick failures)"
+    pause
+  done
+}
+
+main() {
+  local changed
+  read_settings "$@"
+  check_settings
+  exec 3>&1
+  scratch="$(mktemp -d)"
+  trap 'rm -rf "$scratch"' EXIT
+  if [ -n "$delete" ]; then delete_slice; return; fi
+  if [ -z "$dry_run" ] && ! command -v gcloud > /dev/null; then
+    refuse gcloud 'no such program on the PATH' 'the Google Cloud CLI' 'install it: https://cloud.google.com/sdk/docs/install'
+  fi
+  commit="$(git rev-parse HEAD 2> /dev/null)" || refuse "$script" 'no git repository here' 'a clone' 'the slice gets its last commit'
+  changed="$(git status --porcelain | grep -c .)" || true
+  [ "$changed" = 0 ] || say "warning: $changed changed or new file(s) stay here; the slice gets commit ${commit:0:10}"
+  if [ -n "$dry_run" ]; then
+    have_slice
+    install
+    run
+    say 'when a worker fails, or on Ctrl-C'
+    everywhere stop 'cd sphinx_jax && bash launch/worker.sh stop'
+    tear_down
+    return
+  fi
+  mkdir -p "logs/$name"
+  trap 'leave 130 "Ctrl-C: stopping (once more leaves at once)"' INT
+  trap 'leave 143 "SIGTERM: stopping"' TERM
+  supervise
+}

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# On a worker of a TPU slice, from the project's root: `install`, `run COMMAND...`, or `stop` what runs. launch/tpu.sh calls it.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+pid_file="$PWD/.venv/run.pid"
+
+python() { # Images of TPU VMs have Python 3.10; without a newer one, uv brings it.
+  local candidate
+  for candidate in .venv/bin/python python3 python3.13 python3.12 python3.11; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then echo "$candidate"; return; fi
+  done
+  python3 -m pip install --user --quiet uv >&2
+  python3 -m uv python install --quiet 3.11 >&2
+  python3 -m uv python find 3.11
+}
+
+stop() { # SIGTERM lets the run save; what does not leave in time is killed with its children.
+  local pid
+  pid="$(cat "$pid_file" 2> /dev/null || true)"
+  # The number may be another process's by now: ours has the commit in its environment.
+  if [ -z "$pid" ] || ! grep -qz '^SPHINX_JAX_COMMIT=' "/proc/$pid/environ" 2> /dev/null; then return; fi
+  kill -TERM "$pid" 2> /dev/null || true
+  timeout "${SPHINX_JAX_STOP_SECONDS:-300}" tail --pid="$pid" --sleep-interval=0.2 -f /dev/null || true
+  kill -KILL -- "-$pid" 2> /dev/null || true
+}
+
+case "${1:-}" in
+  install | run)
+    PYTHON="$(python)"
+    export EXTRAS=tpu PYTHON
+    source launch/environment.sh ;;&
+  run)
+    shift
+    stop # What an ssh connection that was lost left running.
+    set -m # A process group of its own.
+    "$@" < /dev/null &
+    echo $! > "$pid_file"
+    wait $! ;; # Its exit code, 128 + the signal if one killed it.
+  stop) stop ;;
+  install) ;;
+  *) echo "error: launch/worker.sh: got '${1:-}', expected install, run or stop; launch/tpu_vm.sh calls it" >&2; exit 2 ;;
+esac
