@@ -2,42 +2,59 @@
 
 A run's directory holds `checkpoints/STEP/{params,opt_state,meta}`. `params` is the whole parameter tree, trained and
 frozen; `meta` is JSON with what inference and resumption need (resolved config, tokenizer, dialog, data position, and the
-parents and coefficients of a mixed checkpoint). A save that was interrupted is not a checkpoint.
+parents and coefficients of a mixed checkpoint). A save that was interrupted is not a checkpoint. Nothing here deletes one
+that is damaged: it is moved aside, as `STEP.damaged`.
 """
 
+import contextlib
 import json
 import logging
-import pathlib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from sphinx_jax.core import errors, trees
+from sphinx_jax.checkpoint import fingerprint
+from sphinx_jax.core import config as config_lib, errors, trees
+from sphinx_jax.core.progress import log
+from sphinx_jax.parallel import hosts
 
 LAYOUT = 1  # Version of the layout on disk; raised when an older reader would misread it.
 FOLDER = 'checkpoints'
+DAMAGED = '.damaged'
 _CHUNK = 64 << 20  # Bytes at most, of a layer that is packed together.
 
 logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname or record.levelno >= logging.ERROR)
 
-Path = str | pathlib.Path
+Path = str | os.PathLike
+
+
+class Damaged(errors.SphinxError):
+  """A checkpoint that is not what was saved."""
 
 
 class Store:
-  """The checkpoints of one run, for saving and for going on.
+  """The checkpoints of one run, for saving and for going on. Every process of the run has one.
 
   Args:
     directory: the run's directory (holding `checkpoints/`); made if absent.
     keep: number of newest checkpoints kept.
+    keep_every: checkpoints of every step that this divides are kept too; 0: of none.
   """
 
-  def __init__(self, directory: Path, keep: int = 2):
-    self._root = pathlib.Path(directory).absolute() / FOLDER
-    self._manager = ocp.CheckpointManager(
-        self._root, options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True))
+  def __init__(self, directory: Path, keep: int = 2, keep_every: int = 0):
+    self._root = whole_path(directory) / FOLDER
+    policies = [preservation_policy.LatestN(keep)]
+    if keep_every:
+      policies.append(preservation_policy.EveryNSteps(keep_every))
+    with self._writing():
+      self._manager = ocp.CheckpointManager(self._root, options=ocp.CheckpointManagerOptions(
+          preservation_policy=preservation_policy.AnyPreservationPolicy(policies), cleanup_tmp_directories=True))
 
   def latest(self) -> int | None:
     """The newest complete step, or None."""
@@ -50,41 +67,124 @@ class Store:
       step: updates done.
       params: the whole parameter tree.
       opt_state: the optimizer's state, or None where there is no run to go on with (a mixed checkpoint).
-      meta: JSON-able; `layout` and `step` are added.
+      meta: JSON-able; `layout`, `step` and `fingerprints` are added.
+
+    Raises:
+      SphinxError: this save, or the one before it, could not be written: a full disk. Earlier ones are as they were.
     """
     # A chunk a layer, as `stream` reads them: in one chunk, each layer read would unpack the whole stack.
     by_layer = ocp.SaveArgs(chunk_byte_size=_CHUNK, shard_axes=(0,))
     cuts = jax.tree.map(lambda leaf: by_layer if leaf.ndim > 2 else ocp.SaveArgs(), params)
-    items = {'params': ocp.args.StandardSave(params, save_args=cuts),
-             'meta': ocp.args.JsonSave({'layout': LAYOUT, 'step': step, **meta})}
+    meta = {'layout': LAYOUT, 'step': step, **meta, 'fingerprints': fingerprint.of(_together(params, opt_state))}
+    items = {'params': ocp.args.StandardSave(params, save_args=cuts), 'meta': ocp.args.JsonSave(fingerprint.seal(meta))}
     if opt_state is not None:
       items['opt_state'] = ocp.args.StandardSave(opt_state)
-    self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+    with self._writing():
+      self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+  def newest(self, params: Mapping, opt_state: Any) -> tuple[dict, Any, dict] | None:
+    """The newest checkpoint that is whole, as `restore` gives it; None where the run has none yet.
+
+    Newer ones that are damaged are named in the log and, once a whole one is found, moved aside: a run that goes on from
+    an earlier step saves their steps again.
+
+    Raises:
+      SphinxError: all are damaged; what `restore` says of a checkpoint that is not.
+    """
+    found, aside = hosts.tell([sorted(self._manager.all_steps(), reverse=True), self._aside()])
+    damaged = []
+    for step in found:
+      try:
+        restored = self.restore(step, params, opt_state)
+      except Damaged as error:
+        log.warning('%s', error)
+        damaged.append(step)
+        continue
+      if damaged:
+        hosts.alone(lambda: [self._set_aside(step) for step in damaged])
+        self._manager.reload()
+      return restored
+    if found or aside:
+      raise errors.make(f"checkpoints in '{self._root}'", f'{len(found) + len(aside)}, all of them damaged', 'one that is whole',
+                        'nothing was deleted: restore them from a copy, or start anew in another --workdir')
+    return None
+
+  def _aside(self) -> list[str]:
+    return sorted(path.name for path in self._root.iterdir() if DAMAGED in path.name) if self._root.is_dir() else []
+
+  def _set_aside(self, step: int) -> None:
+    taken = self._aside()
+    name = next(name for name in (f'{step}{DAMAGED}{suffix}' for suffix in ('', *map(str, range(2, 1000)))) if name not in taken)
+    (self._root / str(step)).rename(self._root / name)
+    log.warning("the damaged checkpoint of step %d is kept as '%s'", step, self._root / name)
 
   def restore(self, step: int, params: Mapping, opt_state: Any) -> tuple[dict, Any, dict]:
-    """Reads a checkpoint of this run back onto the given layouts.
+    """Reads a checkpoint of this run back onto the given layouts, on all processes or on none.
 
     Args:
-      step: from `latest`.
+      step: of a checkpoint.
       params, opt_state: trees of ShapeDtypeStruct with sharding.
 
     Returns:
       (params, opt_state, meta).
 
     Raises:
-      SphinxError: leaves that differ, another layout version.
+      Damaged: it is not what was saved.
+      SphinxError: it is, but of other leaves or another layout version.
     """
-    directory = self._root / str(step)
-    restored = load_params(directory, params)
-    return restored, _reader().restore(directory / 'opt_state', opt_state), load_meta(directory)
+    place, expected = self._root / str(step), _together(params, opt_state)
+    restored, meta, trouble = None, {}, ''
+    try:
+      meta = _read_meta(place)
+      if 'fingerprints' not in meta:
+        raise _damaged(place, 'meta without fingerprints')
+      self._check(place, meta['fingerprints'], expected)
+      restored = {item: _read(place / item, tree) for item, tree in expected.items()}
+    except Damaged as error:
+      trouble = str(error)
+    except (errors.SphinxError, MemoryError, PermissionError):
+      raise
+    except Exception as error:  # Whatever Orbax and its layers make of bytes that are not theirs.
+      if 'RESOURCE_EXHAUSTED' in str(error):
+        raise
+      trouble = str(_damaged(place, f'{type(error).__name__} {str(error).splitlines()[0] if str(error) else ""}'[:200]))
+    troubles = [trouble for trouble in hosts.gather(trouble) if trouble]
+    if troubles:
+      raise Damaged(troubles[0])
+    found = fingerprint.of(restored)
+    other = [path for path, number in meta['fingerprints'].items() if found[path] != number]
+    if other:
+      raise _damaged(place, f'other bits in {len(other)} arrays: {", ".join(other[:3])}')
+    return restored['params'], restored.get('opt_state'), meta
+
+  def _check(self, place: epath.Path, prints: Mapping[str, str], expected: Mapping) -> None:
+    """What was saved, by the sealed meta, against what is wanted: a difference is no damage."""
+    want, have = fingerprint.shapes(expected), {path: text.rpartition(' ')[0] for path, text in prints.items()}
+    lines = [f'{path}: {have.get(path, "nothing")}, expected {want.get(path, "nothing")}'
+             for path in dict.fromkeys([*want, *have]) if want.get(path) != have.get(path)]
+    if lines:
+      raise errors.make(f"checkpoint '{place}'", f'{len(lines)} differences: ' + '; '.join(lines[:20]),
+                        'the arrays of the config', 'use the code and config the run was started with')
 
   def wait(self) -> None:
     """Returns when the save under way is complete on disk."""
-    self._manager.wait_until_finished()
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits, and ends the background threads."""
-    self._manager.close()
+    with self._writing():
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Says of what goes wrong inside where it did and how much room there is."""
+    try:
+      yield
+    except errors.SphinxError:
+      raise
+    except Exception as error:
+      raise errors.unwritten(self._root, error) from error
 
   def __enter__(self) -> 'Store':
     return self
@@ -93,11 +193,21 @@ class Store:
     self.close()
 
 
+def _together(params: Any, opt_state: Any) -> dict[str, Any]:
+  return {'params': params} | ({} if opt_state is None else {'opt_state': opt_state})
+
+
+def whole_path(directory: Path) -> epath.Path:
+  """An absolute path; a gs:// URL stays one."""
+  return epath.Path(directory if config_lib.is_remote(directory) else os.path.abspath(directory))
+
+
 def latest(directory: Path) -> int | None:
   """The newest complete step of a run's directory, or None where there is none."""
-  root = pathlib.Path(directory).absolute() / FOLDER
-  steps = [int(path.name) for path in root.iterdir() if path.name.isdigit()] if root.is_dir() else []
-  return max(steps, default=None)
+  root = whole_path(directory) / FOLDER
+  found = [path for path in root.iterdir() if path.name.isdigit()] if root.is_dir() else []
+  # In a bucket, a save under way has its final name already, and only Orbax's mark is missing.
+  return max((int(path.name) for path in found if ocp.utils.is_checkpoint_finalized(path)), default=None)
 
 
 def load_meta(directory: Path) -> dict:
@@ -109,15 +219,28 @@ def load_meta(directory: Path) -> dict:
   Raises:
     SphinxError: the directory is not a checkpoint, or of another layout version.
   """
-  place = locate(directory)
+  return _read_meta(locate(directory))
+
+
+def _read_meta(place: epath.Path) -> dict:
+  """The meta of one step.
+
+  Raises:
+    Damaged: it is not what was saved.
+    SphinxError: another layout version.
+  """
   try:
     meta = json.loads((place / 'meta' / 'metadata').read_text())
-  except (OSError, ValueError):
-    raise _not_one(place, 'a folder without readable meta') from None
-  if meta.get('layout') != LAYOUT:
-    raise errors.make(f"checkpoint '{place}'", f'layout version {meta.get("layout")}', f'{LAYOUT}',
+    layout = meta.get('layout')
+  except (OSError, ValueError, AttributeError):
+    raise _damaged(place, 'a folder without readable meta') from None
+  # A converted or mixed checkpoint has no seal; one that a run saved has fingerprints too.
+  if (fingerprint.SEAL in meta or 'fingerprints' in meta) and not fingerprint.is_sealed(meta):
+    raise _damaged(place, 'a meta that was changed')
+  if layout != LAYOUT:
+    raise errors.make(f"checkpoint '{place}'", f'layout version {layout}', f'{LAYOUT}',
                       'read it with the version of sphinx_jax that wrote it')
-  return meta
+  return {name: value for name, value in meta.items() if name != fingerprint.SEAL}
 
 
 def load_params(directory: Path, expected: Mapping | None = None) -> dict:
@@ -141,7 +264,7 @@ def load_params(directory: Path, expected: Mapping | None = None) -> dict:
     expected = trees.unflatten({path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
                                 for path, leaf in stored(place).items()})
   check(place, expected)
-  return _reader().restore(place / 'params', expected)
+  return _read(place / 'params', expected)
 
 
 def check(directory: Path, expected: Mapping) -> None:
@@ -159,7 +282,7 @@ def check(directory: Path, expected: Mapping) -> None:
   _compare(expected, stored(place), place)
 
 
-def stored(place: pathlib.Path, item: str = 'params') -> dict[str, Any]:
+def stored(place: epath.Path, item: str = 'params') -> dict[str, Any]:
   """Path -> shape and dtype of what is on disk in one step's folder; nothing for another item that it does not hold.
 
   Raises:
@@ -168,13 +291,13 @@ def stored(place: pathlib.Path, item: str = 'params') -> dict[str, Any]:
   load_meta(place)
   if item != 'params' and not (place / item).is_dir():
     return {}
-  found = _reader().metadata(place / item).item_metadata
+  found = ocp.StandardCheckpointer().metadata(place / item).item_metadata
   if found is None:
-    raise _not_one(place, f'a folder without readable {item}')
+    raise _damaged(place, f'a folder without readable {item}')
   return trees.flatten(found.tree)
 
 
-def _compare(expected: Mapping, stored: Mapping[str, Any], place: pathlib.Path) -> None:
+def _compare(expected: Mapping, stored: Mapping[str, Any], place: epath.Path) -> None:
   """Names every leaf that differs; between float dtypes it may."""
   want = trees.flatten(expected)
 
@@ -191,13 +314,13 @@ def _compare(expected: Mapping, stored: Mapping[str, Any], place: pathlib.Path) 
                       'use the config the checkpoint was made with')
 
 
-def locate(directory: Path) -> pathlib.Path:
+def locate(directory: Path) -> epath.Path:
   """The folder of one step, from itself or from the directory of its run.
 
   Raises:
     SphinxError: there is none.
   """
-  directory = pathlib.Path(directory).absolute()
+  directory = whole_path(directory)
   if (directory / 'params').is_dir():
     return directory
   if not directory.is_dir():
@@ -208,10 +331,15 @@ def locate(directory: Path) -> pathlib.Path:
   return directory / FOLDER / str(step)
 
 
-def _not_one(directory: pathlib.Path, got: str) -> errors.SphinxError:
+def _not_one(directory: epath.Path, got: str) -> errors.SphinxError:
   return errors.make(f"checkpoint '{directory}'", got, f"a run's directory with {FOLDER}/STEP, or one STEP folder",
                      'check the path, or wait for the first save')
 
 
-def _reader() -> ocp.StandardCheckpointer:
-  return ocp.StandardCheckpointer()
+def _damaged(place: epath.Path, got: str) -> Damaged:
+  return Damaged(errors.make(f"checkpoint '{place}'", got, 'what was saved', 'take an earlier one, or a copy'))
+
+
+def _read(place: epath.Path, expected: Any) -> Any:
+  """One item onto given layouts. A handler and no Checkpointer, which has all processes wait for one that failed."""
+  return ocp.StandardCheckpointHandler().restore(place, args=ocp.args.StandardRestore(expected))

@@ -1,12 +1,15 @@
 """Configs: locked `ml_collections.ConfigDict`s made by `configs/*.py:get_config(arg)`, and their JSON form beside a run."""
 
 import json
-import pathlib
+import os
 from typing import Any
 
 import ml_collections
+from etils import epath
 
 from sphinx_jax.core import errors
+
+Path = str | os.PathLike
 
 
 def lock(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -37,24 +40,29 @@ def _tuples(value: Any) -> Any:
   return value
 
 
-def differing_keys(a: dict[str, Any], b: dict[str, Any], prefix: str = '') -> list[str]:
-  """Dotted keys in which two plain configs differ, with both values."""
-  lines = []
+def differing(a: dict[str, Any], b: dict[str, Any], prefix: str = '') -> list[tuple[str, Any, Any]]:
+  """(dotted key, value in `a`, value in `b`) of every difference between two plain configs; None where there is none."""
+  found = []
   for key in dict.fromkeys([*a, *b]):
     name = f'{prefix}{key}'
     left, right = a.get(key), b.get(key)
     if isinstance(left, dict) and isinstance(right, dict):
-      lines += differing_keys(left, right, name + '.')
+      found += differing(left, right, name + '.')
     elif left != right:
-      lines.append(f'{name}: {left!r} there, {right!r} here')
-  return lines
+      found.append((name, left, right))
+  return found
 
 
-def claim(workdir: str | pathlib.Path, config: ml_collections.ConfigDict, ignore: tuple[str, ...] = ()) -> pathlib.Path:
+def differing_keys(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+  """Dotted keys in which two plain configs differ, with both values."""
+  return [f'{key}: {left!r} there, {right!r} here' for key, left, right in differing(a, b)]
+
+
+def claim(workdir: Path, config: ml_collections.ConfigDict, ignore: tuple[str, ...] = ()) -> epath.Path:
   """Writes the resolved config into a new workdir, or checks that the workdir belongs to this config.
 
   Args:
-    workdir: directory of the run; made if absent.
+    workdir: directory of the run, which may be a gs:// URL; made if absent.
     config: the resolved config.
     ignore: top-level keys that may change between starts of one run.
 
@@ -64,7 +72,7 @@ def claim(workdir: str | pathlib.Path, config: ml_collections.ConfigDict, ignore
   Raises:
     SphinxError: when the directory belongs to another config; names the keys that differ.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = epath.Path(workdir)
   file = workdir / 'config.json'
   mine = to_dict(config)
   if file.exists():
@@ -81,7 +89,20 @@ def claim(workdir: str | pathlib.Path, config: ml_collections.ConfigDict, ignore
     raise errors.make(f"workdir '{workdir}'", f'a directory without config.json but with {sorted(others)[:3]}',
                       'an empty directory or an earlier run', 'give another --workdir')
   workdir.mkdir(parents=True, exist_ok=True)
-  temporary = file.with_suffix('.tmp')
-  temporary.write_text(to_json(config))
-  temporary.rename(file)
+  write_whole(file, to_json(config))
   return workdir
+
+
+def write_whole(file: epath.Path, text: str) -> None:
+  """Writes a small file so that it is there whole or not at all."""
+  if is_remote(file):
+    file.write_text(text)  # An object appears when it is complete.
+    return
+  temporary = file.with_suffix('.tmp')
+  temporary.write_text(text)
+  temporary.rename(file)
+
+
+def is_remote(path: Path) -> bool:
+  """Whether a path is that of a bucket: no appending there, and a rename copies."""
+  return '://' in os.fspath(path)

@@ -1,6 +1,8 @@
 """Every error of the package says four things: who complains, what it got, what it expected, and what to do."""
 
 import difflib
+import os
+import shutil
 from collections.abc import Iterable
 
 
@@ -19,3 +21,14 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> SphinxError:
   near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
   advice = f"did you mean '{near[0]}'?" if near else 'choose one of them'
   return make(kind, f"'{name}'", f'one of {", ".join(choices) or "nothing (the table is empty)"}', advice)
+
+
+def unwritten(place: os.PathLike, error: Exception) -> SphinxError:
+  """The error for files that could not be written: names the directory, the reason, and the bytes that are free there."""
+  reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+  try:
+    reason += f', {shutil.disk_usage(place).free:,} bytes free'
+  except OSError:  # A bucket, or a directory that is not there.
+    pass
+  return make(f"directory '{os.fspath(place)}'", reason, 'to write all of it',
+              'make room; what was saved before is whole, and the same command goes on from it')

@@ -11,7 +11,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint import fingerprint, store
 from sphinx_jax.core import errors
 
 
@@ -43,7 +43,9 @@ def saved(tmp_path_factory):
 def test_newest_are_kept_with_their_meta(saved):
   assert sorted(path.name for path in (saved / 'checkpoints').iterdir()) == ['2', '3']
   assert store.latest(saved) == 3
-  assert store.load_meta(saved) == {'layout': store.LAYOUT, 'step': 3, 'config': '{"a": 1}', 'data_position': 30}
+  meta = store.load_meta(saved)
+  assert meta.pop('fingerprints').keys() == {'params/llm/w', 'params/encoders/b', 'opt_state/count', 'opt_state/mu/llm/w', 'opt_state/nu/llm/w'}
+  assert meta == {'layout': store.LAYOUT, 'step': 3, 'config': '{"a": 1}', 'data_position': 30}
   assert store.load_meta(saved / 'checkpoints' / '2')['step'] == 2
 
 
@@ -100,7 +102,8 @@ def test_what_is_not_a_checkpoint_is_refused(saved, tmp_path):
 def test_another_layout_version_is_refused(saved, tmp_path):
   copy = shutil.copytree(saved / 'checkpoints' / '3', tmp_path / '3')
   file = copy / 'meta' / 'metadata'
-  file.write_text(json.dumps(json.loads(file.read_text()) | {'layout': 99}))
+  meta = {name: value for name, value in json.loads(file.read_text()).items() if name != fingerprint.SEAL}
+  file.write_text(json.dumps(fingerprint.seal(meta | {'layout': 99})))
   with pytest.raises(errors.SphinxError, match='layout version 99, expected 1'):
     store.load_params(copy)
 
