@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from absl import flags
 from ml_collections import ConfigDict
 
-from sphinx_jax import mix_weights
+from sphinx_jax import mix_curve, mix_weights
 from sphinx_jax import train as train_door
 from sphinx_jax.checkpoint import store as checkpoints
 from sphinx_jax.core import cli, config as config_lib, errors
@@ -32,7 +32,6 @@ from sphinx_jax.data.miniworld import builder
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.evaluate import tasks as evaluation
 from sphinx_jax.generate import load as loading
-from sphinx_jax.program import Program
 from sphinx_jax.report import page
 
 FLAGS = flags.FLAGS
@@ -117,18 +116,18 @@ def _mix(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   """
   section = config[name]
   stage = stage_config(config, section.inputs[0], workdir)
-  program, data = Program(stage), train_door.open_data(stage)
-  parents = [checkpoints.load_params(workdir / parent, program.params) for parent in section.inputs]
-  halves = {f'{half}/{domain}': batches[start::2] for domain, batches in data.validation.items()
+  line = mix_curve.open_line(stage, [workdir / parent for parent in section.inputs])
+  domains = line.data.validation
+  halves = {f'{half}/{domain}': batches[start::2] for domain, batches in domains.items()
             for start, half in enumerate(('choice', 'curve'))}
-  points = mix_weights.curve(*parents, section.coefficients, lambda params: program.evaluate(params, halves))
+  points = mix_curve.curve(line.parents, section.coefficients, lambda params, _: line.program.evaluate(params, halves))
 
   def average(point: dict, half: str) -> float:
-    return sum(point[f'{half}/{domain}'] for domain in data.validation) / len(data.validation)
+    return sum(point[f'{half}/{domain}'] for domain in domains) / len(domains)
 
   share = min(points, key=lambda point: average(point, 'choice'))['coefficient']
   mix_weights.mix_checkpoints([workdir / parent for parent in section.inputs], (share, 1 - share), workdir / name)
-  curve = [{'coefficient': point['coefficient'], **{domain: point[f'curve/{domain}'] for domain in data.validation}}
+  curve = [{'coefficient': point['coefficient'], **{domain: point[f'curve/{domain}'] for domain in domains}}
            for point in points]
   _write_json(workdir / name / 'curve.json', curve)
   _write_json(workdir / name / 'choice.json', {'coefficient': share})
@@ -144,13 +143,9 @@ def _evaluate(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   stage = stage_config(config, section.checkpoint, workdir)
   generator, meta, _ = loading.load(workdir / section.checkpoint, rows=section.rows)
 
-  def opened(split: str) -> dict:
-    return {task: sources.open_source({**stage.mixture[task].to_dict(), 'split': split, 'max_turns': 1}, stage.data_dir)
-            for task in section.tasks}
-
-  mean = evaluation.mean_image(opened('train'), stage.model.image_size)
-  evaluation.evaluate(generator, opened(section.split), section.examples, mean, workdir / name,
-                      run=f'{section.checkpoint} at step {meta["step"]}')
+  mean = evaluation.mean_image(mix_curve.open_tasks(stage, section.tasks, 'train'), stage.model.image_size)
+  evaluation.evaluate(generator, mix_curve.open_tasks(stage, section.tasks, section.split), section.examples, mean,
+                      workdir / name, run=f'{section.checkpoint} at step {meta["step"]}')
 
 
 def _report(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:

@@ -1,14 +1,19 @@
+import os
+import resource
+import signal
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
 from sphinx_jax import mix_weights
-from sphinx_jax.checkpoint import store
-from sphinx_jax.core import errors
+from sphinx_jax.checkpoint import mixing, store, stream
+from sphinx_jax.core import errors, trees
+from sphinx_jax.mix import weights
 
 
 def params(value: float) -> dict:
@@ -23,12 +28,91 @@ def parents(tmp_path):
   return tmp_path
 
 
+def drawn(seed: int) -> dict[str, np.ndarray]:
+  """Stacks, tables and vectors of several dtypes, larger than the parts that `small_parts` cuts."""
+  rng = np.random.default_rng(seed)
+  shapes = {'llm/layers/w': ((3, 40, 64), ml_dtypes.bfloat16), 'llm/layers/scale': ((3, 64), np.float32),
+            'llm/embed': ((301, 33), np.float32), 'encoders/kernel': ((2, 3, 5, 48), np.float16), 'encoders/b': ((7,), np.float32)}
+  values = {path: rng.standard_normal(shape).astype(dtype) for path, (shape, dtype) in shapes.items()}
+  values['encoders/b'][:3] = -0.0, np.inf, 1e-45
+  return values
+
+
+def write(directory, values, tokenizer='pieces'):
+  writer = stream.Writer(directory, {'params': values}, {'config': '{}', 'tokenizer': tokenizer, 'dialog': {'system': ''}})
+  for path, value in values.items():
+    writer.write('params', path, value)
+  writer.finish()
+  return directory
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+  """Every leaf of `drawn` is cut, as one of a 13B model is."""
+  monkeypatch.setattr(mixing, '_READ', 4096)
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('written')
+  return [write(folder / str(seed), drawn(seed)) for seed in range(3)]
+
+
+def load(directory) -> dict[str, np.ndarray]:
+  return {path: array.read(()) for path, array in stream.read(directory).items()}
+
+
+def same_bits(a, b) -> bool:
+  return a.keys() == b.keys() and all(
+      a[path].dtype == b[path].dtype and np.asarray(a[path]).tobytes() == np.asarray(b[path]).tobytes() for path in a)
+
+
 def test_mix_is_a_checkpoint_that_knows_its_parents(parents):
   output = mix_weights.mix_checkpoints([parents / 'real', parents / 'synthetic'], (0.25, 0.75), parents / 'mix')
   mixed, meta = store.load_params(output), store.load_meta(output)
   assert float(mixed['llm']['w'][0, 0]) == 2.5 and mixed['encoders']['w'].dtype == jnp.bfloat16
-  assert meta['parents'] == [{'directory': str(parents / name), 'step': 7} for name in ('real', 'synthetic')]
+  assert [(parent['directory'], parent['step']) for parent in meta['parents']] == [
+      (str(parents / name), 7) for name in ('real', 'synthetic')]
   assert meta['coefficients'] == [0.25, 0.75] and meta['tokenizer'] == 'pieces' and meta['config'] == '{}'
+
+
+def test_hashes_in_the_meta_are_those_of_the_content(written, tmp_path, small_parts):
+  mix_weights.mix_checkpoints(written[:2], (0.25, 0.75), tmp_path / 'mix', base=written[2])
+  meta = store.load_meta(tmp_path / 'mix')
+  found = [mixing.content_hash(stream.read(place)) for place in (*written, tmp_path / 'mix')]
+  assert [meta['parents'][0]['hash'], meta['parents'][1]['hash'], meta['base'][0]['hash'], meta['hash']] == found
+  assert len(set(found)) == 4
+
+
+def test_a_hash_is_of_numbers_and_not_of_how_they_lie(written, tmp_path, small_parts):
+  with store.Store(tmp_path / 'packed') as run:
+    run.save(1, trees.unflatten(jax.tree.map(jnp.asarray, drawn(0))), None, {'config': '{}'})
+  assert mixing.content_hash(stream.read(tmp_path / 'packed')) == mixing.content_hash(stream.read(written[0]))
+  other = drawn(0)
+  other['llm/embed'][5, 5] += 1
+  assert mixing.content_hash(stream.read(write(tmp_path / 'other', other))) != mixing.content_hash(stream.read(written[0]))
+
+
+@pytest.mark.parametrize('method, coefficients, based, dtype', [
+    ('linear', (0.3, 0.7), False, None), ('linear', (0.3, 0.7), True, 'bfloat16'), ('linear', (0.3, 0.7), False, 'float32'),
+    ('linear', [('llm/layers/.*', (0.9, 0.1)), ('.*', (0, 1))], False, None), ('slerp', (0.3, 0.7), False, None)])
+def test_streamed_is_the_law_of_trees(written, tmp_path, small_parts, method, coefficients, based, dtype):
+  mix_weights.mix_checkpoints(written[:2], coefficients, tmp_path / 'mix', base=written[2] if based else None, method=method,
+                              dtype=dtype)
+  a, b, base = (trees.unflatten(jax.tree.map(jnp.asarray, drawn(seed))) for seed in range(3))
+  law = jax.jit(lambda a, b, base: weights.mix([a, b], coefficients, base=base if based else None, method=method, dtype=dtype))
+  whole = {path: np.asarray(leaf) for path, leaf in trees.flatten(law(a, b, base)).items()}
+  if method == 'linear':
+    assert same_bits(load(tmp_path / 'mix'), whole)
+    return
+  for path, leaf in load(tmp_path / 'mix').items():  # The three sums of a leaf are rounded part by part.
+    np.testing.assert_allclose(leaf.astype(np.float32), whole[path].astype(np.float32), rtol=1e-2 if leaf.dtype.itemsize < 4 else 1e-5)
+
+
+@pytest.mark.parametrize('method, base', [('linear', None), ('slerp', None), ('linear', 2)])
+def test_one_and_zero_give_the_first_back_bit_for_bit(written, tmp_path, small_parts, method, base):
+  mix_weights.mix_checkpoints(written[:2], (1, 0), tmp_path / 'mix', method=method, base=base and written[base])
+  assert same_bits(load(tmp_path / 'mix'), drawn(0))
 
 
 def test_same_mix_again_is_recognised_and_another_refused(parents):
@@ -37,8 +121,9 @@ def test_same_mix_again_is_recognised_and_another_refused(parents):
   before = (parents / 'mix' / 'checkpoints' / '0').stat().st_mtime_ns
   mix_weights.mix_checkpoints(inputs, (0.5, 0.5), parents / 'mix')
   assert (parents / 'mix' / 'checkpoints' / '0').stat().st_mtime_ns == before
-  with pytest.raises(errors.SphinxError, match='--output'):
-    mix_weights.mix_checkpoints(inputs, (0.25, 0.75), parents / 'mix')
+  for changed in (dict(coefficients=(0.25, 0.75)), dict(base=parents / 'real'), dict(dtype='float32'), dict(method='slerp')):
+    with pytest.raises(errors.SphinxError, match='--output'):
+      mix_weights.mix_checkpoints(**{'inputs': inputs, 'coefficients': (0.5, 0.5), 'output': parents / 'mix', **changed})
   with pytest.raises(errors.SphinxError, match='a checkpoint of a training run'):
     mix_weights.mix_checkpoints(inputs, (0.5, 0.5), parents / 'foreign')
 
@@ -48,16 +133,68 @@ def test_another_tokenizer_is_refused(parents):
     mix_weights.mix_checkpoints([parents / 'real', parents / 'foreign'], (0.5, 0.5), parents / 'mix')
 
 
-def test_curve_measures_every_mix_with_the_parents_at_its_ends():
-  seen = []
+def test_other_leaves_are_named_before_anything_is_read(written, tmp_path, monkeypatch):
+  other = drawn(1)
+  other['llm/embed'] = other['llm/embed'][:7]
+  del other['encoders/b']
+  write(tmp_path / 'other', other)
+  monkeypatch.setattr(stream, '_start', lambda *_: pytest.fail('something is read'))
+  with pytest.raises(errors.SphinxError, match=r"other'.*missing encoders/b; llm/embed: shape \(7, 33\), expected \(301, 33\)"):
+    mix_weights.mix_checkpoints([written[0], tmp_path / 'other'], (0.5, 0.5), tmp_path / 'mix')
+  assert not (tmp_path / 'mix').exists()
 
-  def evaluate(mixed: dict) -> dict[str, float]:
-    seen.append(mixed)
-    return {'real': float(mixed['llm']['w'].sum())}
 
-  points = mix_weights.curve(params(1.0), params(3.0), (0, 0.5, 1), evaluate)
-  assert points == [{'coefficient': 0.0, 'real': 12.0}, {'coefficient': 0.5, 'real': 8.0}, {'coefficient': 1.0, 'real': 4.0}]
-  jax.tree.map(np.testing.assert_array_equal, (seen[0], seen[2]), (params(3.0), params(1.0)))
+@pytest.mark.parametrize('changed, words', [
+    (dict(coefficients=(0.5, 0.6)), 'sum 1.1.*unnormalized'), (dict(coefficients=(0.5,)), '1 coefficients'),
+    (dict(coefficients=[('llm/.*', (0.5, 0.5))]), 'no matching pattern'), (dict(method='slerp', base=0), 'slerp'),
+    (dict(method='cubic'), 'linear, slerp')])
+def test_what_does_not_fit_leaves_no_output(written, tmp_path, changed, words):
+  changed = {'coefficients': (0.5, 0.5), **changed} | ({'base': written[0]} if 'base' in changed else {})
+  with pytest.raises(errors.SphinxError, match=words):
+    mix_weights.mix_checkpoints(written[:2], changed.pop('coefficients'), tmp_path / 'mix', **changed)
+  assert not (tmp_path / 'mix').exists()
+
+
+def test_a_disk_that_takes_no_more_is_said_and_left_clean(written, tmp_path):
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # The table of embeddings has 40 kB.
+  try:
+    with pytest.raises(errors.SphinxError, match="mix': got 'File too large', expected a place with room.*--output"):
+      mix_weights.mix_checkpoints(written[:2], (0.5, 0.5), tmp_path / 'mix')
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert not (tmp_path / 'mix').exists()
+  mix_weights.mix_checkpoints(written[:2], (0.5, 0.5), tmp_path / 'mix')
+  assert store.latest(tmp_path / 'mix') == 0
+
+
+SLOW = '''
+import time
+from sphinx_jax import mix_weights
+from sphinx_jax.checkpoint import mixing
+add = mixing.weights.mix_leaf
+def slow(*arguments):
+  print('mixing', flush=True)
+  time.sleep(0.3)
+  return add(*arguments)
+mixing.weights.mix_leaf = slow
+import sys
+mix_weights.mix_checkpoints(sys.argv[1:3], (0.5, 0.5), sys.argv[3])
+'''
+
+
+def test_killed_while_mixing_leaves_no_checkpoint_and_the_same_again_works(written, tmp_path):
+  with subprocess.Popen([sys.executable, '-c', SLOW, *map(str, written[:2]), str(tmp_path / 'mix')], stdout=subprocess.PIPE,
+                        text=True, env=os.environ | {'PYTHONPATH': os.getcwd()}) as process:
+    for _ in range(3):
+      assert process.stdout.readline() == 'mixing\n'
+    process.kill()
+  assert process.returncode == -signal.SIGKILL and (tmp_path / 'mix').exists()
+  assert store.latest(tmp_path / 'mix') is None
+  mix_weights.mix_checkpoints(written[:2], (0.5, 0.5), tmp_path / 'mix')
+  assert [path.name for path in (tmp_path / 'mix' / 'checkpoints').iterdir()] == ['0']
+  mix_weights.mix_checkpoints(written[:2], (0.5, 0.5), tmp_path / 'unbroken')
+  assert same_bits(load(tmp_path / 'mix'), load(tmp_path / 'unbroken'))
 
 
 def run(*flags: str) -> subprocess.CompletedProcess:
@@ -65,10 +202,13 @@ def run(*flags: str) -> subprocess.CompletedProcess:
 
 
 def test_door_with_rules(parents):
-  done = run(f'--inputs={parents}/real,{parents}/synthetic', '--coefficients=0.5,0.5', '--rule=encoders/.*:0,1', f'--output={parents}/mix')
+  done = run(f'--inputs={parents}/real,{parents}/synthetic', '--coefficients=0.5,0.5', '--rule=encoders/.*=0,1',
+             '--rule=encoders/w=1,0', f'--output={parents}/mix', '--dtype=float32')
   assert done.returncode == 0, done.stderr
   mixed = store.load_params(parents / 'mix')
   assert float(mixed['llm']['w'][0, 0]) == 2 and float(mixed['encoders']['w'][0]) == 3
+  assert mixed['encoders']['w'].dtype == jnp.float32
+  assert store.load_meta(parents / 'mix')['coefficients'][0] == ['encoders/.*', [0, 1]]
 
 
 def test_door_says_what_is_wrong_in_one_line(parents):

@@ -12,10 +12,11 @@ from sphinx_jax.core import errors, progress
 FLAGS = flags.FLAGS
 
 
-def define_config(default: str | None = None) -> None:
-  """Defines `--config=configs/file.py:arg` and its `--config.a.b=value` overrides."""
+def define_config(default: str | None = None, optional: bool = False) -> None:
+  """Defines `--config=configs/file.py:arg` and its `--config.a.b=value` overrides; an optional one may be None."""
   config_flags.DEFINE_config_file('config', default, 'Config file, with an argument after a colon: configs/mini.py:quick. '
                                   'Any setting in it can be changed: --config.train.steps=100.', lock_config=True)
+  FLAGS['config'].optional = optional
 
 
 def run(main: Callable[[], None]) -> None:
@@ -27,7 +28,7 @@ def run(main: Callable[[], None]) -> None:
 def _parse(argv: list[str]) -> list[str]:
   try:
     rest = FLAGS(argv, known_only=False)
-    if 'config' in FLAGS:
+    if 'config' in FLAGS and not (FLAGS['config'].optional and FLAGS.config is None):
       FLAGS.config.is_locked  # A file that cannot be read is only complained of when the config is used.
     if len(rest) > 1:
       raise errors.make('command line', f"'{rest[1]}'", 'only flags like --name=value', 'see --help')

@@ -98,6 +98,34 @@ def mix_curve(points, chosen, axes=None) -> Figure | None:
   return figure
 
 
+def line_between(points, names) -> Figure:
+  """Losses, and scores of tasks where there are some, along the line between two checkpoints.
+
+  Args:
+    points: [{'coefficient': float, '<validation set>': loss, 'task/<task>': score, ...}, ...].
+    names: of the checkpoints; the coefficient is the share of the first.
+  """
+  keys = [key for key in points[0] if key != 'coefficient']
+  scores = [key for key in keys if key.startswith('task/')]
+  panels = [(title, group) for title, group in (
+    ('validation loss', [key for key in keys if key not in scores]), ('score', scores)) if group]
+  points = sorted(points, key=lambda point: point['coefficient'])
+  x = [point['coefficient'] for point in points]
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(7.2, 3.9 * len(panels)), layout='constrained')
+    for axes, (title, group) in zip(np.atleast_1d(figure.subplots(len(panels), 1)), panels):
+      for key in group:
+        axes.plot(x, [point[key] for point in points], '-o', ms=3.5, lw=1.5, label=key.removeprefix('task/'))
+      if len(group) > 1:
+        axes.plot(x, [np.mean([point[key] for key in group]) for point in points], '-o', ms=4, lw=2.2, color=AVERAGE,
+                  label='average')
+      axes.set(ylabel=title, xlabel='share of the first')
+      axes.legend(fontsize=8)
+    figure.suptitle('\n'.join(f'{place}: {textwrap.shorten(str(name), 90)}' for place, name in zip(('first', 'second'), names)),
+                    fontsize=9)
+  return figure
+
+
 def score_bars(tasks, axes=None) -> Figure | None:
   """Horizontal bars of every task: blind floor, trained model, its 95 % interval; `tasks` as in metrics.json."""
   with matplotlib.rc_context(_STYLE):
