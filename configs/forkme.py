@@ -44,5 +44,5 @@ def get_config(arg: str = '') -> ConfigDict:
     config.optimizer.lr = 2e-5 if checkpoint else 5e-4
     config.optimizer.warmup = 10
     config.eval_every = 50
-    config.checkpoint.every = 50
+    config.checkpoint.update(every=50, keep=2, keep_every=0)  # Newest kept, and those of steps that keep_every divides.
     return config.lock()

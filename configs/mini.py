@@ -36,7 +36,8 @@ def _run(name: str, steps: int, lr: float, mixture: dict, trained: tuple, init_f
         trained=trained,
         optimizer=dict(name='muon', lr=lr, warmup=max(steps // 20, 1), decay_to=0.05, betas=(0.9, 0.99), weight_decay=0.01,
                        clip=1.0, accumulate=1, moment_dtype='float32'),
-        steps=steps, log_every=50, eval_every=max(steps // 2, 1), eval_batches=8, checkpoint=dict(every=max(steps // 4, 1), keep=2),
+        steps=steps, log_every=50, eval_every=max(steps // 2, 1), eval_batches=8,
+        checkpoint=dict(every=max(steps // 4, 1), keep=2, keep_every=0),
         mesh=dict(data=1, fsdp=1, tensor=1), init_from=init_from,
         validation=dict(real=_caption('real', 'validation'), synthetic=_caption('synthetic', 'validation')))
 

@@ -1,14 +1,17 @@
 """One training run: `python -m sphinx_jax.train --config=configs/forkme.py --workdir=DIR [--config.a.b=c]`.
 
 `train` is the story of a run, top to bottom: config, mesh, data, shapes, layouts, compilation, arrays, loop, last words.
-The same command after an interruption goes on from the run's last checkpoint, with bit-identical losses.
+The same command after an interruption goes on from the run's last checkpoint, with bit-identical losses, on the same or
+another mesh and number of hosts. On many hosts the same command runs on each (parallel/hosts.py says how they find each
+other). Exit codes: 0 finished; 2 an error to be mended; 143 or 130 asked to stop, saved; 75 another host is gone, saved
+before: run it again on all hosts.
 """
 
 import base64
 import contextlib
 import itertools
-import pathlib
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +25,7 @@ from sphinx_jax.core import cli, config as config_lib, errors
 from sphinx_jax.core.progress import log, progress
 from sphinx_jax.data import dialog, pipeline, sources, tokenizer as tokenizers
 from sphinx_jax.models import sphinx
-from sphinx_jax.parallel import placement
+from sphinx_jax.parallel import hosts, placement
 from sphinx_jax.program import Program
 from sphinx_jax.training import state as states, writer as writers
 from sphinx_jax.training.stopping import Stopping
@@ -31,42 +34,46 @@ FLAGS = flags.FLAGS
 RESIZABLE = ('mesh', 'checkpoint')  # Settings that do not change the numbers may change between starts of one run.
 
 
-def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
+def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   """Trains, from wherever the run stands, to `config.steps`.
 
   Args:
     config: one training run, see configs/forkme.py.
-    workdir: the run's directory; gets config.json, metrics.jsonl, tensorboard/ and checkpoints/.
+    workdir: the run's directory; gets config.json, metrics.jsonl, tensorboard/ and checkpoints/. It may be a gs:// URL;
+      many hosts must all see it.
 
   Returns:
     The last metrics, by the names of metrics.jsonl, `validation/NAME` included.
 
   Raises:
-    SphinxError: a config, data, mesh or checkpoint that does not fit; a loss that is not finite.
+    SphinxError: a config, data, mesh or checkpoint that does not fit; a loss that is not finite; a full disk.
     SystemExit: after SIGTERM or Ctrl-C, once the run is saved.
   """
-  workdir = config_lib.claim(workdir, config, ignore=RESIZABLE)
-  before = checkpoints.latest(workdir)
+  workdir = claim(config, workdir)
+  before = hosts.tell(checkpoints.latest(workdir))
   if before == config.steps:
-    log.info('%s: finished before', workdir)
-    return checkpoints.load_meta(workdir)['metrics']
+    with contextlib.suppress(checkpoints.Damaged):  # What that means is for `start` to say.
+      metrics = checkpoints.load_meta(workdir)['metrics']
+      log.info('%s: finished before', workdir)
+      return metrics
 
   # Mesh, data, shapes, layouts, compilation: nothing large is made before all of them fit together.
   program = Program(config)
-  data = open_data(config)
+  data = open_data(config, hosts.rows(program.rows, config.batch.rows))
   log.info('mixture of %s:\n%s', config.name, data.table)
   if before is None and config.init_from:
     check_parent(config, program, data)
   train_step = program.compile()
 
   with contextlib.ExitStack() as stack:
-    store = stack.enter_context(checkpoints.Store(workdir, config.checkpoint.keep))
+    store = stack.enter_context(checkpoints.Store(
+        workdir, config.checkpoint.keep, config.checkpoint.get('keep_every', 0)))
     state, position, sums = start(config, program, store)
     first = int(state.step)
-    writer = stack.enter_context(contextlib.closing(writers.Writer(workdir, first, jax.process_index() == 0)))
+    writer = stack.enter_context(contextlib.closing(writers.Writer(workdir, first, hosts.index() == 0)))
     batches = stack.enter_context(contextlib.closing(data.batches(position)))
     bar = stack.enter_context(progress(total=config.steps, start=first, what=config.name, unit='step'))
-    stopping = stack.enter_context(Stopping())
+    stopping = stack.enter_context(Stopping(str(workdir)))
     window = writers.Window(tuple(config.mixture), sums)
 
     for step in range(first + 1, config.steps + 1):
@@ -85,20 +92,31 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, float]:
         with window.pause():
           losses = program.evaluate(state.params, data.validation)
         writer.write(step, {f'validation/{name}': value for name, value in losses.items()})
-      if last or step % config.checkpoint.every == 0 or stopping.asked:
+      stop = stopping.after(step, last)
+      if last or step % config.checkpoint.every == 0 or stop:
         window.read()  # A step that is not finite is never saved.
         store.save(step, state.params, state.opt_state, data.carried | {
             'data_position': position, 'window': window.state(), 'metrics': writer.last})
       bar.update(note=f"loss {writer.last['loss']:.3f}" if 'loss' in writer.last else '')
-      if stopping.asked:
+      if stop:
         log.info('stopped at step %d; run the same command again to go on', step)
-        raise SystemExit(128 + stopping.asked)  # The store waits for the save on the way out.
+        raise SystemExit(128 + stop)  # The store waits for the save on the way out.
 
   for (source, reason), number in data.skipped.items():
     log.info('skipped %d examples of %s: %s', number, source, reason)
   losses = {name: value for name, value in writer.last.items() if name.startswith(('loss', 'validation'))}
   log.info('%s: %d steps; %s', workdir, config.steps, ', '.join(f'{name} {value:.4f}' for name, value in losses.items()))
   return writer.last
+
+
+def claim(config: ConfigDict, workdir: str | os.PathLike) -> os.PathLike:
+  """Makes a new workdir the run's, or checks that it is; on every host it must be the same directory."""
+  hosts.alone(lambda: config_lib.claim(workdir, config, ignore=RESIZABLE))
+  workdir = checkpoints.whole_path(workdir)
+  if not (workdir / 'config.json').exists():
+    raise errors.make(f"workdir '{workdir}'", f'nothing there on process {hosts.index()}', 'what process 0 wrote there',
+                      'give a directory that all hosts share, or a gs:// URL')
+  return workdir
 
 
 class Data(NamedTuple):
@@ -119,8 +137,12 @@ class Data(NamedTuple):
   skipped: Mapping[tuple[str, str], int]
 
 
-def open_data(config: ConfigDict) -> Data:
+def open_data(config: ConfigDict, mine: Sequence[int] | None = None) -> Data:
   """Opens the mixture and the validation sets of a run.
+
+  Args:
+    config: of the run.
+    mine: the rows of each batch that this process reads; None: all.
 
   Raises:
     SphinxError: a source, tokenizer or setting that does not fit.
@@ -137,8 +159,7 @@ def open_data(config: ConfigDict) -> Data:
     return pipeline.Pipeline(
         {name: sources.open_source(entry, config.data_dir) for name, entry in entries.items()},
         {name: entry.weight for name, entry in entries.items()}, tokenizer, dialog.Template(config.dialog.system),
-        config.batch, visual_tokens, config.model.image_size, config.seed, loss_weighting, host=jax.process_index(),
-        hosts=jax.process_count())
+        config.batch, visual_tokens, config.model.image_size, config.seed, loss_weighting, mine)
 
   mixture = open_mixture(config.mixture, config.loss_weighting)
   validation = {}
@@ -164,16 +185,16 @@ def open_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
 
 
 def start(config: ConfigDict, program: Program, store: checkpoints.Store) -> tuple[states.State, int, dict]:
-  """The state to go on from: the run's own last checkpoint, or the parameters of `init_from`, or scratch.
+  """The state to go on from: the run's own newest whole checkpoint, or the parameters of `init_from`, or scratch.
 
   Returns:
     (state, data position, sums of the open window of metrics).
   """
-  step = store.latest()
-  if step is not None:
+  restored = store.newest(program.params, program.state.opt_state)
+  if restored is not None:
+    params, opt_state, meta = restored
+    step, position, sums = meta['step'], meta['data_position'], meta['window']
     log.info('going on from step %d', step)
-    params, opt_state, meta = store.restore(step, program.params, program.state.opt_state)
-    position, sums = meta['data_position'], meta['window']
   else:
     if config.init_from:
       log.info('starting from %s', config.init_from)
@@ -198,7 +219,8 @@ def check_parent(config: ConfigDict, program: Program, data: Data) -> None:
 def main() -> None:
   if not FLAGS.workdir:
     raise errors.make('--workdir', 'nothing', 'a directory for the run', 'give --workdir=DIR')
-  train(FLAGS.config, FLAGS.workdir)
+  with hosts.joined({'config': config_lib.to_dict(FLAGS.config), 'workdir': FLAGS.workdir}):
+    train(FLAGS.config, FLAGS.workdir)
 
 
 if __name__ == '__main__':

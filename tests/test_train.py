@@ -81,7 +81,7 @@ class Stream:
 
 
 def in_memory(spoil=lambda position, batch: batch):
-  def open_data(config: ConfigDict) -> door.Data:
+  def open_data(config: ConfigDict, mine=None) -> door.Data:
     return door.Data(lambda position: Stream(config, position, spoil), {'real': [make_batch(config, 10**6)]},
                      {'config': config_lib.to_json(config), 'tokenizer': base64.b64encode(b'pieces').decode(), 'dialog': {}},
                      'a table', {})
@@ -221,7 +221,7 @@ def test_any_mesh_gives_the_losses_of_one_device(one_device, data, fsdp, tensor)
 
 def test_run_goes_on_with_another_mesh(unbroken, tmp_path, monkeypatch):
   opened = interrupt_at(4, crash)  # Without validation: its compilation would be all that it adds.
-  monkeypatch.setattr(door, 'open_data', lambda config: opened(config)._replace(validation={}))
+  monkeypatch.setattr(door, 'open_data', lambda *given: opened(*given)._replace(validation={}))
   with pytest.raises(RuntimeError):
     door.train(tiny(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}), tmp_path)
   monkeypatch.setattr(door, 'open_data', in_memory())
@@ -267,7 +267,7 @@ def test_init_from_that_does_not_fit_is_refused_before_compilation(unbroken, tmp
 
 def test_init_from_of_another_tokenizer_is_refused(unbroken, tmp_path, monkeypatch):
   opened = in_memory()(tiny())
-  monkeypatch.setattr(door, 'open_data', lambda config: opened._replace(carried={'tokenizer': 'other'}))
+  monkeypatch.setattr(door, 'open_data', lambda *given: opened._replace(carried={'tokenizer': 'other'}))
   with pytest.raises(errors.SphinxError, match='another tokenizer'):
     door.train(tiny(init_from=str(unbroken)), tmp_path)
 

@@ -7,6 +7,7 @@ that is damaged: it is moved aside, as `STEP.damaged`.
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -105,8 +106,8 @@ class Store:
         self._manager.reload()
       return restored
     if found or aside:
-      raise errors.make(f"checkpoints in '{self._root}'", f'{len(found) + len(aside)}, all of them damaged', 'one that is whole',
-                        'nothing was deleted: restore them from a copy, or start anew in another --workdir')
+      raise errors.make(f"checkpoints in '{self._root}'", f'{len(found) + len(aside)}, all of them damaged',
+                        'one that is whole', 'nothing was deleted: restore them from a copy, or start anew in another --workdir')
     return None
 
   def _aside(self) -> list[str]:
@@ -114,7 +115,8 @@ class Store:
 
   def _set_aside(self, step: int) -> None:
     taken = self._aside()
-    name = next(name for name in (f'{step}{DAMAGED}{suffix}' for suffix in ('', *map(str, range(2, 1000)))) if name not in taken)
+    names = (f'{step}{DAMAGED}{number or ""}' for number in itertools.count())
+    name = next(name for name in names if name not in taken)
     (self._root / str(step)).rename(self._root / name)
     log.warning("the damaged checkpoint of step %d is kept as '%s'", step, self._root / name)
 

@@ -100,7 +100,7 @@ def write_whole(file: epath.Path, text: str) -> None:
     return
   temporary = file.with_suffix('.tmp')
   temporary.write_text(text)
-  temporary.rename(file)
+  temporary.replace(file)
 
 
 def is_remote(path: Path) -> bool:

@@ -7,7 +7,7 @@ depend on lengths, but reads pixels only for its own.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -41,7 +41,7 @@ class Pipeline:
     image_size: pixels of the square images.
     seed: of the order.
     loss_weighting: a rule of `packing.LOSS_WEIGHTING`.
-    host, hosts: this process takes the host-th of `hosts` equal parts of each batch.
+    mine: which rows of each batch this process assembles, ascending; None: all.
     threads: that read and tokenise.
 
   Attributes:
@@ -49,13 +49,12 @@ class Pipeline:
     skipped: Counter of (task, reason), of this host.
 
   Raises:
-    SphinxError: an empty source with weight, rows that hosts do not divide, a row too short for an image, an unknown
-      rule.
+    SphinxError: an empty source with weight, a row too short for an image, an unknown rule.
   """
 
   def __init__(self, sources: Mapping[str, Source], weights: Mapping[str, float], tokenizer: Tokenizer,
                template: Template, batch: Mapping[str, int], visual_tokens: int, image_size: int, seed: int = 0,
-               loss_weighting: str = 'token', host: int = 0, hosts: int = 1, threads: int = 2):
+               loss_weighting: str = 'token', mine: Sequence[int] | None = None, threads: int = 2):
     self.tasks = tuple(sources)
     self._sources = tuple(sources[name] for name in self.tasks)
     names = [name if source.name == name else f'{name} ({source.name})' for name, source in sources.items()]
@@ -66,15 +65,12 @@ class Pipeline:
     self._window = batch['window']
     self._visual_tokens, self._size = visual_tokens, image_size
     self._loss_weighting = loss_weighting
-    self._host, self._hosts, self._threads = host, hosts, threads
+    self._mine, self._threads = tuple(range(self._rows)) if mine is None else tuple(mine), threads
     self.skipped: Counter = Counter()
     self._check()
 
   def _check(self) -> None:
     packing.weigh(np.ones(1, np.float32), self._loss_weighting)
-    if self._rows % self._hosts:
-      raise errors.make('batch.rows', f'{self._rows} rows for {self._hosts} hosts', 'rows that the hosts divide',
-                        'change batch.rows')
     if self._slots and self._length <= self._visual_tokens + 1:
       raise errors.make('batch.length', f'{self._length} positions', f'more than BOS and an image of {self._visual_tokens}',
                         'raise batch.length')
@@ -174,8 +170,7 @@ class Pipeline:
     return Example(np.asarray(ids[:keep], np.int32), weights, record.image, task, record.id, position)
 
   def _assemble(self, rows: list[list[Example]], pool: ThreadPoolExecutor, skips: Skips) -> dict[str, np.ndarray]:
-    part = self._rows // self._hosts
-    mine = rows[self._host * part:(self._host + 1) * part]
+    mine = [rows[row] for row in self._mine]
 
     def bad(example: Example, error: BadExample) -> None:
       skips.add(self.tasks[example.task], example.position, example.id, error)

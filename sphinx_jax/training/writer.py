@@ -7,16 +7,16 @@ very line that an unbroken run writes.
 import contextlib
 import json
 import math
-import pathlib
-import shutil
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import psutil
+from etils import epath
 
-from sphinx_jax.core import errors
+from sphinx_jax.core import config as config_lib, errors
 from sphinx_jax.data import quiet_tensorflow
 
 FILE = 'metrics.jsonl'
@@ -126,33 +126,52 @@ class Writer:
     last: the newest value of every name.
   """
 
-  def __init__(self, workdir: str | pathlib.Path, step: int, enabled: bool = True):
+  def __init__(self, workdir: str | os.PathLike, step: int, enabled: bool = True):
     self.last: dict[str, float] = {}
     self._enabled = enabled
-    kept = [line for line in read(workdir) if line['step'] <= step]
-    for line in kept:
+    self._lines = [line for line in read(workdir) if line['step'] <= step]
+    for line in self._lines:
       self._remember(line)
     if not enabled:
       return
     self._summary = quiet_tensorflow.load().summary
-    file, board = pathlib.Path(workdir) / FILE, pathlib.Path(workdir) / 'tensorboard'
-    temporary = file.with_suffix('.tmp')
-    temporary.write_text(''.join(json.dumps(line) + '\n' for line in kept))
-    temporary.rename(file)
-    shutil.rmtree(board, ignore_errors=True)
-    self._board = self._summary.create_file_writer(str(board))
-    for line in kept:
-      self._draw(line)
-    self._file = file.open('a')
+    self._file, board = epath.Path(workdir) / FILE, epath.Path(workdir) / 'tensorboard'
+    with self._writing():
+      config_lib.write_whole(self._file, self._text())
+      if board.exists():
+        board.rmtree()
+      self._board = self._summary.create_file_writer(os.fspath(board))
+      for line in self._lines:
+        self._draw(line)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """One line; handed to the operating system before this returns."""
+    """One line; handed to the operating system before this returns.
+
+    Raises:
+      SphinxError: it cannot be written: a full disk.
+    """
     line = {'step': step, **values}
     self._remember(line)
-    if self._enabled:
-      self._file.write(json.dumps(line) + '\n')
-      self._file.flush()
+    if not self._enabled:
+      return
+    self._lines.append(line)
+    with self._writing():
+      if config_lib.is_remote(self._file):  # Objects of a bucket cannot grow.
+        self._file.write_text(self._text())
+      else:
+        with self._file.open('a') as file:
+          file.write(json.dumps(line) + '\n')
       self._draw(line)
+
+  def _text(self) -> str:
+    return ''.join(json.dumps(line) + '\n' for line in self._lines)
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      raise errors.unwritten(self._file.parent, error) from error
 
   def _remember(self, line: Mapping[str, float]) -> None:
     self.last |= {name: value for name, value in line.items() if name != 'step'}
@@ -164,14 +183,13 @@ class Writer:
           self._summary.scalar(name, value)
 
   def close(self) -> None:
-    """Ends both files."""
+    """Ends the drawing."""
     if self._enabled:
-      self._file.close()
       self._board.close()
 
 
-def read(workdir: str | pathlib.Path) -> list[dict]:
+def read(workdir: str | os.PathLike) -> list[dict]:
   """The lines of a run's metrics.jsonl; an unfinished last line (the run was killed) is left out."""
-  file = pathlib.Path(workdir) / FILE
+  file = epath.Path(workdir) / FILE
   lines = file.read_text().split('\n')[:-1] if file.exists() else []
   return [json.loads(line) for line in lines]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sphinx_jax.core import batch as contract
 from sphinx_jax.core.errors import SphinxError
-from sphinx_jax.data import tokenizer as tokenizers
+from sphinx_jax.data import images, tokenizer as tokenizers
 from sphinx_jax.data.dialog import Template
 from sphinx_jax.data.pipeline import Pipeline
 from sphinx_jax.data.record import BadExample, Record
@@ -103,15 +103,30 @@ def test_seed_changes_the_order():
   assert not _equal(_take(_pipeline(seed=1), 1)[0][0], _take(_pipeline(), 1)[0][0])
 
 
-@pytest.mark.parametrize('hosts', [2, 4])
+@pytest.mark.parametrize('shares', [[(0, 1), (2, 3)], [(0, 2), (1, 3)], [(0,), (1,), (2,), (3,)]])
 @pytest.mark.parametrize('examples', [None, 40])
-def test_hosts_together_have_the_batches_of_one(hosts, examples):
+def test_hosts_together_have_the_batches_of_one(shares, examples):
   one = _take(_pipeline(), 5, examples=examples)
-  parts = [_take(_pipeline(host=host, hosts=hosts), 5, examples=examples) for host in range(hosts)]
+  parts = [_take(_pipeline(mine=share), 5, examples=examples) for share in shares]
+  order = np.argsort([row for share in shares for row in share])
   for i, (batch, position) in enumerate(one):
     assert {part[i][1] for part in parts} == {position}
-    joined = {name: np.concatenate([part[i][0][name] for part in parts]) for name in ROW_FIELDS}
+    joined = {name: np.concatenate([part[i][0][name] for part in parts])[order] for name in ROW_FIELDS}
     assert _equal(joined, batch)
+
+
+@pytest.mark.parametrize('shares', [[(0, 1, 2, 3)], [(0, 1), (2, 3)], [(0,), (1,), (2,), (3,)]])
+def test_each_host_decodes_the_images_of_its_own_rows_alone(shares, monkeypatch):
+  decoded, decode = [], images.decode
+  monkeypatch.setattr(images, 'decode', lambda source, *rest: (decoded.append(source), decode(source, *rest))[1])
+  counts = []
+  for share in shares:
+    decoded.clear()
+    batches = list(_pipeline([Fake('a', 40)], [1], mine=share).batches(examples=40))
+    used = sum(int(batch['segments'].max(axis=1).sum()) for batch, _ in batches)
+    counts.append(len(decoded))
+    assert counts[-1] == used  # One image each.
+  assert sum(counts) == 40
 
 
 @pytest.mark.parametrize('threads', [1, 3])
@@ -230,7 +245,6 @@ def test_table_shows_the_mixture():
 
 @pytest.mark.parametrize('change, message', [
   (dict(sources=[Fake('a', 0)], weights=[0.3]), "task 'a': got weight 0.3 but 0 examples"),
-  (dict(hosts=3), '4 rows for 3 hosts'),
   (dict(batch=BATCH | {'length': 6}), 'got 6 positions, expected more than BOS and an image of 5'),
   (dict(loss_weighting='none'), "loss weighting: got 'none'"),
 ])
