@@ -3,6 +3,7 @@
 # the rest is here: settings, installing, running on every worker, starting again, tearing down. It also runs on a Mac's
 # bash 3.2. Poll interval and the like can be set in the environment:
 poll="${TPU_POLL:-15}"                     # Seconds between two looks at a slice or at the workers.
+look_seconds="${TPU_LOOK_SECONDS:-60}"     # Seconds between two looks at the slice while the command runs.
 quick_seconds="${TPU_QUICK_SECONDS:-600}"  # A run that fails sooner than this failed quickly,
 quick_failures="${TPU_QUICK_FAILURES:-5}"  # and after so many of those in a row we give up.
 set -euo pipefail
@@ -144,23 +145,41 @@ relay() { # The output of a worker, with its number before each line, and into i
   done 4>> "logs/$name/worker-$1.log"
 }
 
-everywhere() { # Starts a shell command ($2) on every worker; under the label $1, `codes` says how they ended.
+on_worker() { # What `everywhere` does on one worker: label, number, shell command.
+  # ssh itself notices a dead connection, or gcloud would wait for a host that is gone.
+  local alive=-oServerAliveInterval=30 patient=-oConnectTimeout=20
+  if [ "$1" = install ]; then
+    cloud tpu-vm scp "$archive" "$name:sphinx_jax.tar.gz" --worker="$2" --scp-flag="$patient" || return
+  fi
+  cloud tpu-vm ssh "$name" --worker="$2" --ssh-flag="$alive" --ssh-flag="$patient" --command="$3" < /dev/null
+}
+
+everywhere() { # Starts a shell command ($2) on every worker; `codes $1` says how they ended. (--worker=all mixes the output.)
   local worker
   if [ -n "$dry_run" ]; then
-    cloud tpu-vm ssh "$name" --worker=0 --ssh-flag=-oServerAliveInterval=30 --command="$2"
-    printf '# the same for every other worker (--worker=1, ...)\n' >&3
+    on_worker "$1" 0 "$2"
+    say 'the same for every other worker (--worker=1, ...)'
     return
   fi
   rm -f "$scratch/$1".*
   for ((worker = 0; worker < workers; worker++)); do
+    set -m # A process group for each, which Ctrl-C does not reach and hang_up can end.
     (
-      set +e # A dead connection is noticed by ssh itself, so that nothing waits for a preempted host.
-      cloud tpu-vm ssh "$name" --worker="$worker" --ssh-flag=-oServerAliveInterval=30 --command="$2" < /dev/null 2>&1 |
-        relay "$worker"
-      echo "$worker ${PIPESTATUS[0]}" > "$scratch/part.$1.$worker"
+      set +e
+      on_worker "$1" "$worker" "$2" 2>&1 | relay "$worker"
+      code=${PIPESTATUS[0]}
+      # gcloud answers 1 when it could not connect; that of the command is also said by worker.sh.
+      if [ "$1.$code" = run.1 ] && [ "$(tail -n 1 "logs/$name/worker-$worker.log")" != 'exit code 1' ]; then code=255; fi
+      echo "$worker $code" > "$scratch/part.$1.$worker"
       mv "$scratch/part.$1.$worker" "$scratch/$1.$worker"
     ) &
+    set +m
   done
+}
+
+hang_up() { # Ends what still talks to a worker.
+  local client
+  for client in $(jobs -pr); do kill -TERM -- "-$client" 2> /dev/null || true; done
 }
 
 codes() { cat "$scratch/$1".* 2> /dev/null || true; } # Lines `worker code` of those that ended.
@@ -182,11 +201,11 @@ on_all() { # Runs a shell command ($2) on every worker to its end; returns the v
 }
 
 install() { # Ships the commit to every worker and installs it there.
-  local archive="$scratch/sphinx_jax.tar.gz"
+  archive="$scratch/sphinx_jax.tar.gz"
   # The tests stay here: most of the bytes are theirs.
   [ -n "$dry_run" ] || git archive --format=tar.gz --output="$archive" "$commit" -- . ':(exclude)tests'
   say "installing commit ${commit:0:10}"
-  cloud tpu-vm scp "$archive" "$name:sphinx_jax.tar.gz" --worker=all || return 1
+  on_worker first 0 true || return 255 # The first connection ever makes the key pair: not by several at once.
   on_all install "mkdir -p sphinx_jax && cd sphinx_jax && { [ ! -f launch/worker.sh ] || bash launch/worker.sh stop; } \
 && find . -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} + && tar -xzf ../sphinx_jax.tar.gz \
 && bash launch/worker.sh install"
@@ -195,27 +214,37 @@ install() { # Ships the commit to every worker and installs it there.
 stop() { # SIGTERM to the command on every worker, and waits until it saved and left.
   on_all stop 'cd sphinx_jax && bash launch/worker.sh stop' || say 'not every worker could be told to stop'
   until ended run; do pause; done
-  running=
+}
+
+lost() { # Whether the slice is gone; asked once in a while, since a connection to what is gone takes long to fail.
+  if [ $((SECONDS - looked)) -lt "$look_seconds" ]; then return 1; fi
+  looked=$SECONDS
+  slice_state
+  case "$state_now" in preempted | missing | failed) ;; *) return 1 ;; esac
 }
 
 run() { # Runs the command on every worker; as soon as one fails the others are stopped. Returns the verdict.
-  local first
+  local first code
   say "running; output of worker N goes to logs/$name/worker-N.log"
-  running=1
+  running=1 looked=$SECONDS
   everywhere run "cd sphinx_jax && SPHINX_JAX_DISTRIBUTED=1 SPHINX_JAX_COMMIT=$commit bash launch/worker.sh run\
 $(printf ' %q' "${command[@]}")"
   if [ -n "$dry_run" ]; then return; fi
-  until ended run || [ "$(verdict "$(codes run)")" != 0 ]; do pause; done
+  until ended run || [ "$(verdict "$(codes run)")" != 0 ] || lost; do pause; done
+  ended run || pause # Others may have seen it too, and know better why; those that we stop are not asked.
+  first="$(codes run)"
+  code="$(verdict "$first")"
   if ! ended run; then
-    pause # Others may have seen it too, and know better why; those that we stop are not asked.
-    first="$(codes run)"
-    say "worker $(grep -m 1 -v ' 0$' <<< "$first" | sed 's/ / ended with /'); stopping the others"
-    stop
-  else
-    first="$(codes run)"
+    slice_state
+    if [ "$state_now" = ready ]; then
+      say "worker $(grep -m 1 -v ' 0$' <<< "$first" | sed 's/ / ended with /'); stopping the others"
+      stop
+    fi
+    [ "$code" != 0 ] || code=255
   fi
+  hang_up
   running=
-  return "$(verdict "$first")"
+  return "$code"
 }
 
 tear_down() {
@@ -270,7 +299,7 @@ main() {
   check_settings
   exec 3>&1
   scratch="$(mktemp -d)"
-  trap 'rm -rf "$scratch"' EXIT
+  trap 'hang_up; rm -rf "$scratch"' EXIT
   if [ -n "$delete" ]; then delete_slice; return; fi
   if [ -z "$dry_run" ] && ! command -v gcloud > /dev/null; then
     refuse gcloud 'no such program on the PATH' 'the Google Cloud CLI' 'install it: https://cloud.google.com/sdk/docs/install'

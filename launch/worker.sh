@@ -35,7 +35,10 @@ case "${1:-}" in
     set -m # A process group of its own.
     "$@" < /dev/null &
     echo $! > "$pid_file"
-    wait $! ;; # Its exit code, 128 + the signal if one killed it.
+    code=0
+    wait $! || code=$? # 128 + the signal, if one killed it.
+    printf '\nexit code %s\n' "$code" # launch/tpu.sh tells it from gcloud's own by this.
+    exit "$code" ;;
   stop) stop ;;
   install) ;;
   *) echo "error: launch/worker.sh: got '${1:-}', expected install, run or stop; launch/tpu_vm.sh calls it" >&2; exit 2 ;;

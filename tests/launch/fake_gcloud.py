@@ -68,6 +68,8 @@ def home(worker):
   if (FAKE / 'preempted').exists() or not (FAKE / 'slice').exists():
     print('ssh: connect to host 10.0.0.1 port 22: Connection timed out', file=sys.stderr)
     sys.exit(255)
+  if worker == 'all' and hosts() > 1:
+    fail('The SSH key is not in the agent')  # As with several hosts at once, where none runs.
   path = FAKE / f'worker-{worker}'
   path.mkdir(exist_ok=True)
   return path
@@ -85,10 +87,12 @@ def main(kind, verb, *arguments):
   elif verb == 'describe':
     describe(kind, flags['format'].removeprefix('value(').removesuffix(')'))
   elif verb == 'scp':
-    for worker in range(hosts()):
-      shutil.copy(names[0], home(worker) / names[1].partition(':')[2])
+    shutil.copy(names[0], home(flags['worker']) / names[1].partition(':')[2])
   elif verb == 'ssh':
     place = home(flags['worker'])
+    if ' run ' in flags['command'] and (FAKE / 'unreachable').exists():
+      (FAKE / 'unreachable').unlink()
+      fail('Could not fetch the resource: Unable to find the server')
     environment = {**os.environ, 'HOME': str(place), 'WORKER': flags['worker']}
     code = subprocess.run(['bash', '-c', flags['command']], cwd=place, env=environment).returncode
     sys.exit(255 if (FAKE / 'preempted').exists() else code)

@@ -81,8 +81,8 @@ def test_dry_run_prints_every_command_and_runs_none(script, cloud):
   commands = [line.split()[3:5] for line in lines if not line.startswith('# ')]
   assert code == 0 and not cloud.calls() and not (cloud.repository / 'logs').exists()
   kinds = [SCRIPTS[script], 'tpu-vm']
-  in_order = [(kinds[0], 'describe'), (kinds[0], 'create'), ('tpu-vm', 'describe'), ('tpu-vm', 'scp'), ('tpu-vm', 'ssh'),
-              ('tpu-vm', 'ssh'), ('tpu-vm', 'ssh'), (kinds[0], 'delete')]
+  in_order = [(kinds[0], 'describe'), (kinds[0], 'create'), ('tpu-vm', 'describe'), ('tpu-vm', 'ssh'), ('tpu-vm', 'scp'),
+              ('tpu-vm', 'ssh'), ('tpu-vm', 'ssh'), ('tpu-vm', 'ssh'), (kinds[0], 'delete')]
   rest = iter(tuple(command) for command in commands)
   assert all(step in rest for step in in_order), commands
   assert all(line.startswith('gcloud compute tpus ') for line in lines if not line.startswith('# '))
@@ -108,7 +108,8 @@ def test_a_run_from_nothing_to_nothing(script, cloud):
   assert code == 0, messages
   # The same command, with the workdir, on every worker.
   assert sorted(seen.read_text().splitlines()) == [f'{worker} 1 {commit} ' for worker in (0, 1)]
-  assert all('--workdir=gs://bucket/a\\ run' in call[4 + 1] for call in cloud.calls('ssh') if ' run bash' in call[5])
+  started = [word for call in cloud.calls('ssh') for word in call if ' run bash' in word]
+  assert len(started) == 2 and all('--workdir=gs://bucket/a\\ run' in word for word in started)
   # Installed from the repository with the pinned versions, without the tests.
   installed = (cloud.fake / 'pip').read_text()
   assert installed.count('\n') == 1 and '--constraint constraints.txt' in installed and '.[tpu]' in installed
@@ -126,7 +127,7 @@ def test_each_worker_has_its_own_log(cloud):
   code, output, _ = cloud.run('tpu_vm.sh', 'echo "from $WORKER"; echo "error of $WORKER" >&2; printf "no newline"')
   assert code == 0
   for worker in range(3):
-    assert cloud.log(worker).splitlines()[-3:] == [f'from {worker}', f'error of {worker}', 'no newline']
+    assert cloud.log(worker).splitlines()[-4:] == [f'from {worker}', f'error of {worker}', 'no newline', 'exit code 0']
     assert f'[{worker}] from {worker}\n' in output
   assert '[1] from 0' not in output
 
@@ -172,7 +173,8 @@ def test_a_preempted_slice_is_asked_for_again_and_the_run_goes_on(script, cloud)
   code, output, messages = cloud.run(script, command, '--spot')
   assert code == 0, messages
   verbs = [call[1] for call in cloud.calls() if call[1] in ('create', 'delete', 'scp')]
-  assert verbs == ['create', 'scp', 'delete', 'create', 'scp', 'delete']  # Installed again: the disks were new.
+  life = ['create', 'scp', 'scp', 'delete']
+  assert verbs == life + life  # Installed again: the disks were new.
   assert all('--spot' in call for call in cloud.calls('create'))
   assert 'the slice is preempted' in messages and '[0] goes on' in output and '[1] goes on' in output
 
@@ -232,9 +234,9 @@ def test_a_broken_command_does_not_loop_for_ever(cloud):
 
 
 def test_failures_after_a_long_run_are_not_counted(cloud):
-  command = COUNT + '[ $n -lt 6 ] && exit 143; exit 0'
+  command = COUNT + '[ $n -lt 3 ] && exit 143; exit 0'
   code, _, messages = cloud.run('tpu_vm.sh', command, TPU_QUICK_FAILURES='2', TPU_QUICK_SECONDS='0')
-  assert code == 0 and runs(cloud) == 7, messages
+  assert code == 0 and runs(cloud) == 4, messages
 
 
 # Saves on SIGTERM and leaves, as `train` does; until then it trains.
@@ -281,6 +283,22 @@ def test_ctrl_c_lets_every_worker_save(script, number, expected, cloud):
   assert process.returncode == expected, messages
   assert all((cloud.fake / f'saved.{worker}').read_text() == 'saved\n' for worker in (0, 1))
   assert cloud.calls()[-1][1] == 'delete' and 'deleting the slice' in messages
+
+
+def test_a_slice_that_vanishes_without_a_word_is_noticed(cloud):
+  cloud.play(hosts=2)
+  silent = 'echo silent; while [ -e "$HOME" ]; do sleep 0.02; done'
+  command = COUNT + f'[ $n = 0 ] || exit 0; [ $WORKER = 0 ] || touch "$FAKE/preempted"; {silent}'
+  code, _, messages = cloud.run('tpu_vm.sh', command, '--spot', TPU_LOOK_SECONDS='0')
+  assert code == 0 and len(cloud.calls('create')) == 2, messages
+  assert runs(cloud, 0) == runs(cloud, 1) == 2
+
+
+def test_a_failure_of_gcloud_is_not_one_of_the_command(cloud):
+  cloud.play(unreachable='')
+  code, _, messages = cloud.run('tpu_vm.sh', COUNT + 'true')
+  assert code == 0 and runs(cloud) == 1, messages
+  assert 'Unable to find the server' in cloud.log(0) and 'exit code 255; starting again' in messages
 
 
 def test_a_run_that_a_lost_connection_left_behind_is_stopped_before_the_next(cloud):
