@@ -1,6 +1,6 @@
 """Layers that every part of the model shares; parameters get their logical names here.
 
-Logical names: 'layers' (scanned), 'vocab', 'embed', 'heads', 'kv_heads', 'ffn' of the language model; 'encoder_embed',
+Logical names: 'layers' (scanned), 'vocab', 'lookup', 'embed', 'heads', 'kv_heads', 'ffn' of the language model; 'encoder_embed',
 'encoder_heads', 'encoder_ffn', 'encoder_out' of the encoders; 'visual' is the projections' input; None is never sharded.
 """
 
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sphinx_jax.core import errors
+from sphinx_jax.parallel import placement
 
 Names = tuple[str | None, ...]
 
@@ -44,9 +45,12 @@ def sincos_2d(prefix: int) -> Callable:
   return make
 
 
-def param(module: nn.Module, name: str, init: Callable, shape: Sequence[int], names: Names) -> jax.Array:
-  """Makes a float32 parameter whose dimensions carry logical names."""
-  return module.param(name, nn.with_logical_partitioning(init, names), tuple(shape), jnp.float32)
+def param(module: nn.Module, name: str, init: Callable, shape: Sequence[int], names: Names,
+          dtype: Any = jnp.float32) -> jax.Array:
+  """Makes a float32 parameter whose dimensions carry logical names; returned in `dtype`, as the mesh computes with it."""
+  value = module.param(name, nn.with_logical_partitioning(init, names), tuple(shape), jnp.float32)
+  # Cast first: what travels between devices is then the smaller one.
+  return placement.constrain(value.astype(dtype), names)
 
 
 class Dense(nn.Module):
@@ -63,11 +67,11 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     width = x.shape[-1]
-    kernel = param(self, 'kernel', fan_in(scale=self.scale), (width, *self.features), self.names)
-    flat = x.astype(self.dtype).reshape(-1, width) @ kernel.astype(self.dtype).reshape(width, -1)
+    kernel = param(self, 'kernel', fan_in(scale=self.scale), (width, *self.features), self.names, self.dtype)
+    flat = x.astype(self.dtype).reshape(-1, width) @ kernel.reshape(width, -1)
     out = flat.reshape(*x.shape[:-1], *self.features)
     if self.bias:
-      out += param(self, 'bias', nn.initializers.zeros, self.features, self.names[1:]).astype(self.dtype)
+      out += param(self, 'bias', nn.initializers.zeros, self.features, self.names[1:], self.dtype)
     return out
 
 
@@ -114,11 +118,11 @@ class PatchEmbed(nn.Module):
     batch, size, _, channels = x.shape
     patch, grid = self.patch, size // self.patch
     kernel = param(self, 'kernel', fan_in(axes=3), (patch, patch, channels, self.features),
-                   (None, None, self.name_in, self.name_out)).astype(self.dtype)
+                   (None, None, self.name_in, self.name_out), self.dtype)
     x = x.astype(self.dtype).reshape(batch, grid, patch, grid, patch, channels).swapaxes(2, 3)
     out = (x.reshape(batch * grid * grid, -1) @ kernel.reshape(-1, self.features)).reshape(batch, grid, grid, -1)
     if self.bias:
-      out += param(self, 'bias', nn.initializers.zeros, (self.features,), (self.name_out,)).astype(self.dtype)
+      out += param(self, 'bias', nn.initializers.zeros, (self.features,), (self.name_out,), self.dtype)
     return out
 
 

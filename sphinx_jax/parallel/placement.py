@@ -21,16 +21,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
-  """Fixes how an intermediate value lies on the mesh in context; without a mesh, or with one device, it does nothing.
+  """Fixes how a value lies on the mesh in context while it is computed with.
+
+  Without a mesh, or with one device, it does nothing.
 
   Args:
-    x: any array under `jax.jit`.
+    x: any array under `jax.jit`: an activation, or a parameter, which is put together here.
     names: of its dimensions, as in `rules.RULES`. A dimension need not divide.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x
-  return jax.lax.with_sharding_constraint(x, rules.partition(names))
+  return jax.lax.with_sharding_constraint(x, rules.partition(names, at_work=True))
 
 
 def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:

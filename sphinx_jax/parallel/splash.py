@@ -42,7 +42,7 @@ def splash_attention(query: jax.Array, key: jax.Array, value: jax.Array, segment
   attend = functools.partial(_attend, interpret=interpret)
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty and mesh.size > 1:
-    heads, kv_heads = (rules.partition(('batch', None, name, None)) for name in ('heads', 'kv_heads'))
+    heads, kv_heads = (rules.partition(('batch', None, name, None), at_work=True) for name in ('heads', 'kv_heads'))
     rows: PartitionSpec = rules.partition(('batch', None))
     attend = jax.shard_map(attend, mesh=mesh, in_specs=(heads, kv_heads, kv_heads, rows), out_specs=heads, check_vma=False)
   return attend(query, key, value, segments)

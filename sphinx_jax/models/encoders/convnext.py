@@ -59,15 +59,15 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
     width = x.shape[-1]
-    kernel = layers.param(self, 'depthwise', layers.fan_in(axes=2), (_KERNEL, _KERNEL, width), (None, None, 'encoder_embed'))
-    bias = layers.param(self, 'depthwise_bias', nn.initializers.zeros, (width,), ('encoder_embed',))
-    gamma = layers.param(self, 'gamma', nn.initializers.ones, (width,), ('encoder_embed',))
-    y = depthwise(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+    kernel = layers.param(self, 'depthwise', layers.fan_in(axes=2), (_KERNEL, _KERNEL, width), (None, None, 'encoder_embed'), self.dtype)
+    bias = layers.param(self, 'depthwise_bias', nn.initializers.zeros, (width,), ('encoder_embed',), self.dtype)
+    gamma = layers.param(self, 'gamma', nn.initializers.ones, (width,), ('encoder_embed',), self.dtype)
+    y = depthwise(x, kernel) + bias
     y = layers.LayerNorm(EPS, dtype=self.dtype, name='norm')(y)
     y = layers.Dense((_RATIO * width,), ('encoder_embed', 'encoder_ffn'), dtype=self.dtype, name='up')(y)
     y = layers.Dense((width,), ('encoder_ffn', 'encoder_embed'), scale=self.scale, dtype=self.dtype, name='down')(
         layers.activate('gelu', y))
-    return x + gamma.astype(self.dtype) * y, None
+    return x + gamma * y, None
 
 
 def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -69,7 +69,7 @@ class Block(nn.Module):
     def gamma(name):
       if not self.layer_scale:
         return 1
-      return layers.param(self, name, nn.initializers.ones, x.shape[-1:], ('encoder_embed',)).astype(self.dtype)
+      return layers.param(self, name, nn.initializers.ones, x.shape[-1:], ('encoder_embed',), self.dtype)
 
     norm = lambda name: layers.LayerNorm(self.eps, dtype=self.dtype, name=name)
     x = x + gamma('gamma1') * SelfAttention(self.heads, self.scale, self.dtype, name='attention')(norm('norm1')(x))

@@ -33,7 +33,8 @@ class Llama(nn.Module):
   def setup(self):
     if self.width % self.heads or self.width // self.heads % 2:
       raise errors.make('llm', f'width {self.width} and {self.heads} heads', 'an even width per head', 'change one of them')
-    self.table = layers.param(self, 'embed', nn.initializers.normal(self.width ** -0.5), (self.vocab, self.width), ('vocab', 'embed'))
+    self.table = layers.param(self, 'embed', nn.initializers.normal(self.width ** -0.5), (self.vocab, self.width),
+                              ('vocab', 'lookup'), self.dtype)
     blocks = layers.stack(Layer, self.layers, self.unroll, self.remat, scanned=1, broadcast=4)
     self.blocks = blocks(self.heads, self.kv_heads or self.heads, ffn_width(self.width, self.multiple_of, self.ffn_multiplier),
                          self.norm_eps, (2 * self.layers) ** -0.5, self.attention, self.dtype, name='layers')
@@ -43,7 +44,10 @@ class Llama(nn.Module):
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """int32[B,T] -> [B,T,D] in the compute dtype."""
-    return placement.constrain(jnp.take(self.table, tokens, axis=0).astype(self.dtype), ('batch', None, None))
+    # Every device looks up its channels of all rows. The whole table, or its gradient, is on none of them.
+    tokens = placement.constrain(tokens, ('lookup_rows', None))
+    x = placement.constrain(jnp.take(self.table, tokens, axis=0), ('lookup_rows', None, 'lookup'))
+    return placement.constrain(x, ('batch', None, None))
 
   def states(self, x: jax.Array, positions: jax.Array, segments: jax.Array | None = None,
              cache: dict | None = None) -> tuple[jax.Array, dict | None]:
