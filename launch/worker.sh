@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 pid_file="$PWD/.venv/run.pid"
 
-python() { # Images of TPU VMs have Python 3.10; without a newer one, uv brings it.
+newer_python() { # Images of TPU VMs have Python 3.10; without a newer one, uv brings it.
   local candidate
   for candidate in .venv/bin/python python3 python3.13 python3.12 python3.11; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then echo "$candidate"; return; fi
@@ -26,7 +26,7 @@ stop() { # SIGTERM lets the run save; what does not leave in time is killed with
 
 case "${1:-}" in
   install | run)
-    PYTHON="$(python)"
+    PYTHON="$(newer_python)"
     export EXTRAS=tpu PYTHON
     source launch/environment.sh ;;&
   run)

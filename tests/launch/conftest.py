@@ -12,12 +12,13 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
-# The python of a worker is new enough, makes virtual environments of itself, and notes what pip is asked for.
+# The python of a worker is new enough, makes virtual environments of itself, and notes what pip and our doors are asked for.
 PYTHON = '''#!/usr/bin/env bash
 case "$*" in
   '-m venv '*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
   '-m pip '*) echo "$*" >> "$HOME/pip" ;;
   '-c import sys; '*) ;;
+  '-m sphinx_jax.'*) echo "$*" >> "$FAKE/trained" ;;
   *) exit 1 ;;
 esac
 '''

@@ -122,6 +122,13 @@ def test_a_run_from_nothing_to_nothing(script, cloud):
   assert len(cloud.calls('create')) == 1
 
 
+def test_a_training_run_is_that_of_the_installed_python(cloud):
+  code, _, messages = cloud.launch('tpu_queued.sh', *SLICE, '--workdir=gs://bucket/run', *TRAIN)
+  assert code == 0, messages
+  trained = (cloud.fake / 'trained').read_text()
+  assert trained == '-m sphinx_jax.train --config=configs/stage2.py:13b,1k --workdir=gs://bucket/run\n'
+
+
 def test_each_worker_has_its_own_log(cloud):
   cloud.play(hosts=3)
   code, output, _ = cloud.run('tpu_vm.sh', 'echo "from $WORKER"; echo "error of $WORKER" >&2; printf "no newline"')
