@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 
 from sphinx_jax import recipe, train
 from sphinx_jax.core import cli, errors
-from sphinx_jax.data import tokenizer as tokenizers
 from sphinx_jax.mix import scales
 from sphinx_jax.models import sphinx
 from sphinx_jax.report import rows
@@ -56,7 +55,7 @@ def peek(config, count):
     (table, [(`rows.Example`, views as `views_of` gives them), ...]).
   """
   data = train.open_data(config)
-  tokenizer, visual_tokens = tokenizers.load(config.tokenizer), sphinx.visual_tokens(config.model)
+  tokenizer, visual_tokens = train.open_tokenizer(config), sphinx.visual_tokens(config.model)
   with contextlib.closing(data.batches(0)) as batches:
     batch, _ = next(iter(batches))
   shown = []
