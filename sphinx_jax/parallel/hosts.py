@@ -36,6 +36,10 @@ _DAY = 86_400_000  # Milliseconds. The watch, not a time limit, ends a wait for 
 _numbers = itertools.count()
 
 
+class Common(errors.SphinxError):
+  """An error that every process raises."""
+
+
 def count() -> int:
   """Number of processes."""
   return distributed.global_state.num_processes
@@ -107,7 +111,8 @@ def joined(facts: Mapping[str, Any]) -> Iterator[None]:
     barrier()
     raise
   except errors.SphinxError as error:
-    guard.stop_all(2, f'process {index()} of {count()} stopped: {error}', str(error))
+    stopped = '' if isinstance(error, Common) else f'process {index()} of {count()} stopped: '
+    guard.stop_all(2, f'{stopped}{error}', str(error))
   except KeyboardInterrupt:
     guard.stop_all(130, f'process {index()} of {count()} was interrupted; run the same command again to go on')
   except BaseException as error:
@@ -138,8 +143,9 @@ def agree(facts: Mapping[str, Any]) -> None:
            for key, theirs, ours in config_lib.differing(first, mine)]
   found = [line for lines in gather(lines) for line in lines]
   if found:
-    raise errors.make(f'{count()} processes', '; '.join(found[:5]) + ('; ...' if len(found) > 5 else ''),
-                      'the same on all', 'start all of them with the same command, from the same commit and environment')
+    raise Common(errors.make(
+        f'{count()} processes', '; '.join(found[:5]) + ('; ...' if len(found) > 5 else ''), 'the same on all',
+        'start all of them with the same command, from the same commit and environment'))
   digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
   log.info('process %d of %d: all agree on config %s, commit %s, jax %s', index(), count(), digest, mine['commit'][:8],
            versions['jax'])
@@ -195,7 +201,7 @@ def alone(work: Callable[[], Any]) -> None:
       line = str(error)
   line = tell(line)
   if line:
-    raise errors.SphinxError(line)
+    raise Common(line)
 
 
 def offer(key: str, value: str) -> None:

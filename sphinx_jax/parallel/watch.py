@@ -75,6 +75,7 @@ class Watch:
 
   def stop_all(self, code: int, line: str, own: str = '') -> None:
     """Ends this process with a last line (`own`, or the same), after the others have been given theirs: `line`."""
+    self._closed.set()
     with contextlib.suppress(Exception):  # An earlier end stands; or process 0 is gone, and the others find out.
       self._exchanger.submit(self._client.key_value_set, f'{_ROOM}/end', json.dumps([code, line])).result(self._timeout)
     if self._index == 0:
