@@ -134,10 +134,18 @@ def grid(shape: Sequence[int], itemsize: int, limit: int = _SMALL, chunk: Sequen
   axis = next(axis for axis, size in enumerate(after) if size <= limit)
   rows, step = max(limit // after[axis], 1), chunk[axis] if chunk else 1
   if rows >= step:
-    rows -= rows % step
+    rows = step * _even(-(-shape[axis] // step), rows // step)
   elif step * after[axis] <= 4 * limit:
     rows = step
+  else:
+    rows = _even(shape[axis], rows)
   return (*(1 for _ in shape[:axis]), rows, *shape[axis + 1:])
+
+
+def _even(count: int, most: int) -> int:
+  """The size of parts of at most `most`, the last one as large as the others where that can be: zarr fills it up."""
+  divisor = next((size for size in range(most, most // 2, -1) if count % size == 0), None)
+  return divisor or -(-count // -(-count // most))
 
 
 def parts(shape: Sequence[int], part: Sequence[int]) -> list[Index]:

@@ -83,6 +83,36 @@ def test_restored_onto_a_mesh(written):
   assert got['llm/layers/w'].sharding.is_equivalent_to(split, 3) and same_bits(got['llm/layers/w'], arrays()['llm/layers/w'])
 
 
+@pytest.mark.parametrize('shape, limit, chunk, expected', [
+    ((8, 10), 320, None, (8, 10)), ((8, 10), 319, None, (4, 10)), ((3, 8, 10), 320, None, (1, 8, 10)),
+    ((3, 8, 10), 330, None, (1, 8, 10)), ((3, 8, 10), 700, None, (2, 8, 10)), ((2, 100), 90, None, (1, 20)), ((7, 10), 100, None, (2, 10)),
+    ((64, 10), 400, (4, 10), (8, 10)), ((64, 10), 400, (12, 10), (12, 10)), ((64, 10), 400, (64, 5), (8, 10)), ((0, 4), 8, None, (0, 4)),
+])
+def test_parts_are_rows_that_follow_each_other_within_bytes(shape, limit, chunk, expected):
+  part = stream.grid(shape, 4, limit, chunk)
+  assert part == expected
+  whole = np.arange(np.prod(shape)).reshape(shape)
+  pieces = [whole[index] for index in stream.parts(shape, part)]
+  assert np.array_equal(np.concatenate([piece.ravel() for piece in pieces]), whole.ravel())
+
+
+def test_a_large_leaf_that_is_no_stack_is_cut_into_chunks(tmp_path, monkeypatch):
+  monkeypatch.setattr(stream, '_SMALL', 1000)
+  monkeypatch.setattr(stream.grid, '__defaults__', (1000, None))
+  value = np.random.default_rng(0).standard_normal((97, 21)).astype(np.float32)
+  layers = np.random.default_rng(1).standard_normal((2, 50, 21)).astype(np.float32)
+  writer = stream.Writer(tmp_path, {'params': {'w': value, 'layers': layers}}, META)
+  for path, array in (('w', value), ('layers', layers)):
+    for index in stream.parts(array.shape, stream.grid(array.shape, 4)):
+      writer.write('params', path, array[index], index)
+  writer.finish()
+  found = stream.read(tmp_path)
+  assert found['w'].chunk[0] < 12 and found['layers'].chunk == (1, 10, 21)
+  assert same_bits(found['w'].read((slice(3, 40),)), value[3:40]) and same_bits(found['layers'].read(()), layers)
+  got = store.load_params(tmp_path)
+  assert same_bits(got['w'], value) and same_bits(got['layers'], layers)
+
+
 def test_items_are_apart_and_one_that_is_not_there_is_empty(written):
   carried = stream.read(written, 'carried')
   assert list(carried) == ['unused/w'] and same_bits(carried['unused/w'].read(()), arrays()['llm/embed'])
