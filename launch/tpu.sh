@@ -115,7 +115,13 @@ pause() { sleep "$poll" & wait $! || true; } # In the background, because a trap
 
 have_slice() { # Waits until the slice is there; what is lost is asked for again. Sets `workers`.
   local tries=0 before=
-  if [ -n "$dry_run" ]; then slice_state; create_slice; slice_state; describe tpu-vm 'networkEndpoints[].ipAddress'; return; fi
+  if [ -n "$dry_run" ]; then
+    slice_state
+    create_slice
+    slice_state
+    describe tpu-vm 'networkEndpoints[].ipAddress'
+    return
+  fi
   while :; do
     slice_state
     [ "$state_now" = "$before" ] || say "the slice is $state_now"
@@ -249,7 +255,8 @@ $(printf ' %q' "${command[@]}")"
 
 tear_down() {
   if [ -n "$keep" ]; then
-    say "the slice stays, and is paid for; this deletes it: bash $script --name=$name --zone=$zone --project=$project --delete"
+    say "the slice stays, and is paid for; this deletes it:" \
+      "bash $script --name=$name --zone=$zone --project=$project --delete"
     return
   fi
   say 'deleting the slice'
@@ -304,7 +311,8 @@ main() {
   if [ -z "$dry_run" ] && ! command -v gcloud > /dev/null; then
     refuse gcloud 'no such program on the PATH' 'the Google Cloud CLI' 'install it: https://cloud.google.com/sdk/docs/install'
   fi
-  commit="$(git rev-parse HEAD 2> /dev/null)" || refuse "$script" 'no git repository here' 'a clone' 'the slice gets its last commit'
+  commit="$(git rev-parse HEAD 2> /dev/null)" ||
+    refuse "$script" 'no git repository here' 'a clone' 'the slice gets its last commit'
   changed="$(git status --porcelain | grep -c .)" || true
   [ "$changed" = 0 ] || say "warning: $changed changed or new file(s) stay here; the slice gets commit ${commit:0:10}"
   if [ -n "$dry_run" ]; then

@@ -36,7 +36,8 @@ explain() {
 
 create_slice() {
   say "asking for a ${spot:+spot }$type"
-  cloud queued-resources create "$name" --node-id="$name" --accelerator-type="$type" --runtime-version="$version" ${spot:+--spot}
+  cloud queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
+    --runtime-version="$version" ${spot:+--spot}
 }
 
 delete_slice() { cloud queued-resources delete "$name" --force; }

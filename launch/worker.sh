@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On a worker of a TPU slice, from the project's root: `install`, `run COMMAND...`, or `stop` what runs. launch/tpu.sh calls it.
+# On a worker of a TPU slice, called by launch/tpu.sh: `install`, `run COMMAND...`, or `stop` what runs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 pid_file="$PWD/.venv/run.pid"

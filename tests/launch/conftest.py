@@ -44,7 +44,7 @@ class Cloud:
   def launch(self, script, *arguments, **environment):
     """Runs a launch script to its end: (exit code, output, messages)."""
     process = self.start(script, *arguments, **environment)
-    output, messages = process.communicate(timeout=60)
+    output, messages = process.communicate(timeout=180)
     return process.returncode, output, messages
 
   def run(self, script, command, *settings, **environment):
@@ -83,6 +83,7 @@ def cloud(tmp_path):
   program = pathlib.Path(__file__).parent / 'fake_gcloud.py'
   _executable(programs / 'gcloud', f'#!/bin/sh\nexec {sys.executable} -S -E {program} "$@"\n')
   _executable(programs / 'python3', PYTHON)
-  environment = {key: value for key, value in os.environ.items() if not key.startswith(('TPU_', 'SPHINX_JAX', 'PYTHON', 'GIT_'))}
+  ours = ('TPU_', 'SPHINX_JAX', 'PYTHON', 'GIT_')
+  environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
   environment.update(PATH=f'{programs}:{environment["PATH"]}', FAKE=str(fake), TPU_POLL='0.05')
   return Cloud(fake, repository, environment)

@@ -12,10 +12,11 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent.parent
 NOTEBOOKS = sorted((ROOT / 'launch').glob('*.ipynb'))
 
-# What takes time in `mini.py:quick` is compiling for every task and saving after every update.
+# What takes time in `mini.py:quick` is compiling, of layers one by one and for every task, and saving after every update.
 SHORTER = ' '.join(['--config.evaluate.examples=4', '''--config.evaluate.tasks="('detection', 'vqa')"''',
                     '--config.mix.coefficients="(0.0, 0.5, 1.0)"',
-                    *(f'--config.{stage}.{what}=8' for stage in ('real', 'synthetic', 'stage2') for what in ('eval_every', 'checkpoint.every'))])
+                    *(f'--config.{stage}.{setting}' for stage in ('real', 'synthetic', 'stage2')
+                      for setting in ('eval_every=8', 'checkpoint.every=8', 'model.scan_unroll=1'))])
 
 
 @pytest.fixture(scope='module')
@@ -23,30 +24,41 @@ def workdir(tmp_path_factory):
   return tmp_path_factory.mktemp('notebooks')
 
 
-def execute(name, workdir, folder, monkeypatch):
-  """The outputs of a notebook's cells as one text, and how many pictures they show."""
+@pytest.fixture
+def execute(workdir, monkeypatch):
+  """Runs a notebook of launch/ in a folder: [(source, text it printed, pictures it showed), ...] of its code cells."""
   monkeypatch.setenv('SPHINX_JAX_QUICK', SHORTER)
   monkeypatch.setenv('SPHINX_JAX_WORKDIR', str(workdir))
   monkeypatch.delenv('XLA_FLAGS', raising=False)  # One device, as on the reader's machine.
-  book = nbformat.read(ROOT / 'launch' / name, as_version=4)
-  nbclient.NotebookClient(book, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(folder)}}).execute()
-  outputs = [output for cell in book.cells if cell.cell_type == 'code' for output in cell.outputs]
-  text = ''.join(output.get('text', '') or output.get('data', {}).get('text/plain', '') for output in outputs)
-  return text, sum('image/png' in output.get('data', {}) for output in outputs)
+
+  def run(name, folder):
+    book = nbformat.read(ROOT / 'launch' / name, as_version=4)
+    place = {'metadata': {'path': str(folder)}}
+    nbclient.NotebookClient(book, timeout=1800, kernel_name='python3', resources=place).execute()
+    cells = []
+    for cell in (cell for cell in book.cells if cell.cell_type == 'code'):
+      text = ''.join(output.get('text', '') or output.get('data', {}).get('text/plain', '') for output in cell.outputs)
+      cells.append((cell.source, text, sum('image/png' in output.get('data', {}) for output in cell.outputs)))
+    return cells
+  return run
 
 
-# In this order: the second goes on with the run that the first made.
+# In this order: the second goes on with the run of the first. They are started as a reader may: in the root, in launch/.
 @pytest.mark.parametrize('name, folder, pictures, said', [
-    ('colab_recipe.ipynb', ROOT, 3 + 3, ['step 7/7 report', 'detection', '(blind ']),
-    ('colab_finetune.ipynb', ROOT / 'launch', 2 + 3, ['M parameters', 'GiB', 'What is this? ->', 'queued-resources create mine'])])
-def test_a_notebook_runs_as_written(name, folder, pictures, said, workdir, monkeypatch):
-  text, shown = execute(name, workdir, folder, monkeypatch)
-  assert 'error:' not in text and 'Traceback' not in text, text
-  assert all(words in text for words in said), text
-  assert 'not on Colab' in text and 'no TPU here' in text
-  assert shown == pictures
-  assert (workdir / 'quick' / 'stage2' / 'done.json').exists()
-  assert not (ROOT / 'launch' / 'workdir').exists()
+    ('colab_recipe.ipynb', ROOT, 6, {'sphinx_jax.recipe': 'step 7/7 report', 'metrics.json': '(blind ', 'model.chat': ' ->'}),
+    ('colab_finetune.ipynb', ROOT / 'launch', 5, {
+      'sphinx_jax.load(checkpoint)': 'M parameters', 'sphinx_jax.plan': 'headroom', 'sphinx_jax.train': ': 4 steps; loss',
+      'model.chat': 'What is this? ->', 'tpu_queued.sh': 'queued-resources create mine'})])
+def test_a_notebook_runs_as_written(name, folder, pictures, said, execute, workdir):
+  cells = execute(name, folder)
+  for source, text, _ in cells:
+    assert not any(words in text for words in ('error:', 'Traceback', 'RuntimeWarning')), f'{source}\n\n{text}'
+  for part, words in said.items():
+    source, text, _ = next(cell for cell in cells if part in cell[0])
+    assert words in text, f'{source}\n\n{text}'
+  assert 'not on Colab' in cells[0][1] and 'no TPU here' in cells[1][1]
+  assert sum(shown for _, _, shown in cells) == pictures
+  assert (workdir / 'quick' / 'stage2' / 'done.json').exists() and not (ROOT / 'launch' / 'workdir').exists()
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.name)
