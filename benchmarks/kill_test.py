@@ -35,6 +35,8 @@ def child(notes):
 
   file, put, newest = open(notes, 'a', buffering=1), placement.put, store.Store.newest
 
+  file.write(json.dumps({'process': os.getpid()}) + '\n')
+
   def noted_newest(self, *args):
     found = newest(self, *args)
     file.write(json.dumps({'start': found[2]['step'] if found else 0}) + '\n')
@@ -60,9 +62,21 @@ def trained_on(notes):
   for line in map(json.loads, notes.read_text().splitlines()):
     if 'start' in line:
       del history[line['start']:]
-    else:
+    elif 'examples' in line:
       history.append(line['examples'])
   return history
+
+
+def resumed(notes, kills):
+  """Number of kills after which the next start that came to its first step went on from the newest save there was."""
+  starts = []  # Of each process: the step it began at, or None where it was killed before.
+  for line in map(json.loads, notes.read_text().splitlines()):
+    if 'process' in line:
+      starts.append(None)
+    elif 'start' in line:
+      starts[-1] = line['start']
+  there = [kill['left'] for kill in kills]  # The newest save when a kill was over.
+  return sum(next(start for start in starts[number + 1:] if start is not None) >= left for number, left in enumerate(there))
 
 
 def prepare(folder, steps):
@@ -78,7 +92,8 @@ def prepare(folder, steps):
     recipe.KINDS['data'](config.lock(), 'data', folder)
     stage = recipe.stage_config(config, 'real', folder).copy_and_resolve_references()
     with stage.unlocked():
-      stage.update(steps=steps, log_every=1, eval_every=10 * steps, validation={})
+      stage.update(steps=steps, log_every=1, eval_every=10 * steps)
+      stage.validation = {}
       stage.batch.update(rows=2, length=128, images=1, window=64)
       stage.checkpoint.update(every=2, keep=3, keep_every=0)
     file.write_text(config_lib.to_json(stage))
@@ -131,7 +146,13 @@ def kill(folder, draw, seconds, remaining):
   under_way = saves.is_dir() and any('tmp' in path.name for path in saves.iterdir())
   process.send_signal(number)
   began, code = time.monotonic(), process.wait()
-  return {'signal': number.name, 'kind': kind, 'code': code, 'saving': under_way, 'seconds': time.monotonic() - began}
+  return {'signal': number.name, 'kind': kind, 'code': code, 'saving': under_way, 'seconds': time.monotonic() - began,
+          'left': newest(folder)}
+
+
+def newest(folder):
+  """The newest save of the broken run, or 0."""
+  return max((int(path.name) for path in folder.glob('broken/checkpoints/*') if path.name.isdigit()), default=0)
 
 
 def compare(folder):
@@ -152,7 +173,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--workdir', type=pathlib.Path, required=True)
   parser.add_argument('--kills', type=int, default=20)
-  parser.add_argument('--steps', type=int, default=80)
+  parser.add_argument('--steps', type=int, default=60)
   parser.add_argument('--seed', type=int, default=0)
   options = parser.parse_args()
   folder, draw = options.workdir.absolute(), random.Random(options.seed)
@@ -166,24 +187,24 @@ def main():
   print(f'unbroken run: {total:.0f} s, of which {options.steps} steps of {step:.2f} s', flush=True)
   done = []
   while len(done) < options.kills:
-    latest = max((int(path.name) for path in folder.glob('broken/checkpoints/*') if path.name.isdigit()), default=0)
-    found = kill(folder, draw, seconds, (options.steps - latest) / (options.kills - len(done) + 1))
+    found = kill(folder, draw, seconds, (options.steps - newest(folder)) / (options.kills - len(done) + 1))
     if found is None:
       print('the run finished before the next kill; raise --steps', flush=True)
       break
-    done.append(found | {'from': latest})
+    done.append(found)
     print(f"kill {len(done)}: {found['signal']} ({found['kind']}{', a save under way' if found['saving'] else ''}), "
-          f"last save before this start {latest}, code {found['code']}, gone after {found['seconds']:.1f} s", flush=True)
+          f"code {found['code']} after {found['seconds']:.1f} s, newest save {found['left']}", flush=True)
   finish(folder, 'broken')
   lost, repeated, other, difference, examples = compare(folder)
   terminated = [kill for kill in done if kill['signal'] == 'SIGTERM']
   print(f'kills: {len(done)} ({len(done) - len(terminated)} kill -9, {len(terminated)} SIGTERM; '
         f"{sum(kill['saving'] for kill in done)} with a save under way)")
   print(f'slowest SIGTERM to exit: {max((kill["seconds"] for kill in terminated), default=0):.1f} s')
-  print(f'resumed: {len(done)} of {len(done)}, to step {options.steps} of {options.steps}')
+  went_on = resumed(pathlib.Path(f'{folder}/broken.notes'), done)
+  print(f'resumed: {went_on} of {len(done)}')
   print(f'examples: {examples}\nlost examples: {lost}\nrepeated examples: {repeated}\nsteps with another batch: {other}')
   print(f'largest loss difference: {difference}')
-  sys.exit(bool(lost or repeated or other or difference))
+  sys.exit(bool(lost or repeated or other or difference or went_on < len(done)))
 
 
 if __name__ == '__main__':

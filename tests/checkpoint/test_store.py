@@ -150,3 +150,126 @@ def test_killed_while_saving_leaves_the_save_before(tmp_path):
     assert run.latest() == 1
     run.save(2, {'w': jnp.ones(3)}, None, {})
   assert store.latest(tmp_path) == 2 and store.load_params(tmp_path)['w'].shape == (3,)
+
+
+def everything(tree: dict) -> tuple[dict, tuple]:
+  """Parameters and an optimizer's state for them."""
+  return tree, optax.adam(1.0).init({'llm': tree['llm']})[0]
+
+
+def shapes(tree):
+  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+
+
+@pytest.fixture(scope='module')
+def three(tmp_path_factory):
+  """A run of three steps, all kept."""
+  directory = tmp_path_factory.mktemp('three')
+  with store.Store(directory, keep=3) as run:
+    for step in (1, 2, 3):
+      run.save(step, *everything(params(shift=step)), {'data_position': step})
+  return directory
+
+
+def newest(directory):
+  with store.Store(directory, keep=3) as run:
+    return run.newest(*shapes(everything(params())))
+
+
+def files(directory, step):
+  return sorted(path for path in (directory / 'checkpoints' / str(step)).rglob('*') if path.is_file())
+
+
+def hashes(directory):
+  """Name and bytes of every file."""
+  return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob('*') if path.is_file()}
+
+
+@pytest.mark.parametrize('harm', ['missing', 'truncated', 'flipped'])
+@pytest.mark.parametrize('part', ['params', 'opt_state', 'meta'])
+def test_damaged_newest_is_gone_back_from_and_kept(three, tmp_path, caplog, monkeypatch, harm, part):
+  monkeypatch.setattr(store.log, 'propagate', True)
+  run = shutil.copytree(three, tmp_path / 'run')
+  file = max((path for path in files(run, 3) if path.parent.parent.name == part or path.parent.name == part or
+              f'/{part}/' in str(path)), key=lambda path: (path.parent.name == 'd', path.stat().st_size))
+  data = bytearray(file.read_bytes())
+  if harm == 'missing':
+    file.unlink()
+  else:
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data if harm == 'flipped' else data[:len(data) // 2])
+  harmed = {name.replace('checkpoints/3/', 'checkpoints/3.damaged/'): content for name, content in hashes(run).items()}
+  tree, moments, meta = newest(run)
+  assert meta['step'] == meta['data_position'] == 2
+  jax.tree.map(np.testing.assert_array_equal, (tree, moments), everything(params(shift=2)))
+  assert f"checkpoint '{run}/checkpoints/3'" in caplog.text and '3.damaged' in caplog.text
+  assert hashes(run) == harmed
+  with store.Store(run, keep=2) as again:  # The step is saved anew; what is set aside neither counts nor goes.
+    again.save(3, *everything(params(shift=3)), {})
+    again.save(4, *everything(params(shift=4)), {})
+  assert sorted(path.name for path in (run / 'checkpoints').iterdir()) == ['3', '3.damaged', '4']
+
+
+def test_no_flipped_byte_gets_through(three, tmp_path):
+  run, rng = shutil.copytree(three, tmp_path / 'run'), np.random.default_rng(0)
+  noticed = 0
+  for file in files(run, 3):
+    whole = file.read_bytes()
+    for place in rng.integers(0, len(whole), 2 if whole else 0):
+      data = bytearray(whole)
+      data[place] ^= 1 << rng.integers(8)
+      file.write_bytes(data)
+      with store.Store(run, keep=3) as one:
+        try:
+          tree, moments, meta = one.restore(3, *shapes(everything(params())))
+        except store.Damaged:
+          noticed += 1
+        else:  # The byte is not read, or does not matter.
+          jax.tree.map(np.testing.assert_array_equal, (tree, moments), everything(params(shift=3)))
+          assert meta['data_position'] == 3
+    file.write_bytes(whole)
+  assert noticed > 5
+
+
+def test_all_damaged_is_an_error_again_and_again(three, tmp_path):
+  run = shutil.copytree(three, tmp_path / 'run')
+  for step in (1, 2, 3):
+    (run / 'checkpoints' / str(step) / 'meta' / 'metadata').unlink()
+  before = hashes(run)
+  for _ in range(2):
+    with pytest.raises(errors.SphinxError, match='got 3, all of them damaged, expected one that is whole; nothing was deleted'):
+      newest(run)
+  assert hashes(run) == before
+  assert newest(tmp_path / 'new') is None
+
+
+def test_other_leaves_are_no_damage(three):
+  other = everything({'llm': params()['llm'], 'encoders': {'c': params()['encoders']['b']}})
+  with store.Store(three, keep=3) as run, pytest.raises(errors.SphinxError, match='the arrays of the config') as caught:
+    run.newest(*shapes(other))
+  assert not isinstance(caught.value, store.Damaged) and not list(three.rglob('*damaged'))
+
+
+def test_every_so_many_steps_are_kept_beside_the_newest(tmp_path):
+  with store.Store(tmp_path, keep=2, keep_every=3) as run:
+    for step in range(1, 9):
+      run.save(step, {'w': jnp.ones(3)}, None, {})
+  assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['3', '6', '7', '8']
+
+
+def test_full_disk_is_said_and_earlier_checkpoints_are_whole(tmp_path):
+  if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', tmp_path], capture_output=True).returncode:
+    pytest.skip('needs to be allowed to mount')
+  try:
+    tree = {'w': jax.random.normal(jax.random.key(0), (1000, 750))}  # 3 MB: a third one does not fit.
+    with pytest.raises(errors.SphinxError) as caught:
+      with store.Store(tmp_path, keep=9) as run:
+        for step in range(1, 5):
+          run.save(step, jax.tree.map(lambda leaf: leaf * step, tree), None, {'data_position': step})
+    assert str(tmp_path / 'checkpoints') in str(caught.value) and 'bytes free' in str(caught.value)
+    with store.Store(tmp_path, keep=9) as run:
+      found, _, meta = run.newest(shapes(tree), None)
+    assert meta['data_position'] == 2
+    np.testing.assert_array_equal(found['w'], tree['w'] * 2)
+  finally:
+    subprocess.run(['umount', tmp_path])
