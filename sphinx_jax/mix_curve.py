@@ -18,6 +18,7 @@ from sphinx_jax.data import dialog, sources
 from sphinx_jax.evaluate import tasks as evaluation
 from sphinx_jax.generate import decode
 from sphinx_jax.mix import weights
+from sphinx_jax.parallel import hosts
 from sphinx_jax.program import Program
 from sphinx_jax.report import plots
 
@@ -41,7 +42,8 @@ def open_line(config: ConfigDict, inputs: Sequence[checkpoints.Path]) -> Line:
   Raises:
     SphinxError: data, mesh or checkpoints that do not fit the config.
   """
-  program, data = Program(config), train_door.open_data(config)
+  program = Program(config)
+  data = train_door.open_data(config, hosts.rows(program.rows, config.batch.rows))
   for directory in inputs:
     checkpoints.check(directory, program.params)
   return Line(program, data, tuple(checkpoints.load_params(directory, program.params) for directory in inputs))

@@ -32,6 +32,7 @@ from sphinx_jax.data.miniworld import builder
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.evaluate import tasks as evaluation
 from sphinx_jax.generate import load as loading
+from sphinx_jax.parallel import hosts
 from sphinx_jax.report import page
 
 FLAGS = flags.FLAGS
@@ -126,7 +127,8 @@ def _mix(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
     return sum(point[f'{half}/{domain}'] for domain in domains) / len(domains)
 
   share = min(points, key=lambda point: average(point, 'choice'))['coefficient']
-  mix_weights.mix_checkpoints([workdir / parent for parent in section.inputs], (share, 1 - share), workdir / name)
+  hosts.alone(lambda: mix_weights.mix_checkpoints([workdir / parent for parent in section.inputs], (share, 1 - share),
+                                                  workdir / name))
   curve = [{'coefficient': point['coefficient'], **{domain: point[f'curve/{domain}'] for domain in domains}}
            for point in points]
   _write_json(workdir / name / 'curve.json', curve)

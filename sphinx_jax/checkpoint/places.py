@@ -1,24 +1,9 @@
-"""Where checkpoints lie: local folders and gs:// URLs, for etils.epath and for tensorstore."""
+"""Where checkpoints lie, for tensorstore: local folders and gs:// URLs."""
 
 import os
 from typing import Any
 
-from etils import epath
-
-from sphinx_jax.core import errors
-
-_SCHEME = '://'
-
-
-def path(directory: str | os.PathLike) -> epath.Path:
-  """A directory as a path, absolute where it is local."""
-  found = epath.Path(directory)
-  return found if is_remote(found) else found.expanduser().absolute()
-
-
-def is_remote(directory: str | os.PathLike) -> bool:
-  """Whether it is a URL: a place of objects, where folders are only names and cannot be renamed."""
-  return _SCHEME in os.fspath(directory)
+from sphinx_jax.core import config as config_lib, errors
 
 
 def kvstore(directory: str | os.PathLike) -> dict[str, Any]:
@@ -27,9 +12,10 @@ def kvstore(directory: str | os.PathLike) -> dict[str, Any]:
   Raises:
     SphinxError: a URL of another scheme.
   """
-  scheme, url, rest = os.fspath(directory).rstrip('/').partition(_SCHEME)
-  if not url:
-    return {'driver': 'file', 'path': f'{scheme}/'}
+  text = os.fspath(directory).rstrip('/')
+  if not config_lib.is_remote(text):
+    return {'driver': 'file', 'path': f'{text}/'}
+  scheme, _, rest = text.partition('://')
   if scheme != 'gs':
     raise errors.unknown('scheme of a URL', scheme, ['gs'])
   bucket, _, name = rest.partition('/')

@@ -75,7 +75,8 @@ class Store:
     """
     # A chunk a layer, as `stream` reads them: in one chunk, each layer read would unpack the whole stack.
     by_layer = ocp.SaveArgs(chunk_byte_size=_CHUNK, shard_axes=(0,))
-    cuts = jax.tree.map(lambda leaf: by_layer if leaf.ndim > 2 else ocp.SaveArgs(), params)
+    by_rows = ocp.SaveArgs(chunk_byte_size=_CHUNK)  # A table that were one chunk would be unpacked whole for each of its parts.
+    cuts = jax.tree.map(lambda leaf: by_layer if leaf.ndim > 2 else by_rows, params)
     meta = {'layout': LAYOUT, 'step': step, **meta, 'fingerprints': fingerprint.of(_together(params, opt_state))}
     items = {'params': ocp.args.StandardSave(params, save_args=cuts), 'meta': ocp.args.JsonSave(fingerprint.seal(meta))}
     if opt_state is not None:

@@ -21,7 +21,7 @@ import tensorstore
 from etils import epath
 
 from sphinx_jax.checkpoint import places, store
-from sphinx_jax.core import errors, trees
+from sphinx_jax.core import config as config_lib, errors, trees
 
 Index = tuple[Any, ...]  # Into an array, as numpy takes it; () is all of it.
 Shapes = Mapping[str, Any]  # Path -> anything with shape and dtype, and with `chunk` where its maker knows a good one.
@@ -174,9 +174,9 @@ class Writer:
   def __init__(self, directory: store.Path, items: Mapping[str, Shapes], meta: Mapping[str, Any]):
     if store.latest(directory) is not None:
       raise errors.make(f"output '{directory}'", 'a directory that holds a checkpoint', 'a new one', 'give another --output')
-    root = places.path(directory) / store.FOLDER
+    root = store.whole_path(directory) / store.FOLDER
     self._final, self._meta = root / '0', {'layout': store.LAYOUT, 'step': 0, **meta}
-    self._partial = self._final if places.is_remote(root) else root / 'partial'
+    self._partial = self._final if config_lib.is_remote(root) else root / 'partial'
     self._writing: collections.deque[tuple[int, tensorstore.Future]] = collections.deque()
     _remove(self._partial)  # What an interrupted call left behind.
     try:
@@ -217,7 +217,7 @@ class Writer:
         future.result()
     _remove(self._partial)
     for folder in (self._final.parent, self._final.parent.parent):
-      if not places.is_remote(folder) and folder.is_dir() and not any(folder.iterdir()):
+      if not config_lib.is_remote(folder) and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
   @contextlib.contextmanager

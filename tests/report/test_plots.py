@@ -27,6 +27,14 @@ def test_the_average_of_the_curve_and_the_used_point_are_drawn():
   assert drawn['parents'] == [[0, 1.5], [1, 1.5]] and drawn['used: 0.5'] == [[0.5, 1.5]]
 
 
+def test_losses_and_scores_between_two_checkpoints_have_a_panel_each():
+  points = [{'coefficient': c, 'real': 2 - c, 'synthetic': 1 + c, 'task/vqa': c / 2} for c in (1.0, 0.0)]
+  losses, scores = plots.line_between(points, ['a', 'b']).axes
+  assert {line.get_label(): line.get_xydata().tolist() for line in losses.lines} == {
+    'real': [[0, 2], [1, 1]], 'synthetic': [[0, 1], [1, 2]], 'average': [[0, 1.5], [1, 1.5]]}
+  assert {line.get_label(): line.get_xydata().tolist() for line in scores.lines} == {'vqa': [[0, 0], [1, 0.5]]}
+
+
 def test_bars_stand_for_blind_and_final():
   tasks = {'vqa': {'final': 0.8, 'low': 0.7, 'high': 0.85, 'blind': 0.3}, 'rec': {'final': 0.5, 'low': 0.5, 'high': 0.5, 'blind': 0.1}}
   axes = plots.score_bars(tasks).axes[0]
