@@ -14,6 +14,7 @@ from sphinx_jax import mix_weights
 from sphinx_jax.checkpoint import mixing, store, stream
 from sphinx_jax.core import errors, trees
 from sphinx_jax.mix import weights
+from tests.checkpoint import bucket
 
 
 def params(value: float) -> dict:
@@ -195,6 +196,47 @@ def test_killed_while_mixing_leaves_no_checkpoint_and_the_same_again_works(writt
   assert [path.name for path in (tmp_path / 'mix' / 'checkpoints').iterdir()] == ['0']
   mix_weights.mix_checkpoints(written[:2], (0.5, 0.5), tmp_path / 'unbroken')
   assert same_bits(load(tmp_path / 'mix'), load(tmp_path / 'unbroken'))
+
+
+LARGE = '''
+import resource, sys
+import numpy as np
+from sphinx_jax import mix_weights
+from sphinx_jax.checkpoint import stream
+from sphinx_jax.core import memory
+memory.reuse()
+leaf = stream.Array((110_000, 10_000), np.dtype(np.float32), None)  # 4.4 GB, no stack; what is not written is zero.
+for name in ('a', 'b'):
+  stream.Writer(f'{sys.argv[1]}/{name}', {'params': {'w': leaf}}, {'config': '{}'}).finish()
+mix_weights.mix_checkpoints([f'{sys.argv[1]}/a', f'{sys.argv[1]}/b'], (0.5, 0.5), f'{sys.argv[1]}/mix')
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+'''
+
+
+def test_memory_is_bounded_whatever_the_size_of_a_leaf(tmp_path):
+  done = subprocess.run([sys.executable, '-c', LARGE, str(tmp_path)], capture_output=True, text=True,
+                        env=os.environ | {'PYTHONPATH': os.getcwd()})
+  assert done.returncode == 0, done.stderr
+  assert float(done.stdout) < 2
+  assert stream.read(tmp_path / 'mix')['w'].shape == (110_000, 10_000)
+
+
+def test_buckets_are_as_good_as_folders(written, tmp_path, small_parts):
+  folder = tmp_path / 'buckets'
+  (folder / 'models').mkdir(parents=True)
+  with bucket.bucket(folder) as requests:
+    places = [write(f'gs://models/run{seed}', drawn(seed)) for seed in range(2)]
+    broken = stream.Writer('gs://models/mix', {'params': drawn(0)}, {})  # Killed, say.
+    broken.write('params', 'llm/embed', drawn(0)['llm/embed'])
+    assert store.latest('gs://models/mix') is None
+    mix_weights.mix_checkpoints(places, (0.25, 0.75), 'gs://models/mix')
+    meta, mixed = store.load_meta('gs://models/mix'), load('gs://models/mix')
+    with pytest.raises(errors.SphinxError, match='--output'):
+      mix_weights.mix_checkpoints(places, (0.5, 0.5), 'gs://models/mix')
+  assert any('POST' in line and 'mix' in line for line in requests) and any('GET' in line and 'run1' in line for line in requests)
+  mix_weights.mix_checkpoints(written[:2], (0.25, 0.75), tmp_path / 'mix')
+  assert same_bits(mixed, load(tmp_path / 'mix')) and meta['hash'] == store.load_meta(tmp_path / 'mix')['hash']
+  assert [parent['directory'] for parent in meta['parents']] == places
 
 
 def run(*flags: str) -> subprocess.CompletedProcess:

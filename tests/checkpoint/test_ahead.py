@@ -37,3 +37,9 @@ def test_an_error_comes_in_its_place():
   assert next(values) == 0
   with pytest.raises(OSError, match='damaged'):
     next(values)
+
+
+def test_as_many_are_under_way_as_there_are_threads():
+  together = threading.Barrier(4, timeout=10)  # Broken, unless four come at once.
+  reads = [(1, together.wait) for _ in range(4)]
+  assert sorted(ahead.ahead([(1, lambda: 9), *reads], threads=4)) == [0, 1, 2, 3, 9]
