@@ -10,59 +10,18 @@ import sys
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 from sphinx_jax import train as door
 from sphinx_jax.checkpoint import store
 from sphinx_jax.core import config as config_lib, errors, trees
 from sphinx_jax.models import sphinx
-from sphinx_jax.parallel import placement
-from sphinx_jax.training import state, writer
+from sphinx_jax.training import writer
+from tests.tiny import VISUAL_TOKENS, make_batch, tiny
+
+pytestmark = pytest.mark.usefixtures('compiled_once')
 
 MACHINE = ('steps_per_second', 'examples_per_second', 'tokens_per_second', 'data_wait_share', 'rss_bytes')
-VISUAL_TOKENS = 7  # Start, class, 2 x 2 patches, end.
-
-
-def tiny(**changes) -> ConfigDict:
-  source = dict(source='memory', weight=1.0)
-  config = ConfigDict(dict(
-      name='tiny', seed=0,
-      model=dict(image_size=16, grid=1, pool=1, half_round=False, dtype='float32', remat='none', scan_unroll=1,
-                 encoders=dict(clip=dict(view=16, patch=8, width=8, layers=1, heads=2)),
-                 llm=dict(name='llama', vocab=32, width=16, layers=2, heads=4, kv_heads=2, multiple_of=8)),
-      tokenizer='none', dialog=dict(system=''), data_dir='', mixture=dict(ocr=source, vqa=source),
-      batch=dict(rows=8, length=16, images=1, window=16), loss_weighting='token',
-      trained=(('encoders/.*', 'none'), ('.*', 'train')),
-      optimizer=dict(name='muon', lr=1e-2, warmup=2, decay_to=0.1, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0,
-                     accumulate=1, moment_dtype='float32'),
-      steps=5, log_every=2, eval_every=3, eval_batches=1, checkpoint=dict(every=3, keep=2),
-      mesh=dict(data=1, fsdp=1, tensor=1), init_from=config_dict.placeholder(str), validation=dict(real=source)))
-  config.update_from_flattened_dict(changes)
-  return config.lock()
-
-
-def make_batch(config: ConfigDict, position: int) -> dict:
-  """A picture, then a text in which every token follows from the one before; the second half of a row is padding."""
-  rng = np.random.default_rng(position)
-  rows, length, tokens = config.batch.rows, config.batch.length, VISUAL_TOKENS
-  zeros = lambda dtype: np.zeros((rows, length), dtype)
-  batch = {name: zeros(np.int32) for name in ('tokens', 'targets', 'positions', 'segments', 'task')}
-  batch['visual_index'] = zeros(np.int32) - 1
-  batch['visual_index'][:, 1:1 + tokens] = np.arange(tokens)
-  end = length - 2
-  text = slice(1 + tokens, end)
-  batch['tokens'][:, 0] = 1
-  batch['tokens'][:, text] = (rng.integers(2, 30, (rows, 1)) + 3 * np.arange(end - 1 - tokens)) % 30 + 2
-  batch['targets'][:, text.start:end - 1] = batch['tokens'][:, text.start + 1:end]
-  batch['loss_weight'] = zeros(np.float32)
-  batch['loss_weight'][:, text.start:end - 1] = 1
-  batch['loss_weight'][0] = 0  # Rows of unequal weight.
-  batch['positions'][:, :end] = np.arange(end)
-  batch['segments'][:, :end] = 1
-  batch['task'][:, :end] = rng.integers(0, 2, (rows, 1))
-  batch['images'] = rng.integers(0, 256, (rows, 1, 16, 16, 3), dtype=np.uint8)
-  return batch
 
 
 class Stream:
@@ -86,21 +45,6 @@ def in_memory(spoil=lambda position, batch: batch):
                      {'config': config_lib.to_json(config), 'tokenizer': base64.b64encode(b'pieces').decode(), 'dialog': {}},
                      'a table', {})
   return open_data
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compiled_once(tmp_path_factory):
-  """Most of these runs are one program, and compiling it is most of their time."""
-  settings = {'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('programs')),
-              'jax_persistent_cache_min_compile_time_secs': 0.0, 'jax_disable_most_optimizations': True}
-  before = {name: jax.config.values[name] for name in settings}
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
 
 
 @pytest.fixture(autouse=True)
@@ -185,38 +129,6 @@ def test_broken_run_goes_on_bit_for_bit(unbroken, tmp_path, monkeypatch):
   door.train(tiny(), tmp_path)
   assert lines(tmp_path) == lines(unbroken)
   jax.tree.map(np.testing.assert_array_equal, store.load_params(tmp_path), store.load_params(unbroken))
-
-
-@pytest.fixture(scope='module', params=['adamw', 'muon'])
-def one_device(compiled_once, request):
-  """Optimizer, parameters to begin with, and the losses of some steps on one device."""
-  config = tiny(**{'optimizer.name': request.param})
-  params = jax.tree.map(np.asarray, door.Program(config).init())
-  return request.param, params, losses_from(params, config)
-
-
-def losses_from(params: dict, config: ConfigDict) -> list[tuple[float, ...]]:
-  """Loss and gradient norm of every step of a run that starts from given parameters; no files."""
-  program = door.Program(config)
-  update = program.compile()
-  place = lambda tree, like: jax.tree.map(lambda leaf, shape: jax.device_put(leaf, shape.sharding), tree, like)
-  trained, frozen = state.split(place(params, program.params), config.trained)
-  moments = place(program.optimizer.init(trained), program.state.opt_state)
-  current = state.State(place(np.int32(0), program.state.step), trained, frozen, moments)
-  result = []
-  for position in range(20):
-    current, metrics = update(current, placement.put(make_batch(config, position), program.rows))
-    result.append((float(metrics['loss']), float(metrics['grad_norm'])))
-  return result
-
-
-@pytest.mark.parametrize('data, fsdp, tensor', [(2, 2, 2), (8, 1, 1), (2, 4, 1)])
-def test_any_mesh_gives_the_losses_of_one_device(one_device, data, fsdp, tensor):
-  name, params, expected = one_device
-  mesh = {'mesh.data': data, 'mesh.fsdp': fsdp, 'mesh.tensor': tensor}
-  found = losses_from(params, tiny(**mesh, **{'optimizer.name': name}))
-  np.testing.assert_allclose(found, expected, rtol=2e-3)
-  np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
 
 
 def test_run_goes_on_with_another_mesh(unbroken, tmp_path, monkeypatch):

@@ -56,3 +56,26 @@ def test_unweighted_positions_get_no_gradient():
 def test_mean_of_huge_logits_is_finite():
   logits = jnp.asarray([[[1e4, -1e4]]], jnp.float32)
   assert loss.cross_entropy(logits, jnp.zeros((1, 1), jnp.int32))[0, 0] == pytest.approx(0)
+
+
+def chunked(chunk: int):
+  """Loss and gradients of states and head, in chunks of positions."""
+  rng = np.random.default_rng(0)
+  states, kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((4, 64, 16), (16, 1000)))
+  whole_numbers = lambda end: jnp.asarray(rng.integers(0, end, (4, 64)), jnp.int32)
+  fields = {'targets': whole_numbers(1000), 'task': whole_numbers(3), 'loss_weight': whole_numbers(3).astype(jnp.float32)}
+
+  def value(states, kernel):
+    sums = loss.chunked_sums(states, lambda part: part @ kernel, fields, 3, chunk)
+    return sums['loss'], sums
+
+  return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True)).lower(states, kernel).compile(), (states, kernel)
+
+
+def test_chunks_give_the_same_loss_and_gradients_without_all_logits():
+  whole, arguments = chunked(0)
+  parts, _ = chunked(8)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), parts(*arguments), whole(*arguments))
+  peak = lambda compiled: compiled.memory_analysis().temp_size_in_bytes
+  logits = 4 * 64 * 1000 * 4
+  assert peak(whole) > 2 * logits and peak(parts) < logits
