@@ -59,7 +59,7 @@ def mix_checkpoints(inputs: Sequence[checkpoints.Path], coefficients: weights.Co
   if _holds(output, recipe):
     log.info('%s: mixed before', output)
     return output
-  arrays = [stream.read(directory) for directory in places]
+  arrays = [stream.read(directory, mapped=True) for directory in places]
   for directory, other in zip(places[1:], arrays[1:]):
     weights.check_alike(trees.unflatten(arrays[0]), trees.unflatten(other), f"input '{directory}'", f"'{places[0]}'")
   numbers = {path: trees.first_match(rules, path) for path in arrays[0]}
@@ -72,7 +72,7 @@ def mix_checkpoints(inputs: Sequence[checkpoints.Path], coefficients: weights.Co
 def _write(parents: Sequence[mixing.Tree], base: mixing.Tree | None, numbers: mixing.Numbers, output: checkpoints.Path,
            carried: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
   made = mixing.leaves([*parents, *([base] if base is not None else [])], recipe['dtype'])
-  writer = stream.Writer(output, {'params': made}, {**carried, **recipe})
+  writer = stream.Writer(output, {'params': made}, {**carried, **recipe}, mixing.WRITING)
   try:
     with jax.default_device(jax.local_devices(backend='cpu')[0]):
       if recipe['method'] == 'slerp':

@@ -18,6 +18,7 @@ Tree = Mapping[str, stream.Stored]  # Path -> array.
 Numbers = Mapping[str, tuple[Any, ...]]  # Path -> one coefficient per parent.
 
 _READ = 96 << 20  # Bytes of one part of all inputs together.
+WRITING = 128 << 20  # Bytes on their way to the disk.
 _PACKED = 128 << 20  # A chunk that is larger is taken apart alone.
 _THREADS = 4  # Far away places answer late.
 

@@ -27,11 +27,10 @@ Index = tuple[Any, ...]  # Into an array, as numpy takes it; () is all of it.
 Shapes = Mapping[str, Any]  # Path -> anything with shape and dtype, and with `chunk` where its maker knows a good one.
 
 _SMALL = 32 << 20  # Bytes of a stack that is read at once, and of a chunk that is written.
-_WRITING = 128 << 20  # Bytes on their way to the disk; a larger part is alone.
 _ALIGNED = 64  # What XLA takes without copying.
-# A mapped file is copied once. On writing: a crash of the machine may lose what was written, as with `cp`; a crash of the
-# process does not.
-_READING = tensorstore.Context({'file_io_mode': {'mode': 'memmap'}})
+_READING = tensorstore.Context()
+_MAPPING = tensorstore.Context({'file_io_mode': {'mode': 'memmap'}})
+# A crash of the machine may lose what was written, as with `cp`; a crash of the process does not.
 _UNSYNCED = {'file_io_sync': False}
 
 
@@ -78,22 +77,23 @@ class Stored(Array):
     return self.opened().chunk_layout.read_chunk.shape
 
 
-def read(directory: store.Path, item: str = 'params') -> dict[str, Stored]:
+def read(directory: store.Path, item: str = 'params', mapped: bool = False) -> dict[str, Stored]:
   """Path -> array of one item of a checkpoint; nothing is read yet.
 
   Args:
     directory: a run's directory (its newest checkpoint is read) or one step's.
     item: 'params', or what else `Writer` was given.
+    mapped: maps local files while they are read, which saves a copy and counts as resident memory.
 
   Raises:
     SphinxError: as `store.stored`.
   """
   place = store.locate(directory)
-  return {path: _stored(place / item, path, leaf) for path, leaf in store.stored(place, item).items()}
+  return {path: _stored(place / item, path, leaf, _MAPPING if mapped else _READING) for path, leaf in store.stored(place, item).items()}
 
 
-def _stored(folder: Any, path: str, leaf: Any) -> Stored:
-  opened = functools.cache(lambda: tensorstore.open(_spec(folder, path), context=_READING, read=True).result())
+def _stored(folder: Any, path: str, leaf: Any, context: tensorstore.Context) -> Stored:
+  opened = functools.cache(lambda: tensorstore.open(_spec(folder, path), context=context, read=True).result())
   start = functools.partial(_start, opened, np.dtype(leaf.dtype))
   return Stored(tuple(leaf.shape), np.dtype(leaf.dtype), lambda index: start(index)(),
                 leaf.shape[0] if _is_cut(leaf.shape) else 1, start, opened)
@@ -166,18 +166,20 @@ class Writer:
     directory: of a run; it must not hold checkpoints yet.
     items: item name -> path -> shape and dtype.
     meta: JSON-able; `layout` and `step` are added.
+    writing: most bytes on their way to the disk while the next part is made.
 
   Raises:
     SphinxError: a directory that holds checkpoints already, or cannot be written.
   """
 
-  def __init__(self, directory: store.Path, items: Mapping[str, Shapes], meta: Mapping[str, Any]):
+  def __init__(self, directory: store.Path, items: Mapping[str, Shapes], meta: Mapping[str, Any],
+               writing: int = 0):
     if store.latest(directory) is not None:
       raise errors.make(f"output '{directory}'", 'a directory that holds a checkpoint', 'a new one', 'give another --output')
     root = store.whole_path(directory) / store.FOLDER
     self._final, self._meta = root / '0', {'layout': store.LAYOUT, 'step': 0, **meta}
     self._partial = self._final if config_lib.is_remote(root) else root / 'partial'
-    self._writing: collections.deque[tuple[int, tensorstore.Future]] = collections.deque()
+    self._most, self._writing = writing, collections.deque()  # (Bytes, future).
     _remove(self._partial)  # What an interrupted call left behind.
     try:
       with self._writable():
@@ -192,12 +194,13 @@ class Writer:
       raise
 
   def write(self, item: str, path: str, value: np.ndarray, index: Index = ()) -> None:
-    """Starts to write a part of an array, which must not change from now on; waits where too much is on its way."""
+    """Writes a part of an array; what is still on its way afterwards must not change."""
     with self._writable():
-      while self._writing and sum(size for size, _ in self._writing) + value.nbytes > _WRITING:
-        self._writing.popleft()[1].result()
       future = self._arrays[item, path][index].write(value, can_reference_source_data_indefinitely=True)
       self._writing.append((value.nbytes, future))
+      while sum(size for size, _ in self._writing) > self._most:
+        self._writing[0][1].result()
+        self._writing.popleft()
 
   def finish(self, **more: Any) -> None:
     """Makes the checkpoint appear, with more meta, when all is written."""
