@@ -1,7 +1,7 @@
 """SPHINX (arXiv 2311.07575) for JAX: one model from a joint mix of weights, tasks, visual embeddings and scales.
 
 Rooms, from the bottom: `core`, `mix` (the four mixes: start reading there), `parallel`, `data` and `models`,
-`checkpoint` and `training`, `generate`, `evaluate` and `report`; the modules beside this file are the doors
+`checkpoint` and `training`, `generate`, `evaluate`, `report` and `planning`; the modules beside this file are the doors
 (`python -m sphinx_jax.recipe`, `train`, `chat`, `peek`, ...). A room imports only the rooms before it.
 
 One legend of shape letters holds for the whole package, in einsums, docstrings and tests:
@@ -12,7 +12,10 @@ One legend of shape letters holds for the whole package, in einsums, docstrings 
     Y  pixel rows               X  pixel columns
 """
 
+from sphinx_jax.core import accelerator
+
 __version__ = '0.1.0'
+accelerator.choose_platform()  # Before anything imports JAX.
 
 
 def load(directory, dtype=None, half_round=None, clip_activation=None):

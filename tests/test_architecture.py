@@ -7,7 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = [{'core'}, {'mix'}, {'parallel'}, {'data', 'models'}, {'checkpoint', 'training'}, {'generate'},
-          {'evaluate', 'report'}]
+          {'evaluate', 'report', 'planning'}]
 ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted((ROOT / 'sphinx_jax').rglob('*.py'))
 HEAVY = {'tensorflow', 'tensorflow_datasets', 'torch', 'matplotlib'}

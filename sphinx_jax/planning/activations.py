@@ -1,0 +1,90 @@
+"""Working memory of an update without a compiler: what remat keeps, read from the traced shapes, and a formula for the rest.
+
+An estimate: benchmarks/RESULTS.md has it beside compiled figures.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from sphinx_jax.core import trees
+
+# What the backward pass of one layer has in flight, in activations of the model width and of the feed-forward width:
+# inputs and gradients of each product. Their ratio to compiled programs is in the module's note.
+_WIDE, _HIDDEN = 8, 6
+_GATHERED = 2   # layers whose weights are on a device at once: one in use, one on its way
+_COMPUTE = 2    # bytes of bfloat16
+
+
+Stacks = Sequence[tuple[tuple[int, ...], int]]
+
+
+def estimate(config: ConfigDict, program: Any, saved: Stacks) -> dict[str, int]:
+  """Bytes of working memory on one device, by what they are for.
+
+  Args:
+    config: of the run.
+    program: `sphinx_jax.program.Program` of it.
+    saved: `saved_stacks` of the same config with one row a microbatch.
+
+  Returns:
+    'gradients': exact, as the trained parameters lie. 'saved': what the forward pass keeps for the backward pass by
+    `model.remat`, exact up to padding. 'weights': of layers that are gathered at a time, and a layer's gradient before it
+    is scattered. 'layer': what a layer's backward pass has in flight. 'head': logits of one chunk, their gradient and the
+    output matrix.
+  """
+  ways = program.mesh.shape['data'] * program.mesh.shape['fsdp']
+  tensor = program.mesh.shape['tensor']
+  rows = config.batch.rows // config.optimizer.accumulate
+  positions = rows // ways * config.batch.length
+  chunk = config.get('loss_chunk', 0) or config.batch.length
+  llm = trees.flatten(program.state.params['llm'])
+  stacked = {path: leaf for path, leaf in llm.items() if path.startswith('layers/')}
+  layer = sum(math.prod(leaf.shape[1:]) for leaf in stacked.values()) // tensor
+  width, hidden = config.model.llm.width, stacked['layers/feed_forward/w1/kernel'].shape[-1]
+  sharded = program.mesh.shape['fsdp'] > 1
+  gradients = sum(_local(leaf) for leaf in trees.flatten(program.state.trained).values())
+  return {
+      'gradients': gradients * (2 if config.optimizer.accumulate > 1 else 1),
+      'saved': sum(_split(shape, size, rows // ways, program.mesh.size) for shape, size in saved),
+      'weights': layer * (_COMPUTE * (_GATHERED if sharded else 1) + (4 if sharded else 0)),
+      'layer': positions * _COMPUTE * (_WIDE * width + _HIDDEN * hidden // tensor),
+      'head': config.model.llm.vocab // tensor * (2 * 4 * positions * chunk // config.batch.length + width * (_COMPUTE + 4)),
+  }
+
+
+def _local(leaf: Any) -> int:
+  return math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+
+
+def _split(shape: tuple[int, ...], size: int, rows: int, devices: int) -> int:
+  """Bytes on one device of a stack [layers,...]: of activations [layers,1,...] for all its rows, of weights its part."""
+  nbytes = math.prod(shape) * size
+  return nbytes * rows if len(shape) > 2 and shape[1] == 1 else nbytes // devices
+
+
+def saved_stacks(traced: Any) -> Stacks:
+  """Shape and item size, over all devices, of what `Program.trace()` keeps of its layers for the backward pass."""
+  return tuple(_saved(traced.jaxpr.jaxpr))
+
+
+def _saved(jaxpr: Any) -> Iterator[tuple[tuple[int, ...], int]]:
+  """What scans over layers stack up in the forward pass of a differentiated function."""
+  for eqn in jaxpr.eqns:
+    names = str(eqn.source_info.name_stack)
+    if eqn.primitive.name == 'scan' and 'jvp(' in names and 'transpose(' not in names:
+      for out in eqn.outvars[eqn.params['num_carry']:]:
+        yield out.aval.shape, np.dtype(out.aval.dtype).itemsize
+    else:
+      for value in eqn.params.values():
+        value = getattr(value, 'jaxpr', value)
+        if hasattr(value, 'eqns'):
+          yield from _saved(value)
+
+
+def total(parts: Mapping[str, int]) -> int:
+  """Bytes of the whole working memory."""
+  return sum(parts.values())
