@@ -20,10 +20,10 @@ DOMAINS = {'real': 'laion400m.jsonl', 'synthetic': 'laion_coco.jsonl'}
 
 def get_config(arg: str = '') -> ConfigDict:
     """The config of one run; `arg` as above, '13b,224' by default."""
-    size, scale, word = pod.parse(arg, '13b,224', 'stage1.py', ('real', 'synthetic'))
-    domain = word or 'real'
+    choice = pod.parse(arg, '13b,224', 'stage1.py', tuple(DOMAINS))
+    domain = choice.word or 'real'
     mixture = dict(caption=pod.jsonl(DOMAINS[domain], 0.9, 'caption'), text=pod.jsonl('refinedweb.jsonl', 0.1, 'text'))
     validation = {name: pod.jsonl(f'validation/{path}', 1.0, 'caption') for name, path in DOMAINS.items()}
     init_from = 'workdir/real' if domain == 'synthetic' else 'weights/fresh'
-    return pod.run(f'stage1_{domain}_{size}_{scale}', size, scale, mixture, validation, rows=256, steps=180_000, lr=5e-5,
-                   decay_to=0.1, warmup=2000, init_from=init_from).lock()
+    return pod.run(f'stage1_{domain}_{choice.size}_{choice.scale}', choice, mixture, validation, rows=256, steps=180_000,
+                   lr=5e-5, decay_to=0.1, warmup=2000, init_from=init_from).lock()

@@ -29,8 +29,8 @@ TASKS = {
 
 def get_config(arg: str = '') -> ConfigDict:
     """The config of one run; `arg` as above, '13b,1k' by default."""
-    size, scale, _ = pod.parse(arg, '13b,1k', 'stage2.py')
+    choice = pod.parse(arg, '13b,1k', 'stage2.py')
     mixture = {task: pod.jsonl(path, weight, task) for task, (path, weight) in TASKS.items()}
     validation = {task: pod.jsonl(f'validation/{path}', 1.0, task) for task, (path, _) in TASKS.items()}
-    return pod.run(f'stage2_{size}_{scale}', size, scale, mixture, validation, rows=128, steps=30_000, lr=2e-5, decay_to=0.0,
-                   warmup=900, init_from='workdir/mix').lock()
+    return pod.run(f'stage2_{choice.size}_{choice.scale}', choice, mixture, validation, rows=128, steps=30_000, lr=2e-5,
+                   decay_to=0.0, warmup=900, init_from='workdir/mix').lock()

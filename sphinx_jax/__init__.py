@@ -18,7 +18,7 @@ __version__ = '0.1.0'
 accelerator.choose_platform()  # Before anything imports JAX.
 
 
-def load(directory, dtype=None, half_round=None, clip_activation=None):
+def load(directory, dtype=None, half_round=None, clip_activation=None, mesh=None):
   """A model from one of our checkpoints or from a folder as others release it (official SPHINX, LLaMA).
 
       model = sphinx_jax.load('DIR')
@@ -31,6 +31,7 @@ def load(directory, dtype=None, half_round=None, clip_activation=None):
     half_round: resized pictures are rounded to half precision as in the official code (True in its own folders).
     clip_activation: 'gelu' or 'quick_gelu': the official inference builds the first, OpenAI's weights were trained with
       the second (None: as the checkpoint or folder says).
+    mesh: name of a layout over all devices ('serving', 'fsdp', 'fsdp_tensor'); None: on the first device.
 
   Returns:
     `sphinx_jax.generate.model.Model`.
@@ -39,4 +40,4 @@ def load(directory, dtype=None, half_round=None, clip_activation=None):
     SphinxError: nothing that is recognised, or files that do not fit together.
   """
   from sphinx_jax.generate import load as loading  # Importing the package alone stays light.
-  return loading.load_model(directory, dtype, half_round, clip_activation)
+  return loading.load_model(directory, dtype, half_round, clip_activation, mesh)

@@ -14,6 +14,7 @@ from absl import flags
 from sphinx_jax.core import cli, errors
 from sphinx_jax.data import images, record
 from sphinx_jax.generate import conversation, load
+from sphinx_jax.parallel import mesh as meshes
 from sphinx_jax.report import draw
 
 FLAGS = flags.FLAGS
@@ -56,7 +57,7 @@ def questions(prompt):
     yield line
 
 
-def chat(checkpoint, image, prompt, output, **sampling) -> None:
+def chat(checkpoint, image, prompt, output, mesh=None, **sampling) -> None:
   """Prints the answers, and writes what is drawn.
 
   Args:
@@ -64,13 +65,14 @@ def chat(checkpoint, image, prompt, output, **sampling) -> None:
     image: picture file, or None to talk about none.
     prompt: one question, or None to read questions from the standard input.
     output: picture file for drawings; '' for none.
+    mesh: as of `sphinx_jax.load`.
     sampling: as in `Generator.answers`.
 
   Raises:
     SphinxError: no checkpoint, an image that cannot be read, an output that cannot be written.
   """
   picture = read_image(image) if image else None
-  talk = conversation.Conversation(load.load_model(checkpoint).generator, picture)
+  talk = conversation.Conversation(load.load_model(checkpoint, mesh=mesh).generator, picture)
   for question in questions(prompt):
     answer = talk.ask(question, **sampling)
     print(answer, flush=True)
@@ -79,7 +81,7 @@ def chat(checkpoint, image, prompt, output, **sampling) -> None:
 
 
 def main() -> None:
-  chat(FLAGS.checkpoint, FLAGS.image, FLAGS.prompt, FLAGS.output, max_new_tokens=FLAGS.max_new_tokens,
+  chat(FLAGS.checkpoint, FLAGS.image, FLAGS.prompt, FLAGS.output, FLAGS.mesh, max_new_tokens=FLAGS.max_new_tokens,
        temperature=FLAGS.temperature, top_p=FLAGS.top_p, seed=FLAGS.seed)
 
 
@@ -88,6 +90,7 @@ if __name__ == '__main__':
   flags.DEFINE_string('image', None, 'The picture to talk about; leave out to talk about none.')
   flags.DEFINE_string('prompt', None, 'One question; leave out to be asked for questions.')
   flags.DEFINE_string('output', 'answer.png', 'Where a picture with the boxes or the pose of an answer is written.')
+  flags.DEFINE_enum('mesh', None, list(meshes.PRESETS), 'Layout over all devices; leave out for the first device alone.')
   flags.DEFINE_float('temperature', 0.0, '0 takes the likeliest token, more is more random.', lower_bound=0.0)
   flags.DEFINE_float('top_p', 1.0, 'Share of the probability sampled from.', lower_bound=1e-6, upper_bound=1.0)
   flags.DEFINE_integer('max_new_tokens', 512, 'Longest answer.', lower_bound=1)

@@ -12,7 +12,9 @@ A finished step leaves `done.json` in its directory and is skipped by the next s
 from its last checkpoint, bit for bit.
 """
 
+import functools
 import json
+import os
 import pathlib
 import resource
 import sys
@@ -51,7 +53,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
   Raises:
     SphinxError: on an unknown step, or when the workdir belongs to another config.
   """
-  workdir = config_lib.claim(workdir, config)
+  workdir = train_door.claim(config, workdir)
   for name in config.steps:
     if name not in config:
       raise errors.unknown('recipe step', name, [key for key in config if key != 'steps'])
@@ -59,14 +61,15 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
       raise errors.unknown(f"kind of recipe step '{name}'", config[name].kind, KINDS)
   for number, name in enumerate(config.steps, 1):
     done = workdir / name / 'done.json'
-    if done.exists():
+    if hosts.tell(done.exists()):
       log.info('step %d/%d %s: finished before in %.0f s', number, len(config.steps), name,
                json.loads(done.read_text())['seconds'])
       continue
     log.info('step %d/%d %s', number, len(config.steps), name)
     began = time.monotonic()
-    (workdir / name).mkdir(exist_ok=True)
-    KINDS[config[name].kind](config, name, workdir)
+    hosts.alone(lambda: (workdir / name).mkdir(exist_ok=True))
+    step = functools.partial(KINDS[config[name].kind], config, name, workdir)
+    step() if config[name].kind in TOGETHER else hosts.alone(step)
     _write_json(done, {'seconds': time.monotonic() - began, 'peak_rss_bytes': _peak_rss()})
     log.info('step %d/%d %s: %.0f s', number, len(config.steps), name, time.monotonic() - began)
   return workdir / 'report.html'
@@ -98,7 +101,9 @@ def _corpus(config: ConfigDict, workdir: pathlib.Path, lines: int) -> Iterator[s
 def stage_config(config: ConfigDict, name: str, workdir: pathlib.Path) -> ConfigDict:
   """The run config of a stage, its names of steps and relative paths made paths in this workdir."""
   stage = ConfigDict({key: value for key, value in config[name].to_dict().items() if key != 'kind'})
-  stage.data_dir, stage.tokenizer = str(workdir / stage.data_dir), str(workdir / stage.tokenizer)
+  stage.data_dir = str(workdir / stage.data_dir)
+  if stage.tokenizer:  # Otherwise it is the one inside `init_from`.
+    stage.tokenizer = str(workdir / stage.tokenizer)
   if stage.init_from in config.steps:
     stage.init_from = str(workdir / stage.init_from)
   return stage.lock()
@@ -167,6 +172,7 @@ def _report(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
 
 KINDS: dict[str, Callable[[ConfigDict, str, pathlib.Path], None]] = {
     'data': _data, 'train': _train, 'mix': _mix, 'evaluate': _evaluate, 'report': _report}
+TOGETHER = ('train', 'mix')  # What all processes of a run do; the rest process 0 does, while the others wait.
 
 
 def _peak_rss() -> int:
@@ -175,15 +181,14 @@ def _peak_rss() -> int:
   return peak if sys.platform == 'darwin' else peak * 1024  # Linux counts in KiB.
 
 
-def _write_json(file: pathlib.Path, value: object) -> None:
-  temporary = file.with_suffix('.tmp')
-  temporary.write_text(json.dumps(value, indent=2))
-  temporary.rename(file)
+def _write_json(file: os.PathLike, value: object) -> None:
+  if hosts.index() == 0:
+    config_lib.write_whole(file, json.dumps(value, indent=2))
 
 
 def main() -> None:
-  report = run(FLAGS.config, FLAGS.workdir)
-  print(f'report: {report.absolute()}')
+  with hosts.joined({'config': config_lib.to_dict(FLAGS.config), 'workdir': FLAGS.workdir}):
+    print(f'report: {checkpoints.whole_path(run(FLAGS.config, FLAGS.workdir))}')
 
 
 if __name__ == '__main__':

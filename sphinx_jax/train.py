@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict
 
 from sphinx_jax.checkpoint import store as checkpoints
@@ -49,7 +50,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     SphinxError: a config, data, mesh or checkpoint that does not fit; a loss that is not finite; a full disk.
     SystemExit: after SIGTERM or Ctrl-C, once the run is saved.
   """
-  workdir = claim(config, workdir)
+  workdir = claim(config, workdir, ignore=RESIZABLE)
   before = hosts.tell(checkpoints.latest(workdir))
   if before == config.steps:
     with contextlib.suppress(checkpoints.Damaged):  # What that means is for `start` to say.
@@ -109,9 +110,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   return writer.last
 
 
-def claim(config: ConfigDict, workdir: str | os.PathLike) -> os.PathLike:
-  """Makes a new workdir the run's, or checks that it is; on every host it must be the same directory."""
-  hosts.alone(lambda: config_lib.claim(workdir, config, ignore=RESIZABLE))
+def claim(config: ConfigDict, workdir: str | os.PathLike, ignore: tuple[str, ...] = ()) -> epath.Path:
+  """As `core.config.claim`, by one process for all; they must see the same directory."""
+  hosts.alone(lambda: config_lib.claim(workdir, config, ignore))
   workdir = checkpoints.whole_path(workdir)
   if not (workdir / 'config.json').exists():
     raise errors.make(f"workdir '{workdir}'", f'nothing there on process {hosts.index()}', 'what process 0 wrote there',

@@ -212,3 +212,25 @@ def test_a_context_that_is_full_ends_the_answer(reader):
   room = 96 - len(WORDS.encode(prompt, bos=True))
   assert 0 < room < 20
   assert reader.generate([prompt], max_new_tokens=500) == reader.generate([prompt], max_new_tokens=room)
+
+
+@pytest.mark.parametrize('layout', ['serving', 'fsdp_tensor'])
+def test_a_model_over_all_devices_gives_what_one_device_gives(layout, tmp_path):
+  encoders = dict(clip=dict(view=8, patch=2, width=16, layers=1, heads=8))
+  config = small.light(encoders=encoders)
+  config.llm.update(vocab=VOCAB, width=32, heads=8, kv_heads=8)
+  run = save(tmp_path, config, small.weights(sphinx.abstract_params(config)))
+  alone, spread = sphinx_jax.load(run), sphinx_jax.load(run, mesh=layout)
+  matrices = [leaf for path, leaf in trees.flatten(spread.params).items() if path.startswith('llm/layers') and leaf.ndim > 2]
+  assert len(matrices) == 7 and all(leaf.addressable_shards[0].data.size == leaf.size // 8 for leaf in matrices)
+  np.testing.assert_allclose(spread.logits(tokens(), TWO), alone.logits(tokens(), TWO), atol=1e-4)
+  ask = lambda model: model.generate(['one', 'two'], [TWO[0], None], max_new_tokens=6)
+  assert ask(spread) == ask(alone)
+
+
+def test_folders_of_others_are_laid_out_too(reading, reader):
+  spread = sphinx_jax.load(reading, mesh='fsdp_tensor')
+  assert_one_model(spread, reader)
+  assert trees.flatten(spread.params)['llm/layers/feed_forward/w1/kernel'].sharding.mesh.size == 8
+  with pytest.raises(errors.SphinxError, match="did you mean 'serving'"):
+    sphinx_jax.load(reading, mesh='served')

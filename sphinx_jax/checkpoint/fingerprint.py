@@ -16,6 +16,8 @@ import numpy as np
 import xxhash
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sphinx_jax.parallel import placement
+
 SEAL = 'seal'
 _ODD = 0x9E3779B1  # 2^32 / golden ratio; neighbours get weights that are far apart.
 
@@ -43,7 +45,7 @@ def _leaves(tree: Any) -> tuple[list[str], list]:
 
 def _numbers(leaves: list) -> list[int]:
   """Of each leaf; all are sent off before the first is read."""
-  return [int(number) for number in [_compiled(_everywhere(leaf))(leaf) for leaf in leaves]]
+  return [int(number) for number in [placement.settled(_compiled(_everywhere(leaf))(leaf)) for leaf in leaves]]
 
 
 def _everywhere(leaf: Any) -> NamedSharding | None:

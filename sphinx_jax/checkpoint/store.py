@@ -118,7 +118,7 @@ class Store:
     taken = self._aside()
     names = (f'{step}{DAMAGED}{number or ""}' for number in itertools.count())
     name = next(name for name in names if name not in taken)
-    (self._root / str(step)).rename(self._root / name)
+    _move(self._root / str(step), self._root / name)
     log.warning("the damaged checkpoint of step %d is kept as '%s'", step, self._root / name)
 
   def restore(self, step: int, params: Mapping, opt_state: Any) -> tuple[dict, Any, dict]:
@@ -194,6 +194,20 @@ class Store:
 
   def __exit__(self, *_) -> None:
     self.close()
+
+
+def _move(source: epath.Path, target: epath.Path) -> None:
+  if not config_lib.is_remote(source):
+    source.rename(target)
+    return
+  _copy(source, target)  # A bucket has no folders to rename.
+  source.rmtree()
+
+
+def _copy(source: epath.Path, target: epath.Path) -> None:
+  target.mkdir(parents=True, exist_ok=True)
+  for path in source.iterdir():
+    _copy(path, target / path.name) if path.is_dir() else path.copy(target / path.name)
 
 
 def _together(params: Any, opt_state: Any) -> dict[str, Any]:

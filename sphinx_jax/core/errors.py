@@ -25,7 +25,8 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> SphinxError:
 
 def unwritten(place: os.PathLike, error: Exception) -> SphinxError:
   """The error for files that could not be written: names the directory, the reason, and the bytes that are free there."""
-  reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+  text = (str(error).splitlines() or [''])[0]
+  reason = 'no space left' if 'No space left' in str(error) else f'{type(error).__name__} {text}'[:300]
   try:
     reason += f', {shutil.disk_usage(place).free:,} bytes free'
   except OSError:  # A bucket, or a directory that is not there.

@@ -16,6 +16,7 @@ from sphinx_jax.core import errors
 from sphinx_jax.data import images as pictures
 from sphinx_jax.generate import sampling, stop
 from sphinx_jax.models import layers, sphinx
+from sphinx_jax.parallel import placement
 
 
 def round_up(number, multiple):
@@ -53,7 +54,9 @@ class Generator:
     self.visual_tokens = sphinx.visual_tokens(model_config)
     self._model = sphinx.build(model_config)
     self._stops = jnp.asarray(stop.automaton(template.stop, stop.piece_texts(tokenizer, vocabulary)))
-    jit = functools.partial(jax.jit, compiler_options=layers.compiler_options())
+    jit = lambda function, **options: jax.jit(
+      placement.on_mesh_of(params, function), compiler_options=layers.compiler_options(), **options
+    )
     self._encode = jit(functools.partial(self._apply, method='encode'))
     self._prefill = jit(self._prefill_rows)
     self._grow = jax.jit(self._grow_cache, static_argnames=('rows', 'length'))

@@ -3,7 +3,7 @@
 import base64
 import pathlib
 
-import jax.numpy as jnp
+import jax
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.foreign import assemble, sources
@@ -13,6 +13,8 @@ from sphinx_jax.core.progress import progress
 from sphinx_jax.data import dialog, tokenizer
 from sphinx_jax.generate.decode import Generator
 from sphinx_jax.generate.model import Model
+from sphinx_jax.models import sphinx
+from sphinx_jax.parallel import mesh as meshes, rules
 
 DTYPES = ('float32', 'bfloat16')
 ACTIVATIONS = ('gelu', 'quick_gelu')
@@ -37,18 +39,20 @@ def load(directory, **options):
   return Generator(config.model, store.load_params(directory), text, template, **options), meta, config
 
 
-def load_model(directory, dtype=None, half_round=None, clip_activation=None) -> Model:
+def load_model(directory, dtype=None, half_round=None, clip_activation=None, mesh=None) -> Model:
   """See `sphinx_jax.load`."""
-  for kind, given, known in (('dtype', dtype, DTYPES), ('clip_activation', clip_activation, ACTIVATIONS)):
+  for kind, given, known in (('dtype', dtype, DTYPES), ('clip_activation', clip_activation, ACTIVATIONS), ('mesh', mesh, meshes.PRESETS)):
     if given is not None and given not in known:
       raise errors.unknown(kind, given, known)
   if is_ours(directory):
     meta = store.load_meta(directory)
-    config, params = config_lib.from_json(meta['config']).model, store.load_params(directory)
+    config = config_lib.from_json(meta['config']).model
+    params = store.load_params(directory, mesh and _laid_out(config, store.stored(store.locate(directory)), mesh))
     text, template = _carried(meta)
   else:
     assembly = assemble.assemble([sources.open_source(directory)])
-    config, params = assembly.config, read(assembly)
+    config = assembly.config
+    params = read(assembly, mesh and _laid_out(config, assemble.arrays(assembly), mesh))
     text = None if assembly.tokenizer is None else tokenizer.Tokenizer(assembly.tokenizer)
     template = dialog.Template()
   changes = dict(dtype=dtype, half_round=half_round)
@@ -67,12 +71,20 @@ def is_ours(directory) -> bool:
   return store.latest(directory) is not None or (pathlib.Path(directory) / 'params').is_dir()
 
 
-def read(assembly: assemble.Assembly) -> dict:
-  """The parameter tree of foreign files, in their dtypes."""
+def _laid_out(config, arrays, mesh: str) -> dict:
+  """ShapeDtypeStructs of stored arrays (path -> shape and dtype), in the layout that a mesh by name gives a model's parameters."""
+  layouts = rules.shardings(sphinx.logical_axes(config), sphinx.abstract_params(config), meshes.make_mesh(**meshes.PRESETS[mesh]))
+  return trees.unflatten({path: jax.ShapeDtypeStruct(arrays[path].shape, arrays[path].dtype, sharding=layout)
+                          for path, layout in trees.flatten(layouts).items() if path in arrays})
+
+
+def read(assembly: assemble.Assembly, expected: dict | None = None) -> dict:
+  """The parameter tree of foreign files, in their dtypes and, where given, the layouts of `expected`."""
   arrays, params = assemble.arrays(assembly), {}
+  layouts = {path: leaf.sharding for path, leaf in trees.flatten(expected or {}).items()}
   with progress(total=trees.nbytes(arrays), what='reading', unit='B') as bar:
     for path, array in arrays.items():
-      params[path] = jnp.asarray(array.read(()))
+      params[path] = jax.device_put(array.read(()), layouts.get(path))
       bar.update(array.nbytes)
   return trees.unflatten(params)
 

@@ -13,6 +13,7 @@ from sphinx_jax.data.dialog import Template, Turn
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate.decode import Generator
 from sphinx_jax.models import layers, sphinx
+from sphinx_jax.parallel import placement
 
 
 class Model:
@@ -33,7 +34,8 @@ class Model:
     self._generator = None if tokenizer is None else Generator(config, params, tokenizer, template)
     self._visual_tokens = sphinx.visual_tokens(config)
     model = sphinx.build(config)
-    self._apply = jax.jit(lambda params, *fields: model.apply({'params': params}, *fields), compiler_options=layers.compiler_options())
+    apply = lambda params, *fields: model.apply({'params': params}, *fields)
+    self._apply = jax.jit(placement.on_mesh_of(params, apply), compiler_options=layers.compiler_options())
 
   @property
   def generator(self) -> Generator:

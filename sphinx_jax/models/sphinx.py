@@ -248,13 +248,19 @@ def init(config: ml_collections.ConfigDict, rng: jax.Array) -> dict:
 
 def abstract_params(config: ml_collections.ConfigDict) -> dict:
   """Shapes and dtypes of `init`, without computing anything."""
-  return jax.eval_shape(lambda rng: nn.unbox(_boxed(config, rng)), jax.random.key(0))
+  return nn.unbox(_abstract(ml_collections.FrozenConfigDict(config)))
 
 
 def logical_axes(config: ml_collections.ConfigDict) -> dict:
   """The tree of `init` with a tuple of logical names (see layers.py) in place of every parameter."""
-  boxed = jax.eval_shape(lambda rng: _boxed(config, rng), jax.random.key(0))
-  return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=lambda box: isinstance(box, nn.LogicallyPartitioned))
+  return jax.tree.map(lambda box: tuple(box.names), _abstract(ml_collections.FrozenConfigDict(config)),
+                      is_leaf=lambda box: isinstance(box, nn.LogicallyPartitioned))
+
+
+@functools.cache
+def _abstract(config: ml_collections.FrozenConfigDict) -> dict:
+  """Shapes and names together: tracing a large model takes a second."""
+  return jax.eval_shape(lambda rng: _boxed(config, rng), jax.random.key(0))
 
 
 def init_cache(config: ml_collections.ConfigDict, rows: int, length: int) -> dict:

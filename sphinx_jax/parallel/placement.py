@@ -1,6 +1,7 @@
 """Batches on a mesh: rows are split over `data` and `fsdp`, and every process brings only its own rows."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +34,28 @@ def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
   if mesh.empty or mesh.size == 1:
     return x
   return jax.lax.with_sharding_constraint(x, rules.partition(names, at_work=True))
+
+
+def on_mesh_of(tree: Any, function: Callable) -> Callable:
+  """A function to give to `jax.jit`, which `constrain` then knows the mesh of: the one that a tree's arrays lie on, if any."""
+  meshes = [leaf.sharding.mesh for leaf in jax.tree.leaves(tree) if isinstance(leaf.sharding, NamedSharding)]
+  if not meshes:
+    return function
+
+  @functools.wraps(function)
+  def traced(*args: Any, **options: Any) -> Any:
+    with jax.sharding.use_abstract_mesh(meshes[0].abstract_mesh):
+      return function(*args, **options)
+  return traced
+
+
+def settled(result: Any) -> Any:
+  """A result of one of several independent programs with collectives.
+
+  On accelerators they are all sent off; gloo, which joins CPU processes, gets stuck where two of them overlap, so that
+  there each is waited for.
+  """
+  return jax.block_until_ready(result) if jax.process_count() > 1 and jax.default_backend() == 'cpu' else result
 
 
 def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:

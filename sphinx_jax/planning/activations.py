@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from sphinx_jax.core import trees
 
-# What the backward pass of one layer has in flight, in activations of the model width and of the feed-forward width:
-# inputs and gradients of each product. Their ratio to compiled programs is in the module's note.
-_WIDE, _HIDDEN = 8, 6
+# What the backward pass of one layer has in flight, in bfloat16 activations of the model width and of the feed-forward
+# width: inputs and gradients of each product, six of them in float32 (rotary). Counted in compiled programs.
+_WIDE, _HIDDEN = 20, 6
 _GATHERED = 2   # layers whose weights are on a device at once: one in use, one on its way
 _COMPUTE = 2    # bytes of bfloat16
 
@@ -31,7 +31,8 @@ def estimate(config: ConfigDict, program: Any, saved: Stacks) -> dict[str, int]:
     saved: `saved_stacks` of the same config with one row a microbatch.
 
   Returns:
-    'gradients': exact, as the trained parameters lie. 'saved': what the forward pass keeps for the backward pass by
+    'gradients': exact, as the trained parameters lie. 'casts': a device's part of the trained parameters in bfloat16, which
+    the compiler makes before the loop over layers. 'saved': what the forward pass keeps for the backward pass by
     `model.remat`, exact up to padding. 'weights': of layers that are gathered at a time, and a layer's gradient before it
     is scattered. 'layer': what a layer's backward pass has in flight. 'head': logits of one chunk, their gradient and the
     output matrix.
@@ -49,6 +50,7 @@ def estimate(config: ConfigDict, program: Any, saved: Stacks) -> dict[str, int]:
   gradients = sum(_local(leaf) for leaf in trees.flatten(program.state.trained).values())
   return {
       'gradients': gradients * (2 if config.optimizer.accumulate > 1 else 1),
+      'casts': gradients // 2,
       'saved': sum(_split(shape, size, rows // ways, program.mesh.size) for shape, size in saved),
       'weights': layer * (_COMPUTE * (_GATHERED if sharded else 1) + (4 if sharded else 0)),
       'layer': positions * _COMPUTE * (_WIDE * width + _HIDDEN * hidden // tensor),

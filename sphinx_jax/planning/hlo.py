@@ -83,6 +83,8 @@ def _walk(parts: dict[str, list[_Instruction]]) -> Iterator[tuple[tuple[str, str
     for instruction in parts.get(name, ()):
       kind = instruction.opcode.removesuffix('-start')
       if kind in KINDS:
+        if name.startswith('all-reduce-scatter'):  # A fusion that keeps a device's part alone, as TPUs scatter.
+          kind = 'reduce-scatter'
         yield (kind, where, trips), _whole(instruction, kind, shapes)
       loop = instruction.opcode == 'while'
       for several, one in _CALLS.findall(instruction.rest):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sphinx_jax.parallel import placement
 from sphinx_jax.training import loss as losses
 from sphinx_jax.training.state import State, merge
 
@@ -80,7 +81,7 @@ def evaluate_loss(eval_step: Callable[[dict, Batch], tuple[jax.Array, jax.Array]
   """Mean loss in nats of each validation set (name -> its batches): sum(weight * loss) / sum(weight) over all of them."""
   result = {}
   for name, batches in validation.items():
-    parts = [eval_step(params, batch) for batch in batches]  # All dispatched before the first is read.
+    parts = [placement.settled(eval_step(params, batch)) for batch in batches]  # All dispatched before the first is read.
     total, weight = (sum(float(part[i]) for part in parts) for i in (0, 1))
     result[name] = total / weight if weight else 0.0
   return result

@@ -10,9 +10,11 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint._src.path import gcs_utils
 
 from sphinx_jax.checkpoint import fingerprint, store
 from sphinx_jax.core import errors
+from tests.checkpoint import bucket
 
 
 def layouts(ways: int) -> NamedSharding:
@@ -257,6 +259,28 @@ def test_every_so_many_steps_are_kept_beside_the_newest(tmp_path):
   assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['3', '6', '7', '8']
 
 
+def test_run_in_a_bucket_is_found_and_gone_back_in(three, tmp_path, monkeypatch):
+  monkeypatch.setattr(gcs_utils, 'is_hierarchical_namespace_enabled', lambda path: False)  # It asks Google.
+  shutil.copytree(three, tmp_path / 'bucket/run')
+  folder = tmp_path / 'bucket/run/checkpoints'
+  with bucket.bucket(tmp_path):
+    mark = folder / '3/commit_success.txt'  # Of Orbax. Nothing is renamed there, so without it a save is under way.
+    mark.rename(tmp_path / 'mark')
+    assert store.latest('gs://bucket/run') == 2
+    (tmp_path / 'mark').rename(mark)
+    assert store.latest('gs://bucket/run') == 3 and store.load_meta('gs://bucket/run')['data_position'] == 3
+    assert str(store.locate('gs://bucket/run')) == 'gs://bucket/run/checkpoints/3'
+    meta = folder / '3/meta/metadata'
+    meta.write_text(meta.read_text().replace('"data_position":3', '"data_position":7').replace(
+        '"data_position": 3', '"data_position": 7'))
+    changed = {path.name: path.read_bytes() for path in files(tmp_path / 'bucket/run', 3)}
+    tree, moments, meta = newest('gs://bucket/run')
+  assert meta['data_position'] == 2
+  jax.tree.map(np.testing.assert_array_equal, (tree, moments), everything(params(shift=2)))
+  assert not (folder / '3').exists()
+  assert {path.name: path.read_bytes() for path in files(tmp_path / 'bucket/run', '3.damaged')} == changed
+
+
 def test_full_disk_is_said_and_earlier_checkpoints_are_whole(tmp_path):
   if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', tmp_path], capture_output=True).returncode:
     pytest.skip('needs to be allowed to mount')
@@ -266,7 +290,8 @@ def test_full_disk_is_said_and_earlier_checkpoints_are_whole(tmp_path):
       with store.Store(tmp_path, keep=9) as run:
         for step in range(1, 5):
           run.save(step, jax.tree.map(lambda leaf: leaf * step, tree), None, {'data_position': step})
-    assert str(tmp_path / 'checkpoints') in str(caught.value) and 'bytes free' in str(caught.value)
+    assert str(tmp_path / 'checkpoints') in str(caught.value) and 'no space left' in str(caught.value)
+    assert 'bytes free' in str(caught.value)
     with store.Store(tmp_path, keep=9) as run:
       found, _, meta = run.newest(shapes(tree), None)
     assert meta['data_position'] == 2

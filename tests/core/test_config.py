@@ -3,6 +3,7 @@ import pytest
 
 from sphinx_jax.core import config as config_lib
 from sphinx_jax.core import errors
+from tests.checkpoint import bucket
 
 
 def _config(**changes):
@@ -29,3 +30,12 @@ def test_a_directory_with_other_files_is_refused(tmp_path):
   (tmp_path / 'thesis.tex').write_text('precious')
   with pytest.raises(errors.SphinxError, match='thesis.tex'):
     config_lib.claim(tmp_path, _config())
+
+
+def test_a_workdir_may_be_in_a_bucket(tmp_path):
+  with bucket.bucket(tmp_path):
+    for _ in range(2):
+      assert str(config_lib.claim('gs://bucket/run', _config())) == 'gs://bucket/run'
+    with pytest.raises(errors.SphinxError, match='optimizer.lr: 0.1 there, 0.2 here'):
+      config_lib.claim('gs://bucket/run', _config(optimizer={'lr': 0.2, 'betas': (0.9, 0.95)}))
+  assert config_lib.from_json((tmp_path / 'bucket/run/config.json').read_text()) == _config()

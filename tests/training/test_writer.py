@@ -5,6 +5,7 @@ import pytest
 
 from sphinx_jax.core import errors
 from sphinx_jax.training import writer
+from tests.checkpoint import bucket
 
 
 def metrics(loss: float = 2.0, norm: float = 1.0) -> dict:
@@ -66,3 +67,16 @@ def test_other_processes_write_nothing(tmp_path):
   silent.write(1, {'loss': 1.0})
   silent.close()
   assert silent.last == {'loss': 1.0} and not list(tmp_path.iterdir())
+
+
+def test_lines_go_to_a_bucket_too(tmp_path, monkeypatch):
+  (tmp_path / 'bucket/run').mkdir(parents=True)
+  tensorflow = writer.quiet_tensorflow.load()  # Its own gs:// needs a network.
+  monkeypatch.setattr(tensorflow.summary, 'create_file_writer', lambda place: tensorflow.summary.create_noop_writer())
+  with bucket.bucket(tmp_path):
+    for begin in (0, 1):
+      lines = writer.Writer('gs://bucket/run', begin)
+      for step in (begin + 1, begin + 2):
+        lines.write(step, {'loss': float(step + begin)})
+      lines.close()
+    assert [(line['step'], line['loss']) for line in writer.read('gs://bucket/run')] == [(1, 1.0), (2, 3.0), (3, 4.0)]

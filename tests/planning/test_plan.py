@@ -1,0 +1,120 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+from configs import recipe, stage2
+
+from sphinx_jax import plan as door, train as train_door
+from sphinx_jax.core import errors
+from sphinx_jax.planning import plan as plans, search, sheet, slices, table
+from sphinx_jax.program import Program
+from tests.tiny import tiny
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope='module')
+def planner():
+  return plans.Planner(Program)
+
+
+@pytest.fixture(scope='module')
+def large(planner):
+  """The plan of a shipped config of 13B parameters, without a compiler."""
+  return planner.plan(stage2.get_config('13b,1k'), slices.find('v5p:4x4x4'), compile_it=False)
+
+
+def test_a_plan_says_everything_without_reading_a_weight(large):
+  parameters = sum(leaf.nbytes for leaf in large.leaves if leaf.kind == 'trained') / 4
+  assert 13e9 < parameters < 13.2e9
+  assert large.held['optimizer'] == pytest.approx(2 * large.held['trained'], rel=1e-4)
+  assert large.held['trained'] == pytest.approx(4 * parameters / 64, rel=0.01)
+  assert large.fits and large.headroom == large.where.chip.hbm - large.total
+  # 6 FLOP a weight and position, and attention and encoders beside it.
+  assert 1 < sum(large.flops.values()) / (6 * parameters * 128 * 2048) < 1.2
+  text = sheet.text(large)
+  for words in ('parameters, trained', 'parameters, frozen', 'optimizer', 'gradients', 'activations', 'headroom of 95.74 GiB',
+                'llm/layers/feed_forward/w1/kernel', 'Replicated leaves over 1 MiB: none', 'dinov2', 'recomputed by remat',
+                'estimate', 'tokens/s', 'examples/s', 'days for 30,000 steps', 'pip install sphinx_jax[plan]'):
+    assert words in text, words
+
+
+def test_what_does_not_fit_is_said(planner):
+  small = planner.plan(stage2.get_config('13b,2k'), slices.find('v5e:4x4'), compile_it=False)
+  assert not small.fits and small.headroom < 0 and 'DOES NOT FIT' in sheet.text(small)
+
+
+def test_search_ranks_what_fits_first(planner):
+  found = search.search(stage2.get_config('7b,224'), slices.find('v5e:4x8'), planner, compiled=0)
+  fitting = [plan.fits for plan in found]
+  assert fitting == sorted(fitting, reverse=True) and 0 < sum(fitting) < len(found)
+  speeds = [plan.roofline.tokens for plan in found if plan.fits]
+  assert speeds == sorted(speeds, reverse=True)
+  assert len({plan.mesh['tensor'] for plan in found}) > 1 and len({plan.config.model.remat for plan in found}) > 1
+  assert all(plan.mesh['data'] * plan.mesh['fsdp'] * plan.mesh['tensor'] == 32 for plan in found)
+  assert len(sheet.ranked(found[:5]).splitlines()) == 7
+
+
+def test_every_shipped_config_has_a_row_and_an_interrupted_table_goes_on(planner, tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  runs = door.shipped()
+  assert len(runs) == 12
+  some = {run: runs[run] for run in ('stage1.py:7b,224', 'stage2.py:13b,2k')}
+  rows = table.fill(some, planner, tmp_path / 'rows.json', compiler=False)
+  assert {(row['run'], row['kind']) for row in rows} == {(run, kind) for run in some for kind in slices.CHIPS}
+  sizes = {(row['run'], row['kind']): slices.find(row['slice']).devices for row in rows if row['slice']}
+  assert all(sizes['stage1.py:7b,224', kind] <= sizes['stage2.py:13b,2k', kind] for kind in slices.CHIPS if ('stage2.py:13b,2k', kind) in sizes)
+  text = table.markdown(rows)
+  assert len([line for line in text.splitlines() if line.startswith('| stage')]) == 2 and '**' not in text.splitlines()[2]
+
+  class Never:
+    def plan(self, *_, **__):
+      raise AssertionError('it was worked out before')
+  assert table.fill(some, Never(), tmp_path / 'rows.json', compiler=False) == rows
+  assert json.loads((tmp_path / 'rows.json').read_text()) == rows
+
+
+def test_plan_compiles_what_train_runs(tmp_path, monkeypatch):
+  """The same text goes to the compiler, for the same 8 devices."""
+  config = tiny(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2, 'steps': 1})
+  texts = []
+
+  class Compiling(Exception):
+    pass
+
+  def compile(lowered, compiler_options=None):
+    texts.append(lowered.as_text())
+    raise Compiling
+
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', compile)
+  monkeypatch.setattr(train_door, 'open_data', lambda *_: train_door.Data(None, {}, {}, '', {}))
+  with pytest.raises(Compiling):
+    train_door.train(config, tmp_path)
+  monkeypatch.setattr(slices, 'devices', lambda where: jax.devices())
+  with pytest.raises(Compiling):
+    plans.Planner(Program).plan(config, slices.find('v5e:2x4'), compile_it=True)
+  assert texts[0] == texts[1] and 'mesh = <["data"=2, "fsdp"=2, "tensor"=2]>' in texts[0]
+
+
+def test_a_step_of_a_recipe_is_planned_by_name():
+  config = recipe.get_config('7b,224')
+  assert door.section(config, 'stage2').batch.rows == stage2.get_config('7b,224').batch.rows
+  for name in (None, 'mix'):
+    with pytest.raises(errors.SphinxError, match='real, stage2, synthetic'):
+      door.section(config, name)
+
+
+def run(*arguments, **environment):
+  clean = {name: value for name, value in os.environ.items() if name not in ('JAX_PLATFORMS', 'XLA_FLAGS')}
+  return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, env=clean | environment)
+
+
+def test_the_door_answers_without_a_compiler():
+  done = run('-m', 'sphinx_jax.plan', '--config=configs/stage1.py:7b,224', '--topology=v5p-16', '--nocompile')
+  assert done.returncode == 0 and 'v5p:2x2x2 (v5p-16, 8 devices)' in done.stdout and 'Not compiled' in done.stdout
+  done = run('-m', 'sphinx_jax.plan', '--config=configs/stage1.py:7b,224', '--topology=v5p:9x9x9')
+  assert done.returncode == 2 and 'v5p:4x4x4' in done.stderr and 'Traceback' not in done.stderr
