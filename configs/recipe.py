@@ -4,7 +4,8 @@
 
 The argument: 7b or 13b; the scale of stage 2 (224, 1k or 2k); stage 1 runs at 224. Run it on one slice
 from end to end: README "Will it fit" names the smallest one of each stage, the larger of them is needed. It starts
-from weights/fresh (see configs/stage1.py). configs/mini.py is the same recipe on a laptop, with its own data and scores.
+from weights/fresh (see configs/stage1.py) and reads data/*.jsonl, from the folder it is started in. configs/mini.py is
+the same recipe on a laptop, with its own data and scores.
 """
 
 from ml_collections import ConfigDict

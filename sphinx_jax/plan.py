@@ -80,7 +80,7 @@ def section(config: ConfigDict, step: str | None) -> ConfigDict:
 
 
 if __name__ == '__main__':
-  cli.define_config()
+  cli.define_config(optional=True)
   flags.DEFINE_string('topology', 'v5p:4x4x4', 'The slice, as libtpu names it (v5p:4x4x4) or by accelerator type (v5p-128).')
   flags.DEFINE_string('step', None, 'Which training run of a recipe.')
   flags.DEFINE_bool('compile', True, 'Compiles for the slice, where libtpu is installed: minutes at full size.')

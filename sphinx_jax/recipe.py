@@ -87,10 +87,10 @@ def _data(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
 
 def _corpus(config: ConfigDict, workdir: pathlib.Path, lines: int) -> Iterator[str]:
   """The first dialogs of every mixture entry of every stage, as the template renders them."""
-  for stage in (config[name] for name in config.steps if config[name].kind == 'train'):
+  for stage in (stage_config(config, name, workdir) for name in config.steps if config[name].kind == 'train'):
     template = dialog.Template(stage.dialog.system)
     for entry in stage.mixture.values():
-      source = sources.open_source(entry, workdir / stage.data_dir)
+      source = sources.open_source(entry, stage.data_dir)
       for index in range(min(lines, len(source))):
         try:
           yield template.render(source[index].turns)
@@ -99,13 +99,11 @@ def _corpus(config: ConfigDict, workdir: pathlib.Path, lines: int) -> Iterator[s
 
 
 def stage_config(config: ConfigDict, name: str, workdir: pathlib.Path) -> ConfigDict:
-  """The run config of a stage, its names of steps and relative paths made paths in this workdir."""
+  """The run config of a stage; what an earlier step makes ('data/tokenizer.model', 'mix') is found in this workdir."""
   stage = ConfigDict({key: value for key, value in config[name].to_dict().items() if key != 'kind'})
-  stage.data_dir = str(workdir / stage.data_dir)
-  if stage.tokenizer:  # Otherwise it is the one inside `init_from`.
-    stage.tokenizer = str(workdir / stage.tokenizer)
-  if stage.init_from in config.steps:
-    stage.init_from = str(workdir / stage.init_from)
+  for name in ('data_dir', 'tokenizer', 'init_from'):
+    if stage[name] and stage[name].split('/')[0] in config.steps:
+      stage[name] = str(workdir / stage[name])
   return stage.lock()
 
 

@@ -52,10 +52,10 @@ def on_mesh_of(tree: Any, function: Callable) -> Callable:
 def settled(result: Any) -> Any:
   """A result of one of several independent programs with collectives.
 
-  On accelerators they are all sent off; gloo, which joins CPU processes, gets stuck where two of them overlap, so that
-  there each is waited for.
+  On accelerators they are all sent off. CPU devices share a few threads, and those that wait in one program for others
+  can take all of them from the next, for good: there each is waited for.
   """
-  return jax.block_until_ready(result) if jax.process_count() > 1 and jax.default_backend() == 'cpu' else result
+  return jax.block_until_ready(result) if jax.default_backend() == 'cpu' else result
 
 
 def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:

@@ -52,7 +52,7 @@ def smallest(config: ConfigDict, kind: str, planner: Planner, compiler: bool) ->
     found = planner.plan(changed(config, {'batch.rows': rows}), where, compile_it=False)
     if found.fits and compiler:
       log.info('compiling %s for %s', config.name, where.name)
-      found = planner.plan(found.config, where, compile_it=True)
+      found = planner.plan(found.config, where, compile_it=True, details=False)
     if found.fits:
       return found
   return None
