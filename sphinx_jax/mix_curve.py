@@ -14,7 +14,7 @@ from sphinx_jax import train as train_door
 from sphinx_jax.checkpoint import store as checkpoints
 from sphinx_jax.core import config as config_lib, errors
 from sphinx_jax.core.progress import progress
-from sphinx_jax.data import dialog, sources
+from sphinx_jax.data import dialog
 from sphinx_jax.evaluate import tasks as evaluation
 from sphinx_jax.generate import decode
 from sphinx_jax.mix import weights
@@ -102,34 +102,26 @@ def draw_curve(inputs: Sequence[checkpoints.Path], coefficients: Sequence[float]
                       'the config of a run, with validation sets', 'give --config')
   with config.unlocked():  # Wherever the tokenizer's file was: the checkpoint has it.
     config.tokenizer, config.init_from = '', str(inputs[0])
+  if tasks and hosts.count() > 1:
+    raise errors.make('curve', f'--tasks on {hosts.count()} hosts', 'one host, as answers are decoded on one',
+                      'leave --tasks out, or start it on one host')
   if not tasks and not config.validation:
     raise errors.make('curve', 'a config without validation sets, and no tasks', 'something to measure',
                       'give --config with `validation`, or --tasks')
-  asked = open_tasks(config, tasks, split)
+  asked = evaluation.open_split(config, tasks, split)
   line = open_line(config, inputs)
-  score = _scorer(config, line, asked, examples, output, str([str(directory) for directory in inputs]) + method) if tasks else None
+  name = f'{method} of {inputs[0]} at step {meta["step"]} and {inputs[1]} at step {other["step"]}'
+  score = _scorer(config, line, asked, examples, output, name) if tasks else None
 
   def evaluate(params: dict, share: float) -> dict[str, float]:
     return line.program.evaluate(params, line.data.validation) | (score(params, share) if tasks else {})
 
-  output.mkdir(parents=True, exist_ok=True)
+  hosts.alone(lambda: output.mkdir(parents=True, exist_ok=True))
   points = curve(line.parents, coefficients, evaluate, method)
-  (output / 'curve.json').write_text(json.dumps(points, indent=2))
-  (output / 'curve.png').write_bytes(plots.to_png(plots.line_between(points, [str(directory) for directory in inputs])))
+  if hosts.index() == 0:
+    (output / 'curve.json').write_text(json.dumps(points, indent=2))
+    (output / 'curve.png').write_bytes(plots.to_png(plots.line_between(points, [str(directory) for directory in inputs])))
   return points
-
-
-def open_tasks(config: ConfigDict, tasks: Sequence[str], split: str) -> dict:
-  """Name -> source of the held-out records of some of a run's tasks, one question a record.
-
-  Raises:
-    SphinxError: a task that the mixture does not have.
-  """
-  for task in tasks:
-    if task not in config.mixture:
-      raise errors.unknown(f"task of '{config.name}'", task, config.mixture)
-  return {task: sources.open_source({**config.mixture[task].to_dict(), 'split': split, 'max_turns': 1}, config.data_dir)
-          for task in tasks}
 
 
 def _scorer(config: ConfigDict, line: Line, asked: Mapping, examples: int, output: epath.Path,
@@ -137,7 +129,7 @@ def _scorer(config: ConfigDict, line: Line, asked: Mapping, examples: int, outpu
   """(parameters, share) -> `task/NAME` -> score; one generator, so that its programs are compiled once."""
   generator = decode.Generator(config.model, line.parents[0], train_door.open_tokenizer(config),
                                dialog.Template(config.dialog.system))
-  mean = evaluation.mean_image(open_tasks(config, list(asked), 'train'), config.model.image_size)
+  mean = evaluation.mean_image(evaluation.open_split(config, list(asked), 'train'), config.model.image_size)
 
   def score(params: dict, share: float) -> dict[str, float]:
     generator.params = params

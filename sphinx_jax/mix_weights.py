@@ -22,6 +22,7 @@ from sphinx_jax.checkpoint import mixing, store as checkpoints, stream
 from sphinx_jax.core import cli, errors, memory, trees
 from sphinx_jax.core.progress import log
 from sphinx_jax.mix import weights
+from sphinx_jax.parallel import hosts
 
 FLAGS = flags.FLAGS
 CARRIED = ('config', 'tokenizer', 'dialog')  # What inference needs, taken from the first parent.
@@ -145,7 +146,8 @@ def main() -> None:
     if not FLAGS[name].value:
       raise errors.make(f'--{name}', 'nothing', 'a value', 'for instance --inputs=A,B --coefficients=0.5,0.5 --output=DIR')
   if FLAGS.curve:
-    _curve()
+    with hosts.joined({'inputs': FLAGS.inputs, 'coefficients': FLAGS.coefficients, 'points': FLAGS.points}):
+      _curve()
     return
   memory.reuse()
   jax.config.update('jax_platforms', 'cpu')  # An accelerator would be taken away from others.

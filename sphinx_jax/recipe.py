@@ -48,12 +48,13 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
     workdir: where everything is written; it belongs to this config from the first start on.
 
   Returns:
-    The path of the report.
+    The path of the report, or of the last step's directory where there is none.
 
   Raises:
     SphinxError: on an unknown step, or when the workdir belongs to another config.
   """
-  workdir = train_door.claim(config, workdir)
+  workdir = train_door.claim(config, workdir, ignore=tuple(
+      f'{name}.{setting}' for name in config.steps for setting in train_door.RESIZABLE))
   for name in config.steps:
     if name not in config:
       raise errors.unknown('recipe step', name, [key for key in config if key != 'steps'])
@@ -72,7 +73,8 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
     step() if config[name].kind in TOGETHER else hosts.alone(step)
     _write_json(done, {'seconds': time.monotonic() - began, 'peak_rss_bytes': _peak_rss()})
     log.info('step %d/%d %s: %.0f s', number, len(config.steps), name, time.monotonic() - began)
-  return workdir / 'report.html'
+  last = workdir / config.steps[-1]
+  return workdir / 'report.html' if config[last.name].kind == 'report' else last
 
 
 def _data(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
@@ -148,8 +150,8 @@ def _evaluate(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   stage = stage_config(config, section.checkpoint, workdir)
   generator, meta, _ = loading.load(workdir / section.checkpoint, rows=section.rows)
 
-  mean = evaluation.mean_image(mix_curve.open_tasks(stage, section.tasks, 'train'), stage.model.image_size)
-  evaluation.evaluate(generator, mix_curve.open_tasks(stage, section.tasks, section.split), section.examples, mean,
+  mean = evaluation.mean_image(evaluation.open_split(stage, section.tasks, 'train'), stage.model.image_size)
+  evaluation.evaluate(generator, evaluation.open_split(stage, section.tasks, section.split), section.examples, mean,
                       workdir / name, run=f'{section.checkpoint} at step {meta["step"]}')
 
 
@@ -186,7 +188,7 @@ def _write_json(file: os.PathLike, value: object) -> None:
 
 def main() -> None:
   with hosts.joined({'config': config_lib.to_dict(FLAGS.config), 'workdir': FLAGS.workdir}):
-    print(f'report: {checkpoints.whole_path(run(FLAGS.config, FLAGS.workdir))}')
+    print(f'made: {checkpoints.whole_path(run(FLAGS.config, FLAGS.workdir))}')
 
 
 if __name__ == '__main__':

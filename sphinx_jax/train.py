@@ -1,9 +1,9 @@
 """One training run: `python -m sphinx_jax.train --config=configs/forkme.py --workdir=DIR [--config.a.b=c]`.
 
 `train` is the story of a run, top to bottom: config, mesh, data, shapes, layouts, compilation, arrays, loop, last words.
-The same command after an interruption goes on from the run's last checkpoint, with bit-identical losses, on the same or
-another mesh and number of hosts. On many hosts the same command runs on each (parallel/hosts.py says how they find each
-other). Exit codes: 0 finished; 2 an error to be mended; 143 or 130 asked to stop, saved; 75 another host is gone, saved
+The same command after an interruption goes on from the run's last checkpoint, with bit-identical losses; on another mesh or
+number of hosts, with the same examples in the same order, and losses that differ by roundings. On many hosts the same
+command runs on each (parallel/hosts.py says how they find each other). Exit codes: 0 finished; 2 an error to be mended; 143 or 130 asked to stop, saved; 75 another host is gone, saved
 before: run it again on all hosts.
 """
 
@@ -32,7 +32,8 @@ from sphinx_jax.training import state as states, writer as writers
 from sphinx_jax.training.stopping import Stopping
 
 FLAGS = flags.FLAGS
-RESIZABLE = ('mesh', 'checkpoint')  # Settings that do not change the numbers may change between starts of one run.
+# How a run uses its machine may change between starts: a smaller slice takes more microbatches. Only roundings differ.
+RESIZABLE = ('mesh', 'checkpoint', 'optimizer.accumulate', 'loss_chunk', 'model.remat', 'model.attention', 'model.scan_unroll')
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:

@@ -92,7 +92,8 @@ class Run:
   """Processes of `python -m sphinx_jax.train`, or of other code, with four devices in all; none is left behind."""
 
   def __init__(self, given: pathlib.Path, workdir: pathlib.Path, processes: int, *flags: str,
-               code: tuple[str, ...] = (), only: dict[int, tuple[str, ...]] | None = None, **environment: str):
+               code: tuple[str, ...] = (), only: dict[int, tuple[str, ...]] | None = None, commits: str = 'aaaa',
+               **environment: str):
     with socket.socket() as free:
       free.bind(('127.0.0.1', 0))
       port = free.getsockname()[1]
@@ -100,12 +101,13 @@ class Run:
     common = os.environ | environment | {
         'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={4 // processes}',
         'JAX_COMPILATION_CACHE_DIR': str(given / 'programs'), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'SPHINX_JAX_HEARTBEAT_TIMEOUT': str(LOST_AFTER), 'SPHINX_JAX_COMMIT': 'a1',
+        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'SPHINX_JAX_HEARTBEAT_TIMEOUT': str(LOST_AFTER),
         'PYTHONPATH': str(ROOT), 'NOTES': str(workdir) + '.notes.'}
     self.processes = []
     for number, file in enumerate(self.files):
       own = {} if processes == 1 else {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}', 'JAX_NUM_PROCESSES': str(processes),
                                        'JAX_PROCESS_ID': str(number)}
+      own['SPHINX_JAX_COMMIT'] = commits[number]
       extra = (only or {}).get(number, ())
       train = '-c', HOOKED, f'--config={given}/config.py', f'--workdir={workdir}', *flags, *extra
       self.processes.append(subprocess.Popen(
@@ -183,12 +185,12 @@ def test_two_processes_are_the_single_run(given, single, tmp_path):
 
 
 def test_processes_that_disagree_all_stop_and_say_which_has_what(given, tmp_path):
-  with Run(given, tmp_path / 'run', 2, only={1: ('--config.optimizer.lr=0.5', '--config.seed=3')}) as run:
+  with Run(given, tmp_path / 'run', 2, only={1: ('--config.optimizer.lr=0.5', '--config.seed=3')}, commits='ab') as run:
     assert run.wait() == [2, 2]
     for number in (0, 1):
       assert run.last(number).startswith(
           'error: 2 processes: got config.optimizer.lr is 0.5 on process 1, 0.01 on process 0; '
-          'config.seed is 3 on process 1, 0 on process 0, expected the same on all')
+          "config.seed is 3 on process 1, 0 on process 0; commit is 'b' on process 1, 'a' on process 0, expected the same on all")
   assert not (tmp_path / 'run').exists()
 
 
@@ -202,7 +204,7 @@ def test_process_that_is_killed_stops_the_other_within_its_time(given, tmp_path,
       time.sleep(0.1)
     time.sleep(0.5)
     run.processes[victim].kill()
-    assert run.wait()[1 - victim] == 75  # Or this gives up: ten times the time.
+    assert run.wait()[1 - victim] == 75  # Or this gives up, much later.
     assert run.last(1 - victim).startswith(f'error: process {victim}'), run.last(1 - victim)
     assert 'run the same command again on all hosts' in run.last(1 - victim)
 

@@ -84,7 +84,7 @@ def test_tasks_are_scored_with_every_mix(runs, memory, tmp_path, monkeypatch):
   monkeypatch.setattr(mix_curve.decode, 'Generator', Generator)
   monkeypatch.setattr(evaluation, 'evaluate', evaluate)
   monkeypatch.setattr(evaluation, 'mean_image', lambda sources, size: np.zeros((size, size, 3), np.uint8))
-  monkeypatch.setattr(mix_curve.sources, 'open_source', lambda entry, data_dir: entry['split'])
+  monkeypatch.setattr(evaluation, 'open_split', lambda config, names, split: dict.fromkeys(names, split))
   monkeypatch.setattr(train, 'open_tokenizer', lambda config: 'pieces')
   points = mix_curve.draw_curve([folder / 'real', folder / 'synthetic'], (0, 1), tmp_path, tasks=['vqa'], examples=7)
   assert [(names, examples, place) for names, examples, place, _ in asked] == [(['vqa'], 7, '0'), (['vqa'], 7, '1')]

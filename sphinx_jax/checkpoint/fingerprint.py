@@ -44,7 +44,7 @@ def _leaves(tree: Any) -> tuple[list[str], list]:
 
 
 def _numbers(leaves: list) -> list[int]:
-  """Of each leaf; all are sent off before the first is read."""
+  """Of each leaf; on accelerators all are sent off before the first is read."""
   return [int(number) for number in [placement.settled(_compiled(_everywhere(leaf))(leaf)) for leaf in leaves]]
 
 

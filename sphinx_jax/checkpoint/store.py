@@ -28,6 +28,7 @@ from sphinx_jax.parallel import hosts
 LAYOUT = 1  # Version of the layout on disk; raised when an older reader would misread it.
 FOLDER = 'checkpoints'
 DAMAGED = '.damaged'
+_PASSING = ('RESOURCE_EXHAUSTED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED')  # Of the network or the memory, not of the bytes.
 _CHUNK = 64 << 20  # Bytes at most, of a layer that is packed together.
 
 logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname or record.levelno >= logging.ERROR)
@@ -145,10 +146,10 @@ class Store:
       restored = {item: _read(place / item, tree) for item, tree in expected.items()}
     except Damaged as error:
       trouble = str(error)
-    except (errors.SphinxError, MemoryError, PermissionError):
+    except (errors.SphinxError, MemoryError, PermissionError, ConnectionError, TimeoutError):
       raise
     except Exception as error:  # Whatever Orbax and its layers make of bytes that are not theirs.
-      if 'RESOURCE_EXHAUSTED' in str(error):
+      if any(word in str(error) for word in _PASSING):
         raise
       trouble = str(_damaged(place, f'{type(error).__name__} {str(error).splitlines()[0] if str(error) else ""}'[:200]))
     troubles = [trouble for trouble in hosts.gather(trouble) if trouble]

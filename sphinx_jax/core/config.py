@@ -64,7 +64,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, ignore: tuple[str, .
   Args:
     workdir: directory of the run, which may be a gs:// URL; made if absent.
     config: the resolved config.
-    ignore: top-level keys that may change between starts of one run.
+    ignore: settings ('mesh', 'model.remat') that may change between starts of one run, with all that is under them.
 
   Returns:
     The workdir as a path.
@@ -77,7 +77,8 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, ignore: tuple[str, .
   mine = to_dict(config)
   if file.exists():
     theirs = json.loads(file.read_text())
-    lines = [line for line in differing_keys(theirs, mine) if line.split(':')[0].split('.')[0] not in ignore]
+    lines = [line for line in differing_keys(theirs, mine)
+             if not f'{line.split(":")[0]}.'.startswith(tuple(f'{name}.' for name in ignore))]
     if lines:
       raise errors.make(f"workdir '{workdir}'", 'a run of another config (' + '; '.join(lines[:5]) +
                         ('; ...' if len(lines) > 5 else '') + ')', 'the config it was started with',

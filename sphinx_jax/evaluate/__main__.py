@@ -6,22 +6,10 @@ The tasks are those of the checkpoint's own mixture, on another split; `tasks.py
 from absl import flags
 
 from sphinx_jax.core import cli, errors
-from sphinx_jax.data import sources
 from sphinx_jax.evaluate import tasks
 from sphinx_jax.generate import load
 
 FLAGS = flags.FLAGS
-
-
-def open_split(config, names, split, data_dir):
-  """{task: source} of entries of a run's mixture on another split, one question a picture."""
-  for name in names:
-    if name not in config.mixture:
-      raise errors.unknown('task of the mixture', name, list(config.mixture))
-  return {
-    name: sources.open_source({**config.mixture[name].to_dict(), 'split': split, 'max_turns': 1}, data_dir)
-    for name in names
-  }
 
 
 def main() -> None:
@@ -29,9 +17,8 @@ def main() -> None:
   if 'mixture' not in config:
     raise errors.make(f"checkpoint '{FLAGS.checkpoint}'", 'converted weights, which carry no mixture of tasks', 'a run of ours',
                       'tune it on a mixture first')
-  data_dir = FLAGS.data_dir or config.data_dir
   names = FLAGS.tasks or [name for name in config.mixture if name != 'text']
-  held_out = open_split(config, names, FLAGS.split, data_dir)
+  held_out = tasks.open_split(config, names, FLAGS.split, FLAGS.data_dir)
   mean = tasks.mean_image(held_out, config.model.image_size)
   results = tasks.evaluate(generator, held_out, FLAGS.examples, mean, FLAGS.output, f'{FLAGS.checkpoint} at step {meta["step"]}')
   print('\n'.join(tasks.line(name, result) for name, result in results.items()))

@@ -7,14 +7,14 @@ is recognised and not computed again, so an interrupted evaluation goes on where
 
 import io
 import json
-import pathlib
 
 import numpy as np
+from etils import epath
 from PIL import Image
 
-from sphinx_jax.core import errors
+from sphinx_jax.core import config as config_lib, errors
 from sphinx_jax.core.progress import log, progress
-from sphinx_jax.data import images, record
+from sphinx_jax.data import images, record, sources as sources_lib
 from sphinx_jax.data.tasks import TASKS
 from sphinx_jax.evaluate import bootstrap
 
@@ -41,7 +41,7 @@ def evaluate(generator, sources, examples, mean_image, folder, run='') -> dict:
   Raises:
     SphinxError: the folder belongs to another run, or a source has no usable example.
   """
-  folder = _claim(pathlib.Path(folder), {'run': run, 'examples': examples, 'sources': {n: len(s) for n, s in sources.items()}})
+  folder = _claim(epath.Path(folder), {'run': run, 'examples': examples, 'sources': {n: len(s) for n, s in sources.items()}})
   results = {}
   for name, source in sources.items():
     files = {kind: folder / f'{name}.{kind}.jsonl' for kind in KINDS}
@@ -54,6 +54,34 @@ def evaluate(generator, sources, examples, mean_image, folder, run='') -> dict:
     log.info('%s', line(name, results[name]))
   write_json(folder / 'results.json', results)
   return results
+
+
+def open_split(config, names, split, data_dir=None) -> dict:
+  """{name: source} of the records of some tasks of a run's mixture, one question a record.
+
+  Args:
+    config: of the run; what is not held out by a split of the source is by `config.validation`, under the task's name.
+    names: of entries of its mixture.
+    split: 'train' is what the run trains on.
+    data_dir: None: the config's.
+
+  Raises:
+    SphinxError: a task that the mixture does not have; one that nothing is held out of.
+  """
+  return {name: sources_lib.open_source({**_entry(config, name, split), 'max_turns': 1}, data_dir or config.data_dir)
+          for name in names}
+
+
+def _entry(config, name, split) -> dict:
+  if name not in config.mixture:
+    raise errors.unknown(f"task of '{config.name}'", name, config.mixture)
+  entry = config.mixture[name].to_dict()
+  if 'split' in entry or split == 'train':
+    return {**entry, 'split': split}
+  if name not in config.validation:
+    raise errors.make(f"task '{name}'", f"a source without a split '{split}'", 'records that are not trained on',
+                      f'name their file in config.validation.{name}')
+  return config.validation[name].to_dict()
 
 
 def mean_image(sources, size, examples=64) -> np.ndarray:
@@ -93,14 +121,12 @@ def line(name, result) -> str:
 
 def read(file) -> list[dict]:
   """The lines of a predictions file."""
-  return [json.loads(text) for text in pathlib.Path(file).read_text().splitlines()]
+  return [json.loads(text) for text in epath.Path(file).read_text().splitlines()]
 
 
 def write_json(file, value) -> None:
   """Writes JSON whole or not at all."""
-  temporary = file.with_suffix('.tmp')
-  temporary.write_text(json.dumps(value, indent=2))
-  temporary.rename(file)
+  config_lib.write_whole(file, json.dumps(value, indent=2))
 
 
 def _claim(folder, run):
@@ -156,7 +182,7 @@ def _answer(generator, questions, blind_image, name, file):
           Image.open(io.BytesIO(item.image)).convert('RGB').save(file.parent / scored['image'])
         out.write(json.dumps(scored) + '\n')
       bar.update(len(chunk))
-  temporary.rename(file)
+  temporary.replace(file)
 
 
 def _score(item, turn, text):

@@ -1,9 +1,9 @@
 """Models from a checkpoint alone: config, tokenizer and dialog travel inside ours, or lie beside an official one."""
 
 import base64
-import pathlib
 
 import jax
+from etils import epath
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.foreign import assemble, sources
@@ -68,7 +68,7 @@ def load_model(directory, dtype=None, half_round=None, clip_activation=None, mes
 
 def is_ours(directory) -> bool:
   """Whether a directory is one of our runs or checkpoints, and not somebody else's."""
-  return store.latest(directory) is not None or (pathlib.Path(directory) / 'params').is_dir()
+  return store.latest(directory) is not None or (epath.Path(directory) / 'params').is_dir()
 
 
 def _laid_out(config, arrays, mesh: str) -> dict:

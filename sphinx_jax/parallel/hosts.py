@@ -30,7 +30,7 @@ FIND = 'SPHINX_JAX_DISTRIBUTED'  # 1: jax finds the three itself (a TPU slice, S
 LOST_AFTER = 'SPHINX_JAX_HEARTBEAT_TIMEOUT'  # Seconds, after which a silent process is lost.
 JOIN_WITHIN = 'SPHINX_JAX_JOIN_TIMEOUT'  # Seconds, for all processes to come.
 COMMIT = 'SPHINX_JAX_COMMIT'
-PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'sphinx_jax')
+PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'orbax-checkpoint', 'sphinx_jax')
 _ROOM = 'sphinx_jax/words'
 _DAY = 86_400_000  # Milliseconds. The watch, not a time limit, ends a wait for a process that is gone.
 _numbers = itertools.count()
@@ -125,6 +125,13 @@ def joined(facts: Mapping[str, Any]) -> Iterator[None]:
     guard.close()
 
 
+def _version(package: str) -> str:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return 'none'
+
+
 def agree(facts: Mapping[str, Any]) -> None:
   """Compares what must be the same everywhere with process 0: the facts, the commit, and the versions.
 
@@ -136,7 +143,7 @@ def agree(facts: Mapping[str, Any]) -> None:
   """
   if count() == 1:
     return
-  versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {'python': platform.python_version()}
+  versions = {name: _version(name) for name in PACKAGES} | {'python': platform.python_version()}
   mine = json.loads(json.dumps({**facts, 'commit': commit(), 'versions': versions}))
   first = tell(mine)
   lines = [f'{key} is {ours!r} on process {index()}, {theirs!r} on process 0'

@@ -38,7 +38,7 @@ def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
 
 def on_mesh_of(tree: Any, function: Callable) -> Callable:
   """A function to give to `jax.jit`, which `constrain` then knows the mesh of: the one that a tree's arrays lie on, if any."""
-  meshes = [leaf.sharding.mesh for leaf in jax.tree.leaves(tree) if isinstance(leaf.sharding, NamedSharding)]
+  meshes = [leaf.sharding.mesh for leaf in jax.tree.leaves(tree) if isinstance(getattr(leaf, 'sharding', None), NamedSharding)]
   if not meshes:
     return function
 

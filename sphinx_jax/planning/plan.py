@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from sphinx_jax.core import errors
 from sphinx_jax.planning import activations, compiled as compiling, flops as arithmetic, leaves as state, roofline, slices
 
 # (config, devices) -> Program: it belongs to the doors, which this room does not know.
@@ -53,8 +54,8 @@ class Plan:
 
   @property
   def total(self) -> int:
-    """Bytes on a device: the compiler's if it was asked."""
-    return self.compiled.total if self.compiled else self.estimated
+    """Bytes on a device: the compiler's if it was asked and says them."""
+    return self.compiled.total if self.compiled and self.compiled.total else self.estimated
 
   @property
   def headroom(self) -> int:
@@ -91,6 +92,9 @@ class Planner:
       SphinxError: a mesh, batch and slice that do not fit together.
     """
     program = self._make(config, slices.devices(where) if compile_it else slices.absent_devices(where))
+    if program.mesh.size != where.devices:
+      raise errors.make(f"mesh of '{config.name}'", f'{program.mesh.size} devices', f'all {where.devices} of {where.name}',
+                        'set one axis to -1: --config.mesh.fsdp=-1')
     leaves = state.held(program)
     flops, again, saved = self._count(config)
     parts = activations.estimate(config, program, saved)

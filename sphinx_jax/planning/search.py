@@ -31,7 +31,7 @@ def search(config: ConfigDict, where: Slice, planner: Planner, compiled: int) ->
     config: of the run.
     where: the slice.
     planner: see plan.py.
-    compiled: how many of the best to compile; they come first, ranked again by what the compiler says.
+    compiled: how many of the best to compile; those that the compiler lets fit come first.
 
   Raises:
     SphinxError: no mesh of this slice divides the config's rows and widths.
@@ -48,8 +48,8 @@ def search(config: ConfigDict, where: Slice, planner: Planner, compiled: int) ->
   plans.sort(key=_rank)
   best = [planner.plan(plan.config, where, compile_it=True)
           for plan in progress(plans[:compiled], what='compiling', unit='layout')]
-  return sorted(best, key=_rank) + plans[compiled:]
+  return sorted(best + plans[compiled:], key=_rank)
 
 
-def _rank(plan: Plan) -> tuple[bool, float, int]:
-  return not plan.fits, -plan.roofline.tokens, -plan.headroom
+def _rank(plan: Plan) -> tuple[bool, bool, float, int]:
+  return not plan.fits, plan.compiled is None, -plan.roofline.tokens, -plan.headroom

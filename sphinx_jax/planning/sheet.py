@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from sphinx_jax.planning import leaves as state
 from sphinx_jax.planning.compiled import Compiled
-from sphinx_jax.planning.plan import Plan
+from sphinx_jax.planning.plan import MARGIN, Plan
 
 _GIB, _MIB = 2**30, 2**20
 
@@ -39,8 +39,10 @@ def _memory(plan: Plan) -> list[str]:
               _line('program code', plan.compiled.code)]
   how = 'compiled' if plan.compiled else 'estimated'
   lines.append(_line(f'total, {how}', plan.total, 'the compiler refused it' if plan.compiled and not plan.compiled.fits else ''))
-  lines.append(_line(f'headroom of {plan.where.chip.hbm / _GIB:.2f} GiB HBM', plan.headroom,
-                     'fits' if plan.fits else 'DOES NOT FIT'))
+  verdict = 'fits' if plan.fits else 'DOES NOT FIT'
+  if plan.compiled is None:
+    verdict += f' (an estimate must leave {MARGIN:.0%})'
+  lines.append(_line(f'headroom of {plan.where.chip.hbm / _GIB:.2f} GiB HBM', plan.headroom, verdict))
   return lines
 
 
@@ -55,10 +57,11 @@ def _leaves(plan: Plan, largest: int) -> list[str]:
 
 def _compiled(plan: Plan, largest: int) -> list[str]:
   if plan.compiled is None:
-    return ['Not compiled: largest buffers, collectives and compiled bytes are missing (pip install sphinx_jax[plan] brings '
-            'libtpu, the TPU compiler)']
+    return ['Not compiled: largest buffers, collectives and compiled bytes are missing (libtpu, the TPU compiler, comes with '
+            "pip install 'sphinx_jax[plan]'; --compile asks it)"]
   if not plan.compiled.fits:
-    return [f'Compiled for {plan.compiled.seconds:.0f} s and refused: it needs {plan.total / _GIB:.2f} GiB of HBM']
+    return [f'Compiled for {plan.compiled.seconds:.0f} s and refused: it needs {plan.total / _GIB:.2f} GiB of HBM'
+            + ('' if plan.compiled.total else ' by the estimate')]
   lines = [f'Largest pieces of the working memory (compiled in {plan.compiled.seconds:.0f} s)']
   for buffer in plan.compiled.buffers[:largest]:
     lines.append(_line(f'{buffer.name} {buffer.shape}', buffer.nbytes, buffer.source, 64))
@@ -97,12 +100,12 @@ def _time(plan: Plan) -> list[str]:
 def ranked(plans: Iterable[Plan]) -> str:
   """Plans as rows, in the order given."""
   lines = [f'{"data":>4} {"fsdp":>5} {"tensor":>6} {"rows":>6} {"remat":>10} {"GiB":>8} {"headroom":>9} {"bytes":>10} {"step s":>8} '
-           f'{"tokens/s":>11} {"MFU":>5}']
+           f'{"tokens/s":>11} {"MFU":>5}  fits']
   for plan in plans:
     lines.append(f'{plan.mesh["data"]:4} {plan.mesh["fsdp"]:5} {plan.mesh["tensor"]:6} {plan.config.batch.rows:6} '
                  f'{plan.config.model.remat:>10} {plan.total / _GIB:8.2f} {plan.headroom / _GIB:9.2f} '
                  f'{"compiled" if plan.compiled else "estimated":>10} {plan.roofline.seconds:8.3f} {plan.roofline.tokens:11,.0f} '
-                 f'{plan.roofline.mfu:5.0%}')
+                 f'{plan.roofline.mfu:5.0%}  {"yes" if plan.fits else "no"}')
   return '\n'.join([*lines, 'Step time, tokens/s and MFU are roofline bounds, not measurements.'])
 
 

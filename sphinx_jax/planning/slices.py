@@ -100,9 +100,9 @@ def devices(where: Slice) -> list[Any]:
   """Devices of a slice for `Program`, as libtpu describes them; programs can be compiled for them.
 
   Raises:
-    SphinxError: libtpu is not installed.
+    RuntimeError: libtpu is not installed.
   """
-  from jax.experimental import topologies  # It loads libtpu, which `quiet` must come before.
+  from jax.experimental import topologies  # It loads libtpu, which `accelerator.quiet_libtpu` must come before.
   settings: dict[str, Any] = {}
   if where.name.startswith('v4'):
     settings['chip_config_name'] = 'megacore'

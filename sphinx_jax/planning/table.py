@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sphinx_jax.core import config as configs
+from sphinx_jax.core import config as configs, errors
 from sphinx_jax.core.progress import log, progress
 from sphinx_jax.planning import slices
 from sphinx_jax.planning.plan import Plan, Planner, changed
@@ -21,7 +21,7 @@ def fill(runs: Mapping[str, ConfigDict], planner: Planner, output: pathlib.Path 
   """The smallest slice of every kind for every run.
 
   Args:
-    runs: label ('stage 2, 13b, 1k') -> config.
+    runs: label ('stage2.py:13b,1k') -> config.
     planner: see plan.py.
     output: JSON file of the rows, written after each one; rows of the same configs in it are not worked out again.
     compiler: whether libtpu is there; False: all is estimated.
@@ -49,7 +49,10 @@ def smallest(config: ConfigDict, kind: str, planner: Planner, compiler: bool) ->
   """
   for where in slices.slices(kind):
     rows = max(config.batch.rows, where.devices * config.optimizer.accumulate)
-    found = planner.plan(changed(config, {'batch.rows': rows}), where, compile_it=False)
+    try:
+      found = planner.plan(changed(config, {'batch.rows': rows}), where, compile_it=False)
+    except errors.SphinxError:  # Its mesh does not divide the model's widths.
+      continue
     if found.fits and compiler:
       log.info('compiling %s for %s', config.name, where.name)
       found = planner.plan(found.config, where, compile_it=True, details=False)

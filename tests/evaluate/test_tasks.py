@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from sphinx_jax.core import errors
@@ -21,6 +22,22 @@ def png(pixels):
 
 def question(i, pixels, answer, turns=1):
   return Record(f'v{i}', 'vqa', png(pixels), (('What is the color?', answer),) * turns, ({'answer': answer},) * turns)
+
+
+def test_what_is_asked_about_is_never_trained_on(tmp_path):
+  """A source with splits is asked for another one; a file of the user's own has its held-out file in `validation`."""
+  for name in ('mine', 'held'):
+    line = {'conversations': [{'from': 'human', 'value': 'Which?'}, {'from': 'gpt', 'value': name}]}
+    (tmp_path / f'{name}.jsonl').write_text(json.dumps(line) + '\n')
+  entry = lambda name: dict(source='jsonl', path=f'{name}.jsonl', task='dialog')
+  config = ConfigDict(dict(name='run', data_dir=str(tmp_path), mixture=dict(mine=entry('mine'), other=entry('mine')),
+                           validation=dict(mine=entry('held'))))
+  answer = lambda split: tasks.open_split(config, ['mine'], split)['mine'][0].turns[0][1]
+  assert (answer('test'), answer('train')) == ('held', 'mine')
+  with pytest.raises(errors.SphinxError, match='name their file in config.validation.other'):
+    tasks.open_split(config, ['other'], 'test')
+  with pytest.raises(errors.SphinxError, match="did you mean 'mine'"):
+    tasks.open_split(config, ['min'], 'test')
 
 
 class Records(list):

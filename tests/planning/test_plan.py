@@ -39,7 +39,7 @@ def test_a_plan_says_everything_without_reading_a_weight(large):
   text = sheet.text(large)
   for words in ('parameters, trained', 'parameters, frozen', 'optimizer', 'gradients', 'activations', 'headroom of 95.74 GiB',
                 'llm/layers/feed_forward/w1/kernel', 'Replicated leaves over 1 MiB: none', 'dinov2', 'recomputed by remat',
-                'estimate', 'tokens/s', 'examples/s', 'days for 30,000 steps', 'pip install sphinx_jax[plan]'):
+                'estimate', 'tokens/s', 'examples/s', 'days for 30,000 steps', "pip install 'sphinx_jax[plan]'"):
     assert words in text, words
 
 
