@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 script="launch/$(basename "$0")"
-settings='--name= --zone= --project= --type= --version= --workdir= --spot --keep --delete --dry_run'
+settings='--name= --zone= --project= --type= --version= --workdir= --data= --spot --keep --delete --dry_run'
 workers=1      # Hosts of the slice.
 installed=     # Set when they have the code of `commit`.
 running=       # Set while they run the command.
@@ -28,7 +28,7 @@ refuse() { # Who complains, what it got, what it expected, what to do.
 # shellcheck disable=SC2034 # create_slice reads `spot`.
 read_settings() { # The command line; the environment gives what it leaves out.
   name="${TPU_NAME:-}" zone="${TPU_ZONE:-}" project="${TPU_PROJECT:-}" type="${TPU_TYPE:-}" version="${TPU_VERSION:-}"
-  workdir="${TPU_WORKDIR:-}" spot="${TPU_SPOT:-}" keep='' delete='' dry_run=''
+  workdir="${TPU_WORKDIR:-}" data="${TPU_DATA:-}" spot="${TPU_SPOT:-}" keep='' delete='' dry_run=''
   command=()
   while [ $# -gt 0 ]; do
     case "$1" in
@@ -38,6 +38,7 @@ read_settings() { # The command line; the environment gives what it leaves out.
       --type=*) type="${1#*=}" ;;
       --version=*) version="${1#*=}" ;;
       --workdir=*) workdir="${1#*=}" ;;
+      --data=*) data="${1#*=}" ;;
       --spot) spot=1 ;;
       --keep) keep=1 ;;
       --delete) delete=1 ;;
@@ -60,6 +61,10 @@ check_settings() {
   [ ${#command[@]} -gt 0 ] || refuse "$script" 'no command' 'one after --' \
     "end with: -- python -m sphinx_jax.train --config=configs/stage2.py:13b,1k"
   [ -n "$version" ] || default_version
+  case "$data" in
+    '' | gs://?*) ;;
+    *) refuse "$script" "--data='$data'" 'gs://BUCKET/FOLDER' "what lies on this machine is not on the slice's: copy it to a bucket" ;;
+  esac
   case "$workdir" in
     gs://?*) command+=("--workdir=$workdir") ;;
     '') case " ${command[*]} " in
@@ -206,15 +211,17 @@ on_all() { # Runs a shell command ($2) on every worker to its end; returns the v
   return "$(verdict "$(codes "$1")")"
 }
 
-install() { # Ships the commit to every worker and installs it there.
+install() { # Ships the commit to every worker, installs it there, and fetches the data.
+  local fetch=''
+  [ -z "$data" ] || fetch=" && gcloud storage rsync --recursive $(printf %q "$data") data"
   archive="$scratch/sphinx_jax.tar.gz"
   # The tests stay here: most of the bytes are theirs.
   [ -n "$dry_run" ] || git archive --format=tar.gz --output="$archive" "$commit" -- . ':(exclude)tests'
   say "installing commit ${commit:0:10}"
   on_worker first 0 true || return 255 # The first connection ever makes the key pair: not by several at once.
   on_all install "mkdir -p sphinx_jax && cd sphinx_jax && { [ ! -f launch/worker.sh ] || bash launch/worker.sh stop; } \
-&& find . -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} + && tar -xzf ../sphinx_jax.tar.gz \
-&& bash launch/worker.sh install"
+&& find . -mindepth 1 -maxdepth 1 ! -name .venv ! -name data -exec rm -rf {} + && tar -xzf ../sphinx_jax.tar.gz \
+&& bash launch/worker.sh install$fetch"
 }
 
 stop() { # SIGTERM to the command on every worker, and waits until it saved and left.

@@ -9,6 +9,7 @@
 #   --type      accelerator type, as Google counts: v5p-128 are 64 chips, v5litepod-16 and v6e-16 are 16
 #   --version   runtime version; that of the type if left out
 #   --workdir   handed to the command; a bucket, since a slice's disks go with it
+#   --data      a bucket's folder, copied to data/ beside the configs on every worker, where they look for it
 #   --spot      cheaper, and can be taken away at any time
 #   --keep      leaves the slice when the command has ended
 #   --delete    only deletes the request and its slice

@@ -100,5 +100,13 @@ def main(kind, verb, *arguments):
     fail(f'no such command: {verb}')
 
 
+def storage(verb, *arguments):
+  """`rsync` of a bucket's folder, in a worker's shell."""
+  with open(FAKE / 'fetched', 'a') as fetched:
+    fetched.write(' '.join([os.environ['WORKER'], verb, *arguments]) + '\n')
+  pathlib.Path(arguments[-1]).mkdir(exist_ok=True)
+  (pathlib.Path(arguments[-1]) / 'vqa.jsonl').write_text('a line')
+
+
 if __name__ == '__main__':
-  main(*sys.argv[3:])  # After `compute tpus`.
+  storage(*sys.argv[2:]) if sys.argv[1] == 'storage' else main(*sys.argv[3:])  # After `compute tpus`.

@@ -38,6 +38,7 @@ def test_what_is_unknown_or_missing_is_named(script, cloud):
       ([*SLICE, '--workdir=gs://b/r'], ['got no command', 'after --']),
       ([*SLICE, '--workdir=/tmp/run', *TRAIN], ["--workdir='/tmp/run'", 'gs://BUCKET/RUN']),
       ([*SLICE, *TRAIN], ['got no --workdir=gs://']),
+      ([*SLICE, '--workdir=gs://b/r', '--data=data', *TRAIN], ["--data='data'", 'copy it to a bucket']),
       ([*SLICE, '--type=v5e-16', '--workdir=gs://b/r', *TRAIN], ["--type: got 'v5e-16'", 'v5litepod-N']),
   ]:
     code, output, messages = cloud.launch(script, *arguments)
@@ -52,7 +53,7 @@ def test_help_says_every_setting(script, cloud):
   code, output, _ = cloud.launch(script, '--help')
   assert code == 0
   assert all(f'--{name}' in output for name in
-             'name zone project type version workdir spot keep delete dry_run'.split())
+             'name zone project type version workdir data spot keep delete dry_run'.split())
   assert 'BASH_SOURCE' not in output
 
 
@@ -128,6 +129,17 @@ def test_a_training_run_is_that_of_the_installed_python(cloud):
   assert code == 0, messages
   trained = (cloud.fake / 'trained').read_text()
   assert trained == '-m sphinx_jax.train --config=configs/stage2.py:13b,1k --workdir=gs://bucket/run\n'
+
+
+def test_data_come_from_a_bucket_and_stay_when_the_code_changes(cloud):
+  cloud.play(hosts=2)
+  for _ in range(2):
+    code, _, messages = cloud.run('tpu_vm.sh', 'cat data/vqa.jsonl && echo kept >> data/mark', '--keep', '--data=gs://b/my data')
+    assert code == 0, messages
+  fetched = sorted((cloud.fake / 'fetched').read_text().splitlines())
+  assert fetched == [f'{worker} rsync --recursive gs://b/my data data' for worker in (0, 0, 1, 1)]
+  assert 'a line' in cloud.log(1)
+  assert (cloud.fake / 'worker-1' / 'sphinx_jax' / 'data' / 'mark').read_text() == 'kept\nkept\n'
 
 
 def test_each_worker_has_its_own_log(cloud):
