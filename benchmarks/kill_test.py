@@ -207,7 +207,8 @@ def main():
   print(f'resumed: {went_on} of {len(done)}')
   print(f'examples: {examples}\nlost examples: {lost}\nrepeated examples: {repeated}\nsteps with another batch: {other}')
   print(f'largest loss difference: {difference}')
-  sys.exit(bool(lost or repeated or other or difference or went_on < len(done)))
+  late = [kill for kill in terminated if kill['seconds'] > 30]
+  sys.exit(bool(lost or repeated or other or difference or late or went_on < len(done) or len(done) < options.kills))
 
 
 if __name__ == '__main__':

@@ -77,7 +77,13 @@ def visible(length: int, slots: int, segments: jax.Array | None, positions: jax.
 
 
 def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array) -> jax.Array:
-  """cuDNN's fused attention, for packed rows in float16 or bfloat16. Arguments as `attend`."""
+  """cuDNN's fused attention, for packed rows in float16 or bfloat16. Arguments as `attend`.
+
+  Raises:
+    SphinxError: another dtype.
+  """
+  if query.dtype.itemsize != 2:
+    raise errors.make('cudnn attention', f'{query.dtype}', 'bfloat16 or float16', "--config.model.dtype=bfloat16, or attention='xla'")
   mask = visible(query.shape[1], key.shape[1], segments, None)
   return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], implementation='cudnn')
 

@@ -76,3 +76,39 @@ def test_wrong_use_is_refused():
     attention.attend(query, jnp.ones((2, 3, 3, 8)), jnp.ones((2, 3, 3, 8)))
   with pytest.raises(errors.SphinxError, match="attention kernel: got 'flash'"):
     attention.attend(query, key, value, kernel='flash')
+
+
+def packed(length=128):
+  segments = jnp.asarray(np.sort(np.random.default_rng(0).integers(0, 4, (2, length)), axis=1), jnp.int32)
+  return [x.astype(jnp.bfloat16) for x in arrays(length, length)], segments
+
+
+def assert_close(found, expected):
+  """Up to the last place of bfloat16."""
+  np.testing.assert_allclose(np.asarray(found, np.float32), np.asarray(expected, np.float32), rtol=1e-2, atol=0.05)
+
+
+def test_cudnn_is_asked_for_what_plain_products_compute(monkeypatch):
+  """The call alone: jax's own products answer it, in place of the GPU."""
+  real, asked = jax.nn.dot_product_attention, []
+
+  def answer(*args, implementation, **options):
+    asked.append(implementation)
+    return real(*args, implementation='xla', **options)
+
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', answer)
+  (query, key, value), segments = packed()
+  out = attention.attend(query, key, value, segments=segments, kernel='cudnn')
+  assert_close(out, attention.attend(query, key, value, segments=segments))
+  assert asked == ['cudnn']
+  with pytest.raises(errors.SphinxError, match='got float32, expected bfloat16 or float16'):
+    attention.attend(*arrays(128, 128), segments=segments, kernel='cudnn')
+
+
+def test_cudnn_computes_what_plain_products_do():
+  if jax.default_backend() != 'gpu':
+    pytest.skip('needs an NVIDIA GPU; none where the tests ran on 2026-11-23')
+  (query, key, value), segments = packed()
+  found, expected = (jax.jit(attention.attend, static_argnames='kernel')(query, key, value, segments=segments, kernel=kernel)
+                     for kernel in ('cudnn', 'xla'))
+  assert_close(found, expected)
