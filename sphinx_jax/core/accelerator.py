@@ -18,10 +18,10 @@ def has_tpu() -> bool:
 def choose_platform() -> None:
   """Sets JAX_PLATFORMS=cpu where libtpu is there for its compiler alone; must run before JAX is imported.
 
-  Nothing changes where JAX_PLATFORMS is set, libtpu is not installed, a TPU is there, or its library is asked for by name.
+  Nothing changes where JAX_PLATFORMS is set, libtpu is not installed, or a TPU is there or asked for.
   With another plugin (CUDA, ROCm) JAX goes on choosing by itself, and libtpu is only kept quiet.
   """
-  asked = {'JAX_PLATFORMS', 'TPU_LIBRARY_PATH', 'JAX_FORCE_TPU_INIT'} & set(os.environ)
+  asked = {'JAX_PLATFORMS', 'JAX_FORCE_TPU_INIT'} & set(os.environ)
   if asked or importlib.util.find_spec('libtpu') is None or has_tpu():
     return
   if importlib.util.find_spec('jax_plugins') is None:

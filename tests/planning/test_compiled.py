@@ -29,6 +29,15 @@ def test_a_platform_that_is_asked_for_is_left_alone():
   assert done.stdout.strip() == 'cuda,cpu'
 
 
+def test_splash_attention_is_in_what_a_tpu_runs():
+  code = ("import sphinx_jax; from configs import stage1; from sphinx_jax.planning import slices; "
+          "from sphinx_jax.program import Program; from sphinx_jax.core import accelerator; accelerator.quiet_libtpu(); "
+          "program = Program(stage1.get_config('7b,224'), slices.devices(slices.find('v5e:4x8'))); "
+          "text = program.lower().as_text(); print('tpu_custom_call' in text, 'splash_mha_fwd' in text, 'splash_mha_dkv' in text)")
+  done = run('-c', code)
+  assert done.stdout.split() == ['True'] * 3, done.stdout + done.stderr
+
+
 def test_a_shipped_config_of_13b_is_compiled_for_its_slice():
   done = run('-m', 'sphinx_jax.plan', '--config=configs/stage1.py:13b,224', '--topology=v5p:2x2x2')
   assert done.returncode == 0, done.stderr

@@ -1,5 +1,4 @@
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -108,13 +107,26 @@ def test_a_step_of_a_recipe_is_planned_by_name():
       door.section(config, name)
 
 
-def run(*arguments, **environment):
-  clean = {name: value for name, value in os.environ.items() if name not in ('JAX_PLATFORMS', 'XLA_FLAGS')}
-  return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, env=clean | environment)
+def run(*arguments):
+  return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def test_the_door_answers_without_a_compiler():
-  done = run('-m', 'sphinx_jax.plan', '--config=configs/stage1.py:7b,224', '--topology=v5p-16', '--nocompile')
-  assert done.returncode == 0 and 'v5p:2x2x2 (v5p-16, 8 devices)' in done.stdout and 'Not compiled' in done.stdout
-  done = run('-m', 'sphinx_jax.plan', '--config=configs/stage1.py:7b,224', '--topology=v5p:9x9x9')
-  assert done.returncode == 2 and 'v5p:4x4x4' in done.stderr and 'Traceback' not in done.stderr
+  """Where libtpu is not installed, and where it is not asked."""
+  hidden = "import sys, runpy; sys.modules['libtpu'] = None; runpy.run_module('sphinx_jax.plan', run_name='__main__', alter_sys=True)"
+  done = run('-c', hidden, '--config=configs/stage1.py:7b,224', '--topology=v5p-16', '--compile')
+  assert done.returncode == 0, done.stderr
+  assert 'v5p:2x2x2 (v5p-16, 8 devices)' in done.stdout and 'Not compiled' in done.stdout
+  assert 'libtpu is not installed: estimates from shapes and layouts only' in done.stderr
+  done = run('-m', 'sphinx_jax.plan', '--config=configs/recipe.py:7b,224', '--step=stage2', '--topology=v5e:2x4', '--search',
+             '--nocompile', '--rows=3')
+  assert done.returncode == 0 and len(done.stdout.splitlines()) == 5, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['--config=configs/stage1.py:7b,224', '--topology=v5p:9x9x9'], 'v5p:4x4x4'),
+    (['--config=configs/mini.py', '--step=stage2'], "mesh of 'stage2': got 1 devices, expected all 64"),
+    (['--topologies=some'], "'some', expected one of all"), ([], '--config: got nothing')])
+def test_a_wrong_question_gets_one_clear_line(arguments, words):
+  done = run('-m', 'sphinx_jax.plan', *arguments)
+  assert done.returncode == 2 and words in done.stderr and done.stderr.count('error: ') == 1 and 'Traceback' not in done.stderr
