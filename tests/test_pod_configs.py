@@ -2,6 +2,10 @@
 
 import base64
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -17,6 +21,7 @@ from sphinx_jax.training import writer
 from tests import release
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
+ROOT = pathlib.Path(__file__).parent.parent
 NARROW = {
     'image_size': 16, 'grid': 1, 'dtype': 'float32', 'encoders': {'clip': dict(view=16, patch=8, width=8, layers=1, heads=2)},
     'llm': dict(name='llama', vocab=512, width=16, layers=2, heads=4, kv_heads=4, multiple_of=8, max_length=128)}
@@ -66,6 +71,22 @@ def test_the_recipe_of_pods_runs_from_fresh_weights_to_stage_2(given):
   lines = writer.read(given / 'run' / 'stage2')
   assert lines[-1]['step'] == 2 and np.isfinite([value for name, value in lines[-1].items() if 'loss' in name]).all()
   assert store.load_meta(given / 'run' / 'stage2')['tokenizer'] == store.load_meta(given / 'fresh')['tokenizer']
+  the_line_between_its_runs_is_measured_by_one_command(given)
+
+
+def the_line_between_its_runs_is_measured_by_one_command(given):
+  def curve(*flags):
+    return subprocess.run([sys.executable, '-m', 'sphinx_jax.mix_weights', '--curve', *flags, f'--output={given}/curve'], cwd=given,
+                          env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=300)
+  assert curve('--inputs=run/real,run/synthetic', '--points=2').returncode == 0
+  points = json.loads((given / 'curve' / 'curve.json').read_text())
+  assert [sorted(point) for point in points] == [['coefficient', 'real', 'synthetic']] * 2 and (given / 'curve' / 'curve.png').exists()
+  ends = [json.loads((given / 'run' / 'mix' / 'curve.json').read_text())[i] for i in (0, -1)]
+  assert [point['coefficient'] for point in points] == [point['coefficient'] for point in ends] == [0, 1]
+  for flags, words in ((['--inputs=run/real'], 'expected two inputs'), (['--inputs=run/real,run/synthetic', '--tasks=caption'],
+                                                                        'config.validation.caption')):
+    done = curve(*flags)
+    assert done.returncode == 2 and words in done.stderr and 'Traceback' not in done.stderr
 
 
 @pytest.mark.parametrize('get_config', [stage1.get_config, stage2.get_config, recipe_config.get_config])
