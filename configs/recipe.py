@@ -2,10 +2,18 @@
 
     python -m sphinx_jax.recipe --config=configs/recipe.py:13b,1k --workdir=workdir/13b
 
-The argument: 7b or 13b; the scale of stage 2 (224, 1k or 2k); stage 1 runs at 224. Run it on one slice
-from end to end: README "Will it fit" names the smallest one of each stage, the larger of them is needed. It starts
-from weights/fresh (see configs/stage1.py) and reads data/*.jsonl, from the folder it is started in. configs/mini.py is
-the same recipe on a laptop, with its own data and scores.
+The argument: 7b or 13b; the scale of stage 2 (224, 1k or 2k); stage 1 runs at 224. It starts from weights/fresh (see
+configs/stage1.py) and reads data/*.jsonl, from the folder it is started in. configs/mini.py is the same recipe on a
+laptop, with its own data and scores.
+
+What to expect of the smallest v5p slice on which every stage fits, from the tables in stage1.py and stage2.py (at 40 %
+MFU, nearly all of it in stage 1; four times the chips take a quarter):
+
+    argument  slice   GiB a device  whole recipe
+    7b,224    v5p-16          63.8       72 days
+    7b,2k     v5p-16          64.2       75 days
+    13b,1k    v5p-32          45.1       66 days
+    13b,2k    v5p-32          45.1       69 days
 """
 
 from ml_collections import ConfigDict

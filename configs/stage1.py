@@ -5,10 +5,20 @@
     python -m sphinx_jax.train --config=configs/stage1.py:13b,224,synthetic --workdir=workdir/synthetic
 
 The argument: 7b or 13b; 224, 1k or 2k; `synthetic` is the second domain, which goes on from the first one's weights, and
-that keeps the two mixable. Slices, bytes a device and days: README "Will it fit" (`python -m sphinx_jax.plan
---config=configs/stage1.py:13b,224 --topology=v5p:4x4x4` prints them for any slice). Captions and text are read from
-data/*.jsonl. Learning rates and lengths are the paper's as far as known (FACTS "The paper's recipe", from memory there);
-rows a batch are ours.
+that keeps the two mixable. Captions and text are read from data/*.jsonl, on a slice too (`--data` of launch/tpu_queued.sh
+brings them there). Learning rates and lengths are the paper's as far as known (FACTS "The paper's recipe", from memory
+there); rows a batch are ours.
+
+What to expect of the smallest v5p slice, as `plan` says: bytes are the compiler's, times suppose 40 % MFU and fall with the
+number of chips. The slices of other kinds: README "Will it fit".
+
+    argument  slice   GiB a device  a step  whole run
+    7b,224    v5p-16          63.8    17 s    35 days
+    7b,1k     v5p-16          63.0    16 s    34 days
+    7b,2k     v5p-32          55.5    17 s    35 days
+    13b,224   v5p-32          45.1    15 s    32 days
+    13b,1k    v5p-32          44.6    15 s    31 days
+    13b,2k    v5p-32          71.9    31 s    65 days
 """
 
 from ml_collections import ConfigDict

@@ -3,9 +3,20 @@
     python -m sphinx_jax.mix_weights --inputs=workdir/real,workdir/synthetic --coefficients=0.5,0.5 --output=workdir/mix
     python -m sphinx_jax.train --config=configs/stage2.py:13b,1k --workdir=workdir/stage2
 
-The argument: 7b or 13b; 224, 1k or 2k. Slices, bytes a device and days: README "Will it fit" (`python -m sphinx_jax.plan
---config=configs/stage2.py:13b,1k --topology=v5p:4x4x4` prints them for any slice). Every task is one file in the official
-format, data/NAME.jsonl. The tasks are the paper's; weights, rows a batch and the number of steps are ours.
+The argument: 7b or 13b; 224, 1k or 2k. Every task is one file in the official format, data/NAME.jsonl, on a slice too
+(`--data` of launch/tpu_queued.sh brings them there). The tasks are the paper's; weights, rows a batch and the number of
+steps are ours.
+
+What to expect of the smallest v5p slice, as `plan` says: bytes are the compiler's, times suppose 40 % MFU and fall with the
+number of chips. The slices of other kinds: README "Will it fit".
+
+    argument  slice   GiB a device  a step  whole run
+    7b,224    v5p-8           75.5    17 s     6 days
+    7b,1k     v5p-8           75.7    16 s     6 days
+    7b,2k     v5p-16          64.2    17 s     6 days
+    13b,224   v5p-16          62.1    15 s     5 days
+    13b,1k    v5p-16          62.0    15 s     5 days
+    13b,2k    v5p-32          45.0    16 s     5 days
 """
 
 from ml_collections import ConfigDict

@@ -64,8 +64,10 @@ class Plan:
 
   @property
   def fits(self) -> bool:
-    """Whether it fits: as the compiler says; where it was not asked, a tenth of the HBM must be left by the estimate."""
-    return self.compiled.fits if self.compiled else self.headroom >= MARGIN * self.where.chip.hbm
+    """Whether it fits, the program itself included; where no compiler was asked, the estimate must leave a tenth of the HBM."""
+    if self.compiled:
+      return self.compiled.fits and self.headroom >= 0
+    return self.headroom >= MARGIN * self.where.chip.hbm
 
 
 class Planner:

@@ -39,7 +39,7 @@ def test_splash_attention_is_in_what_a_tpu_runs():
 
 
 def test_a_shipped_config_of_13b_is_compiled_for_its_slice():
-  done = run('-m', 'sphinx_jax.plan', '--config=configs/stage1.py:13b,224', '--topology=v5p:2x2x2')
+  done = run('-m', 'sphinx_jax.plan', '--config=configs/stage1.py:13b,224', '--topology=v5p:2x2x4')
   assert done.returncode == 0, done.stderr
   sections = ('total, compiled', 'fits', 'Largest pieces of the working memory', 'llm.states backward', 'all-gather')
   assert all(words in done.stdout for words in sections), done.stdout
