@@ -326,6 +326,8 @@ def test_a_flipped_byte_found_late_removes_what_was_written(tmp_path):
 MEMORY = '''
 import re, sys
 from sphinx_jax import convert
+from sphinx_jax.core import memory
+memory.reuse()  # As the command does.
 def status(field):
   return int(re.search(field + r':\\s+(\\d+) kB', open('/proc/self/status').read())[1]) / 1024
 source, ours, official = sys.argv[1:]
@@ -355,4 +357,4 @@ def test_memory_is_a_few_tensors_at_whatever_size(light, tmp_path):
   size = sum(file.stat().st_size for file in (tmp_path / 'b').glob('*.pth')) / 2**20
   shutil.rmtree(tmp_path)
   # About 50 MB are JAX at its first use; a whole stacked parameter would come on top of what is measured now.
-  assert size > 600 and there - before < 180 and back - before < 180, (before, there, back)
+  assert size > 600 and there - before < 170 and back - before < 170, (before, there, back)
