@@ -93,9 +93,7 @@ def draw_curve(inputs: Sequence[checkpoints.Path], coefficients: Sequence[float]
     SphinxError: inputs or a config that do not fit together, an unknown task, nothing to measure.
   """
   meta, other = (checkpoints.load_meta(directory) for directory in inputs)
-  if meta.get('tokenizer') != other.get('tokenizer'):
-    raise errors.make(f"curve, input '{inputs[1]}'", 'another tokenizer', f"that of '{inputs[0]}'",
-                      'measure checkpoints of one tokenizer')
+  checkpoints.check_tokenizers('curve', inputs, (meta, other))
   config = (config or config_lib.from_json(meta['config'])).copy_and_resolve_references()
   if 'mixture' not in config:
     raise errors.make('curve', f"no run's config inside '{inputs[0]}' (it is not from a training run)",

@@ -53,7 +53,7 @@ def mix_checkpoints(inputs: Sequence[checkpoints.Path], coefficients: weights.Co
   rules = weights.as_rules(coefficients, len(inputs), unnormalized or base is not None, method, base is not None)
   places = [*inputs] if base is None else [*inputs, base]
   metas = [checkpoints.load_meta(directory) for directory in places]
-  _check_tokenizers(places, metas)
+  checkpoints.check_tokenizers('mix_weights', places, metas)
   parents = [{'directory': str(directory), 'step': meta['step']} for directory, meta in zip(places, metas)]
   recipe = {'parents': parents[:len(inputs)], 'coefficients': _plain(coefficients), 'base': parents[len(inputs):],
             'method': method, 'dtype': dtype}
@@ -84,13 +84,6 @@ def _write(parents: Sequence[mixing.Tree], base: mixing.Tree | None, numbers: mi
   except BaseException:
     writer.abandon()
     raise
-
-
-def _check_tokenizers(places: Sequence[checkpoints.Path], metas: Sequence[Mapping]) -> None:
-  for directory, meta in zip(places[1:], metas[1:]):
-    if meta.get('tokenizer') != metas[0].get('tokenizer'):
-      raise errors.make(f"mix_weights, input '{directory}'", 'another tokenizer', f"that of '{places[0]}'",
-                        'mix checkpoints of one tokenizer')
 
 
 def _holds(output: checkpoints.Path, recipe: Mapping) -> bool:

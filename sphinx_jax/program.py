@@ -101,9 +101,7 @@ class Program:
     """Fresh parameters, made where they will lie."""
     def make(rng: jax.Array) -> dict:
       return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), sphinx.init(self._config.model, rng), self.params)
-    # It runs once, and XLA:CPU would compile it longer than anything else in the run.
-    quick = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
-    options = quick if jax.default_backend() == 'cpu' else None
+    options = placement.quick_options()
     return jax.jit(make, out_shardings=_layouts(self.params), compiler_options=options)(jax.random.key(self._config.seed))
 
   def init_optimizer(self, trained: dict) -> Any:

@@ -183,7 +183,7 @@ def _peak_rss() -> int:
 
 def _write_json(file: os.PathLike, value: object) -> None:
   if hosts.index() == 0:
-    config_lib.write_whole(file, json.dumps(value, indent=2))
+    evaluation.write_json(file, value)
 
 
 def main() -> None:

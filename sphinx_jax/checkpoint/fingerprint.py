@@ -55,9 +55,8 @@ def _everywhere(leaf: Any) -> NamedSharding | None:
 
 @functools.cache
 def _compiled(layout: NamedSharding | None) -> Callable:
-  # One small program for each shape: parameters and moments share them, and XLA:CPU would optimise them for seconds.
-  quick = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
-  return jax.jit(_number, out_shardings=layout, compiler_options=quick if jax.default_backend() == 'cpu' else None)
+  # One small program for each shape: parameters and moments share them.
+  return jax.jit(_number, out_shardings=layout, compiler_options=placement.quick_options())
 
 
 def _number(leaf: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -298,6 +298,18 @@ def check(directory: Path, expected: Mapping) -> None:
   """
   place = locate(directory)
   _compare(expected, stored(place), place)
+
+
+def check_tokenizers(who: str, directories: Sequence[Path], metas: Sequence[Mapping]) -> None:
+  """Refuses checkpoints, by their metas, that carry another tokenizer than the first.
+
+  Raises:
+    SphinxError: naming `who` and the first directory that does.
+  """
+  for directory, meta in zip(directories[1:], metas[1:]):
+    if meta.get('tokenizer') != metas[0].get('tokenizer'):
+      raise errors.make(f"{who}, input '{directory}'", 'another tokenizer', f"that of '{directories[0]}'",
+                        'take checkpoints of one tokenizer')
 
 
 def stored(place: epath.Path, item: str = 'params') -> dict[str, Any]:

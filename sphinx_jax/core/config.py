@@ -55,7 +55,11 @@ def differing(a: dict[str, Any], b: dict[str, Any], prefix: str = '') -> list[tu
 
 def differing_keys(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
   """Dotted keys in which two plain configs differ, with both values."""
-  return [f'{key}: {left!r} there, {right!r} here' for key, left, right in differing(a, b)]
+  return [_line(*each) for each in differing(a, b)]
+
+
+def _line(key: str, left: Any, right: Any) -> str:
+  return f'{key}: {left!r} there, {right!r} here'
 
 
 def claim(workdir: Path, config: ml_collections.ConfigDict, ignore: tuple[str, ...] = ()) -> epath.Path:
@@ -77,8 +81,8 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, ignore: tuple[str, .
   mine = to_dict(config)
   if file.exists():
     theirs = json.loads(file.read_text())
-    lines = [line for line in differing_keys(theirs, mine)
-             if not f'{line.split(":")[0]}.'.startswith(tuple(f'{name}.' for name in ignore))]
+    ignored = tuple(f'{name}.' for name in ignore)
+    lines = [_line(key, *values) for key, *values in differing(theirs, mine) if not f'{key}.'.startswith(ignored)]
     if lines:
       raise errors.make(f"workdir '{workdir}'", 'a run of another config (' + '; '.join(lines[:5]) +
                         ('; ...' if len(lines) > 5 else '') + ')', 'the config it was started with',

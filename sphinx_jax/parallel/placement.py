@@ -58,6 +58,12 @@ def settled(result: Any) -> Any:
   return jax.block_until_ready(result) if jax.default_backend() == 'cpu' else result
 
 
+def quick_options() -> dict[str, Any] | None:
+  """Compiler options of a small program that runs once: XLA:CPU would optimise it for longer than it runs."""
+  quick = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+  return quick if jax.default_backend() == 'cpu' else None
+
+
 def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:
   """Refuses a batch whose rows do not divide into microbatches, or these over the mesh.
 

@@ -4,13 +4,14 @@ An estimate: benchmarks/RESULTS.md has it beside compiled figures.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from sphinx_jax.core import trees
+from sphinx_jax.planning import flops, leaves
 
 # What the backward pass of one layer has in flight, in bfloat16 activations of the model width and of the feed-forward
 # width: inputs and gradients of each product, six of them in float32 (rotary). Fitted to the compiled programs of
@@ -48,7 +49,7 @@ def estimate(config: ConfigDict, program: Any, saved: Stacks) -> dict[str, int]:
   layer = sum(math.prod(leaf.shape[1:]) for leaf in stacked.values()) // tensor
   width, hidden = config.model.llm.width, stacked['layers/feed_forward/w1/kernel'].shape[-1]
   sharded = program.mesh.shape['fsdp'] > 1
-  gradients = sum(_local(leaf) for leaf in trees.flatten(program.state.trained).values())
+  gradients = sum(leaves.local_bytes(leaf) for leaf in trees.flatten(program.state.trained).values())
   return {
       'gradients': gradients * (2 if config.optimizer.accumulate > 1 else 1),
       'casts': gradients // 2,
@@ -57,10 +58,6 @@ def estimate(config: ConfigDict, program: Any, saved: Stacks) -> dict[str, int]:
       'layer': positions * _COMPUTE * (_WIDE * width + _HIDDEN * hidden // tensor),
       'head': config.model.llm.vocab // tensor * (2 * 4 * positions * chunk // config.batch.length + width * (_COMPUTE + 4)),
   }
-
-
-def _local(leaf: Any) -> int:
-  return math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
 
 
 def _split(shape: tuple[int, ...], size: int, rows: int, devices: int) -> int:
@@ -82,12 +79,5 @@ def _saved(jaxpr: Any) -> Iterator[tuple[tuple[int, ...], int]]:
       for out in eqn.outvars[eqn.params['num_carry']:]:
         yield out.aval.shape, np.dtype(out.aval.dtype).itemsize
     else:
-      for value in eqn.params.values():
-        value = getattr(value, 'jaxpr', value)
-        if hasattr(value, 'eqns'):
-          yield from _saved(value)
-
-
-def total(parts: Mapping[str, int]) -> int:
-  """Bytes of the whole working memory."""
-  return sum(parts.values())
+      for inner in flops.inner_jaxprs(eqn.params):
+        yield from _saved(inner)

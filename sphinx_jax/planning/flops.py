@@ -52,11 +52,12 @@ def _products(jaxpr: Any, times: int, path: str) -> Iterator[tuple[float, str]]:
       yield from max((list(_products(branch.jaxpr, times, here)) for branch in eqn.params['branches']),
                      key=lambda found: sum(flops for flops, _ in found))
     else:
-      for inner in _inner(eqn.params):
+      for inner in inner_jaxprs(eqn.params):
         yield from _products(inner, times * eqn.params.get('length', 1) if eqn.primitive.name == 'scan' else times, here)
 
 
-def _inner(params: Mapping[str, Any]) -> Iterator[Any]:
+def inner_jaxprs(params: Mapping[str, Any]) -> Iterator[Any]:
+  """What the parameters of an equation call."""
   for value in params.values():
     value = getattr(value, 'jaxpr', value)
     if hasattr(value, 'eqns'):

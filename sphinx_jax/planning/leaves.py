@@ -35,10 +35,14 @@ def held(program: Any) -> list[Leaf]:
 
 
 def _leaf(kind: str, path: tuple, leaf: jax.ShapeDtypeStruct) -> Leaf:
-  size = np.dtype(leaf.dtype).itemsize
-  local = math.prod(leaf.sharding.shard_shape(leaf.shape)) * size
   names = '/'.join(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key)))) for key in path)
-  return Leaf(kind, names, leaf.shape, str(np.dtype(leaf.dtype)), math.prod(leaf.shape) * size, local)
+  return Leaf(kind, names, leaf.shape, str(np.dtype(leaf.dtype)), math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize,
+              local_bytes(leaf))
+
+
+def local_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+  """Bytes of an array on one device, as its layout splits it."""
+  return math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
 
 
 def by_kind(leaves: list[Leaf]) -> dict[str, int]:

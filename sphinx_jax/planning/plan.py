@@ -50,7 +50,7 @@ class Plan:
   @property
   def estimated(self) -> int:
     """Bytes on a device without a compiler: exact for what lies there, an estimate of the working memory."""
-    return sum(leaf.local for leaf in self.leaves) + activations.total(self.activations)
+    return sum(leaf.local for leaf in self.leaves) + sum(self.activations.values())
 
   @property
   def total(self) -> int:

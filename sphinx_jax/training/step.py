@@ -81,7 +81,7 @@ def evaluate_loss(eval_step: Callable[[dict, Batch], tuple[jax.Array, jax.Array]
   """Mean loss in nats of each validation set (name -> its batches): sum(weight * loss) / sum(weight) over all of them."""
   result = {}
   for name, batches in validation.items():
-    parts = [placement.settled(eval_step(params, batch)) for batch in batches]  # All dispatched before the first is read.
+    parts = [placement.settled(eval_step(params, batch)) for batch in batches]  # Before the first is read.
     total, weight = (sum(float(part[i]) for part in parts) for i in (0, 1))
     result[name] = total / weight if weight else 0.0
   return result
