@@ -12,6 +12,15 @@ from sphinx_jax.data.record import BadExample
 BACKGROUND = (122, 116, 104)
 
 
+def size(data: bytes) -> tuple[int, int]:
+  """(width, height) in pixels, read from the head of PNG, JPEG, ... bytes. Raises BadExample as `decode` does."""
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      return image.size
+  except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    raise BadExample('unreadable image', f'{len(data)} bytes that are no image') from error
+
+
 def decode(data: bytes) -> np.ndarray:
   """PNG, JPEG, ... -> uint8[Y,X,3] RGB.
 

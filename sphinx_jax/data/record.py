@@ -11,7 +11,8 @@ class Record:
   """One example: a picture (or none) and a dialog about it.
 
   id: unique inside its source, task: name in `TASKS`, image: encoded file (PNG, JPEG) or None,
-  turns: (instruction, answer) pairs, truth: one dict per turn, what the task's metric needs.
+  turns: (instruction, answer) pairs, truth: one dict per turn, what the task's metric needs; mirrored: whether the picture is
+  to be shown left for right (turns and truth speak of the mirrored one).
   """
 
   id: str
@@ -19,6 +20,7 @@ class Record:
   image: bytes | None
   turns: tuple[tuple[str, str], ...]
   truth: tuple[dict, ...]
+  mirrored: bool = False
 
 
 class BadExample(Exception):

@@ -54,6 +54,7 @@ class Task:
     turns: (annotation, rng, max_turns) -> 1 to max_turns turns, a pure function of annotation and rng state. Raises
       BadExample when the annotation gives nothing to ask or is wrong.
     score: (answer text, truth) -> (numerator, denominator). Never raises: unreadable answers score zero.
+    mirrors: whether the picture may be mirrored with the annotation; not where text in it is read.
   """
 
   name: str
@@ -61,6 +62,7 @@ class Task:
   instructions: tuple[str, ...]
   turns: Callable[[dict, np.random.Generator, int], list[Turn]]
   score: Callable[[str, dict], tuple[float, float]]
+  mirrors: bool = True
 
 
 def choose(items: Sequence[Any], rng: np.random.Generator) -> Any:

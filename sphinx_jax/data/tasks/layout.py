@@ -18,4 +18,4 @@ def turns(annotation, rng, max_turns):
   return [base.Turn(base.choose(INSTRUCTIONS, rng), answer, truth)]
 
 
-TASK = base.Task('layout', 'F1 at IoU 0.5', INSTRUCTIONS, turns, base.labelled_f1)
+TASK = base.Task('layout', 'F1 at IoU 0.5', INSTRUCTIONS, turns, base.labelled_f1, mirrors=False)

@@ -37,4 +37,4 @@ def _pointers(word, words, rng):
   return ways
 
 
-TASK = base.Task('ocr', 'accuracy', INSTRUCTIONS, turns, base.exact_match)
+TASK = base.Task('ocr', 'accuracy', INSTRUCTIONS, turns, base.exact_match, mirrors=False)

@@ -1,0 +1,31 @@
+"""Reading the files that datasets come in, with errors that name source and file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sphinx_jax.core import errors
+
+
+def find(name: str, root: Path, *choices: str) -> Path:
+  """The first of some paths under `root` that is there. Raises SphinxError naming all of them."""
+  for choice in choices:
+    if (root / choice).exists():
+      return root / choice
+  raise errors.make(f"source '{name}'", f'none of {", ".join(choices)} in {str(root)!r}', 'the official files',
+                    'check root; the expected tree is in the docstring of the source')
+
+
+def read_json(name: str, path: Path, kind: type = object) -> Any:
+  """The value of a JSON file. Raises SphinxError when it is missing, empty, no JSON, or not of this kind (list, dict)."""
+  try:
+    value = json.loads(path.read_bytes())
+  except OSError as error:
+    raise errors.make(f"source '{name}'", f'{error.strerror} for {str(path)!r}', 'a readable file', 'check root') from error
+  except ValueError as error:
+    raise errors.make(f"source '{name}'", f'{str(path)!r}, which is no JSON ({error})', 'the official file',
+                      'download it again') from error
+  if not isinstance(value, kind):
+    raise errors.make(f"source '{name}'", f'a {type(value).__name__} in {str(path)!r}', f'a {kind.__name__}',
+                      'check that it is the official file')
+  return value
