@@ -9,12 +9,18 @@ to be compared with the released ones.
 from sphinx_jax.core.tables import Table
 
 # The names are the "metric" of the official annotation_config.json; the script knows GQA by the data set's name instead.
-PROTOCOLS = Table('protocol', {
-    'vqa_score': 'sphinx_jax.evaluate.protocols.vqa:score',
-    'anls': 'sphinx_jax.evaluate.protocols.anls:score',
-    'accuracy': 'sphinx_jax.evaluate.protocols.multiple_choice:score',
-    'gqa_accuracy': 'sphinx_jax.evaluate.protocols.gqa:score',
-    'relaxed_accuracy': 'sphinx_jax.evaluate.protocols.relaxed:score',
-    'miou0.5': 'sphinx_jax.evaluate.protocols.rec:score',
-    'mme_score': 'sphinx_jax.evaluate.protocols.mme:score',
-})
+_MODULES = {
+    'vqa_score': 'vqa',
+    'anls': 'anls',
+    'accuracy': 'multiple_choice',
+    'gqa_accuracy': 'gqa',
+    'relaxed_accuracy': 'relaxed',
+    'miou0.5': 'rec',
+    'mme_score': 'mme',
+}
+_PLACES = {name: f'sphinx_jax.evaluate.protocols.{module}' for name, module in _MODULES.items()}
+
+# (entries, official=False) -> {metric: value}.
+PROTOCOLS = Table('protocol', {name: f'{place}:score' for name, place in _PLACES.items()})
+# (entries, official=False) -> [how good each answer is, in [0, 1], or None where that has no meaning], for best and worst cases.
+EACH = Table('protocol', {name: f'{place}:each' for name, place in _PLACES.items()})

@@ -41,6 +41,11 @@ def anls(answer: str, annotations: str | Sequence[str], official: bool = False) 
   return similarity if similarity >= THRESHOLD else 0.0
 
 
+def each(entries: Sequence[dict], official: bool = False) -> list[float]:
+  """The score of every entry, in [0, 1]."""
+  return [anls(e['answer'], e['gt_answers'], official) for e in entries]
+
+
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
   """{'anls': mean} of entries with 'answer' and 'gt_answers', a text or a list of texts."""
-  return base.mean('anls', (anls(e['answer'], e['gt_answers'], official) for e in entries))
+  return base.mean('anls', each(entries, official))

@@ -13,9 +13,14 @@ def listed(who: str, annotation: str | Sequence[str]) -> list[str]:
   return answers
 
 
+def some(who: str, entries: Sequence) -> None:
+  """Raises SphinxError when there is nothing to score."""
+  if not entries:
+    raise errors.make(who, 'no entries', 'at least one', 'check the predictions')
+
+
 def mean(who: str, scores: Iterable[float]) -> dict[str, float]:
   """{who: the mean of the scores}. Raises SphinxError when there is none."""
   scores = list(scores)
-  if not scores:
-    raise errors.make(who, 'no entries', 'at least one', 'check the predictions')
+  some(who, scores)
   return {who: sum(scores) / len(scores)}

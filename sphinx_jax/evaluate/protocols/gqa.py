@@ -27,6 +27,11 @@ def gqa_match(answer: str, annotation: str, official: bool = False) -> float:
   return whole if official else max(whole, exact_match(short_answer(answer), annotation))
 
 
+def each(entries: Sequence[dict], official: bool = False) -> list[float]:
+  """The score of every entry, in [0, 1]."""
+  return [gqa_match(e['answer'], e['gt_answers'], official) for e in entries]
+
+
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
   """{'gqa_accuracy': mean} of entries with 'answer' and 'gt_answers', a text."""
-  return base.mean('gqa_accuracy', (gqa_match(e['answer'], e['gt_answers'], official) for e in entries))
+  return base.mean('gqa_accuracy', each(entries, official))

@@ -30,6 +30,20 @@ def official_choice(answer: str, letter: str, rng: random.Random) -> float:
   return exact_match(said, letter)
 
 
+def each(entries: Sequence[dict], official: bool = False, seed: int = 1) -> list[float]:
+  """1.0 or 0.0 for every entry, see `score`."""
+  rng = random.Random(seed)
+
+  def one(answer, truth):
+    if official and truth in _OFFICIAL_LETTERS:
+      return official_choice(answer, truth, rng)
+    if not official and isinstance(truth, str) and re.fullmatch('[A-Z]', truth):
+      return multiple_choice(answer, truth)
+    return exact_match(answer, truth, official)
+
+  return [one(e['answer'], e['gt_answers']) for e in entries]
+
+
 def score(entries: Sequence[dict], official: bool = False, seed: int = 1) -> dict[str, float]:
   """{'accuracy': mean} of entries with 'answer' and 'gt_answers'.
 
@@ -41,13 +55,4 @@ def score(entries: Sequence[dict], official: bool = False, seed: int = 1) -> dic
     official: as the SPHINX script scores; a list is an error there, and an answer without a letter a random choice.
     seed: of these choices; the script's default.
   """
-  rng = random.Random(seed)
-
-  def one(answer, truth):
-    if official and truth in _OFFICIAL_LETTERS:
-      return official_choice(answer, truth, rng)
-    if not official and isinstance(truth, str) and re.fullmatch('[A-Z]', truth):
-      return multiple_choice(answer, truth)
-    return exact_match(answer, truth, official)
-
-  return base.mean('accuracy', (one(e['answer'], e['gt_answers']) for e in entries))
+  return base.mean('accuracy', each(entries, official, seed))

@@ -44,10 +44,14 @@ def rec_accuracy(answer: str, box: Sequence[float], width: int, height: int, off
   return float(rec_iou(answer, box, width, height, official) >= THRESHOLD)
 
 
+def each(entries: Sequence[dict], official: bool = False) -> list[float]:
+  """1.0 or 0.0 for every entry."""
+  return [rec_accuracy(e['answer'], e['gt_answers'], *image_size(e['question_id']), official) for e in entries]
+
+
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
   """{'miou0.5': share of hits} of entries with 'answer', 'gt_answers' (a box in pixels) and the official 'question_id'."""
-  return base.mean('miou0.5', (
-      rec_accuracy(e['answer'], e['gt_answers'], *image_size(e['question_id']), official) for e in entries))
+  return base.mean('miou0.5', each(entries, official))
 
 
 def _first_bracket(answer):

@@ -27,9 +27,14 @@ def relaxed_match(answer: str, annotations: str | Sequence[str], official: bool 
   return float(any(_same(answer, truth) or _near(_number(answer), _number(truth)) for truth in truths))
 
 
+def each(entries: Sequence[dict], official: bool = False) -> list[float]:
+  """The score of every entry, in [0, 1]."""
+  return [relaxed_match(e['answer'], e['gt_answers'], official) for e in entries]
+
+
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
   """{'relaxed_accuracy': mean} of entries with 'answer' and 'gt_answers', a text or a list of texts."""
-  return base.mean('relaxed_accuracy', (relaxed_match(e['answer'], e['gt_answers'], official) for e in entries))
+  return base.mean('relaxed_accuracy', each(entries, official))
 
 
 def _official(truth, answer):

@@ -76,6 +76,11 @@ def vqa_accuracy(answer: str, annotations: Sequence[str], official: bool = False
   return sum(min(1.0, (sum(matches) - match) / 3) for match in matches) / len(matches)
 
 
+def each(entries: Sequence[dict], official: bool = False) -> list[float]:
+  """The score of every entry, in [0, 1]."""
+  return [vqa_accuracy(e['answer'], e['gt_answers'], official) for e in entries]
+
+
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
   """{'vqa_score': mean accuracy} of entries with 'answer' and 'gt_answers', the list of all annotators' answers."""
-  return base.mean('vqa_score', (vqa_accuracy(e['answer'], e['gt_answers'], official) for e in entries))
+  return base.mean('vqa_score', each(entries, official))

@@ -1,0 +1,92 @@
+"""What a benchmark is: questions with the whole prompt, and what its protocol needs to score the answers."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sphinx_jax.core import errors
+from sphinx_jax.core.tables import Table
+from sphinx_jax.evaluate.protocols import PROTOCOLS
+
+# Each reads one layout: (name, root, prompt, **the row's own settings) -> [Question, ...].
+READERS = Table('benchmark reader', {
+    'annotations': 'sphinx_jax.evaluate.benchmarks.annotations:read',
+})
+
+_COMMON = ('reader', 'prompt', 'prefix', 'max_new_tokens', 'protocol', 'hidden', 'published', 'variant', 'note')
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """One question about one picture.
+
+  Attributes:
+    id: unique in its benchmark.
+    image: the file, its bytes, or None.
+    prompt: the whole question, with the benchmark's wording around it.
+    entry: plain JSON, what the protocol needs ('gt_answers', 'question_id', 'image_path', ...).
+  """
+
+  id: str
+  image: Path | bytes | None
+  prompt: str
+  entry: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+  """A benchmark, opened.
+
+  Attributes:
+    name: its key in configs/benchmarks.py.
+    questions: in the order of the official file.
+    prefix: how the answer begins, given to the model ('' or such as ' The answer is').
+    max_new_tokens: longest answer.
+    protocol: name in `PROTOCOLS`.
+    hidden: there is no truth to score against, only a submission file (evaluate/submissions.py).
+    settings: the whole row of the table.
+  """
+
+  name: str
+  questions: Sequence[Question]
+  prefix: str
+  max_new_tokens: int
+  protocol: str
+  hidden: bool
+  settings: Mapping[str, Any]
+
+
+def open_benchmark(name: str, settings: Mapping[str, Any], root: Path | str) -> Benchmark:
+  """Reads the questions of a benchmark; no picture is touched.
+
+  Args:
+    name: of the benchmark.
+    settings: its row of configs/benchmarks.py.
+    root: the folder that the row's paths are relative to.
+
+  Raises:
+    SphinxError: an unknown reader or protocol; a file that is missing (it is named) or not the official one; no question.
+  """
+  settings = dict(settings)
+  if settings['protocol'] not in PROTOCOLS:
+    raise errors.unknown(f"protocol of benchmark '{name}'", settings['protocol'], PROTOCOLS)
+  own = {key: value for key, value in settings.items() if key not in _COMMON}
+  questions = READERS[settings['reader']](name, Path(root), settings['prompt'], **own)
+  if not questions:
+    raise errors.make(f"benchmark '{name}'", 'no question', 'at least one', 'check its files')
+  seen = set()
+  for question in questions:
+    if question.id in seen:
+      raise errors.make(f"benchmark '{name}'", f"two questions with the id '{question.id}'", 'one', 'check its files')
+    seen.add(question.id)
+  return Benchmark(name, questions, settings.get('prefix', ''), settings['max_new_tokens'], settings['protocol'],
+                   settings.get('hidden', False), settings)
+
+
+def field(name: str, row: Any, key: str, path: Path) -> Any:
+  """row[key]. Raises SphinxError naming file and key when the row is not as in the official file."""
+  if not isinstance(row, dict) or key not in row:
+    raise errors.make(f"benchmark '{name}'", f"a row of {str(path)!r} without '{key}': {str(row)[:200]}",
+                      'the official file', 'download it again')
+  return row[key]
