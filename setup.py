@@ -25,6 +25,9 @@ setuptools.setup(
         'orbax-checkpoint',
         'pillow',
         'psutil',
+        'pyarrow',
+        'pycocotools',
+        'pyyaml',
         'sentencepiece>=0.2.3',
         'tensorboard',  # tf.summary asks for it.
         'tensorflow',

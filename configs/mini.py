@@ -2,7 +2,8 @@
 
     python -m sphinx_jax.recipe --config=configs/mini.py --workdir=workdir/mini
 
-`configs/mini.py:quick` runs every step with few updates. The steps are those of the paper; nothing is pretrained at this
+`configs/mini.py:quick` runs every step with few updates; `configs/mini.py:official` writes the data as the files of official
+datasets (LAION, COCO, VQAv2, RefCOCO, ...) and reads those, as a run on the real ones does. The steps are those of the paper; nothing is pretrained at this
 size, so the encoders learn in the first stage and are frozen from there on.
 """
 
@@ -20,6 +21,33 @@ TASKS = {'caption': 0.04, 'vqa': 0.14, 'ocr': 0.10, 'rec': 0.14, 'reg': 0.12, 'g
 # What this size should reach; the report says whether it did.
 AIMS = {'vqa': 0.8, 'ocr': 0.6, 'rec': 0.6, 'reg': 0.7, 'grounded_caption': 0.5, 'detection': 0.5, 'layout': 0.6,
         'pose': 0.6, 'relation': 0.6}
+
+# The same tasks from official files: task -> (source, folder, split to train on, folder and split that are held out).
+OFFICIAL = {
+    'caption': ('coco', 'coco', 'train2014', 'coco', 'val2014'),
+    'vqa': ('vqav2', 'coco', 'train2014', 'coco', 'val2014'),
+    'ocr': ('ocrvqa', 'ocrvqa', 'train', 'ocrvqa', 'test'),
+    'rec': ('refcoco', 'refcoco', 'train', 'refcoco', 'testA'),
+    'reg': ('refcoco', 'refcoco', 'train', 'refcoco', 'testA'),
+    'grounded_caption': ('flickr30k_entities', 'flickr30k_entities', 'train', 'flickr30k_entities', 'test'),
+    'detection': ('coco', 'coco', 'train2014', 'coco', 'val2014'),
+    'relation': ('visual_genome', 'visual_genome', 'all', 'visual_genome_val', 'all'),
+    'layout': ('doclaynet', 'doclaynet', 'train', 'doclaynet', 'test'),
+    'pose': ('coco', 'coco', 'train2014', 'coco', 'val2014'),
+    'text': ('plain_text', 'text', 'train', 'text', 'test'),
+}
+
+
+def _official(task: str, held_out: bool = False) -> dict:
+    """A task of stage 2 from official files."""
+    source, root, split, *held = OFFICIAL[task]
+    root, split = held if held_out else (root, split)
+    return dict(source=source, task=task, root=f'official/{root}', split=split, max_turns=4,
+                weight=1.0 if held_out else TASKS.get(task, 0.1))
+
+
+def _laion(domain: str, split: str, weight: float = 1.0) -> dict:
+    return dict(source='laion', task='caption', root=f'official/laion/{domain}/{split}', weight=weight)
 
 
 def _caption(domain: str, split: str, weight: float = 1.0) -> dict:
@@ -42,11 +70,26 @@ def _run(name: str, steps: int, lr: float, mixture: dict, trained: tuple, init_f
         validation=dict(real=_caption('real', 'validation'), synthetic=_caption('synthetic', 'validation')))
 
 
+def _from_official(config: dict) -> dict:
+    """The recipe's config with every mixture read from official files."""
+    config['data']['official'] = True
+    text = _official('text') | dict(weight=0.1)
+    for domain in ('real', 'synthetic'):
+        config[domain]['mixture'] = dict(caption=_laion(domain, 'train', 0.9), text=text)
+        config[domain]['validation'] = {name: _laion(name, 'validation') for name in ('real', 'synthetic')}
+    config['stage2']['mixture'] = {task: _official(task) for task in TASKS}
+    config['stage2']['mixture']['dialog'] = dict(source='llava', task='dialog', root='official/llava', file='llava_train.json',
+                                                 images='../coco', weight=0.02)
+    config['stage2'].update(validation={task: _official(task, held_out=True) for task in TASKS}, eval_batches=2)
+    return config
+
+
 def get_config(arg: str = '') -> ConfigDict:
-    """The recipe's config; `arg` is '' or 'quick'."""
-    if arg not in ('', 'quick'):
-        raise errors.unknown('argument of configs/mini.py', arg, ['quick'])
-    quick = arg == 'quick'
+    """The recipe's config; `arg` is '', 'quick', 'official' or 'quick,official'."""
+    words = set(filter(None, arg.split(',')))
+    for word in words - {'quick', 'official'}:
+        raise errors.unknown('argument of configs/mini.py', word, ['quick', 'official'])
+    quick = 'quick' in words
     everything = (('.*', 'train'),)
     frozen_encoders = (('encoders/.*', 'none'), ('.*', 'train'))
     text = dict(source='miniworld', task='text', split='train', weight=0.1)
@@ -54,7 +97,7 @@ def get_config(arg: str = '') -> ConfigDict:
     tasks['caption'] = _caption('synthetic', 'train', TASKS['caption'])
     config = dict(
         steps=STEPS,
-        data=dict(kind='data', image_size=64, seed=0, vocab=640, lines=2000,
+        data=dict(kind='data', image_size=64, seed=0, vocab=640, lines=2000, official=False,
                   train=dict(objects=400, words=200, page=200, figure=200) if quick else
                         dict(objects=8000, words=3500, page=3500, figure=3500),
                   heldout=60 if quick else 300),
@@ -66,4 +109,4 @@ def get_config(arg: str = '') -> ConfigDict:
         evaluate=dict(kind='evaluate', checkpoint='stage2', tasks=tuple(t for t in TASKS if t != 'text'), split='test',
                       examples=16 if quick else 200, rows=100),
         report=dict(kind='report', aims=AIMS))
-    return ConfigDict(config).lock()
+    return ConfigDict(_from_official(config) if 'official' in words else config).lock()

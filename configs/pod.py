@@ -43,9 +43,17 @@ def parse(arg: str, default: str, file: str, words: tuple[str, ...] = ()) -> Cho
     return choice
 
 
-def jsonl(path: str, weight: float, task: str = 'dialog') -> dict:
-    """A mixture entry: a file in the official format (see configs/forkme.py) under `data_dir`."""
-    return dict(source='jsonl', path=path, root='', task=task, weight=weight, too_long='skip')
+def entry(source: str, task: str, root: str, split: str, weight: float, **settings) -> dict:
+    """A mixture entry: a dataset in its official tree (sphinx_jax/data/sources shows each), or as data.build wrote it.
+
+    Args:
+        source, task: names in the tables of sphinx_jax/data.
+        root: folder of the dataset under `data_dir`.
+        split: as the dataset calls it.
+        weight: share of examples.
+        settings: max_turns (most questions about a picture in an example), and the source's own.
+    """
+    return dict(source=source, task=task, root=root, split=split, weight=weight, max_turns=8) | settings
 
 
 def run(name: str, choice: Choice, mixture: dict, validation: dict, rows: int, steps: int, lr: float, decay_to: float,

@@ -3,9 +3,10 @@
     python -m sphinx_jax.mix_weights --inputs=workdir/real,workdir/synthetic --coefficients=0.5,0.5 --output=workdir/mix
     python -m sphinx_jax.train --config=configs/stage2.py:13b,1k --workdir=workdir/stage2
 
-The argument: 7b or 13b; 224, 1k or 2k. Every task is one file in the official format, data/NAME.jsonl, on a slice too
-(`--data` of launch/tpu_queued.sh brings them there). The tasks are the paper's; weights, rows a batch and the number of
-steps are ours.
+The argument: 7b or 13b; 224, 1k or 2k. Every dataset lies under data/ as it is downloaded (its file in
+sphinx_jax/data/sources shows the tree), on a slice too (`--data` of launch/tpu_queued.sh brings it there). Tasks and datasets
+are the paper's; weights, rows a batch and the number of steps are ours. `python -m sphinx_jax.peek
+--config=configs/stage2.py:13b,1k --only=refcoco_rec --tokenizer=tokenizer.model` shows what one of them becomes.
 
 What to expect of the smallest v5p slice, as `plan` says: bytes are the compiler's, times suppose 40 % MFU and fall with the
 number of chips. The slices of other kinds: README "Will it fit".
@@ -23,25 +24,45 @@ from ml_collections import ConfigDict
 
 from configs import pod
 
-# Task -> (file, share of examples).
-TASKS = {
-    'vqa': ('vqa.jsonl', 0.22),                            # VQAv2, GQA, OKVQA, A-OKVQA
-    'ocr': ('ocr.jsonl', 0.08),                            # OCR-VQA, TextCaps
-    'rec': ('rec.jsonl', 0.12), 'reg': ('reg.jsonl', 0.10),  # RefCOCO, RefCOCO+, RefCOCOg, Visual Genome
-    'grounded_caption': ('grounded_caption.jsonl', 0.06),  # Flickr30k Entities
-    'detection': ('detection.jsonl', 0.10),                # COCO, LVIS
-    'relation': ('relation.jsonl', 0.06),                  # Visual Genome
-    'layout': ('layout.jsonl', 0.04),                      # DocLayNet
-    'pose': ('pose.jsonl', 0.04),                          # COCO keypoints
-    'dialog': ('dialog.jsonl', 0.12),                      # LLaVA, ShareGPT
-    'text': ('text.jsonl', 0.06),                          # instructions without a picture
+# Name -> (source, task, folder under data/, split, share of examples, the source's own settings).
+MIXTURE = {
+    'vqav2': ('vqav2', 'vqa', 'coco', 'train2014', 0.10, {}),
+    'gqa': ('gqa', 'vqa', 'gqa', 'train_balanced', 0.07, {}),
+    'okvqa': ('okvqa', 'vqa', 'coco', 'train2014', 0.02, {}),
+    'aokvqa': ('aokvqa', 'vqa', 'coco', 'train', 0.01, {}),
+    'aokvqa_choice': ('aokvqa', 'vqa', 'coco', 'train', 0.01, dict(form='choice')),
+    'vg_vqa': ('visual_genome', 'vqa', 'visual_genome', 'train', 0.03, {}),
+    'ocrvqa': ('ocrvqa', 'ocr', 'ocrvqa', 'train', 0.06, {}),
+    'textcaps': ('textcaps', 'caption', 'textvqa', 'train', 0.02, {}),
+    'refcoco_rec': ('refcoco', 'rec', 'refcoco', 'train', 0.03, {}),
+    'refcoco_reg': ('refcoco', 'reg', 'refcoco', 'train', 0.02, {}),
+    'refcocoplus_rec': ('refcoco+', 'rec', 'refcoco', 'train', 0.03, {}),
+    'refcocoplus_reg': ('refcoco+', 'reg', 'refcoco', 'train', 0.02, {}),
+    'refcocog_rec': ('refcocog', 'rec', 'refcoco', 'train', 0.03, {}),
+    'refcocog_reg': ('refcocog', 'reg', 'refcoco', 'train', 0.02, {}),
+    'vg_rec': ('visual_genome', 'rec', 'visual_genome', 'train', 0.03, {}),
+    'vg_reg': ('visual_genome', 'reg', 'visual_genome', 'train', 0.03, {}),
+    'flickr30k': ('flickr30k_entities', 'grounded_caption', 'flickr30k_entities', 'train', 0.06, {}),
+    'coco_caption': ('coco', 'caption', 'coco', 'train2017', 0.02, {}),
+    'coco_detection': ('coco', 'detection', 'coco', 'train2017', 0.06, dict(mirror=0.5)),
+    'coco_counting': ('coco', 'counting', 'coco', 'train2017', 0.02, dict(mirror=0.5)),
+    'lvis_detection': ('lvis', 'detection', 'coco', 'train', 0.03, dict(mirror=0.5)),
+    'vg_relation': ('visual_genome', 'relation', 'visual_genome', 'train', 0.06, {}),
+    'doclaynet': ('doclaynet', 'layout', 'doclaynet', 'train', 0.04, {}),
+    'coco_pose': ('coco', 'pose', 'coco', 'train2017', 0.04, dict(mirror=0.5)),
+    'llava': ('llava', 'dialog', 'llava', 'train', 0.08, dict(too_long='cut_text')),
+    'sharegpt': ('sharegpt', 'dialog', 'sharegpt', 'train', 0.04, dict(too_long='cut_text')),
+    'text': ('built', 'text', 'refinedweb', 'train', 0.02, {}),
 }
+# What is measured while training: entry of the mixture -> the held-out split of the same files.
+VALIDATION = {'vqav2': 'val2014', 'refcoco_rec': 'val', 'refcocog_reg': 'val', 'flickr30k': 'val', 'coco_detection': 'val2017',
+              'coco_pose': 'val2017', 'doclaynet': 'val', 'vg_relation': 'val', 'ocrvqa': 'val'}
 
 
 def get_config(arg: str = '') -> ConfigDict:
     """The config of one run; `arg` as above, '13b,1k' by default."""
     choice = pod.parse(arg, '13b,1k', 'stage2.py')
-    mixture = {task: pod.jsonl(path, weight, task) for task, (path, weight) in TASKS.items()}
-    validation = {task: pod.jsonl(f'validation/{path}', 1.0, task) for task, (path, _) in TASKS.items()}
+    mixture = {name: pod.entry(*row, **settings) for name, (*row, settings) in MIXTURE.items()}
+    validation = {name: {**mixture[name], 'split': split, 'mirror': 0.0, 'weight': 1.0} for name, split in VALIDATION.items()}
     return pod.run(f'stage2_{choice.size}_{choice.scale}', choice, mixture, validation, rows=128, steps=30_000, lr=2e-5,
                    decay_to=0.0, warmup=900, init_from='workdir/mix').lock()

@@ -1,21 +1,25 @@
 #!/usr/bin/env bash
-# The whole recipe on this machine: `bash launch/local.sh`, or `--quick` for every step with few updates.
-# Any --config.x=y passes through; --workdir=DIR says where (default workdir/mini or workdir/quick).
+# The whole recipe on this machine: `bash launch/local.sh`, or `--quick` for every step with few updates; with
+# `--official` the data are written and read as the files of official datasets (COCO, RefCOCO, VQAv2, ...).
+# Any --config.x=y passes through; --workdir=DIR says where (default workdir/mini, quick, official or quick_official).
 # Run it again after an interruption and it goes on where it was.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-config=configs/mini.py
+words=()
 workdir=
 rest=()
 for argument in "$@"; do
   case "$argument" in
-    --quick) config=configs/mini.py:quick ;;
+    --quick) words=(quick "${words[@]}") ;;
+    --official) words+=(official) ;;
     --workdir=*) workdir="${argument#--workdir=}" ;;
-    --help | -h) sed -n '2,4s/^# //p' launch/local.sh; exit 0 ;;
+    --help | -h) sed -n '2,5s/^# //p' launch/local.sh; exit 0 ;;
     *) rest+=("$argument") ;;
   esac
 done
+argument="$(IFS=,; echo "${words[*]}")"
 if [ -z "$workdir" ]; then
-  case "$config" in *:quick) workdir=workdir/quick ;; *) workdir=workdir/mini ;; esac
+  workdir="workdir/${argument/,/_}"
+  [ -n "$argument" ] || workdir=workdir/mini
 fi
-exec python -m sphinx_jax.recipe --config="$config" --workdir="$workdir" "${rest[@]}"
+exec python -m sphinx_jax.recipe --config="configs/mini.py${argument:+:$argument}" --workdir="$workdir" "${rest[@]}"

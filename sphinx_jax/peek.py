@@ -31,6 +31,21 @@ def run_config(config, stage, workdir) -> ConfigDict:
   return ConfigDict({**config.to_dict(), 'validation': {}})
 
 
+def narrowed(config, only, tokenizer) -> ConfigDict:
+  """The config with some entries of its mixture alone, and another tokenizer, where they are given.
+
+  Raises:
+    SphinxError: an entry that the mixture does not have.
+  """
+  for name in only or ():
+    if name not in config.mixture:
+      raise errors.unknown('entry of the mixture', name, config.mixture)
+  plain = config.to_dict()
+  if only:
+    plain['mixture'] = {name: plain['mixture'][name] for name in only}
+  return ConfigDict(plain | ({'tokenizer': tokenizer} if tokenizer else {}))
+
+
 def views_of(pixels, model):
   """What encoders get of one image uint8[Y, X, 3]: [(caption, uint8[V, view, view, 3]), ...], one for each view size."""
   sizes = {}
@@ -80,13 +95,16 @@ def show(config, count, output, colour) -> None:
 
 
 def main() -> None:
-  show(run_config(FLAGS.config, FLAGS.stage, FLAGS.workdir), FLAGS.rows, FLAGS.output, sys.stdout.isatty())
+  config = narrowed(run_config(FLAGS.config, FLAGS.stage, FLAGS.workdir), FLAGS.only, FLAGS.tokenizer)
+  show(config, FLAGS.rows, FLAGS.output, sys.stdout.isatty())
 
 
 if __name__ == '__main__':
   cli.define_config('configs/mini.py')
   flags.DEFINE_string('stage', 'stage2', 'Which training stage of a recipe.')
   flags.DEFINE_string('workdir', 'workdir/mini', 'Where the recipe runs; its data step must be finished.')
+  flags.DEFINE_list('only', None, 'Entries of the mixture; left out: all of them, and all of their data must be there.')
+  flags.DEFINE_string('tokenizer', None, 'A tokenizer.model; left out: that of the config, or inside the weights it starts from.')
   flags.DEFINE_integer('rows', 2, 'How many rows of the first batch.', lower_bound=1)
   flags.DEFINE_string('output', 'peek.png', 'Where the picture is written.')
   cli.run(main)

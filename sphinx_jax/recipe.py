@@ -2,7 +2,7 @@
 
 The steps are a list of names in the config; each name has a section there whose `kind` says what is done:
 
-    data      builds miniworld and trains the tokenizer on its texts
+    data      builds miniworld (and writes it as official datasets) and trains the tokenizer on its texts
     train     one training run (a stage), as `sphinx_jax.train` does it
     mix       interpolates the weights of two runs, with the curve of validation loss along the way
     evaluate  answers the held-out split of every task, with the image and blind, and scores
@@ -30,7 +30,7 @@ from sphinx_jax.checkpoint import store as checkpoints
 from sphinx_jax.core import cli, config as config_lib, errors
 from sphinx_jax.core.progress import log
 from sphinx_jax.data import dialog, sources, tokenizer as tokenizers
-from sphinx_jax.data.miniworld import builder
+from sphinx_jax.data.miniworld import builder, official
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.evaluate import tasks as evaluation
 from sphinx_jax.generate import load as loading
@@ -78,11 +78,13 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
 
 
 def _data(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
-  """Builds miniworld and trains the tokenizer on the dialogs that the stages will see."""
+  """Builds miniworld, as official files too where asked, and trains the tokenizer on the dialogs that the stages will see."""
   section = config[name]
   kinds = section.train.to_dict()
   heldout = {kind: section.heldout for kind in kinds}
   builder.build(workdir / name, {'train': kinds, 'validation': heldout, 'test': heldout}, section.image_size, section.seed)
+  if section.official:
+    official.write(workdir / name, workdir / name / 'official')
   model = tokenizers.train(_corpus(config, workdir, section.lines), section.vocab)
   (workdir / name / 'tokenizer.model').write_bytes(model)
 

@@ -18,7 +18,7 @@ def _open(*arguments):
     (['--config=configs/mini.py', '--config.stage2.optimizer.lrr=1'], 'Did you mean "lr"'),
     (['--config=configs/mini.py', '--config.stage2.steps=many'], 'stage2.steps'),
     (['--config=configs/mni.py'], "--config: got 'configs/mni.py'"),
-    (['--config=configs/mini.py:quik'], "got 'quik', expected one of quick; did you mean 'quick'?"),
+    (['--config=configs/mini.py:quik'], "got 'quik', expected one of official, quick; did you mean 'quick'?"),
     (['stray'], "command line: got 'stray'"),
 ])
 def test_a_wrong_command_line_gets_one_clear_line(arguments, message, tmp_path):

@@ -60,7 +60,7 @@ def open_split(config, names, split, data_dir=None) -> dict:
   """{name: source} of the records of some tasks of a run's mixture, one question a record.
 
   Args:
-    config: of the run; what is not held out by a split of the source is by `config.validation`, under the task's name.
+    config: of the run; what `config.validation` has under the task's name is held out, or else a split of the source.
     names: of entries of its mixture.
     split: 'train' is what the run trains on.
     data_dir: None: the config's.
@@ -76,12 +76,14 @@ def _entry(config, name, split) -> dict:
   if name not in config.mixture:
     raise errors.unknown(f"task of '{config.name}'", name, config.mixture)
   entry = config.mixture[name].to_dict()
-  if 'split' in entry or split == 'train':
-    return {**entry, 'split': split}
-  if name not in config.validation:
+  if split == 'train':
+    return entry
+  if name in config.validation:
+    return config.validation[name].to_dict()
+  if 'split' not in entry:
     raise errors.make(f"task '{name}'", f"a source without a split '{split}'", 'records that are not trained on',
                       f'name their file in config.validation.{name}')
-  return config.validation[name].to_dict()
+  return {**entry, 'split': split}
 
 
 def mean_image(sources, size, examples=64) -> np.ndarray:

@@ -77,6 +77,11 @@ class Miniworld:
     annotation['caption'] = annotation[f'caption_{self.domain}']
     return row['id'].decode(), annotation
 
+  def scene(self, index: int) -> tuple[bytes, dict]:
+    """(picture as PNG, whole annotation) of record `index`, whether or not the task has something to ask about it."""
+    row, number = self._row(index)
+    return row['image'], self._annotation(row, number)[1]
+
   def annotation(self, index: int) -> dict:
     """The whole annotation of record `index`, with "caption" in this source's domain."""
     return self._annotation(*self._row(index))[1]
