@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sphinx_jax.core.errors import SphinxError
-from sphinx_jax.mix.tasks import Mixture, shuffle
+from sphinx_jax.mix.tasks import Mixture, shares, shuffle
 
 
 def _permutation(size, key):
@@ -95,6 +95,91 @@ def test_epochs_counts_what_lookup_gives():
     task, _, _ = mixture.lookup(np.arange(positions))
     want = np.bincount(task, minlength=3) / np.array([13, 1, 40])
     assert mixture.epochs(positions) == pytest.approx(tuple(want))
+
+
+# Blocks of 10: two of the first weights, three of the second, then the third for good.
+STAGED = Mixture((0.3, 0.7), (13, 40), seed=5, block=10, stages=[(20, (0.8, 0.2)), (41, (0, 1))])
+
+
+def test_stages_change_the_shares_at_their_blocks():
+  task, _, _ = STAGED.lookup(np.arange(100))
+  assert np.bincount(task[:20]).tolist() == [6, 14] and np.bincount(task[20:50]).tolist() == [24, 6] and task[50:].all()
+  assert [(position, counts) for position, _, counts in STAGED.stages] == [(0, (3, 7)), (20, (8, 2)), (50, (0, 10))]
+
+
+def test_epochs_stay_whole_across_stages():
+  task, example, epoch = STAGED.lookup(np.arange(3000))
+  for t, size in enumerate(STAGED.sizes):
+    of_task, epochs = example[task == t], epoch[task == t]
+    assert (np.diff(epochs) >= 0).all()
+    for e in range(epochs.max()):
+      assert sorted(of_task[epochs == e]) == list(range(size))
+  for positions in (0, 20, 37, 50, 1003):
+    assert STAGED.epochs(positions) == pytest.approx(tuple(np.bincount(task[:positions], minlength=2) / (13, 40)))
+
+
+def test_before_a_stage_the_order_is_that_without_it():
+  plain = Mixture((0.3, 0.7), (13, 40), seed=5, block=10)
+  assert np.array_equal(np.stack(STAGED.lookup(np.arange(20))), np.stack(plain.lookup(np.arange(20))))
+
+
+def test_stages_are_a_function_of_the_position_alone():
+  whole = np.stack(STAGED.lookup(np.arange(400)))
+  for hosts in (2, 4):
+    parts = [np.stack(STAGED.lookup(np.arange(host, 400, hosts))) for host in range(hosts)]
+    assert np.array_equal(np.stack(parts, -1).reshape(3, 400), whole)
+
+
+def test_a_late_stage_of_a_billion_examples():
+  mixture = Mixture((0.5, 0.5), (10**9, 3 * 10**9), seed=1, stages=[(10**12, (0.25, 0.75))])
+  task, _, epoch = mixture.lookup(2 * 10**12 + np.arange(4096))
+  assert np.bincount(task).tolist() == [1024, 3072]
+  assert (epoch[task == 0] == 750).all() and (epoch[task == 1] == 416).all()
+
+
+@pytest.mark.parametrize('stages', [[(0, (1, 1))], [(2048, (1, 1)), (2000, (1, 2))], [(1500, (1, 1)), (1600, (1, 2))]])
+def test_refuses_stages_out_of_order(stages):
+  with pytest.raises(SphinxError, match='stages of the mixture: got positions'):
+    Mixture((1, 2), (5, 5), stages=stages)
+
+
+def test_a_stage_is_checked_like_the_beginning():
+  with pytest.raises(SphinxError, match="task 'vqa': got weight 0.5 but 0 examples"):
+    Mixture((1, 0), (5, 0), names=('rec', 'vqa'), stages=[(1024, (1, 0.5))])
+
+
+@pytest.mark.parametrize('rule, more, want', [
+  ('examples', {}, (0.25, 0.75)),
+  ('tokens', {'tokens': (100, 300)}, (0.5, 0.5)),                     # 1/100 beside 3/300
+  ('temperature', {}, (1 / 31, 30 / 31)),                             # 1 * 100 beside 3 * 1000
+  ('temperature', {'caps': (None, 200)}, (1 / 7, 6 / 7)),             # 1 * 100 beside 3 * 200
+  ('temperature', {'temperature': 2}, (10 / 104.868, 94.868 / 104.868)),
+  ('temperature', {'temperature': 1e9}, (0.25, 0.75)),                # the weights alone
+])
+def test_what_a_weight_is_a_share_of(rule, more, want):
+  assert shares(rule, (1, 3), (100, 1000), **more) == pytest.approx(want, rel=1e-5)
+
+
+def test_shares_by_tokens_give_each_task_its_share_of_positions():
+  weights, tokens = (0.2, 0.5, 0.3), (1600.0, 320.0, 45.0)
+  positions = np.multiply(shares('tokens', weights, (9, 9, 9), tokens), tokens)
+  assert positions / positions.sum() == pytest.approx(weights)
+
+
+@pytest.mark.parametrize('arguments, message', [
+  (dict(rule='token'), "sampling by: got 'token'.*did you mean 'tokens'"),
+  (dict(rule='temperature', temperature=0), 'got temperature 0'),
+  (dict(rule='temperature', caps=(0, None)), 'expected positive numbers'),
+  (dict(rule='temperature', sizes=(5, 0)), "task 'vqa': got weight 1 but 0 examples"),
+])
+def test_refuses_shares_that_cannot_be(arguments, message):
+  with pytest.raises(SphinxError, match=message):
+    shares(**dict(weights=(1, 1), sizes=(5, 5), names=('rec', 'vqa')) | arguments)
+
+
+def test_all_empty_tasks_are_named_together():
+  with pytest.raises(SphinxError, match="task 'rec': got weight 1 but 0 examples; task 'vqa': got weight 2 but 0 examples"):
+    Mixture((1, 2, 3), (0, 0, 5), names=('rec', 'vqa', 'ocr'))
 
 
 @pytest.mark.parametrize('weights, sizes, message', [
