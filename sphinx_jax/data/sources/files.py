@@ -1,6 +1,7 @@
 """Reading the files that datasets come in, with errors that name source and file."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ def find(name: str, root: Path, *choices: str) -> Path:
                     'check root; the expected tree is in the docstring of the source')
 
 
-def read_json(name: str, path: Path, kind: type = object) -> Any:
-  """The value of a JSON file. Raises SphinxError when it is missing, empty, no JSON, or not of this kind (list, dict)."""
+def read_json(name: str, path: Path, kind: type = object, hook: Callable[[dict], Any] | None = None) -> Any:
+  """The value of a JSON file; `hook` turns each object into what is kept of it, before the next is read.
+
+  Raises SphinxError when it is missing, empty, no JSON, or not of this kind (list, dict).
+  """
   try:
-    value = json.loads(path.read_bytes())
+    value = json.loads(path.read_bytes(), object_hook=hook)
   except OSError as error:
     raise errors.make(f"source '{name}'", f'{error.strerror} for {str(path)!r}', 'a readable file', 'check root') from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise errors.make(f"source '{name}'", f'{str(path)!r}, which is no JSON ({error})', 'the official file',
                       'download it again') from error
   if not isinstance(value, kind):

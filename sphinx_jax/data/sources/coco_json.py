@@ -1,0 +1,140 @@
+"""The JSON of COCO (images, annotations, categories), in which COCO, LVIS, DocLayNet and RefCOCO's instances come.
+
+What is wrong with one image or annotation is a BadExample of the item that needs it; the others stay usable.
+"""
+
+from collections import Counter
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+from typing import Any
+
+from sphinx_jax.core import errors
+from sphinx_jax.data.record import BadExample
+from sphinx_jax.data.sources.files import read_json
+
+# Most of the bytes of these files, and nothing of it is asked for.
+_UNUSED = frozenset({'segmentation', 'area', 'license', 'flickr_url', 'date_captured', 'supercategory'})
+_AMBIGUOUS: dict = {}  # Stands for two images of one id.
+
+
+class CocoJson:
+  """One such file, held without its segmentations.
+
+  Attributes:
+    images: image id -> its entry.
+    annotations: image id -> its annotations, equal ones once; those whose image id is unreadable stand under None.
+    names: category id -> name, in the order of the file.
+
+  Raises:
+    SphinxError: no such file, no JSON, or a list is missing.
+  """
+
+  def __init__(self, source: str, path: Path):
+    value = {'categories': [], **read_json(source, path, dict, _lean)}  # Captions have none.
+    for name in ('images', 'annotations', 'categories'):
+      if not isinstance(value.get(name), list):
+        raise errors.make(f"source '{source}'", f"no list '{name}' in {str(path)!r}", 'a file in the format of COCO',
+                          'check that it is the official file')
+    self.images: dict[Any, dict] = {}
+    for image in value['images']:
+      if isinstance(image, dict) and isinstance(image.get('id'), int | str):
+        same = self.images.setdefault(image['id'], image) == image
+        self.images[image['id']] = image if same else _AMBIGUOUS
+    self.annotations: dict[Any, list] = {}
+    for annotation in value['annotations']:
+      self.annotations.setdefault(_key(annotation, 'image_id'), []).append(annotation)
+    self.annotations = {image_id: _once(rows) for image_id, rows in self.annotations.items()}
+    self.names = {entry['id']: entry['name'] for entry in value['categories']
+                  if isinstance(entry, dict) and isinstance(entry.get('name'), str) and isinstance(entry.get('id'), int | str)}
+
+  def image(self, image_id: Hashable) -> dict:
+    """The entry of an image. Raises BadExample ('unknown image', 'duplicate id')."""
+    image = self.images.get(image_id)
+    if image is None:
+      raise BadExample('unknown image', f'an annotation of image {image_id!r}, which is not in the file')
+    if image is _AMBIGUOUS:
+      raise BadExample('duplicate id', f'two images have the id {image_id!r}')
+    return image
+
+  def about(self, image_id: Hashable) -> dict:
+    """{'size'} of the image as tasks read it, or {} where the file says none. Raises BadExample as `image` does."""
+    image = self.image(image_id)
+    if 'width' not in image or 'height' not in image:
+      return {}
+    return {'size': tuple(number(image[side], f'{side} of image {image_id}') for side in ('width', 'height'))}
+
+  def objects(self, image_id: Hashable) -> list[dict]:
+    """[{'id', 'name', 'box', 'crowd'}] of an image. Raises BadExample ('malformed annotation')."""
+    return [{'id': str(row['id']) if 'id' in row else '', 'name': self.name(row), 'box': box(row),
+             'crowd': bool(row.get('iscrowd'))} for row in map(checked, self.annotations.get(image_id, ()))]
+
+  def name(self, annotation: dict) -> str:
+    """The category's name. Raises BadExample ('malformed annotation')."""
+    key = _key(annotation, 'category_id')
+    if key not in self.names:
+      raise malformed(f"category {annotation.get('category_id')!r:.80}, which is not in the file")
+    return self.names[key]
+
+
+def file_name(image: dict, folder: Path) -> Path:
+  """Where an image lies. Raises BadExample ('malformed annotation')."""
+  name = image.get('file_name')
+  if not isinstance(name, str) or not name:
+    raise malformed(f'image {image.get("id")} has the file name {name!r:.80}')
+  return folder / name
+
+
+def box(annotation: dict) -> list[float]:
+  """[x1, y1, x2, y2] of an annotation's 'bbox' [x, y, width, height]. Raises BadExample ('malformed annotation')."""
+  given = annotation.get('bbox')
+  if not isinstance(given, list) or len(given) != 4:
+    raise malformed(f'box {given!r:.80}, expected [x, y, width, height]')
+  x, y, width, height = (number(value, 'box') for value in given)
+  return [x, y, x + width, y + height]
+
+
+def number(value: Any, what: str) -> float:
+  """A number of JSON as a float. Raises BadExample ('malformed annotation')."""
+  try:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+      return float(value)
+  except OverflowError:
+    pass
+  raise malformed(f'{what}: {value!r:.80} instead of a number')
+
+
+def checked(annotation: Any) -> dict:
+  """An annotation that is a dict. Raises BadExample ('malformed annotation')."""
+  if not isinstance(annotation, dict):
+    raise malformed(f'{annotation!r:.80} instead of an annotation')
+  return annotation
+
+
+def malformed(message: str) -> BadExample:
+  return BadExample('malformed annotation', message)
+
+
+def unique(ids: Iterable[str]) -> list[str]:
+  """The ids with '#2', '#3' ... on those that came before."""
+  seen: Counter = Counter()
+  result = []
+  for name in ids:
+    seen[name] += 1
+    result.append(name if seen[name] == 1 else f'{name}#{seen[name]}')
+  return result
+
+
+def _lean(entry: dict) -> dict:
+  return {key: value for key, value in entry.items() if key not in _UNUSED}
+
+
+def _key(annotation: Any, name: str) -> Any:
+  key = annotation.get(name) if isinstance(annotation, dict) else None
+  return key if isinstance(key, int | str) else None
+
+
+def _once(rows: list) -> list:
+  """The rows without repetitions; rows of one id that differ all stay."""
+  if len({_key(row, 'id') for row in rows}) == len(rows):
+    return rows
+  return list({repr(row): row for row in rows}.values())
