@@ -17,6 +17,14 @@ _MODULES = {
     'relaxed_accuracy': 'relaxed',
     'miou0.5': 'rec',
     'mme_score': 'mme',
+    # Not in that file:
+    'pope': 'pope',
+    'mmbench': 'mmbench',
+    'seed_bench': 'seed',
+    'coco_ap': 'coco_ap',
+    'coco_oks': 'coco_oks',
+    'caption': 'caption',
+    'phrase_grounding': 'grounding',
 }
 _PLACES = {name: f'sphinx_jax.evaluate.protocols.{module}' for name, module in _MODULES.items()}
 
