@@ -21,6 +21,7 @@ KINDS = {  # task -> the kinds of scenes it can ask about
   'reg': ('objects',),
   'grounded_caption': ('objects',),
   'detection': ('objects',),
+  'counting': ('objects',),
   'relation': ('objects',),
   'text': ('text',),
 }

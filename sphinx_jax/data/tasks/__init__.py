@@ -10,8 +10,10 @@ TASKS = Table('task', {
     'reg': 'sphinx_jax.data.tasks.reg:TASK',
     'grounded_caption': 'sphinx_jax.data.tasks.grounded_caption:TASK',
     'detection': 'sphinx_jax.data.tasks.detection:TASK',
+    'counting': 'sphinx_jax.data.tasks.counting:TASK',
     'relation': 'sphinx_jax.data.tasks.relation:TASK',
     'layout': 'sphinx_jax.data.tasks.layout:TASK',
     'pose': 'sphinx_jax.data.tasks.pose:TASK',
+    'dialog': 'sphinx_jax.data.tasks.dialog:TASK',
     'text': 'sphinx_jax.data.tasks.text:TASK',
 })

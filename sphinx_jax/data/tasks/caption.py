@@ -25,10 +25,13 @@ _AROUND = frozenset(
 
 
 def turns(annotation, rng, max_turns):
-  """One turn: the caption as it is."""
+  """One turn: the caption as it is. 'captions', all references, are the truth's 'answers'."""
   del max_turns
   caption = annotation['caption'].strip()
-  return [base.Turn(base.choose(INSTRUCTIONS, rng), caption, {'answer': caption})]
+  truth = {'answer': caption}
+  if annotation.get('captions'):
+    truth['answers'] = [reference.strip() for reference in annotation['captions']]
+  return [base.Turn(base.choose(INSTRUCTIONS, rng), caption, truth)]
 
 
 def things(text: str) -> set[str]:
@@ -45,9 +48,11 @@ def things(text: str) -> set[str]:
 
 
 def score(answer, truth):
-  """F1 of mentioned things as (2 tp, 2 tp + fp + fn)."""
-  said, meant = things(answer), things(truth['answer'])
-  return 2.0 * len(said & meant), float(len(said) + len(meant))
+  """F1 of mentioned things as (2 tp, 2 tp + fp + fn), with the reference that the answer is nearest to."""
+  said = things(answer)
+  counts = [(2.0 * len(said & meant), float(len(said) + len(meant)))
+            for meant in map(things, truth.get('answers', [truth['answer']]))]
+  return max(counts, key=lambda count: count[0] / max(count[1], 1.0))
 
 
 TASK = base.Task('caption', 'F1 of things', INSTRUCTIONS, turns, score)

@@ -1,6 +1,9 @@
-"""OCR-VQA: reading a word, pointed out by its colour or its place where there are several."""
+"""Questions about text in the picture: a dataset's own (OCR-VQA, TextVQA, DocVQA, ChartQA), or to read a word.
 
-from sphinx_jax.data.tasks import base
+A word of a scene is pointed out by its colour or its place where there are several.
+"""
+
+from sphinx_jax.data.tasks import base, questions
 
 INSTRUCTIONS = (
     base.SHORT_ANSWER,
@@ -16,13 +19,15 @@ _PLACES = {'left of': 'on the left', 'right of': 'on the right', 'above': 'at th
 
 
 def turns(annotation, rng, max_turns):
-  """One turn for each of up to max_turns words that can be told from the others."""
+  """The first max_turns given questions; or one turn for each of as many words that can be told from the others."""
+  if 'questions' in annotation:
+    return questions.turns(annotation['questions'], rng, max_turns, INSTRUCTIONS)
   words = annotation['words']
   if len(words) == 1:
-    questions = [(base.choose(_ALONE, rng), words[0]['text'])]
+    asked = [(base.choose(_ALONE, rng), words[0]['text'])]
   else:
-    questions = [(base.choose(ways, rng), word['text']) for word in words if (ways := _pointers(word, words, rng))]
-  return base.short_answer_turns(base.sample(questions, rng, max_turns, 'words to ask for'), rng, INSTRUCTIONS)
+    asked = [(base.choose(ways, rng), word['text']) for word in words if (ways := _pointers(word, words, rng))]
+  return base.short_answer_turns(base.sample(asked, rng, max_turns, 'words to ask for'), rng, INSTRUCTIONS)
 
 
 def _pointers(word, words, rng):
@@ -37,4 +42,4 @@ def _pointers(word, words, rng):
   return ways
 
 
-TASK = base.Task('ocr', 'accuracy', INSTRUCTIONS, turns, base.exact_match, mirrors=False)
+TASK = base.Task('ocr', 'accuracy', INSTRUCTIONS, turns, questions.score, mirrors=False)

@@ -1,4 +1,4 @@
-"""Referring expression comprehension: an expression -> the box of the one thing it names (RefCOCO)."""
+"""Referring expression comprehension: an expression -> the box of the one thing it names (RefCOCO, Visual Genome)."""
 
 from sphinx_jax.core import boxes, coordinates
 from sphinx_jax.data.tasks import base
@@ -12,14 +12,16 @@ INSTRUCTIONS = (
 
 
 def turns(annotation, rng, max_turns):
-  """One turn for each of up to max_turns objects whose expression names no other object."""
-  names = [base.expression(item) for item in annotation['objects']]
-  unique = [item for item, name in zip(annotation['objects'], names) if names.count(name) == 1]
+  """One turn for each of up to max_turns objects: one of its expressions, or a name that no other object has."""
+  asked = base.referred(annotation['objects'])
   result = []
-  for item in base.sample(unique, rng, max_turns, 'objects with an expression of their own'):
+  for item, expressions in base.sample(asked, rng, max_turns, 'objects with an expression of their own'):
     box = base.checked_box(item['box'])
-    instruction = base.choose(INSTRUCTIONS, rng).format(base.expression(item))
-    result.append(base.Turn(instruction, coordinates.format_box(box), {'box': box, 'label': base.expression(item)}))
+    label = expressions[0] if len(expressions) == 1 else base.choose(expressions, rng)
+    wording = base.choose(INSTRUCTIONS, rng)
+    # Sentences of datasets often begin with an article themselves.
+    said = base.without_article(label) if 'the {}' in wording else label
+    result.append(base.Turn(wording.format(said), coordinates.format_box(box), {'box': box, 'label': label}))
   return result
 
 

@@ -1,4 +1,4 @@
-"""Referring expression generation: a box -> the expression of the thing in it."""
+"""Referring expression generation: a box -> the expression of the thing in it (RefCOCO, Visual Genome)."""
 
 from sphinx_jax.core import coordinates
 from sphinx_jax.data.tasks import base
@@ -12,13 +12,17 @@ INSTRUCTIONS = (
 
 
 def turns(annotation, rng, max_turns):
-  """One turn for each of up to max_turns objects."""
+  """One turn for each of up to max_turns objects; of one with expressions, the truth's 'answers' are all of them."""
+  objects = base.single(annotation['objects'])
+  described = [item for item in objects if item.get('expressions')]
   result = []
-  for item in base.sample(annotation['objects'], rng, max_turns, 'objects'):
-    box, answer = base.checked_box(item['box']), base.expression(item)
+  for item in base.sample(described or objects, rng, max_turns, 'objects'):
+    box, answer, truth = base.checked_box(item['box']), base.expression(item), {}
+    if described:
+      answer, truth = base.choose(item['expressions'], rng), {'answers': list(item['expressions'])}
     instruction = base.choose(INSTRUCTIONS, rng).format(coordinates.format_box(box))
-    result.append(base.Turn(instruction, answer, {'answer': answer, 'box': box}))
+    result.append(base.Turn(instruction, answer, {'answer': answer, 'box': box, **truth}))
   return result
 
 
-TASK = base.Task('reg', 'accuracy', INSTRUCTIONS, turns, base.exact_match)
+TASK = base.Task('reg', 'accuracy', INSTRUCTIONS, turns, base.any_match)

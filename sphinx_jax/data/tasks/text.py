@@ -1,4 +1,4 @@
-"""Text only: continue a sentence, or write one. It has no metric of its own; its loss is what is watched."""
+"""Text only: a document as it is, or a sentence to continue or to write. Its loss is what is watched, it has no metric."""
 
 from sphinx_jax.data.tasks import base
 
@@ -11,8 +11,14 @@ INSTRUCTIONS = (
 
 
 def turns(annotation, rng, max_turns):
-  """One turn. The instruction shows a quarter to half of the words, and the answer is the rest; or nothing, and all."""
+  """One turn. A document is all answer, with no question before it, as in pretraining.
+
+  Of a sentence the instruction shows a quarter to half of the words, and the answer is the rest; or nothing, and all.
+  """
   del max_turns
+  if annotation.get('document'):
+    answer = annotation['text'].strip()
+    return [base.Turn(None, answer, {'answer': answer})]
   words = annotation['text'].split()
   instruction = base.choose(INSTRUCTIONS, rng)
   shown = 0

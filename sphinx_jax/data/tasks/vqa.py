@@ -1,12 +1,12 @@
-"""General VQA: short questions about colour, kind, presence, number and position (VQAv2, GQA).
+"""General VQA: the questions of a dataset (VQAv2, GQA, ScienceQA), or short ones about the objects it gives.
 
-Every question is made from the scene alone, so the task needs no list of colours or kinds, and asked so that its wording
-does not give the answer away: a question of presence is asked of a pair that is there as often as of one whose colour and
-kind are both there, on different things.
+Those (of colour, kind, presence, number and position) are made from the scene alone, so the task needs no list of colours or
+kinds, and asked so that their wording does not give the answer away: a question of presence is asked of a pair that is there
+as often as of one whose colour and kind are both there, on different things.
 """
 
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.data.tasks import base
+from sphinx_jax.data.tasks import base, questions
 
 INSTRUCTIONS = (
     base.SHORT_ANSWER,
@@ -65,7 +65,9 @@ FAMILIES = {'color': _color, 'kind': _kind, 'presence': _presence, 'number': _nu
 
 
 def turns(annotation, rng, max_turns):
-  """Up to max_turns questions, from as many different families as there are, in random order."""
+  """The first max_turns given questions; or as many about objects, of as many families as there are, in random order."""
+  if 'questions' in annotation:
+    return questions.turns(annotation['questions'], rng, max_turns, INSTRUCTIONS)
   objects = annotation['objects']
   if not objects:
     raise BadExample('nothing to ask', 'the annotation has no objects')
@@ -73,8 +75,8 @@ def turns(annotation, rng, max_turns):
   pools = [base.sample(pool, rng, len(pool), 'questions') for pool in pools if pool]
   order = base.sample(pools, rng, len(pools), 'questions')
   # Round by round, one question of every family that still has one.
-  questions = [pool[i] for i in range(max(map(len, order))) for pool in order if i < len(pool)]
-  return base.short_answer_turns(questions[:max_turns], rng, INSTRUCTIONS)
+  asked = [pool[i] for i in range(max(map(len, order))) for pool in order if i < len(pool)]
+  return base.short_answer_turns(asked[:max_turns], rng, INSTRUCTIONS)
 
 
-TASK = base.Task('vqa', 'accuracy', INSTRUCTIONS, turns, base.exact_match)
+TASK = base.Task('vqa', 'accuracy', INSTRUCTIONS, turns, questions.score)

@@ -33,7 +33,9 @@ SCENE = {
     'people': [PERSON],
     'caption': 'a red circle, a blue cup and an orange cup',
     'text': 'the small dog runs over the green hill',
+    'turns': [['What is this?', 'A red circle.'], [None, 'And two cups.']],
 }
-EMPTY = {'objects': [], 'words': [], 'blocks': [], 'people': [], 'caption': ' ', 'text': ''}
+EMPTY = {'objects': [], 'words': [], 'blocks': [], 'people': [], 'caption': ' ', 'text': '', 'turns': []}
 NAMES = tuple(TASKS)
-SCORED = tuple(name for name in NAMES if name != 'text')
+OPEN = ('text', 'dialog')  # Nothing to score.
+SCORED = tuple(name for name in NAMES if name not in OPEN)

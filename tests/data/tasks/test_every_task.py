@@ -35,7 +35,7 @@ def test_turns_are_a_function_of_annotation_and_seed(name):
   assert turns(name, seed=3) == turns(name, seed=3)
 
 
-@pytest.mark.parametrize('name', scenes.NAMES)
+@pytest.mark.parametrize('name', [name for name in scenes.NAMES if name != 'dialog'])
 def test_the_wording_varies_with_the_seed(name):
   task = TASKS[name]
   assert 3 <= len(task.instructions) == len(set(task.instructions)) <= 5
@@ -44,7 +44,7 @@ def test_the_wording_varies_with_the_seed(name):
   assert len(heard) >= len(task.instructions) and fixed <= heard
 
 
-@pytest.mark.parametrize('name', scenes.NAMES)
+@pytest.mark.parametrize('name', [name for name in scenes.NAMES if name != 'dialog'])
 @pytest.mark.parametrize('most', [1, 2, 5])
 def test_max_turns_is_kept_and_no_question_is_asked_twice(name, most):
   for seed in range(10):
