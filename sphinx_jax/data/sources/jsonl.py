@@ -33,10 +33,10 @@ def open_source(entry: Mapping[str, Any], data_dir: str | Path | None = None) ->
 
 
 class Jsonl:
-  """Records of a .json or .jsonl file; of .jsonl only the lines' offsets are held in memory.
+  """Records of a .json or .jsonl file.
 
   Raises:
-    SphinxError: the file is missing, empty, a .json that is no list, or the policy has no such name.
+    SphinxError: see `Rows`; or the policy has no such name.
   """
 
   def __init__(self, path: str | Path, root: str | Path | None = None, task: str = 'dialog', too_long: str = 'skip'):
@@ -44,15 +44,10 @@ class Jsonl:
     self._root = Path(root) if root else self.path.parent
     if too_long not in _POLICIES:
       raise errors.unknown('too_long policy', too_long, _POLICIES)
-    if not self.path.is_file():
-      raise errors.make(f"source '{path}'", 'no such file', 'a .json or .jsonl file of conversations', 'check the path')
-    self._items = _json_list(self.path) if self.path.suffix == '.json' else None
-    self._lines, self._offsets = _index(self.path) if self._items is None else (None, None)
-    if not len(self):
-      raise errors.make(f"source '{path}'", 'an empty file', 'at least one conversation', 'check how it was written')
+    self._rows = Rows(self.name, self.path)
 
   def __len__(self) -> int:
-    return len(self._items if self._items is not None else self._offsets)
+    return len(self._rows)
 
   def __getitem__(self, index: int) -> Record:
     """Record `index`.
@@ -60,22 +55,9 @@ class Jsonl:
     Raises:
       BadExample: not JSON, not the format, or no such image; the message tells file and line.
     """
-    where, item = self._item(index)
-    if not isinstance(item, dict) or not isinstance(item.get('conversations'), list):
-      raise BadExample('not a conversation', f'{where}: no list "conversations"')
-    return Record(where, self.task, self._image(where, item), *_turns(where, item['conversations']))
-
-  def _item(self, index: int) -> tuple[str, Any]:
-    if self._items is not None:
-      return f'{self.path}: item {index + 1}', self._items[index]
-    where = f'{self.path}:{self._lines[index]}'
-    with open(self.path, 'rb') as file:
-      file.seek(self._offsets[index])
-      line = file.readline()
-    try:
-      return where, json.loads(line)
-    except ValueError as error:
-      raise BadExample('not json', f'{where}: {error}') from error
+    where, item = self._rows[index]
+    said = turns(where, conversations(where, item))
+    return Record(where, self.task, self._image(where, item), said, tuple({'answer': answer} for _, answer in said))
 
   def _image(self, where: str, item: dict) -> bytes | None:
     if item.get('image') is None:
@@ -86,14 +68,61 @@ class Jsonl:
       raise BadExample('missing image', f'{where}: {error}') from error
 
 
-def _json_list(path: Path) -> list:
+class Rows:
+  """The values of a .json list or of the lines of a .jsonl file; of .jsonl only the lines' offsets are held in memory.
+
+  Args:
+    name: of source and file, for messages.
+    path: the file; what is not named .json is read as lines.
+
+  Raises:
+    SphinxError: the file is missing, empty, or a .json that is no list.
+  """
+
+  def __init__(self, name: str, path: Path):
+    self.path = path
+    if not path.is_file():
+      raise errors.make(f"source '{name}'", 'no such file', 'a .json or .jsonl file of conversations', 'check the path')
+    self._items = _json_list(name, path) if path.suffix == '.json' else None
+    self._lines, self._offsets = _index(path) if self._items is None else (None, None)
+    if not len(self):
+      raise errors.make(f"source '{name}'", 'an empty file', 'at least one conversation', 'check how it was written')
+
+  def __len__(self) -> int:
+    return len(self._items if self._items is not None else self._offsets)
+
+  def __getitem__(self, index: int) -> tuple[str, Any]:
+    """(where it stands, for messages; the value). Raises BadExample ('not json') for a line."""
+    if self._items is not None:
+      return f'{self.path}: item {index + 1}', self._items[index]
+    where = f'{self.path}:{self._lines[index]}'
+    with open(self.path, 'rb') as file:
+      file.seek(self._offsets[index])
+      line = file.readline()
+    try:
+      return where, json.loads(line)
+    except (ValueError, RecursionError) as error:
+      raise BadExample('not json', f'{where}: {error}') from error
+
+
+def conversations(where: str, item: Any) -> list[dict]:
+  """The list of {"from", "value"} of an item. Raises BadExample ('not a conversation'): values are texts or numbers."""
+  if not isinstance(item, dict) or not isinstance(item.get('conversations'), list):
+    raise BadExample('not a conversation', f'{where}: no list "conversations"')
+  for said in item['conversations']:
+    if not isinstance(said, dict) or not isinstance(said.get('from'), str) or not isinstance(said.get('value'), (str, int, float)):
+      raise BadExample('not a conversation', f'{where}: turn {said!r:.80} is not from somebody with a value')
+  return item['conversations']
+
+
+def _json_list(name: str, path: Path) -> list:
   try:
     items = json.loads(path.read_bytes() or b'[]')
-  except ValueError as error:
-    raise errors.make(f"source '{path}'", f'no JSON ({error})', 'a JSON list of conversations',
+  except (OSError, ValueError, RecursionError) as error:
+    raise errors.make(f"source '{name}'", f'no JSON ({error})', 'a JSON list of conversations',
                       'name the file .jsonl if it has one item a line') from error
   if not isinstance(items, list):
-    raise errors.make(f"source '{path}'", f'a JSON {type(items).__name__}', 'a list of conversations', 'wrap it in [ ]')
+    raise errors.make(f"source '{name}'", f'a JSON {type(items).__name__}', 'a list of conversations', 'wrap it in [ ]')
   return items
 
 
@@ -109,23 +138,27 @@ def _index(path: Path) -> tuple[np.ndarray, np.ndarray]:
   return np.asarray(numbers, np.int64), np.asarray(offsets, np.int64)
 
 
-def _turns(where: str, conversations: list) -> tuple[tuple, tuple]:
-  """(turns, truth) of the official list of {"from", "value"}; a missing human line is a question of None."""
-  turns: list[tuple[str | None, str | None]] = []
-  for said in conversations:
-    if not isinstance(said, dict) or 'value' not in said or said.get('from') not in ('human', 'gpt'):
+def turns(where: str, conversation: list[dict]) -> tuple[tuple[str | None, str], ...]:
+  """(question, answer) pairs of the official format; a missing human line is a question of None.
+
+  Raises:
+    BadExample: ('not a conversation', 'empty answer').
+  """
+  result: list[tuple[str | None, str | None]] = []
+  for said in conversation:
+    if said['from'] not in ('human', 'gpt'):
       raise BadExample('not a conversation', f'{where}: turn {said!r:.80} is not from "human" or "gpt" with a value')
     value = str(said['value']).replace('<image>', '').strip()
     if said['from'] == 'human':
-      if turns and turns[-1][1] is None:
+      if result and result[-1][1] is None:
         raise BadExample('not a conversation', f'{where}: two questions without an answer between them')
-      turns.append((value, None))
-    elif turns and turns[-1][1] is None:
-      turns[-1] = (turns[-1][0], value)
+      result.append((value, None))
+    elif result and result[-1][1] is None:
+      result[-1] = (result[-1][0], value)
     else:
-      turns.append((None, value))
-  if turns and turns[-1][1] is None:
-    turns.pop()  # A last question without an answer has nothing to train.
-  if not turns or not all(answer for _, answer in turns):
-    raise BadExample('empty answer', f'{where}: ' + ('an answer is empty' if turns else 'no answers'))
-  return tuple(turns), tuple({'answer': answer} for _, answer in turns)
+      result.append((None, value))
+  if result and result[-1][1] is None:
+    result.pop()  # A last question without an answer has nothing to train.
+  if not result or not all(answer for _, answer in result):
+    raise BadExample('empty answer', f'{where}: ' + ('an answer is empty' if result else 'no answers'))
+  return tuple(result)
