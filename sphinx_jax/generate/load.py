@@ -72,8 +72,12 @@ def is_ours(directory) -> bool:
 
 
 def _laid_out(config, arrays, mesh: str) -> dict:
-  """ShapeDtypeStructs of stored arrays (path -> shape and dtype), in the layout that a mesh by name gives a model's parameters."""
-  layouts = rules.shardings(sphinx.logical_axes(config), sphinx.abstract_params(config), meshes.make_mesh(**meshes.PRESETS[mesh]))
+  """ShapeDtypeStructs of stored arrays (path -> shape and dtype), in the layout that a mesh by name gives a model's parameters.
+
+  The mesh is over this process's devices: each process of a run that answers has a model of its own.
+  """
+  devices = meshes.make_mesh(**meshes.PRESETS[mesh], devices=jax.local_devices())
+  layouts = rules.shardings(sphinx.logical_axes(config), sphinx.abstract_params(config), devices)
   return trees.unflatten({path: jax.ShapeDtypeStruct(arrays[path].shape, arrays[path].dtype, sharding=layout)
                           for path, layout in trees.flatten(layouts).items() if path in arrays})
 
