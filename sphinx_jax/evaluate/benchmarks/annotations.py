@@ -14,7 +14,7 @@ from typing import Any
 
 from sphinx_jax.core import errors
 from sphinx_jax.data.sources import files
-from sphinx_jax.evaluate.benchmarks.base import Question, field
+from sphinx_jax.evaluate.benchmarks.base import Question, field, rows
 
 
 def read(name: str, root: Path, prompt: str, file: str, annotation: str | Sequence[str] | None = None) -> list[Question]:
@@ -32,13 +32,12 @@ def read(name: str, root: Path, prompt: str, file: str, annotation: str | Sequen
     SphinxError: a file is missing or not the official one, or has no answers to one of the questions.
   """
   path = root / file
-  rows = files.read_json(name, path, list)
   answers = None
   if annotation is not None:
     source = files.find(name, root, *((annotation,) if isinstance(annotation, str) else annotation))
     answers = all_answers(name, source)
   questions = []
-  for index, row in enumerate(rows):
+  for index, row in enumerate(files.read_json(name, path, list)):
     entry = {key: field(name, row, key, path) for key in ('image_path', 'question', 'question_id', 'gt_answers')}
     if answers is not None:
       if str(entry['question_id']) not in answers:
@@ -56,14 +55,15 @@ def all_answers(name: str, path: Path) -> dict[str, list[str]]:
   pictures carry the number of the question).
   """
   value = files.read_json(name, path)
-  rows = value if isinstance(value, list) else field(name, value, 'annotations' if 'annotations' in value else 'data', path)
-  return {_question_id(name, row, path): [_text(name, answer, path) for answer in field(name, row, 'answers', path)]
-          for row in rows}
+  listed = value if isinstance(value, list) else rows(
+      name, value, 'annotations' if isinstance(value, dict) and 'annotations' in value else 'data', path)
+  return {_question_id(name, row, path): [_text(name, answer, path) for answer in rows(name, row, 'answers', path)]
+          for row in listed}
 
 
 def _question_id(name: str, row: Any, path: Path) -> str:
   for key in ('question_id', 'questionId'):
-    if key in row:
+    if isinstance(row, dict) and key in row:
       return str(row[key])
   number = re.search(r'(\d+)\.\w+$', str(field(name, row, 'image', path)))
   return str(int(number[1])) if number else str(row['image'])

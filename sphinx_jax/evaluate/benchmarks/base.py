@@ -12,9 +12,20 @@ from sphinx_jax.evaluate.protocols import PROTOCOLS
 # Each reads one layout: (name, root, prompt, **the row's own settings) -> [Question, ...].
 READERS = Table('benchmark reader', {
     'annotations': 'sphinx_jax.evaluate.benchmarks.annotations:read',
+    'pope': 'sphinx_jax.evaluate.benchmarks.pope:read',
+    'mmbench': 'sphinx_jax.evaluate.benchmarks.mmbench:read',
+    'seed_bench': 'sphinx_jax.evaluate.benchmarks.seed:read',
+    'coco_objects': 'sphinx_jax.evaluate.benchmarks.coco:read_objects',
+    'coco_people': 'sphinx_jax.evaluate.benchmarks.coco:read_people',
+    'coco_captions': 'sphinx_jax.evaluate.benchmarks.coco:read_captions',
+    'karpathy': 'sphinx_jax.evaluate.benchmarks.coco:read_karpathy',
+    'flickr30k': 'sphinx_jax.evaluate.benchmarks.flickr30k:read',
+    'vqav2_questions': 'sphinx_jax.evaluate.benchmarks.hidden:read_vqav2',
+    'vizwiz_questions': 'sphinx_jax.evaluate.benchmarks.hidden:read_vizwiz',
+    'docvqa_questions': 'sphinx_jax.evaluate.benchmarks.hidden:read_docvqa',
 })
 
-_COMMON = ('reader', 'prompt', 'prefix', 'max_new_tokens', 'protocol', 'hidden', 'published', 'variant', 'note')
+_COMMON = ('reader', 'prompt', 'prefix', 'max_new_tokens', 'protocol', 'metric', 'hidden', 'published', 'variant', 'note')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,3 +101,12 @@ def field(name: str, row: Any, key: str, path: Path) -> Any:
     raise errors.make(f"benchmark '{name}'", f"a row of {str(path)!r} without '{key}': {str(row)[:200]}",
                       'the official file', 'download it again')
   return row[key]
+
+
+def rows(name: str, value: Any, key: str, path: Path) -> list[Any]:
+  """value[key], a list. Raises SphinxError naming the file when it is none."""
+  found = field(name, value, key, path)
+  if not isinstance(found, list):
+    raise errors.make(f"benchmark '{name}'", f"a {type(found).__name__} under '{key}' in {str(path)!r}", 'a list',
+                      'check that it is the official file')
+  return found

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sphinx_jax.core import boxes, coordinates
+from sphinx_jax.core import boxes, coordinates, errors
 from sphinx_jax.data.tasks.base import normalize
 from sphinx_jax.evaluate.protocols import base
 
@@ -57,11 +57,13 @@ def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
     {'AP', 'AP50', 'AP75', 'AP small', 'AP medium', 'AP large'}; without those of sizes that do not occur.
 
   Raises:
-    SphinxError: no entries.
+    SphinxError: no entries, or no object.
   """
   del official
   base.some('COCO AP', entries)
   names = sorted({normalize(thing['name']) for entry in entries for thing in entry['objects']})
+  if not names:
+    raise errors.make('COCO AP', f'{len(entries)} pictures with nothing in them', 'at least one object', 'score more pictures')
   truth, said = [], []
   for entry in entries:
     truth += [{'image_id': entry['image_id'], 'category_id': names.index(normalize(thing['name'])), 'bbox': thing['bbox'],

@@ -18,7 +18,7 @@ def yes_or_no(answer: str) -> str:
 def each(entries: Sequence[dict], official: bool = False) -> list[float]:
   """1.0 or 0.0 for every question."""
   del official
-  return [float(yes_or_no(entry['answer']) == _truth(entry)) for entry in entries]
+  return [float(_said(entry) == _truth(entry)) for entry in entries]
 
 
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
@@ -29,12 +29,18 @@ def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
   """
   del official
   base.some('POPE', entries)
-  pairs = [(yes_or_no(entry['answer']) == 'yes', _truth(entry) == 'yes') for entry in entries]
+  pairs = [(_said(entry) == 'yes', _truth(entry) == 'yes') for entry in entries]
   said, true, both = (sum(yes) for yes in zip(*((*pair, all(pair)) for pair in pairs)))
   return {
     'accuracy': sum(said_yes == true_yes for said_yes, true_yes in pairs) / len(pairs), 'precision': both / max(said, 1),
     'recall': both / max(true, 1), 'f1': 2 * both / max(said + true, 1), 'yes ratio': said / len(pairs),
   }
+
+
+def _said(entry):
+  if entry.get('skipped'):  # A question that could not be asked must not be right by being empty.
+    return 'no' if _truth(entry) == 'yes' else 'yes'
+  return yes_or_no(entry['answer'])
 
 
 def _truth(entry):
