@@ -228,8 +228,7 @@ def ocrvqa(scenes: Sequence[Scene], split: str, output: Path) -> None:
   dataset = json.loads(file.read_text()) if split != 'train' else {}
   _pictures(things, lambda scene: root / f'images/{scene.number}.jpg')
   for scene in things:
-    asked = ocr.scene_questions(_normal(scene)['words'], _rng(scene))
-    if asked:
+    if asked := ocr.scene_questions(_normal(scene)['words'], _rng(scene)):
       questions, answers = zip(*asked[:_QUESTIONS])
       dataset[str(scene.number)] = {'imageURL': f'http://images.example/{scene.number}.jpg', 'questions': questions, 'answers': answers,
                                     'split': 1 if split == 'train' else 3, 'title': '', 'authorName': '', 'genre': ''}

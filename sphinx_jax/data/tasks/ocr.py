@@ -22,12 +22,15 @@ def turns(annotation, rng, max_turns):
   """The first max_turns given questions; or one turn for each of as many words that can be told from the others."""
   if 'questions' in annotation:
     return questions.turns(annotation['questions'], rng, max_turns, INSTRUCTIONS)
-  words = annotation['words']
+  asked = base.sample(scene_questions(annotation['words'], rng), rng, max_turns, 'words to ask for')
+  return base.short_answer_turns(asked, rng, INSTRUCTIONS)
+
+
+def scene_questions(words, rng):
+  """(question, answer) of every word that can be told from the others."""
   if len(words) == 1:
-    asked = [(base.choose(_ALONE, rng), words[0]['text'])]
-  else:
-    asked = [(base.choose(ways, rng), word['text']) for word in words if (ways := _pointers(word, words, rng))]
-  return base.short_answer_turns(base.sample(asked, rng, max_turns, 'words to ask for'), rng, INSTRUCTIONS)
+    return [(base.choose(_ALONE, rng), words[0]['text'])]
+  return [(base.choose(ways, rng), word['text']) for word in words if (ways := _pointers(word, words, rng))]
 
 
 def _pointers(word, words, rng):

@@ -68,15 +68,17 @@ def turns(annotation, rng, max_turns):
   """The first max_turns given questions; or as many about objects, of as many families as there are, in random order."""
   if 'questions' in annotation:
     return questions.turns(annotation['questions'], rng, max_turns, INSTRUCTIONS)
-  objects = annotation['objects']
-  if not objects:
+  if not annotation['objects']:
     raise BadExample('nothing to ask', 'the annotation has no objects')
+  return base.short_answer_turns(scene_questions(annotation['objects'], rng)[:max_turns], rng, INSTRUCTIONS)
+
+
+def scene_questions(objects, rng):
+  """All (question, answer) about at least one object, round by round, one question of every family that still has one."""
   pools = [ask(objects, rng) for ask in FAMILIES.values()]
   pools = [base.sample(pool, rng, len(pool), 'questions') for pool in pools if pool]
   order = base.sample(pools, rng, len(pools), 'questions')
-  # Round by round, one question of every family that still has one.
-  asked = [pool[i] for i in range(max(map(len, order))) for pool in order if i < len(pool)]
-  return base.short_answer_turns(asked[:max_turns], rng, INSTRUCTIONS)
+  return [pool[i] for i in range(max(map(len, order))) for pool in order if i < len(pool)]
 
 
 TASK = base.Task('vqa', 'accuracy', INSTRUCTIONS, turns, questions.score)
