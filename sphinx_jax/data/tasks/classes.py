@@ -12,7 +12,7 @@ ABSENT_SHARE = 0.2  # Of the questions about one class, where one is known that 
 
 
 def sort(annotation: Mapping, things: Sequence[dict], key: str, crowds: bool = True) -> tuple[dict[str, list[dict]], list[str]]:
-  """({class: its things}, [class that is not there, ...]), as far as the annotation is sure of them.
+  """({class: its things}, [class that is not there, ...]), where the annotation is sure of it.
 
   Args:
     annotation: with 'classes', 'absent', 'partial' where they are known.

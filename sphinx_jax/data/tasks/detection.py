@@ -1,4 +1,4 @@
-"""Object detection: every class with its boxes, `circle [box; box], cup [box]`, or one class that is asked for (COCO, LVIS)."""
+"""Object detection: every class with its boxes, `circle [box; box], cup [box]`, or one class asked for (COCO, LVIS)."""
 
 from sphinx_jax.data.tasks import base, classes
 

@@ -1,4 +1,4 @@
-"""Document layout: blocks of a page by class with their boxes, `Title [box], Text [box; box]`, or of one class (DocLayNet)."""
+"""Document layout: blocks of a page by class with their boxes, `Title [box], Text [box; box]`, or of one (DocLayNet)."""
 
 from sphinx_jax.data.tasks import base, classes
 

@@ -43,9 +43,9 @@ def turns(annotation, rng, max_turns):
 def _everyone(people, rng):
   people = [{'box': base.checked_box(person['box']), 'keypoints': _annotated(person['keypoints'])}
             for person in sorted(people, key=base.center)]
-  lines = [f"person {coordinates.format_box(person['box'])}: {coordinates.format_keypoints(person['keypoints'].items())}"
-           for person in people]
-  return base.Turn(base.choose(INSTRUCTIONS, rng).format(EVERYONE), '\n'.join(lines), {'people': people})
+  answer = '\n'.join(f"person {coordinates.format_box(person['box'])}: "
+                     f"{coordinates.format_keypoints(person['keypoints'].items())}" for person in people)
+  return base.Turn(base.choose(INSTRUCTIONS, rng).format(EVERYONE), answer, {'people': people})
 
 
 def _annotated(keypoints):
