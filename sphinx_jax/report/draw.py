@@ -53,6 +53,7 @@ def draw(image, answer, asked='', scale=None, edge=320):
         people.append({})
       people[-1][name] = brush.pixels(numbers[0])
       continue
+    people.append({})  # a box is of the next person, if people are what the answer tells of
     colour = colours.setdefault(label, LAYOUT.get(label, PALETTE[len(colours) % len(PALETTE)]))
     for group in numbers:
       brush.mark(label, group, colour)

@@ -50,11 +50,19 @@ def test_the_skeleton_joins_keypoints_of_one_person_only():
   assert (two_people[middle] == GREY).all()
 
 
+def test_the_box_of_the_next_person_ends_the_one_before():
+  people = ('person [0.1, 0.4, 0.3, 0.6]: left shoulder [0.2, 0.5]\n'
+            'person [0.7, 0.4, 0.9, 0.6]: nose [0.8, 0.45], right shoulder [0.8, 0.5]')
+  pixels = drawn(64, 64, people)
+  assert (pixels[124:133, 100:160] == GREY).all()  # No limb from one to the other.
+  assert (pixels[128, 51] != GREY).any() and (pixels[128, 205] != GREY).any()
+
+
 def test_boxes_of_the_question_are_drawn_too():
   assert touched(drawn(64, 64, 'a cup', asked='What is in [0.25, 0.25, 0.75, 0.75]?'))[0] == pytest.approx(64, abs=2)
 
 
-@pytest.mark.parametrize('answer', ['', 'a red circle', '[0.1, 0.2', '[a, b, c, d]', '[0.9, 0.9, 0.1, 0.1]', '[5, 5, 9, 9] x [[', '<p>'])
+@pytest.mark.parametrize('answer', ['', 'None', 'a red circle', '[0.1, 0.2', '[a, b, c, d]', '[0.9, 0.9, 0.1, 0.1]', '[5, 5, 9, 9] x [[', '<p>'])
 def test_any_answer_can_be_drawn(answer):
   assert drawn(20, 30, answer).shape == (120, 80, 3)
 
