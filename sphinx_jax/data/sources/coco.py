@@ -13,8 +13,9 @@ from pathlib import Path
 
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.sources.base import Item
-from sphinx_jax.data.sources.coco_json import CocoJson, box, checked, file_name, malformed, number, unique
+from sphinx_jax.data.sources.coco_json import CocoJson, box, number, unique
 from sphinx_jax.data.sources.files import find
+from sphinx_jax.data.sources.questions import field
 
 _FILES = {'caption': 'captions', 'detection': 'instances', 'counting': 'instances', 'pose': 'person_keypoints'}
 
@@ -43,26 +44,22 @@ class Coco:
     annotation = self._file.about(image_id)
     if self._task == 'caption':
       others = [other for other in self._file.annotations[image_id] if _is_caption(other)]
-      annotation |= {'caption': text(row), 'captions': [text(other) for other in others]}
+      annotation |= {'caption': _text(row), 'captions': [_text(other) for other in others]}
     elif self._task == 'pose':
-      annotation['people'] = [_person(row) for row in self._file.annotations[image_id] if _has_pose(row)]
+      annotation['every'] = True  # Those left out are in the picture, too.
+      people = [_person(row) for row in self._file.annotations[image_id] if _has_pose(row)]
+      annotation |= {'people': people, 'every': True}  # Of others in the picture no keypoint is annotated.
     else:
       annotation |= {'objects': self._file.objects(image_id), 'classes': list(self._file.names.values())}
-    return Item(name, file_name(self._file.image(image_id), self._pictures), annotation)
-
-
-def text(annotation: dict) -> str:
-  """The caption of an annotation. Raises BadExample ('malformed annotation', 'empty answer')."""
-  caption = checked(annotation).get('caption')
-  if not isinstance(caption, str):
-    raise malformed(f'caption {caption!r:.80}')
-  if not caption.strip():
-    raise BadExample('empty answer', f"caption {annotation.get('id')} has no text")
-  return ' '.join(caption.split())
+    return Item(name, self._pictures / field(self._file.image(image_id), 'file_name', str), annotation)
 
 
 def _is_caption(annotation: dict) -> bool:
   return isinstance(annotation, dict) and isinstance(annotation.get('caption'), str) and bool(annotation['caption'].strip())
+
+
+def _text(annotation: dict) -> str:
+  return ' '.join(field(annotation, 'caption', str).split())
 
 
 def _captions(file: CocoJson) -> list[tuple]:
@@ -82,11 +79,8 @@ def _has_pose(annotation: dict) -> bool:
 
 
 def _person(annotation: dict) -> dict:
-  given = checked(annotation).get('keypoints')
-  if not isinstance(given, list) or len(given) != 51:
-    raise malformed(f'keypoints {given!r:.80}, expected 17 x [x, y, v]')
-  points = [number(value, 'keypoint') for value in given]
-  if not {0, 1, 2}.issuperset(points[2::3]):
-    raise malformed(f'keypoints that are seen {given[2::3]}, expected 0, 1 or 2')
-  return {'id': str(annotation.get('id', '')), 'box': box(annotation),
+  points = [number(value, 'keypoint') for value in field(annotation, 'keypoints', list)]
+  if len(points) != 51 or not {0, 1, 2}.issuperset(points[2::3]):
+    raise BadExample('malformed record', f'keypoints {points}, expected 17 x [x, y, v] with v of 0, 1 or 2')
+  return {'id': str(field(annotation, 'id', (int, str), '')), 'box': box(annotation),
           'keypoints': [[points[i], points[i + 1], int(points[i + 2])] for i in range(0, 51, 3)]}

@@ -11,6 +11,7 @@ from typing import Any
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.sources.files import read_json
+from sphinx_jax.data.sources.questions import field
 
 # Most of the bytes of these files, and nothing of it is asked for.
 _UNUSED = frozenset({'segmentation', 'area', 'license', 'flickr_url', 'date_captured', 'supercategory'})
@@ -37,7 +38,7 @@ class CocoJson:
                           'check that it is the official file')
     self.images: dict[Any, dict] = {}
     for image in value['images']:
-      if isinstance(image, dict) and isinstance(image.get('id'), int | str):
+      if _key(image, 'id') is not None:
         same = self.images.setdefault(image['id'], image) == image
         self.images[image['id']] = image if same else _AMBIGUOUS
     self.annotations: dict[Any, list] = {}
@@ -45,7 +46,7 @@ class CocoJson:
       self.annotations.setdefault(_key(annotation, 'image_id'), []).append(annotation)
     self.annotations = {image_id: _once(rows) for image_id, rows in self.annotations.items()}
     self.names = {entry['id']: entry['name'] for entry in value['categories']
-                  if isinstance(entry, dict) and isinstance(entry.get('name'), str) and isinstance(entry.get('id'), int | str)}
+                  if _key(entry, 'id') is not None and isinstance(entry.get('name'), str)}
 
   def image(self, image_id: Hashable) -> dict:
     """The entry of an image. Raises BadExample ('unknown image', 'duplicate id')."""
@@ -64,54 +65,39 @@ class CocoJson:
     return {'size': tuple(number(image[side], f'{side} of image {image_id}') for side in ('width', 'height'))}
 
   def objects(self, image_id: Hashable) -> list[dict]:
-    """[{'id', 'name', 'box', 'crowd'}] of an image. Raises BadExample ('malformed annotation')."""
-    return [{'id': str(row['id']) if 'id' in row else '', 'name': self.name(row), 'box': box(row),
-             'crowd': bool(row.get('iscrowd'))} for row in map(checked, self.annotations.get(image_id, ()))]
+    """What is annotated in an image, as `object` tells it. Raises BadExample ('malformed record')."""
+    return [self.object(row) for row in self.annotations.get(image_id, ())]
+
+  def object(self, annotation: dict) -> dict:
+    """{'id', 'name', 'box', 'crowd'} of an annotation. Raises BadExample ('malformed record')."""
+    return {'id': str(field(annotation, 'id', (int, str), '')), 'name': self.name(annotation), 'box': box(annotation),
+            'crowd': bool(annotation.get('iscrowd'))}
 
   def name(self, annotation: dict) -> str:
-    """The category's name. Raises BadExample ('malformed annotation')."""
-    key = _key(annotation, 'category_id')
+    """The category's name. Raises BadExample ('malformed record')."""
+    key = field(annotation, 'category_id', (int, str))
     if key not in self.names:
-      raise malformed(f"category {annotation.get('category_id')!r:.80}, which is not in the file")
+      raise BadExample('malformed record', f'category {key!r:.80}, which is not in the file')
     return self.names[key]
 
 
-def file_name(image: dict, folder: Path) -> Path:
-  """Where an image lies. Raises BadExample ('malformed annotation')."""
-  name = image.get('file_name')
-  if not isinstance(name, str) or not name:
-    raise malformed(f'image {image.get("id")} has the file name {name!r:.80}')
-  return folder / name
-
-
 def box(annotation: dict) -> list[float]:
-  """[x1, y1, x2, y2] of an annotation's 'bbox' [x, y, width, height]. Raises BadExample ('malformed annotation')."""
-  given = annotation.get('bbox')
-  if not isinstance(given, list) or len(given) != 4:
-    raise malformed(f'box {given!r:.80}, expected [x, y, width, height]')
+  """[x1, y1, x2, y2] of an annotation's 'bbox' [x, y, width, height]. Raises BadExample ('malformed record')."""
+  given = field(annotation, 'bbox', list)
+  if len(given) != 4:
+    raise BadExample('malformed record', f'box {given!r:.80}, expected [x, y, width, height]')
   x, y, width, height = (number(value, 'box') for value in given)
   return [x, y, x + width, y + height]
 
 
 def number(value: Any, what: str) -> float:
-  """A number of JSON as a float. Raises BadExample ('malformed annotation')."""
+  """A number of JSON as a float. Raises BadExample ('malformed record')."""
   try:
     if isinstance(value, int | float) and not isinstance(value, bool):
       return float(value)
   except OverflowError:
     pass
-  raise malformed(f'{what}: {value!r:.80} instead of a number')
-
-
-def checked(annotation: Any) -> dict:
-  """An annotation that is a dict. Raises BadExample ('malformed annotation')."""
-  if not isinstance(annotation, dict):
-    raise malformed(f'{annotation!r:.80} instead of an annotation')
-  return annotation
-
-
-def malformed(message: str) -> BadExample:
-  return BadExample('malformed annotation', message)
+  raise BadExample('malformed record', f'{what}: {value!r:.80} instead of a number')
 
 
 def unique(ids: Iterable[str]) -> list[str]:

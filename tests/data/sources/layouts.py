@@ -18,7 +18,8 @@ def coco_json(images, annotations, names=()) -> dict:
   """images: {id: file name} of 40 x 30 pixels, annotations: dicts, names: of the categories, numbered 1, 2, ..."""
   entries = [{'id': i, 'file_name': name, 'width': 40, 'height': 30, 'license': 3} for i, name in images.items()]
   for number, annotation in enumerate(annotations, 1):
-    annotation.setdefault('id', number)
+    if isinstance(annotation, dict):
+      annotation.setdefault('id', number)
   return {'info': {}, 'images': entries, 'annotations': annotations,
           'categories': [{'id': i, 'name': name, 'supercategory': ''} for i, name in enumerate(names, 1)]}
 

@@ -59,15 +59,15 @@ def test_malformed_captions_are_counted_and_leave_the_others(tmp_path):
   source = opened(root, 'caption')
   assert source[0].turns[0][1] == 'A dog.' and len(source) == 7
   assert source.family.item(0).annotation['captions'] == ['A dog.']
-  assert [bad(source, i) for i in range(1, 7)] == ['empty answer', 'malformed annotation', 'unknown image', 'unknown image',
-                                                   'unknown image', 'malformed annotation']
+  assert [bad(source, i) for i in range(1, 7)] == ['empty answer', 'malformed record', 'unknown image', 'unknown image',
+                                                   'unknown image', 'malformed record']
 
 
 def test_detection_has_boxes_classes_and_crowds(tmp_path):
   images = {1: 'a.jpg', 2: 'b.jpg', 3: 'c.jpg', 4: 'd.jpg'}
   rows = [layouts.box(1, 1, [0, 10, 10, 10]), layouts.box(1, 3, [20.5, 0, 10, 5], id=77), layouts.box(1, 1, [0, 0, 40, 30], crowd=1),
           layouts.box(2, 2, [1, 1, 9, 9], crowd=1),  # Nothing but a crowd: nothing to ask.
-          layouts.box(4, 2, [-5, 20, 15, 99])]       # Over the edge. Image 3 has no annotation.
+          layouts.box(4, 2, [0, 0, 9, 9])]           # Image 3 has no annotation.
   root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', images, rows, NAMES)
   source = opened(root, 'detection')
   assert [source.family.item(i).id for i in range(len(source))] == ['1', '4']
@@ -76,7 +76,13 @@ def test_detection_has_boxes_classes_and_crowds(tmp_path):
                                    dict(id='77', name='traffic light', box=[20.5, 0, 30.5, 5], crowd=False),
                                    dict(id='3', name='person', box=[0, 0, 40, 30], crowd=True)]
   assert annotation['classes'] == list(NAMES) and annotation['size'] == (40, 30)
-  assert source[1].truth[0]['boxes'] == [pytest.approx([0, 25 / 40, 0.25, 35 / 40])]
+  counting = opened(root, 'counting').family
+  assert [counting.item(i) for i in range(2)] == [source.family.item(i) for i in range(2)]
+
+
+def test_boxes_are_cut_at_the_edge(tmp_path):
+  root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', {4: 'd.jpg'}, [layouts.box(4, 1, [-5, 20, 15, 99])], NAMES[:1])
+  assert opened(root, 'detection')[0].truth[0]['boxes'] == [pytest.approx([0, 25 / 40, 0.25, 35 / 40])]
 
 
 def test_keypoints_of_people_who_have_some(tmp_path):
@@ -94,28 +100,28 @@ def test_keypoints_of_people_who_have_some(tmp_path):
   assert person['box'] == [5, 5, 25, 25] and person['keypoints'][:3] == [[8, 9, 2], [0, 0, 0], [20, 15, 1]]
   truth = source[0].truth[0]
   assert truth['keypoints']['nose'] == pytest.approx([8 / 40, 14 / 40]) and 'left eye' not in truth['keypoints']
-  assert [bad(source, 1), bad(source, 2)] == ['malformed annotation'] * 2
+  assert [bad(source, 1), bad(source, 2)] == ['malformed record'] * 2
 
 
 @pytest.mark.parametrize('change', [dict(bbox=[1, 2, 3]), dict(bbox=None), dict(bbox=[1, 2, 'x', 4]), dict(bbox=[10**400, 1, 2, 3]),
                                     dict(category_id=99), dict(category_id=[1]), dict(category_id=None)])
 def test_a_malformed_box_spoils_only_its_image(tmp_path, change):
   rows = [layouts.box(1, 1, [1, 1, 9, 9]), layouts.box(1, 1, [1, 1, 9, 9]) | change, layouts.box(2, 1, [1, 1, 9, 9])]
-  root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', {1: 'a.jpg', 2: 'b.jpg'}, rows, NAMES)
+  root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', {1: 'a.jpg', 2: 'b.jpg'}, rows, NAMES[:1])
   source = opened(root, 'detection')
-  assert bad(source, 0) == 'malformed annotation' and source[1].truth[0]['labels'] == ['person']
+  assert bad(source, 0) == 'malformed record' and source[1].truth[0]['labels'] == ['person']
 
 
 def test_boxes_that_are_no_place_are_left_out_and_counted(tmp_path):
   rows = [layouts.box(1, 1, [1, 1, 9, 9])] + [layouts.box(1, 2, box) for box in
                                               ([float('nan'), 1, 2, 3], [50, 1, 5, 5], [5, 5, 0, 5], [9, 9, -3, 4])]
-  root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', {1: 'a.jpg'}, rows, NAMES)
+  root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', {1: 'a.jpg'}, rows, NAMES[:2])
   source = opened(root, 'detection')
   assert source[0].truth[0]['labels'] == ['person'] and source.dropped.total() == 4
 
 
 def test_images_of_one_id(tmp_path):
-  value = layouts.coco_json({1: 'a.jpg', 2: 'b.jpg'}, [layouts.box(1, 1, [1, 1, 9, 9]), layouts.box(2, 1, [1, 1, 9, 9])], NAMES)
+  value = layouts.coco_json({1: 'a.jpg', 2: 'b.jpg'}, [layouts.box(1, 1, [1, 1, 9, 9]), layouts.box(2, 1, [1, 1, 9, 9])], NAMES[:1])
   value['images'] += [value['images'][0], value['images'][1] | {'file_name': 'c.jpg'}, {'file_name': 'd.jpg'}, None]
   root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', {1: 'a.jpg'}, [], NAMES)
   layouts.dump(root / 'annotations/instances_train2017.json', value)
@@ -128,7 +134,7 @@ def test_images_of_one_id(tmp_path):
   (b'', 'empty image'), (b'GIF', 'unreadable image'), (None, 'missing image'), (pictures.encoded(30, 30), 'image of another shape')])
 def test_odd_pictures(tmp_path, data, reason):
   root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', {1: 'a.jpg', 2: 'b.jpg'},
-                      [layouts.box(1, 1, [0, 10, 10, 10]), layouts.box(2, 1, [1, 1, 9, 9])], NAMES)
+                      [layouts.box(1, 1, [0, 10, 10, 10]), layouts.box(2, 1, [1, 1, 9, 9])], NAMES[:1])
   path = root / 'train2017/a.jpg'
   path.unlink() if data is None else path.write_bytes(data)
   source = opened(root, 'detection')
