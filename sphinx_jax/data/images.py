@@ -10,6 +10,8 @@ from sphinx_jax.data.record import BadExample
 
 # CLIP's mean colour; it becomes about zero after normalisation.
 BACKGROUND = (122, 116, 104)
+_LONGEST = 1 << 14  # pixels of an edge; the time of the resize grows with its square
+_STRIP = 1 << 24  # most pixels that are padded at once
 
 
 def size(data: bytes) -> tuple[int, int]:
@@ -22,35 +24,31 @@ def size(data: bytes) -> tuple[int, int]:
 
 
 def decode(data: bytes) -> np.ndarray:
-  """PNG, JPEG, ... -> uint8[Y,X,3] RGB.
+  """PNG, JPEG, ... -> uint8[Y,X,3] RGB, as Pillow's `convert('RGB')` has it, and so the official code.
+
+  Grey becomes three equal channels, CMYK and palettes their colours; what is transparent shows the colour it hides; the
+  orientation that a camera notes in EXIF is not applied, so that boxes stay with their pixels. Other than there, 16-bit
+  grey keeps its high bytes, as 16-bit colour does; Pillow would cut it to white.
 
   Raises:
-    BadExample: ('unreadable image') not an image, cut short, or absurdly large.
+    BadExample: ('unreadable image') not an image, cut short, or too large (179 million pixels, or 16384 in a line).
   """
-  try:
-    with Image.open(io.BytesIO(data)) as image:
-      return np.asarray(image.convert('RGB'))
-  except UnidentifiedImageError as error:
-    raise BadExample('unreadable image', f'{len(data)} bytes that are no image') from error
-  except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError) as error:
-    raise BadExample('unreadable image', f'image of {len(data)} bytes: {error}') from error
+  return np.asarray(_open(data))
 
 
-def pad_to_square(image: np.ndarray) -> np.ndarray:
-  """uint8[Y,X,3] -> uint8[M,M,3], M the longer edge; the left or top margin is the floor of half the difference."""
-  height, width = image.shape[:2]
-  side = max(height, width)
-  if height == width:
-    return image
-  square = np.empty((side, side, 3), np.uint8)
-  square[:] = BACKGROUND
-  top, left = (side - height) // 2, (side - width) // 2
-  square[top:top + height, left:left + width] = image
-  return square
+def square(data: bytes, size: int, mirrored: bool = False) -> np.ndarray:
+  """`padded_resize(decode(data), size)`, of the picture left for right if `mirrored`; without the arrays in between.
+
+  Raises:
+    BadExample: as `decode`.
+  """
+  image = _open(data)
+  return _on_square(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image, size)
 
 
 def padded_resize(image: np.ndarray, size: int) -> np.ndarray:
-  """uint8[Y,X,3] -> uint8[size,size,3]: padded to a square, then Pillow's antialiased bicubic; bit-equal to official.
+  """uint8[Y,X,3] -> uint8[size,size,3]: padded to a square of the longer edge, the left or top margin the floor of half the
+  difference, then Pillow's antialiased bicubic; bit-equal to official.
 
   Raises:
     SphinxError: another kind of array; a picture of floats in [0, 1] would come out black.
@@ -58,7 +56,38 @@ def padded_resize(image: np.ndarray, size: int) -> np.ndarray:
   if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
     got = f'{image.dtype}{list(image.shape)}' if isinstance(image, np.ndarray) else repr(type(image).__name__)
     raise errors.make('image', got, 'a uint8 array [rows, columns, 3]', "for instance np.asarray(picture.convert('RGB'))")
-  square = pad_to_square(image)
-  if square.shape[0] == size:
-    return square
-  return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
+  return _on_square(Image.fromarray(image), size)
+
+
+def _open(data: bytes) -> Image.Image:
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      if max(image.size) > _LONGEST:
+        raise ValueError(f'{image.size[0]} x {image.size[1]} pixels, more than {_LONGEST} in a line')
+      if image.mode.startswith('I;16'):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert('RGB')
+      return image.convert('RGB')
+  except UnidentifiedImageError as error:
+    raise BadExample('unreadable image', f'{len(data)} bytes that are no image') from error
+  except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+    raise BadExample('unreadable image', f'image of {len(data)} bytes: {error}') from error
+
+
+def _on_square(image: Image.Image, size: int) -> np.ndarray:
+  """Pads and resizes in Pillow's own two passes, rows and then columns.
+
+  Pillow rounds to bytes between the passes, so that rows of padding, which stay as they are in the first, need not go
+  through it, and rows of the picture may go through it a few at a time: the square of a thin long picture is never made.
+  """
+  width, height = image.size
+  side = max(width, height)
+  columns = Image.new('RGB', (size, side), BACKGROUND)
+  step = max(_STRIP // side, 1)
+  for top in range(0, height, step):
+    strip = image if step >= height else image.crop((0, top, width, min(top + step, height)))
+    if width < side:
+      rows = Image.new('RGB', (side, strip.height), BACKGROUND)
+      rows.paste(strip, ((side - width) // 2, 0))
+      strip = rows
+    columns.paste(strip.resize((size, strip.height), Image.Resampling.BICUBIC), (0, (side - height) // 2 + top))
+  return np.asarray(columns.resize((size, size), Image.Resampling.BICUBIC))

@@ -1,7 +1,7 @@
 """Examples of different lengths -> full rows of the batch contract (core/batch.py)."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
@@ -29,6 +29,7 @@ class Example:
     task: index of the task in the mixture.
     id: for log lines.
     position: in the global order of examples.
+    mirrored: whether the picture is shown left for right.
   """
 
   ids: np.ndarray
@@ -37,6 +38,7 @@ class Example:
   task: int
   id: str = ''
   position: int = 0
+  mirrored: bool = False
 
   def length(self, visual_tokens: int) -> int:
     """Positions that the example takes in a row."""
@@ -83,8 +85,24 @@ def plan(lengths: Sequence[int], has_image: Sequence[bool], length: int, images:
   return sorted(sorted(row) for row in rows)
 
 
+def decode(rows: Sequence[Sequence[Example]], size: int,
+           pool: Executor | None = None) -> Iterator[np.ndarray | BadExample | None]:
+  """The pixels of every example, uint8[size,size,3], row by row; None where it has no image, the error of a bad one.
+
+  With a pool they are read ahead: the work is handed over at once, the results come as they are asked for.
+  """
+  def pixels(example: Example) -> np.ndarray | BadExample | None:
+    try:
+      return None if example.image is None else images.square(example.image, size, example.mirrored)
+    except BadExample as error:
+      return error
+
+  return iter((pool.map if pool else map)(pixels, [example for row in rows for example in row]))
+
+
 def assemble(rows: Sequence[Sequence[Example]], length: int, slots: int, size: int, visual_tokens: int,
-             bad: Callable[[Example, BadExample], None], pool: Executor | None = None) -> dict[str, np.ndarray]:
+             bad: Callable[[Example, BadExample], None],
+             pixels: Iterable[np.ndarray | BadExample | None] | None = None) -> dict[str, np.ndarray]:
   """Builds a batch.
 
   Args:
@@ -94,7 +112,7 @@ def assemble(rows: Sequence[Sequence[Example]], length: int, slots: int, size: i
     size: pixels of the square images (Y = X).
     visual_tokens: tokens of one image.
     bad: told of every example whose image cannot be read; its place in the row stays padding.
-    pool: threads to read the images with.
+    pixels: what `decode` gives for the rows, where it was begun before.
 
   Returns:
     The batch of core/batch.py.
@@ -102,14 +120,7 @@ def assemble(rows: Sequence[Sequence[Example]], length: int, slots: int, size: i
   batch = {name: np.zeros(of.shape, of.dtype) for name, of in contract.spec(len(rows), length, slots, size).items()}
   batch['visual_index'][:] = -1
 
-  def pixels(example: Example) -> np.ndarray | BadExample | None:
-    try:
-      return None if example.image is None else images.padded_resize(images.decode(example.image), size)
-    except BadExample as error:
-      return error
-
-  flat = [example for row in rows for example in row]
-  read = iter((pool.map if pool else map)(pixels, flat))
+  read = iter(decode(rows, size) if pixels is None else pixels)
   for b, row in enumerate(rows):
     begin, segment, slot = 0, 0, 0
     for example in row:

@@ -6,7 +6,7 @@ number of the next row to be used: one integer, the same for any number of hosts
 depend on lengths, but reads pixels only for its own.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,18 +14,17 @@ from typing import Any
 import numpy as np
 
 from sphinx_jax.core import errors
-from sphinx_jax.data import packing, quiet_tensorflow, sampler
+from sphinx_jax.data import mixture, packing, quiet_tensorflow, sampler
 from sphinx_jax.data.dialog import Template
 from sphinx_jax.data.packing import Example
 from sphinx_jax.data.prefetch import Prefetch
 from sphinx_jax.data.record import BadExample, Source
 from sphinx_jax.data.skips import Skips
 from sphinx_jax.data.tokenizer import Tokenizer
-from sphinx_jax.mix.tasks import Mixture
 
-_BLOCK = 1024   # positions in which the shares of tasks are exact
-_CHUNK = 16     # examples a thread takes at once
-_READY = 4      # finished batches kept
+_CHUNK = 16  # examples a thread takes at once
+_READY = 4   # finished batches kept
+_AHEAD = 2   # batches whose pictures are being decoded
 
 
 class Pipeline:
@@ -42,24 +41,25 @@ class Pipeline:
     seed: of the order.
     loss_weighting: a rule of `packing.LOSS_WEIGHTING`.
     mine: which rows of each batch this process assembles, ascending; None: all.
-    threads: that read and tokenise.
+    threads: that read, tokenise and decode.
+    sampling: {by, temperature, stages} or None, and caps: task name -> examples that count at most; see `mixture.make`.
+    max_skipped: share of bad examples in a stretch of `skips.STRETCH` that ends a pass.
 
   Attributes:
     tasks: names; a batch's `task` indexes them.
     skipped: Counter of (task, reason), of this host.
 
   Raises:
-    SphinxError: an empty source with weight, a row too short for an image, an unknown rule.
+    SphinxError: empty sources with weight, a row too short for an image, an unknown rule or setting.
   """
 
   def __init__(self, sources: Mapping[str, Source], weights: Mapping[str, float], tokenizer: Tokenizer,
                template: Template, batch: Mapping[str, int], visual_tokens: int, image_size: int, seed: int = 0,
-               loss_weighting: str = 'token', mine: Sequence[int] | None = None, threads: int = 2):
+               loss_weighting: str = 'token', mine: Sequence[int] | None = None, threads: int = 2,
+               sampling: Mapping[str, Any] | None = None, caps: Mapping[str, float] | None = None,
+               max_skipped: float = 0.5):
     self.tasks = tuple(sources)
     self._sources = tuple(sources[name] for name in self.tasks)
-    names = [name if source.name == name else f'{name} ({source.name})' for name, source in sources.items()]
-    self._mixture = Mixture([weights[name] for name in self.tasks], [len(source) for source in self._sources], seed,
-                            block=_BLOCK, names=names)
     self._tokenizer, self._template = tokenizer, template
     self._rows, self._length, self._slots = batch['rows'], batch['length'], batch['images']
     self._window = batch['window']
@@ -67,9 +67,13 @@ class Pipeline:
     self._loss_weighting = loss_weighting
     self._mine, self._threads = tuple(range(self._rows)) if mine is None else tuple(mine), threads
     self.skipped: Counter = Counter()
+    self._max_skipped = max_skipped
     self._check()
+    self._sampling = mixture.make(sources, weights, seed, sampling, caps, self._measure, threads)
 
   def _check(self) -> None:
+    if not 0 <= self._max_skipped <= 1:
+      raise errors.make('max_skipped', f'{self._max_skipped:g}', 'a share in [0, 1]', 'correct it')
     packing.weigh(np.ones(1, np.float32), self._loss_weighting)
     if self._slots and self._length <= self._visual_tokens + 1:
       raise errors.make('batch.length', f'{self._length} positions', f'more than BOS and an image of {self._visual_tokens}',
@@ -87,50 +91,59 @@ class Pipeline:
       An iterator with `close()`; a batch is as in core/batch.py, of this host's rows.
 
     Raises:
-      SphinxError (while iterating): most of the first examples are bad.
+      SphinxError (while iterating): more than `max_skipped` of a stretch of examples are bad.
     """
     quiet_tensorflow.load()  # Here and not in the thread, because it touches stderr.
-    skips = Skips(self.skipped, position // self._window * self._window, examples)
+    skips = Skips(self.skipped, examples, self._max_skipped)
     return Prefetch(self._batches(position, examples, skips), _READY)
 
   def table(self, position: int = 0) -> str:
-    """The mixture as text: task, examples, weight, share of positions, epochs before the data position `position`."""
-    epochs = self._mixture.epochs(position // self._window * self._window)
-    lines = [('task', 'examples', 'weight', 'share', 'epochs')]
-    for i, name in enumerate(self.tasks):
-      share = self._mixture.counts[i] / self._mixture.block
-      lines.append((name, f'{self._mixture.sizes[i]:,}', f'{self._mixture.weights[i]:g}', f'{share:.3f}',
-                    f'{epochs[i]:.2f}'))
-    widths = [max(len(cell) for cell in column) for column in zip(*lines)]
-    return '\n'.join('  '.join(cell.rjust(width) if i else cell.ljust(width)
-                               for i, (cell, width) in enumerate(zip(line, widths))) for line in lines)
+    """The mixture as text, with the epochs before the data position `position`."""
+    return self._sampling.table(position // self._window * self._window)
+
+  def dropped(self) -> Counter:
+    """(task, reason) -> number of boxes and keypoints that sources have left out of examples."""
+    return Counter({(task, reason): number for task, source in zip(self.tasks, self._sources)
+                    for reason, number in getattr(source, 'dropped', {}).items()})
 
   def _batches(self, position: int, examples: int | None, skips: Skips) -> Iterator[tuple[dict, int]]:
     pool = ThreadPoolExecutor(self._threads, thread_name_prefix='sphinx_jax read')
     windows = Prefetch(self._windows(position // self._window, examples, pool, skips), 1)
-    pending: list[list[Example]] = []
-    number = position
+    begun = deque()  # Pictures of the next batch are decoded while this one is put together.
     try:
-      for window, rows in windows:
-        begin = window * self._window
-        for row, packed in enumerate(rows):
-          if begin + row < position:
-            continue
-          pending.append(packed)
-          number = begin + (row + 1 if row + 1 < len(rows) else self._window)
-          if len(pending) == self._rows:
-            yield self._assemble(pending, pool, skips), number
-            pending = []
-      if pending:
-        yield self._assemble(pending + [[]] * (self._rows - len(pending)), pool, skips), number
+      for rows, number in self._grouped(windows, position):
+        mine = [rows[row] for row in self._mine]
+        begun.append((mine, packing.decode(mine, self._size, pool), number))
+        if len(begun) == _AHEAD:
+          yield self._assemble(*begun.popleft(), skips)
+      while begun:
+        yield self._assemble(*begun.popleft(), skips)
     finally:
       windows.close()
       pool.shutdown(wait=False, cancel_futures=True)
 
+  def _grouped(self, windows: Iterator[tuple[int, list[list[Example]]]],
+               position: int) -> Iterator[tuple[list[list[Example]], int]]:
+    """(the rows of a batch, position of the next batch), from `position` on."""
+    pending: list[list[Example]] = []
+    number = position
+    for window, rows in windows:
+      begin = window * self._window
+      for row, packed in enumerate(rows):
+        if begin + row < position:
+          continue
+        pending.append(packed)
+        number = begin + (row + 1 if row + 1 < len(rows) else self._window)
+        if len(pending) == self._rows:
+          yield pending, number
+          pending = []
+    if pending:
+      yield pending + [[]] * (self._rows - len(pending)), number
+
   def _windows(self, first: int, examples: int | None, pool: ThreadPoolExecutor,
                skips: Skips) -> Iterator[tuple[int, list[list[Example]]]]:
     """(number of the window, its rows)."""
-    columns = sampler.dataset(self._mixture, self._window, first, examples).as_numpy_iterator()
+    columns = sampler.dataset(self._sampling.mixture, self._window, first, examples).as_numpy_iterator()
     for number, column in enumerate(columns, first):
       entries = list(zip(column['position'], column['task'], column['example']))
       chunks = [entries[i:i + _CHUNK] for i in range(0, len(entries), _CHUNK)]
@@ -151,6 +164,10 @@ class Pipeline:
       skips.add(self.tasks[task], int(position), name, error)
       return None
 
+  def _measure(self, task: int, index: int) -> int:
+    """Positions that an example takes. Raises BadExample."""
+    return self._example(self._sources[task][index], 0, task).length(self._visual_tokens)
+
   def _example(self, record: Any, position: int, task: int) -> Example:
     if not record.turns or not all(answer.strip() for _, answer in record.turns):
       raise BadExample('empty answer', 'an answer is empty' if record.turns else 'no turns')
@@ -167,12 +184,11 @@ class Pipeline:
       if trained[0] >= keep:
         raise BadExample('too long', f'no answer begins in the {self._length} positions of a row')
     weights = packing.weigh(weights[:keep], self._loss_weighting)
-    return Example(np.asarray(ids[:keep], np.int32), weights, record.image, task, record.id, position)
+    return Example(np.asarray(ids[:keep], np.int32), weights, record.image, task, record.id, position, record.mirrored)
 
-  def _assemble(self, rows: list[list[Example]], pool: ThreadPoolExecutor, skips: Skips) -> dict[str, np.ndarray]:
-    mine = [rows[row] for row in self._mine]
-
+  def _assemble(self, rows: list[list[Example]], pixels: Iterator, number: int, skips: Skips) -> tuple[dict, int]:
     def bad(example: Example, error: BadExample) -> None:
-      skips.add(self.tasks[example.task], example.position, example.id, error)
+      # This host sees the pixels of its own rows alone.
+      skips.add(self.tasks[example.task], example.position, example.id, error, self._rows / len(rows))
 
-    return packing.assemble(mine, self._length, self._slots, self._size, self._visual_tokens, bad, pool)
+    return packing.assemble(rows, self._length, self._slots, self._size, self._visual_tokens, bad, pixels), number

@@ -7,40 +7,53 @@ from sphinx_jax.core import errors
 from sphinx_jax.core.progress import log
 from sphinx_jax.data.record import BadExample
 
-_EARLY = 1000  # examples after which bad ones no longer stop the run
-_NAMED = 5     # of each source and reason are named; after that, every time their number has another digit
+STRETCH = 1000  # examples of which a set share may be bad
+_KEPT = 100     # newest stretches that are still counted; pictures are decoded long after their texts were read
+_NAMED = 5      # of each source and reason are named; after that, every time their number has another digit
 
 
 class Skips:
   """Where one pass over the data reports its bad examples; safe to use from many threads.
 
+  The order of examples is cut in stretches of `STRETCH`; one with too many bad examples ends the pass, early or late.
+
   Args:
     counter: (source, reason) -> number, shared by the passes of a pipeline.
-    first: position at which the pass begins.
-    examples: examples in the pass, or None if it is endless.
+    examples: examples in the order, or None if it is endless; a short rest belongs to the stretch before it.
+    most: share of a stretch that may be bad.
   """
 
-  def __init__(self, counter: Counter, first: int, examples: int | None):
-    self._counter, self._first = counter, first
-    self._early = _EARLY if examples is None else min(_EARLY, examples)
-    self._bad = Counter()
+  def __init__(self, counter: Counter, examples: int | None, most: float = 0.5):
+    self._counter, self._examples, self._most = counter, examples, most
+    self._last = None if examples is None else max(examples // STRETCH - 1, 0)
+    self._bad: dict[int, Counter] = {}
     self._lock = threading.Lock()
 
-  def add(self, source: str, position: int, name: str, error: BadExample) -> None:
+  def add(self, source: str, position: int, name: str, error: BadExample, stands_for: float = 1.0) -> None:
     """Counts an example.
 
+    Args:
+      source, position, name: where it comes from, where it stands in the order, and its id.
+      error: what is wrong.
+      stands_for: how many bad examples of the stretch it tells of; 4 where each of 4 hosts looks at its quarter.
+
     Raises:
-      SphinxError: more than half of the first examples of the pass are bad.
+      SphinxError: too many examples of the stretch are bad.
     """
+    stretch = position // STRETCH if self._last is None else min(position // STRETCH, self._last)
     with self._lock:
       self._counter[source, error.reason] += 1
       number = self._counter[source, error.reason]
-      if position - self._first < self._early:
-        self._bad[source, error.reason] += 1
-      bad = self._bad.total()
+      bad = self._bad.setdefault(stretch, Counter())
+      bad[source, error.reason] += stands_for
+      while len(self._bad) > _KEPT:
+        del self._bad[min(self._bad)]
+      total, common = bad.total(), bad.most_common(3)
     if number <= _NAMED or str(number).rstrip('0') == '1':
       log.warning("task '%s': skipped %s: %s (%s; %d so far)", source, name, error.message, error.reason, number)
-    if bad > self._early / 2:
-      reasons = ', '.join(f"{count} of '{task}': {reason}" for (task, reason), count in self._bad.most_common(3))
-      raise errors.make('data', f'{bad} bad among the first {self._early} examples ({reasons}; last: {error.message})',
-                        'at most half', 'see the examples named in the log')
+    size = STRETCH if stretch != self._last else self._examples - stretch * STRETCH
+    if total > self._most * size:
+      reasons = ', '.join(f"{count:.0f} of '{task}': {reason}" for (task, reason), count in common)
+      where = f'the first {size} examples' if not stretch else f'the {size} examples from {stretch * STRETCH:,} on'
+      raise errors.make('data', f'{total:.0f} bad among {where} ({reasons}; last: {error.message})',
+                        f'at most {self._most:.0%} (max_skipped)', 'see the examples named in the log')

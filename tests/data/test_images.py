@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +40,7 @@ def test_background_is_official():
 @pytest.mark.parametrize('shape, top, left', [((2, 5), 1, 0), ((5, 2), 0, 1), ((3, 3), 0, 0)])
 def test_padding_is_the_floor_of_half(shape, top, left):
   image = np.full((*shape, 3), 7, np.uint8)
-  square = images.pad_to_square(image)
+  square = images.padded_resize(image, max(shape))
   want = np.empty((max(shape), max(shape), 3), np.uint8)
   want[:] = images.BACKGROUND
   want[top:top + shape[0], left:left + shape[1]] = 7
@@ -52,6 +54,58 @@ def test_odd_images_become_rgb_as_pillow_has_it():
   np.testing.assert_array_equal(images.decode(_encode(pixels[..., 0])), np.repeat(pixels[..., :1], 3, axis=-1))
   for bits, form in ((pixels[..., 0] > 128, 'PNG'), (pixels[..., :3], 'GIF')):  # Black and white; a palette.
     assert images.decode(_encode(bits, form)).shape == (4, 6, 3)
+
+
+def test_cmyk_becomes_its_colours():
+  file = io.BytesIO()
+  Image.new('CMYK', (16, 16), (0, 255, 0, 0)).save(file, 'JPEG')
+  assert images.decode(file.getvalue())[8, 8].tolist() == [255, 0, 255]
+
+
+def test_16_bit_grey_keeps_its_high_bytes():
+  pixels = np.random.default_rng(0).integers(0, 2**16, (4, 6), np.uint16)
+  np.testing.assert_array_equal(images.decode(_encode(pixels)), np.repeat((pixels >> 8)[..., None], 3, axis=-1))
+
+
+def test_a_palette_with_a_transparent_colour_shows_that_colour():
+  file, picture = io.BytesIO(), Image.new('P', (4, 4), 1)
+  picture.putpalette([0, 0, 0, 9, 8, 7])
+  picture.save(file, 'PNG', transparency=1)
+  assert (images.decode(file.getvalue()) == [9, 8, 7]).all()
+
+
+def test_the_orientation_of_a_camera_is_not_applied():
+  file, pixels, exif = io.BytesIO(), np.zeros((4, 6, 3), np.uint8), Image.Exif()
+  exif[0x0112] = 6  # Orientation: to be turned by a quarter.
+  Image.fromarray(pixels).save(file, 'PNG', exif=exif)
+  assert Image.open(io.BytesIO(file.getvalue())).getexif()[0x0112] == 6
+  assert images.decode(file.getvalue()).shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize('shape', [(48, 64), (64, 48), (33, 33), (7, 90), (90, 7)])
+@pytest.mark.parametrize('size', [24, 64, 100])
+@pytest.mark.parametrize('strip', [1 << 24, 300])
+def test_the_way_from_bytes_equals_the_way_by_arrays(shape, size, strip, monkeypatch):
+  """Also where a picture is padded a few rows at a time."""
+  data = _encode(np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8))
+  want = images.padded_resize(images.decode(data), size)
+  monkeypatch.setattr(images, '_STRIP', strip)
+  np.testing.assert_array_equal(images.square(data, size), want)
+  want = images.padded_resize(np.fliplr(images.decode(data)), size)
+  np.testing.assert_array_equal(images.square(data, size, mirrored=True), want)
+
+
+def _png_head(width, height):
+  """A PNG that says to be large, and has no pixels."""
+  chunk = b'IHDR' + struct.pack('>IIBBBBB', width, height, 1, 0, 0, 0, 0)
+  checksum = struct.pack('>I', zlib.crc32(chunk))
+  return b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + chunk + checksum + struct.pack('>I', 9) + b'IDAT'
+
+
+@pytest.mark.parametrize('width, height', [(16_000, 16_000), (20_000, 1), (1, 20_000)])
+def test_huge_pictures_are_bad_examples_before_they_are_decoded(width, height):
+  with pytest.raises(BadExample, match='pixels'):
+    images.square(_png_head(width, height), 8)
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (1, 300), (17, 300), (2, 1)])

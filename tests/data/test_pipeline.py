@@ -13,10 +13,11 @@ from PIL import Image
 
 from sphinx_jax.core import batch as contract
 from sphinx_jax.core.errors import SphinxError
-from sphinx_jax.data import images, tokenizer as tokenizers
+from sphinx_jax.data import geometry, images, tokenizer as tokenizers
 from sphinx_jax.data.dialog import Template
 from sphinx_jax.data.pipeline import Pipeline
 from sphinx_jax.data.record import BadExample, Record
+from sphinx_jax.mix.tasks import Mixture
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 TOKENIZER = tokenizers.load(GOLDEN / 'tokenizer.model')
@@ -25,10 +26,14 @@ BATCH = {'rows': 4, 'length': 64, 'images': 2, 'window': 16}
 ROW_FIELDS = tuple(contract.FIELDS)
 
 
-def _png(value):
+def _encode(pixels):
   file = io.BytesIO()
-  Image.fromarray(np.full((SIZE, SIZE, 3), value, np.uint8)).save(file, 'PNG')
+  Image.fromarray(pixels).save(file, 'PNG')
   return file.getvalue()
+
+
+def _png(value):
+  return _encode(np.full((SIZE, SIZE, 3), value, np.uint8))
 
 
 class Fake:
@@ -117,8 +122,8 @@ def test_hosts_together_have_the_batches_of_one(shares, examples):
 
 @pytest.mark.parametrize('shares', [[(0, 1, 2, 3)], [(0, 1), (2, 3)], [(0,), (1,), (2,), (3,)]])
 def test_each_host_decodes_the_images_of_its_own_rows_alone(shares, monkeypatch):
-  decoded, decode = [], images.decode
-  monkeypatch.setattr(images, 'decode', lambda source, *rest: (decoded.append(source), decode(source, *rest))[1])
+  decoded, square = [], images.square
+  monkeypatch.setattr(images, 'square', lambda source, *rest: (decoded.append(source), square(source, *rest))[1])
   counts = []
   for share in shares:
     decoded.clear()
@@ -195,6 +200,68 @@ def test_cut_so_that_no_answer_is_left_is_skipped():
     list(pipeline.batches(examples=4))
 
 
+@pytest.mark.parametrize('answer', ['', 'long ' * 99])
+def test_a_long_run_stops_where_its_data_turn_bad(answer):
+  """Not only its beginning is watched."""
+  source = Fake('a', 6000, spoil=lambda index: {'answer': answer} if turned else {})
+  turned = False
+  with _pipeline([source], [1], max_skipped=0.3).batches() as batches:
+    while next(batches)[1] < 2500:
+      pass
+    turned = True
+    with pytest.raises(SphinxError, match=r'got 301 bad among the 1000 examples from .,000 on .*at most 30%'):
+      for _ in batches:
+        pass
+
+
+@pytest.mark.parametrize('most, bad', [(0, 1), (1, 40)])
+def test_the_share_that_may_be_bad_is_a_setting(most, bad):
+  pipeline = _pipeline([Fake('a', 40, spoil=lambda index: {'answer': ''} if index < bad else {})], [1], max_skipped=most)
+  if most:
+    assert list(pipeline.batches(examples=40)) == [] and pipeline.skipped['a', 'empty answer'] == 40
+  else:
+    with pytest.raises(SphinxError, match='got 1 bad among the first 40 examples'):
+      list(pipeline.batches(examples=40))
+
+
+def test_a_short_rest_is_no_stretch_of_its_own():
+  source = Fake('a', 1001, spoil=lambda index: {'answer': ''} if index == last else {})
+  last = int(Mixture([1], [1001]).lookup(np.array([1000]))[1][0])
+  pipeline = _pipeline([source], [1])
+  list(pipeline.batches(examples=1001))
+  assert pipeline.skipped == {('a', 'empty answer'): 1}
+
+
+def test_each_of_several_hosts_stops_at_unreadable_pictures():
+  """Though it decodes but its part of them."""
+  with pytest.raises(SphinxError, match='bad among the first 1000 examples'):
+    for _ in _pipeline([Fake('a', 50, spoil=lambda index: {'image': b'torn'})], [1], mine=(0,)).batches():
+      pass
+
+
+def test_what_sources_leave_out_of_examples_is_counted_apart():
+  source = Fake('a', 16)
+  source.dropped = Counter({'box outside the image or empty': 3})
+  pipeline = _pipeline([source, Fake('b', 16)], [1, 1])
+  assert pipeline.dropped() == {('a', 'box outside the image or empty'): 3} and not pipeline.skipped
+
+
+@pytest.mark.parametrize('shape', [(6, 12), (12, 7)])
+def test_a_mirrored_picture_still_has_its_object_in_its_box(shape):
+  """A record's box is that of the mirrored picture, and so must be the pixels, padding included."""
+  height, width = shape
+  pixels = np.zeros((*shape, 3), np.uint8)
+  pixels[2:5, 1:4] = 255
+  box, = geometry.on_square({'objects': [{'name': 'it', 'box': [1, 2, 4, 5]}]}, width, height, mirrored=True)['objects']
+  side = max(shape)
+  x1, y1, x2, y2 = (round(number * side) for number in box['box'])
+  source = [Record('a/0', 'a', _encode(pixels), (('Q', 'so'),), ({},), True)]
+  source = type('Mirrored', (list,), {'name': 'a'})(source)
+  (batch, _), = list(Pipeline({'a': source}, {'a': 1}, TOKENIZER, Template(''), BATCH, VISUAL, side).batches(examples=1))
+  bright = batch['images'][0, 0, :, :, 0] == 255
+  assert bright[y1:y2, x1:x2].all() and bright.sum() == 9
+
+
 @pytest.mark.parametrize('spoil', [{'answer': ''}, {'image': b'torn'}])
 def test_mostly_bad_data_stops(spoil):
   pipeline = _pipeline([Fake('a', 50, spoil=lambda index: spoil if index % 5 else {})], [1])
@@ -237,13 +304,43 @@ def test_table_shows_the_mixture():
   pipeline = _pipeline()
   position = _take(pipeline, 8)[-1][1]
   lines = pipeline.table(position).splitlines()
-  assert lines[0].split() == ['task', 'examples', 'weight', 'share', 'epochs']
+  assert lines[0].split() == ['task', 'source', 'examples', 'weight', 'share', 'epochs']
   assert [line.split()[0] for line in lines[1:]] == ['a', 'b', 'c']
-  assert lines[1].split()[1:4] == ['10', '0.5', '0.500']
-  assert float(lines[1].split()[4]) > 1 > float(pipeline.table().splitlines()[1].split()[4]) == 0
+  assert lines[1].split()[1:5] == ['a', '10', '0.5', '0.500']
+  assert float(lines[1].split()[5]) > 1 > float(pipeline.table().splitlines()[1].split()[5]) == 0
+
+
+def test_weights_by_tokens_share_out_the_positions():
+  long, short = Fake('long', 10, spoil=lambda index: {'answer': 'so ' * 12}), Fake('short', 10, image=False)
+  pipeline = _pipeline([long, short], [1, 1], sampling={'by': 'tokens'})
+  positions = np.zeros(2)
+  for batch, _ in _take(pipeline, 60):
+    positions += np.bincount(batch['task'][batch['segments'] > 0], minlength=2)
+  assert positions[0] / positions.sum() == pytest.approx(0.5, abs=0.03)
+  assert pipeline.table().splitlines()[0].split()[-3:] == ['share', 'tokens', 'epochs']
+
+
+class Huge(Fake):
+  """As many examples as a list could not hold."""
+
+  def __len__(self):
+    return 10**9
+
+
+@pytest.mark.parametrize('sampling', [None, {'by': 'tokens', 'stages': ((10**8, {'b': 0.1}),)}])
+def test_a_billion_examples_from_any_position(sampling):
+  def pipeline():
+    return _pipeline([Huge('a', 0), Huge('b', 0, image=False)], [0.5, 0.5], sampling=sampling)
+
+  for position in (0, 10**9, 10**12):
+    (_, after), (batch, _) = _take(pipeline(), 2, position)
+    (again, _), = _take(pipeline(), 1, after)
+    contract.check(batch, VISUAL)
+    assert _equal(batch, again)
 
 
 @pytest.mark.parametrize('change, message', [
+  (dict(max_skipped=3), 'max_skipped: got 3'),
   (dict(sources=[Fake('a', 0)], weights=[0.3]), "task 'a': got weight 0.3 but 0 examples"),
   (dict(batch=BATCH | {'length': 6}), 'got 6 positions, expected more than BOS and an image of 5'),
   (dict(loss_weighting='none'), "loss weighting: got 'none'"),
