@@ -72,7 +72,7 @@ def write(workdir, *, evaluation, metrics, curve, seconds, peak_rss_bytes, confi
   images = {name: plots.to_png(figure) for name, figure in figures.items()}
   for name, png in images.items():
     (pictures / f'{name}.png').write_bytes(png)
-  page = _template().render(
+  page = template('template.html').render(
     title=title, tasks=_task_rows(results, aims or {}), images={name: _inline(png) for name, png in images.items()},
     curve=curve_verdict(curve, mixed) if curve else None, samples=samples, speeds=_speeds(logs),
     speed_names=_SPEEDS, seconds=seconds, total=sum(seconds.values()), peak=peak_rss_bytes / 2**30,
@@ -150,12 +150,13 @@ def _speeds(logs):
   return rows
 
 
-def _template():
+def template(name) -> jinja2.Template:
+  """A page's template, by its file beside this one."""
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('sphinx_jax.report', ''), autoescape=True, trim_blocks=True, lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
   )
-  return environment.get_template('template.html')
+  return environment.get_template(name)
 
 
 def _png(image):

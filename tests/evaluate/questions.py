@@ -7,7 +7,7 @@ from PIL import Image
 
 COLORS = {'red': (250, 10, 10), 'blue': (10, 10, 250)}
 SETTINGS = dict(reader='annotations', file='annotations/colors.json', prompt='{}\nAnswer shortly.', prefix='', max_new_tokens=6,
-                protocol='accuracy', published=None, variant='', note='')
+                protocol='accuracy', metric='accuracy', published=None, variant='', note='')
 
 
 def write(root, count=10):
