@@ -1,7 +1,7 @@
 """CIDEr-D (arXiv 1411.5726) and corpus BLEU of captions, with the choices of the COCO caption evaluation.
 
-The words are cut as in the Penn Treebank, lower case and without punctuation, by a few lines of ours: the official tokenizer
-is a Java program. Captions without brackets and rare symbols are cut alike.
+The words are cut as in the Penn Treebank, lower case and without punctuation, by a few lines of ours: the official tokenizer is
+a Java program. Usual captions are cut alike (tests/golden/eval/caption.json); rare forms such as e-mail addresses are not.
 """
 
 import math
@@ -15,8 +15,11 @@ ORDER = 4  # Longest n-gram.
 SIGMA = 6.0  # Of CIDEr-D's penalty on the difference of lengths, in words.
 
 _CONTRACTION = re.compile(r"(?<=\w)(n't|'(?:s|re|ve|ll|d|m))\b")
-_CANNOT = re.compile(r'\b(can)(not)\b')
-_TOKEN = re.compile(r"n't\b|'(?:s|re|ve|ll|d|m)\b|(?:[a-z]\.){2,}|\d+(?:[.,:/]\d+)+|\w+(?:[-/&']\w+)*|[^\w\s.,:;?!'\"`()\[\]{}…–—-]")
+_TWO_WORDS = re.compile(r'\b(can|gon|wan|got)(not|na|ta)\b')
+_BRACKETS = {'(': ' -lrb- ', ')': ' -rrb- ', '[': ' -lsb- ', ']': ' -rsb- ', '{': ' -lcb- ', '}': ' -rcb- '}
+_TOKEN = re.compile(
+    r"-[lr][rsc]b-|n't\b|'(?:s|re|ve|ll|d|m)\b|(?:mr|mrs|ms|dr|st)\.|(?:[a-z]\.){2,}|\d+(?:[.,:/]\d+)+(?:-\w+)*|"
+    r"\w+(?:(?:[-/&]|(?<=[a-z])')\w+)*|[^\w\s.,:;?!'\"`“”‘()\[\]{}…–—-]")
 
 Grams = dict[tuple[str, ...], float]
 
@@ -24,7 +27,9 @@ Grams = dict[tuple[str, ...], float]
 def tokens(text: str) -> list[str]:
   """Words in lower case: "The man's hat isn't red." -> the man 's hat is n't red."""
   text = text.lower().replace('’', "'")
-  return _TOKEN.findall(_CANNOT.sub(r'\1 \2', _CONTRACTION.sub(r' \1', text)))
+  for bracket, name in _BRACKETS.items():
+    text = text.replace(bracket, name)
+  return _TOKEN.findall(_TWO_WORDS.sub(r'\1 \2', _CONTRACTION.sub(r' \1', text)))
 
 
 def ngrams(words: Sequence[str]) -> Counter:
@@ -66,7 +71,7 @@ def cider(answers: Sequence[list[str]], references: Sequence[Sequence[list[str]]
   """
   counted = [[ngrams(truth) for truth in truths] for truths in references]
   pictures = Counter(gram for grams in counted for gram in set().union(*grams))  # that have this n-gram
-  everything = math.log(len(references))
+  everything = math.log(max(len(references), 1))
 
   def vectors(grams):
     """For each n the weighted n-grams, and their norm."""
