@@ -59,7 +59,8 @@ def aokvqa(root: Path, asked) -> Callable[[int], Path]:
 def gqa(root: Path, asked) -> Callable[[int], Path]:
   dump(root / 'questions1.2/train_balanced_questions.json', {f'0{q.number}': _without_none({
       'question': q.text, 'imageId': f'n{q.picture}', 'answer': q.answer, 'isBalanced': True, 'fullAnswer': 'Yes.',
-      'entailed': [], 'types': {'semantic': 'obj'}, 'semantic': [{'operation': 'select', 'dependencies': [], 'argument': 'sky (1)'}]}) for q in asked})
+      'entailed': [], 'types': {'semantic': 'obj'},
+      'semantic': [{'operation': 'select', 'dependencies': [], 'argument': 'sky (1)'}]}) for q in asked})
   return lambda picture: root / f'images/n{picture}.jpg'
 
 
