@@ -104,8 +104,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
         log.info('stopped at step %d; run the same command again to go on', step)
         raise SystemExit(128 + stop)  # The store waits for the save on the way out.
 
-  for (source, reason), number in data.skipped.items():
-    log.info('skipped %d examples of %s: %s', number, source, reason)
+  log.info('the mixture at the end:\n%s', data.summary(position))
   losses = {name: value for name, value in writer.last.items() if name.startswith(('loss', 'validation'))}
   log.info('%s: %d steps; %s', workdir, config.steps, ', '.join(f'{name} {value:.4f}' for name, value in losses.items()))
   return writer.last
@@ -129,14 +128,14 @@ class Data(NamedTuple):
     validation: name -> list of numpy batches.
     carried: what the checkpoint keeps for inference: `config`, `tokenizer` (base64), `dialog`.
     table: the mixture as text.
-    skipped: (task, reason) -> number of examples left out so far.
+    summary: data position -> the mixture as text with the epochs so far, and what was left out.
   """
 
   batches: Callable[[int], Any]
   validation: dict[str, list[dict]]
   carried: dict[str, Any]
   table: str
-  skipped: Mapping[tuple[str, str], int]
+  summary: Callable[[int], str]
 
 
 def open_data(config: ConfigDict, mine: Sequence[int] | None = None) -> Data:
@@ -157,20 +156,41 @@ def open_data(config: ConfigDict, mine: Sequence[int] | None = None) -> Data:
 
   visual_tokens = sphinx.visual_tokens(config.model)
 
-  def open_mixture(entries: ConfigDict, loss_weighting: str) -> pipeline.Pipeline:
+  def open_mixture(entries: ConfigDict, opened: Mapping[str, Any], loss_weighting: str, **settings) -> pipeline.Pipeline:
     return pipeline.Pipeline(
-        {name: sources.open_source(entry, config.data_dir) for name, entry in entries.items()},
-        {name: entry.weight for name, entry in entries.items()}, tokenizer, dialog.Template(config.dialog.system),
-        config.batch, visual_tokens, config.model.image_size, config.seed, loss_weighting, mine)
+        opened, {name: entry.weight for name, entry in entries.items()}, tokenizer, dialog.Template(config.dialog.system),
+        config.batch, visual_tokens, config.model.image_size, config.seed, loss_weighting, mine,
+        max_skipped=config.get('max_skipped', 0.5), **settings)
 
-  mixture = open_mixture(config.mixture, config.loss_weighting)
+  trained, held_out = open_sources(config)
+  caps = {name: entry.cap for name, entry in config.mixture.items() if entry.get('cap') is not None}
+  mixture = open_mixture(config.mixture, trained, config.loss_weighting, sampling=config.get('sampling'), caps=caps)
   validation = {}
   for name, entry in config.validation.items():
-    with contextlib.closing(open_mixture(ConfigDict({name: entry}), 'token').batches()) as batches:
+    of_one = open_mixture(ConfigDict({name: entry}), {name: held_out[name]}, 'token')
+    with contextlib.closing(of_one.batches()) as batches:
       validation[name] = [batch for batch, _ in itertools.islice(batches, config.eval_batches)]
   return Data(mixture.batches, validation, {
       'config': config_lib.to_json(config), 'tokenizer': base64.b64encode(tokenizer.model_bytes).decode(),
-      'dialog': config.dialog.to_dict()}, mixture.table(), mixture.skipped)
+      'dialog': config.dialog.to_dict()}, mixture.table(), mixture.summary)
+
+
+def open_sources(config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The sources of the mixture and of the validation sets, by name.
+
+  Raises:
+    SphinxError: names all that cannot be opened, not only the first.
+  """
+  opened, wrong = {'mixture': {}, 'validation': {}}, []
+  for group, found in opened.items():
+    for name, entry in config[group].items():
+      try:
+        found[name] = sources.open_source(entry, config.data_dir)
+      except errors.SphinxError as error:
+        wrong.append(f'{group}.{name}: {error}')
+  if wrong:
+    raise errors.SphinxError('\n'.join(wrong))
+  return opened['mixture'], opened['validation']
 
 
 def open_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:

@@ -43,7 +43,7 @@ def in_memory(spoil=lambda position, batch: batch):
   def open_data(config: ConfigDict, mine=None) -> door.Data:
     return door.Data(lambda position: Stream(config, position, spoil), {'real': [make_batch(config, 10**6)]},
                      {'config': config_lib.to_json(config), 'tokenizer': base64.b64encode(b'pieces').decode(), 'dialog': {}},
-                     'a table', {})
+                     'a table', lambda position: f'a table at {position}')
   return open_data
 
 
@@ -189,3 +189,18 @@ def test_door_without_workdir_says_what_to_do(tmp_path):
   config.write_text('import ml_collections\ndef get_config(): return ml_collections.ConfigDict()\n')
   done = subprocess.run([sys.executable, '-m', 'sphinx_jax.train', f'--config={config}'], capture_output=True, text=True)
   assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith('error: --workdir: got nothing')
+
+
+def test_all_sources_that_cannot_be_opened_are_named_together(tmp_path):
+  def entry(path):
+    return {'source': 'jsonl', 'path': str(tmp_path / path), 'weight': 1.0}
+
+  (tmp_path / 'empty.jsonl').write_text('')
+  config = ConfigDict({'data_dir': None, 'mixture': {'vqa': entry('vqa.jsonl'), 'text': entry('empty.jsonl')},
+                       'validation': {'rec': {'source': 'cocoo', 'weight': 1.0}}})
+  with pytest.raises(errors.SphinxError) as caught:
+    door.open_sources(config)
+  text, vqa, rec = str(caught.value).splitlines()
+  assert vqa.startswith('mixture.vqa: ') and 'vqa.jsonl' in vqa and 'no such file' in vqa
+  assert text.startswith('mixture.text: ') and 'an empty file' in text
+  assert rec.startswith('validation.rec: ') and "'cocoo'" in rec

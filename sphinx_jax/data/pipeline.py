@@ -101,6 +101,12 @@ class Pipeline:
     """The mixture as text, with the epochs before the data position `position`."""
     return self._sampling.table(position // self._window * self._window)
 
+  def summary(self, position: int) -> str:
+    """The table at a data position, and what this host has left out so far, of examples and of their boxes."""
+    lines = [f'skipped {number} examples of {task}: {reason}' for (task, reason), number in self.skipped.items()]
+    lines += [f'left out in examples of {task}: {number} times {reason}' for (task, reason), number in self.dropped().items()]
+    return '\n'.join([self.table(position), *lines])
+
   def dropped(self) -> Counter:
     """(task, reason) -> number of boxes and keypoints that sources have left out of examples."""
     return Counter({(task, reason): number for task, source in zip(self.tasks, self._sources)

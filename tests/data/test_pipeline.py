@@ -244,6 +244,9 @@ def test_what_sources_leave_out_of_examples_is_counted_apart():
   source.dropped = Counter({'box outside the image or empty': 3})
   pipeline = _pipeline([source, Fake('b', 16)], [1, 1])
   assert pipeline.dropped() == {('a', 'box outside the image or empty'): 3} and not pipeline.skipped
+  pipeline.skipped['b', 'empty answer'] = 2
+  assert pipeline.summary(0).splitlines() == [*pipeline.table().splitlines(), 'skipped 2 examples of b: empty answer',
+                                              'left out in examples of a: 3 times box outside the image or empty']
 
 
 @pytest.mark.parametrize('shape', [(6, 12), (12, 7)])
