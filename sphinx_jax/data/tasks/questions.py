@@ -67,8 +67,9 @@ def _truth(question: Mapping) -> dict:
   choices, answer = question.get('choices') or (), question['answer'].strip()
   if len(choices) > len(string.ascii_uppercase):
     raise BadExample('too many choices', f"{len(choices)} in {question['question']!r:.200}")
-  if choices and answer and answer not in string.ascii_uppercase[:len(choices)]:
-    raise BadExample('answer is no choice', f"{answer!r:.80}, expected one of {string.ascii_uppercase[:len(choices)]}")
+  letters = list(string.ascii_uppercase[:len(choices)])
+  if choices and answer and answer not in letters:
+    raise BadExample('answer is no choice', f'{answer!r:.80}, expected one of {letters}')
   return {'answer': answer, **{key: question[key] for key in ('id', 'answers', 'choices') if question.get(key)}}
 
 
