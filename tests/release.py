@@ -14,7 +14,7 @@ TOKENIZER = pathlib.Path(__file__).parent / 'golden' / 'tokenizer.model'  # 512 
 LLAMA = dict(dim=16, n_layers=2, n_heads=4, n_kv_heads=None, vocab_size=512, multiple_of=8, ffn_dim_multiplier=None,
              norm_eps=1e-5, rope_theta=10000, rope_scaling=None, max_seq_len=1536)
 CONFIG = LLAMA | dict(load_pretrained_visual_encoder=False, trainable_mode='mm_stage2', max_batch_size=32)
-_ENCODERS = dict(
+ENCODERS = dict(
     convnext=dict(depths=(1,), widths=(4,)),
     dinov2=dict(view=224, patch=14, width=48, layers=1, heads=3, pos_grid=4, hidden=8),
     clip=dict(view=224, patch=14, width=32, layers=1, heads=4, mlp_ratio=2.0, activation='gelu'),
@@ -38,7 +38,7 @@ def llama_shapes(dim=16, n_layers=2, vocab_size=512, ffn=48, **_):
 def official_shapes(variant='llama_ens_light'):
   """The names of a whole release, what no model reads included."""
   row = official.variant(variant)
-  encoders = {name: _ENCODERS[name] for name in row['encoders']}
+  encoders = {name: ENCODERS[name] for name in row['encoders']}
   config = official.model(variant, official.LLM.settings(llama_shapes(), CONFIG), encoders)
   return {'llma.' + key: shape for key, shape in (official.shapes(config) | _UNUSED[variant]).items()}
 

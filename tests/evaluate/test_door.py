@@ -131,7 +131,8 @@ def test_a_file_of_answers_is_scored_alone(scored, root, tmp_path):
   assert re.search(r'refcoco_val +miou0\.5 +0\.00 +91\.1 +4 +0', said)
 
 
-def test_an_official_folder_answers_too(root, tmp_path):
+def test_an_official_folder_answers_too(root, tmp_path, monkeypatch):
+  monkeypatch.setitem(release.ENCODERS, 'convnext', dict(depths=(1, 1, 1, 1), widths=(4, 4, 8, 8)))  # 259 tokens a picture.
   official = release.write_official(tmp_path / 'official', release.tensors(release.official_shapes()))
   finish(start(f'--checkpoint={official}', '--benchmarks=mme', f'--root={root}', f'--output={tmp_path / "out"}', '--limit=2'))
   assert len(lines(tmp_path / 'out' / 'mme.jsonl')) == 2
