@@ -3,9 +3,10 @@
     python -m sphinx_jax.evaluate --checkpoint=DIR --benchmarks=refcoco_val,mme --root=DIR
 
 Paths are relative to --root, in which data/ and annotations/ lie as in the official repository (LLaMA2-Accessory,
-accessory/eval_mm); each reader's docstring (sphinx_jax/evaluate/benchmarks) shows its tree. Names, prompts and lengths are those
-of the official annotation_config.json; what is not in it is under "Beside them". Its DeepForm, InfographicsVQA, KleisterCharity,
-TabFact, VisualMRC and WikiTableQuestions are left out: their scorer ('ureader') belongs to the DUE benchmark and is not at hand.
+accessory/eval_mm); each reader's docstring (sphinx_jax/evaluate/benchmarks) shows its tree. Names, prompts and lengths are
+those of the official annotation_config.json; what is not in it is under "Beside them". Its DeepForm, InfographicsVQA,
+KleisterCharity, TabFact, VisualMRC and WikiTableQuestions are left out: their scorer ('ureader') belongs to the DUE
+benchmark and is not at hand.
 
 `published` is the figure of SPHINX-2k (762 pixels, 1 + 9 views; arXiv 2311.07575), in percent unless it is MME's. The paper's
 own tables were not at hand; each figure is as two later papers cite it:
@@ -30,11 +31,12 @@ REC = 'Please provide the bounding box coordinate of the region this sentence de
 CAPTION = 'Provide a one-sentence caption for the provided image.'
 
 
-def _row(reader: str, protocol: str, metric: str, prompt: str = SHORT, max_new_tokens: int = 10, published: float | None = None,
-         note: str = '', prefix: str = '', hidden: bool = False, **own) -> dict:
+def _row(reader: str, protocol: str, metric: str, prompt: str = SHORT, max_new_tokens: int = 10,
+         published: float | None = None, note: str = '', prefix: str = '', hidden: bool = False, **own) -> dict:
     """One benchmark. `metric` is the protocol's number that stands for it, `own` is what the reader takes."""
-    return dict(reader=reader, protocol=protocol, metric=metric, prompt=prompt, prefix=prefix, max_new_tokens=max_new_tokens,
-                published=published, variant='SPHINX-2k', note=f'{NOT_RUN}; {note}' if note else NOT_RUN, hidden=hidden, **own)
+    return dict(reader=reader, protocol=protocol, metric=metric, prompt=prompt, prefix=prefix,
+                max_new_tokens=max_new_tokens, published=published, variant='SPHINX-2k',
+                note=f'{NOT_RUN}; {note}' if note else NOT_RUN, hidden=hidden, **own)
 
 
 def _official(file: str, protocol: str, **more) -> dict:

@@ -35,13 +35,12 @@ def read_objects(name: str, root: Path, prompt: str, file: str, images: str) -> 
 
 
 def read_people(name: str, root: Path, prompt: str, file: str, images: str) -> list[Question]:
-  """One question for every person with a keypoint, pointed out by the box in COCO's file. Raises SphinxError for a wrong file."""
+  """One question for every person with a keypoint, pointed out by the file's box. Raises SphinxError for a wrong file."""
   path = files.find(name, root, file)
   questions = []
   for picture, found in _pictures(name, files.read_json(name, path, dict), path):
-    people = [{'id': field(name, row, 'id', path), 'bbox': field(name, row, 'bbox', path), 'area': field(name, row, 'area', path),
-               'iscrowd': row.get('iscrowd', 0), 'keypoints': field(name, row, 'keypoints', path),
-               'num_keypoints': field(name, row, 'num_keypoints', path)} for row in found]
+    people = [{key: field(name, row, key, path) for key in ('id', 'bbox', 'area', 'keypoints', 'num_keypoints')}
+              | {'iscrowd': row.get('iscrowd', 0)} for row in found]
     asked = [person for person in people if person['num_keypoints'] and not person['iscrowd']]
     others = [person for person in people if person not in asked]
     for person in asked:
@@ -60,7 +59,8 @@ def read_captions(name: str, root: Path, prompt: str, file: str, images: str) ->
   questions = []
   for picture, found in _pictures(name, files.read_json(name, path, dict), path):
     truth = [field(name, row, 'caption', path) for row in found]
-    entry = {'image_id': picture['id'], 'image_path': f'{images}/{field(name, picture, "file_name", path)}', 'gt_answers': truth}
+    place = f'{images}/{field(name, picture, "file_name", path)}'
+    entry = {'image_id': picture['id'], 'image_path': place, 'gt_answers': truth}
     if truth:
       questions.append(Question(str(picture['id']), root / entry['image_path'], prompt.format(''), entry))
   return questions

@@ -17,7 +17,8 @@ from sphinx_jax.evaluate.benchmarks.base import Question, field, rows
 def read_vqav2(name: str, root: Path, prompt: str, file: str, images: str) -> list[Question]:
   """VQAv2; images is the folder and the name of its pictures up to their number. Raises SphinxError for a wrong file."""
   path = files.find(name, root, file)
-  return [_question(name, root, prompt, row, 'question_id', f"{images}{int(field(name, row, 'image_id', path)):012d}.jpg", path)
+  return [_question(name, root, prompt, row, 'question_id',
+                    f"{images}{int(field(name, row, 'image_id', path)):012d}.jpg", path)
           for row in rows(name, files.read_json(name, path, dict), 'questions', path)]
 
 

@@ -1,6 +1,7 @@
 """MMBench's official tab-separated file; every question is asked with each rotation of its choices.
 
-    root/data/mmbench/mmbench_dev_20230712.tsv    index, question, hint, A, B, C, D, answer, category, l2-category, image (base64)
+    root/data/mmbench/mmbench_dev_20230712.tsv
+      index, question, hint, A, B, C, D, answer, category, l2-category, image (base64)
 
 In files that hold the rotations themselves, index % 1e6 names the question, and 'image' may be the index of the row that
 has the picture. https://github.com/open-compass/MMBench (Apache 2.0).
@@ -42,8 +43,9 @@ def read(name: str, root: Path, prompt: str, file: str | tuple[str, ...]) -> lis
     offered, letter = _choices(name, row, number, path)
     for rotation in [number // _ROUND] if rotated else range(len(offered)):
       turned, answer = (offered, letter) if rotated else rotate(offered, letter, rotation)
-      entry = {'index': number, 'group': number % _ROUND, 'rotation': rotation, 'question': row['question'], 'choices': turned,
-               'gt_answers': answer, 'category': row.get('category') or '', 'l2-category': row.get('l2-category') or ''}
+      entry = {'index': number, 'group': number % _ROUND, 'rotation': rotation, 'question': row['question'],
+               'choices': turned, 'gt_answers': answer, 'category': row.get('category') or '',
+               'l2-category': row.get('l2-category') or ''}
       hint = row.get('hint') or ''
       asked = choices.write(row['question'], turned, '' if hint in _EMPTY else hint)
       questions.append(Question(f'{number % _ROUND}-{rotation}', image, prompt.format(asked), entry))

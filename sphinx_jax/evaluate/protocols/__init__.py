@@ -30,5 +30,5 @@ _PLACES = {name: f'sphinx_jax.evaluate.protocols.{module}' for name, module in _
 
 # (entries, official=False) -> {metric: value}.
 PROTOCOLS = Table('protocol', {name: f'{place}:score' for name, place in _PLACES.items()})
-# (entries, official=False) -> [how good each answer is, in [0, 1], or None where that has no meaning], for best and worst cases.
+# (entries, official=False) -> [how good each answer is, in [0, 1], or None where that has no meaning]; for best and worst.
 EACH = Table('protocol', {name: f'{place}:each' for name, place in _PLACES.items()})

@@ -1,7 +1,7 @@
 """CIDEr-D (arXiv 1411.5726) and corpus BLEU of captions, with the choices of the COCO caption evaluation.
 
-The words are cut as in the Penn Treebank, lower case and without punctuation, by a few lines of ours: the official tokenizer is
-a Java program. Usual captions are cut alike (tests/golden/eval/caption.json); rare forms such as e-mail addresses are not.
+The words are cut as in the Penn Treebank, lower case and without punctuation, by a few lines of ours: the official
+tokenizer is a Java program. Usual captions are cut alike (tests/golden/eval/caption.json), e-mail addresses are not.
 """
 
 import math
@@ -93,7 +93,8 @@ def _similarity(said, truth):
   """Mean over n of the cosine, in which no n-gram of the answer weighs more than in the reference."""
   cosines = []
   for (weights, norm), (true_weights, true_norm) in zip(said, truth):
-    shared = sum(min(weight, true_weights[gram]) * true_weights[gram] for gram, weight in weights.items() if gram in true_weights)
+    shared = sum(min(weight, true_weights[gram]) * true_weights[gram]
+                 for gram, weight in weights.items() if gram in true_weights)
     cosines.append(shared / (norm * true_norm) if norm and true_norm else 0.0)
   return sum(cosines) / ORDER
 

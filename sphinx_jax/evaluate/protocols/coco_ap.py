@@ -63,11 +63,12 @@ def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
   base.some('COCO AP', entries)
   names = sorted({normalize(thing['name']) for entry in entries for thing in entry['objects']})
   if not names:
-    raise errors.make('COCO AP', f'{len(entries)} pictures with nothing in them', 'at least one object', 'score more pictures')
+    raise errors.make('COCO AP', f'{len(entries)} pictures with nothing in them', 'at least one object',
+                      'score more pictures')
   truth, said = [], []
   for entry in entries:
-    truth += [{'image_id': entry['image_id'], 'category_id': names.index(normalize(thing['name'])), 'bbox': thing['bbox'],
-               'area': thing['area'], 'iscrowd': thing['iscrowd']} for thing in entry['objects']]
+    truth += [{'image_id': entry['image_id'], 'category_id': names.index(normalize(thing['name'])),
+               'bbox': thing['bbox'], 'area': thing['area'], 'iscrowd': thing['iscrowd']} for thing in entry['objects']]
     said += [{'image_id': entry['image_id'], 'category_id': names.index(name), 'bbox': [x1, y1, x2 - x1, y2 - y1],
               'area': (x2 - x1) * (y2 - y1), 'iscrowd': 0}
              for name, (x1, y1, x2, y2) in detections(entry) if name in names]

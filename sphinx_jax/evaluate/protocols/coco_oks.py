@@ -1,7 +1,8 @@
 """Average precision of keypoints (COCO pose) by pycocotools, where each person's box is given in the question.
 
 As with boxes (coco_ap.py) the answers have no confidence. With the boxes given, nobody is overlooked, so the figures
-compare with those that top-down methods report for ground-truth boxes.
+compare with those that top-down methods report for ground-truth boxes. As there, an answer counts for whomever of the picture
+it fits, even where somebody else was asked about.
 """
 
 import math
@@ -48,8 +49,9 @@ def oks(said: dict[str, tuple[float, float]], truth: Sequence[float], area: floa
 def each(entries: Sequence[dict], official: bool = False) -> list[float | None]:
   """The OKS of every person asked about; None for one without a keypoint."""
   del official
-  return [oks(keypoints(entry), entry['person']['keypoints'], entry['person']['area']) if entry['person']['num_keypoints'] else None
-          for entry in entries]
+  people = [entry['person'] for entry in entries]
+  return [oks(keypoints(entry), person['keypoints'], person['area']) if person['num_keypoints'] else None
+          for entry, person in zip(entries, people)]
 
 
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""POPE (arXiv 2305.10355): is this object in the picture? Accuracy, precision, recall and F1 of 'yes', and how often it is said."""
+"""POPE (arXiv 2305.10355): is this thing in the picture? Accuracy; precision, recall, F1 of 'yes'; how often it is said."""
 
 from collections.abc import Sequence
 

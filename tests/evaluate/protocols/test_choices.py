@@ -17,16 +17,16 @@ def rotations(group, answers, category='finding', coarse='perception'):
 
 
 @pytest.mark.parametrize('answer, letter', [
-    ('B', 'B'), ('(b) dog', 'B'), ('The answer is C.', 'C'), ('It is a cat', 'A'), ('CAT', 'A'), ('cat or dog', None), ('', None),
-    ('D', None),
+    ('B', 'B'), ('(b) dog', 'B'), ('The answer is C.', 'C'), ('It is a cat', 'A'), ('CAT', 'A'), ('cat or dog', None),
+    ('', None), ('D', None),
 ])
 def test_the_choice_is_read_from_letter_or_text(answer, letter):
   assert mmbench.chosen(answer, {'A': 'cat', 'B': 'dog', 'C': 'cow'}) == letter
 
 
 def test_a_question_counts_when_all_its_rotations_are_right():
-  lines = (rotations(1, ['A', 'C', 'B']) + rotations(2, ['A', 'A', 'A']) + rotations(3, ['cat', 'cat', 'cat'], 'counting', 'reasoning')
-           + rotations(4, ['B', 'C', 'B'], 'counting', ''))
+  lines = (rotations(1, ['A', 'C', 'B']) + rotations(2, ['A', 'A', 'A'])
+           + rotations(3, ['cat', 'cat', 'cat'], 'counting', 'reasoning') + rotations(4, ['B', 'C', 'B'], 'counting', ''))
   assert PROTOCOLS['mmbench'](lines) == {
       'accuracy': 0.5, 'accuracy without rotation': 0.75, 'perception': 0.5, 'reasoning': 1, 'counting': 0.5, 'finding': 0.5}
   assert EACH['mmbench'](lines)[:6] == [1, 1, 1, 1, 0, 0]

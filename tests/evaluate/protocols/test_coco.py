@@ -101,7 +101,8 @@ AREA = 20000.0
 
 def person(points=POINTS, visible=(2,) * 17, area=AREA, crowd=0):
   flat = [number for (x, y), v in zip(points, visible) for number in ((x, y, v) if v else (0, 0, 0))]
-  return {'bbox': [110, 90, 160, 200], 'area': area, 'iscrowd': crowd, 'keypoints': flat, 'num_keypoints': sum(v > 0 for v in visible)}
+  return {'bbox': [110, 90, 160, 200], 'area': area, 'iscrowd': crowd, 'keypoints': flat,
+          'num_keypoints': sum(v > 0 for v in visible)}
 
 
 def said(points):
@@ -137,7 +138,8 @@ def test_average_precision_is_the_share_of_thresholds_below_the_oks(offset):
 
 
 def test_poses_perfect_and_wrong():
-  assert PROTOCOLS['coco_oks']([pose(said(NAMED), person())]) == pytest.approx({'AP': 1, 'AP50': 1, 'AP75': 1, 'AP large': 1, 'AR': 1})
+  assert PROTOCOLS['coco_oks']([pose(said(NAMED), person())]) == pytest.approx(
+      {'AP': 1, 'AP50': 1, 'AP75': 1, 'AP large': 1, 'AR': 1})
   for answer in ('', 'nose', 'nose [0.1, 0.2, 0.3, 0.4]', said({'tail': (1, 1)}), said({'nose': (600, 400)})):
     assert PROTOCOLS['coco_oks']([pose(answer, person())])['AP'] == 0
 
