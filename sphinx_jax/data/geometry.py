@@ -76,7 +76,8 @@ def scaled(annotation: dict, x: float, y: float) -> dict:
   for person in result.get('people', ()):
     person['keypoints'] = [_times(point, (x, y, 1)) for point in person.get('keypoints') or ()]
   if 'phrases' in annotation:
-    result['phrases'] = [{**piece, 'boxes': [grown(box) for box in piece.get('boxes', ())]} for piece in annotation['phrases']]
+    result['phrases'] = [{**piece, 'boxes': [grown(box) for box in piece.get('boxes', ())]}
+                         for piece in annotation['phrases']]
   return result
 
 

@@ -46,9 +46,8 @@ class Coco:
       others = [other for other in self._file.annotations[image_id] if _is_caption(other)]
       annotation |= {'caption': _text(row), 'captions': [_text(other) for other in others]}
     elif self._task == 'pose':
-      annotation['every'] = True  # Those left out are in the picture, too.
       people = [_person(row) for row in self._file.annotations[image_id] if _has_pose(row)]
-      annotation |= {'people': people, 'every': True}  # Of others in the picture no keypoint is annotated.
+      annotation |= {'people': people, 'every': True}  # Those left out are in the picture, too.
     else:
       annotation |= {'objects': self._file.objects(image_id), 'classes': list(self._file.names.values())}
     return Item(name, self._pictures / field(self._file.image(image_id), 'file_name', str), annotation)

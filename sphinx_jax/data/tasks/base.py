@@ -7,7 +7,8 @@ What a dataset gives ('?': may be missing) is asked as it is given; where it onl
     caption           'caption': str, the one to train; 'captions'?: [str], all references
     vqa, ocr          'questions': [{'id', 'question', 'answer', 'answers'?, 'choices'?, 'context'?, 'instruction'?}], see
                       questions.py; else vqa reads 'objects', and ocr 'words': [{'text', 'color'?, 'box'}]
-    rec, reg          'objects', with 'expressions'?: [str] that tell one from all others; else by colour and name
+    rec, reg          'objects', with 'expressions'?: [str] that tell one from all others (rec asks for any of them, reg
+                      trains the first); else by colour and name
     grounded_caption  'phrases': [{'text', 'boxes'}], pieces that joined are the sentence; else 'objects'
     detection         'objects'; with 'classes'?: [str], all that the dataset knows, one class may be asked for. 'absent'?:
                       classes known not to be there, 'partial'?: classes of which not every object is listed; with either,

@@ -11,8 +11,9 @@ MANY = 20
 ABSENT_SHARE = 0.2  # Of the questions about one class, where one is known that is not there.
 
 
-def sort(annotation: Mapping, things: Sequence[dict], key: str, crowds: bool = True) -> tuple[dict[str, list[dict]], list[str]]:
-  """({class: its things}, [class that is not there, ...]), where the annotation is sure of it.
+def sort(annotation: Mapping, things: Sequence[dict], key: str,
+         crowds: bool = True) -> tuple[dict[str, list[dict]], list[str]]:
+  """({class: its things}, [class that is not there, ...]), where that is sure.
 
   Args:
     annotation: with 'classes', 'absent', 'partial' where they are known.

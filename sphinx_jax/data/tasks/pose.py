@@ -59,7 +59,7 @@ def _annotated(keypoints):
 
 
 def parse(answer):
-  """The people an answer tells of: [{keypoint name: (x, y)}, ...]; a box begins the next one, a name counts once, the first."""
+  """The people an answer tells of: [{keypoint: (x, y)}, ...]; a box begins the next one, a name counts once, the first."""
   people = [{}]
   for name, group in coordinates.parse_groups(answer):
     if len(group[0]) == 4 and people[-1]:

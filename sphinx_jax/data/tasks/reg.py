@@ -12,14 +12,14 @@ INSTRUCTIONS = (
 
 
 def turns(annotation, rng, max_turns):
-  """One turn for each of up to max_turns objects; of one with expressions, the truth's 'answers' are all of them."""
+  """One turn for each of up to max_turns objects; its first expression is trained, all are the truth's 'answers'."""
   objects = base.single(annotation['objects'])
   described = [item for item in objects if item.get('expressions')]
   result = []
   for item in base.sample(described or objects, rng, max_turns, 'objects'):
     box, answer, truth = base.checked_box(item['box']), base.expression(item), {}
     if described:
-      answer, truth = base.choose(item['expressions'], rng), {'answers': list(item['expressions'])}
+      answer, truth = item['expressions'][0], {'answers': list(item['expressions'])}
     instruction = base.choose(INSTRUCTIONS, rng).format(coordinates.format_box(box))
     result.append(base.Turn(instruction, answer, {'answer': answer, 'box': box, **truth}))
   return result
