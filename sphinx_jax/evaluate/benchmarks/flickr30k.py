@@ -21,7 +21,7 @@ def read(name: str, root: Path, prompt: str, folder: str, split: str) -> list[Qu
     except BadExample as error:  # A score over fewer questions than the benchmark has would be another benchmark's.
       raise errors.make(f"benchmark '{name}'", f'an item it cannot use ({error})', 'the official files',
                         'download them again') from error
-    width, height = item.annotation['size']
+    width, height = (int(side) for side in item.annotation['size'])
     place = Path(item.image).relative_to(root)
     for number, phrase in enumerate(item.annotation['phrases']):
       if phrase['boxes']:

@@ -138,6 +138,34 @@ def test_captions_of_coco_and_of_karpathys_split(tmp_path):
   assert perfect == pytest.approx({'CIDEr': 10, 'BLEU-1': 1, 'BLEU-2': 1, 'BLEU-3': 1, 'BLEU-4': 1})
 
 
+def test_phrases_of_flickr30k_entities(tmp_path):
+  root = 'data/flickr30k_entities'
+  official.file(tmp_path, f'{root}/test.txt', '36979\n')
+  official.file(tmp_path, f'{root}/flickr30k-images/36979.jpg', b'')
+  official.file(tmp_path, f'{root}/Sentences/36979.txt', (
+      '[/EN#1/people Two men] in [/EN#2/clothing red hats] wait in [/EN#3/scene the street] .\n[/EN#1/people They] wait .\n'))
+  def thing(name, **sides):
+    box = ''.join(f'<{side}>{value}</{side}>' for side, value in sides.items())
+    return f'<object><name>{name}</name><bndbox>{box}</bndbox></object>'
+  men = [thing(1, xmin=x, ymin=51, xmax=x + 100, ymax=151) for x in (1, 301)]
+  official.file(tmp_path, f'{root}/Annotations/36979.xml', (
+      f'<annotation><size><width>400</width><height>200</height><depth>3</depth></size>{"".join(men)}'
+      f'{thing(2, xmin=1, ymin=1, xmax=401, ymax=51)}'
+      '<object><name>3</name><scene>1</scene><nobndbox>1</nobndbox></object></annotation>'))
+  benchmark = official.opened('flickr30k_grounding_test', tmp_path)
+  assert [question.entry['question'] for question in benchmark.questions] == ['Two men', 'red hats', 'They']
+  first = benchmark.questions[0]
+  assert first.prompt == 'Please provide the bounding box coordinate of the region this sentence describes: Two men.'
+  assert first.image == tmp_path / root / 'flickr30k-images/36979.jpg' == tmp_path / first.entry['image_path']
+  assert first.entry['gt_answers'] == [[0, 50, 100, 150], [300, 50, 400, 150]]
+  man, hats, both = '[0, 0.375, 0.25, 0.625]', '[0, 0.25, 1, 0.375]', '[0, 0.375, 1, 0.625]'
+  assert scored(benchmark, [man, hats, both]) == pytest.approx({'recall@1 any box': 2 / 3, 'recall@1 merged box': 2 / 3})
+  assert scored(benchmark, [hats, man, '']) == {'recall@1 any box': 0, 'recall@1 merged box': 0}
+  official.file(tmp_path, f'{root}/Annotations/36979.xml', '<annotation>')
+  with pytest.raises(SphinxError, match='36979.xml'):
+    official.opened('flickr30k_grounding_test', tmp_path)
+
+
 @pytest.mark.parametrize('value, message', [
     ({'images': []}, "without 'categories'"), ([], 'a list'),
     ({'images': 3, 'categories': [], 'annotations': []}, "a int under 'images'"),
