@@ -57,7 +57,7 @@ def weigh(weights: np.ndarray, loss_weighting: str) -> np.ndarray:
 
 
 def plan(lengths: Sequence[int], has_image: Sequence[bool], length: int, images: int) -> list[list[int]]:
-  """Packs a window of examples into rows: longest first, each into the fullest row that still takes it.
+  """Packs a window of examples into rows: each begins with the longest that is left and is filled as full as can be.
 
   Args:
     lengths: positions of each example, none above `length`.
@@ -69,20 +69,49 @@ def plan(lengths: Sequence[int], has_image: Sequence[bool], length: int, images:
     The rows, each a list of example numbers in their order; rows in the order of their first example, so that what
     reaches a batch early does not depend on its length.
   """
-  space = np.full(len(lengths), length, np.int64)  # never more rows than examples
-  slots = np.full(len(lengths), images, np.int64)
-  rows: list[list[int]] = []
-  for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-    used = len(rows)
-    fits = (space[:used] >= lengths[i]) & (slots[:used] >= bool(has_image[i]))
-    left = np.where(fits, space[:used], length + 1)
-    row = int(left.argmin()) if fits.any() else used
-    if row == used:
-      rows.append([])
-    rows[row].append(i)
-    space[row] -= lengths[i]
-    slots[row] -= bool(has_image[i])
-  return sorted(sorted(row) for row in rows)
+  # Text alone goes into any row, so it is kept for what images leave; otherwise examples are taken as they come, which
+  # keeps the kinds that are left as mixed as those that are used. Short ones alone would not fill rows.
+  left = sorted(range(len(lengths)), key=lambda i: (not has_image[i], i))
+  longest = sorted(left, key=lambda i: -lengths[i])
+  placed = np.zeros(len(lengths), bool)
+  rows = []
+  for first in longest:
+    if placed[first]:
+      continue
+    placed[first] = True
+    left = [i for i in left if not placed[i]]
+    more = _fill(left, lengths, has_image, length - lengths[first], images - bool(has_image[first]))
+    placed[more] = True
+    rows.append(sorted([first, *more]))
+  return sorted(rows)
+
+
+def _fill(candidates: Sequence[int], lengths: Sequence[int], has_image: Sequence[bool], space: int, images: int) -> list[int]:
+  """The examples that fill `space` positions best with at most so many images; of equal ones, those with more images.
+
+  A subset sum: bit s of reachable[k] says that some of the examples so far have k images and s positions together. Python's
+  integers are the fastest bitsets at hand.
+  """
+  inside, full = (1 << space + 1) - 1, 1 << space
+  reachable, steps = [1] + [0] * images, []
+  for i in candidates:
+    n = lengths[i]
+    if n > space or (has_image[i] and not images):
+      continue
+    steps.append((i, reachable))
+    taken = [sums << n & inside for sums in reachable]
+    if has_image[i]:
+      taken = [0, *taken[:-1]]
+    reachable = [without | with_it for without, with_it in zip(reachable, taken)]
+    if any(sums & full for sums in reachable):
+      break
+  used, count = max((sums.bit_length() - 1, k) for k, sums in enumerate(reachable))
+  chosen = []
+  for i, before in reversed(steps):
+    if not before[count] >> used & 1:  # Only with this one.
+      chosen.append(i)
+      used, count = used - lengths[i], count - bool(has_image[i])
+  return chosen
 
 
 def decode(rows: Sequence[Sequence[Example]], size: int,

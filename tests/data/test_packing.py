@@ -70,6 +70,9 @@ def test_an_empty_row_is_padding():
   ([3, 7, 6, 4], [False] * 4, [[0, 1], [2, 3]]),
   ([2, 2, 2, 2], [True] * 4, [[0, 1], [2, 3]]),          # two image slots a row
   ([2, 2, 2, 2], [True, True, True, False], [[0, 1, 3], [2]]),
+  ([6, 5, 2, 2, 3], [False] * 5, [[0, 2, 3], [1, 4]]),   # 6 + 2 + 2 is full, where 6 + 3 would leave one position
+  ([7, 3, 3], [True, True, False], [[0, 1], [2]]),       # an image first, as text goes anywhere
+  ([4, 4, 4, 6, 6], [True] * 3 + [False] * 2, [[0, 3], [1, 4], [2]]),
   ([10], [True], [[0]]),
   ([], [], []),
 ])
@@ -85,6 +88,19 @@ def test_plan_loses_nothing_and_keeps_to_the_capacity():
   assert all(sum(lengths[i] for i in row) <= 60 and sum(has_image[i] for i in row) <= 3 for row in rows)
   assert [row[0] for row in rows] == sorted(row[0] for row in rows)
   assert sum(lengths) / (60 * len(rows)) > 0.95
+
+
+def test_plan_fills_rows_of_a_mixture_like_that_of_stage_2():
+  """Images of 291 positions, six a row of 2048; texts from short answers to long dialogs, a few without an image."""
+  draw = np.random.default_rng(0)
+  texts = np.concatenate([draw.lognormal(np.log(median), spread, count) for median, spread, count in
+                          ((60, 0.4, 500), (150, 0.6, 300), (350, 0.6, 164), (450, 0.7, 60))]).astype(int) + 10
+  has_image = np.arange(1024) < 964
+  order = draw.permutation(1024)
+  lengths, has_image = np.minimum(texts + 291 * has_image, 2048)[order], has_image[order]
+  rows = packing.plan(lengths.tolist(), has_image.tolist(), length=2048, images=6)
+  assert sorted(i for row in rows for i in row) == list(range(1024))
+  assert lengths.sum() / (2048 * len(rows)) > 0.98
 
 
 def test_loss_weighting_sets_how_the_sum_grows_with_the_answer():
