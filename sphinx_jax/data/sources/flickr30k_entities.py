@@ -40,7 +40,8 @@ class Flickr30kEntities:
     self._boxes = find('flickr30k_entities', root, 'Annotations', 'annotations/Annotations')
     self._pictures = find('flickr30k_entities', root, 'flickr30k-images', 'flickr30k_images', 'images')
     # What is small is read at once, so that each sentence is an item; the XML when its picture is.
-    self._said = {name: _lines(folder / f'{name}.txt') for name in progress(dict.fromkeys(names), what='flickr30k_entities: sentences')}
+    names = progress(dict.fromkeys(names), what='flickr30k_entities: sentences')
+    self._said = {name: _lines(folder / f'{name}.txt') for name in names}
     self._rows = [(name, number) for name, lines in self._said.items() for number in range(max(len(lines), 1))]
 
   def __len__(self) -> int:

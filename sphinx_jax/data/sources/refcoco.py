@@ -116,7 +116,8 @@ def read_pickle(name: str, path: Path) -> list:
     with path.open('rb') as file:
       value = _PlainUnpickler(file, encoding='utf-8', errors='replace').load()
   except Exception as error:  # The module says that damaged data may raise any.
-    raise errors.make(f"source '{name}'", f'{str(path)!r}, which cannot be read ({error})', 'a pickle of lists, dicts, texts and numbers',
+    raise errors.make(f"source '{name}'", f'{str(path)!r}, which cannot be read ({error})',
+                      'a pickle of lists, dicts, texts and numbers',
                       'use the official file, and do not open this one with anything else') from error
   if not isinstance(value, list):
     raise errors.make(f"source '{name}'", f'a {type(value).__name__} in {str(path)!r}', 'a list of refs',

@@ -26,7 +26,8 @@ from sphinx_jax.data.sources.questions import field, name_of, question
 
 _FILES = {'rec': ('region_descriptions', 'regions'), 'reg': ('region_descriptions', 'regions'),
           'relation': ('relationships', 'relationships'), 'vqa': ('question_answers', 'qas')}
-_UNUSED = frozenset({'synsets', 'question_synsets', 'answer_synsets', 'a_objects', 'q_objects', 'merged_object_ids', 'image_id'})
+_UNUSED = frozenset({'synsets', 'question_synsets', 'answer_synsets', 'a_objects', 'q_objects', 'merged_object_ids',
+                     'image_id'})
 _FOLDERS = ('VG_100K', 'VG_100K_2')
 _VAL = 20
 
@@ -112,7 +113,8 @@ def _about(path: Path) -> dict[int, dict | None]:
 def _folders(root: Path) -> dict[str, Path]:
   """Where the two halves of the pictures are; of one that is not there, the pictures will be missing."""
   find('visual_genome', root, *(place for folder in _FOLDERS for place in _places(folder)))
-  return {folder: next((root / place for place in _places(folder) if (root / place).is_dir()), root / folder) for folder in _FOLDERS}
+  return {folder: next((root / place for place in _places(folder) if (root / place).is_dir()), root / folder)
+          for folder in _FOLDERS}
 
 
 def _places(folder: str) -> tuple[str, ...]:
@@ -159,12 +161,14 @@ def _triple(row: Any) -> tuple[dict, str, dict]:
 
 def _thing(entry: dict) -> dict:
   names = field(entry, 'names', list, [])  # Where the file has no 'name'.
-  return {'id': name_of(entry, 'object_id'), 'name': _words({'name': names[0]} if names else entry, 'name'), 'box': _box(entry, 'w', 'h')}
+  name = _words({'name': names[0]} if names else entry, 'name')
+  return {'id': name_of(entry, 'object_id'), 'name': name, 'box': _box(entry, 'w', 'h')}
 
 
 def _questions(asked: list, rows: list) -> dict:
   del rows
-  return {'questions': [question(name_of(row, 'qa_id'), field(row, 'question', str), [_words(row, 'answer')]) for row in asked]}
+  return {'questions': [question(name_of(row, 'qa_id'), field(row, 'question', str), [_words(row, 'answer')])
+                        for row in asked]}
 
 
 def _box(row: dict, width: str, height: str) -> list[float]:

@@ -43,7 +43,8 @@ def lvis(root, split, images, annotations, names) -> Path:
   value = coco_json({i: '' for i in images}, annotations, names)
   for entry, (place, absent, partial) in zip(value['images'], images.values()):
     del entry['file_name']
-    entry |= {'coco_url': f'http://images.cocodataset.org/{place}', 'neg_category_ids': absent, 'not_exhaustive_category_ids': partial}
+    entry |= {'coco_url': f'http://images.cocodataset.org/{place}', 'neg_category_ids': absent,
+              'not_exhaustive_category_ids': partial}
     pictures.write(root / place)
   dump(root / f'lvis_v1_{split}.json', value)
   return root
@@ -62,12 +63,14 @@ def doclaynet(root, split, images, annotations, names) -> Path:
 def reference(ref_id, annotation, image, *sentences, split='train') -> dict:
   """A ref of the pickle; its sentences have the ids 10 * ref_id, + 1, ..."""
   return {'ref_id': ref_id, 'ann_id': annotation, 'image_id': image, 'split': split, 'category_id': 1,
-          'file_name': f'COCO_train2014_{image:012d}_{ref_id}.jpg', 'sent_ids': [10 * ref_id + i for i in range(len(sentences))],
+          'file_name': f'COCO_train2014_{image:012d}_{ref_id}.jpg',
+          'sent_ids': [10 * ref_id + i for i in range(len(sentences))],
           'sentences': [{'sent_id': 10 * ref_id + i, 'sent': sent, 'raw': sent.upper(), 'tokens': sent.split()}
                         for i, sent in enumerate(sentences)]}
 
 
-def refcoco(root, name, refs, images, annotations, names, by='unc', folder='images/mscoco/images/train2014', protocol=0) -> Path:
+def refcoco(root, name, refs, images, annotations, names, by='unc', folder='images/mscoco/images/train2014',
+            protocol=0) -> Path:
   """name: 'refcoco', 'refcoco+' or 'refcocog'; images: ids; protocol: of the pickle, those of Python 2 by default."""
   files = {i: f'COCO_train2014_{i:012d}.jpg' for i in images}
   dump(root / name / 'instances.json', coco_json(files, annotations, names))
@@ -80,7 +83,8 @@ def refcoco(root, name, refs, images, annotations, names, by='unc', folder='imag
 def visual_genome(root, images, **files) -> Path:
   """images: {id: folder}, 'VG_100K' or 'VG_100K_2'; files: name -> rows, as region_descriptions=[...]."""
   dump(root / 'image_data.json', [
-    {'image_id': i, 'width': 40, 'height': 30, 'coco_id': None, 'url': f'https://cs.stanford.edu/people/rak248/{folder}/{i}.jpg'}
+    {'image_id': i, 'width': 40, 'height': 30, 'coco_id': None,
+     'url': f'https://cs.stanford.edu/people/rak248/{folder}/{i}.jpg'}
     for i, folder in images.items()])
   for i, folder in images.items():
     pictures.write(root / folder / f'{i}.jpg')
@@ -105,7 +109,8 @@ def _xml(image, objects) -> str:
     if isinstance(place, str):
       inside = f'<scene>{int(place == "scene")}</scene><nobndbox>{int(place == "nobndbox")}</nobndbox>'
     else:
-      inside = '<bndbox>' + ''.join(f'<{tag}>{value}</{tag}>' for tag, value in zip(('xmin', 'ymin', 'xmax', 'ymax'), place)) + '</bndbox>'
+      sides = zip(('xmin', 'ymin', 'xmax', 'ymax'), place)
+      inside = '<bndbox>' + ''.join(f'<{tag}>{value}</{tag}>' for tag, value in sides) + '</bndbox>'
     parts.append('<object>' + ''.join(f'<name>{name}</name>' for name in names) + inside + '</object>')
   return (f'<annotation><filename>{image}.jpg</filename><size><width>40</width><height>30</height><depth>3</depth></size>'
           f'{"".join(parts)}</annotation>')

@@ -31,7 +31,8 @@ def test_a_caption_is_an_item_and_knows_the_others(tmp_path):
   assert len(source) == 3 and [source.family.item(i).id for i in range(3)] == ['1', '3', '2']
   record = source[0]
   assert record.turns[0][1] == 'A café, 2 dogs.' and record.image == (root / 'train2017/000000000009.jpg').read_bytes()
-  assert source.family.item(1).annotation == {'caption': 'Two dogs.', 'captions': ['A café, 2 dogs.', 'Two dogs.'], 'size': (40, 30)}
+  assert source.family.item(1).annotation == {'caption': 'Two dogs.', 'captions': ['A café, 2 dogs.', 'Two dogs.'],
+                                              'size': (40, 30)}
 
 
 @pytest.mark.parametrize('folder', ['val2014', 'images/val2014'])
@@ -65,7 +66,8 @@ def test_malformed_captions_are_counted_and_leave_the_others(tmp_path):
 
 def test_detection_has_boxes_classes_and_crowds(tmp_path):
   images = {1: 'a.jpg', 2: 'b.jpg', 3: 'c.jpg', 4: 'd.jpg'}
-  rows = [layouts.box(1, 1, [0, 10, 10, 10]), layouts.box(1, 3, [20.5, 0, 10, 5], id=77), layouts.box(1, 1, [0, 0, 40, 30], crowd=1),
+  rows = [layouts.box(1, 1, [0, 10, 10, 10]), layouts.box(1, 3, [20.5, 0, 10, 5], id=77),
+          layouts.box(1, 1, [0, 0, 40, 30], crowd=1),
           layouts.box(2, 2, [1, 1, 9, 9], crowd=1),  # Nothing but a crowd: nothing to ask.
           layouts.box(4, 2, [0, 0, 9, 9])]           # Image 3 has no annotation.
   root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', images, rows, NAMES)
@@ -81,7 +83,8 @@ def test_detection_has_boxes_classes_and_crowds(tmp_path):
 
 
 def test_boxes_are_cut_at_the_edge(tmp_path):
-  root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', {4: 'd.jpg'}, [layouts.box(4, 1, [-5, 20, 15, 99])], NAMES[:1])
+  rows = [layouts.box(4, 1, [-5, 20, 15, 99])]
+  root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', {4: 'd.jpg'}, rows, NAMES[:1])
   assert opened(root, 'detection')[0].truth[0]['boxes'] == [pytest.approx([0, 25 / 40, 0.25, 35 / 40])]
 
 
@@ -93,7 +96,8 @@ def test_keypoints_of_people_who_have_some(tmp_path):
             layouts.box(2, 1, [0, 0, 5, 5], keypoints=[0] * 51, num_keypoints=0),
             layouts.box(3, 1, [0, 0, 5, 5], num_keypoints=3),
             layouts.box(4, 1, [0, 0, 5, 5], keypoints=[1, 1, 7] * 17, num_keypoints=17)]
-  root = layouts.coco(tmp_path / 'coco', 'person_keypoints', 'train2017', {i: f'{i}.jpg' for i in range(1, 5)}, people, NAMES[:1])
+  images = {i: f'{i}.jpg' for i in range(1, 5)}
+  root = layouts.coco(tmp_path / 'coco', 'person_keypoints', 'train2017', images, people, NAMES[:1])
   source = opened(root, 'pose')
   assert len(source) == 3
   (person,) = source.family.item(0).annotation['people']
@@ -103,8 +107,9 @@ def test_keypoints_of_people_who_have_some(tmp_path):
   assert [bad(source, 1), bad(source, 2)] == ['malformed record'] * 2
 
 
-@pytest.mark.parametrize('change', [dict(bbox=[1, 2, 3]), dict(bbox=None), dict(bbox=[1, 2, 'x', 4]), dict(bbox=[10**400, 1, 2, 3]),
-                                    dict(category_id=99), dict(category_id=[1]), dict(category_id=None)])
+@pytest.mark.parametrize('change', [
+  dict(bbox=[1, 2, 3]), dict(bbox=None), dict(bbox=[1, 2, 'x', 4]), dict(bbox=[10**400, 1, 2, 3]), dict(category_id=99),
+  dict(category_id=[1]), dict(category_id=None)])
 def test_a_malformed_box_spoils_only_its_image(tmp_path, change):
   rows = [layouts.box(1, 1, [1, 1, 9, 9]), layouts.box(1, 1, [1, 1, 9, 9]) | change, layouts.box(2, 1, [1, 1, 9, 9])]
   root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', {1: 'a.jpg', 2: 'b.jpg'}, rows, NAMES[:1])
@@ -121,7 +126,8 @@ def test_boxes_that_are_no_place_are_left_out_and_counted(tmp_path):
 
 
 def test_images_of_one_id(tmp_path):
-  value = layouts.coco_json({1: 'a.jpg', 2: 'b.jpg'}, [layouts.box(1, 1, [1, 1, 9, 9]), layouts.box(2, 1, [1, 1, 9, 9])], NAMES[:1])
+  rows = [layouts.box(1, 1, [1, 1, 9, 9]), layouts.box(2, 1, [1, 1, 9, 9])]
+  value = layouts.coco_json({1: 'a.jpg', 2: 'b.jpg'}, rows, NAMES[:1])
   value['images'] += [value['images'][0], value['images'][1] | {'file_name': 'c.jpg'}, {'file_name': 'd.jpg'}, None]
   root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', {1: 'a.jpg'}, [], NAMES)
   layouts.dump(root / 'annotations/instances_train2017.json', value)
@@ -131,7 +137,8 @@ def test_images_of_one_id(tmp_path):
 
 @pytest.mark.parametrize('data, reason', [
   (pictures.encoded(mode='L'), None), (pictures.encoded(mode='CMYK'), None), (pictures.truncated(), None),
-  (b'', 'empty image'), (b'GIF', 'unreadable image'), (None, 'missing image'), (pictures.encoded(30, 30), 'image of another shape')])
+  (b'', 'empty image'), (b'GIF', 'unreadable image'), (None, 'missing image'),
+  (pictures.encoded(30, 30), 'image of another shape')])
 def test_odd_pictures(tmp_path, data, reason):
   root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', {1: 'a.jpg', 2: 'b.jpg'},
                       [layouts.box(1, 1, [0, 10, 10, 10]), layouts.box(2, 1, [1, 1, 9, 9])], NAMES[:1])

@@ -7,7 +7,8 @@ from sphinx_jax.data import sources
 from sphinx_jax.data.record import BadExample
 from tests.data.sources import layouts, pictures
 
-NAMES = ('Caption', 'Footnote', 'Formula', 'List-item', 'Page-footer', 'Page-header', 'Picture', 'Section-header', 'Table', 'Text', 'Title')
+NAMES = ('Caption', 'Footnote', 'Formula', 'List-item', 'Page-footer', 'Page-header', 'Picture', 'Section-header', 'Table',
+         'Text', 'Title')
 
 
 def opened(root, split='train', **settings):
@@ -20,8 +21,9 @@ def layout(tmp_path, annotations, split='train'):
 
 @pytest.mark.parametrize('split', ['train', 'val', 'test'])
 def test_blocks_on_a_page_of_another_scale(tmp_path, split):
-  source = opened(layout(tmp_path, [layouts.box(1, 11, [0, 0, 1025, 102.5], precedence=0), layouts.box(1, 4, [102.5, 205, 820, 2000]),
-                                    layouts.box(3, 9, [10, 10, -5, 5])], split), split)
+  blocks = [layouts.box(1, 11, [0, 0, 1025, 102.5], precedence=0), layouts.box(1, 4, [102.5, 205, 820, 2000]),
+            layouts.box(3, 9, [10, 10, -5, 5])]
+  source = opened(layout(tmp_path, blocks, split), split)
   assert len(source) == 2  # Page 2 has no block.
   annotation = source.family.item(0).annotation
   assert annotation['blocks'][0] == dict(label='Title', box=[0, 0, 1025, 102.5])
@@ -33,7 +35,7 @@ def test_blocks_on_a_page_of_another_scale(tmp_path, split):
 
 
 def test_odd_pages(tmp_path):
-  root = layout(tmp_path, [layouts.box(1, 11, [0, 0, 99, 99]), layouts.box(2, 99, [0, 0, 99, 99]), layouts.box(3, 9, [0, 0, 99, 99])])
+  root = layout(tmp_path, [layouts.box(page, kind, [0, 0, 99, 99]) for page, kind in ((1, 11), (2, 99), (3, 9))])
   source = opened(root)
   assert source[0].truth and source[2].truth
   for index, data, reason in ((1, None, 'malformed record'), (0, b'', 'empty image'), (0, b'%PDF', 'unreadable image'),

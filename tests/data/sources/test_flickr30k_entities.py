@@ -14,7 +14,8 @@ OBJECTS = [(['1'], (1, 11, 11, 21)), (['1', '2'], (21, 11, 31, 21)), (['3'], 'no
 
 
 def opened(root, task='grounded_caption', split='train', **settings):
-  return sources.open_source(dict(source='flickr30k_entities', root=root.name, task=task, split=split, **settings), root.parent)
+  return sources.open_source(dict(source='flickr30k_entities', root=root.name, task=task, split=split, **settings),
+                             root.parent)
 
 
 def layout(tmp_path, sentences=None, objects=None, split='train'):
@@ -31,17 +32,20 @@ def reason(source, index=0):
 def test_pieces_join_to_the_sentence_and_have_the_boxes_of_their_entity(tmp_path, split):
   source = opened(layout(tmp_path, split=split), split=split)
   items = [source.family.item(i) for i in range(len(source))]
-  assert [item.annotation['caption'] for item in items] == PLAIN and [item.id for item in items] == [f'36979#{i}' for i in range(3)]
+  assert [item.annotation['caption'] for item in items] == PLAIN
+  assert [item.id for item in items] == [f'36979#{i}' for i in range(3)]
   for item, sentence in zip(items, PLAIN):
     assert ''.join(piece['text'] for piece in item.annotation['phrases']) == sentence
   first, second = [0, 10, 10, 20], [20, 10, 30, 20]
   assert items[0].annotation['phrases'] == [
-    dict(text='Two young guys', boxes=[first, second]), dict(text=' with ', boxes=[]), dict(text='shaggy hair', boxes=[second]),
+    dict(text='Two young guys', boxes=[first, second]), dict(text=' with ', boxes=[]),
+    dict(text='shaggy hair', boxes=[second]),
     dict(text=' wave at ', boxes=[]), dict(text='nothing', boxes=[]), dict(text=' .', boxes=[])]
   assert [piece['text'] for piece in items[1].annotation['phrases'] if piece['boxes']] == ['men']
   truth = source[0].truth[0]
   assert truth['labels'] == ['Two young guys', 'Two young guys', 'shaggy hair']
-  assert truth['boxes'][0] == pytest.approx([0, 15 / 40, 0.25, 25 / 40]) and 'with <p>shaggy hair</p>' in source[0].turns[0][1]
+  assert truth['boxes'][0] == pytest.approx([0, 15 / 40, 0.25, 25 / 40])
+  assert 'with <p>shaggy hair</p>' in source[0].turns[0][1]
   assert reason(source, 2) == 'nothing to ask'  # No phrase of it has a box.
 
 
@@ -69,10 +73,11 @@ def test_repeated_pictures_count_once_and_missing_sentences_are_counted(tmp_path
 
 
 @pytest.mark.parametrize('xml, words', [
-  (None, 'missing annotation'), (b'', 'malformed record'), (b'<annotation><object>', 'malformed record'), (b'\xff\xfe<\x00', 'malformed record'),
+  (None, 'missing annotation'), (b'', 'malformed record'), (b'<annotation><object>', 'malformed record'),
+  (b'\xff\xfe<\x00', 'malformed record'),
   (b'<annotation><size><width>x</width></size></annotation>', 'malformed record'),
-  (b'<annotation><size><width>40</width><height>30</height></size><object><name>1</name><bndbox><xmin>3</xmin></bndbox></object></annotation>',
-   'malformed record'),
+  (b'<annotation><size><width>40</width><height>30</height></size>'
+   b'<object><name>1</name><bndbox><xmin>3</xmin></bndbox></object></annotation>', 'malformed record'),
   (b'<!DOCTYPE a [<!ENTITY x "xxxxxxxx"><!ENTITY y "&x;&x;&x;">]><annotation>&y;</annotation>', 'malformed record')])
 def test_damaged_boxes_are_counted_and_leave_the_captions(tmp_path, xml, words):
   root = layout(tmp_path)
@@ -107,6 +112,7 @@ def test_odd_pictures(tmp_path):
   for data in (pictures.encoded(mode='L'), pictures.encoded(mode='CMYK'), pictures.encoded(80, 60), pictures.truncated()):
     path.write_bytes(data)
     assert opened(root)[0].truth[0]['boxes'][0] == pytest.approx([0, 15 / 40, 0.25, 25 / 40])
-  for data, why in ((b'', 'empty image'), (b'no', 'unreadable image'), (pictures.encoded(30, 30), 'image of another shape'), (None, 'missing image')):
+  for data, why in ((b'', 'empty image'), (b'no', 'unreadable image'), (pictures.encoded(30, 30), 'image of another shape'),
+                    (None, 'missing image')):
     path.unlink() if data is None else path.write_bytes(data)
     assert reason(opened(root)) == why

@@ -26,8 +26,9 @@ def bad(source, index):
   return caught.value.reason
 
 
-@pytest.mark.parametrize('name, text', [('bow_(weapon)', 'bow'), ('stop_sign', 'stop sign'), ('first-aid_kit', 'first-aid kit'),
-                                        ('pan_(for_cooking)', 'pan'), ('mouse_(computer_equipment)', 'mouse')])
+@pytest.mark.parametrize('name, text', [
+  ('bow_(weapon)', 'bow'), ('stop_sign', 'stop sign'), ('first-aid_kit', 'first-aid kit'), ('pan_(for_cooking)', 'pan'),
+  ('mouse_(computer_equipment)', 'mouse')])
 def test_names_lose_their_sense(name, text):
   assert plain(name) == text
 
@@ -65,7 +66,8 @@ def test_a_malformed_image_is_counted(tmp_path, change):
   root = layout(tmp_path, [layouts.box(1, 1, [0, 10, 10, 10]), layouts.box(2, 3, [0, 0, 10, 10])])
   value = layouts.coco_json({1: '', 2: ''}, [layouts.box(1, 1, [0, 10, 10, 10]), layouts.box(2, 3, [0, 0, 10, 10])], NAMES)
   for entry, folder in zip(value['images'], ('val2017', 'train2017')):
-    entry |= {'coco_url': f'http://x/{folder}/{entry["id"]:012d}.jpg', 'neg_category_ids': [], 'not_exhaustive_category_ids': []}
+    entry |= {'coco_url': f'http://x/{folder}/{entry["id"]:012d}.jpg', 'neg_category_ids': [],
+              'not_exhaustive_category_ids': []}
   value['images'][0] |= change
   layouts.dump(root / 'lvis_v1_val.json', value)
   source = opened(root)

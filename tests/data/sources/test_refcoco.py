@@ -43,9 +43,11 @@ def test_every_sentence_is_asked_and_no_item_has_one_thing_twice(tmp_path, proto
                            [('12', ['left guy'], left)]]
   assert [source.family.item(i).id for i in range(3)] == ['10', '11', '12']
   record = source[0]
-  assert len(record.turns) == 2 and record.image == (tmp_path / 'refer/images/mscoco/images/train2014/COCO_train2014_000000000007.jpg').read_bytes()
+  picture = tmp_path / 'refer/images/mscoco/images/train2014/COCO_train2014_000000000007.jpg'
+  assert len(record.turns) == 2 and record.image == picture.read_bytes()
   boxes = {turn['label']: turn['box'] for turn in record.truth}
-  assert boxes == {'left guy': pytest.approx([0, 15 / 40, 0.25, 25 / 40]), 'man in red': pytest.approx([0.5, 15 / 40, 0.75, 25 / 40])}
+  assert boxes == {'left guy': pytest.approx([0, 15 / 40, 0.25, 25 / 40]),
+                   'man in red': pytest.approx([0.5, 15 / 40, 0.75, 25 / 40])}
   single = opened(tmp_path / 'refer', max_turns=1)
   assert len(single) == 4 and all(len(single[i].turns) == 1 for i in range(4))
 
@@ -71,7 +73,8 @@ def test_the_other_files_and_splits(tmp_path, source, name, split, by, settings)
 
 
 @pytest.mark.parametrize('folder, root, images', [
-  ('train2014', '', ''), ('images/train2014', '', ''), ('images/mscoco/images/train2014', 'refcoco', ''), ('../coco/train2014', '', ''), ('elsewhere/train2014', '', 'elsewhere')])
+  ('train2014', '', ''), ('images/train2014', '', ''), ('images/mscoco/images/train2014', 'refcoco', ''),
+  ('../coco/train2014', '', ''), ('elsewhere/train2014', '', 'elsewhere')])
 def test_trees_in_use(tmp_path, folder, root, images):
   home = layout(tmp_path, folder=folder)
   assert opened(home / root if root else home, images=images)[0].image
@@ -114,8 +117,9 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, protocol,
   assert not sign.exists()
 
 
-@pytest.mark.parametrize('data, words', [(b'', 'cannot be read'), (pickle.dumps(REFS)[:-9], 'cannot be read'), (b'PK\x03\x04', 'cannot be read'),
-                                         (pickle.dumps({'refs': REFS}), 'a dict in')])
+@pytest.mark.parametrize('data, words', [
+  (b'', 'cannot be read'), (pickle.dumps(REFS)[:-9], 'cannot be read'), (b'PK\x03\x04', 'cannot be read'),
+  (pickle.dumps({'refs': REFS}), 'a dict in')])
 def test_damaged_pickles_are_named(tmp_path, data, words):
   home = layout(tmp_path)
   (home / 'refcoco/refs(unc).p').write_bytes(data)
@@ -125,15 +129,18 @@ def test_damaged_pickles_are_named(tmp_path, data, words):
 
 def test_texts_of_python_2_are_read(tmp_path):
   path = tmp_path / 'refs.p'
-  path.write_bytes(b'(lp0\n(dp1\nS"sent"\np2\nS"caf\\xc3\\xa9"\np3\nsS"tokens"\nc__builtin__\nset\n((lp4\nS"a"\natRsS"n"\nL12L\nsa.')
+  path.write_bytes(b'(lp0\n(dp1\nS"sent"\np2\nS"caf\\xc3\\xa9"\np3\nsS"tokens"\nc__builtin__\nset\n((lp4\nS"a"\natRs'
+                   b'S"n"\nL12L\nsa.')
   assert refcoco.read_pickle('refcoco', path) == [{'sent': 'café', 'tokens': {'a'}, 'n': 12}]
 
 
 @pytest.mark.parametrize('ref, reason', [
-  ('text', 'malformed record'), ({}, 'malformed record'), ({**REFS[1], 'split': 3}, 'malformed record'), ({**REFS[1], 'ann_id': 99}, 'malformed record'),
+  ('text', 'malformed record'), ({}, 'malformed record'), ({**REFS[1], 'split': 3}, 'malformed record'),
+  ({**REFS[1], 'ann_id': 99}, 'malformed record'),
   ({**REFS[1], 'ann_id': [2]}, 'malformed record'), ({**REFS[1], 'sentences': [{'sent_id': 5}]}, 'malformed record'),
   ({**REFS[1], 'sentences': 7}, 'malformed record'), ({**REFS[1], 'sentences': []}, 'empty question'),
-  ({**REFS[1], 'sentences': [{'sent_id': 5, 'sent': '  '}]}, 'empty question'), ({**REFS[1], 'image_id': 55}, 'unknown image'),
+  ({**REFS[1], 'sentences': [{'sent_id': 5, 'sent': '  '}]}, 'empty question'),
+  ({**REFS[1], 'image_id': 55}, 'unknown image'),
   ({**REFS[1], 'image_id': None}, 'malformed record')])
 def test_malformed_refs_are_counted_and_leave_the_others(tmp_path, ref, reason):
   source = opened(layout(tmp_path, [REFS[0], ref]), max_turns=2)

@@ -52,8 +52,9 @@ def reasons(source):
   return [one(i) for i in range(len(source))]
 
 
-ROWS = [regions([region(1, 'the clock is green.'), region(2, 'Café  sign\n', (-4, -10, 14, 20)), region(3, 'a tree', (20, 0, 99, 99)),
-                 region(4, 'shade'), region(5, 'Shade', (9, 9, 9, 9))]), regions([region(9, 'a cat', image=21)], 21, 'image_id')]
+ROWS = [regions([region(1, 'the clock is green.'), region(2, 'Café  sign\n', (-4, -10, 14, 20)),
+                 region(3, 'a tree', (20, 0, 99, 99)), region(4, 'shade'), region(5, 'Shade', (9, 9, 9, 9))]),
+        regions([region(9, 'a cat', image=21)], 21, 'image_id')]
 
 
 def test_every_region_is_asked_once(tmp_path):
@@ -61,11 +62,13 @@ def test_every_region_is_asked_once(tmp_path):
   items = [source.family.item(i) for i in range(len(source))]
   assert [item.id for item in items] == ['1/0', '1/2', '1/4', '21/0']
   assert [[thing['id'] for thing in item.annotation['objects']] for item in items] == [['1', '2'], ['3', '4'], ['5'], ['9']]
-  assert items[0].annotation['objects'][1] == dict(id='2', name='Café sign', box=[-4, -10, 10, 10], expressions=['Café sign'])
+  assert items[0].annotation['objects'][1] == dict(id='2', name='Café sign', box=[-4, -10, 10, 10],
+                                                   expressions=['Café sign'])
   assert items[0].image == tmp_path / 'vg/VG_100K_2/1.jpg' and items[3].image == tmp_path / 'vg/VG_100K/21.jpg'
   record = source[0]
   boxes = {turn['answer']: turn['box'] for turn in record.truth}
-  assert boxes == {'the clock is green': pytest.approx([0, 15 / 40, 0.25, 25 / 40]), 'Café sign': pytest.approx([0, 5 / 40, 0.25, 15 / 40])}
+  assert boxes == {'the clock is green': pytest.approx([0, 15 / 40, 0.25, 25 / 40]),
+                   'Café sign': pytest.approx([0, 5 / 40, 0.25, 15 / 40])}
 
 
 def test_phrases_of_several_regions_are_not_asked_for_their_box(tmp_path):
@@ -83,8 +86,10 @@ def test_splits_go_by_the_number_of_the_picture(tmp_path, split, ids):
 
 @pytest.mark.parametrize('key', ['name', 'names'])
 def test_relations_between_the_objects_of_the_picture(tmp_path, key):
-  man, hat, dog = thing(7, 'man', (0, 0, 20, 30), key), thing(8, 'hat.', (0, 0, 10, 10), key), thing(9, 'dog', (20, 20, 20, 10), key)
-  rows = [{'image_id': 1, 'relationships': [relation(1, man, 'WEARS', hat), relation(2, dog, 'next to', man), relation(3, hat, 'ON', man)]}]
+  man, hat = thing(7, 'man', (0, 0, 20, 30), key), thing(8, 'hat.', (0, 0, 10, 10), key)
+  dog = thing(9, 'dog', (20, 20, 20, 10), key)
+  told = [relation(1, man, 'WEARS', hat), relation(2, dog, 'next to', man), relation(3, hat, 'ON', man)]
+  rows = [{'image_id': 1, 'relationships': told}]
   source = opened(layout(tmp_path, relationships=rows), 'relation', max_turns=2)
   first, second = (source.family.item(i).annotation for i in range(2))
   assert [thing['name'] for thing in first['objects']] == ['man', 'hat', 'dog']
@@ -102,22 +107,25 @@ def test_a_relation_to_what_is_outside_goes_with_it(tmp_path):
 
 
 def test_questions(tmp_path):
-  rows = [{'id': 1, 'qas': [asking(1, 'What color is the clock?', 'Green.'), asking(2, 'Où ?', 'là'), asking(3, 'Why?', '')]}]
+  asked = [asking(1, 'What color is the clock?', 'Green.'), asking(2, 'Où ?', 'là'), asking(3, 'Why?', '')]
+  rows = [{'id': 1, 'qas': asked}]
   source = opened(layout(tmp_path, question_answers=rows), 'vqa')
   assert [turn for i in range(2) for _, turn in source[i].turns] == ['Green', 'là']
   assert 'What color is the clock?' in source[0].turns[0][0] and reasons(source)[2] == 'empty answer'
 
 
 def test_malformed_rows_are_counted_and_leave_the_other_items(tmp_path):
-  bad = [region(1, None), region(2, ' . '), {**region(3, 'x'), 'width': 'wide'}, {**region(4, 'x'), 'x': 10**400}, 'text', None,
-         {'regions': []}]
-  rows = [regions([region(8, 'a cat'), *bad]), regions([region(9, 'far')], 99), regions([region(9, 'x')], 'one'), {'id': 1}, 'text', None]
+  bad = [region(1, None), region(2, ' . '), {**region(3, 'x'), 'width': 'wide'}, {**region(4, 'x'), 'x': 10**400}, 'text',
+         None, {'regions': []}]
+  rows = [regions([region(8, 'a cat'), *bad]), regions([region(9, 'far')], 99), regions([region(9, 'x')], 'one'), {'id': 1},
+          'text', None]
   source = opened(layout(tmp_path, region_descriptions=rows), 'reg')
   assert reasons(source) == ['', 'malformed record', 'empty answer'] + ['malformed record'] * 5 + ['unknown image'] * 5
 
 
 def test_repeated_rows_and_pictures(tmp_path):
-  rows = [regions([region(1, 'a cat'), region(1, 'a cat'), region(1, 'a dog')]), regions([region(1, 'a hat')]), regions([region(1, 'a hat')])]
+  hat = regions([region(1, 'a hat')])
+  rows = [regions([region(1, 'a cat'), region(1, 'a cat'), region(1, 'a dog')]), hat, hat]
   root = layout(tmp_path, region_descriptions=rows)
   source = opened(root, 'reg')
   assert [source[i].id for i in range(len(source))] == ['1/0', '1/1', '1#2/0']
