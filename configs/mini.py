@@ -34,7 +34,7 @@ OFFICIAL = {
     'relation': ('visual_genome', 'visual_genome', 'all', 'visual_genome_val', 'all'),
     'layout': ('doclaynet', 'doclaynet', 'train', 'doclaynet', 'test'),
     'pose': ('coco', 'coco', 'train2014', 'coco', 'val2014'),
-    'text': ('plain_text', 'text', 'train', 'text', 'test'),
+    'text': ('plain_text', 'text/train', 'train', 'text/test', 'train'),
 }
 
 
@@ -78,8 +78,7 @@ def _from_official(config: dict) -> dict:
         config[domain]['mixture'] = dict(caption=_laion(domain, 'train', 0.9), text=text)
         config[domain]['validation'] = {name: _laion(name, 'validation') for name in ('real', 'synthetic')}
     config['stage2']['mixture'] = {task: _official(task) for task in TASKS}
-    config['stage2']['mixture']['dialog'] = dict(source='llava', task='dialog', root='official/llava', file='llava_train.json',
-                                                 images='../coco', weight=0.02)
+    config['stage2']['mixture']['dialog'] = dict(source='llava', task='dialog', root='official', file='llava_train.json', weight=0.02)
     config['stage2'].update(validation={task: _official(task, held_out=True) for task in TASKS}, eval_batches=2)
     return config
 

@@ -3,7 +3,7 @@
 One function a layout; the sources (data/sources) say what each tree looks like. `write` makes them all:
 
     coco/           captions, instances, person keypoints, VQAv2 questions, pictures of 2014
-    refcoco/  visual_genome/  flickr30k_entities/  ocrvqa/  doclaynet/  llava/  text/
+    refcoco/  visual_genome/  flickr30k_entities/  ocrvqa/  doclaynet/  llava_train.json  text/
     laion/real  laion/synthetic   webdataset tars of captions
 """
 
@@ -214,7 +214,7 @@ def flickr30k_entities(scenes: Sequence[Scene], split: str, output: Path) -> Non
       ElementTree.SubElement(thing, 'name').text = str(i)
       box = ElementTree.SubElement(thing, 'bndbox')
       for tag, value in zip(('xmin', 'ymin', 'xmax', 'ymax'), item['box']):
-        ElementTree.SubElement(box, tag).text = str(round(value))
+        ElementTree.SubElement(box, tag).text = str(round(value) + 1)  # Its first pixel has number 1.
     sentence = ' and '.join([' , '.join(phrases[:-1]), phrases[-1]] if len(phrases) > 1 else phrases)
     (root / f'Sentences/{scene.number}.txt').write_text(f'{sentence} .\n')
     (root / f'Annotations/{scene.number}.xml').write_bytes(ElementTree.tostring(tree))
@@ -253,13 +253,13 @@ def llava(scenes: Sequence[Scene], split: str, output: Path) -> None:
     if turns:
       turns[0]['value'] = f"<image>\n{turns[0]['value']}"
       year = f'{SPLITS[split]}2014'
-      dialogs.append({'id': str(scene.number), 'image': f'{year}/COCO_{year}_{scene.number:012d}.jpg', 'conversations': turns})
-  _dump(output / f'llava/llava_{split}.json', dialogs)
+      dialogs.append({'id': str(scene.number), 'image': f'coco/{year}/COCO_{year}_{scene.number:012d}.jpg', 'conversations': turns})
+  _dump(output / f'llava_{split}.json', dialogs)
 
 
 def text(scenes: Sequence[Scene], split: str, output: Path) -> None:
   """Sentences, one a line."""
-  path = output / f'text/{split}.txt'
+  path = output / f'text/{split}/sentences.txt'
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text('\n'.join(corpus.texts(split, max(len(scenes) // 3, 1), 0)) + '\n')
 

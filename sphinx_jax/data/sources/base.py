@@ -94,8 +94,11 @@ class Records:
     item = self.family.item(index)
     mirrored = bool(self._mirror) and rng.random() < self._mirror
     image = None if item.image is None else read_image(item)
-    annotation = item.annotation if image is None else self._placed(item, image, mirrored)
-    turns = TASKS[self.task].turns(annotation, rng, self._max_turns)
+    try:
+      annotation = item.annotation if image is None else self._placed(item, image, mirrored)
+      turns = TASKS[self.task].turns(annotation, rng, self._max_turns)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # Of a form that no one thought of.
+      raise BadExample('malformed annotation', f'{item.id}: {type(error).__name__} {error}') from error
     return Record(item.id, self.task, image, tuple((turn.instruction, turn.answer) for turn in turns),
                   tuple(turn.truth for turn in turns), mirrored and image is not None)
 

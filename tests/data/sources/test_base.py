@@ -72,6 +72,13 @@ def test_pictures_that_cannot_be_read_are_bad_examples(tmp_path, image, reason):
   assert caught.value.reason == reason
 
 
+@pytest.mark.parametrize('annotation', [{}, {'objects': [{'name': 'cup'}]}, {'objects': [7]}, {'objects': None}])
+def test_an_annotation_of_an_unknown_form_is_a_bad_example(annotation):
+  with pytest.raises(BadExample) as caught:
+    records(base.Item('1', pictures.encoded(), annotation))[0]
+  assert caught.value.reason in ('malformed annotation', 'nothing to ask')
+
+
 def test_settings_are_checked(tmp_path):
   with pytest.raises(errors.SphinxError, match='does not read text'):
     records(task='layout', mirror=0.5)
