@@ -2,8 +2,7 @@
 
 import string
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from sphinx_jax.core import errors
 from sphinx_jax.core.progress import progress
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.sources import base
-from sphinx_jax.data.sources.files import read_json
+from sphinx_jax.data.sources.files import read_json, without_collection
 
 
 class Questions:
@@ -27,9 +26,10 @@ class Questions:
 
   def __init__(self, name: str, records: Iterable[Any], max_turns: int):
     self._bad: list[BadExample] = []
-    rows = _unique(self._rows(progress(records, what=f'{name}: records')))
-    groups = base.grouped(rows, lambda row: (row[0], row[1].get('answer') != ''))
-    self._groups = list(base.chunks(groups, max_turns))
+    with without_collection():
+      rows = _unique(self._rows(progress(records, what=f'{name}: records')))
+      groups = base.grouped(rows, lambda row: (row[0], row[1].get('answer') != ''))
+      self._groups = list(base.chunks(groups, max_turns))
 
   def __len__(self) -> int:
     return len(self._groups) + len(self._bad)
@@ -87,10 +87,11 @@ def question(number: str, text: str, answers: Sequence[str], **more: Any) -> dic
   """
   if not text.strip():
     raise BadExample('empty question', f'question {number}')
-  said = Counter(answer for answer in answers if answer.strip())
-  answer = said.most_common(1)[0][0] if said else ''
-  entry = {'id': number, 'question': text.strip(), 'answer': answer, 'answers': list(answers)}
-  return entry | {key: value for key, value in more.items() if value is not None}
+  entry = {'id': number, 'question': text.strip(), 'answer': '', 'answers': answers}
+  entry.update((key, value) for key, value in more.items() if value is not None)
+  if not entry['answer'] and (said := [answer for answer in answers if answer.strip()]):
+    entry['answer'] = max(said, key=said.count)  # The first of equals.
+  return entry
 
 
 def chosen(number: str, text: str, choices: Sequence[str], index: int | None, **more: Any) -> dict:
@@ -110,7 +111,7 @@ _NEEDED = object()
 
 def field(record: Any, key: str, kind: type | tuple[type, ...], default: Any = _NEEDED) -> Any:
   """record[key], or the default where it is missing or null. Raises BadExample ('malformed record') when of another kind."""
-  if not isinstance(record, Mapping):
+  if not isinstance(record, dict):
     raise BadExample('malformed record', f'{record!r:.80} is not an object')
   value = record.get(key)
   if value is None and default is not _NEEDED:
@@ -143,13 +144,15 @@ def texts(record: Any, key: str) -> list[str]:
   The strings are shared, as the same answers occur millions of times. Raises BadExample ('malformed record').
   """
   values = field(record, key, (list, str, int, float), [])
-  result = []
-  for value in values if isinstance(values, list) else [values]:
-    said = field(value, 'answer', (str, int, float)) if isinstance(value, Mapping) else value
-    if isinstance(said, bool) or not isinstance(said, (str, int, float)):
-      raise BadExample('malformed record', f'{key!r} holds {value!r:.80}')
-    result.append(sys.intern(str(said)))
-  return result
+  return [sys.intern(value if isinstance(value, str) else _text(value, key))
+          for value in (values if isinstance(values, list) else [values])]
+
+
+def _text(value: Any, key: str) -> str:
+  said = field(value, 'answer', (str, int, float)) if isinstance(value, dict) else value
+  if isinstance(said, bool) or not isinstance(said, (str, int, float)):
+    raise BadExample('malformed record', f'{key!r} holds {value!r:.80}')
+  return str(said)
 
 
 def listed(name: str, path: Path, key: str, hook: Callable[[dict], Any] | None = None) -> list:
