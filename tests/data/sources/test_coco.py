@@ -30,7 +30,8 @@ def test_a_caption_is_an_item_and_knows_the_others(tmp_path):
   source = opened(root, 'caption')
   assert len(source) == 3 and [source.family.item(i).id for i in range(3)] == ['1', '3', '2']
   record = source[0]
-  assert record.turns[0][1] == 'A café, 2 dogs.' and record.image == (root / 'train2017/000000000009.jpg').read_bytes()
+  assert record.turns[0][1] == 'A café, 2 dogs.' and record.truth[0]['answers'] == ['A café, 2 dogs.', 'Two dogs.']
+  assert record.image == (root / 'train2017/000000000009.jpg').read_bytes()
   assert source.family.item(1).annotation == {'caption': 'Two dogs.', 'captions': ['A café, 2 dogs.', 'Two dogs.'],
                                               'size': (40, 30)}
 
@@ -82,6 +83,17 @@ def test_detection_has_boxes_classes_and_crowds(tmp_path):
   assert [counting.item(i) for i in range(2)] == [source.family.item(i) for i in range(2)]
 
 
+def test_what_is_a_crowd_is_neither_detected_nor_counted(tmp_path):
+  rows = [layouts.box(1, 1, [0, 0, 9, 9]), layouts.box(1, 2, [5, 5, 9, 9]), layouts.box(1, 2, [9, 9, 9, 9]),
+          layouts.box(1, 1, [0, 0, 40, 30], crowd=1)]
+  root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', {1: 'a.jpg'}, rows, NAMES[:2])
+  seen = [set(opened(root, 'detection', max_turns=2, seed=seed)[0].truth[0]['labels']) for seed in range(9)]
+  assert {'person', 'dog'} in seen
+  for seed in range(9):
+    record = opened(root, 'counting', max_turns=2, seed=seed)[0]
+    assert [answer for _, answer in record.turns] == ['2'] and 'dog' in record.turns[0][0]
+
+
 def test_boxes_are_cut_at_the_edge(tmp_path):
   rows = [layouts.box(4, 1, [-5, 20, 15, 99])]
   root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', {4: 'd.jpg'}, rows, NAMES[:1])
@@ -103,8 +115,12 @@ def test_keypoints_of_people_who_have_some(tmp_path):
   (person,) = source.family.item(0).annotation['people']
   assert person['box'] == [5, 5, 25, 25] and person['keypoints'][:3] == [[8, 9, 2], [0, 0, 0], [20, 15, 1]]
   truth = source[0].truth[0]
+  truth = truth['people'][0] if 'people' in truth else truth  # Asked for everyone.
   assert truth['keypoints']['nose'] == pytest.approx([8 / 40, 14 / 40]) and 'left eye' not in truth['keypoints']
   assert [bad(source, 1), bad(source, 2)] == ['malformed record'] * 2
+  asked = {opened(root, 'pose', seed=seed)[0].turns[0][0].split(' of ')[-1] for seed in range(9)}
+  # One person of several in the picture: a box tells which.
+  assert any('every person' in text for text in asked) and any('[' in text for text in asked)
 
 
 @pytest.mark.parametrize('change', [

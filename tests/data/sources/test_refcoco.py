@@ -55,7 +55,8 @@ def test_every_sentence_is_asked_and_no_item_has_one_thing_twice(tmp_path, proto
 def test_descriptions_know_the_other_sentences(tmp_path):
   source = opened(layout(tmp_path), task='reg')
   assert [thing for (thing,) in asked(source)][2] == ('11', ['man on the left', 'left guy'], [0, 10, 10, 20])
-  assert set(source[2].truth[0]['answers']) == {'man on the left', 'left guy'}
+  assert [source[i].turns[0][1] for i in range(4)] == ['left guy', 'man in red', 'man on the left', 'left guy']
+  assert source[2].truth[0]['answers'] == ['man on the left', 'left guy']
 
 
 def test_a_box_over_the_edge_is_cut_and_unicode_stays(tmp_path):
