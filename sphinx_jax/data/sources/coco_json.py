@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sphinx_jax.core import errors
+from sphinx_jax.core.progress import progress
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.sources.files import read_json
 from sphinx_jax.data.sources.questions import field
@@ -31,7 +32,8 @@ class CocoJson:
   """
 
   def __init__(self, source: str, path: Path):
-    value = {'categories': [], **read_json(source, path, dict, _lean)}  # Captions have none.
+    with progress(what=f'{source}: {path.name}', unit='entries') as bar:
+      value = {'categories': [], **read_json(source, path, dict, lambda entry: _lean(entry, bar))}  # Captions have none.
     for name in ('images', 'annotations', 'categories'):
       if not isinstance(value.get(name), list):
         raise errors.make(f"source '{source}'", f"no list '{name}' in {str(path)!r}", 'a file in the format of COCO',
@@ -110,7 +112,8 @@ def unique(ids: Iterable[str]) -> list[str]:
   return result
 
 
-def _lean(entry: dict) -> dict:
+def _lean(entry: dict, bar: progress) -> dict:
+  bar.update()
   return {key: value for key, value in entry.items() if key not in _UNUSED}
 
 
