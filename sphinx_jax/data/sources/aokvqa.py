@@ -7,7 +7,7 @@ root/                          or root/aokvqa/
 
 Settings: form 'direct' (the most common direct answer) or 'choice' (the letter of the right choice). Questions that the
 evaluation of direct answers leaves out (difficult_direct_answer) are kept for training.
-Licence: the code's is Apache 2.0, the annotations' see the homepage; the pictures are under the terms of Flickr.
+Licence: MIT for the repository, no other is told for the annotations; the pictures are under the terms of Flickr.
 Homepage: https://github.com/allenai/aokvqa
 """
 

@@ -6,7 +6,7 @@ root/                              or root/questions1.2/ or root/questions/
   train_all_questions/train_all_questions_0.json ... _9.json
 root/images/2370799.jpg            n161313.jpg; or in the folder that the setting `images` names (relative to root)
 
-About 0.6 kB of memory a question: 0.6 GB for train_balanced, which opens in half a minute; train_all has 14 million.
+About 0.7 kB of memory a question: 0.7 GB for train_balanced, which opens in half a minute; train_all has 14 million.
 Licence: annotations CC BY 4.0, pictures as Visual Genome.
 Homepage: https://cs.stanford.edu/people/dorarad/gqa/download.html
 """

@@ -6,7 +6,7 @@ root/                              or root/splits/, root/data/splits/
 root/images/000000050403.jpg       or root/trainval2017/, root/data/images/, ..., or in the folder that the setting `images`
                                    names (relative to root), or in COCO's train2017/ and val2017/ as image_link says
 
-Licence: see the homepage; the pictures are under the terms of Flickr.
+Licence: Apache 2.0; the pictures are under the terms of Flickr.
 Homepage: https://github.com/cambridgeltl/visual-spatial-reasoning
 """
 

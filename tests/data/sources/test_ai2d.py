@@ -60,7 +60,8 @@ def test_letters_cover_the_words_that_questions_speak_of(root):
 @pytest.mark.parametrize('path, data, reason', [
     ('annotations/2.png.json', None, 'not json'), ('annotations/2.png.json', b'', 'not json'),
     ('annotations/2.png.json', b'{"text": {"T0": {"rectangle": [1, 2], "replacementText": "A"}}}', 'malformed record'),
-    ('annotations/2.png.json', b'{"text": {"": {"rectangle": [[1, 2], ["", NaN]], "replacementText": ""}}}', 'malformed record'),
+    ('annotations/2.png.json', b'{"text": {"": {"rectangle": [[1, 2], ["", NaN]], "replacementText": ""}}}',
+     'malformed record'),
     ('annotations/2.png.json', b'{"text": {"T0": {"rectangle": [[1, 2], [9, 9]]}}}', 'malformed record'),
     ('annotations/2.png.json', b'{"text": []}', 'malformed record'),
     ('images/2.png', None, 'missing image'), ('images/2.png', b'', 'empty image'), ('images/2.png', b'x', 'unreadable image'),
