@@ -2,10 +2,12 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 
 from sphinx_jax.core import errors
 from sphinx_jax.evaluate import answering, predictions
 from sphinx_jax.evaluate.benchmarks.base import open_benchmark
+from tests.checkpoint import bucket
 from tests.evaluate import questions
 from tests.generate import small
 
@@ -67,6 +69,17 @@ def test_an_interrupted_run_goes_on_and_leaves_the_file_of_an_unbroken_one(root,
   assert len(again.prompts) == 2 + len(processes)
   assert {file.name for file in (tmp_path / 'out').iterdir()} == {'run.json', 'colors.jsonl'}
   assert ask(root, tmp_path / 'out', again) == whole and len(again.prompts) == 2 + len(processes)
+
+
+def test_a_bucket_takes_the_answers_too(root, tmp_path):
+  whole = ask(root, tmp_path / 'whole', Painter())
+  (tmp_path / 'bucket').mkdir()
+  with bucket.bucket(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+      ask(root, epath.Path('gs://bucket/out'), Painter(calls=1))
+    again = Painter()
+    assert ask(root, epath.Path('gs://bucket/out'), again) == whole and len(again.prompts) == 6
+  assert {file.name for file in (tmp_path / 'bucket' / 'out').iterdir()} == {'run.json', 'colors.jsonl'}
 
 
 def test_the_prefix_begins_the_answer(root, tmp_path):
