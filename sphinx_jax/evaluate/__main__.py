@@ -86,7 +86,7 @@ def score_predictions() -> None:
     entries = predictions.entries(benchmark, FLAGS.predictions)
     print(scores.table({benchmark.name: scores.result(benchmark, entries, FLAGS.official)}))
     return
-  run = f'the answers in {store.whole_path(FLAGS.predictions)}'
+  run = f'file {store.whole_path(FLAGS.predictions)}'
   place = predictions.claim(FLAGS.output, run, [benchmark])
   record(benchmark, FLAGS.predictions, place, run)
 
