@@ -7,9 +7,10 @@
 
 The argument: 7b or 13b; 224, 1k or 2k; `synthetic` is the second domain, which goes on from the first one's weights, and
 that keeps the two mixable. Captions and text are read as `data.build` writes them (array_record), from data/laion400m,
-data/laion_coco and data/refinedweb, on a slice too (`--data` of launch/tpu_queued.sh copies a bucket's folder there; what is
-too large for that is mounted at data/, with gcsfuse say). Learning rates and lengths are the paper's as far as known (FACTS "The paper's recipe", from memory
-there); rows a batch are ours.
+data/laion_coco and data/refinedweb; a few tars of each domain, built apart (--set=files=...), are held out as
+data/laion400m_heldout and data/laion_coco_heldout. On a slice `--data` of launch/tpu_queued.sh copies a bucket's folder
+there; what is too large for that is mounted at data/ (with gcsfuse, say). Learning rates and lengths are the paper's as far
+as known (FACTS "The paper's recipe", from memory there); rows a batch are ours.
 
 What to expect of the smallest v5p slice, as `plan` says: bytes are the compiler's, times suppose 40 % MFU and fall with the
 number of chips. The slices of other kinds: README "Will it fit".
@@ -36,7 +37,7 @@ def get_config(arg: str = '') -> ConfigDict:
     domain = choice.word or 'real'
     mixture = dict(caption=pod.entry('built', 'caption', DOMAINS[domain], 'train', 0.9),
                    text=pod.entry('built', 'text', 'refinedweb', 'train', 0.1))
-    validation = {name: pod.entry('built', 'caption', root, 'validation', 1.0) for name, root in DOMAINS.items()}
+    validation = {name: pod.entry('built', 'caption', f'{root}_heldout', 'train', 1.0) for name, root in DOMAINS.items()}
     init_from = 'workdir/real' if domain == 'synthetic' else 'weights/fresh'
     return pod.run(f'stage1_{domain}_{choice.size}_{choice.scale}', choice, mixture, validation, rows=256, steps=180_000,
                    lr=5e-5, decay_to=0.1, warmup=2000, init_from=init_from).lock()

@@ -3,11 +3,13 @@ import json
 import ml_collections
 import numpy as np
 import pytest
+from configs import stage2
 from PIL import Image
 
 from sphinx_jax import peek
 from sphinx_jax.core import errors
 from sphinx_jax.report import rows
+from tests import paper_data, release
 from tests.generate import small
 
 SEEN = np.full((16, 16, 3), (10, 200, 30), np.uint8)
@@ -27,6 +29,14 @@ def config(tmp_path):
     mixture=dict(mine=dict(source='jsonl', path=str(tmp_path / 'my.jsonl'), weight=1.0)), validation=dict(),
     batch=dict(rows=1, length=96, images=2, window=4), loss_weighting='token', eval_batches=1,
   ))
+
+
+@pytest.fixture(scope='module')
+def paper_root(tmp_path_factory):
+  """The folder that a pod run is started in."""
+  root = tmp_path_factory.mktemp('paper')
+  paper_data.write(root / 'data')
+  return root
 
 
 def test_text_mask_and_pixels_are_what_the_model_gets(config):
@@ -68,3 +78,28 @@ def test_an_unknown_stage_of_a_recipe_is_refused():
   recipe = ml_collections.ConfigDict(dict(steps=('data', 'real'), data=dict(kind='data'), real=dict(kind='train')))
   with pytest.raises(errors.SphinxError, match="'reel'.*did you mean 'real'"):
     peek.run_config(recipe, 'reel', '')
+
+
+def test_one_entry_of_a_mixture_is_shown_without_the_data_of_the_others(config, tmp_path):
+  plain = config.to_dict() | {'tokenizer': '', 'init_from': 'nowhere'}
+  plain['mixture']['other'] = dict(source='refcoco', root='not/here', weight=1.0)
+  alone = peek.narrowed(ml_collections.ConfigDict(plain), ['mine'], str(tmp_path / 'tokenizer.model'))
+  assert list(alone.mixture) == ['mine'] and peek.peek(alone, 1)[1]
+  assert len(peek.narrowed(ml_collections.ConfigDict(plain), None, None).mixture) == 2
+  with pytest.raises(errors.SphinxError, match="'mime', expected one of mine, other; did you mean 'mine'"):
+    peek.narrowed(ml_collections.ConfigDict(plain), ['mime'], None)
+
+
+@pytest.mark.parametrize('name', stage2.MIXTURE)
+def test_every_entry_of_stage_2_can_be_shown(name, paper_root, tmp_path, monkeypatch):
+  monkeypatch.chdir(paper_root)
+  entry = peek.narrowed(stage2.get_config('7b,224'), [name], str(release.TOKENIZER))
+  with entry.unlocked():
+    entry.validation, entry.model.image_size = {}, 16
+    entry.model.llm.vocab = 512
+    entry.batch.update(rows=1, window=8)
+  _, shown = peek.peek(entry, 1)
+  assert shown and {example.task for example, _ in shown} == {name}
+  assert all(any(trained for _, trained in example.runs) for example, _ in shown)
+  page = rows.picture(shown, 'table')
+  assert page.width > 100

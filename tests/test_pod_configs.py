@@ -11,20 +11,19 @@ import jax
 import numpy as np
 import pytest
 from configs import recipe as recipe_config, stage1, stage2
-from PIL import Image
 
 from sphinx_jax import recipe
 from sphinx_jax.checkpoint import store
 from sphinx_jax.core import config as config_lib, errors
 from sphinx_jax.program import Program
 from sphinx_jax.training import writer
-from tests import release
+from tests import paper_data, release
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 ROOT = pathlib.Path(__file__).parent.parent
 NARROW = {
     'image_size': 16, 'grid': 1, 'dtype': 'float32', 'encoders': {'clip': dict(view=16, patch=8, width=8, layers=1, heads=2)},
-    'llm': dict(name='llama', vocab=512, width=16, layers=2, heads=4, kv_heads=4, multiple_of=8, max_length=128)}
+    'llm': dict(name='llama', vocab=512, width=16, layers=2, heads=4, kv_heads=4, multiple_of=8, max_length=512)}
 
 
 def narrow(config):
@@ -34,7 +33,7 @@ def narrow(config):
     del config.model.encoders, config.model.llm
     config.model.update(NARROW)
     config.update(steps=2, log_every=1, eval_every=2, eval_batches=1, loss_chunk=32)
-    config.batch.update(rows=8, length=128, images=2, window=32)
+    config.batch.update(rows=8, length=512, images=4, window=64)
     config.optimizer.update(warmup=1, lr=1e-2)
   return config
 
@@ -43,15 +42,8 @@ def narrow(config):
 def given(tmp_path, monkeypatch):
   """The folder that a run is started in, with the files that the configs name, and weights to start from."""
   monkeypatch.chdir(tmp_path)
-  Image.fromarray(np.arange(768, dtype=np.uint8).reshape(16, 16, 3)).save(tmp_path / 'picture.png')
-  stages = (stage1.get_config(), stage1.get_config('synthetic'), stage2.get_config())
-  for entry in (entry for stage in stages for part in (stage.mixture, stage.validation) for entry in part.values()):
-    path = tmp_path / 'data' / entry.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    turns = [{'from': 'human', 'value': 'What is this?'}, {'from': 'gpt', 'value': f'{entry.task} {path.stem}'}]
-    picture = {} if entry.task == 'text' else {'image': str(tmp_path / 'picture.png')}
-    path.write_text((json.dumps({**picture, 'conversations': turns}) + '\n') * 3)
-  config = narrow(stages[0])
+  paper_data.write(tmp_path / 'data')
+  config = narrow(stage1.get_config())
   with store.Store(tmp_path / 'fresh') as fresh:
     fresh.save(0, jax.tree.map(np.asarray, Program(config).init()), None, {
         'config': config_lib.to_json(config), 'tokenizer': base64.b64encode(release.TOKENIZER.read_bytes()).decode(),

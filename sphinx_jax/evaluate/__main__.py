@@ -56,7 +56,7 @@ def score_tasks() -> None:
   if 'mixture' not in config:
     raise errors.make(f"checkpoint '{FLAGS.checkpoint}'", 'converted weights, which carry no mixture of tasks', 'a run of ours',
                       'tune it on a mixture first, or score it on --benchmarks')
-  names = [name for name in config.mixture if name != 'text'] if FLAGS.tasks is None else FLAGS.tasks
+  names = tasks.scored(config) if FLAGS.tasks is None else FLAGS.tasks
   held_out = tasks.open_split(config, names, FLAGS.split, FLAGS.data_dir)
   mean = tasks.mean_image(held_out, config.model.image_size)
   results = tasks.evaluate(generator, held_out, FLAGS.examples, mean, FLAGS.output, f'{FLAGS.checkpoint} at step {meta["step"]}')
@@ -133,7 +133,7 @@ if __name__ == '__main__':
   flags.DEFINE_bool('official', False, 'Score as the official SPHINX script does, where it differs from the definition.')
   flags.DEFINE_string('predictions', None, 'Score this file, JSON lines with id and answer, in place of asking a checkpoint.')
   flags.DEFINE_enum('mesh', None, list(meshes.PRESETS), "Layout over all of a process's devices; leave out for the first one alone.")
-  flags.DEFINE_list('tasks', None, 'Names in the mixture of the checkpoint; left out: all but text.')
+  flags.DEFINE_list('tasks', None, 'Names in the mixture of the checkpoint; left out: all that have a metric.')
   flags.DEFINE_string('split', 'test', 'Split of the data of --tasks.')
   flags.DEFINE_integer('examples', 200, 'Most questions a task.', lower_bound=1)
   flags.DEFINE_string('data_dir', None, "Where the data of --tasks is; left out: as in the checkpoint's config.")

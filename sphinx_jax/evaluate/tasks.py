@@ -72,6 +72,11 @@ def open_split(config, names, split, data_dir=None) -> dict:
           for name in names}
 
 
+def scored(config) -> list[str]:
+  """The entries of a run's mixture whose task has a metric; text and dialogs have none."""
+  return [name for name, entry in config.mixture.items() if TASKS[entry.get('task', 'dialog')].metric != 'none']
+
+
 def _entry(config, name, split) -> dict:
   if name not in config.mixture:
     raise errors.unknown(f"task of '{config.name}'", name, config.mixture)
@@ -80,9 +85,9 @@ def _entry(config, name, split) -> dict:
     return entry
   if name in config.validation:
     return config.validation[name].to_dict()
-  if 'split' not in entry:
+  if 'split' not in entry or entry['source'] == 'built':  # What is held out of those is another file or folder.
     raise errors.make(f"task '{name}'", f"a source without a split '{split}'", 'records that are not trained on',
-                      f'name their file in config.validation.{name}')
+                      f'name them in config.validation.{name}')
   return {**entry, 'split': split}
 
 

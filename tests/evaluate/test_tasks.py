@@ -34,7 +34,7 @@ def test_what_is_asked_about_is_never_trained_on(tmp_path):
                            validation=dict(mine=entry('held'))))
   answer = lambda split: tasks.open_split(config, ['mine'], split)['mine'][0].turns[0][1]
   assert (answer('test'), answer('train')) == ('held', 'mine')
-  with pytest.raises(errors.SphinxError, match='name their file in config.validation.other'):
+  with pytest.raises(errors.SphinxError, match='name them in config.validation.other'):
     tasks.open_split(config, ['other'], 'test')
   with pytest.raises(errors.SphinxError, match="did you mean 'mine'"):
     tasks.open_split(config, ['min'], 'test')
