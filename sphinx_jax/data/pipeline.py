@@ -179,6 +179,10 @@ class Pipeline:
       raise BadExample('empty answer', 'an answer is empty' if record.turns else 'no turns')
     if record.image is not None and not self._slots:
       raise BadExample('no image slot', 'it has an image, but batch.images is 0')
+    try:
+      ''.join(text for turn in record.turns for text in turn if text is not None).encode()
+    except UnicodeEncodeError as error:  # Half of a surrogate pair, which JSON may hold and no tokenizer takes.
+      raise BadExample('not unicode', str(error)) from error
     ids, weights = self._template.encode(record.turns, self._tokenizer)
     trained = np.flatnonzero(weights)
     room = self._length - (self._visual_tokens if record.image is not None else 0)

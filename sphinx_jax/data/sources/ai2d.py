@@ -43,8 +43,8 @@ class Ai2d(Questions):
     if form not in FORMS:
       raise errors.unknown("form of source 'ai2d'", form, FORMS)
     self._form, self._root = form, find('ai2d', root, 'questions', 'ai2d/questions').parent
-    numbers = find('ai2d', root, 'ai2d_test_ids.csv', 'ai2d/ai2d_test_ids.csv', '../ai2d_test_ids.csv').read_text().split()
-    test = {Path(number.strip('",')).stem for number in numbers}
+    numbers = find('ai2d', root, 'ai2d_test_ids.csv', 'ai2d/ai2d_test_ids.csv', '../ai2d_test_ids.csv').read_text(errors='replace')
+    test = {Path(number.strip('",')).stem for number in numbers.split()}
     self._lettered = self._root / 'abc_images' if (self._root / 'abc_images').is_dir() else None
     paths = sorted((self._root / 'questions').glob('*.json'), key=lambda path: (len(path.name), path.name))
     own = [path for path in paths if (path.name.split('.')[0] in test) == (split == 'test')]

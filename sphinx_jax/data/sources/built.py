@@ -73,14 +73,19 @@ def _open(root: Path, split: dict):
   import tensorflow_datasets as tfds  # Takes a second: only who reads such data pays.
 
   try:
-    rows = tfds.builder_from_directory(root).as_data_source(split['name'], decoders={'image': tfds.decode.SkipDecoding()})
+    builder = tfds.builder_from_directory(root)
+    info = builder.info.splits[split['name']]
+    wanted, lengths = info.filenames, list(info.shard_lengths)
+    rows = builder.as_data_source(split['name'], decoders={'image': tfds.decode.SkipDecoding()})
   except Exception as error:  # Of damaged metadata; TFDS, protobuf and JSON raise their own.
-    raise errors.make("source 'built'", f'{type(error).__name__} on opening {str(root)!r}: {" ".join(str(error).split())}', 'a whole build',
-                      'build it again') from error
+    raise errors.make("source 'built'", f'{type(error).__name__} on opening {str(root)!r}: {" ".join(str(error).split())}',
+                      'a whole build', 'build it again') from error
+  if lengths != split.get('lengths'):
+    raise errors.make("source 'built'", f'other numbers of records in dataset_info.json than in build.json of {str(root)!r}',
+                      'the same', 'build it again')
   there = {path.name for path in root.iterdir()}
-  wanted = [Path(file.filename).name for file in rows.dataset_info.splits[split['name']].file_instructions]
   missing = [name for name in wanted if name not in there]
   if missing:
-    raise errors.make("source 'built'", f'{len(missing)} of {len(wanted)} shards are not in {str(root)!r} ({missing[0]}, ...)', 'all',
-                      'copy them, or build again')
+    raise errors.make("source 'built'", f'{len(missing)} of {len(wanted)} shards are not in {str(root)!r} ({missing[0]}, ...)',
+                      'all', 'copy them, or build again')
   return rows
