@@ -54,12 +54,13 @@ def score_tasks() -> None:
   """Answers held-out questions of the checkpoint's own tasks, with the picture and blind."""
   generator, meta, config = load.load(FLAGS.checkpoint, rows=FLAGS.rows)
   if 'mixture' not in config:
-    raise errors.make(f"checkpoint '{FLAGS.checkpoint}'", 'converted weights, which carry no mixture of tasks', 'a run of ours',
-                      'tune it on a mixture first, or score it on --benchmarks')
+    raise errors.make(f"checkpoint '{FLAGS.checkpoint}'", 'converted weights, which carry no mixture of tasks',
+                      'a run of ours', 'tune it on a mixture first, or score it on --benchmarks')
   names = tasks.scored(config) if FLAGS.tasks is None else FLAGS.tasks
   held_out = tasks.open_split(config, names, FLAGS.split, FLAGS.data_dir)
   mean = tasks.mean_image(held_out, config.model.image_size)
-  results = tasks.evaluate(generator, held_out, FLAGS.examples, mean, FLAGS.output, f'{FLAGS.checkpoint} at step {meta["step"]}')
+  results = tasks.evaluate(generator, held_out, FLAGS.examples, mean, FLAGS.output,
+                           f'{FLAGS.checkpoint} at step {meta["step"]}')
   print('\n'.join(tasks.line(name, result) for name, result in results.items()))
 
 
@@ -80,7 +81,8 @@ def score_benchmarks() -> None:
 def score_predictions() -> None:
   """Scores one file of answers; what comes of it is written where --output is given."""
   if len(FLAGS.benchmarks) != 1:
-    raise errors.make('--predictions', f'{len(FLAGS.benchmarks)} benchmarks', 'the one that the file answers', 'call once for each')
+    raise errors.make('--predictions', f'{len(FLAGS.benchmarks)} benchmarks', 'the one that the file answers',
+                      'call once for each')
   (benchmark,) = open_all(FLAGS.config, FLAGS.benchmarks, FLAGS.root, FLAGS.limit)
   if not FLAGS.output:
     entries = predictions.entries(benchmark, FLAGS.predictions)
@@ -124,7 +126,7 @@ def record(benchmark: Benchmark, file: predictions.Path, place: epath.Path, run:
 
 if __name__ == '__main__':
   cli.define_config('configs/benchmarks.py')
-  flags.DEFINE_string('checkpoint', None, 'Directory of a run or of one of its checkpoints; for benchmarks also an official folder.')
+  flags.DEFINE_string('checkpoint', None, 'Directory of a run or of a checkpoint; for benchmarks also an official folder.')
   flags.DEFINE_string('output', None, 'Folder for predictions, scores and the page.')
   flags.DEFINE_integer('rows', 128, 'Most prompts decoded together.', lower_bound=1)
   flags.DEFINE_list('benchmarks', None, 'Names in --config.')
@@ -132,7 +134,7 @@ if __name__ == '__main__':
   flags.DEFINE_integer('limit', None, 'Only the first questions of each benchmark.', lower_bound=1)
   flags.DEFINE_bool('official', False, 'Score as the official SPHINX script does, where it differs from the definition.')
   flags.DEFINE_string('predictions', None, 'Score this file, JSON lines with id and answer, in place of asking a checkpoint.')
-  flags.DEFINE_enum('mesh', None, list(meshes.PRESETS), "Layout over all of a process's devices; leave out for the first one alone.")
+  flags.DEFINE_enum('mesh', None, list(meshes.PRESETS), "Layout over a process's devices; left out: the first one alone.")
   flags.DEFINE_list('tasks', None, 'Names in the mixture of the checkpoint; left out: all that have a metric.')
   flags.DEFINE_string('split', 'test', 'Split of the data of --tasks.')
   flags.DEFINE_integer('examples', 200, 'Most questions a task.', lower_bound=1)

@@ -20,12 +20,14 @@ from sphinx_jax.evaluate.protocols import EACH
 _EDGE = 640  # Pixels at most of a kept picture.
 
 
-def write(folder: os.PathLike, benchmark: Benchmark, entries: Sequence[dict], official: bool = False, count: int = 3) -> None:
-  """Writes folder/cases/NAME.json and the pictures it names: answers of different pictures, the first where many are equally good.
+def write(folder: os.PathLike, benchmark: Benchmark, entries: Sequence[dict], official: bool = False,
+          count: int = 3) -> None:
+  """Writes folder/cases/NAME.json and the pictures it names.
 
-  Questions that could not be asked are left out. In the file are {'best', 'worst': cases}, or {'first': cases} where single
-  answers have no score (hidden truth). A case is {'id', 'prompt', 'answer', 'truth': with boxes as in an answer, or '', 'score':
-  in [0, 1] or null, 'image': path in the folder, or null where there is no picture}.
+  They are answers of different pictures, the first ones where many are equally good, none of questions that could not be
+  asked. In the file are {'best', 'worst': cases}, or {'first': cases} where single answers have no score (hidden truth).
+  A case is {'id', 'prompt', 'answer', 'truth': with boxes as in an answer, or '', 'score': in [0, 1] or null, 'image': path
+  in the folder, or null where there is no picture}.
 
   Args:
     folder: of the benchmark's predictions.

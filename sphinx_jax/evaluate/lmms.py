@@ -1,9 +1,10 @@
-"""SPHINX as a model of lmms-eval (https://github.com/EvolvingLMMs-Lab/lmms-eval), which asks its hundred benchmarks in its own words.
+"""SPHINX as a model of lmms-eval (https://github.com/EvolvingLMMs-Lab/lmms-eval), which asks its many benchmarks itself.
 
     lmms-eval --model sphinx_jax --model_args pretrained=DIR --tasks mme --batch_size 32
 
-DIR is a run of ours or an official SPHINX folder. lmms-eval finds `manifest` by the entry point 'lmms_eval.models' of setup.py.
-Checked with lmms_eval 0.7.3; tests/evaluate/test_lmms.py uses a stub of the few names taken from it, as it brings 90 packages.
+DIR is a run of ours or an official SPHINX folder. lmms-eval finds `manifest` by the entry point 'lmms_eval.models' of
+setup.py. Checked with lmms_eval 0.7.3; tests/evaluate/test_lmms.py uses a stub of the few names taken from it, as it brings
+90 packages.
 """
 
 import json
@@ -76,12 +77,13 @@ class Sphinx(lmms):
     return [_cut(text, until) for text in texts]
 
   def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-    """Not there: lmms_eval 0.7.3 makes text of the numbers (its `unwrap_generation_output`), so no model's would be scored."""
+    """Not there: lmms_eval 0.7.3 makes text of the numbers (`unwrap_generation_output`), so no model's would be scored."""
     raise errors.make('lmms-eval', f'{len(requests)} texts to find likely', 'questions to answer', 'leave the task out')
 
   def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
     """Not there: what comes in a later round is a function of the answer before, with pictures of its own."""
-    raise errors.make('lmms-eval', f'{len(requests)} questions of several rounds', 'questions of one round', 'leave the task out')
+    raise errors.make('lmms-eval', f'{len(requests)} questions of several rounds', 'questions of one round',
+                      'leave the task out')
 
   def _picture(self, visual: Callable | None, doc: int, task: str, split: str) -> np.ndarray | None:
     """The one picture of a question, as small as the model sees it, or None."""
@@ -111,7 +113,8 @@ def _sampling(kwargs: dict) -> tuple[list[str], dict[str, Any]]:
   until = kwargs.get('until') or []
   temperature = float(kwargs.get('temperature') or 0) if kwargs.get('do_sample', True) else 0.0
   return [until] if isinstance(until, str) else list(until), dict(
-      max_new_tokens=int(kwargs.get('max_new_tokens') or _MOST), temperature=temperature, top_p=float(kwargs.get('top_p') or 1.0))
+      max_new_tokens=int(kwargs.get('max_new_tokens') or _MOST), temperature=temperature,
+      top_p=float(kwargs.get('top_p') or 1.0))
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

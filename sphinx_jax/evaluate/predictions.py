@@ -6,6 +6,7 @@ questions) and, while a benchmark is under way, `NAME.PROCESS.jsonl`, to which e
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from etils import epath
@@ -153,7 +154,7 @@ class Writer:
 def _files(folder: Path, name: str) -> list[epath.Path]:
   """The finished file first, then those of processes."""
   folder = epath.Path(folder)
-  parts = [path for path in folder.iterdir() if path.name.startswith(f'{name}.') and path.name.endswith('.jsonl')] if folder.is_dir() else []
-  numbered = [path for path in parts if path.name[len(name) + 1 : -len('.jsonl')].isdigit()]
-  whole = folder / f'{name}.jsonl'
-  return ([whole] if whole.exists() else []) + sorted(numbered)
+  there = list(folder.iterdir()) if folder.is_dir() else []
+  pattern = re.compile(re.escape(name) + r'\.\d+\.jsonl')
+  whole = [path for path in there if path.name == f'{name}.jsonl']
+  return whole + sorted(path for path in there if pattern.fullmatch(path.name))

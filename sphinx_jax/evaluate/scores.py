@@ -18,9 +18,9 @@ def result(benchmark: Benchmark, entries: Sequence[dict], official: bool = False
     official: score as the official SPHINX script does.
 
   Returns:
-    {'protocol', 'metrics': {name: as the protocol defines it}, which is empty where the truth is hidden, 'metric': the one that
-    stands for the benchmark, 'published': its figure as papers write it, or None, 'variant', 'note', 'questions', 'skipped': how
-    many could not be asked and so count as wrong, 'official'}.
+    {'protocol', 'metrics': {name: as the protocol defines it}, which is empty where the truth is hidden, 'metric': the one
+    that stands for the benchmark, 'published': its figure as papers write it, or None, 'variant', 'note', 'questions',
+    'skipped': how many could not be asked and so count as wrong, 'official'}.
 
   Raises:
     SphinxError: see the protocol.

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 COLORS = {'red': (250, 10, 10), 'blue': (10, 10, 250)}
-SETTINGS = dict(reader='annotations', file='annotations/colors.json', prompt='{}\nAnswer shortly.', prefix='', max_new_tokens=6,
-                protocol='accuracy', metric='accuracy', published=None, variant='', note='')
+SETTINGS = dict(reader='annotations', file='annotations/colors.json', prompt='{}\nAnswer shortly.', prefix='',
+                max_new_tokens=6, protocol='accuracy', metric='accuracy', published=None, variant='', note='')
 
 
 def write(root, count=10):

@@ -123,8 +123,8 @@ def test_a_real_model_answers_alike_in_batches_of_any_size(root, tmp_path):
   texts = [ask(root, tmp_path / str(rows), small.generator(rows=rows)) for rows in (1, 4, 8)]
   assert texts[0] == texts[1] == texts[2]
   lines = [json.loads(line) for line in texts[0].splitlines()]
-  expected = small.generator().answers([[(lines[1]['prompt'], None)]], [np.full((8, 12, 3), questions.COLORS['red'], np.uint8)],
-                                       max_new_tokens=6)
+  red = np.full((8, 12, 3), questions.COLORS['red'], np.uint8)
+  expected = small.generator().answers([[(lines[1]['prompt'], None)]], [red], max_new_tokens=6)
   assert lines[1]['answer'] == expected[0]
   assert len({line['answer'] for line in lines}) > 1
 

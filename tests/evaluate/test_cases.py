@@ -26,10 +26,11 @@ def benchmark(tmp_path):
 
 def test_best_and_worst_are_the_first_right_and_wrong_ones(benchmark, tmp_path):
   found = written(tmp_path, benchmark, ['blue', 'blue', 'red', 'red', 'red', 'red', 'blue', 'red', 'blue', 'red'])
-  assert [case['id'] for case in found['best']] == ['0', '3', '5'] and [case['id'] for case in found['worst']] == ['1', '2', '4']
+  assert [[case['id'] for case in found[group]] for group in ('best', 'worst')] == [['0', '3', '5'], ['1', '2', '4']]
   assert found['worst'][0] | {'prompt': ''} == {'id': '1', 'prompt': '', 'answer': 'blue', 'truth': 'red', 'score': 0.0,
                                                 'image': 'cases/colors-worst-0.jpg'}
-  assert np.asarray(Image.open(tmp_path / 'cases' / 'colors-worst-0.jpg')).mean((0, 1)) == pytest.approx(questions.COLORS['red'], abs=6)
+  kept = np.asarray(Image.open(tmp_path / 'cases' / 'colors-worst-0.jpg'))
+  assert kept.mean((0, 1)) == pytest.approx(questions.COLORS['red'], abs=6)
 
 
 def test_few_answers_are_not_shown_twice_and_none_that_were_not_asked(benchmark, tmp_path):
@@ -46,7 +47,8 @@ def test_cases_are_of_different_pictures(benchmark, tmp_path):
 
 
 def test_where_the_truth_is_hidden_the_first_answers_are_shown(benchmark, tmp_path):
-  hidden = Benchmark('colors', [Question(q.id, q.image, q.prompt, {}) for q in benchmark.questions], '', 5, 'vqa_score', True, {})
+  asked = [Question(q.id, q.image, q.prompt, {}) for q in benchmark.questions]
+  hidden = Benchmark('colors', asked, '', 5, 'vqa_score', True, {})
   found = written(tmp_path, hidden, ['blue'] * 10)
   assert {group: [(case['id'], case['score'], case['truth']) for case in shown] for group, shown in found.items()} == {
       'first': [('0', None, ''), ('1', None, ''), ('2', None, '')]}

@@ -32,7 +32,8 @@ class lmms(abc.ABC):
 
   @classmethod
   def create_from_arg_string(cls, text, additional=None):
-    return cls(**dict(part.split('=') for part in text.split(',')), **{k: v for k, v in (additional or {}).items() if v is not None})
+    more = {name: value for name, value in (additional or {}).items() if value is not None}
+    return cls(**dict(part.split('=') for part in text.split(',')), **more)
 
 
 @dataclasses.dataclass
@@ -75,16 +76,16 @@ def model(adapter, checkpoint):
   module, _, name = manifest.simple_class_path.rpartition('.')
   kind = getattr(sys.modules[module], name)
   assert issubclass(kind, lmms) and kind.is_simple
-  made = kind.create_from_arg_string(f'pretrained={checkpoint}', {'batch_size': '2', 'max_batch_size': None, 'device': 'cuda:0'})
+  more = {'batch_size': '2', 'max_batch_size': None, 'device': 'cuda:0'}
+  made = kind.create_from_arg_string(f'pretrained={checkpoint}', more)
   pictures = [Image.fromarray(picture) for picture in small.pictures(3)]
   made.task_dict = {'task': {'test': [[picture] for picture in pictures] + [[]]}}
   return made
 
 
 def request(doc, context='What is it?', visual=lambda doc: doc, **kwargs):
-  arguments = (context, {'max_new_tokens': 6, 'temperature': 0, 'top_p': None, 'num_beams': 1, 'do_sample': False} | kwargs, visual, doc,
-               'task', 'test')
-  return types.SimpleNamespace(args=arguments)
+  usual = {'max_new_tokens': 6, 'temperature': 0, 'top_p': None, 'num_beams': 1, 'do_sample': False}
+  return types.SimpleNamespace(args=(context, usual | kwargs, visual, doc, 'task', 'test'))
 
 
 def test_answers_are_those_of_the_model_in_the_order_asked(model):
@@ -98,9 +99,14 @@ def test_answers_are_those_of_the_model_in_the_order_asked(model):
 
 def test_generation_settings_are_those_of_the_task(model, monkeypatch):
   seen = []
-  monkeypatch.setattr(decode.Generator, 'answers', lambda self, turns, images, **more: seen.append(more) or ['one\n\ntwo. three'] * len(turns))
-  texts = model.generate_until([request(0, until='\n\n', do_sample=True, temperature=0.7, top_p=0.9), request(1, until=['.', 'w']),
-                                request(2, until=[''], max_new_tokens=None)])
+
+  def answers(self, turns, images, **more):
+    seen.append(more)
+    return ['one\n\ntwo. three'] * len(turns)
+
+  monkeypatch.setattr(decode.Generator, 'answers', answers)
+  texts = model.generate_until([request(0, until='\n\n', do_sample=True, temperature=0.7, top_p=0.9),
+                                request(1, until=['.', 'w']), request(2, until=[''], max_new_tokens=None)])
   assert texts == ['one', 'one\n\nt', 'one\n\ntwo. three']
   assert seen == [dict(max_new_tokens=6, temperature=0.7, top_p=0.9), dict(max_new_tokens=6, temperature=0.0, top_p=1.0),
                   dict(max_new_tokens=1024, temperature=0.0, top_p=1.0)]

@@ -11,11 +11,12 @@ def entry(truth, answer, subtask='color', picture=0, **more):
 
 
 def test_what_could_not_be_asked_is_counted_and_wrong():
-  result = scores.result(benchmark('accuracy', published=70.0, metric='accuracy'), [
-      entry('red', 'red'), entry('red', '', skipped='missing image')])
+  lines = [entry('red', 'red'), entry('red', '', skipped='missing image')]
+  result = scores.result(benchmark('accuracy', published=70.0, metric='accuracy'), lines)
   assert (result['metrics'], result['skipped'], result['questions']) == ({'accuracy': 0.5}, 1, 2)
   (row,) = scores.rows({'b': result})
-  assert row == {'benchmark': 'b', 'metric': 'accuracy', 'score': '50.00', 'published': '70', 'questions': '2', 'skipped': '1'}
+  assert row == {'benchmark': 'b', 'metric': 'accuracy', 'score': '50.00', 'published': '70', 'questions': '2',
+                 'skipped': '1'}
 
 
 def test_the_official_reading_may_differ():
@@ -26,7 +27,8 @@ def test_the_official_reading_may_differ():
 
 def test_mme_is_in_points_and_its_parts_in_per_cent():
   lines = [entry('Yes', 'yes'), entry('No', 'yes')]
-  found = {row['metric']: row for row in scores.rows({'mme': scores.result(benchmark('mme_score', metric='total', published=1.5), lines)})}
+  result = scores.result(benchmark('mme_score', metric='total', published=1.5), lines)
+  found = {row['metric']: row for row in scores.rows({'mme': result})}
   assert list(found)[0] == 'total' and found['total']['published'] == '1.5' and found['color']['published'] == ''
   assert (found['total']['score'], found['color acc']['score'], found['color acc+']['score']) == ('50.0', '50.00', '0.00')
 
@@ -37,7 +39,7 @@ def test_a_hidden_truth_has_no_score_but_its_published_figure():
 
 
 def test_the_table_has_straight_columns():
-  results = {name: scores.result(benchmark('accuracy', metric='accuracy', published=70.6), [entry('a', 'a')]) for name in ('x', 'long name')}
-  lines = scores.table(results).splitlines()
-  assert len(lines) == 3 and len({line.index('accuracy') for line in lines[1:]}) == 1 and lines[0].index('metric') == lines[1].index('accuracy')
+  result = scores.result(benchmark('accuracy', metric='accuracy', published=70.6), [entry('a', 'a')])
+  lines = scores.table({'x': result, 'long name': result}).splitlines()
+  assert len({lines[0].index('metric'), *(line.index('accuracy') for line in lines[1:])}) == 1 and len(lines) == 3
   assert lines[1].split() == ['x', 'accuracy', '100.00', '70.6', '1', '0']

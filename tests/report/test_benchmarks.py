@@ -27,10 +27,11 @@ def made(tmp_path):
       'hidden': {'first': [case(3, 'a <b>', '', None), case(4, 'x', '', None, image=False)]}}
   for name, cases in groups.items():
     (tmp_path / 'cases' / f'{name}.json').write_text(json.dumps(cases))
-  results = {name: {'metric': 'm', 'variant': 'SPHINX', 'note': 'not run here', 'questions': 10, 'skipped': name == 'vqa', 'official': False}
-             for name in groups}
+  results = {name: {'metric': 'm', 'variant': 'SPHINX', 'note': 'not run here', 'questions': 10, 'skipped': name == 'vqa',
+                    'official': False} for name in groups}
   rows = [{'benchmark': name, 'metric': metric, 'score': '12.34', 'published': published, 'questions': '10', 'skipped': '0'}
-          for name, metric, published in (('refcoco', 'm', '91.1'), ('refcoco', 'other', ''), ('vqa', 'm', ''), ('hidden', 'm', '80.7'))]
+          for name, metric, published in (('refcoco', 'm', '91.1'), ('refcoco', 'other', ''), ('vqa', 'm', ''),
+                                          ('hidden', 'm', '80.7'))]
   file = benchmarks.write(tmp_path, '/run at step <7>', results, rows)
   return file.read_text()
 
@@ -50,7 +51,8 @@ def test_answer_and_truth_are_drawn_side_by_side_where_there_are_places(made):
 
 
 def test_the_page_says_what_it_must_and_needs_nothing_from_outside(made):
-  for words in ('12.34', '91.1', '80.7', 'Where &lt;0&gt;?', 'a &lt;b&gt;', '/run at step &lt;7&gt;', 'other', '>best<', '>worst<', '>first<'):
+  for words in ('12.34', '91.1', '80.7', 'Where &lt;0&gt;?', 'a &lt;b&gt;', '/run at step &lt;7&gt;', 'other', '>best<',
+                '>worst<', '>first<'):
     assert words in made, words
   assert re.search(r'<b class="bad">1</b>could not be asked', made)
   sources = re.findall(r'(?:src|href)="([^"]*)"', made)
