@@ -1,6 +1,7 @@
 """Image bytes -> the padded uint8 square that every encoder starts from (FACTS "Preprocessing")."""
 
 import io
+import math
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -66,6 +67,9 @@ def _open(data: bytes) -> Image.Image:
         raise ValueError(f'{image.size[0]} x {image.size[1]} pixels, more than {_LONGEST} in a line')
       if image.mode.startswith('I;16'):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert('RGB')
+      if image.mode == 'RGB':
+        image.load()
+        return image  # convert would copy it.
       return image.convert('RGB')
   except UnidentifiedImageError as error:
     raise BadExample('unreadable image', f'{len(data)} bytes that are no image') from error
@@ -74,20 +78,33 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _on_square(image: Image.Image, size: int) -> np.ndarray:
-  """Pads and resizes in Pillow's own two passes, rows and then columns.
+  """Pads and resizes in Pillow's own two passes, along rows and then along columns.
 
-  Pillow rounds to bytes between the passes, so that rows of padding, which stay as they are in the first, need not go
+  Pillow rounds to bytes between the passes, so that rows of padding, which the first leaves as they are, need not go
   through it, and rows of the picture may go through it a few at a time: the square of a thin long picture is never made.
   """
   width, height = image.size
   side = max(width, height)
+  left, top = (side - width) // 2, (side - height) // 2
   columns = Image.new('RGB', (size, side), BACKGROUND)
+  end = _end(left + width, side, size)
   step = max(_STRIP // side, 1)
-  for top in range(0, height, step):
-    strip = image if step >= height else image.crop((0, top, width, min(top + step, height)))
+  for begin in range(0, height, step):
+    strip = image if step >= height else image.crop((0, begin, width, min(begin + step, height)))
     if width < side:
-      rows = Image.new('RGB', (side, strip.height), BACKGROUND)
-      rows.paste(strip, ((side - width) // 2, 0))
-      strip = rows
-    columns.paste(strip.resize((size, strip.height), Image.Resampling.BICUBIC), (0, (side - height) // 2 + top))
+      padded = Image.new('RGB', (side, strip.height), BACKGROUND)
+      padded.paste(strip, (left, 0))
+      strip = padded
+    box = (0, 0, end * side // size, strip.height)
+    columns.paste(strip.resize((end, strip.height), Image.Resampling.BICUBIC, box), (0, top + begin))
   return np.asarray(columns.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _end(last: int, side: int, size: int) -> int:
+  """Where a row of `size` resized pixels may end, as all after it is padding: the picture has the first `last` of `side`.
+
+  Only where whole pixels meet, so that Pillow computes the very same weights for what is before.
+  """
+  reach = last + 2 * max(side / size, 1)  # Of the bicubic filter.
+  whole = size // math.gcd(side, size)
+  return min(math.ceil(reach * size / side / whole) * whole, size)

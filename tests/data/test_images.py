@@ -108,13 +108,14 @@ def test_huge_pictures_are_bad_examples_before_they_are_decoded(width, height):
     images.square(_png_head(width, height), 8)
 
 
-@pytest.mark.parametrize('shape', [(1, 1), (1, 300), (17, 300), (2, 1)])
+@pytest.mark.parametrize('shape', [(1, 1), (1, 300), (17, 300), (2, 1), (300, 1), (300, 17), (112, 84), (640, 480), (224, 223),
+                                   (512, 128), (1024, 600), (97, 31), (448, 40)])
 def test_thin_images_keep_their_place_in_the_square(shape):
   """As torchvision's pad and resize do it: Pillow's bicubic of the square with the background around the picture."""
   image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
   square = Image.new('RGB', (max(shape), max(shape)), images.BACKGROUND)
   square.paste(Image.fromarray(image), ((max(shape) - shape[1]) // 2, (max(shape) - shape[0]) // 2))
-  for size in (224, 448):
+  for size in (8, 224, 336, 448, 1024):
     want = np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(images.padded_resize(image, size), want)
 
