@@ -56,7 +56,7 @@ def read(folder: epath.Path) -> dict | None:
     known = json.loads(path.read_text())
     known['identity'].items(), known['splits'].items()
     return known
-  except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+  except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
     raise _refused(folder, f'a damaged {building.FILE} ({error})', 'what a build wrote', 'build again, into an empty folder') from error
 
 

@@ -97,11 +97,16 @@ def _on_square(image: Image.Image, size: int) -> np.ndarray:
       strip = padded
     box = (0, 0, end * side // size, strip.height)
     columns.paste(strip.resize((end, strip.height), Image.Resampling.BICUBIC, box), (0, top + begin))
-  return np.asarray(columns.resize((size, size), Image.Resampling.BICUBIC))
+  end = _end(top + height, side, size)
+  square = columns.resize((size, end), Image.Resampling.BICUBIC, (0, 0, size, end * side // size))
+  if end < size:
+    picture, square = square, Image.new('RGB', (size, size), BACKGROUND)
+    square.paste(picture, (0, 0))
+  return np.asarray(square)
 
 
 def _end(last: int, side: int, size: int) -> int:
-  """Where a row of `size` resized pixels may end, as all after it is padding: the picture has the first `last` of `side`.
+  """Where a line of `size` resized pixels may end, as all after it is padding: the picture has the first `last` of `side`.
 
   Only where whole pixels meet, so that Pillow computes the very same weights for what is before.
   """

@@ -151,7 +151,7 @@ class Pipeline:
     """(number of the window, its rows)."""
     columns = sampler.dataset(self._sampling.mixture, self._window, first, examples).as_numpy_iterator()
     for number, column in enumerate(columns, first):
-      entries = list(zip(column['position'], column['task'], column['example']))
+      entries = list(zip(*(column[name].tolist() for name in sampler.COLUMNS)))
       chunks = [entries[i:i + _CHUNK] for i in range(0, len(entries), _CHUNK)]
       read = [example for chunk in pool.map(lambda chunk: [self._read(skips, *entry) for entry in chunk], chunks)
               for example in chunk if example is not None]
@@ -159,15 +159,15 @@ class Pipeline:
       rows = packing.plan(lengths, [example.image is not None for example in read], self._length, self._slots)
       yield number, [[read[i] for i in row] for row in rows]
 
-  def _read(self, skips: Skips, position: int, task: int, index: int) -> Example | None:
+  def _read(self, skips: Skips, position: int, task: int, index: int, epoch: int) -> Example | None:
     """An example, or None if it is bad."""
-    name = f'example {index}'
+    name, source = f'example {index}', self._sources[task]
     try:
-      record = self._sources[task][int(index)]
+      record = source.read(index, epoch) if hasattr(source, 'read') else source[index]
       name = record.id
-      return self._example(record, int(position), int(task))
+      return self._example(record, position, task)
     except BadExample as error:
-      skips.add(self.tasks[task], int(position), name, error)
+      skips.add(self.tasks[task], position, name, error)
       return None
 
   def _measure(self, task: int, index: int) -> int:

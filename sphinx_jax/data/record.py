@@ -40,7 +40,10 @@ class BadExample(Exception):
 
 @runtime_checkable
 class Source(Protocol):
-  """Random access to records; record i is the same each time it is asked for."""
+  """Random access to records; record i is the same each time it is asked for.
+
+  A source may also have `read(index, epoch)`, where the wording of a record and what it asks may differ between epochs.
+  """
 
   name: str
 

@@ -61,7 +61,7 @@ class Records:
     name: of the source, for messages.
     task: name in `TASKS`.
     max_turns: most turns a record.
-    seed: record i is a function of (seed, i) and of the files.
+    seed: a record is a function of (seed, index, epoch) and of the files.
     mirror: share of the pictures shown mirrored; only where a task allows it.
     too_long: 'skip' or 'cut_text'.
 
@@ -87,10 +87,14 @@ class Records:
     return len(self.family)
 
   def __getitem__(self, index: int) -> Record:
-    """Record `index`. Raises BadExample for one to be counted and skipped."""
+    """Record `index` of the first epoch. Raises BadExample for one to be counted and skipped."""
     if not 0 <= index < len(self):
       raise IndexError(f'record {index} of {len(self)}')  # ends plain iteration
-    rng = np.random.default_rng((self._seed, index))
+    return self.read(index, 0)
+
+  def read(self, index: int, epoch: int) -> Record:
+    """Record `index` as an epoch has it: its wording, its mirroring, and which things of many are asked about."""
+    rng = np.random.default_rng((self._seed, index, epoch))
     item = self.family.item(index)
     mirrored = bool(self._mirror) and rng.random() < self._mirror
     image = None if item.image is None else read_image(item)

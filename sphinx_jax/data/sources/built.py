@@ -62,7 +62,7 @@ def _read(root: Path) -> dict:
     return known
   except OSError as error:
     raise errors.make("source 'built'", f'no build.json in {str(root)!r}', 'the output of sphinx_jax.data.build', 'check root') from error
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise errors.make("source 'built'", f'a damaged build.json in {str(root)!r} ({error})', 'the output of sphinx_jax.data.build',
                       'build it again') from error
 

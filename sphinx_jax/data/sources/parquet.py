@@ -9,6 +9,7 @@ from sphinx_jax.core import errors
 from sphinx_jax.core.progress import log, progress
 from sphinx_jax.data.record import BadExample
 
+_DENSEST = 10_000  # Bytes before compression a byte of a file; above it a footer is damaged.
 _KEPT = 4  # Row groups held in memory, so that neighbours are read once.
 
 
@@ -21,7 +22,7 @@ class Parquet:
     columns: what is read; for each, names of which the first that the file has is taken.
 
   Attributes:
-    groups: [(number of the file, number of the row group in it, rows, bytes of the first column before compression)].
+    groups: [(number of the file, number of the row group in it, rows, bytes of all columns before compression)].
     broken: {path: reason} of the files left out.
 
   Raises:
@@ -76,8 +77,11 @@ class Parquet:
       with pyarrow.parquet.ParquetFile(path) as opened:
         names, footer = opened.schema_arrow.names, opened.metadata
         columns = [self._column(path, names, choices) for choices in self._wanted]
-        groups = [(number, i, footer.row_group(i).num_rows, _size(footer.row_group(i), columns[0]))
-                  for i in range(footer.num_row_groups)]
+        # Of a damaged footer, metadata of single columns would abort the process in Arrow's C++.
+        groups = [(number, i, footer.row_group(i).num_rows, footer.row_group(i).total_byte_size) for i in range(footer.num_row_groups)]
+        most = _DENSEST * path.stat().st_size
+        if sum(group[2] for group in groups) != footer.num_rows or not all(0 <= value <= most for group in groups for value in group[2:]):
+          raise OSError('impossible numbers of rows or bytes in its footer')
     except _errors() as error:
       self.broken[str(path)] = ' '.join(str(error).split())
     else:
@@ -98,11 +102,6 @@ class Parquet:
     with pyarrow.parquet.ParquetFile(self._paths[file]) as opened:
       table = opened.read_row_group(group, columns=columns)
     return [table.column(column) for column in columns]
-
-
-def _size(group: Any, column: str) -> int:
-  chunks = (group.column(i) for i in range(group.num_columns))
-  return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split('.')[0] == column)
 
 
 def _errors() -> tuple[type[Exception], ...]:

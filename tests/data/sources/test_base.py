@@ -47,6 +47,13 @@ def test_a_mirrored_picture_has_mirrored_boxes_and_words():
   assert 30 < sum(shares) < 90 and shares == [records(*[item] * 200, mirror=0.3)[i].mirrored for i in range(200)]
 
 
+def test_an_epoch_asks_in_its_own_words_and_the_same_each_time():
+  items = [base.Item(str(i), pictures.encoded(40, 30), {'objects': [thing('cup', [0, 3, 10, 23])]}) for i in range(20)]
+  said = lambda epoch: [records(*items, mirror=0.5).read(i, epoch).turns for i in range(20)]
+  assert said(0) == said(0) == [records(*items, mirror=0.5)[i].turns for i in range(20)] and said(1) == said(1)
+  assert 5 < sum(a != b for a, b in zip(said(0), said(1))) and {len(turns) for turns in said(1)} == {1}
+
+
 def test_empty_and_foreign_boxes_are_left_out_and_counted():
   wrong = [[50, 1, 60, 9], [5, 5, 5, 9], [9, 5, 5, 9], [1, 2, 3], [float('nan'), 1, 2, 3], None]
   item = base.Item('1', pictures.encoded(), {'objects': [thing('cup', [1, 1, 9, 9]), *(thing('hat', box) for box in wrong)]})
