@@ -356,3 +356,14 @@ def test_refuses_what_cannot_work(change, message):
 def test_a_task_of_weight_zero_may_be_empty():
   got = list(_pipeline([Fake('a', 8), Fake('b', 0)], [1, 0]).batches(examples=8))
   assert sum(_answers(got).values()) == 8
+
+
+def test_a_source_is_told_the_epoch():
+  class Wordy(Fake):
+    def read(self, index, epoch):
+      record = self[index]
+      return Record(record.id, record.task, record.image, ((f'Q {epoch}', f'e{epoch}'),), ({},))
+
+  pipeline = _pipeline([Wordy('a', 10)], [1.0])
+  with pipeline.batches(examples=32) as batches:
+    assert _answers(batches) == {'e0': 10, 'e1': 10, 'e2': 10, 'e3': 2}
