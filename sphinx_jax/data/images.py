@@ -1,7 +1,6 @@
 """Image bytes -> the padded uint8 square that every encoder starts from (FACTS "Preprocessing")."""
 
 import io
-import math
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -85,31 +84,13 @@ def _on_square(image: Image.Image, size: int) -> np.ndarray:
   """
   width, height = image.size
   side = max(width, height)
-  left, top = (side - width) // 2, (side - height) // 2
   columns = Image.new('RGB', (size, side), BACKGROUND)
-  end = _end(left + width, side, size)
   step = max(_STRIP // side, 1)
   for begin in range(0, height, step):
     strip = image if step >= height else image.crop((0, begin, width, min(begin + step, height)))
     if width < side:
       padded = Image.new('RGB', (side, strip.height), BACKGROUND)
-      padded.paste(strip, (left, 0))
+      padded.paste(strip, ((side - width) // 2, 0))
       strip = padded
-    box = (0, 0, end * side // size, strip.height)
-    columns.paste(strip.resize((end, strip.height), Image.Resampling.BICUBIC, box), (0, top + begin))
-  end = _end(top + height, side, size)
-  square = columns.resize((size, end), Image.Resampling.BICUBIC, (0, 0, size, end * side // size))
-  if end < size:
-    picture, square = square, Image.new('RGB', (size, size), BACKGROUND)
-    square.paste(picture, (0, 0))
-  return np.asarray(square)
-
-
-def _end(last: int, side: int, size: int) -> int:
-  """Where a line of `size` resized pixels may end, as all after it is padding: the picture has the first `last` of `side`.
-
-  Only where whole pixels meet, so that Pillow computes the very same weights for what is before.
-  """
-  reach = last + 2 * max(side / size, 1)  # Of the bicubic filter.
-  whole = size // math.gcd(side, size)
-  return min(math.ceil(reach * size / side / whole) * whole, size)
+    columns.paste(strip.resize((size, strip.height), Image.Resampling.BICUBIC), (0, (side - height) // 2 + begin))
+  return np.asarray(columns.resize((size, size), Image.Resampling.BICUBIC))
