@@ -56,7 +56,8 @@ if __name__ == '__main__':
   flags.DEFINE_integer('max_turns', 1, 'Most questions about one picture in one record.', lower_bound=1)
   flags.DEFINE_multi_string('set', [], "A setting of the source's own, key=value; may be repeated.")
   flags.DEFINE_string('name', '', 'Of the TFDS dataset; left out: the source.')
-  flags.DEFINE_integer('shard', 2000, 'Items in a shard; a dataset of many tars or parquet files has one shard for each.', lower_bound=1)
+  flags.DEFINE_integer('shard', 2000, 'Items in a shard; a dataset of many tars or parquet files has one shard for each.',
+                       lower_bound=1)
   flags.DEFINE_integer('processes', 2, 'That write shards on this machine.', lower_bound=1)
   flags.DEFINE_bool('beam', False, 'Write the shards with Apache Beam.')
   flags.DEFINE_string('beam_runner', 'DirectRunner', "Beam's runner.")

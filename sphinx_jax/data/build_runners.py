@@ -22,7 +22,8 @@ def local(build: Build, shards: Sequence[Shard], processes: int) -> None:
   wanted = [shard for shard, report in zip(shards, reports) if report is None]
   known = all(shard.end is not None for shard in shards)
   done = sum(report['items'] for report in reports if report)
-  with progress(total=shards[-1].end if known and shards else None, what=f'{build.source} {build.split}', unit='items', start=done) as bar:
+  total = shards[-1].end if known and shards else None
+  with progress(total=total, what=f'{build.source} {build.split}', unit='items', start=done) as bar:
     if processes == 1 or len(wanted) < 2:
       for shard in wanted:
         building.write(build, shard, functools.partial(bar.update, note=f'shard {shard.number + 1}/{shard.count}'))
@@ -83,5 +84,6 @@ def beam(build: Build, shards: Sequence[Shard], runner: str, options: Sequence[s
   began = time.monotonic()
   with progress(total=len(shards), what=f'{build.source} {build.split} on {runner}', unit='shards') as bar:
     with apache_beam.Pipeline(options=PipelineOptions(flags)) as pipeline:
-      pipeline | 'shards' >> apache_beam.Create(list(shards)) | apache_beam.Reshuffle() | apache_beam.Map(functools.partial(building.write, build))
+      work = apache_beam.Map(functools.partial(building.write, build))
+      pipeline | 'shards' >> apache_beam.Create(list(shards)) | apache_beam.Reshuffle() | work
     bar.update(len(shards), note=f'{time.monotonic() - began:.0f} s')

@@ -66,8 +66,8 @@ class Shard:
   end: int | None = None
 
 
-def make(source: str, root: str, output: str, split: str = '', task: str = '', max_turns: int = 1, settings: dict | None = None,
-         name: str = '', shard: int = 2000) -> Build:
+def make(source: str, root: str, output: str, split: str = '', task: str = '', max_turns: int = 1,
+         settings: dict | None = None, name: str = '', shard: int = 2000) -> Build:
   """A Build with the family's own defaults. Raises SphinxError for unknown names and a name that TFDS does not take."""
   family = FAMILIES[source]
   name = name or source.replace('+', '_plus')
@@ -112,18 +112,20 @@ def _opened(build: Build, settings: str) -> base.Family:
 
 
 def features() -> Any:
-  """Of a record: id, image (encoded as it was; empty for text alone), annotation (JSON), size (width, height; 0, 0 for text)."""
+  """Of a record: id, image (encoded as it was; empty for text alone), annotation (JSON), size (width, height; 0 for text)."""
   quiet_tensorflow.load()
   import numpy as np
   import tensorflow_datasets as tfds
 
-  return tfds.features.FeaturesDict({'id': tfds.features.Text(), 'image': tfds.features.Image(), 'annotation': tfds.features.Text(),
+  return tfds.features.FeaturesDict({'id': tfds.features.Text(), 'image': tfds.features.Image(),
+                                     'annotation': tfds.features.Text(),
                                      'size': tfds.features.Tensor(shape=(2,), dtype=np.int32)})
 
 
 def place(build: Build, shard: Shard) -> epath.Path:
   """The file of a shard, named as TFDS names it."""
-  return epath.Path(build.output) / f'{build.name}-{split_name(build.split)}.array_record-{shard.number:05d}-of-{shard.count:05d}'
+  stem = f'{build.name}-{split_name(build.split)}.array_record'
+  return epath.Path(build.output) / f'{stem}-{shard.number:05d}-of-{shard.count:05d}'
 
 
 def split_name(split: str) -> str:
@@ -195,12 +197,16 @@ def _write(build: Build, shard: Shard, path: str, advance: Callable[[int], None]
 @functools.cache
 def _serializer() -> Callable[[dict], bytes]:
   made, example = features(), quiet_tensorflow.load().train.Example
+
   # The order of features in an Example is free, and TFDS's serializer gives another one in every process.
-  return lambda record: example.FromString(made.serialize_example(made.encode_example(record))).SerializeToString(deterministic=True)
+  def serialized(record: dict) -> bytes:
+    return example.FromString(made.serialize_example(made.encode_example(record))).SerializeToString(deterministic=True)
+
+  return serialized
 
 
 def _record(item: base.Item) -> dict:
-  """Raises BadExample for a picture that cannot be decoded: a build looks at all of it once, so that training need not fail."""
+  """Raises BadExample for a picture that cannot be decoded: a build looks at all of it, so that training need not fail."""
   data, size = b'', (0, 0)
   if item.image is not None:
     data = base.read_image(item)

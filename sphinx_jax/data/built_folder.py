@@ -30,7 +30,8 @@ def claim(build: Build, shards: list[Shard]) -> dict | None:
     known = {'identity': build.identity(), 'splits': {}}
   for key, value in build.identity().items():
     if known['identity'].get(key) != value:
-      raise _refused(folder, f"a build of {key} {known['identity'].get(key)!r}", f'{value!r}', 'name another folder, or delete this one')
+      raise _refused(folder, f"a build of {key} {known['identity'].get(key)!r}", f'{value!r}',
+                     'name another folder, or delete this one')
   split = known['splits'].get(build.split)
   if split and split['plan'] != building.digest(shards):
     raise _refused(folder, f"split '{build.split}' begun with other files or another --shard", f'{len(shards)} shards as now',
@@ -40,8 +41,10 @@ def claim(build: Build, shards: list[Shard]) -> dict | None:
     return split
   others = [name for name, other in known['splits'].items() if not other['finished'] and name != build.split]
   if others:
-    raise _refused(folder, f"the unfinished split '{others[0]}'", 'one split at a time', 'finish that one first, by its own command')
-  known['splits'][build.split] = {'name': building.split_name(build.split), 'plan': building.digest(shards), 'finished': False}
+    raise _refused(folder, f"the unfinished split '{others[0]}'", 'one split at a time',
+                   'finish that one first, by its own command')
+  known['splits'][build.split] = {'name': building.split_name(build.split), 'plan': building.digest(shards),
+                                  'finished': False}
   (folder / building.DOING).mkdir(parents=True, exist_ok=True)
   building.save(folder / building.FILE, known)
   return None
@@ -57,7 +60,8 @@ def read(folder: epath.Path) -> dict | None:
     known['identity'].items(), known['splits'].items()
     return known
   except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-    raise _refused(folder, f'a damaged {building.FILE} ({error})', 'what a build wrote', 'build again, into an empty folder') from error
+    raise _refused(folder, f'a damaged {building.FILE} ({error})', 'what a build wrote',
+                   'build again, into an empty folder') from error
 
 
 def finish(build: Build, shards: list[Shard]) -> dict:
@@ -76,14 +80,16 @@ def finish(build: Build, shards: list[Shard]) -> dict:
   reports = [building.report_of(build, shard) for shard in shards]
   missing = [shard.number for shard, report in zip(shards, reports) if report is None]
   if missing:
-    raise _refused(folder, f'{len(shards) - len(missing)} of {len(shards)} shards (not {missing[0]}, ...)', 'all', 'run the same command again')
+    raise _refused(folder, f'{len(shards) - len(missing)} of {len(shards)} shards (not {missing[0]}, ...)', 'all',
+                   'run the same command again')
   for shard, report in zip(shards, reports):
     if '://' not in build.output:  # array_record itself reads only local files.
       reader = ArrayRecordReader(str(building.place(build, shard)))
       held = reader.num_records()
       reader.close()
       _equal(building.place(build, shard), 'records in the file', held, report['records'])
-    _equal(building.place(build, shard), 'records and skipped items', report['records'] + sum(report['skipped'].values()), report['items'])
+    _equal(building.place(build, shard), 'records and skipped items', report['records'] + sum(report['skipped'].values()),
+           report['items'])
   split = _summed(build, shards, reports)
   if not split['records']:
     why = next(iter([*split['first'].values(), *split['damaged'].values()]), 'it is empty')
@@ -103,8 +109,8 @@ def table(split: dict) -> str:
   rows += [(f'skipped: {reason}', count) for reason, count in sorted(split['skipped'].items(), key=lambda pair: -pair[1])]
   rows += [('damaged files', len(split['damaged']))] * bool(split['damaged']) + [('bytes', split['bytes'])]
   width = max(len(name) for name, _ in rows)
-  lines = [f'{name:<{width}}  {value:>15,}' + (f"   e.g. {split['first'][name[9:]]:.100}" if name[9:] in split['first'] else '')
-           for name, value in rows]
+  first = {f'skipped: {reason}': f'   e.g. {message:.100}' for reason, message in split['first'].items()}
+  lines = [f'{name:<{width}}  {value:>15,}{first.get(name, "")}' for name, value in rows]
   return '\n'.join([*lines, *(f'damaged: {path} {why}' for path, why in list(split['damaged'].items())[:5])])
 
 
@@ -115,8 +121,8 @@ def _summed(build: Build, shards: list[Shard], reports: list[dict]) -> dict:
     first = report['first'] | first
     damaged |= {path or shard.settings: why for path, why in report['damaged'].items()}
   total = {key: sum(report[key] for report in reports) for key in ('items', 'records', 'bytes')}
-  return {'name': building.split_name(build.split), 'plan': building.digest(shards), 'finished': True, 'shards': len(shards), **total,
-          'skipped': dict(skipped), 'first': first, 'damaged': damaged, 'lengths': [report['records'] for report in reports]}
+  return {'name': building.split_name(build.split), 'plan': building.digest(shards), 'finished': True, 'shards': len(shards),
+          **total, 'skipped': dict(skipped), 'first': first, 'damaged': damaged, 'lengths': [report['records'] for report in reports]}
 
 
 def _describe(build: Build, splits: list[dict]) -> None:
@@ -124,10 +130,11 @@ def _describe(build: Build, splits: list[dict]) -> None:
   made = building.features()
   import tensorflow_datasets as tfds
 
-  infos = [tfds.core.SplitInfo(name=split['name'], shard_lengths=split['lengths'], num_bytes=split['bytes']) for split in splits]
+  infos = [tfds.core.SplitInfo(name=split['name'], shard_lengths=split['lengths'], num_bytes=split['bytes'])
+           for split in splits]
   with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of what it does.
-    tfds.folder_dataset.write_metadata(data_dir=build.output, features=made, split_infos=infos, check_data=False, disable_shuffling=True,
-                                       description=f'{build.source} for {build.task}, written by sphinx_jax.data.build')
+    tfds.folder_dataset.write_metadata(data_dir=build.output, features=made, split_infos=infos, check_data=False,
+                                       disable_shuffling=True, description=f'{build.source} for {build.task}, written by sphinx_jax.data.build')
   found = tfds.builder_from_directory(build.output).info.splits
   for split in splits:
     _equal(build.output, f"shards of {split['name']} in TFDS", list(found[split['name']].shard_lengths), split['lengths'])
@@ -138,8 +145,8 @@ def _check_files(build: Build, split: dict) -> None:
   wanted = [building.place(build, Shard(i, split['shards'], '')).name for i in range(split['shards'])]
   missing = [name for name in wanted if name not in names]
   if missing:
-    raise _refused(build.output, f"a finished split '{build.split}' without {len(missing)} of its shards ({missing[0]}, ...)", 'all',
-                   'delete the folder to build again')
+    raise _refused(build.output, f"a finished split '{build.split}' without {len(missing)} of its shards ({missing[0]}, ...)",
+                   'all', 'delete the folder to build again')
 
 
 def _equal(where: epath.PathLike, what: str, got: object, expected: object) -> None:

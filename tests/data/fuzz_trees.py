@@ -1,4 +1,4 @@
-"""Small whole trees of every dataset family, for the fuzz test to harm: name -> (writes the tree under a root, what is opened)."""
+"""Small whole trees of every dataset family, for the fuzz test to harm: name -> (writes the tree, entries that open it)."""
 
 import functools
 
@@ -28,11 +28,13 @@ def coco(root):
 
 def lvis(root):
   places = {i: (f'train2017/{i:012d}.jpg', [3], [2]) for i in (1, 2, 3)}
-  layouts.lvis(root, 'train', places, [layouts.box(i, 1 + i % 2, [1, 2, 12, 9]) for i in places], ('bow_(weapon)', 'cup', 'stop_sign'))
+  boxes = [layouts.box(i, 1 + i % 2, [1, 2, 12, 9]) for i in places]
+  layouts.lvis(root, 'train', places, boxes, ('bow_(weapon)', 'cup', 'stop_sign'))
 
 
 def doclaynet(root):
-  layouts.doclaynet(root, 'train', {1: 'a.png', 2: 'b.png'}, [layouts.box(i, 2, [9, 9, 500, 99]) for i in (1, 2)], ('Text', 'Title'))
+  boxes = [layouts.box(i, 2, [9, 9, 500, 99]) for i in (1, 2)]
+  layouts.doclaynet(root, 'train', {1: 'a.png', 2: 'b.png'}, boxes, ('Text', 'Title'))
 
 
 def refcoco(root):
@@ -41,8 +43,9 @@ def refcoco(root):
 
 def visual_genome(root):
   layouts.visual_genome(
-      root, {1: 'VG_100K_2', 20: 'VG_100K'}, region_descriptions=[regions([region(i, f'a cat {i}', image=1) for i in range(3)])],
-      relationships=[{'image_id': 20, 'relationships': [relation(1, thing(1, 'hat', (1, 1, 9, 9)), 'ON', thing(2, 'man', (2, 9, 20, 20)))]}],
+      root, {1: 'VG_100K_2', 20: 'VG_100K'}, region_descriptions=[regions([region(i, f'a cat {i}') for i in range(3)])],
+      relationships=[{'image_id': 20, 'relationships': [
+          relation(1, thing(1, 'hat', (1, 1, 9, 9)), 'ON', thing(2, 'man', (2, 9, 20, 20)))]}],
       question_answers=[{'id': 1, 'qas': [asking(5, 'What is it?', 'A cat.')]}])
 
 
@@ -52,7 +55,8 @@ def flickr30k(root):
 
 def textcaps(root):
   question_trees.dump(root / 'TextCaps_0.1_train.json', {'data': [
-      {'image_id': 'ab', 'caption_id': i, 'caption_str': f'A sign {i}', 'reference_strs': ['A sign'], 'set_name': 'train'} for i in range(3)]})
+      {'image_id': 'ab', 'caption_id': i, 'caption_str': f'A sign {i}', 'reference_strs': ['A sign'], 'set_name': 'train'}
+      for i in range(3)]})
   pictures.write(root / 'train_images/ab.jpg')
 
 
@@ -71,7 +75,8 @@ def llava_tree(root):
 
 
 def sharegpt(root):
-  write(root, 'sharegpt.jsonl', [{'id': i, 'conversations': said(('human', 'Hi'), ('gpt', '<p>Hey 🌳'), ('system', 's'))} for i in range(4)])
+  write(root, 'sharegpt.jsonl', [{'id': i, 'conversations': said(('human', 'Hi'), ('gpt', '<p>Hey 🌳'), ('system', 's'))}
+                                 for i in range(4)])
 
 
 def laion(root):
@@ -104,7 +109,8 @@ def built(root):
 def jsonl(root):
   write(root, 'mine.jsonl', [llava(str(i), f'{i}.jpg') for i in range(3)])
   write(root, 'mine.json', [llava(str(i), f'{i}.jpg') for i in range(3)])
-  (root / 'data.yaml').write_text('META:\n- {path: root/mine.json, type: a, root: root, ratio: 0.7}\n- {path: root/mine.jsonl, root: root}\n')
+  (root / 'data.yaml').write_text('META:\n- {path: root/mine.json, type: a, root: root, ratio: 0.7}\n'
+                                  '- {path: root/mine.jsonl, root: root}\n')
   for i in range(3):
     pictures.write(root / f'{i}.jpg')
 

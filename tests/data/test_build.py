@@ -30,7 +30,8 @@ def coco(tmp_path):
   images = {i: f'{i:012d}.jpg' for i in range(17)}
   boxes = [layouts.box(i, 1 + i % 2, [i, 2, 10, 12.5]) for i in range(17)] + [layouts.box(3, 2, [-4, 1, 99, 99], crowd=1)]
   root = layouts.coco(tmp_path / 'coco', 'instances', 'val2017', images, boxes, NAMES)
-  for i, data in {2: pictures.encoded(mode='CMYK'), 5: pictures.encoded(mode='L'), 7: pictures.truncated(), 9: b'', 11: b'no picture'}.items():
+  for i, data in {2: pictures.encoded(mode='CMYK'), 5: pictures.encoded(mode='L'), 7: pictures.truncated(), 9: b'',
+                  11: b'no picture'}.items():
     pictures.write(root / 'val2017' / images[i], data)
   (root / 'val2017' / images[13]).unlink()
   return root
@@ -88,7 +89,8 @@ def test_tfds_reads_a_build_by_itself(coco, tmp_path):
   builder = tfds.builder_from_directory(tmp_path / 'out')
   assert builder.info.splits['val2017'].num_examples == 13 and builder.info.name == 'coco'
   row = builder.as_data_source('val2017')[0]
-  assert np.array_equal(row['image'], np.asarray(Image.open(io.BytesIO(pictures.encoded())))) and row['size'].tolist() == [40, 30]
+  assert np.array_equal(row['image'], np.asarray(Image.open(io.BytesIO(pictures.encoded()))))
+  assert row['size'].tolist() == [40, 30]
 
 
 def test_an_interrupted_build_goes_on_and_any_number_of_processes_writes_the_same_bytes(coco, tmp_path, monkeypatch):
@@ -112,7 +114,7 @@ def test_an_interrupted_build_goes_on_and_any_number_of_processes_writes_the_sam
     built_folder.finish(build, building.plan(build))
   monkeypatch.setattr(building, '_record', record)
   run(build)
-  assert bytes_of(tmp_path / 'out') == bytes_of(tmp_path / 'whole') and {**bytes_of(tmp_path / 'out'), **first} == bytes_of(tmp_path / 'out')
+  assert bytes_of(tmp_path / 'out') == bytes_of(tmp_path / 'whole')
   assert times == {name: os.stat(tmp_path / 'out' / name).st_mtime_ns for name in first}
   run(made(coco, tmp_path / 'spread', split='val2017', task='detection'), processes=2)
   assert bytes_of(tmp_path / 'spread') == bytes_of(tmp_path / 'whole')
@@ -130,7 +132,8 @@ def test_a_shard_that_was_harmed_while_building_is_written_again(coco, tmp_path,
   building.place(build, shards[2]).unlink()
   build_runners.local(build, shards, 1)
   assert bytes_of(tmp_path / 'out') == whole
-  building.place(build, shards[0]).write_bytes(building.place(build, shards[4]).read_bytes())  # of the same size, with fewer records
+  fewer = building.place(build, shards[4]).read_bytes()  # A file of the same size.
+  building.place(build, shards[0]).write_bytes(fewer)
   with pytest.raises(SphinxError, match='records in the file: 1, expected 4'):
     built_folder.finish(build, shards)
 
@@ -155,7 +158,8 @@ def test_a_finished_build_is_recognised_and_others_are_refused(coco, tmp_path):
 
 
 def test_splits_of_one_dataset_share_a_folder(coco, tmp_path):
-  layouts.coco(coco, 'instances', 'train2017', {99: 'a.jpg', 98: 'b.jpg'}, [layouts.box(i, 1, [1, 2, 3, 4]) for i in (98, 99)], NAMES)
+  boxes = [layouts.box(i, 1, [1, 2, 3, 4]) for i in (98, 99)]
+  layouts.coco(coco, 'instances', 'train2017', {99: 'a.jpg', 98: 'b.jpg'}, boxes, NAMES)
   run(made(coco, tmp_path / 'out', split='val2017', task='detection'))
   assert len(sources.open_source(dict(source='built', root='out', task='detection'), tmp_path)) == 13
   half = made(coco, tmp_path / 'out', split='train2017', task='detection', shard=1)
@@ -191,7 +195,8 @@ def test_every_tar_is_a_shard_and_a_damaged_one_is_told(tmp_path):
 def test_texts_have_no_picture_and_odd_names_survive(tmp_path):
   said = [{'from': 'human', 'value': 'Grüße 🌳 \ud800'}, {'from': 'gpt', 'value': 'NaN'}]
   (tmp_path / 'chat').mkdir()
-  (tmp_path / 'chat/sharegpt.json').write_text(json.dumps([{'id': 'ü\ud800', 'conversations': said}, {'id': 'none', 'conversations': []}]))
+  dialogs = [{'id': 'ü\ud800', 'conversations': said}, {'id': 'none', 'conversations': []}]
+  (tmp_path / 'chat/sharegpt.json').write_text(json.dumps(dialogs))
   split = run(made(tmp_path / 'chat', tmp_path / 'out', 'sharegpt'))
   assert split['records'] == 1 and split['skipped'] == {'empty answer': 1}
   built = sources.open_source(dict(source='built', root='out', task='dialog'), tmp_path)
@@ -204,8 +209,10 @@ def test_nothing_to_build_is_an_error(tmp_path):
   (tmp_path / 'laion/00000.tar').write_bytes(b'')
   with pytest.raises(SphinxError, match='no record of 0 items .*without a sample'):
     run(made(tmp_path / 'laion', tmp_path / 'out', 'laion'))
-  for arguments, message in ((dict(source='laoin'), "did you mean 'laion'"), (dict(source='laion', name='LAION 400M'), 'small letters'),
-                             (dict(source='built'), 'copy the folder'), (dict(source='laion', split='test'), "split of source 'laion'")):
+  for arguments, message in ((dict(source='laoin'), "did you mean 'laion'"),
+                             (dict(source='laion', name='LAION 400M'), 'small letters'),
+                             (dict(source='built'), 'copy the folder'),
+                             (dict(source='laion', split='test'), "split of source 'laion'")):
     with pytest.raises(SphinxError, match=message):
       building.plan(made(tmp_path / 'laion', tmp_path / 'out', **arguments))
 
@@ -266,7 +273,8 @@ def _stand_in():
   beam.Map = lambda function: Step(lambda values: [pickle.loads(pickle.dumps(function))(value) for value in values])
   options = types.ModuleType('apache_beam.options.pipeline_options')
   options.PipelineOptions = lambda flags: types.SimpleNamespace(flags=flags)
-  return {'apache_beam': beam, 'apache_beam.options': types.ModuleType('apache_beam.options'), 'apache_beam.options.pipeline_options': options}
+  return {'apache_beam': beam, 'apache_beam.options': types.ModuleType('apache_beam.options'),
+          'apache_beam.options.pipeline_options': options}
 
 
 def test_beam_writes_the_same_shards(tmp_path, monkeypatch):
@@ -300,15 +308,15 @@ def test_the_door(tmp_path):
     tar(tmp_path / 'laion', f'0000{i}.tar')
 
   def door(*arguments):
-    return subprocess.run([sys.executable, '-m', 'sphinx_jax.data.build', '--source=laion', f'--root={tmp_path / "laion"}', *arguments],
-                          cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, '-m', 'sphinx_jax.data.build', '--source=laion', f'--root={tmp_path / "laion"}',
+                           *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
   done = door(f'--output={tmp_path / "out"}', '--set=caption=top_caption', '--processes=1')
   assert done.returncode == 0 and 'written and verified' in done.stdout and 'records' in done.stdout, done.stderr
   assert json.loads((tmp_path / 'out/build.json').read_text())['identity']['settings'] == '{"caption": "top_caption"}'
   again = door(f'--output={tmp_path / "out"}', '--set=caption=top_caption')
   assert again.returncode == 0 and 'found there, finished' in again.stdout
-  for arguments, message in (([f'--output={tmp_path / "out"}'], 'error: build in'), (['--output=x', '--set=caption'], "error: --set: got 'caption'"),
-                             ([], 'error: ')):
+  for arguments, message in (([f'--output={tmp_path / "out"}'], 'error: build in'),
+                             (['--output=x', '--set=caption'], "error: --set: got 'caption'"), ([], 'error: ')):
     wrong = door(*arguments)
     assert wrong.returncode == 2 and message in wrong.stderr and 'Traceback' not in wrong.stderr

@@ -24,8 +24,9 @@ from tests.data.fuzz_trees import TREES
 CASES = 16  # of each family
 TOKENIZER = tokenizers.load(pathlib.Path(__file__).parents[1] / 'golden/tokenizer.model')
 BATCH = {'rows': 4, 'length': 512, 'images': 4, 'window': 16}
-ODD = (None, True, -1, 0, 7.5, 1e308, -1e-320, 10 ** 30, float('nan'), float('inf'), '', ' ', '\x00\x07\r', '\ud800', 'é🌳' * 99, '{}[0]{x}',
-       '../../../etc/passwd', '/', '.', [], {}, [[]], [None], {'a': 1}, ['x'] * 9, [1, 2, 3, 4], [0.0] * 51, [[1, 2], 3])
+ODD = (None, True, -1, 0, 7.5, 1e308, -1e-320, 10 ** 30, float('nan'), float('inf'), '', ' ', '\x00\x07\r', '\ud800',
+       'é🌳' * 99, '{}[0]{x}', '../../../etc/passwd', '/', '.',
+       [], {}, [[]], [None], {'a': 1}, ['x'] * 9, [1, 2, 3, 4], [0.0] * 51, [[1, 2], 3])
 
 
 def harm_value(value, rng):
@@ -116,7 +117,7 @@ def check(source):
       assert isinstance(error.reason, str) and 3 < len(error.reason) < 60 and isinstance(error.message, str)
       bad += 1
     else:
-      assert isinstance(record, Record) and isinstance(record.id, str) and (record.image is None or isinstance(record.image, bytes))
+      assert isinstance(record, Record) and isinstance(record.id, str) and isinstance(record.image, (bytes, type(None)))
       assert record.turns and len(record.turns) == len(record.truth)
       json.dumps(record.truth)
       good += 1

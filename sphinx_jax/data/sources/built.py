@@ -33,8 +33,8 @@ class Built:
     del max_turns  # As built.
     known = _read(root)
     if task != known['identity'].get('task'):
-      raise errors.make(f"source 'built' in {str(root)!r}", f"task '{task}'", f"'{known['identity'].get('task')}', as it was built",
-                        'name that task, or build it for this one')
+      raise errors.make(f"source 'built' in {str(root)!r}", f"task '{task}'",
+                        f"'{known['identity'].get('task')}', as it was built", 'name that task, or build it for this one')
     splits = {name: each for name, each in known['splits'].items() if each.get('finished')}
     if split not in splits and not (split == '' and len(splits) == 1):
       raise errors.unknown(f"finished split of 'built' in {str(root)!r}", split, splits)
@@ -61,10 +61,11 @@ def _read(root: Path) -> dict:
     known['identity'].get('task'), {name: each['finished'] for name, each in known['splits'].items()}
     return known
   except OSError as error:
-    raise errors.make("source 'built'", f'no build.json in {str(root)!r}', 'the output of sphinx_jax.data.build', 'check root') from error
+    raise errors.make("source 'built'", f'no build.json in {str(root)!r}', 'the output of sphinx_jax.data.build',
+                      'check root') from error
   except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-    raise errors.make("source 'built'", f'a damaged build.json in {str(root)!r} ({error})', 'the output of sphinx_jax.data.build',
-                      'build it again') from error
+    raise errors.make("source 'built'", f'a damaged build.json in {str(root)!r} ({error})',
+                      'the output of sphinx_jax.data.build', 'build it again') from error
 
 
 def _open(root: Path, split: dict):
@@ -86,6 +87,7 @@ def _open(root: Path, split: dict):
   there = {path.name for path in root.iterdir()}
   missing = [name for name in wanted if name not in there]
   if missing:
-    raise errors.make("source 'built'", f'{len(missing)} of {len(wanted)} shards are not in {str(root)!r} ({missing[0]}, ...)',
-                      'all', 'copy them, or build again')
+    raise errors.make("source 'built'",
+                      f'{len(missing)} of {len(wanted)} shards are not in {str(root)!r} ({missing[0]}, ...)', 'all',
+                      'copy them, or build again')
   return rows

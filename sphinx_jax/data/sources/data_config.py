@@ -58,10 +58,12 @@ def read(path: Path) -> list[dict]:
   try:
     value = yaml.safe_load(path.read_text())
   except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
-    raise errors.make(f"data_config '{path}'", ' '.join(str(error).split()), 'a YAML file', 'check the path and the file') from error
+    raise errors.make(f"data_config '{path}'", ' '.join(str(error).split()), 'a YAML file',
+                      'check the path and the file') from error
   found = value.get('META') if isinstance(value, dict) else value
   if not isinstance(found, list) or not found:
-    raise errors.make(f"data_config '{path}'", f'{found!r:.80}', 'a list META of {path, type, root, ratio}', 'see the docstring')
+    raise errors.make(f"data_config '{path}'", f'{found!r:.80}', 'a list META of {path, type, root, ratio}',
+                      'see the docstring')
   parts = [_entry(path, number, item) for number, item in enumerate(found, 1)]
   groups = list(dict.fromkeys(part['type'] for part in parts))
   return sorted(parts, key=lambda part: groups.index(part['type']))

@@ -11,8 +11,8 @@ a JSON list of {"id", "image": "coco/train2017/000000033471.jpg", "conversations
 is it?"}, {"from": "gpt", "value": "A bus."}, ...]}; items without "image" are text only. The older files name pictures of
 COCO train2017 alone ("000000033471.jpg"); they are looked for in coco/train2017 or train2017.
 
-`ShareGpt` (https://huggingface.co/datasets/anon8231489123/ShareGPT_Vicuna_unfiltered and the like; no licence is stated, texts
-are their users' and OpenAI's), text only:
+`ShareGpt` (https://huggingface.co/datasets/anon8231489123/ShareGPT_Vicuna_unfiltered and the like; no licence is stated,
+texts are their users' and OpenAI's), text only:
 
     root/ShareGPT_V3_unfiltered_cleaned_split.json      or another of its names
 

@@ -110,7 +110,8 @@ def conversations(where: str, item: Any) -> list[dict]:
   if not isinstance(item, dict) or not isinstance(item.get('conversations'), list):
     raise BadExample('not a conversation', f'{where}: no list "conversations"')
   for said in item['conversations']:
-    if not isinstance(said, dict) or not isinstance(said.get('from'), str) or not isinstance(said.get('value'), (str, int, float)):
+    known = isinstance(said, dict) and isinstance(said.get('from'), str)
+    if not known or not isinstance(said.get('value'), (str, int, float)):
       raise BadExample('not a conversation', f'{where}: turn {said!r:.80} is not from somebody with a value')
   return item['conversations']
 

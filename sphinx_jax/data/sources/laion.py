@@ -10,8 +10,8 @@ are their owners'. `Laion` reads output_format=webdataset:
 
     root/00000.parquet      columns key, caption, jpg (bytes), status, width, height, ...; also png or webp for jpg
 
-LAION-COCO has captions written by BLIP: the setting caption='top_caption' (or 'TEXT' for the page's own text) takes them where
-img2dataset saved them as additional columns; with `--caption_col top_caption` they are the caption itself.
+LAION-COCO has captions written by BLIP: the setting caption='top_caption' (or 'TEXT' for the page's own text) takes them
+where img2dataset saved them as additional columns; with `--caption_col top_caption` they are the caption itself.
 For more than some thousand files build the set first (data/build.py), a file at a time, in any number of processes.
 """
 
@@ -54,7 +54,8 @@ class Laion:
   TASKS, SPLITS = ('caption',), ('train',)
   PATTERN = '*.tar'
 
-  def __init__(self, root: Path, split: str, task: str, max_turns: int, files: str | Sequence[str] = '', caption: str = 'caption'):
+  def __init__(self, root: Path, split: str, task: str, max_turns: int, files: str | Sequence[str] = '',
+               caption: str = 'caption'):
     del split, task, max_turns
     self._caption = caption
     self._paths = parts.listed('laion', root, files, self.PATTERN)
@@ -125,7 +126,7 @@ def _index(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
     with np.load(cache) as kept:
       if kept['stat'].tolist() == [stat.st_size, stat.st_mtime_ns]:
         return kept['keys'], kept['places'], str(kept['damage'])
-  except Exception:  # Not there, or not what it should be: it is made again. What np.load raises on damage has no common type.
+  except Exception:  # Not there or damaged, for which np.load raises errors of no common type: it is made again.
     pass
   keys, places, damage = _scan(path)
   try:
@@ -149,7 +150,8 @@ def _scan(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
         kind = _KINDS.get(suffix.lower())
         if not member.isfile() or kind is None:
           continue
-        if not names or names[-1] != key or places[-1][kind][1] >= 0:  # As in webdataset, a sample's members follow each other.
+        # As in webdataset, a sample's members follow each other.
+        if not names or names[-1] != key or places[-1][kind][1] >= 0:
           names.append(key)
           places.append([[-1, -1] for _ in range(3)])
         places[-1][kind] = [member.offset_data, member.size]
@@ -181,7 +183,8 @@ class LaionParquet:
   TASKS, SPLITS = ('caption',), ('train',)
   PATTERN = '*.parquet'
 
-  def __init__(self, root: Path, split: str, task: str, max_turns: int, files: str | Sequence[str] = '', caption: str = 'caption'):
+  def __init__(self, root: Path, split: str, task: str, max_turns: int, files: str | Sequence[str] = '',
+               caption: str = 'caption'):
     del split, task, max_turns
     self._caption = caption
     paths = parts.listed('laion_parquet', root, files, self.PATTERN)
@@ -191,8 +194,8 @@ class LaionParquet:
     rows = list(self._rows())
     self._rows_of = np.array(rows, np.int64).reshape(-1, 3)
     if not rows:
-      raise errors.make("source 'laion_parquet'", f'no row whose status is success in {len(paths)} files', 'downloaded pictures',
-                        'see the stats that img2dataset wrote')
+      raise errors.make("source 'laion_parquet'", f'no row whose status is success in {len(paths)} files',
+                        'downloaded pictures', 'see the stats that img2dataset wrote')
 
   @classmethod
   def parts(cls, root: Path, split: str, settings: Mapping[str, Any]) -> list[dict]:

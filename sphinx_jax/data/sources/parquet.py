@@ -78,9 +78,11 @@ class Parquet:
         names, footer = opened.schema_arrow.names, opened.metadata
         columns = [self._column(path, names, choices) for choices in self._wanted]
         # Of a damaged footer, metadata of single columns would abort the process in Arrow's C++.
-        groups = [(number, i, footer.row_group(i).num_rows, footer.row_group(i).total_byte_size) for i in range(footer.num_row_groups)]
+        groups = [(number, i, footer.row_group(i).num_rows, footer.row_group(i).total_byte_size)
+                  for i in range(footer.num_row_groups)]
         most = _DENSEST * path.stat().st_size
-        if sum(group[2] for group in groups) != footer.num_rows or not all(0 <= value <= most for group in groups for value in group[2:]):
+        possible = all(0 <= rows <= most and 0 <= size <= most for _, _, rows, size in groups)
+        if not possible or sum(group[2] for group in groups) != footer.num_rows:
           raise OSError('impossible numbers of rows or bytes in its footer')
     except _errors() as error:
       self.broken[str(path)] = ' '.join(str(error).split())
@@ -92,8 +94,8 @@ class Parquet:
     for choice in choices:
       if choice in names:
         return choice
-    raise errors.make(f"source '{self._name}'", f"'{path}' with the columns {', '.join(names)}", f'one of {", ".join(choices)}',
-                      'name the right one in the settings of the source')
+    raise errors.make(f"source '{self._name}'", f"'{path}' with the columns {', '.join(names)}",
+                      f'one of {", ".join(choices)}', 'name the right one in the settings of the source')
 
   def _read(self, file: int, group: int) -> list:
     import pyarrow.parquet

@@ -24,9 +24,10 @@ def listed(name: str, root: Path, files: str | Sequence[str], pattern: str) -> l
   found: set[Path] = set()
   for wanted in [files or pattern] if isinstance(files, str) else files:
     try:
-      matching = [path for path in root.glob(wanted) if path.is_file()] or [path for path in [root / wanted] if path.is_file()]
+      matching = [path for path in [*root.glob(wanted), root / wanted] if path.is_file()]
     except (NotImplementedError, OSError, TypeError, ValueError) as error:
-      raise errors.make(f"source '{name}'", f'files {wanted!r} ({error})', 'patterns relative to root', 'correct files') from error
+      raise errors.make(f"source '{name}'", f'files {wanted!r} ({error})', 'patterns relative to root',
+                        'correct files') from error
     if not matching:
       raise errors.make(f"source '{name}'", f'no file {wanted!r} in {str(root)!r}', 'the files of the dataset',
                         'check root and files')

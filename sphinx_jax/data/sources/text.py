@@ -1,4 +1,4 @@
-"""Text alone: RefinedWeb, and plain text files. A document that is longer than a row of a batch is cut, and nothing of it lost.
+"""Text alone: RefinedWeb, and plain text files. A document longer than a row of a batch is cut, and nothing of it lost.
 
 `RefinedWeb` (https://huggingface.co/datasets/tiiuae/falcon-refinedweb; ODC-By 1.0, and CommonCrawl's terms of use):
 
@@ -11,8 +11,8 @@ or the parquet files in root itself. `PlainText` reads files of one's own:
 **Pieces.** An item is a piece of about `words` words, taken as six bytes each, so that an index needs sizes alone: a document
 of b bytes gives ceil(b / (6 words)) pieces of the same number of characters, cut at the next white space. RefinedWeb's
 documents are not counted one by one, which would mean to read all of it at opening: there the documents of a row group
-(1,000), with a blank line between them, are cut as one. With words=0 an item is one document, however long; what a row
-cannot hold of it is then lost or, at too_long='skip', all of it.
+(1,000), with a blank line between them, are cut as one, by the size in the file's footer, urls included. With words=0 an
+item is one document, however long; what a row cannot hold of it is then lost or, at too_long='skip', all of it.
 """
 
 import re
@@ -65,7 +65,7 @@ def _item(name: str, text: str) -> Item:
 
 
 class RefinedWeb:
-  """RefinedWeb, read a row group at a time: neighbours are quick, and so is a build; in random order each item reads its group.
+  """RefinedWeb, read a row group at a time: neighbours and builds are quick; in random order each item reads its group.
 
   Args:
     files: pattern or list of the parquet files under root; '': all.
@@ -125,17 +125,19 @@ class PlainText:
   PATTERN = '**/*.txt'
   DOCUMENTS = ('line', 'paragraph', 'file')
 
-  def __init__(self, root: Path, split: str, task: str, max_turns: int, files: str | Sequence[str] = '', document: str = 'line',
-               words: int = 256):
+  def __init__(self, root: Path, split: str, task: str, max_turns: int, files: str | Sequence[str] = '',
+               document: str = 'line', words: int = 256):
     del split, task, max_turns
     _checked('plain_text', words)
     if document not in self.DOCUMENTS:
       raise errors.unknown("document of source 'plain_text'", document, self.DOCUMENTS)
     self._root, self._paths = root, parts.listed('plain_text', root, files, self.PATTERN)
-    places = [(number, begin, size, pieces(size, words)) for number, path in enumerate(progress(self._paths, what='plain_text: files'))
+    files_read = enumerate(progress(self._paths, what='plain_text: files'))
+    places = [(number, begin, size, pieces(size, words)) for number, path in files_read
               for begin, size in _documents(path, document)]
     if not places:
-      raise errors.make("source 'plain_text'", f'{len(self._paths)} empty files ({self._paths[0]}, ...)', 'text', 'check the files')
+      raise errors.make("source 'plain_text'", f'{len(self._paths)} empty files ({self._paths[0]}, ...)', 'text',
+                        'check the files')
     self._places = np.array(places, np.int64)
     self._ends = np.cumsum(self._places[:, 3])
     self._last: tuple[int, str] = (-1, '')
@@ -154,7 +156,8 @@ class PlainText:
     file, begin, size, count = (int(value) for value in self._places[number])
     path = self._paths[file]
     place = index - int(self._ends[number]) + count
-    name = f'{path.relative_to(self._root).as_posix() if path != self._root else path.name}/{begin}' + f'/{place}' * (count > 1)
+    short = path.relative_to(self._root).as_posix() if path != self._root else path.name
+    name = f'{short}/{begin}' + f'/{place}' * (count > 1)
     last, text = self._last
     if last != number:
       text = _text(path, name, begin, size)
@@ -192,4 +195,5 @@ def _documents(path: Path, document: str) -> Iterator[tuple[int, int]]:
       if document == 'paragraph' and end > begin:
         yield begin, end - begin
   except OSError as error:
-    raise errors.make("source 'plain_text'", f'{error.strerror} for {str(path)!r}', 'a readable file', 'check root') from error
+    raise errors.make("source 'plain_text'", f'{error.strerror} for {str(path)!r}', 'a readable file',
+                      'check root') from error

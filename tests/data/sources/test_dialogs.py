@@ -68,8 +68,10 @@ def test_the_older_llava_files_name_pictures_of_coco(tmp_path):
 
 
 @pytest.mark.parametrize('conversation, turns', [
-    ([('human', 'Hi'), ('gpt', 'Hello'), ('human', '<b>2+2?</b>'), ('gpt', '<div>4</div>')], (('Hi', 'Hello'), ('<b>2+2?</b>', '<div>4</div>'))),
-    ([('user', 'a'), ('chatgpt', 'b'), ('User', 'c'), ('assistant', 'd'), ('human', 'e'), ('bing', 'f')], (('a', 'b'), ('c', 'd'), ('e', 'f'))),
+    ([('human', 'Hi'), ('gpt', 'Hello'), ('human', '<b>2+2?</b>'), ('gpt', '<div>4</div>')],
+     (('Hi', 'Hello'), ('<b>2+2?</b>', '<div>4</div>'))),
+    ([('user', 'a'), ('chatgpt', 'b'), ('User', 'c'), ('assistant', 'd'), ('human', 'e'), ('bing', 'f')],
+     (('a', 'b'), ('c', 'd'), ('e', 'f'))),
     ([('gpt', 'Go on.'), ('human', 'x'), ('gpt', 'y')], ((None, 'Go on.'), ('x', 'y'))),
     ([('system', 'Be kind.'), ('human', 'x'), ('gpt', 'y')], (('Be kind.\nx', 'y'),)),
     ([('human', 'a'), ('human', 'b'), ('gpt', 'c'), ('gpt', 'd'), ('human', 'last')], (('a\nb', 'c\nd'),)),

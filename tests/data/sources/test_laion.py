@@ -25,7 +25,8 @@ def sample(tar, key, text='Ein Baum 🌳', image=None, told=None):
   add(tar, f'{key}.jpg', pictures.encoded(seed=int(key[-1])) if image is None else image)
   if text is not None:
     add(tar, f'{key}.txt', text if isinstance(text, bytes) else text.encode())
-  add(tar, f'{key}.json', json.dumps({'caption': text if isinstance(text, str) else None, 'key': key, **(told or {})}).encode())
+  about = {'caption': text if isinstance(text, str) else None, 'key': key, **(told or {})}
+  add(tar, f'{key}.json', json.dumps(about).encode())
 
 
 def tar(root, name='00000.tar', count=3):
@@ -93,8 +94,8 @@ def test_what_is_missing_or_odd_in_a_tar_is_counted(tmp_path):
     add(made, 'sub/ä1.PNG', pictures.encoded(form='PNG', mode='RGBA'))
     add(made, 'sub/ä1.json', json.dumps({'caption': 'only in the JSON'}).encode())
   source = opened(tmp_path)
-  assert outcomes(source) == ['Ein Baum 🌳', 'no caption', 'missing image', 'empty image', 'unreadable image', 'malformed record',
-                              'empty answer', 'the same key again', 'no caption', 'only in the JSON']
+  assert outcomes(source) == ['Ein Baum 🌳', 'no caption', 'missing image', 'empty image', 'unreadable image',
+                              'malformed record', 'empty answer', 'the same key again', 'no caption', 'only in the JSON']
   assert source[7].id == '00000/a0#2' and source[9].id == '00000/ä1'
 
 
@@ -135,11 +136,12 @@ def parquet(root, name='00000.parquet', rows=(), group=2):
 
 
 def row(i, **more):
-  return dict(key=f'{i:09d}', caption=f'größe {i}', top_caption='a size', jpg=pictures.encoded(seed=i), status='success', width=40) | more
+  return dict(key=f'{i:09d}', caption=f'größe {i}', top_caption='a size', jpg=pictures.encoded(seed=i), status='success',
+              width=40) | more
 
 
-ROWS = [row(0), row(1, status='failed_to_download', jpg=None), row(2), row(3, caption=None), row(4, jpg=None), row(2, caption='again'),
-        row(6, jpg=b'no picture')]
+ROWS = [row(0), row(1, status='failed_to_download', jpg=None), row(2), row(3, caption=None), row(4, jpg=None),
+        row(2, caption='again'), row(6, jpg=b'no picture')]
 
 
 def test_rows_of_parquet_whose_download_succeeded(tmp_path):

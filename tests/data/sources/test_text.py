@@ -21,7 +21,8 @@ def web(root, *groups, name='data/train-00000-of-05534-b8fc5348cbe605a5.parquet'
   schema = pyarrow.schema([(column, pyarrow.string()), ('url', pyarrow.string())])
   with pyarrow.parquet.ParquetWriter(path, schema) as writer:
     for documents in groups:
-      writer.write_table(pyarrow.table({column: pyarrow.array(documents, pyarrow.string()), 'url': ['https://a.example'] * len(documents)}, schema))
+      writer.write_table(pyarrow.table({column: pyarrow.array(documents, pyarrow.string()),
+                                        'url': ['https://a.example'] * len(documents)}, schema))
   return path
 
 
