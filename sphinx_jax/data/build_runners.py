@@ -79,7 +79,8 @@ def beam(build: Build, shards: Sequence[Shard], runner: str, options: Sequence[s
     from apache_beam.options.pipeline_options import PipelineOptions
   except ImportError as error:
     raise errors.make('--beam', f'no Apache Beam here ({error})', 'the package apache-beam',
-                      'install it where its own pins may hold (docs), or leave out --beam') from error
+                      'install it in an environment of its own, as it needs pillow<13, protobuf<7, pyarrow<26 and '
+                      'python-dateutil<3; or leave out --beam') from error
   flags = [f'--runner={runner}', *(f'--{option}' for option in options)]
   began = time.monotonic()
   with progress(total=len(shards), what=f'{build.source} {build.split} on {runner}', unit='shards') as bar:
