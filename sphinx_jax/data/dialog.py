@@ -46,9 +46,8 @@ class Template:
       weights: float32[len(ids)], 1 where the token is a label.
     """
     text, answers = self._pieces(turns)
-    ids, spans = tokenizer.encode_spans(text)
+    ids, begins = tokenizer.encode_begins(text)
     weights = np.zeros(len(ids) + 2, np.float32)
-    begins = np.array([begin for begin, _ in spans], np.int64)
     for begin, end in answers:
       weights[1:-1][(begins >= begin) & (begins < end)] = 1
     return [tokenizer.bos, *ids, tokenizer.eos], weights

@@ -1,9 +1,11 @@
 """Text <-> token ids: LLaMA-style sentencepiece models, and their training from a corpus."""
 
+import functools
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 
 from sphinx_jax.core import errors
@@ -43,6 +45,28 @@ class Tokenizer:
     """Ids of text and the characters [begin, end) that each covers; of a character in several bytes the last has it."""
     found = self._model.encode(text, return_type='offset_mapping', return_bytes=False)
     return list(found['ids']), list(found['offsets'])
+
+  def encode_begins(self, text: str) -> tuple[list[int], np.ndarray]:
+    """Ids of text and the character int64[n] where each begins, as `encode_spans`; in half its time where all is ASCII."""
+    if text.isascii():
+      ids = self._model.encode(text)
+      lengths = self._lengths[ids]
+      ends = np.cumsum(lengths)
+      # The first piece carries a space that is not in the text. A tokenizer that changes texts has another sum.
+      if ids and ends[-1] == len(text) + 1:
+        return ids, np.maximum(ends - lengths - 1, 0)
+    ids, spans = self.encode_spans(text)
+    return ids, np.array([begin for begin, _ in spans], np.int64)
+
+  @functools.cached_property
+  def _lengths(self) -> np.ndarray:
+    """Characters of the text that each id stands for, int64[vocab_size]; a byte is one."""
+    def length(i: int) -> int:
+      if self._model.is_control(i) or self._model.is_unknown(i):
+        return 0
+      return 1 if self._model.is_byte(i) else len(self._model.id_to_piece(i))
+
+    return np.array([length(i) for i in range(self.vocab_size)])
 
   def decode(self, ids: Sequence[int]) -> str:
     """Text of ids; control tokens vanish, and so does the space that the first word carries."""

@@ -50,6 +50,15 @@ def test_spans_are_characters_in_order_and_cover_the_text(official, text):
   assert ''.join(text[begin:end] for begin, end in spans) == text
 
 
+@pytest.mark.parametrize('text', ['', 'a', ' my  darling ', '\n###', 'a\n### Human: café 图 😀!', '[0.25, 0.31]; [0.1]\t~\x00'])
+@pytest.mark.parametrize('which', ['official', 'trained'])
+def test_begins_are_those_of_the_spans(which, text, request):
+  tokenizer = request.getfixturevalue(which)
+  ids, begins = tokenizer.encode_begins(text)
+  want, spans = tokenizer.encode_spans(text)
+  assert ids == want and begins.tolist() == [begin for begin, _ in spans]
+
+
 def test_trained_model_has_the_official_special_ids(trained):
   assert (trained.vocab_size, trained.bos, trained.eos) == (400, 1, 2)
 
