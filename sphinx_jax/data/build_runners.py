@@ -51,7 +51,7 @@ def _spread(build: Build, wanted: Sequence[Shard], processes: int, bar: progress
 
 def _begin(counter: Any) -> None:
   global _counter
-  _counter, _ = counter, workers._end_with_parent()
+  _counter, _ = counter, workers.end_with_parent()
 
 
 def _write(build: Build, shard: Shard) -> None:
@@ -79,8 +79,7 @@ def beam(build: Build, shards: Sequence[Shard], runner: str, options: Sequence[s
     from apache_beam.options.pipeline_options import PipelineOptions
   except ImportError as error:
     raise errors.make('--beam', f'no Apache Beam here ({error})', 'the package apache-beam',
-                      'install it in an environment of its own, as it needs pillow<13, protobuf<7, pyarrow<26 and '
-                      'python-dateutil<3; or leave out --beam') from error
+                      'install it in an environment of its own, as constraints_beam.txt says; or leave out --beam') from error
   flags = [f'--runner={runner}', *(f'--{option}' for option in options)]
   began = time.monotonic()
   with progress(total=len(shards), what=f'{build.source} {build.split} on {runner}', unit='shards') as bar:

@@ -23,10 +23,10 @@ def pool(processes: int | None, scenes: int):
   if processes <= 1 or scenes < _WORTH:
     return contextlib.nullcontext()
   # Forking after JAX or TensorFlow started threads may hang.
-  return concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'), _end_with_parent)
+  return concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'), end_with_parent)
 
 
-def _end_with_parent():
+def end_with_parent():
   """Ends this worker when its parent is gone: workers of a killed build would wait for work for ever."""
 
   def watch():

@@ -25,8 +25,9 @@ from sphinx_jax.core.progress import progress
 from sphinx_jax.data import images
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.sources import base
+from sphinx_jax.data.sources.fields import field, index_of, name_of, texts
 from sphinx_jax.data.sources.files import find, read_json
-from sphinx_jax.data.sources.questions import Questions, chosen, field, index_of, name_of, question, texts
+from sphinx_jax.data.sources.questions import Questions, chosen, question
 
 FORMS = ('choice', 'direct')
 _NO_CHOICE = '{}'

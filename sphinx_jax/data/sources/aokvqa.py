@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from sphinx_jax.core import errors
-from sphinx_jax.data.sources.files import find, read_json
-from sphinx_jax.data.sources.questions import Questions, chosen, coco_folder, field, index_of, name_of, question, texts
+from sphinx_jax.data.sources.fields import field, index_of, name_of, texts
+from sphinx_jax.data.sources.files import coco_folder, find, read_json
+from sphinx_jax.data.sources.questions import Questions, chosen, question
 
 FORMS = ('direct', 'choice')
 

@@ -14,8 +14,9 @@ Homepage: https://github.com/vis-nlp/ChartQA
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.data.sources.files import find, read_json
-from sphinx_jax.data.sources.questions import Questions, field, folder, name_of, question, texts
+from sphinx_jax.data.sources.fields import field, name_of, texts
+from sphinx_jax.data.sources.files import find, folder, read_json
+from sphinx_jax.data.sources.questions import Questions, question
 
 _PARTS = ('human', 'augmented')
 

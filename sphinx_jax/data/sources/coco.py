@@ -13,9 +13,9 @@ from pathlib import Path
 
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.sources.base import Item
-from sphinx_jax.data.sources.coco_json import CocoJson, box, number, unique
+from sphinx_jax.data.sources.coco_json import CocoJson, box
+from sphinx_jax.data.sources.fields import field, number, unique
 from sphinx_jax.data.sources.files import find
-from sphinx_jax.data.sources.questions import field
 
 _FILES = {'caption': 'captions', 'detection': 'instances', 'counting': 'instances', 'pose': 'person_keypoints'}
 

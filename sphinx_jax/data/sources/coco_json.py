@@ -3,16 +3,15 @@
 What is wrong with one image or annotation is a BadExample of the item that needs it; the others stay usable.
 """
 
-from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 from sphinx_jax.core import errors
 from sphinx_jax.core.progress import progress
 from sphinx_jax.data.record import BadExample
+from sphinx_jax.data.sources.fields import field, number
 from sphinx_jax.data.sources.files import read_json
-from sphinx_jax.data.sources.questions import field
 
 # Most of the bytes of these files, and nothing of it is asked for.
 _UNUSED = frozenset({'segmentation', 'area', 'license', 'flickr_url', 'date_captured', 'supercategory'})
@@ -90,26 +89,6 @@ def box(annotation: dict) -> list[float]:
     raise BadExample('malformed record', f'box {given!r:.80}, expected [x, y, width, height]')
   x, y, width, height = (number(value, 'box') for value in given)
   return [x, y, x + width, y + height]
-
-
-def number(value: Any, what: str) -> float:
-  """A number of JSON as a float. Raises BadExample ('malformed record')."""
-  try:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-      return float(value)
-  except OverflowError:
-    pass
-  raise BadExample('malformed record', f'{what}: {value!r:.80} instead of a number')
-
-
-def unique(ids: Iterable[str]) -> list[str]:
-  """The ids with '#2', '#3' ... on those that came before."""
-  seen: Counter = Counter()
-  result = []
-  for name in ids:
-    seen[name] += 1
-    result.append(name if seen[name] == 1 else f'{name}#{seen[name]}')
-  return result
 
 
 def _lean(entry: dict, bar: progress) -> dict:

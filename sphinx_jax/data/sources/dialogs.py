@@ -26,8 +26,8 @@ from sphinx_jax.core.progress import progress
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.sources import files, jsonl
 from sphinx_jax.data.sources.base import Item
-from sphinx_jax.data.sources.coco_json import unique
-from sphinx_jax.data.sources.questions import folder
+from sphinx_jax.data.sources.fields import unique
+from sphinx_jax.data.sources.files import folder
 
 _ASKS, _ANSWERS = ('human', 'user'), ('gpt', 'chatgpt', 'assistant', 'model', 'bing', 'bard', 'claude')
 _TELLS = ('system',)

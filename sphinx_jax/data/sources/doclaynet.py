@@ -11,8 +11,8 @@ from pathlib import Path
 
 from sphinx_jax.data.sources.base import Item
 from sphinx_jax.data.sources.coco_json import CocoJson
+from sphinx_jax.data.sources.fields import field
 from sphinx_jax.data.sources.files import find
-from sphinx_jax.data.sources.questions import field
 
 
 class DocLayNet:

@@ -14,8 +14,9 @@ Homepage: https://www.docvqa.org/datasets/docvqa
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sphinx_jax.data.sources.files import find
-from sphinx_jax.data.sources.questions import Questions, field, folder, listed, name_of, question, texts
+from sphinx_jax.data.sources.fields import field, name_of, texts
+from sphinx_jax.data.sources.files import find, folder, listed
+from sphinx_jax.data.sources.questions import Questions, question
 
 
 class DocVqa(Questions):

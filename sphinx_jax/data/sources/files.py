@@ -48,3 +48,24 @@ def read_json(name: str, path: Path, kind: type = object, hook: Callable[[dict],
     raise errors.make(f"source '{name}'", f'a {type(value).__name__} in {str(path)!r}', f'a {kind.__name__}',
                       'check that it is the official file')
   return value
+
+
+def listed(name: str, path: Path, key: str, hook: Callable[[dict], Any] | None = None) -> list:
+  """The list under `key` of a JSON file. Raises SphinxError as read_json does, or when there is none."""
+  records = read_json(name, path, dict, hook).get(key)
+  if not isinstance(records, list):
+    raise errors.make(f"source '{name}'", f"no list '{key}' in {str(path)!r}", 'the official file', 'download it again')
+  return records
+
+
+def folder(root: Path, images: str, *usual: str) -> Path:
+  """Where pictures are: in the setting `images` (relative to root) if it is given, else in the first of the usual folders
+  that is there, else in the first of them, and are counted as missing one by one."""
+  if images:
+    return root / images
+  return next((root / place for place in usual if (root / place).is_dir()), root / usual[0])
+
+
+def coco_folder(root: Path, images: str, name: str) -> Path:
+  """COCO's folder `name` of pictures: in root, root/images, root/coco or root/../coco, or in root/{images}."""
+  return folder(root, images and f'{images}/{name}', *(f'{place}{name}' for place in ('', 'images/', 'coco/', '../coco/')))

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from sphinx_jax.core.progress import progress
-from sphinx_jax.data.sources.files import find, read_json
-from sphinx_jax.data.sources.questions import Questions, field, folder, name_of, question, texts
+from sphinx_jax.data.sources.fields import field, name_of, texts
+from sphinx_jax.data.sources.files import find, folder, read_json
+from sphinx_jax.data.sources.questions import Questions, question
 
 
 class Gqa(Questions):

@@ -19,8 +19,9 @@ from pathlib import Path
 from sphinx_jax.core.progress import log
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.sources import base
+from sphinx_jax.data.sources.fields import field, index_of, texts
 from sphinx_jax.data.sources.files import find
-from sphinx_jax.data.sources.questions import chosen, field, index_of, question, texts
+from sphinx_jax.data.sources.questions import chosen, question
 
 
 class IconQa:

@@ -29,7 +29,7 @@ from sphinx_jax.core.progress import log, progress
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.sources import parts
 from sphinx_jax.data.sources.base import Item
-from sphinx_jax.data.sources.coco_json import unique
+from sphinx_jax.data.sources.fields import unique
 from sphinx_jax.data.sources.parquet import Parquet
 
 _KINDS = {'jpg': 0, 'jpeg': 0, 'png': 0, 'webp': 0, 'txt': 1, 'json': 2}

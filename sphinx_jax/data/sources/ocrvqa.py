@@ -12,11 +12,11 @@ Homepage: https://ocr-vqa.github.io
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.data.sources.files import find, read_json
-from sphinx_jax.data.sources.questions import Questions, field, folder, question, texts
+from sphinx_jax.data.sources.fields import field, texts
+from sphinx_jax.data.sources.files import find, folder, read_json
+from sphinx_jax.data.sources.questions import Questions, question
 
 
 class OcrVqa(Questions):

@@ -1,16 +1,14 @@
-"""What the families of questions share: fields read with care, answers, letters of choices, and items by picture."""
+"""What the families of questions share: answers, letters of choices, and items by picture."""
 
 import string
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.core import errors
 from sphinx_jax.core.progress import progress
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.sources import base
-from sphinx_jax.data.sources.files import read_json, without_collection
+from sphinx_jax.data.sources.files import without_collection
 
 
 class Questions:
@@ -104,73 +102,3 @@ def chosen(number: str, text: str, choices: Sequence[str], index: int | None, **
     raise BadExample('malformed record', f'question {number}: choice {index} of {len(choices)}')
   letter = [] if index is None else [string.ascii_uppercase[index]]
   return question(number, text, letter, choices=list(choices), **more)
-
-
-_NEEDED = object()
-
-
-def field(record: Any, key: str, kind: type | tuple[type, ...], default: Any = _NEEDED) -> Any:
-  """record[key], or the default where it is missing or null. Raises BadExample ('malformed record') when of another kind."""
-  if not isinstance(record, dict):
-    raise BadExample('malformed record', f'{record!r:.80} is not an object')
-  value = record.get(key)
-  if value is None and default is not _NEEDED:
-    return default
-  if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-    raise BadExample('malformed record', f'{key!r} is {value!r:.80} in {record!r:.200}')
-  return value
-
-
-def name_of(record: Any, key: str) -> str:
-  """An id, which files hold as a number or a text, as text. Raises BadExample ('malformed record')."""
-  value = str(field(record, key, (int, str)))
-  if not value:
-    raise BadExample('malformed record', f'{key!r} is empty in {record!r:.200}')
-  return value
-
-
-def index_of(record: Any, key: str) -> int | None:
-  """A number of a choice, from 0, None where it is not told. Raises BadExample ('malformed record')."""
-  value = field(record, key, (int, str), None)
-  try:
-    return None if value is None or value == '' else int(value)
-  except ValueError as error:
-    raise BadExample('malformed record', f'{key!r} is {value!r:.80}') from error
-
-
-def texts(record: Any, key: str) -> list[str]:
-  """A list of texts, [] where it is missing; annotators' answers are also objects with 'answer', and single texts.
-
-  The strings are shared, as the same answers occur millions of times. Raises BadExample ('malformed record').
-  """
-  values = field(record, key, (list, str, int, float), [])
-  return [sys.intern(value if isinstance(value, str) else _text(value, key))
-          for value in (values if isinstance(values, list) else [values])]
-
-
-def _text(value: Any, key: str) -> str:
-  said = field(value, 'answer', (str, int, float)) if isinstance(value, dict) else value
-  if isinstance(said, bool) or not isinstance(said, (str, int, float)):
-    raise BadExample('malformed record', f'{key!r} holds {value!r:.80}')
-  return str(said)
-
-
-def listed(name: str, path: Path, key: str, hook: Callable[[dict], Any] | None = None) -> list:
-  """The list under `key` of a JSON file. Raises SphinxError as read_json does, or when there is none."""
-  records = read_json(name, path, dict, hook).get(key)
-  if not isinstance(records, list):
-    raise errors.make(f"source '{name}'", f"no list '{key}' in {str(path)!r}", 'the official file', 'download it again')
-  return records
-
-
-def folder(root: Path, images: str, *usual: str) -> Path:
-  """Where pictures are: in the setting `images` (relative to root) if it is given, else in the first of the usual folders
-  that is there, else in the first of them, and are counted as missing one by one."""
-  if images:
-    return root / images
-  return next((root / place for place in usual if (root / place).is_dir()), root / usual[0])
-
-
-def coco_folder(root: Path, images: str, name: str) -> Path:
-  """COCO's folder `name` of pictures: in root, root/images, root/coco or root/../coco, or in root/{images}."""
-  return folder(root, images and f'{images}/{name}', *(f'{place}{name}' for place in ('', 'images/', 'coco/', '../coco/')))

@@ -20,8 +20,9 @@ from typing import Any
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.sources.coco_json import CocoJson
+from sphinx_jax.data.sources.fields import field, name_of
 from sphinx_jax.data.sources.files import find
-from sphinx_jax.data.sources.questions import Questions, field, name_of
+from sphinx_jax.data.sources.questions import Questions
 
 _TREES = ('images/mscoco/images/train2014', 'train2014', 'images/train2014', '../coco/train2014')
 # What Python 2 writes by name of plain data, and what it is now.

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from sphinx_jax.core import errors
-from sphinx_jax.data.sources.files import find, read_json
-from sphinx_jax.data.sources.questions import Questions, chosen, field, folder, index_of, texts
+from sphinx_jax.data.sources.fields import field, index_of, texts
+from sphinx_jax.data.sources.files import find, folder, read_json
+from sphinx_jax.data.sources.questions import Questions, chosen
 
 
 class ScienceQa(Questions):

@@ -13,8 +13,9 @@ Homepages: https://textvqa.org/dataset and https://textvqa.org/textcaps/dataset
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.data.sources.files import find
-from sphinx_jax.data.sources.questions import Questions, field, folder, listed, name_of, question, texts
+from sphinx_jax.data.sources.fields import field, name_of, texts
+from sphinx_jax.data.sources.files import find, folder, listed
+from sphinx_jax.data.sources.questions import Questions, question
 
 
 class TextVqa(Questions):

@@ -20,9 +20,9 @@ import numpy as np
 from sphinx_jax.core.progress import progress
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.sources.base import Item
-from sphinx_jax.data.sources.coco_json import number, unique
+from sphinx_jax.data.sources.fields import field, name_of, number, unique
 from sphinx_jax.data.sources.files import find, read_json
-from sphinx_jax.data.sources.questions import field, name_of, question
+from sphinx_jax.data.sources.questions import question
 
 _FILES = {'rec': ('region_descriptions', 'regions'), 'reg': ('region_descriptions', 'regions'),
           'relation': ('relationships', 'relationships'), 'vqa': ('question_answers', 'qas')}

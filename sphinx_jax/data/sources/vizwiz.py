@@ -12,8 +12,9 @@ Homepage: https://vizwiz.org/tasks-and-datasets/vqa/
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sphinx_jax.data.sources.files import find, read_json
-from sphinx_jax.data.sources.questions import Questions, field, folder, name_of, question, texts
+from sphinx_jax.data.sources.fields import field, name_of, texts
+from sphinx_jax.data.sources.files import find, folder, read_json
+from sphinx_jax.data.sources.questions import Questions, question
 from sphinx_jax.data.tasks.base import SHORT_ANSWER
 
 # The official evaluation's: whoever has not seen it in training does not know when to refuse.

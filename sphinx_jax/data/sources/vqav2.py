@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.data.sources.files import find
-from sphinx_jax.data.sources.questions import Questions, coco_folder, field, listed, name_of, question, texts
+from sphinx_jax.data.sources.fields import field, name_of, texts
+from sphinx_jax.data.sources.files import coco_folder, find, listed
+from sphinx_jax.data.sources.questions import Questions, question
 
 
 class Vqav2(Questions):

@@ -14,8 +14,9 @@ import json
 from pathlib import Path, PurePosixPath
 
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.data.sources.files import find
-from sphinx_jax.data.sources.questions import Questions, coco_folder, field, folder, index_of, name_of, question
+from sphinx_jax.data.sources.fields import field, index_of, name_of
+from sphinx_jax.data.sources.files import coco_folder, find, folder
+from sphinx_jax.data.sources.questions import Questions, question
 
 # The official evaluation's wording, to which it adds nothing.
 QUESTION = 'Is the following statement "{}" true or false?'

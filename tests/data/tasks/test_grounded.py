@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.data.tasks import TASKS, caption, pose, text
+from sphinx_jax.data.tasks import TASKS, caption, pose
 from tests.data.tasks import scenes
 
 
