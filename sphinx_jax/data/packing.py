@@ -146,9 +146,10 @@ def assemble(rows: Sequence[Sequence[Example]], length: int, slots: int, size: i
   Returns:
     The batch of core/batch.py.
   """
-  batch = {name: np.zeros(of.shape, of.dtype) for name, of in contract.spec(len(rows), length, slots, size).items()}
+  spec = contract.spec(len(rows), length, slots, size)
+  # Most image slots are filled: zeros for all of them would take a tenth of the time of their pictures.
+  batch = {name: (np.empty if name == 'images' else np.zeros)(of.shape, of.dtype) for name, of in spec.items()}
   batch['visual_index'][:] = -1
-
   read = iter(decode(rows, size) if pixels is None else pixels)
   for b, row in enumerate(rows):
     begin, segment, slot = 0, 0, 0
@@ -162,6 +163,7 @@ def assemble(rows: Sequence[Sequence[Example]], length: int, slots: int, size: i
         batch['images'][b, slot] = image
       begin = _place(batch, b, begin, segment, slot, example, visual_tokens)
       slot += image is not None
+    batch['images'][b, slot:] = 0
   return batch
 
 
