@@ -59,7 +59,7 @@ def _run(name: str, steps: int, lr: float, mixture: dict, trained: tuple, init_f
     return dict(
         kind='train', name=name, seed=0, model=sphinx.model('mini', 'mini', 'mini', scan_unroll=3).to_dict(),
         tokenizer='data/tokenizer.model', dialog=dict(system=''), data_dir='data',
-        mixture=mixture,
+        mixture=mixture, sampling=dict(by='examples', temperature=1.0, stages=()), max_skipped=0.5,
         batch=dict(rows=8, length=256, images=2, window=256), loss_weighting='sqrt',
         trained=trained,
         optimizer=dict(name='muon', lr=lr, warmup=max(steps // 20, 1), decay_to=0.05, betas=(0.9, 0.99), weight_decay=0.01,

@@ -73,6 +73,9 @@ def run(name: str, choice: Choice, mixture: dict, validation: dict, rows: int, s
     config = ConfigDict(dict(
         name=name, seed=0, model=model.to_dict(), tokenizer='', dialog=dict(system=''), data_dir='data',
         mixture=mixture, validation=validation,
+        # Weights are shares of examples; by 'tokens' or 'temperature' (then entries may have a `cap`): sphinx_jax/mix/tasks.py.
+        # stages=((position, {name: weight}), ...) are other weights from a position of the order of examples on.
+        sampling=dict(by='examples', temperature=1.0, stages=()), max_skipped=0.2,
         batch=dict(rows=rows, **ROWS[choice.scale], window=1024), loss_weighting='token', loss_chunk=512,
         trained=TRAINED,
         # FACTS "Fine-tuning recipe": AdamW (0.9, 0.95), no weight decay, clip 8.
