@@ -6,12 +6,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from sphinx_jax.core import errors
+from sphinx_jax.data import squares
 from sphinx_jax.data.record import BadExample
 
-# CLIP's mean colour; it becomes about zero after normalisation.
-BACKGROUND = (122, 116, 104)
 _LONGEST = 1 << 14  # pixels of an edge; the time of the resize grows with its square
-_STRIP = 1 << 24  # most pixels that are padded at once
 
 
 def size(data: bytes) -> tuple[int, int]:
@@ -43,7 +41,8 @@ def square(data: bytes, size: int, mirrored: bool = False) -> np.ndarray:
     BadExample: as `decode`.
   """
   image = _open(data)
-  return _on_square(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image, size)
+  image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
+  return np.asarray(squares.padded_resize(image, size))
 
 
 def padded_resize(image: np.ndarray, size: int) -> np.ndarray:
@@ -56,7 +55,7 @@ def padded_resize(image: np.ndarray, size: int) -> np.ndarray:
   if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
     got = f'{image.dtype}{list(image.shape)}' if isinstance(image, np.ndarray) else repr(type(image).__name__)
     raise errors.make('image', got, 'a uint8 array [rows, columns, 3]', "for instance np.asarray(picture.convert('RGB'))")
-  return _on_square(Image.fromarray(image), size)
+  return np.asarray(squares.padded_resize(Image.fromarray(image), size))
 
 
 def _open(data: bytes) -> Image.Image:
@@ -74,23 +73,3 @@ def _open(data: bytes) -> Image.Image:
     raise BadExample('unreadable image', f'{len(data)} bytes that are no image') from error
   except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError) as error:
     raise BadExample('unreadable image', f'image of {len(data)} bytes: {error}') from error
-
-
-def _on_square(image: Image.Image, size: int) -> np.ndarray:
-  """Pads and resizes in Pillow's own two passes, along rows and then along columns.
-
-  Pillow rounds to bytes between the passes, so that rows of padding, which the first leaves as they are, need not go
-  through it, and rows of the picture may go through it a few at a time: the square of a thin long picture is never made.
-  """
-  width, height = image.size
-  side = max(width, height)
-  columns = Image.new('RGB', (size, side), BACKGROUND)
-  step = max(_STRIP // side, 1)
-  for begin in range(0, height, step):
-    strip = image if step >= height else image.crop((0, begin, width, min(begin + step, height)))
-    if width < side:
-      padded = Image.new('RGB', (side, strip.height), BACKGROUND)
-      padded.paste(strip, ((side - width) // 2, 0))
-      strip = padded
-    columns.paste(strip.resize((size, strip.height), Image.Resampling.BICUBIC), (0, (side - height) // 2 + begin))
-  return np.asarray(columns.resize((size, size), Image.Resampling.BICUBIC))

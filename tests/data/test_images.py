@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sphinx_jax.data import images
+from sphinx_jax.data import images, squares
 from sphinx_jax.data.record import BadExample
 
 GOLDEN = Path(__file__).parents[1] / 'golden/preproc'
@@ -34,7 +34,7 @@ def test_padded_resize_equals_official(case):
 
 
 def test_background_is_official():
-  assert list(images.BACKGROUND) == META['bg_u8']
+  assert list(squares.BACKGROUND) == META['bg_u8']
 
 
 @pytest.mark.parametrize('shape, top, left', [((2, 5), 1, 0), ((5, 2), 0, 1), ((3, 3), 0, 0)])
@@ -42,7 +42,7 @@ def test_padding_is_the_floor_of_half(shape, top, left):
   image = np.full((*shape, 3), 7, np.uint8)
   square = images.padded_resize(image, max(shape))
   want = np.empty((max(shape), max(shape), 3), np.uint8)
-  want[:] = images.BACKGROUND
+  want[:] = squares.BACKGROUND
   want[top:top + shape[0], left:left + shape[1]] = 7
   assert np.array_equal(square, want)
 
@@ -84,12 +84,9 @@ def test_the_orientation_of_a_camera_is_not_applied():
 
 @pytest.mark.parametrize('shape', [(48, 64), (64, 48), (33, 33), (7, 90), (90, 7)])
 @pytest.mark.parametrize('size', [24, 64, 100])
-@pytest.mark.parametrize('strip', [1 << 24, 300])
-def test_the_way_from_bytes_equals_the_way_by_arrays(shape, size, strip, monkeypatch):
-  """Also where a picture is padded a few rows at a time."""
+def test_the_way_from_bytes_equals_the_way_by_arrays(shape, size):
   data = _encode(np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8))
   want = images.padded_resize(images.decode(data), size)
-  monkeypatch.setattr(images, '_STRIP', strip)
   np.testing.assert_array_equal(images.square(data, size), want)
   want = images.padded_resize(np.fliplr(images.decode(data)), size)
   np.testing.assert_array_equal(images.square(data, size, mirrored=True), want)
@@ -106,18 +103,6 @@ def _png_head(width, height):
 def test_huge_pictures_are_bad_examples_before_they_are_decoded(width, height):
   with pytest.raises(BadExample, match='pixels'):
     images.square(_png_head(width, height), 8)
-
-
-@pytest.mark.parametrize('shape', [(1, 1), (1, 300), (17, 300), (2, 1), (300, 1), (300, 17), (112, 84), (640, 480), (224, 223),
-                                   (512, 128), (1024, 600), (97, 31), (448, 40)])
-def test_thin_images_keep_their_place_in_the_square(shape):
-  """As torchvision's pad and resize do it: Pillow's bicubic of the square with the background around the picture."""
-  image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-  square = Image.new('RGB', (max(shape), max(shape)), images.BACKGROUND)
-  square.paste(Image.fromarray(image), ((max(shape) - shape[1]) // 2, (max(shape) - shape[0]) // 2))
-  for size in (8, 224, 336, 448, 1024):
-    want = np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(images.padded_resize(image, size), want)
 
 
 @pytest.mark.parametrize('spoil', [lambda data: b'', lambda data: b'no image', lambda data: data[:len(data) // 2],
