@@ -1,10 +1,11 @@
 """What the data pipeline costs and wastes: `python -m benchmarks.data`; one line for each figure, with its aim.
 
-Speed: images a second and core through the whole pipeline (files, JSON, tokens, packing, padded squares, batches), beside bare
-`Image.open`, `convert`, `resize` of the same JPEGs in as many threads, in turns; the median of the rounds' ratios counts.
+Speed: images a second and core through the whole pipeline (files, JSON, tokens, packing, padded squares, batches),
+beside bare `Image.open`, `convert`, `resize` of the same JPEGs in as many threads, in turns; the median of the rounds'
+ratios counts.
 Packing: useful positions at the rows of the pod configs, beside one example a row and beside what no packing can pass.
-Start: a fresh process until the first batch, at 10^9 examples of every task. Memory: resident, while batches run for --minutes.
-All data are made here: JPEGs with edges, texture and noise, most 640 x 480, and a tokenizer trained on the questions about them.
+Start: a fresh process until the first batch, of 10^9 examples. Memory: resident, while batches run for --minutes.
+All data are made here: JPEGs with edges, texture and noise, most 640 x 480, and a tokenizer trained on texts about them.
 """
 
 import concurrent.futures
@@ -26,7 +27,7 @@ from PIL import Image
 from configs import stage2
 from sphinx_jax.core import cli
 from sphinx_jax.core.progress import progress
-from sphinx_jax.data import dialog, packing, tokenizer as tokenizers
+from sphinx_jax.data import dialog, packing, quiet_tensorflow, tokenizer as tokenizers
 from sphinx_jax.data.pipeline import Pipeline
 from sphinx_jax.data.sources import jsonl
 from sphinx_jax.mix.tasks import Mixture
@@ -38,9 +39,9 @@ BATCH = {'rows': 8, 'length': 2048, 'images': 6, 'window': 256}
 VISUAL = {'224': 291, '1k': 1455, '2k': 2910}  # Tokens of an image at the scales of the pod configs.
 # Task of stage 2 -> (median, spread) of the log-normal length of its text, in tokens: instruction, answer and template, with
 # a few questions an image where datasets have several. An assumption, as no dataset is at hand.
-TEXTS = {'caption': (50, 0.3), 'vqa': (60, 0.35), 'ocr': (60, 0.5), 'rec': (75, 0.2), 'reg': (75, 0.25), 'counting': (45, 0.2),
-         'grounded_caption': (150, 0.3), 'detection': (220, 0.7), 'relation': (120, 0.5), 'layout': (250, 0.5),
-         'pose': (330, 0.4), 'dialog': (350, 0.6), 'text': (450, 0.7)}
+TEXTS = {'caption': (50, 0.3), 'vqa': (60, 0.35), 'ocr': (60, 0.5), 'rec': (75, 0.2), 'reg': (75, 0.25),
+         'counting': (45, 0.2), 'grounded_caption': (150, 0.3), 'detection': (220, 0.7), 'relation': (120, 0.5),
+         'layout': (250, 0.5), 'pose': (330, 0.4), 'dialog': (350, 0.6), 'text': (450, 0.7)}
 WITHOUT_IMAGE = ('sharegpt', 'text')  # Entries of the mixture.
 WORDS = ('a the is are on in of left right dog cat red blue two three man woman street car table old young near under '
          'holding person with and small large').split()
@@ -184,11 +185,16 @@ def report_start(folder, threads):
                f'--threads={threads}']
     begin = time.perf_counter()
     said = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
-    print(f'first batch, position {position:.0e}: {float(said):.1f} s, imports and all {time.perf_counter() - begin:.1f} s '
-          f'(aim under 5 s)', flush=True)
+    loading, first = map(float, said.split())
+    print(f'first batch, position {position:.0e}: {first:.1f} s (aim under 5 s) after {loading:.1f} s for the import '
+          f'of TensorFlow; the whole process {time.perf_counter() - begin:.1f} s', flush=True)
 
 
 def first_batch(folder, position, threads):
+  """Prints the seconds that TensorFlow takes to be imported, and those from the sources to the first batch."""
+  begin = time.perf_counter()
+  quiet_tensorflow.load()
+  print(time.perf_counter() - begin)
   begin = time.perf_counter()
   with open_pipeline(folder, 336, BATCH | {'window': 1024}, threads).batches(position) as batches:
     next(batches)
@@ -201,18 +207,18 @@ def resident():
 
 
 def report_memory(folder, threads):
-  samples, end = [], time.monotonic() + 60 * FLAGS.minutes
+  begin, samples = time.monotonic(), []
   with (open_pipeline(folder, 336, BATCH, threads).batches() as batches,
         progress(total=int(60 * FLAGS.minutes), what='memory', unit='s') as bar):
-    while (now := time.monotonic()) < end:
+    while (seconds := time.monotonic() - begin) < 60 * FLAGS.minutes:
       next(batches)
-      if not samples or now - samples[-1][0] >= 1:
-        bar.update(1 if not samples else round(now - samples[-1][0]))
-        samples.append((now, resident()))
-  values = [value for _, value in samples]
-  parts = [statistics.median(part) for part in np.array_split(values, 5)]
-  print(f'memory, {FLAGS.minutes:g} minutes: medians of its fifths {", ".join(f"{part:.0f}" for part in parts)} MiB; from the second '
-        f'to the last {parts[4] - parts[1]:+.0f} MiB, {parts[4] / parts[1] - 1:+.1%} (aim flat); most {max(values):.0f} MiB')
+      while len(samples) <= seconds:  # One a second.
+        samples.append(resident())
+        bar.update()
+  parts = [statistics.median(part) for part in np.array_split(samples, 5)]
+  shown = ', '.join(f'{part:.0f}' for part in parts)
+  print(f'memory, {FLAGS.minutes:g} minutes: medians of its fifths {shown} MiB; from the second to the last '
+        f'{parts[4] - parts[1]:+.0f} MiB, {parts[4] / parts[1] - 1:+.1%} (aim flat); most {max(samples):.0f} MiB')
 
 
 def main():
@@ -233,10 +239,11 @@ def main():
 
 if __name__ == '__main__':
   flags.DEFINE_integer('images', 256, 'JPEGs that are made.', lower_bound=1)
-  flags.DEFINE_integer('windows', 6, f'Windows of {BATCH["window"]} examples that one measurement of speed takes.', lower_bound=1)
+  flags.DEFINE_integer('windows', 6, f'Windows of {BATCH["window"]} examples for one speed.', lower_bound=1)
   flags.DEFINE_integer('rounds', 5, 'Of speed, of which the median counts.', lower_bound=1)
   flags.DEFINE_integer('threads', None, 'That read and decode; one for each core by default.')
   flags.DEFINE_float('minutes', 10.0, 'How long memory is watched; 0 leaves it out.', lower_bound=0)
   flags.DEFINE_string('workdir', None, 'Where the data lie; a temporary folder by default.')
-  flags.DEFINE_integer('first_batch', None, 'Prints the seconds to the first batch from this position; for the benchmark itself.')
+  flags.DEFINE_integer('first_batch', None,
+                       'For the benchmark itself: prints the seconds to the first batch from here.')
   cli.run(main)
