@@ -10,6 +10,8 @@ out for text alone):
 It starts from the weights, the tokenizer, the dialog and the model config of a checkpoint: of the stage 2 of the mini recipe
 (run `bash launch/local.sh` first; 2 CPU cores take about half a second a step at this size), or of another one after a
 comma, such as released weights that `python -m sphinx_jax.convert` took in: `configs/forkme.py:my.jsonl,DIR`.
+A mixture may have more entries, other sources among them (configs/stage2.py names the paper's), each with its weight;
+`--config.sampling.by=tokens` makes weights shares of tokens, and more than `max_skipped` of bad examples stops the run.
 Then ask the result: `python -m sphinx_jax.chat --checkpoint=workdir/mine --image=cat.jpg --prompt="What is this?"`.
 """
 

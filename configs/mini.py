@@ -3,8 +3,8 @@
     python -m sphinx_jax.recipe --config=configs/mini.py --workdir=workdir/mini
 
 `configs/mini.py:quick` runs every step with few updates; `configs/mini.py:official` writes the data as the files of official
-datasets (LAION, COCO, VQAv2, RefCOCO, ...) and reads those, as a run on the real ones does. The steps are those of the paper; nothing is pretrained at this
-size, so the encoders learn in the first stage and are frozen from there on.
+datasets (LAION, COCO, VQAv2, RefCOCO, ...) and reads those, as a run on the real ones does. The steps are those of the paper;
+nothing is pretrained at this size, so the encoders learn in the first stage and are frozen from there on.
 """
 
 from ml_collections import ConfigDict

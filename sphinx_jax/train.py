@@ -3,8 +3,10 @@
 `train` is the story of a run, top to bottom: config, mesh, data, shapes, layouts, compilation, arrays, loop, last words.
 The same command after an interruption goes on from the run's last checkpoint, with bit-identical losses; on another mesh or
 number of hosts, with the same examples in the same order, and losses that differ by roundings. On many hosts the same
-command runs on each (parallel/hosts.py says how they find each other). Exit codes: 0 finished; 2 an error to be mended; 143 or 130 asked to stop, saved; 75 another host is gone, saved
-before: run it again on all hosts.
+command runs on each (parallel/hosts.py says how they find each other).
+
+Exit codes: 0 finished; 2 an error to be mended; 143 or 130 asked to stop, saved; 75 another host is gone, saved before: run it
+again on all hosts.
 """
 
 import base64
