@@ -8,6 +8,10 @@ sphinx_jax/data/sources shows the tree), on a slice too (`--data` of launch/tpu_
 are the paper's; weights, rows a batch and the number of steps are ours. `python -m sphinx_jax.peek
 --config=configs/stage2.py:13b,1k --only=refcoco_rec --tokenizer=tokenizer.model` shows what one of them becomes.
 
+A row of 1k or 2k holds one image, so about a quarter of its positions stays empty, and texts of over 590 (1180) tokens are
+skipped. On up to 32 devices `13b,1k --config.batch.rows=32 --config.batch.length=8192 --config.batch.images=5` fills 98 % of
+as many positions; it compiles to 62.9 GiB on v5p-16 (benchmarks/RESULTS.md "Data pipeline").
+
 What to expect of the smallest v5p slice, as `plan` says: bytes are the compiler's, times suppose 40 % MFU and fall with the
 number of chips. The slices of other kinds: README "Will it fit".
 
