@@ -1,19 +1,16 @@
 """The lmms-eval model, on a stub of what it takes from that package; it was run against lmms_eval 0.7.3 itself."""
 
 import abc
-import base64
 import dataclasses
 import importlib
 import sys
 import types
 
-import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
-from sphinx_jax.checkpoint import store
-from sphinx_jax.core import config as config_lib, errors
+from sphinx_jax.core import errors
 from sphinx_jax.generate import decode
 from tests.generate import small
 
@@ -59,13 +56,7 @@ def adapter():
 
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('run')
-  config = ml_collections.ConfigDict({'model': small.config().to_dict()})
-  meta = {'config': config_lib.to_json(config), 'tokenizer': base64.b64encode(small.tokenizer().model_bytes).decode(),
-          'dialog': {'system': 'Be brief.'}}
-  with store.Store(folder) as saver:
-    saver.save(7, small.params(), None, meta)
-  return folder
+  return small.save(tmp_path_factory.mktemp('run'))
 
 
 @pytest.fixture

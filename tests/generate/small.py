@@ -1,11 +1,14 @@
 """A tiny model, tokenizer and template to generate with."""
 
+import base64
 import functools
 
 import jax
 import ml_collections
 import numpy as np
 
+from sphinx_jax.checkpoint import store
+from sphinx_jax.core import config as config_lib
 from sphinx_jax.data import dialog, tokenizer as tokenizers
 from sphinx_jax.generate import decode
 from sphinx_jax.models import sphinx
@@ -36,6 +39,15 @@ def params():
 @functools.cache
 def generator(**options):
   return decode.Generator(config(), params(), tokenizer(), dialog.Template('Be brief.'), **{'rows': 4, 'bucket': 32} | options)
+
+
+def save(folder):
+  """Writes a checkpoint of it and returns the folder."""
+  meta = {'config': config_lib.to_json(ml_collections.ConfigDict({'model': config().to_dict()})),
+          'tokenizer': base64.b64encode(tokenizer().model_bytes).decode(), 'dialog': {'system': 'Be brief.'}}
+  with store.Store(folder) as saver:
+    saver.save(7, params(), None, meta)
+  return folder
 
 
 def pictures(count):
