@@ -47,13 +47,13 @@ def write(data_dir: str | Path, output: str | Path) -> Path:
     `output`.
   """
   output = Path(output)
-  for split in SPLITS:
+  for split in ('train', 'validation', 'test'):
     scenes = list(_scenes(data_dir, split))
-    with progress(LAYOUTS, what=f'official layouts of {split}', unit='layouts') as bar:
-      for layout in bar:
+    if split in SPLITS:
+      for layout in progress(LAYOUTS, what=f'official layouts of {split}', unit='layouts'):
         layout(scenes, split, output)
-  for split in ('train', 'validation'):
-    _laion(list(_scenes(data_dir, split)), split, output / 'laion')
+    if split != 'test':  # Captions of stage 1 are watched on the validation split alone.
+      _laion(scenes, split, output / 'laion')
   return output
 
 
