@@ -5,6 +5,12 @@ from collections.abc import Sequence
 Box = tuple[float, float, float, float]
 
 
+def corners(box: Sequence[float]) -> Box:
+  """COCO's `(x, y, width, height)` -> `(x1, y1, x2, y2)`."""
+  x, y, width, height = box
+  return x, y, x + width, y + height
+
+
 def _padding(width: int, height: int) -> tuple[int, int, int]:
   longer = max(width, height)
   return longer, (longer - width) // 2, (longer - height) // 2

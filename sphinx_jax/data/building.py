@@ -22,7 +22,7 @@ from etils import epath
 from sphinx_jax.core import errors
 from sphinx_jax.data import images, quiet_tensorflow
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.data.sources import FAMILIES, base
+from sphinx_jax.data.sources import FAMILIES, base, parts
 
 FILE = 'build.json'
 DOING = '.building'  # Reports of the finished shards of an unfinished split.
@@ -80,29 +80,20 @@ def make(source: str, root: str, output: str, split: str = '', task: str = '', m
 
 
 def plan(build: Build) -> list[Shard]:
-  """The shards: one for each file of a family of many files (those with `parts`), else ranges of items.
+  """The shards: one for each file of a family of many files (those with PATTERN), else ranges of items.
 
   Raises:
     SphinxError: the family cannot be opened.
   """
   family, settings = FAMILIES[build.source], json.loads(build.settings)
-  if hasattr(family, 'parts'):
-    found = base.open_family(_Parts(family), build.source, Path(build.root), build.split, build.task, settings=settings)
+  if hasattr(family, 'PATTERN'):
+    base.check_family(family, build.source, Path(build.root), build.split, build.task)
+    found = parts.each(build.source, Path(build.root), settings, family.PATTERN)
     each = [json.dumps(part, sort_keys=True) for part in found]
     return [Shard(number, len(each), part) for number, part in enumerate(each)]
   items = len(_opened(build, build.settings))
   ranges = [(begin, min(begin + build.shard, items)) for begin in range(0, items, build.shard)]
   return [Shard(number, len(ranges), build.settings, *both) for number, both in enumerate(ranges)]
-
-
-class _Parts:
-  """Stands for a family of many files, and is opened as the list of their settings."""
-
-  def __init__(self, family: type):
-    self.TASKS, self.SPLITS, self._family = family.TASKS, family.SPLITS, family
-
-  def __call__(self, root: Path, split: str, task: str, max_turns: int, **settings: Any) -> list[dict]:
-    return self._family.parts(root, split, settings)
 
 
 @functools.lru_cache(1)
@@ -209,7 +200,7 @@ def _record(item: base.Item) -> dict:
   """Raises BadExample for a picture that cannot be decoded: a build looks at all of it, so that training need not fail."""
   data, size = b'', (0, 0)
   if item.image is not None:
-    data = base.read_image(item)
+    data = base.read_image(item.id, item.image)
     height, width = images.decode(data).shape[:2]
     size = width, height
   return {'id': item.id.encode('utf-8', 'backslashreplace').decode(), 'image': io.BytesIO(data), 'size': size,

@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Protocol, runtime_checkable
 
+from sphinx_jax.core import errors
+
+TOO_LONG = ('skip', 'cut_text')
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
@@ -21,6 +25,12 @@ class Record:
   turns: tuple[tuple[str, str], ...]
   truth: tuple[dict, ...]
   mirrored: bool = False
+
+
+def check_too_long(policy: str) -> None:
+  """Raises SphinxError unless it is a policy for examples that no row can hold: left out, or their text is cut."""
+  if policy not in TOO_LONG:
+    raise errors.unknown('too_long policy', policy, TOO_LONG)
 
 
 class BadExample(Exception):

@@ -89,7 +89,7 @@ def _chunks(generator: Generator, benchmark: Benchmark, questions: Sequence[Ques
 def _picture(question: Question, side: int) -> np.ndarray | BadExample:
   """uint8[side, side, 3], already as small as the model sees it: full pages would fill the memory."""
   try:
-    return images.padded_resize(images.decode(base.read_image(base.Item(question.id, question.image, {}))), side)
+    return images.padded_resize(images.decode(base.read_image(question.id, question.image)), side)
   except BadExample as error:
     return error
 

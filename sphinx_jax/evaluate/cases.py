@@ -78,7 +78,7 @@ def _picture(question: Question) -> Image.Image | None:
   if question.image is None:
     return None
   try:
-    return Image.fromarray(images.decode(base.read_image(base.Item(question.id, question.image, {}))))
+    return Image.fromarray(images.decode(base.read_image(question.id, question.image)))
   except BadExample:  # Predictions can be scored where the pictures are not.
     return None
 
@@ -94,8 +94,7 @@ def truth(entry: dict, width: int | None, height: int | None) -> str:
   if 'objects' in entry:
     things = {thing['name']: [] for thing in entry['objects']}
     for thing in entry['objects']:
-      x, y, across, down = thing['bbox']
-      things[thing['name']].append(boxes.pad_box((x, y, x + across, y + down), width, height))
+      things[thing['name']].append(boxes.pad_box(boxes.corners(thing['bbox']), width, height))
     return ', '.join(f'{name} {coordinates.format_boxes(group)}' for name, group in things.items())
   if 'person' in entry:
     flat = entry['person']['keypoints']

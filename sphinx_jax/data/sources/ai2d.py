@@ -94,7 +94,7 @@ def _object(path: Path) -> dict:
 def _with_letters(path: Path, annotation: Path) -> bytes:
   """The picture as PNG, with each word covered by the letter that questions use for it. Raises BadExample."""
   words = field(_object(annotation), 'text', dict, {})
-  image = Image.fromarray(images.decode(base.read_image(base.Item(path.name, path, {}))))
+  image = Image.fromarray(images.decode(base.read_image(path.name, path)))
   draw = ImageDraw.Draw(image)
   try:
     for word in words.values():

@@ -14,10 +14,9 @@ import numpy as np
 
 from sphinx_jax.core import errors
 from sphinx_jax.data import geometry, images
-from sphinx_jax.data.record import BadExample, Record
+from sphinx_jax.data.record import BadExample, Record, check_too_long
 from sphinx_jax.data.tasks import TASKS
 
-POLICIES = ('skip', 'cut_text')
 _OURS = ('source', 'weight', 'root', 'split', 'task', 'max_turns', 'seed', 'mirror', 'too_long', 'cap')
 
 
@@ -42,6 +41,7 @@ class Family(Protocol):
 
   Made as `Family(root, split, task, max_turns, **settings)`: root is the folder of its official tree, max_turns the most
   questions about one picture that an item may hold. What can be wrong with the files as a whole raises SphinxError there.
+  A family of many alike files has PATTERN, theirs, and takes `files`, which of them (parts.py): each is a shard of a build.
   """
 
   TASKS: tuple[str, ...]    # that it can feed, the usual one first
@@ -74,8 +74,7 @@ class Records:
 
   def __init__(self, family: Family, name: str, task: str, max_turns: int = 1, seed: int = 0, mirror: float = 0.0,
                too_long: str = 'skip'):
-    if too_long not in POLICIES:
-      raise errors.unknown('too_long policy', too_long, POLICIES)
+    check_too_long(too_long)
     if not 0 <= mirror <= 1 or (mirror and not TASKS[task].mirrors):
       raise errors.make(f"source '{name}'", f"mirror {mirror:g} for task '{task}'",
                         'a share in [0, 1], of a task that does not read text in the picture', 'set mirror to 0')
@@ -97,7 +96,7 @@ class Records:
     rng = np.random.default_rng((self._seed, index, epoch))
     item = self.family.item(index)
     mirrored = bool(self._mirror) and rng.random() < self._mirror
-    image = None if item.image is None else read_image(item)
+    image = None if item.image is None else read_image(item.id, item.image)
     try:
       annotation = item.annotation if image is None else self._placed(item, image, mirrored)
       turns = TASKS[self.task].turns(annotation, rng, self._max_turns)
@@ -128,23 +127,17 @@ def open_records(family: type, entry: Mapping[str, Any], data_dir: str | Path | 
   Raises:
     SphinxError: an unknown task, split or setting; no such folder; what the family finds wrong.
   """
-  name = entry['source']
+  name, task, max_turns = entry['source'], entry.get('task') or family.TASKS[0], entry.get('max_turns', 1)
   opened = open_family(family, name, Path(data_dir or '', entry.get('root') or ''), entry.get('split') or family.SPLITS[0],
-                       entry.get('task') or family.TASKS[0], entry.get('max_turns', 1),
-                       {key: value for key, value in entry.items() if key not in _OURS})
-  return Records(opened, name, entry.get('task') or family.TASKS[0], entry.get('max_turns', 1), entry.get('seed', 0),
-                 entry.get('mirror', 0.0), entry.get('too_long', 'skip'))
+                       task, max_turns, {key: value for key, value in entry.items() if key not in _OURS})
+  return Records(opened, name, task, max_turns, entry.get('seed', 0), entry.get('mirror', 0.0),
+                 entry.get('too_long', 'skip'))
 
 
 def open_family(family: type, name: str, root: Path, split: str, task: str, max_turns: int = 1,
                 settings: Mapping[str, Any] | None = None) -> Family:
   """Opens a family after checking what it is asked for. Raises SphinxError, naming the source."""
-  for kind, value, known in (('task', task, family.TASKS), ('split', split, family.SPLITS)):
-    if value not in known:
-      raise errors.unknown(f"{kind} of source '{name}'", value, known)
-  if not root.exists():
-    raise errors.make(f"source '{name}'", f'root {str(root)!r}, which is not there', 'the folder of the dataset',
-                      'check root and data_dir')
+  check_family(family, name, root, split, task)
   try:
     return family(root, split, task, max_turns, **(settings or {}))
   except TypeError as error:
@@ -154,14 +147,24 @@ def open_family(family: type, name: str, root: Path, split: str, task: str, max_
     raise
 
 
-def read_image(item: Item) -> bytes:
-  """The encoded picture of an item. Raises BadExample ('missing image', 'empty image')."""
+def check_family(family: type, name: str, root: Path, split: str, task: str) -> None:
+  """Raises SphinxError, naming the source, for a split or task that a family does not have, or a folder that is not there."""
+  for kind, value, known in (('task', task, family.TASKS), ('split', split, family.SPLITS)):
+    if value not in known:
+      raise errors.unknown(f"{kind} of source '{name}'", value, known)
+  if not root.exists():
+    raise errors.make(f"source '{name}'", f'root {str(root)!r}, which is not there', 'the folder of the dataset',
+                      'check root and data_dir')
+
+
+def read_image(name: str, image: Path | bytes) -> bytes:
+  """The encoded picture of what has this name. Raises BadExample ('missing image', 'empty image')."""
   try:
-    data = item.image if isinstance(item.image, bytes) else Path(item.image).read_bytes()
+    data = image if isinstance(image, bytes) else Path(image).read_bytes()
   except (OSError, ValueError) as error:
-    raise BadExample('missing image', f'{item.id}: {error}') from error
+    raise BadExample('missing image', f'{name}: {error}') from error
   if not data:
-    raise BadExample('empty image', f'{item.id}: {item.image if isinstance(item.image, Path) else "a picture"} has 0 bytes')
+    raise BadExample('empty image', f'{name}: {image if isinstance(image, Path) else "a picture"} has 0 bytes')
   return data
 
 

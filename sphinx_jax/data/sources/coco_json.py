@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.core import errors
+from sphinx_jax.core import boxes, errors
 from sphinx_jax.core.progress import progress
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.sources.fields import field, number
@@ -87,8 +87,7 @@ def box(annotation: dict) -> list[float]:
   given = field(annotation, 'bbox', list)
   if len(given) != 4:
     raise BadExample('malformed record', f'box {given!r:.80}, expected [x, y, width, height]')
-  x, y, width, height = (number(value, 'box') for value in given)
-  return [x, y, x + width, y + height]
+  return list(boxes.corners([number(value, 'box') for value in given]))
 
 
 def _lean(entry: dict, bar: progress) -> dict:

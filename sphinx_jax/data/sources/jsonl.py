@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 
 from sphinx_jax.core import errors
-from sphinx_jax.data.record import BadExample, Record
-
-_POLICIES = ('skip', 'cut_text')
+from sphinx_jax.data.record import BadExample, Record, check_too_long
 
 
 def open_source(entry: Mapping[str, Any], data_dir: str | Path | None = None) -> 'Jsonl':
@@ -42,8 +40,7 @@ class Jsonl:
   def __init__(self, path: str | Path, root: str | Path | None = None, task: str = 'dialog', too_long: str = 'skip'):
     self.path, self.name, self.task, self.too_long = Path(path), str(path), task, too_long
     self._root = Path(root) if root else self.path.parent
-    if too_long not in _POLICIES:
-      raise errors.unknown('too_long policy', too_long, _POLICIES)
+    check_too_long(too_long)
     self._rows = Rows(self.name, self.path)
 
   def __len__(self) -> int:

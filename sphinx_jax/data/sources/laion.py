@@ -18,7 +18,7 @@ For more than some thousand files build the set first (data/build.py), a file at
 import itertools
 import json
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,6 @@ class Laion:
     if not len(self):
       raise errors.make("source 'laion'", f'{len(self._paths)} tars without a sample ({self._paths[0]}, ...)',
                         'tars as img2dataset writes them', 'download them again')
-
-  @classmethod
-  def parts(cls, root: Path, split: str, settings: Mapping[str, Any]) -> list[dict]:
-    """Settings of one tar each."""
-    return parts.each('laion', root, settings, cls.PATTERN)
 
   def __len__(self) -> int:
     return int(self._ends[-1])
@@ -196,11 +191,6 @@ class LaionParquet:
     if not rows:
       raise errors.make("source 'laion_parquet'", f'no row whose status is success in {len(paths)} files',
                         'downloaded pictures', 'see the stats that img2dataset wrote')
-
-  @classmethod
-  def parts(cls, root: Path, split: str, settings: Mapping[str, Any]) -> list[dict]:
-    """Settings of one file each."""
-    return parts.each('laion_parquet', root, settings, cls.PATTERN)
 
   def __len__(self) -> int:
     return len(self._rows_of)

@@ -16,9 +16,8 @@ item is one document, however long; what a row cannot hold of it is then lost or
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -86,11 +85,6 @@ class RefinedWeb:
     self._ends = np.cumsum(self._counts)
     self._last: tuple[int, str] = (-1, '')  # A row group and its text: neighbours come one after the other.
 
-  @classmethod
-  def parts(cls, root: Path, split: str, settings: Mapping[str, Any]) -> list[dict]:
-    """Settings of one file each."""
-    return parts.each('refinedweb', root, settings, cls.PATTERN)
-
   def __len__(self) -> int:
     return int(self._ends[-1])
 
@@ -141,11 +135,6 @@ class PlainText:
     self._places = np.array(places, np.int64)
     self._ends = np.cumsum(self._places[:, 3])
     self._last: tuple[int, str] = (-1, '')
-
-  @classmethod
-  def parts(cls, root: Path, split: str, settings: Mapping[str, Any]) -> list[dict]:
-    """Settings of one file each."""
-    return parts.each('plain_text', root, settings, cls.PATTERN)
 
   def __len__(self) -> int:
     return int(self._ends[-1])

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from sphinx_jax.core import boxes
 from sphinx_jax.core.progress import progress
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.sources.base import Item
@@ -172,8 +173,7 @@ def _questions(asked: list, rows: list) -> dict:
 
 
 def _box(row: dict, width: str, height: str) -> list[float]:
-  x, y, w, h = (number(row.get(key), key) for key in ('x', 'y', width, height))
-  return [x, y, x + w, y + h]
+  return list(boxes.corners([number(row.get(key), key) for key in ('x', 'y', width, height)]))
 
 
 def _words(row: Any, key: str) -> str:

@@ -45,8 +45,7 @@ def read_people(name: str, root: Path, prompt: str, file: str, images: str) -> l
     others = [person for person in people if person not in asked]
     for person in asked:
       entry = _entry(name, picture, images, path) | {'person': person, 'others': others}
-      x, y, width, height = person['bbox']
-      box = boxes.pad_box((x, y, x + width, y + height), entry['width'], entry['height'])
+      box = boxes.pad_box(boxes.corners(person['bbox']), entry['width'], entry['height'])
       who = f'the person in {coordinates.format_box(box)}'
       questions.append(Question(str(person['id']), root / entry['image_path'], prompt.format(who), entry))
       others = []

@@ -37,7 +37,7 @@ def each(entries: Sequence[dict], official: bool = False) -> list[float | None]:
   scores = []
   for entry in entries:
     said = detections(entry)
-    truth = [(normalize(thing['name']), _corners(thing['bbox'])) for thing in entry['objects'] if not thing['iscrowd']]
+    truth = [(normalize(thing['name']), boxes.corners(thing['bbox'])) for thing in entry['objects'] if not thing['iscrowd']]
     hits = boxes.match([box for _, box in said], [box for _, box in truth], predicted_labels=[name for name, _ in said],
                        truth_labels=[name for name, _ in truth])
     scores.append(2 * hits / (len(said) + len(truth)) if truth else None)
@@ -103,8 +103,3 @@ def _coco(images, names, annotations):
                   'annotations': [{**annotation, 'id': i} for i, annotation in enumerate(annotations, 1)]}
   coco.createIndex()
   return coco
-
-
-def _corners(bbox):
-  x, y, width, height = bbox
-  return x, y, x + width, y + height

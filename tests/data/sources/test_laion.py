@@ -11,6 +11,7 @@ import pytest
 from sphinx_jax.core.errors import SphinxError
 from sphinx_jax.data import sources
 from sphinx_jax.data.record import BadExample, Source
+from sphinx_jax.data.sources import parts
 from sphinx_jax.data.sources.laion import Laion, LaionParquet
 from tests.data.sources import pictures
 
@@ -171,6 +172,6 @@ def test_damaged_parquet_files_are_left_out_and_other_columns_named(tmp_path):
 def test_every_file_can_be_a_part_of_a_build(tmp_path):
   for i in range(2):
     tar(tmp_path / 'laion', f'0000{i}.tar')
-  parts = Laion.parts(tmp_path / 'laion', 'train', {'caption': 'top_caption'})
-  assert parts == [{'caption': 'top_caption', 'files': [f'0000{i}.tar']} for i in range(2)]
-  assert [len(Laion(tmp_path / 'laion', 'train', 'caption', 1, **part)) for part in parts] == [3, 3]
+  found = parts.each('laion', tmp_path / 'laion', {'caption': 'top_caption'}, Laion.PATTERN)
+  assert found == [{'caption': 'top_caption', 'files': [f'0000{i}.tar']} for i in range(2)]
+  assert [len(Laion(tmp_path / 'laion', 'train', 'caption', 1, **part)) for part in found] == [3, 3]
