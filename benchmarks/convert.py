@@ -23,7 +23,7 @@ from sphinx_jax.checkpoint.foreign import pth, pth_writer, shards
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.core import cli
 from sphinx_jax.data import tokenizer as tokenizers
-from sphinx_jax.models import official
+from sphinx_jax.models import variants as official
 from sphinx_jax.models.encoders import convnext, dinov2
 from sphinx_jax.models.llms import llama
 
@@ -34,20 +34,29 @@ _VOCAB = 512
 
 def release(folder: pathlib.Path, gigabytes: float) -> None:
   """Writes the synthetic folder, one tensor in memory at a time."""
-  encoders = {'convnext': {**convnext.SIZES['xxlarge'], 'depths': (1, 1, 2, 1)},
-              'dinov2': {**dinov2.SIZES['ViT-g-14'], 'layers': 4}}
+  encoders = {
+    'convnext': {**convnext.SIZES['xxlarge'], 'depths': (1, 1, 2, 1)},
+    'dinov2': {**dinov2.SIZES['ViT-g-14'], 'layers': 4},
+  }
   llm = {**llama.SIZES['7b'], 'vocab': _VOCAB}
 
   def shapes(layers):
     return official.shapes(official.model('llama_ens_light', {**llm, 'layers': layers}, encoders))
 
   def size(found):
-    return sum(2 * math.prod(shape) * (_SHARDS if shards.parallel_dim(key) is None else 1) for key, shape in found.items())
+    return sum(
+      2 * math.prod(shape) * (_SHARDS if shards.parallel_dim(key) is None else 1)
+      for key, shape in found.items()
+    )
 
   one, two = size(shapes(1)), size(shapes(2))
   layers = max(1, round((gigabytes * 1e9 - one) / (two - one)) + 1)
-  found = {f'llma.{key}': Tensor(shape, np.dtype(ml_dtypes.bfloat16), lambda key=key, shape=shape: _random(key, shape))
-           for key, shape in shapes(layers).items()}
+  found = {
+    f'llma.{key}': Tensor(
+      shape, np.dtype(ml_dtypes.bfloat16), lambda key=key, shape=shape: _random(key, shape)
+    )
+    for key, shape in shapes(layers).items()
+  }
   folder.mkdir(parents=True)
   for rank, part in enumerate(shards.split(found, _SHARDS)):
     pth_writer.write_pth(folder / f'consolidated.{rank:02d}-of-{_SHARDS:02d}.model.pth', part)
@@ -59,7 +68,9 @@ def release(folder: pathlib.Path, gigabytes: float) -> None:
 
 def _random(key: str, shape: tuple[int, ...]) -> np.ndarray:
   rng = np.random.default_rng(zlib.crc32(key.encode()))
-  return (rng.integers(0, 2**15, shape, np.uint16) & 0xBFFF).view(ml_dtypes.bfloat16)  # Finite numbers of all sizes.
+  return (rng.integers(0, 2**15, shape, np.uint16) & 0xBFFF).view(
+    ml_dtypes.bfloat16
+  )  # Finite numbers of all sizes.
 
 
 def timed(*arguments: str) -> tuple[float, float]:
@@ -86,7 +97,9 @@ def equal(first: pathlib.Path, second: pathlib.Path) -> bool:
   """Whether the shards of two folders hold the same tensors, to the last bit."""
   for file in sorted(first.glob('*.pth')):
     a, b = pth.open_pth(file), pth.open_pth(second / file.name)
-    same = lambda key: a[key].dtype == b[key].dtype and a[key].read().tobytes() == b[key].read().tobytes()
+    same = lambda key: (
+      a[key].dtype == b[key].dtype and a[key].read().tobytes() == b[key].read().tobytes()
+    )
     if a.keys() != b.keys() or not all(map(same, a)):
       return False
   return True
@@ -98,27 +111,41 @@ def main() -> None:
   shutil.rmtree(work, ignore_errors=True)
   print('making the synthetic release ...', flush=True)
   release(official_folder, FLAGS.gigabytes)
-  size = lambda folder: sum(file.stat().st_size for file in folder.rglob('*') if file.is_file()) / 1e9
+  size = lambda folder: (
+    sum(file.stat().st_size for file in folder.rglob('*') if file.is_file()) / 1e9
+  )
   rows = []
-  for name, source, target, extra in (('official -> ours', official_folder, ours, []),
-                                      ('ours -> official', ours, back, ['--to=official', f'--shards={_SHARDS}'])):
+  for name, source, target, extra in (
+    ('official -> ours', official_folder, ours, []),
+    ('ours -> official', ours, back, ['--to=official', f'--shards={_SHARDS}']),
+  ):
     copies = [copied(source, work / 'copy')]
     seconds, memory = timed(f'--source={source}', f'--output={target}', *extra)
     copies.append(copied(source, work / 'copy'))
     copies.append(copied(target, work / 'copy'))
     rows.append((name, size(source), size(target), seconds, sum(copies) / len(copies), memory))
-  print(f'{"":<18}{"GB read":>9}{"GB written":>12}{"seconds":>9}{"copy":>7}{"ratio":>7}{"GB/s":>7}{"peak GiB":>10}')
+  print(
+    f'{"":<18}{"GB read":>9}{"GB written":>12}{"seconds":>9}{"copy":>7}{"ratio":>7}{"GB/s":>7}{"peak GiB":>10}'
+  )
   for name, read, written, seconds, copy, memory in rows:
-    print(f'{name:<18}{read:>9.2f}{written:>12.2f}{seconds:>9.1f}{copy:>7.1f}{seconds / copy:>7.2f}{written / seconds:>7.2f}'
-          f'{memory:>10.2f}')
+    print(
+      f'{name:<18}{read:>9.2f}{written:>12.2f}{seconds:>9.1f}{copy:>7.1f}{seconds / copy:>7.2f}{written / seconds:>7.2f}'
+      f'{memory:>10.2f}'
+    )
   opened = shards.fold(official_folder)['official']
   largest = max(tensor.nbytes for tensor in shards.merge(opened, print).values())
-  print(f'largest tensor {largest / 2**20:.0f} MiB: promised are 2 GiB + twice that; '
-        f'there and back is bit-equal: {"yes" if equal(official_folder, back) else "NO"}')
+  print(
+    f'largest tensor {largest / 2**20:.0f} MiB: promised are 2 GiB + twice that; '
+    f'there and back is bit-equal: {"yes" if equal(official_folder, back) else "NO"}'
+  )
   shutil.rmtree(work)
 
 
 if __name__ == '__main__':
-  flags.DEFINE_float('gigabytes', 4.0, 'Size of the synthetic release, both shards together.', lower_bound=0.5)
-  flags.DEFINE_string('workdir', 'workdir/convert_benchmark', 'Where the files lie; emptied before and removed after.')
+  flags.DEFINE_float(
+    'gigabytes', 4.0, 'Size of the synthetic release, both shards together.', lower_bound=0.5
+  )
+  flags.DEFINE_string(
+    'workdir', 'workdir/convert_benchmark', 'Where the files lie; emptied before and removed after.'
+  )
   cli.run(main)

@@ -24,27 +24,45 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from configs import stage2
-from sphinx_jax.core import cli
-from sphinx_jax.core.progress import progress
-from sphinx_jax.data import dialog, packing, quiet_tensorflow, tokenizer as tokenizers
+from sphinx_jax.configs import stage2
+from sphinx_jax.core import cli, tensorflow as quiet_tensorflow
+from sphinx_jax.core.progress import Progress
+from sphinx_jax.data import dialog, packing, tokenizer as tokenizers
 from sphinx_jax.data.pipeline import Pipeline
-from sphinx_jax.data.sources import jsonl
+from sphinx_jax.datasets import jsonl
 from sphinx_jax.mix.tasks import Mixture
 
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).parent.parent
 SHAPES = ((640, 480), (640, 480), (480, 640), (640, 427))  # As most of COCO's.
-BATCH = {'rows': 8, 'length': 2048, 'images': 6, 'window': 256}
-VISUAL = {'224': 291, '1k': 1455, '2k': 2910}  # Tokens of an image at the scales of the pod configs.
+BATCH = {'size': 8, 'seq_len': 2048, 'images': 6, 'window': 256}
+VISUAL = {
+  '224': 291,
+  '1k': 1455,
+  '2k': 2910,
+}  # Tokens of an image at the scales of the pod configs.
 # Task of stage 2 -> (median, spread) of the log-normal length of its text, in tokens: instruction, answer and template, with
 # a few questions an image where datasets have several. An assumption, as no dataset is at hand.
-TEXTS = {'caption': (50, 0.3), 'vqa': (60, 0.35), 'ocr': (60, 0.5), 'rec': (75, 0.2), 'reg': (75, 0.25),
-         'counting': (45, 0.2), 'grounded_caption': (150, 0.3), 'detection': (220, 0.7), 'relation': (120, 0.5),
-         'layout': (250, 0.5), 'pose': (330, 0.4), 'dialog': (350, 0.6), 'text': (450, 0.7)}
+TEXTS = {
+  'caption': (50, 0.3),
+  'vqa': (60, 0.35),
+  'ocr': (60, 0.5),
+  'rec': (75, 0.2),
+  'reg': (75, 0.25),
+  'counting': (45, 0.2),
+  'grounded_caption': (150, 0.3),
+  'detection': (220, 0.7),
+  'relation': (120, 0.5),
+  'layout': (250, 0.5),
+  'pose': (330, 0.4),
+  'dialog': (350, 0.6),
+  'text': (450, 0.7),
+}
 WITHOUT_IMAGE = ('sharegpt', 'text')  # Entries of the mixture.
-WORDS = ('a the is are on in of left right dog cat red blue two three man woman street car table old young near under '
-         'holding person with and small large').split()
+WORDS = (
+  'a the is are on in of left right dog cat red blue two three man woman street car table old young near under '
+  'holding person with and small large'
+).split()
 
 
 class Endless:
@@ -74,11 +92,13 @@ def draw_lengths(rng, count):
 def picture(rng):
   """A JPEG about as large as a photograph: soft areas, hard edges, fine noise."""
   width, height = SHAPES[rng.integers(len(SHAPES))]
-  soft = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+  soft = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize(
+    (width, height), Image.Resampling.BICUBIC
+  )
   pixels = np.asarray(soft).astype(np.int16)
   for _ in range(12):
     x, y, w, h = rng.integers(0, width), rng.integers(0, height), *rng.integers(20, 200, 2)
-    pixels[y:y + h, x:x + w] += rng.integers(-80, 80, 3, np.int16)
+    pixels[y : y + h, x : x + w] += rng.integers(-80, 80, 3, np.int16)
   pixels += rng.normal(0, 7, (height, width, 1)).astype(np.int16)
   file = io.BytesIO()
   Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, 'JPEG', quality=90)
@@ -91,20 +111,34 @@ def make_data(folder):
   lengths, has_image = draw_lengths(rng, 4 * FLAGS.images)
   lines = []
   for i, (length, pictured) in enumerate(zip(lengths, has_image)):
-    words = ' '.join(rng.choice(WORDS, max(int(length) - 25, 1)))  # Most words are one token; the rest is the template's.
+    words = ' '.join(
+      rng.choice(WORDS, max(int(length) - 25, 1))
+    )  # Most words are one token; the rest is the template's.
     turns = [{'from': 'human', 'value': 'What is on the left?'}, {'from': 'gpt', 'value': words}]
-    lines.append({'conversations': turns} | ({'image': f'{i % FLAGS.images}.jpg'} if pictured else {}))
+    lines.append(
+      {'conversations': turns} | ({'image': f'{i % FLAGS.images}.jpg'} if pictured else {})
+    )
   (folder / 'all.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n')
-  for i in progress(range(FLAGS.images), what='pictures', unit='picture'):
+  for i in Progress(range(FLAGS.images), what='pictures', unit='picture'):
     (folder / f'{i}.jpg').write_bytes(picture(rng))
   text = [turn['value'] for line in lines[:2000] for turn in line['conversations']]
-  (folder / 'tokenizer.model').write_bytes(tokenizers.train([*text, dialog.SYSTEM, 'Human: Assistant:'], 400))
+  (folder / 'tokenizer.model').write_bytes(
+    tokenizers.train([*text, dialog.SYSTEM, 'Human: Assistant:'], 400)
+  )
 
 
 def open_pipeline(folder, size, batch, threads):
   source = Endless(jsonl.open_source({'path': str(folder / 'all.jsonl')}))
-  return Pipeline({'dialog': source}, {'dialog': 1}, tokenizers.load(folder / 'tokenizer.model'), dialog.Template(''),
-                  batch, VISUAL['224'], size, threads=threads)
+  return Pipeline(
+    {'dialog': source},
+    {'dialog': 1},
+    tokenizers.load(folder / 'tokenizer.model'),
+    dialog.Template(''),
+    batch,
+    VISUAL['224'],
+    size,
+    threads=threads,
+  )
 
 
 def timed(images):
@@ -116,6 +150,7 @@ def timed(images):
 
 def pipeline_speed(folder, size, threads):
   """`timed`, over whole windows, so that as many examples are read as are given out."""
+
   def images(last):
     number = position = 0
     while position < last * BATCH['window']:
@@ -130,6 +165,7 @@ def pipeline_speed(folder, size, threads):
 
 def bare_speed(folder, size, threads):
   """`timed`: decode and resize, and nothing else."""
+
   def read(path):
     with Image.open(path) as image:
       return np.asarray(image.convert('RGB').resize((size, size), Image.Resampling.BICUBIC))
@@ -144,12 +180,18 @@ def bare_speed(folder, size, threads):
 
 def report_speed(folder, threads):
   for size in (336, 448):
-    rounds = [(pipeline_speed(folder, size, threads), bare_speed(folder, size, threads)) for _ in range(FLAGS.rounds)]
+    rounds = [
+      (pipeline_speed(folder, size, threads), bare_speed(folder, size, threads))
+      for _ in range(FLAGS.rounds)
+    ]
     ours, bare = (statistics.median(speeds[i][0] for speeds in rounds) / threads for i in (0, 1))
     clock, busy = (sorted(ours[i] / bare[i] for ours, bare in rounds) for i in (0, 1))
-    print(f'speed, {size} pixels: {ours:.1f} images a second and core, bare decode and resize {bare:.1f}: '
-          f'{statistics.median(clock):.0%} of it (rounds {clock[0]:.0%} to {clock[-1]:.0%}; aim 85 %); '
-          f'by time on the cores {statistics.median(busy):.0%}', flush=True)
+    print(
+      f'speed, {size} pixels: {ours:.1f} images a second and core, bare decode and resize {bare:.1f}: '
+      f'{statistics.median(clock):.0%} of it (rounds {clock[0]:.0%} to {clock[-1]:.0%}; aim 85 %); '
+      f'by time on the cores {statistics.median(busy):.0%}',
+      flush=True,
+    )
 
 
 def report_packing():
@@ -159,14 +201,19 @@ def report_packing():
     for _ in range(8):
       lengths, has_image = draw_lengths(rng, batch.window)
       lengths = lengths + visual * has_image
-      fit = lengths <= batch.length
+      fit = lengths <= batch.seq_len
       lengths, has_image = lengths[fit], has_image[fit]
       positions, examples = positions + int(lengths.sum()), examples + len(lengths)
-      rows += len(packing.plan(lengths.tolist(), has_image.tolist(), batch.length, batch.images))
-      least += max(lengths.sum() / batch.length, has_image.sum() / batch.images)
-    useful, plain, bound = (positions / (count * batch.length) for count in (rows, examples, least))
-    print(f'packing, {scale}: rows of {batch.length}, {batch.images} images, windows of {batch.window}: {useful:.1%} useful, '
-          f'one example a row {plain:.1%}, no packing over {bound:.1%} (aim 97 %)', flush=True)
+      rows += len(packing.plan(lengths.tolist(), has_image.tolist(), batch.seq_len, batch.images))
+      least += max(lengths.sum() / batch.seq_len, has_image.sum() / batch.images)
+    useful, plain, bound = (
+      positions / (count * batch.seq_len) for count in (rows, examples, least)
+    )
+    print(
+      f'packing, {scale}: rows of {batch.seq_len}, {batch.images} images, windows of {batch.window}: {useful:.1%} useful, '
+      f'one example a row {plain:.1%}, no packing over {bound:.1%} (aim 97 %)',
+      flush=True,
+    )
 
 
 def report_order():
@@ -174,20 +221,35 @@ def report_order():
   weights = list(range(5, 30))
   for position in (0, 10**9, 10**12):
     begin = time.perf_counter()
-    mixture = Mixture(weights, [10**9] * len(weights), stages=[(10**8 * i, weights[i:] + weights[:i]) for i in (1, 2, 3)])
+    mixture = Mixture(
+      weights,
+      [10**9] * len(weights),
+      stages=[(10**8 * i, weights[i:] + weights[:i]) for i in (1, 2, 3)],
+    )
     mixture.lookup(position + np.arange(1024))
-    print(f'order, position {position:.0e}: {1e3 * (time.perf_counter() - begin):.0f} ms for 1024 examples (aim under 5 s)')
+    print(
+      f'order, position {position:.0e}: {1e3 * (time.perf_counter() - begin):.0f} ms for 1024 examples (aim under 5 s)'
+    )
 
 
 def report_start(folder, threads):
   for position in (0, 10**9, 10**12):
-    command = [sys.executable, '-m', 'benchmarks.data', f'--first_batch={position}', f'--workdir={folder}',
-               f'--threads={threads}']
+    command = [
+      sys.executable,
+      '-m',
+      'benchmarks.data',
+      f'--first_batch={position}',
+      f'--workdir={folder}',
+      f'--threads={threads}',
+    ]
     begin = time.perf_counter()
     said = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
     loading, first = map(float, said.split())
-    print(f'first batch, position {position:.0e}: {first:.1f} s (aim under 5 s) after {loading:.1f} s for the import '
-          f'of TensorFlow; the whole process {time.perf_counter() - begin:.1f} s', flush=True)
+    print(
+      f'first batch, position {position:.0e}: {first:.1f} s (aim under 5 s) after {loading:.1f} s for the import '
+      f'of TensorFlow; the whole process {time.perf_counter() - begin:.1f} s',
+      flush=True,
+    )
 
 
 def first_batch(folder, position, threads):
@@ -208,8 +270,10 @@ def resident():
 
 def report_memory(folder, threads):
   begin, samples = time.monotonic(), []
-  with (open_pipeline(folder, 336, BATCH, threads).batches() as batches,
-        progress(total=int(60 * FLAGS.minutes), what='memory', unit='s') as bar):
+  with (
+    open_pipeline(folder, 336, BATCH, threads).batches() as batches,
+    Progress(total=int(60 * FLAGS.minutes), what='memory', unit='s') as bar,
+  ):
     while (seconds := time.monotonic() - begin) < 60 * FLAGS.minutes:
       next(batches)
       while len(samples) <= seconds:  # One a second.
@@ -217,8 +281,10 @@ def report_memory(folder, threads):
         bar.update()
   parts = [statistics.median(part) for part in np.array_split(samples, 5)]
   shown = ', '.join(f'{part:.0f}' for part in parts)
-  print(f'memory, {FLAGS.minutes:g} minutes: medians of its fifths {shown} MiB; from the second to the last '
-        f'{parts[4] - parts[1]:+.0f} MiB, {parts[4] / parts[1] - 1:+.1%} (aim flat); most {max(samples):.0f} MiB')
+  print(
+    f'memory, {FLAGS.minutes:g} minutes: medians of its fifths {shown} MiB; from the second to the last '
+    f'{parts[4] - parts[1]:+.0f} MiB, {parts[4] / parts[1] - 1:+.1%} (aim flat); most {max(samples):.0f} MiB'
+  )
 
 
 def main():
@@ -239,11 +305,16 @@ def main():
 
 if __name__ == '__main__':
   flags.DEFINE_integer('images', 256, 'JPEGs that are made.', lower_bound=1)
-  flags.DEFINE_integer('windows', 6, f'Windows of {BATCH["window"]} examples for one speed.', lower_bound=1)
+  flags.DEFINE_integer(
+    'windows', 6, f'Windows of {BATCH["window"]} examples for one speed.', lower_bound=1
+  )
   flags.DEFINE_integer('rounds', 5, 'Of speed, of which the median counts.', lower_bound=1)
   flags.DEFINE_integer('threads', None, 'That read and decode; one for each core by default.')
   flags.DEFINE_float('minutes', 10.0, 'How long memory is watched; 0 leaves it out.', lower_bound=0)
   flags.DEFINE_string('workdir', None, 'Where the data lie; a temporary folder by default.')
-  flags.DEFINE_integer('first_batch', None,
-                       'For the benchmark itself: prints the seconds to the first batch from here.')
+  flags.DEFINE_integer(
+    'first_batch',
+    None,
+    'For the benchmark itself: prints the seconds to the first batch from here.',
+  )
   cli.run(main)

@@ -26,6 +26,7 @@ THREADS = 2
 @dataclasses.dataclass(frozen=True)
 class Case:
   """An encoder of configs/sphinx.py and the function that makes PyTorch's; `size` in place of the config's pixels."""
+
   title: str
   encoder: str
   theirs: Callable
@@ -34,31 +35,74 @@ class Case:
 
 def clip(settings: dict) -> Callable:
   from transformers import CLIPVisionConfig, CLIPVisionModel
-  return plain(CLIPVisionModel, CLIPVisionConfig(
-      hidden_size=settings['width'], num_hidden_layers=settings['layers'], num_attention_heads=settings['heads'],
-      intermediate_size=4 * settings['width'], image_size=settings['view'], patch_size=settings['patch'], hidden_act='gelu'))
+
+  return plain(
+    CLIPVisionModel,
+    CLIPVisionConfig(
+      hidden_size=settings['width'],
+      num_hidden_layers=settings['layers'],
+      num_attention_heads=settings['heads'],
+      intermediate_size=4 * settings['width'],
+      image_size=settings['view'],
+      patch_size=settings['patch'],
+      hidden_act='gelu',
+    ),
+  )
 
 
 def convnext(settings: dict) -> Callable:
   from transformers import ConvNextConfig, ConvNextModel
-  return plain(ConvNextModel, ConvNextConfig(hidden_sizes=settings['widths'], depths=settings['depths']))
+
+  return plain(
+    ConvNextModel, ConvNextConfig(hidden_sizes=settings['widths'], depths=settings['depths'])
+  )
 
 
 def dinov2(settings: dict) -> Callable:
   from transformers import Dinov2Config, Dinov2Model
-  return plain(Dinov2Model, Dinov2Config(
-      hidden_size=settings['width'], num_hidden_layers=settings['layers'], num_attention_heads=settings['heads'],
-      image_size=settings['pos_grid'] * settings['patch'], patch_size=settings['patch'], use_swiglu_ffn=True))
+
+  return plain(
+    Dinov2Model,
+    Dinov2Config(
+      hidden_size=settings['width'],
+      num_hidden_layers=settings['layers'],
+      num_attention_heads=settings['heads'],
+      image_size=settings['pos_grid'] * settings['patch'],
+      patch_size=settings['patch'],
+      use_swiglu_ffn=True,
+    ),
+  )
 
 
 def qformer(settings: dict) -> Callable:
-  from transformers import Blip2QFormerConfig, Blip2QFormerModel, Blip2VisionConfig, Blip2VisionModel
-  vit = plain(Blip2VisionModel, Blip2VisionConfig(
-      hidden_size=settings['vit_width'], num_hidden_layers=settings['vit_layers'], image_size=settings['view'],
-      num_attention_heads=settings['vit_heads'], intermediate_size=settings['vit_mlp'], patch_size=settings['patch']))
-  reader = build(Blip2QFormerModel, Blip2QFormerConfig(
-      hidden_size=settings['width'], num_hidden_layers=settings['layers'], num_attention_heads=settings['heads'],
-      intermediate_size=settings['mlp'], encoder_hidden_size=settings['vit_width']))
+  from transformers import (
+    Blip2QFormerConfig,
+    Blip2QFormerModel,
+    Blip2VisionConfig,
+    Blip2VisionModel,
+  )
+
+  vit = plain(
+    Blip2VisionModel,
+    Blip2VisionConfig(
+      hidden_size=settings['vit_width'],
+      num_hidden_layers=settings['vit_layers'],
+      image_size=settings['view'],
+      num_attention_heads=settings['vit_heads'],
+      intermediate_size=settings['vit_mlp'],
+      patch_size=settings['patch'],
+    ),
+  )
+  reader = build(
+    Blip2QFormerModel,
+    Blip2QFormerConfig(
+      hidden_size=settings['width'],
+      num_hidden_layers=settings['layers'],
+      num_attention_heads=settings['heads'],
+      intermediate_size=settings['mlp'],
+      encoder_hidden_size=settings['vit_width'],
+    ),
+  )
   queries = tensor(normal((1, settings['queries'], settings['width'])))
 
   def forward(images):
@@ -69,28 +113,30 @@ def qformer(settings: dict) -> Callable:
 
 
 CASES = {
-    'clip': Case('CLIP ViT-L/14', 'clip', clip),
-    'convnext256': Case('ConvNeXt-XXL, 256 pixels', 'convnext', convnext, 256),
-    'convnext512': Case('ConvNeXt-XXL, 512 pixels', 'convnext', convnext, 512),
-    'dinov2': Case('DINOv2 ViT-g/14', 'dinov2', dinov2),
-    'qformer': Case('BLIP-2 ViT-g, Q-Former', 'qformer', qformer),
+  'clip': Case('CLIP ViT-L/14', 'clip', clip),
+  'convnext256': Case('ConvNeXt-XXL, 256 pixels', 'convnext', convnext, 256),
+  'convnext512': Case('ConvNeXt-XXL, 512 pixels', 'convnext', convnext, 512),
+  'dinov2': Case('DINOv2 ViT-g/14', 'dinov2', dinov2),
+  'qformer': Case('BLIP-2 ViT-g, Q-Former', 'qformer', qformer),
 }
 
 
 def settings_of(case: Case) -> dict:
-  from configs import sphinx
+  from sphinx_jax.configs import sphinx
+
   settings = dict(sphinx.ENCODERS['full'][case.encoder])
   return settings if case.size is None else settings | dict(view=case.size, input=case.size)
 
 
 def normal(shape: tuple[int, ...]) -> np.ndarray:
   """Small random numbers; a million of them, repeated, because drawing a billion takes longer than the benchmark."""
-  return np.resize(0.02 * np.random.default_rng(0).standard_normal(2 ** 20).astype(np.float32), shape)
+  return np.resize(0.02 * np.random.default_rng(0).standard_normal(2**20).astype(np.float32), shape)
 
 
 def build(module: type, config: object) -> object:
   """A transformers module with random parameters, without its own slow initialisation."""
   import torch
+
   with torch.device('meta'):
     model = module(config)
   model = model.to_empty(device='cpu').eval()
@@ -118,14 +164,19 @@ def count(model: object) -> int:
 
 def tensor(values: np.ndarray) -> object:
   import torch
+
   return torch.from_numpy(values)
 
 
 def make_theirs(case: Case) -> tuple[Callable, int]:
   import torch
+
   torch.set_num_threads(THREADS)
   settings = settings_of(case)
-  forward, images = case.theirs(settings), tensor(normal((1, 3, settings['view'], settings['view'])))
+  forward, images = (
+    case.theirs(settings),
+    tensor(normal((1, 3, settings['view'], settings['view']))),
+  )
 
   def run():
     with torch.inference_mode():
@@ -139,16 +190,27 @@ def make_ours(case: Case) -> tuple[Callable, int]:
   import flax.linen as nn
   import jax
   import jax.numpy as jnp
+
   from sphinx_jax.models import layers, sphinx
+
   settings, module = settings_of(case), sphinx.ENCODERS[case.encoder]
   shared = {'image_mean': sphinx.MEAN, 'image_std': sphinx.STD}
-  module = module(**settings, **{name: value for name, value in shared.items() if name in module.__dataclass_fields__})
+  module = module(
+    **settings,
+    **{name: value for name, value in shared.items() if name in module.__dataclass_fields__},
+  )
   images = jnp.asarray(normal((1, settings['view'], settings['view'], 3)))
-  shapes = jax.eval_shape(lambda rng: nn.unbox(module.init(rng, images)['params']), jax.random.key(0))
+  shapes = jax.eval_shape(
+    lambda rng: nn.unbox(module.init(rng, images)['params']), jax.random.key(0)
+  )
   params = jax.tree.map(lambda leaf: jnp.asarray(normal(leaf.shape), jnp.bfloat16), shapes)
-  forward = jax.jit(lambda params, images: module.apply({'params': params}, images),
-                    compiler_options=layers.compiler_options())
-  return lambda: jax.block_until_ready(forward(params, images)), sum(leaf.size for leaf in jax.tree.leaves(params))
+  forward = jax.jit(
+    lambda params, images: module.apply({'params': params}, images),
+    compiler_options=layers.compiler_options(),
+  )
+  return lambda: jax.block_until_ready(forward(params, images)), sum(
+    leaf.size for leaf in jax.tree.leaves(params)
+  )
 
 
 def work(side: Callable, name: str, pipe: Connection) -> None:
@@ -161,7 +223,7 @@ def work(side: Callable, name: str, pipe: Connection) -> None:
     began = time.perf_counter()
     run()
     pipe.send(time.perf_counter() - began)
-  pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20)
+  pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
 def measure(name: str, repeats: int) -> str:
@@ -177,32 +239,49 @@ def measure(name: str, repeats: int) -> str:
   ask = lambda pipe, more: (pipe.send(more), pipe.recv())[1]
   ours, theirs = (pipe.recv() for pipe in pipes)
   if abs(ours - theirs) > 0.01 * ours:
-    raise SystemExit(f'{name}: ours has {ours} parameters, PyTorch {theirs}; they are not the same module')
+    raise SystemExit(
+      f'{name}: ours has {ours} parameters, PyTorch {theirs}; they are not the same module'
+    )
   pairs = [[ask(pipe, True) for pipe in pipes] for _ in range(repeats)]
   memory = [ask(pipe, False) for pipe in pipes]
   for process in processes:
     process.join()
   medians = [statistics.median(seconds) for seconds in zip(*pairs)]
   ratios = [theirs / ours for ours, theirs in pairs]
-  return (f'{CASES[name].title:25}{ours / 1e6:7.0f}{1e3 * medians[0]:9.0f}{1e3 * medians[1]:9.0f}'
-          f'{medians[1] / medians[0]:8.2f}   {min(ratios):4.2f} to {max(ratios):4.2f}{memory[0]:9.1f}{memory[1]:9.1f}')
+  return (
+    f'{CASES[name].title:25}{ours / 1e6:7.0f}{1e3 * medians[0]:9.0f}{1e3 * medians[1]:9.0f}'
+    f'{medians[1] / medians[0]:8.2f}   {min(ratios):4.2f} to {max(ratios):4.2f}{memory[0]:9.1f}{memory[1]:9.1f}'
+  )
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--only', default=','.join(CASES), help='names, by commas (all: %(default)s)')
-  parser.add_argument('--repeats', type=int, default=5, help='timed passes of each side (%(default)s); the median is printed')
+  parser.add_argument(
+    '--repeats',
+    type=int,
+    default=5,
+    help='timed passes of each side (%(default)s); the median is printed',
+  )
   options = parser.parse_args()
   names = options.only.split(',')
   if unknown := set(names) - set(CASES):
     parser.error(f'--only: no {", ".join(sorted(unknown))}; there are {", ".join(CASES)}')
   began = time.perf_counter()
-  print(f'{"":25}{"million":>7}{"ours":>9}{"PyTorch":>9}{"times":>8}{"of single":>15}{"peak GiB":>9}{"peak GiB":>9}')
-  print(f'{"encoder":25}{"params":>7}{"ms":>9}{"ms":>9}{"faster":>8}{"pairs":>15}{"ours":>9}{"PyTorch":>9}')
+  print(
+    f'{"":25}{"million":>7}{"ours":>9}{"PyTorch":>9}{"times":>8}{"of single":>15}{"peak GiB":>9}{"peak GiB":>9}'
+  )
+  print(
+    f'{"encoder":25}{"params":>7}{"ms":>9}{"ms":>9}{"faster":>8}{"pairs":>15}{"ours":>9}{"PyTorch":>9}'
+  )
   for name in names:
     print(measure(name, options.repeats), flush=True)
-  print(f'medians of {options.repeats}, {THREADS} threads; load of the machine {os.getloadavg()[0]:.1f}; '
-        f'{time.perf_counter() - began:.0f} s in all')
+  print(
+    f'medians of {options.repeats}, {THREADS} threads; load of the machine {os.getloadavg()[0]:.1f}; '
+    f'{time.perf_counter() - began:.0f} s in all'
+  )
 
 
 if __name__ == '__main__':

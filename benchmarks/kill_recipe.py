@@ -19,13 +19,28 @@ from sphinx_jax.training import writer
 
 ROOT = pathlib.Path(__file__).parent.parent
 STAGES = ('real', 'synthetic', 'stage2')
-CLOCKS = ('second', 'rss', 'wait')  # Parts of names of metrics that measure the machine, not the model.
+CLOCKS = (
+  'second',
+  'rss',
+  'wait',
+)  # Parts of names of metrics that measure the machine, not the model.
 
 
 def start(workdir, extra):
   return subprocess.Popen(
-      [sys.executable, '-m', 'sphinx_jax.recipe', '--config=configs/mini.py:quick', f'--workdir={workdir}', *extra],
-      cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    [
+      sys.executable,
+      '-m',
+      'sphinx_jax.recipe',
+      '--config=configs/mini.py:quick',
+      f'--workdir={workdir}',
+      *extra,
+    ],
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+    start_new_session=True,
+  )
 
 
 def run(workdir, extra):
@@ -42,13 +57,18 @@ def numbers(workdir):
   losses = {}
   for stage in STAGES:
     for line in writer.read(workdir / stage):
-      losses |= {(stage, line['step'], name): value for name, value in line.items()
-                 if not any(clock in name for clock in CLOCKS)}
+      losses |= {
+        (stage, line['step'], name): value
+        for name, value in line.items()
+        if not any(clock in name for clock in CLOCKS)
+      }
   return {'losses': losses, 'mix_curve': metrics['mix_curve'], 'tasks': metrics['tasks']}
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--workdir', type=pathlib.Path, required=True)
   parser.add_argument('--kills', type=int, default=3)
   parser.add_argument('--seed', type=int, default=0)
@@ -58,7 +78,9 @@ def main():
   print(f'unbroken run: {seconds:.0f} s', flush=True)
   draw = random.Random(options.seed)
   for _ in range(options.kills):
-    moment = draw.uniform(0.2, 0.8) * seconds / options.kills  # All of them fall before a run of this length ends.
+    moment = (
+      draw.uniform(0.2, 0.8) * seconds / options.kills
+    )  # All of them fall before a run of this length ends.
     process = start(broken, extra)
     try:
       process.wait(timeout=moment)
@@ -67,7 +89,10 @@ def main():
       process.send_signal(signal.SIGKILL)
       process.wait()
       steps = sorted(path.parent.name for path in broken.glob('*/done.json'))
-      print(f'kill -9 after {moment:.0f} s; finished by then: {", ".join(steps) or "nothing"}', flush=True)
+      print(
+        f'kill -9 after {moment:.0f} s; finished by then: {", ".join(steps) or "nothing"}',
+        flush=True,
+      )
   run(broken, extra)
   first, second = numbers(whole), numbers(broken)
   for part in first:

@@ -23,7 +23,11 @@ import time
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-CLOCKS = ('second', 'rss', 'wait')  # Parts of names of metrics that measure the machine, not the model.
+CLOCKS = (
+  'second',
+  'rss',
+  'wait',
+)  # Parts of names of metrics that measure the machine, not the model.
 
 
 def child(notes):
@@ -61,7 +65,7 @@ def trained_on(notes):
   history = []
   for line in map(json.loads, notes.read_text().splitlines()):
     if 'start' in line:
-      del history[line['start']:]
+      del history[line['start'] :]
     elif 'examples' in line:
       history.append(line['examples'])
   return history
@@ -76,13 +80,16 @@ def resumed(notes, kills):
     elif 'start' in line:
       starts[-1] = line['start']
   there = [kill['left'] for kill in kills]  # The newest save when a kill was over.
-  return sum(next(start for start in starts[number + 1:] if start is not None) >= left for number, left in enumerate(there))
+  return sum(
+    next(start for start in starts[number + 1 :] if start is not None) >= left
+    for number, left in enumerate(there)
+  )
 
 
 def prepare(folder, steps):
   """Data and config, made once."""
-  from configs import mini
   from sphinx_jax import recipe
+  from sphinx_jax.configs import mini
   from sphinx_jax.core import config as config_lib
 
   file = folder / 'config.json'
@@ -94,19 +101,34 @@ def prepare(folder, steps):
     with stage.unlocked():
       stage.update(steps=steps, log_every=1, eval_every=10 * steps)
       stage.validation = {}
-      stage.batch.update(rows=2, length=128, images=1, window=64)
+      stage.batch.update(size=2, seq_len=128, images=1, window=64)
       stage.checkpoint.update(every=2, keep=3, keep_every=0)
     file.write_text(config_lib.to_json(stage))
-  (folder / 'config.py').write_text('import pathlib\nfrom sphinx_jax.core import config\ndef get_config():\n'
-                                    f'  return config.from_json(pathlib.Path({str(file)!r}).read_text())\n')
+  (folder / 'config.py').write_text(
+    'import pathlib\nfrom sphinx_jax.core import config\ndef get_config():\n'
+    f'  return config.from_json(pathlib.Path({str(file)!r}).read_text())\n'
+  )
 
 
 def start(folder, name):
-  environment = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(folder / 'programs'), 'PYTHONPATH': str(ROOT),
-                              'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+  environment = os.environ | {
+    'JAX_COMPILATION_CACHE_DIR': str(folder / 'programs'),
+    'PYTHONPATH': str(ROOT),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
   return subprocess.Popen(
-      [sys.executable, __file__, f'--child={folder / name}.notes', f'--config={folder}/config.py', f'--workdir={folder / name}'],
-      cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=open(f'{folder / name}.log', 'a'))
+    [
+      sys.executable,
+      __file__,
+      f'--child={folder / name}.notes',
+      f'--config={folder}/config.py',
+      f'--workdir={folder / name}',
+    ],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.DEVNULL,
+    stderr=open(f'{folder / name}.log', 'a'),
+  )
 
 
 def finish(folder, name):
@@ -140,39 +162,73 @@ def kill(folder, draw, seconds, remaining):
       seconds['start'] = time.monotonic() - began
     # On average as many steps as are left for each of the kills that are left.
     delay = draw.uniform(0, 2 * seconds['step'] * remaining)
-  if wait_for(process, lambda until=time.monotonic() + delay: time.monotonic() >= until) and kind == 'saving':
-    wait_for(process, lambda: saves.is_dir() and any('tmp' in path.name for path in saves.iterdir()))
+  if (
+    wait_for(process, lambda until=time.monotonic() + delay: time.monotonic() >= until)
+    and kind == 'saving'
+  ):
+    wait_for(
+      process, lambda: saves.is_dir() and any('tmp' in path.name for path in saves.iterdir())
+    )
     time.sleep(draw.uniform(0, 0.05))
   if process.poll() is not None:
     return None
   under_way = saves.is_dir() and any('tmp' in path.name for path in saves.iterdir())
   process.send_signal(number)
   began, code = time.monotonic(), process.wait()
-  return {'signal': number.name, 'kind': kind, 'code': code, 'saving': under_way, 'seconds': time.monotonic() - began,
-          'left': newest(folder)}
+  return {
+    'signal': number.name,
+    'kind': kind,
+    'code': code,
+    'saving': under_way,
+    'seconds': time.monotonic() - began,
+    'left': newest(folder),
+  }
 
 
 def newest(folder):
   """The newest save of the broken run, or 0."""
-  return max((int(path.name) for path in folder.glob('broken/checkpoints/*') if path.name.isdigit()), default=0)
+  return max(
+    (int(path.name) for path in folder.glob('broken/checkpoints/*') if path.name.isdigit()),
+    default=0,
+  )
 
 
 def compare(folder):
   """(lost examples, repeated examples, steps with other batches, largest difference of a loss)."""
   from sphinx_jax.training import writer
-  whole, broken = (trained_on(pathlib.Path(f'{folder}/{name}.notes')) for name in ('whole', 'broken'))
-  counts = [collections.Counter(example for batch in run for example in batch) for run in (whole, broken)]
+
+  whole, broken = (
+    trained_on(pathlib.Path(f'{folder}/{name}.notes')) for name in ('whole', 'broken')
+  )
+  counts = [
+    collections.Counter(example for batch in run for example in batch) for run in (whole, broken)
+  ]
   lost, repeated = sum((counts[0] - counts[1]).values()), sum((counts[1] - counts[0]).values())
   other = sum(a != b for a, b in zip(whole, broken)) + abs(len(whole) - len(broken))
-  values = [{(line['step'], name): value for line in writer.read(folder / name) for name, value in line.items()
-             if not any(clock in name for clock in CLOCKS)} for name in ('whole', 'broken')]
+  values = [
+    {
+      (line['step'], name): value
+      for line in writer.read(folder / name)
+      for name, value in line.items()
+      if not any(clock in name for clock in CLOCKS)
+    }
+    for name in ('whole', 'broken')
+  ]
   if values[0].keys() != values[1].keys():
     sys.exit(f'the runs wrote other lines: {sorted(values[0].keys() ^ values[1].keys())[:5]}')
-  return lost, repeated, other, max(abs(values[0][key] - values[1][key]) for key in values[0]), sum(counts[0].values())
+  return (
+    lost,
+    repeated,
+    other,
+    max(abs(values[0][key] - values[1][key]) for key in values[0]),
+    sum(counts[0].values()),
+  )
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--workdir', type=pathlib.Path, required=True)
   parser.add_argument('--kills', type=int, default=20)
   parser.add_argument('--steps', type=int, default=60)
@@ -183,32 +239,58 @@ def main():
     sys.exit(f'{folder} holds an earlier test; give another --workdir')
   prepare(folder, options.steps)
   if not (folder / 'whole').exists():
-    print(f"unbroken run: {finish(folder, 'whole'):.0f} s", flush=True)
-  lines = [json.loads(line) for line in (folder / 'whole' / 'metrics.jsonl').read_text().splitlines()]
+    print(f'unbroken run: {finish(folder, "whole"):.0f} s', flush=True)
+  lines = [
+    json.loads(line) for line in (folder / 'whole' / 'metrics.jsonl').read_text().splitlines()
+  ]
   step = sum(1 / line['steps_per_second'] for line in lines) / len(lines)
   print(f'{options.steps} steps of {step:.2f} s', flush=True)
-  seconds = {'step': step, 'start': 20.0}  # Of a start whose programs are compiled; measured along the way.
+  seconds = {
+    'step': step,
+    'start': 20.0,
+  }  # Of a start whose programs are compiled; measured along the way.
   done = []
   while len(done) < options.kills:
-    found = kill(folder, draw, seconds, (options.steps - newest(folder)) / (options.kills - len(done) + 1))
+    found = kill(
+      folder, draw, seconds, (options.steps - newest(folder)) / (options.kills - len(done) + 1)
+    )
     if found is None:
       print('the run finished before the next kill; raise --steps', flush=True)
       break
     done.append(found)
-    print(f"kill {len(done)}: {found['signal']} ({found['kind']}{', a save under way' if found['saving'] else ''}), "
-          f"code {found['code']} after {found['seconds']:.1f} s, newest save {found['left']}", flush=True)
+    print(
+      f'kill {len(done)}: {found["signal"]} ({found["kind"]}{", a save under way" if found["saving"] else ""}), '
+      f'code {found["code"]} after {found["seconds"]:.1f} s, newest save {found["left"]}',
+      flush=True,
+    )
   finish(folder, 'broken')
   lost, repeated, other, difference, examples = compare(folder)
   terminated = [kill for kill in done if kill['signal'] == 'SIGTERM']
-  print(f'kills: {len(done)} ({len(done) - len(terminated)} kill -9, {len(terminated)} SIGTERM; '
-        f"{sum(kill['saving'] for kill in done)} with a save under way)")
-  print(f'slowest SIGTERM to exit: {max((kill["seconds"] for kill in terminated), default=0):.1f} s')
+  print(
+    f'kills: {len(done)} ({len(done) - len(terminated)} kill -9, {len(terminated)} SIGTERM; '
+    f'{sum(kill["saving"] for kill in done)} with a save under way)'
+  )
+  print(
+    f'slowest SIGTERM to exit: {max((kill["seconds"] for kill in terminated), default=0):.1f} s'
+  )
   went_on = resumed(pathlib.Path(f'{folder}/broken.notes'), done)
   print(f'resumed: {went_on} of {len(done)}')
-  print(f'examples: {examples}\nlost examples: {lost}\nrepeated examples: {repeated}\nsteps with another batch: {other}')
+  print(
+    f'examples: {examples}\nlost examples: {lost}\nrepeated examples: {repeated}\nsteps with another batch: {other}'
+  )
   print(f'largest loss difference: {difference}')
   late = [kill for kill in terminated if kill['seconds'] > 30]
-  sys.exit(bool(lost or repeated or other or difference or late or went_on < len(done) or len(done) < options.kills))
+  sys.exit(
+    bool(
+      lost
+      or repeated
+      or other
+      or difference
+      or late
+      or went_on < len(done)
+      or len(done) < options.kills
+    )
+  )
 
 
 if __name__ == '__main__':

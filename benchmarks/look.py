@@ -26,8 +26,11 @@ def run_config():
   config = ConfigDict(recipe.stage_config(FLAGS.config, FLAGS.stage, workdir).to_dict())
   if config.init_from == 'scratch':
     config.init_from = None
-  config.validation = {task: entry.to_dict() | {'split': 'validation'} for task, entry in config.mixture.items()
-                       if task != 'text'}
+  config.validation = {
+    task: entry.to_dict() | {'split': 'validation'}
+    for task, entry in config.mixture.items()
+    if task != 'text'
+  }
   return config.lock()
 
 
@@ -41,8 +44,10 @@ def main():
     last = train.train(config, workdir)
     program = train.Program(config)
     params = store.load_params(workdir, program.params)
-  other = {task: [with_other_images(batch) for batch in batches]
-           for task, batches in train.open_data(config).validation.items()}
+  other = {
+    task: [with_other_images(batch) for batch in batches]
+    for task, batches in train.open_data(config).validation.items()
+  }
   print(f'{config.steps} updates, {last["examples_per_second"]:.0f} examples a second')
   for task, loss in program.evaluate(params, other).items():
     print(f'{task:20} {last[f"validation/{task}"]:.3f} true image   {loss:.3f} another')

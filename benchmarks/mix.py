@@ -31,16 +31,29 @@ FLAGS = flags.FLAGS
 _COEFFICIENTS = (0.3, 0.7)
 _MERGEKIT = ('mergekit==0.1.5', 'torch==2.13.0')
 _VOCAB, _WIDTH, _HIDDEN = 32000, llama.SIZES['7b']['width'], 11008
-_LAYER = {'self_attn.q_proj': (_WIDTH, _WIDTH), 'self_attn.k_proj': (_WIDTH, _WIDTH), 'self_attn.v_proj': (_WIDTH, _WIDTH),
-          'self_attn.o_proj': (_WIDTH, _WIDTH), 'mlp.gate_proj': (_HIDDEN, _WIDTH), 'mlp.up_proj': (_HIDDEN, _WIDTH),
-          'mlp.down_proj': (_WIDTH, _HIDDEN), 'input_layernorm': (_WIDTH,), 'post_attention_layernorm': (_WIDTH,)}
-_BESIDE = {'model.embed_tokens': (_VOCAB, _WIDTH), 'model.norm': (_WIDTH,), 'lm_head': (_VOCAB, _WIDTH)}
+_LAYER = {
+  'self_attn.q_proj': (_WIDTH, _WIDTH),
+  'self_attn.k_proj': (_WIDTH, _WIDTH),
+  'self_attn.v_proj': (_WIDTH, _WIDTH),
+  'self_attn.o_proj': (_WIDTH, _WIDTH),
+  'mlp.gate_proj': (_HIDDEN, _WIDTH),
+  'mlp.up_proj': (_HIDDEN, _WIDTH),
+  'mlp.down_proj': (_WIDTH, _HIDDEN),
+  'input_layernorm': (_WIDTH,),
+  'post_attention_layernorm': (_WIDTH,),
+}
+_BESIDE = {
+  'model.embed_tokens': (_VOCAB, _WIDTH),
+  'model.norm': (_WIDTH,),
+  'lm_head': (_VOCAB, _WIDTH),
+}
 
 
 def shapes(layers: int) -> dict[str, tuple[int, ...]]:
   """Path -> shape in our checkpoints: layers are stacked."""
   return {f'llm/layers/{name}': (layers, *shape) for name, shape in _LAYER.items()} | {
-      f'llm/{name}': shape for name, shape in _BESIDE.items()}
+    f'llm/{name}': shape for name, shape in _BESIDE.items()
+  }
 
 
 def _random(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -51,13 +64,17 @@ def _random(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def write_ours(folder: pathlib.Path, layers: int) -> None:
   """A checkpoint of ours, one layer in memory at a time."""
-  found = {path: stream.Array(shape, np.dtype(ml_dtypes.bfloat16), None, layers if 'layers' in path else 1)
-           for path, shape in shapes(layers).items()}
+  found = {
+    path: stream.Array(shape, np.dtype(ml_dtypes.bfloat16), None, layers if 'layers' in path else 1)
+    for path, shape in shapes(layers).items()
+  }
   writer = stream.Writer(folder, {'params': found}, {'config': '{}', 'tokenizer': '', 'dialog': {}})
   for path, array in found.items():
     for i in range(array.layers):
       part = array.shape[1:] if array.layers > 1 else array.shape
-      writer.write('params', path, _random(f'{folder.name} {path} {i}', part), (i,) if array.layers > 1 else ())
+      writer.write(
+        'params', path, _random(f'{folder.name} {path} {i}', part), (i,) if array.layers > 1 else ()
+      )
   writer.finish()
 
 
@@ -68,22 +85,42 @@ def write_safetensors(source: pathlib.Path, folder: pathlib.Path) -> None:
   for path, array in arrays.items():
     if path.startswith('llm/layers/'):
       layers, name = array.shape[0], path.removeprefix('llm/layers/')
-      tensors |= {f'model.layers.{i}.{name}.weight': Tensor(array.shape[1:], dtype, lambda array=array, i=i: array.read((i,)))
-                  for i in range(layers)}
+      tensors |= {
+        f'model.layers.{i}.{name}.weight': Tensor(
+          array.shape[1:], dtype, lambda array=array, i=i: array.read((i,))
+        )
+        for i in range(layers)
+      }
     else:
-      tensors[path.removeprefix('llm/') + '.weight'] = Tensor(array.shape, dtype, lambda array=array: array.read(()))
+      tensors[path.removeprefix('llm/') + '.weight'] = Tensor(
+        array.shape, dtype, lambda array=array: array.read(())
+      )
   folder.mkdir(parents=True)
   safetensors.write_safetensors(folder, tensors)
-  (folder / 'config.json').write_text(json.dumps({
-      'architectures': ['LlamaForCausalLM'], 'model_type': 'llama', 'hidden_size': _WIDTH, 'intermediate_size': _HIDDEN,
-      'num_hidden_layers': layers, 'num_attention_heads': 32, 'num_key_value_heads': 32, 'vocab_size': _VOCAB,
-      'torch_dtype': 'bfloat16', 'tie_word_embeddings': False}))
+  (folder / 'config.json').write_text(
+    json.dumps(
+      {
+        'architectures': ['LlamaForCausalLM'],
+        'model_type': 'llama',
+        'hidden_size': _WIDTH,
+        'intermediate_size': _HIDDEN,
+        'num_hidden_layers': layers,
+        'num_attention_heads': 32,
+        'num_key_value_heads': 32,
+        'vocab_size': _VOCAB,
+        'torch_dtype': 'bfloat16',
+        'tie_word_embeddings': False,
+      }
+    )
+  )
 
 
 def timed(*command: str) -> tuple[float, float]:
   """Runs a process: (seconds from start to exit, peak resident memory in GiB)."""
   start = time.monotonic()
-  process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=None if FLAGS.verbose else subprocess.DEVNULL)
+  process = subprocess.Popen(
+    command, stdout=subprocess.DEVNULL, stderr=None if FLAGS.verbose else subprocess.DEVNULL
+  )
   _, status, usage = os.wait4(process.pid, 0)
   process.returncode = os.waitstatus_to_exitcode(status)
   if status:
@@ -95,7 +132,9 @@ def compared(inputs: list[pathlib.Path], written: pathlib.Path, copy: pathlib.Pa
   """Seconds of `cp` of the output plus `cat` of the inputs."""
   copying, _ = timed('cp', '-r', str(written), str(copy))
   shutil.rmtree(copy)
-  reading, _ = timed('sh', '-c', f'find {" ".join(map(str, inputs))} -type f -print0 | xargs -0 cat')
+  reading, _ = timed(
+    'sh', '-c', f'find {" ".join(map(str, inputs))} -type f -print0 | xargs -0 cat'
+  )
   return copying + reading
 
 
@@ -109,7 +148,9 @@ def mergekit(work: pathlib.Path) -> pathlib.Path:
   return home / 'bin' / 'mergekit-yaml'
 
 
-def merge(work: pathlib.Path, inputs: list[pathlib.Path], mixed: pathlib.Path) -> list[tuple[float, float]]:
+def merge(
+  work: pathlib.Path, inputs: list[pathlib.Path], mixed: pathlib.Path
+) -> list[tuple[float, float]]:
   """mergekit's rounds; the tensors must be ours, but for the last bit of a sum that is rounded twice."""
   program = mergekit(work)
   folders = [work / f'{source.name}_hf' for source in inputs]
@@ -117,9 +158,18 @@ def merge(work: pathlib.Path, inputs: list[pathlib.Path], mixed: pathlib.Path) -
     write_safetensors(source, folder)
     shutil.rmtree(source)  # Not more on the disk than is promised.
   config = work / 'merge.json'  # JSON is YAML.
-  config.write_text(json.dumps({
-      'merge_method': 'linear', 'dtype': 'bfloat16',
-      'models': [{'model': str(folder), 'parameters': {'weight': number}} for folder, number in zip(folders, _COEFFICIENTS)]}))
+  config.write_text(
+    json.dumps(
+      {
+        'merge_method': 'linear',
+        'dtype': 'bfloat16',
+        'models': [
+          {'model': str(folder), 'parameters': {'weight': number}}
+          for folder, number in zip(folders, _COEFFICIENTS)
+        ],
+      }
+    )
+  )
   rounds, output = [], work / 'merged'
   for _ in range(FLAGS.rounds):
     shutil.rmtree(output, ignore_errors=True)
@@ -133,11 +183,21 @@ def differences(merged: pathlib.Path, mixed: pathlib.Path) -> str:
   theirs, other, total, most = safetensors.open_safetensors(merged), 0, 0, 0
   for path, array in stream.read(mixed).items():
     for index, _ in array.pieces():
-      name = (f'model.layers.{index[0]}.{path.removeprefix("llm/layers/")}' if index else path.removeprefix('llm/')) + '.weight'
+      name = (
+        f'model.layers.{index[0]}.{path.removeprefix("llm/layers/")}'
+        if index
+        else path.removeprefix('llm/')
+      ) + '.weight'
       if 'layers' in path and not index:
         continue  # Vectors: too small to matter.
-      steps = np.abs(array.read(index).view(np.int16).astype(np.int32) - theirs[name].read().view(np.int16))
-      other, total, most = other + np.count_nonzero(steps), total + steps.size, max(most, int(steps.max()))
+      steps = np.abs(
+        array.read(index).view(np.int16).astype(np.int32) - theirs[name].read().view(np.int16)
+      )
+      other, total, most = (
+        other + np.count_nonzero(steps),
+        total + steps.size,
+        max(most, int(steps.max())),
+      )
   return f'{other} of {total} numbers differ, by at most {most} steps of bfloat16'
 
 
@@ -145,7 +205,9 @@ def main() -> None:
   work = pathlib.Path(FLAGS.workdir).absolute()
   inputs, output = [work / 'first', work / 'second'], work / 'mixed'
   shutil.rmtree(work, ignore_errors=True)
-  layer, beside = (2 * sum(int(np.prod(shape)) for shape in group.values()) for group in (_LAYER, _BESIDE))
+  layer, beside = (
+    2 * sum(int(np.prod(shape)) for shape in group.values()) for group in (_LAYER, _BESIDE)
+  )
   layers = max(2, round((FLAGS.gigabytes * 1e9 - beside) / layer))
   print(f'making two checkpoints of {(layers * layer + beside) / 1e9:.2f} GB ...', flush=True)
   for folder in inputs:
@@ -156,19 +218,33 @@ def main() -> None:
     before = compared(inputs, written, work / 'copy')
     shutil.rmtree(output, ignore_errors=True)
     seconds, memory = timed(
-        sys.executable, '-m', 'sphinx_jax.mix_weights', f'--inputs={inputs[0]},{inputs[1]}', f'--output={output}',
-        f'--coefficients={",".join(map(str, _COEFFICIENTS))}', f'--method={FLAGS.method}')
+      sys.executable,
+      '-m',
+      'sphinx_jax.mix_weights',
+      f'--inputs={inputs[0]},{inputs[1]}',
+      f'--output={output}',
+      f'--coefficients={",".join(map(str, _COEFFICIENTS))}',
+      f'--method={FLAGS.method}',
+    )
     rows.append((seconds, (before + compared(inputs, written, work / 'copy')) / 2, memory))
-    print(f'round {number + 1}: mix {rows[-1][0]:.1f} s, cp and cat {rows[-1][1]:.1f} s, ratio {rows[-1][0] / rows[-1][1]:.2f}, '
-          f'peak {memory:.2f} GiB', flush=True)
+    print(
+      f'round {number + 1}: mix {rows[-1][0]:.1f} s, cp and cat {rows[-1][1]:.1f} s, ratio {rows[-1][0] / rows[-1][1]:.2f}, '
+      f'peak {memory:.2f} GiB',
+      flush=True,
+    )
   ours, copied = (statistics.median(column) for column in list(zip(*rows))[:2])
-  print(f'medians: mix {ours:.1f} s, cp of the output and cat of the inputs {copied:.1f} s: {ours / copied:.2f} times; '
-        f'peak {max(row[2] for row in rows):.2f} GiB; hash {store.load_meta(output)["hash"]}', flush=True)
+  print(
+    f'medians: mix {ours:.1f} s, cp of the output and cat of the inputs {copied:.1f} s: {ours / copied:.2f} times; '
+    f'peak {max(row[2] for row in rows):.2f} GiB; hash {store.load_meta(output)["hash"]}',
+    flush=True,
+  )
   if FLAGS.mergekit != 'none':
     theirs = merge(work, inputs, output)
     median = statistics.median(seconds for seconds, _ in theirs)
-    print(f'mergekit: {", ".join(f"{seconds:.1f}" for seconds, _ in theirs)} s, median {median:.1f}, peak '
-          f'{max(peak for _, peak in theirs):.2f} GiB; it takes {median / ours:.2f} times as long')
+    print(
+      f'mergekit: {", ".join(f"{seconds:.1f}" for seconds, _ in theirs)} s, median {median:.1f}, peak '
+      f'{max(peak for _, peak in theirs):.2f} GiB; it takes {median / ours:.2f} times as long'
+    )
   shutil.rmtree(work)
 
 
@@ -176,7 +252,11 @@ if __name__ == '__main__':
   flags.DEFINE_float('gigabytes', 4.0, 'Size of each checkpoint.', lower_bound=1.4)
   flags.DEFINE_integer('rounds', 3, 'Of which the median counts.', lower_bound=1)
   flags.DEFINE_enum('method', 'linear', ['linear', 'slerp'], 'Of ours.')
-  flags.DEFINE_string('workdir', 'workdir/mix_benchmark', 'Where the files lie; emptied before and removed after.')
-  flags.DEFINE_string('mergekit', None, "Environment of mergekit, made where it is not there; 'none' leaves it out.")
+  flags.DEFINE_string(
+    'workdir', 'workdir/mix_benchmark', 'Where the files lie; emptied before and removed after.'
+  )
+  flags.DEFINE_string(
+    'mergekit', None, "Environment of mergekit, made where it is not there; 'none' leaves it out."
+  )
   flags.DEFINE_bool('verbose', False, 'Shows what the programs say.')
   cli.run(main)

@@ -17,8 +17,8 @@ Then ask the result: `python -m sphinx_jax.chat --checkpoint=workdir/mine --imag
 
 from ml_collections import ConfigDict
 
-from configs import mini
 from sphinx_jax.checkpoint import store
+from sphinx_jax.configs import mini
 from sphinx_jax.core import config as config_lib
 from sphinx_jax.models import sphinx
 
@@ -26,25 +26,31 @@ MINI = 'workdir/mini/stage2'
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """The config of one training run; `arg` is the path of your JSONL file, then, after a comma, the checkpoint."""
-    path, _, checkpoint = arg.partition(',')
-    config = ConfigDict(mini.get_config().stage2.to_dict())
-    config.name = 'forkme'
-    config.init_from = checkpoint or MINI
-    config.tokenizer = ''  # That of the checkpoint.
-    if checkpoint:
-        meta = store.load_meta(checkpoint)
-        config.model = config_lib.from_json(meta['config']).model.to_dict()
-        config.dialog = meta['dialog']
-        # Room for one image and an answer; the official recipe for pretrained weights (FACTS "Fine-tuning").
-        config.batch = dict(rows=8, length=sphinx.visual_tokens(config.model) + 512, images=1, window=256)
-        config.optimizer.update(name='adamw', betas=(0.9, 0.95), weight_decay=0.0, clip=8.0)
-    data = dict(source='jsonl', path=path or 'my.jsonl', root='', task='dialog', weight=1.0, too_long='skip')
-    config.mixture = dict(mine=data)
-    config.validation = dict(mine=data)  # Better: lines that are not trained on.
-    config.steps = 200
-    config.optimizer.lr = 2e-5 if checkpoint else 5e-4
-    config.optimizer.warmup = 10
-    config.eval_every = 50
-    config.checkpoint.update(every=50, keep=2, keep_every=0)  # Newest kept, and those of steps that keep_every divides.
-    return config.lock()
+  """The config of one training run; `arg` is the path of your JSONL file, then, after a comma, the checkpoint."""
+  path, _, checkpoint = arg.partition(',')
+  config = ConfigDict(mini.get_config().stage2.to_dict())
+  config.name = 'forkme'
+  config.init_from = checkpoint or MINI
+  config.tokenizer = ''  # That of the checkpoint.
+  if checkpoint:
+    meta = store.load_meta(checkpoint)
+    config.model = config_lib.from_json(meta['config']).model.to_dict()
+    config.dialog = meta['dialog']
+    # Room for one image and an answer; the official recipe for pretrained weights (FACTS "Fine-tuning").
+    config.batch = dict(
+      size=8, seq_len=sphinx.visual_tokens(config.model) + 512, images=1, window=256
+    )
+    config.optimizer.update(name='adamw', betas=(0.9, 0.95), weight_decay=0.0, clip=8.0)
+  data = dict(
+    source='jsonl', path=path or 'my.jsonl', root='', task='dialog', weight=1.0, too_long='skip'
+  )
+  config.mixture = dict(mine=data)
+  config.validation = dict(mine=data)  # Better: lines that are not trained on.
+  config.steps = 200
+  config.optimizer.lr = 2e-5 if checkpoint else 5e-4
+  config.optimizer.warmup = 10
+  config.eval_every = 50
+  config.checkpoint.update(
+    every=50, keep=2, keep_every=0
+  )  # Newest kept, and those of steps that keep_every divides.
+  return config.lock()

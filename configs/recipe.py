@@ -18,15 +18,20 @@ MFU, nearly all of it in stage 1; four times the chips take a quarter):
 
 from ml_collections import ConfigDict
 
-from configs import pod, stage1, stage2
+from sphinx_jax.configs import pod, stage1, stage2
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """The config of all steps; `arg` as above, '13b,1k' by default."""
-    size, scale, mesh, _ = pod.parse(arg, '13b,1k', 'recipe.py')
-    stages = dict(real=stage1.get_config(f'{size},224,{mesh},real'), synthetic=stage1.get_config(f'{size},224,{mesh},synthetic'),
-                  stage2=stage2.get_config(f'{size},{scale},{mesh}'))
-    sections = {name: dict(kind='train', **stage.to_dict()) for name, stage in stages.items()}
-    sections['synthetic']['init_from'], sections['stage2']['init_from'] = 'real', 'mix'
-    sections['mix'] = dict(kind='mix', inputs=('real', 'synthetic'), coefficients=tuple(i / 10 for i in range(11)))
-    return ConfigDict(dict(steps=('real', 'synthetic', 'mix', 'stage2'), **sections)).lock()
+  """The config of all steps; `arg` as above, '13b,1k' by default."""
+  size, scale, mesh, _ = pod.parse(arg, '13b,1k', 'recipe.py')
+  stages = dict(
+    real=stage1.get_config(f'{size},224,{mesh},real'),
+    synthetic=stage1.get_config(f'{size},224,{mesh},synthetic'),
+    stage2=stage2.get_config(f'{size},{scale},{mesh}'),
+  )
+  sections = {name: dict(kind='train', **stage.to_dict()) for name, stage in stages.items()}
+  sections['synthetic']['init_from'], sections['stage2']['init_from'] = 'real', 'mix'
+  sections['mix'] = dict(
+    kind='mix', inputs=('real', 'synthetic'), coefficients=tuple(i / 10 for i in range(11))
+  )
+  return ConfigDict(dict(steps=('real', 'synthetic', 'mix', 'stage2'), **sections)).lock()

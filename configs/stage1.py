@@ -1,7 +1,7 @@
 """Stage 1 on a pod: captions of one domain beside text alone, from pretrained parts.
 
     python -m sphinx_jax.convert --source=LLAMA,CLIP,CONVNEXT,DINOV2,BLIP2 --variant=llama_ens --output=weights/fresh
-    python -m sphinx_jax.data.build --source=laion --root=LAION400M --output=data/laion400m --beam
+    python -m sphinx_jax.prepare --source=laion --root=LAION400M --output=data/laion400m --beam
     python -m sphinx_jax.train --config=configs/stage1.py:13b,224 --workdir=workdir/real
     python -m sphinx_jax.train --config=configs/stage1.py:13b,224,synthetic --workdir=workdir/synthetic
 
@@ -26,18 +26,33 @@ number of chips. The slices of other kinds: README "Will it fit".
 
 from ml_collections import ConfigDict
 
-from configs import pod
+from sphinx_jax.configs import pod
 
 DOMAINS = {'real': 'laion400m', 'synthetic': 'laion_coco'}
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """The config of one run; `arg` as above, '13b,224' by default."""
-    choice = pod.parse(arg, '13b,224', 'stage1.py', tuple(DOMAINS))
-    domain = choice.word or 'real'
-    mixture = dict(caption=pod.entry('built', 'caption', DOMAINS[domain], 'train', 0.9),
-                   text=pod.entry('built', 'text', 'refinedweb', 'train', 0.1))
-    validation = {name: pod.entry('built', 'caption', f'{root}_heldout', 'train', 1.0) for name, root in DOMAINS.items()}
-    init_from = 'workdir/real' if domain == 'synthetic' else 'weights/fresh'
-    return pod.run(f'stage1_{domain}_{choice.size}_{choice.scale}', choice, mixture, validation, rows=256, steps=180_000,
-                   lr=5e-5, decay_to=0.1, warmup=2000, init_from=init_from).lock()
+  """The config of one run; `arg` as above, '13b,224' by default."""
+  choice = pod.parse(arg, '13b,224', 'stage1.py', tuple(DOMAINS))
+  domain = choice.word or 'real'
+  mixture = dict(
+    caption=pod.entry('built', 'caption', DOMAINS[domain], 'train', 0.9),
+    text=pod.entry('built', 'text', 'refinedweb', 'train', 0.1),
+  )
+  validation = {
+    name: pod.entry('built', 'caption', f'{root}_heldout', 'train', 1.0)
+    for name, root in DOMAINS.items()
+  }
+  init_from = 'workdir/real' if domain == 'synthetic' else 'weights/fresh'
+  return pod.run(
+    f'stage1_{domain}_{choice.size}_{choice.scale}',
+    choice,
+    mixture,
+    validation,
+    rows=256,
+    steps=180_000,
+    lr=5e-5,
+    decay_to=0.1,
+    warmup=2000,
+    init_from=init_from,
+  ).lock()

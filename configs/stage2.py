@@ -4,12 +4,12 @@
     python -m sphinx_jax.train --config=configs/stage2.py:13b,1k --workdir=workdir/stage2
 
 The argument: 7b or 13b; 224, 1k or 2k. Every dataset lies under data/ as it is downloaded (its file in
-sphinx_jax/data/sources shows the tree), on a slice too (`--data` of launch/tpu_queued.sh brings it there). Tasks and datasets
+sphinx_jax/datasets shows the tree), on a slice too (`--data` of launch/tpu_queued.sh brings it there). Tasks and datasets
 are the paper's; weights, rows a batch and the number of steps are ours. `python -m sphinx_jax.peek
 --config=configs/stage2.py:13b,1k --only=refcoco_rec --tokenizer=tokenizer.model` shows what one of them becomes.
 
 A row of 1k or 2k holds one image, so about a quarter of its positions stays empty, and texts of over 590 (1180) tokens are
-skipped. On up to 32 devices `13b,1k --config.batch.rows=32 --config.batch.length=8192 --config.batch.images=5` fills 98 % of
+skipped. On up to 32 devices `13b,1k --config.batch.size=32 --config.batch.seq_len=8192 --config.batch.images=5` fills 98 % of
 as many positions; it compiles to 62.9 GiB on v5p-16 (benchmarks/RESULTS.md "Data pipeline").
 
 What to expect of the smallest v5p slice, as `plan` says: bytes are the compiler's, times suppose 40 % MFU and fall with the
@@ -26,47 +26,69 @@ number of chips. The slices of other kinds: README "Will it fit".
 
 from ml_collections import ConfigDict
 
-from configs import pod
+from sphinx_jax.configs import pod
 
 # Name -> (source, task, folder under data/, split, share of examples, the source's own settings).
 MIXTURE = {
-    'vqav2': ('vqav2', 'vqa', 'coco', 'train2014', 0.10, {}),
-    'gqa': ('gqa', 'vqa', 'gqa', 'train_balanced', 0.07, {}),
-    'okvqa': ('okvqa', 'vqa', 'coco', 'train2014', 0.02, {}),
-    'aokvqa': ('aokvqa', 'vqa', 'coco', 'train', 0.01, {}),
-    'aokvqa_choice': ('aokvqa', 'vqa', 'coco', 'train', 0.01, dict(form='choice')),
-    'vg_vqa': ('visual_genome', 'vqa', 'visual_genome', 'train', 0.03, {}),
-    'ocrvqa': ('ocrvqa', 'ocr', 'ocrvqa', 'train', 0.06, {}),
-    'textcaps': ('textcaps', 'caption', 'textvqa', 'train', 0.02, {}),
-    'refcoco_rec': ('refcoco', 'rec', 'refcoco', 'train', 0.03, {}),
-    'refcoco_reg': ('refcoco', 'reg', 'refcoco', 'train', 0.02, {}),
-    'refcocoplus_rec': ('refcoco+', 'rec', 'refcoco', 'train', 0.03, {}),
-    'refcocoplus_reg': ('refcoco+', 'reg', 'refcoco', 'train', 0.02, {}),
-    'refcocog_rec': ('refcocog', 'rec', 'refcoco', 'train', 0.03, {}),
-    'refcocog_reg': ('refcocog', 'reg', 'refcoco', 'train', 0.02, {}),
-    'vg_rec': ('visual_genome', 'rec', 'visual_genome', 'train', 0.03, {}),
-    'vg_reg': ('visual_genome', 'reg', 'visual_genome', 'train', 0.03, {}),
-    'flickr30k': ('flickr30k_entities', 'grounded_caption', 'flickr30k_entities', 'train', 0.06, {}),
-    'coco_caption': ('coco', 'caption', 'coco', 'train2017', 0.02, {}),
-    'coco_detection': ('coco', 'detection', 'coco', 'train2017', 0.06, dict(mirror=0.5)),
-    'coco_counting': ('coco', 'counting', 'coco', 'train2017', 0.02, dict(mirror=0.5)),
-    'lvis_detection': ('lvis', 'detection', 'coco', 'train', 0.03, dict(mirror=0.5)),
-    'vg_relation': ('visual_genome', 'relation', 'visual_genome', 'train', 0.06, {}),
-    'doclaynet': ('doclaynet', 'layout', 'doclaynet', 'train', 0.04, {}),
-    'coco_pose': ('coco', 'pose', 'coco', 'train2017', 0.04, dict(mirror=0.5)),
-    'llava': ('llava', 'dialog', 'llava', 'train', 0.08, dict(too_long='cut_text')),
-    'sharegpt': ('sharegpt', 'dialog', 'sharegpt', 'train', 0.04, dict(too_long='cut_text')),
-    'text': ('built', 'text', 'refinedweb', 'train', 0.02, {}),
+  'vqav2': ('vqav2', 'vqa', 'coco', 'train2014', 0.10, {}),
+  'gqa': ('gqa', 'vqa', 'gqa', 'train_balanced', 0.07, {}),
+  'okvqa': ('okvqa', 'vqa', 'coco', 'train2014', 0.02, {}),
+  'aokvqa': ('aokvqa', 'vqa', 'coco', 'train', 0.01, {}),
+  'aokvqa_choice': ('aokvqa', 'vqa', 'coco', 'train', 0.01, dict(form='choice')),
+  'vg_vqa': ('visual_genome', 'vqa', 'visual_genome', 'train', 0.03, {}),
+  'ocrvqa': ('ocrvqa', 'ocr', 'ocrvqa', 'train', 0.06, {}),
+  'textcaps': ('textcaps', 'caption', 'textvqa', 'train', 0.02, {}),
+  'refcoco_rec': ('refcoco', 'rec', 'refcoco', 'train', 0.03, {}),
+  'refcoco_reg': ('refcoco', 'reg', 'refcoco', 'train', 0.02, {}),
+  'refcocoplus_rec': ('refcoco+', 'rec', 'refcoco', 'train', 0.03, {}),
+  'refcocoplus_reg': ('refcoco+', 'reg', 'refcoco', 'train', 0.02, {}),
+  'refcocog_rec': ('refcocog', 'rec', 'refcoco', 'train', 0.03, {}),
+  'refcocog_reg': ('refcocog', 'reg', 'refcoco', 'train', 0.02, {}),
+  'vg_rec': ('visual_genome', 'rec', 'visual_genome', 'train', 0.03, {}),
+  'vg_reg': ('visual_genome', 'reg', 'visual_genome', 'train', 0.03, {}),
+  'flickr30k': ('flickr30k_entities', 'grounded_caption', 'flickr30k_entities', 'train', 0.06, {}),
+  'coco_caption': ('coco', 'caption', 'coco', 'train2017', 0.02, {}),
+  'coco_detection': ('coco', 'detection', 'coco', 'train2017', 0.06, dict(mirror=0.5)),
+  'coco_counting': ('coco', 'counting', 'coco', 'train2017', 0.02, dict(mirror=0.5)),
+  'lvis_detection': ('lvis', 'detection', 'coco', 'train', 0.03, dict(mirror=0.5)),
+  'vg_relation': ('visual_genome', 'relation', 'visual_genome', 'train', 0.06, {}),
+  'doclaynet': ('doclaynet', 'layout', 'doclaynet', 'train', 0.04, {}),
+  'coco_pose': ('coco', 'pose', 'coco', 'train2017', 0.04, dict(mirror=0.5)),
+  'llava': ('llava', 'dialog', 'llava', 'train', 0.08, dict(too_long='cut_text')),
+  'sharegpt': ('sharegpt', 'dialog', 'sharegpt', 'train', 0.04, dict(too_long='cut_text')),
+  'text': ('built', 'text', 'refinedweb', 'train', 0.02, {}),
 }
 # What is measured while training: entry of the mixture -> the held-out split of the same files.
-VALIDATION = {'vqav2': 'val2014', 'refcoco_rec': 'val', 'refcocog_reg': 'val', 'flickr30k': 'val', 'coco_detection': 'val2017',
-              'coco_pose': 'val2017', 'doclaynet': 'val', 'vg_relation': 'val', 'ocrvqa': 'val'}
+VALIDATION = {
+  'vqav2': 'val2014',
+  'refcoco_rec': 'val',
+  'refcocog_reg': 'val',
+  'flickr30k': 'val',
+  'coco_detection': 'val2017',
+  'coco_pose': 'val2017',
+  'doclaynet': 'val',
+  'vg_relation': 'val',
+  'ocrvqa': 'val',
+}
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """The config of one run; `arg` as above, '13b,1k' by default."""
-    choice = pod.parse(arg, '13b,1k', 'stage2.py')
-    mixture = {name: pod.entry(*row, **settings) for name, (*row, settings) in MIXTURE.items()}
-    validation = {name: {**mixture[name], 'split': split, 'mirror': 0.0, 'weight': 1.0} for name, split in VALIDATION.items()}
-    return pod.run(f'stage2_{choice.size}_{choice.scale}', choice, mixture, validation, rows=128, steps=30_000, lr=2e-5,
-                   decay_to=0.0, warmup=900, init_from='workdir/mix').lock()
+  """The config of one run; `arg` as above, '13b,1k' by default."""
+  choice = pod.parse(arg, '13b,1k', 'stage2.py')
+  mixture = {name: pod.entry(*row, **settings) for name, (*row, settings) in MIXTURE.items()}
+  validation = {
+    name: {**mixture[name], 'split': split, 'mirror': 0.0, 'weight': 1.0}
+    for name, split in VALIDATION.items()
+  }
+  return pod.run(
+    f'stage2_{choice.size}_{choice.scale}',
+    choice,
+    mixture,
+    validation,
+    rows=128,
+    steps=30_000,
+    lr=2e-5,
+    decay_to=0.0,
+    warmup=900,
+    init_from='workdir/mix',
+  ).lock()

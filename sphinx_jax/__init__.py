@@ -40,4 +40,5 @@ def load(directory, dtype=None, half_round=None, clip_activation=None, mesh=None
     SphinxError: nothing that is recognised, or files that do not fit together.
   """
   from sphinx_jax.generate import load as loading  # Importing the package alone stays light.
+
   return loading.load_model(directory, dtype, half_round, clip_activation, mesh)

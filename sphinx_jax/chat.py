@@ -25,9 +25,13 @@ def read_image(path) -> np.ndarray:
   try:
     return images.decode(pathlib.Path(path).read_bytes())
   except OSError as error:
-    raise errors.make(f"image '{path}'", error.strerror or str(error), 'a picture file', 'check --image') from error
+    raise errors.make(
+      f"image '{path}'", error.strerror or str(error), 'a picture file', 'check --image'
+    ) from error
   except record.BadExample as error:
-    raise errors.make(f"image '{path}'", str(error), 'a readable PNG, JPEG or the like', 'check the file') from error
+    raise errors.make(
+      f"image '{path}'", str(error), 'a readable PNG, JPEG or the like', 'check the file'
+    ) from error
 
 
 def write_drawing(picture, question, answer, output) -> bool:
@@ -37,8 +41,12 @@ def write_drawing(picture, question, answer, output) -> bool:
   try:
     draw.draw(picture, answer, asked=question, edge=640).save(output)
   except (OSError, ValueError) as error:
-    raise errors.make(f"output '{output}'", str(error), 'a picture file that can be written, such as answer.png',
-                      'change --output') from error
+    raise errors.make(
+      f"output '{output}'",
+      str(error),
+      'a picture file that can be written, such as answer.png',
+      'change --output',
+    ) from error
   return True
 
 
@@ -81,18 +89,43 @@ def chat(checkpoint, image, prompt, output, mesh=None, **sampling) -> None:
 
 
 def main() -> None:
-  chat(FLAGS.checkpoint, FLAGS.image, FLAGS.prompt, FLAGS.output, FLAGS.mesh, max_new_tokens=FLAGS.max_new_tokens,
-       temperature=FLAGS.temperature, top_p=FLAGS.top_p, seed=FLAGS.seed)
+  chat(
+    FLAGS.checkpoint,
+    FLAGS.image,
+    FLAGS.prompt,
+    FLAGS.output,
+    FLAGS.mesh,
+    max_new_tokens=FLAGS.max_new_tokens,
+    temperature=FLAGS.temperature,
+    top_p=FLAGS.top_p,
+    seed=FLAGS.seed,
+  )
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string('checkpoint', None, 'Directory of a run or of one of its checkpoints, or an official folder.', required=True)
+  flags.DEFINE_string(
+    'checkpoint',
+    None,
+    'Directory of a run or of one of its checkpoints, or an official folder.',
+    required=True,
+  )
   flags.DEFINE_string('image', None, 'The picture to talk about; leave out to talk about none.')
   flags.DEFINE_string('prompt', None, 'One question; leave out to be asked for questions.')
-  flags.DEFINE_string('output', 'answer.png', 'Where a picture with the boxes or the pose of an answer is written.')
-  flags.DEFINE_enum('mesh', None, list(meshes.PRESETS), 'Layout over all devices; leave out for the first device alone.')
-  flags.DEFINE_float('temperature', 0.0, '0 takes the likeliest token, more is more random.', lower_bound=0.0)
-  flags.DEFINE_float('top_p', 1.0, 'Share of the probability sampled from.', lower_bound=1e-6, upper_bound=1.0)
+  flags.DEFINE_string(
+    'output', 'answer.png', 'Where a picture with the boxes or the pose of an answer is written.'
+  )
+  flags.DEFINE_enum(
+    'mesh',
+    None,
+    list(meshes.PRESETS),
+    'Layout over all devices; leave out for the first device alone.',
+  )
+  flags.DEFINE_float(
+    'temperature', 0.0, '0 takes the likeliest token, more is more random.', lower_bound=0.0
+  )
+  flags.DEFINE_float(
+    'top_p', 1.0, 'Share of the probability sampled from.', lower_bound=1e-6, upper_bound=1.0
+  )
   flags.DEFINE_integer('max_new_tokens', 512, 'Longest answer.', lower_bound=1)
   flags.DEFINE_integer('seed', 0, 'Of the sampling.')
   cli.run(main)

@@ -22,17 +22,21 @@ from absl import flags
 
 from sphinx_jax.checkpoint import ahead, store, stream
 from sphinx_jax.checkpoint.foreign import assemble, export, sources
-from sphinx_jax.core import cli, errors, memory, trees
-from sphinx_jax.core import config as config_lib
-from sphinx_jax.core.progress import log, progress
+from sphinx_jax.core import cli, config as config_lib, errors, memory, trees
+from sphinx_jax.core.progress import log, Progress
 from sphinx_jax.data import dialog
 from sphinx_jax.generate import load as loading
 
 FLAGS = flags.FLAGS
 
 
-def open_sources(paths: Sequence[str], variant: str | None = None, base: str | None = None, tokenizer: str | None = None,
-                 strict: bool = True) -> assemble.Assembly:
+def open_sources(
+  paths: Sequence[str],
+  variant: str | None = None,
+  base: str | None = None,
+  tokenizer: str | None = None,
+  strict: bool = True,
+) -> assemble.Assembly:
   """Recognises what lies there, says it, and puts a model together; no weight is read.
 
   Args:
@@ -47,13 +51,24 @@ def open_sources(paths: Sequence[str], variant: str | None = None, base: str | N
   """
   for path in paths:
     if loading.is_ours(path):
-      raise errors.make(f"source '{path}'", 'a checkpoint of ours', 'weights of others',
-                        'give --to=official or --to=hf to take it back')
+      raise errors.make(
+        f"source '{path}'",
+        'a checkpoint of ours',
+        'weights of others',
+        'give --to=official or --to=hf to take it back',
+      )
   found = [sources.open_source(path, variant, base) for path in paths]
   for source in found:
     size = trees.nbytes(source.tensors)
     dtypes = sorted({str(tensor.dtype) for tensor in source.tensors.values()})
-    log.info("'%s': %s, %d tensors, %.2f GB, %s", source.path, source.kind, len(source.tensors), size / 1e9, ', '.join(dtypes))
+    log.info(
+      "'%s': %s, %d tensors, %.2f GB, %s",
+      source.path,
+      source.kind,
+      len(source.tensors),
+      size / 1e9,
+      ', '.join(dtypes),
+    )
   given = None if tokenizer is None else _bytes(tokenizer)
   return assemble.assemble(found, variant or 'llama_ens', given, strict)
 
@@ -62,7 +77,12 @@ def _bytes(path: str) -> bytes:
   try:
     return pathlib.Path(path).read_bytes()
   except OSError as error:
-    raise errors.make('--tokenizer', f"'{path}' ({error.strerror})", 'a sentencepiece tokenizer.model', 'check the path') from None
+    raise errors.make(
+      '--tokenizer',
+      f"'{path}' ({error.strerror})",
+      'a sentencepiece tokenizer.model',
+      'check the path',
+    ) from None
 
 
 def read_in(assembly: assemble.Assembly, output: str, seed: int = 0) -> None:
@@ -77,19 +97,36 @@ def read_in(assembly: assemble.Assembly, output: str, seed: int = 0) -> None:
     SphinxError: no tokenizer; an output that holds a checkpoint; a damaged file.
   """
   if assembly.tokenizer is None:
-    raise errors.make('convert', 'no tokenizer.model beside the weights', 'one, as a checkpoint carries its tokenizer',
-                      'give --tokenizer=FILE')
-  arrays, started = assemble.arrays(assembly), assemble.fresh(assembly, seed) if assembly.fresh else {}
-  carried = {name: stream.Array(tensor.shape, tensor.dtype, lambda _, tensor=tensor: tensor.read())
-             for name, tensor in assembly.carried.items()}
+    raise errors.make(
+      'convert',
+      'no tokenizer.model beside the weights',
+      'one, as a checkpoint carries its tokenizer',
+      'give --tokenizer=FILE',
+    )
+  arrays, started = (
+    assemble.arrays(assembly),
+    assemble.fresh(assembly, seed) if assembly.fresh else {},
+  )
+  carried = {
+    name: stream.Array(tensor.shape, tensor.dtype, lambda _, tensor=tensor: tensor.read())
+    for name, tensor in assembly.carried.items()
+  }
   writer = stream.Writer(output, {'params': assembly.shapes, 'carried': carried}, _meta(assembly))
   try:
-    pieces = [(item, path, array, index, size) for item, group in (('params', arrays), ('carried', carried))
-              for path, array in group.items() for index, size in array.pieces()]
-    values = ahead.ahead([(size, functools.partial(array.read, index)) for _, _, array, index, size in pieces])
-    with progress(total=sum(size for *_, size in pieces), what='writing', unit='B') as bar:
+    pieces = [
+      (item, path, array, index, size)
+      for item, group in (('params', arrays), ('carried', carried))
+      for path, array in group.items()
+      for index, size in array.pieces()
+    ]
+    values = ahead.ahead(
+      [(size, functools.partial(array.read, index)) for _, _, array, index, size in pieces]
+    )
+    with Progress(total=sum(size for *_, size in pieces), what='writing', unit='B') as bar:
       for item, path, _, index, size in pieces:
-        writer.write(item, path, next(values), index)  # No name holds the value while the next one is read.
+        writer.write(
+          item, path, next(values), index
+        )  # No name holds the value while the next one is read.
         bar.update(size)
     for path, value in started.items():
       writer.write('params', path, value)
@@ -102,17 +139,28 @@ def read_in(assembly: assemble.Assembly, output: str, seed: int = 0) -> None:
   if carried:
     log.info('carried along, not used by the model: %s', ', '.join(carried))
   if assembly.dropped:
-    log.info('left out, not used by the model: %d tensors (%s, ...)', len(assembly.dropped), ', '.join(assembly.dropped[:3]))
+    log.info(
+      'left out, not used by the model: %d tensors (%s, ...)',
+      len(assembly.dropped),
+      ', '.join(assembly.dropped[:3]),
+    )
 
 
 def _meta(assembly: assemble.Assembly) -> dict[str, Any]:
-  config = ml_collections.ConfigDict({'name': 'converted', 'model': assembly.config.to_dict(),
-                                      'dialog': {'system': dialog.SYSTEM}})
-  return {'config': config_lib.to_json(config), 'tokenizer': base64.b64encode(assembly.tokenizer).decode(),
-          'dialog': {'system': dialog.SYSTEM}, 'foreign': assembly.origin}
+  config = ml_collections.ConfigDict(
+    {'name': 'converted', 'model': assembly.config.to_dict(), 'dialog': {'system': dialog.SYSTEM}}
+  )
+  return {
+    'config': config_lib.to_json(config),
+    'tokenizer': base64.b64encode(assembly.tokenizer).decode(),
+    'dialog': {'system': dialog.SYSTEM},
+    'foreign': assembly.origin,
+  }
 
 
-def take_out(source: str, output: str | None, to: str, shards: int = 1, dry_run: bool = False) -> None:
+def take_out(
+  source: str, output: str | None, to: str, shards: int = 1, dry_run: bool = False
+) -> None:
   """Writes a checkpoint of ours in a foreign format; the folder appears when it is complete.
 
   Args:
@@ -127,13 +175,17 @@ def take_out(source: str, output: str | None, to: str, shards: int = 1, dry_run:
   """
   meta = store.load_meta(source)
   config, origin = config_lib.from_json(meta['config']).model, meta.get('foreign', {})
-  found = export.TARGETS[to].tensors(config, stream.read(source), stream.read(source, 'carried'), origin)
+  found = export.TARGETS[to].tensors(
+    config, stream.read(source), stream.read(source, 'carried'), origin
+  )
   if dry_run:
     for key, tensor in found.items():
       print(f'{key} {list(tensor.shape)} {tensor.dtype}')
     return
   with _new_folder(output) as folder:
-    export.TARGETS[to].write(folder, config, found, base64.b64decode(meta['tokenizer']), origin, shards)
+    export.TARGETS[to].write(
+      folder, config, found, base64.b64decode(meta['tokenizer']), origin, shards
+    )
   if to == 'hf' and config.encoders:
     log.info('the language model alone; left out: encoders, projections, start and end of a view')
 
@@ -143,7 +195,9 @@ def _new_folder(output: str) -> Iterator[pathlib.Path]:
   """A temporary folder that becomes `output` if nothing is raised."""
   final = pathlib.Path(output).absolute()
   if final.exists() and (not final.is_dir() or any(final.iterdir())):
-    raise errors.make(f"output '{output}'", 'something there already', 'a new folder', 'give another --output')
+    raise errors.make(
+      f"output '{output}'", 'something there already', 'a new folder', 'give another --output'
+    )
   partial = final.with_name(final.name + '.partial')
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)
@@ -174,13 +228,19 @@ def verify(first: str, second: str, **options) -> float:
   for line in config_lib.differing_keys(config_lib.to_dict(config), config_lib.to_dict(other)):
     print(f'config: {line}')
   if lines := trees.difference(a, b):
-    raise errors.make(f"verify '{second}'", f'{len(lines)} differences: ' + '; '.join(lines[:10]),
-                      f"the parameters of '{first}'", 'compare models of one size')
+    raise errors.make(
+      f"verify '{second}'",
+      f'{len(lines)} differences: ' + '; '.join(lines[:10]),
+      f"the parameters of '{first}'",
+      'compare models of one size',
+    )
   rows: dict[str, list[float]] = {}
-  with progress(total=trees.nbytes(a), what='comparing', unit='B') as bar:
+  with Progress(total=trees.nbytes(a), what='comparing', unit='B') as bar:
     for path, array in a.items():
-      part = '/'.join(path.split('/')[:2 if path.startswith('encoders/') else 1])
-      rows.setdefault(part, []).append(max(_distance(array.read(index), b[path].read(index)) for index, _ in array.pieces()))
+      part = '/'.join(path.split('/')[: 2 if path.startswith('encoders/') else 1])
+      rows.setdefault(part, []).append(
+        max(_distance(array.read(index), b[path].read(index)) for index, _ in array.pieces())
+      )
       bar.update(array.nbytes)
   print(f'{"part":<20}{"parameters":>12}{"equal":>8}{"largest difference":>22}')
   for part, distances in rows.items():
@@ -195,7 +255,9 @@ def verify(first: str, second: str, **options) -> float:
   return max(worst, distance)
 
 
-def _arrays(directory: str, **options) -> tuple[ml_collections.ConfigDict, Mapping[str, stream.Array]]:
+def _arrays(
+  directory: str, **options
+) -> tuple[ml_collections.ConfigDict, Mapping[str, stream.Array]]:
   if loading.is_ours(directory):
     return config_lib.from_json(store.load_meta(directory)['config']).model, stream.read(directory)
   assembly = assemble.assemble([sources.open_source(directory, **options)])
@@ -205,14 +267,22 @@ def _arrays(directory: str, **options) -> tuple[ml_collections.ConfigDict, Mappi
 def _distance(a: np.ndarray, b: np.ndarray) -> float:
   """The largest difference; infinite where only one is no number."""
   a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
-  return float(np.nan_to_num(np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.abs(a - b)), nan=np.inf).max(initial=0))
+  return float(
+    np.nan_to_num(
+      np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.abs(a - b)), nan=np.inf
+    ).max(initial=0)
+  )
 
 
 def _example(directory: str, config: ml_collections.ConfigDict) -> np.ndarray:
   """Logits of a fixed row of random tokens, with a random image where the model sees."""
   rng = np.random.default_rng(0)
   tokens = rng.integers(0, config.llm.vocab, (1, 16))
-  image = rng.integers(0, 256, (1, config.image_size, config.image_size, 3), np.uint8) if config.encoders else None
+  image = (
+    rng.integers(0, 256, (1, config.image_size, config.image_size, 3), np.uint8)
+    if config.encoders
+    else None
+  )
   return np.asarray(loading.load_model(directory, dtype='float32').logits(tokens, image))
 
 
@@ -223,10 +293,15 @@ def print_table(assembly: assemble.Assembly) -> None:
   for weight in assembly.table:
     key = weight.key if weight.layers is None else f'{weight.key} x{len(weight.layers)}'
     theirs, ours = weight.their_shape(arrays[weight.path].shape), arrays[weight.path].shape
-    print(f'{key:<{width}} {str(list(theirs)):<20} {weight.path} {list(ours)} {arrays[weight.path].dtype}')
-  for title, names in (('differs', assembly.differences), ('starts from random numbers', assembly.fresh),
-                       ('carried along, not used by the model', assembly.carried),
-                       ('left out, not used by the model', assembly.dropped)):
+    print(
+      f'{key:<{width}} {str(list(theirs)):<20} {weight.path} {list(ours)} {arrays[weight.path].dtype}'
+    )
+  for title, names in (
+    ('differs', assembly.differences),
+    ('starts from random numbers', assembly.fresh),
+    ('carried along, not used by the model', assembly.carried),
+    ('left out, not used by the model', assembly.dropped),
+  ):
     for name in names:
       print(f'{title}: {name}')
 
@@ -234,16 +309,25 @@ def print_table(assembly: assemble.Assembly) -> None:
 def main() -> None:
   memory.reuse()
   if not FLAGS.source:
-    raise errors.make('--source', 'nothing', 'a folder or file of weights', 'for instance --source=DIR --output=DIR')
+    raise errors.make(
+      '--source', 'nothing', 'a folder or file of weights', 'for instance --source=DIR --output=DIR'
+    )
   if FLAGS.verify:
     verify(FLAGS.source[0], FLAGS.verify, variant=FLAGS.variant, base=FLAGS.base)
     return
   if not FLAGS.output and not FLAGS.dry_run:
-    raise errors.make('--output', 'nothing', 'a new directory', 'for instance --output=DIR, or --dry_run to look only')
+    raise errors.make(
+      '--output',
+      'nothing',
+      'a new directory',
+      'for instance --output=DIR, or --dry_run to look only',
+    )
   if FLAGS.to:
     take_out(FLAGS.source[0], FLAGS.output, FLAGS.to, FLAGS.shards, FLAGS.dry_run)
     return
-  assembly = open_sources(FLAGS.source, FLAGS.variant, FLAGS.base, FLAGS.tokenizer, strict=not FLAGS.dry_run)
+  assembly = open_sources(
+    FLAGS.source, FLAGS.variant, FLAGS.base, FLAGS.tokenizer, strict=not FLAGS.dry_run
+  )
   if FLAGS.dry_run:
     print_table(assembly)
   else:
@@ -252,14 +336,28 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  flags.DEFINE_list('source', [], 'What to read: a folder or file; for a fresh SPHINX the language model and the encoders.')
+  flags.DEFINE_list(
+    'source',
+    [],
+    'What to read: a folder or file; for a fresh SPHINX the language model and the encoders.',
+  )
   flags.DEFINE_string('output', None, 'Directory to be made.')
-  flags.DEFINE_enum('to', None, list(export.TARGETS), 'Takes one of our checkpoints back to this format.')
+  flags.DEFINE_enum(
+    'to', None, list(export.TARGETS), 'Takes one of our checkpoints back to this format.'
+  )
   flags.DEFINE_integer('shards', 1, 'Tensor-parallel shards of an official folder.', lower_bound=1)
-  flags.DEFINE_string('variant', None, 'The official name of the model (llama_ens5, ...), where no meta.json says it.')
+  flags.DEFINE_string(
+    'variant', None, 'The official name of the model (llama_ens5, ...), where no meta.json says it.'
+  )
   flags.DEFINE_string('base', None, 'The folder that the deltas of *.model-diff.pth are added to.')
-  flags.DEFINE_string('tokenizer', None, "A tokenizer.model, where the language model's folder has none.")
+  flags.DEFINE_string(
+    'tokenizer', None, "A tokenizer.model, where the language model's folder has none."
+  )
   flags.DEFINE_integer('seed', 0, 'Of the parameters that no source has (projections).')
-  flags.DEFINE_bool('dry_run', False, 'Prints the table of names and shapes, and what is missing or left over; writes nothing.')
+  flags.DEFINE_bool(
+    'dry_run',
+    False,
+    'Prints the table of names and shapes, and what is missing or left over; writes nothing.',
+  )
   flags.DEFINE_string('verify', None, 'Another model to compare --source with; writes nothing.')
   cli.run(main)

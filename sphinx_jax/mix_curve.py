@@ -13,14 +13,14 @@ from ml_collections import ConfigDict
 from sphinx_jax import train as train_door
 from sphinx_jax.checkpoint import store as checkpoints
 from sphinx_jax.core import config as config_lib, errors
-from sphinx_jax.core.progress import progress
+from sphinx_jax.core.progress import Progress
 from sphinx_jax.data import dialog
-from sphinx_jax.evaluate import tasks as evaluation
+from sphinx_jax.evaluation import held_out as evaluation
 from sphinx_jax.generate import decode
 from sphinx_jax.mix import weights
 from sphinx_jax.parallel import hosts
-from sphinx_jax.program import Program
 from sphinx_jax.report import plots
+from sphinx_jax.run import Program
 
 
 class Line(NamedTuple):
@@ -31,6 +31,7 @@ class Line(NamedTuple):
     data: of the config, its validation sets included.
     parents: two parameter trees.
   """
+
   program: Program
   data: train_door.Data
   parents: tuple[dict, dict]
@@ -43,14 +44,20 @@ def open_line(config: ConfigDict, inputs: Sequence[checkpoints.Path]) -> Line:
     SphinxError: data, mesh or checkpoints that do not fit the config.
   """
   program = Program(config)
-  data = train_door.open_data(config, hosts.rows(program.rows, config.batch.rows))
+  data = train_door.open_data(config, hosts.local_rows(program.rows, config.batch.size))
   for directory in inputs:
     checkpoints.check(directory, program.params)
-  return Line(program, data, tuple(checkpoints.load_params(directory, program.params) for directory in inputs))
+  return Line(
+    program, data, tuple(checkpoints.load_params(directory, program.params) for directory in inputs)
+  )
 
 
-def curve(parents: Sequence[Mapping], coefficients: Sequence[float], evaluate: Callable[[dict, float], Mapping[str, float]],
-          method: str = 'linear') -> list[dict[str, float]]:
+def curve(
+  parents: Sequence[Mapping],
+  coefficients: Sequence[float],
+  evaluate: Callable[[dict, float], Mapping[str, float]],
+  method: str = 'linear',
+) -> list[dict[str, float]]:
   """Measures mixes that are made in memory only, where and as sharded as the parents are.
 
   Args:
@@ -63,7 +70,7 @@ def curve(parents: Sequence[Mapping], coefficients: Sequence[float], evaluate: C
     One dictionary per coefficient: `coefficient` and what `evaluate` gave.
   """
   points = []
-  with progress(total=len(coefficients), what='weight mixes', unit='mix') as bar:
+  with Progress(total=len(coefficients), what='weight mixes', unit='mix') as bar:
     for share in coefficients:
       values = evaluate(weights.mix(parents, (share, 1 - share), method=method), share)
       points.append({'coefficient': float(share), **values})
@@ -71,9 +78,16 @@ def curve(parents: Sequence[Mapping], coefficients: Sequence[float], evaluate: C
   return points
 
 
-def draw_curve(inputs: Sequence[checkpoints.Path], coefficients: Sequence[float], output: epath.Path,
-               config: ConfigDict | None = None, tasks: Sequence[str] = (), examples: int = 100, split: str = 'test',
-               method: str = 'linear') -> list[dict[str, float]]:
+def draw_curve(
+  inputs: Sequence[checkpoints.Path],
+  coefficients: Sequence[float],
+  output: epath.Path,
+  config: ConfigDict | None = None,
+  tasks: Sequence[str] = (),
+  examples: int = 100,
+  split: str = 'test',
+  method: str = 'linear',
+) -> list[dict[str, float]]:
   """Measures the line and writes `curve.json`, `curve.png` and what was answered; no checkpoint.
 
   Args:
@@ -96,42 +110,72 @@ def draw_curve(inputs: Sequence[checkpoints.Path], coefficients: Sequence[float]
   checkpoints.check_tokenizers('curve', inputs, (meta, other))
   config = (config or config_lib.from_json(meta['config'])).copy_and_resolve_references()
   if 'mixture' not in config:
-    raise errors.make('curve', f"no run's config inside '{inputs[0]}' (it is not from a training run)",
-                      'the config of a run, with validation sets', 'give --config')
+    raise errors.make(
+      'curve',
+      f"no run's config inside '{inputs[0]}' (it is not from a training run)",
+      'the config of a run, with validation sets',
+      'give --config',
+    )
   with config.unlocked():  # Wherever the tokenizer's file was: the checkpoint has it.
     config.tokenizer, config.init_from = '', str(inputs[0])
-  if tasks and hosts.count() > 1:
-    raise errors.make('curve', f'--tasks on {hosts.count()} hosts', 'one host, as answers are decoded on one',
-                      'leave --tasks out, or start it on one host')
+  if tasks and hosts.process_count() > 1:
+    raise errors.make(
+      'curve',
+      f'--tasks on {hosts.process_count()} hosts',
+      'one host, as answers are decoded on one',
+      'leave --tasks out, or start it on one host',
+    )
   if not tasks and not config.validation:
-    raise errors.make('curve', 'a config without validation sets, and no tasks', 'something to measure',
-                      'give --config with `validation`, or --tasks')
+    raise errors.make(
+      'curve',
+      'a config without validation sets, and no tasks',
+      'something to measure',
+      'give --config with `validation`, or --tasks',
+    )
   asked = evaluation.open_split(config, tasks, split)
   line = open_line(config, inputs)
   name = f'{method} of {inputs[0]} at step {meta["step"]} and {inputs[1]} at step {other["step"]}'
   score = _scorer(config, line, asked, examples, output, name) if tasks else None
 
   def evaluate(params: dict, share: float) -> dict[str, float]:
-    return line.program.evaluate(params, line.data.validation) | (score(params, share) if tasks else {})
+    return line.program.evaluate(params, line.data.validation) | (
+      score(params, share) if tasks else {}
+    )
 
-  hosts.alone(lambda: output.mkdir(parents=True, exist_ok=True))
+  hosts.on_process_0(lambda: output.mkdir(parents=True, exist_ok=True))
   points = curve(line.parents, coefficients, evaluate, method)
-  if hosts.index() == 0:
+  if hosts.process_index() == 0:
     (output / 'curve.json').write_text(json.dumps(points, indent=2))
-    (output / 'curve.png').write_bytes(plots.to_png(plots.line_between(points, [str(directory) for directory in inputs])))
+    (output / 'curve.png').write_bytes(
+      plots.to_png(plots.line_between(points, [str(directory) for directory in inputs]))
+    )
   return points
 
 
-def _scorer(config: ConfigDict, line: Line, asked: Mapping, examples: int, output: epath.Path,
-            name: str) -> Callable[[dict, float], dict[str, float]]:
+def _scorer(
+  config: ConfigDict, line: Line, asked: Mapping, examples: int, output: epath.Path, name: str
+) -> Callable[[dict, float], dict[str, float]]:
   """(parameters, share) -> `task/NAME` -> score; one generator, so that its programs are compiled once."""
-  generator = decode.Generator(config.model, line.parents[0], train_door.open_tokenizer(config),
-                               dialog.Template(config.dialog.system))
-  mean = evaluation.mean_image(evaluation.open_split(config, list(asked), 'train'), config.model.image_size)
+  generator = decode.Generator(
+    config.model,
+    line.parents[0],
+    train_door.open_tokenizer(config),
+    dialog.Template(config.dialog.system),
+  )
+  mean = evaluation.mean_image(
+    evaluation.open_split(config, list(asked), 'train'), config.model.image_size
+  )
 
   def score(params: dict, share: float) -> dict[str, float]:
     generator.params = params
-    results = evaluation.evaluate(generator, asked, examples, mean, output / 'answers' / f'{share:g}', run=f'{share:g} of {name}')
+    results = evaluation.evaluate(
+      generator,
+      asked,
+      examples,
+      mean,
+      output / 'answers' / f'{share:g}',
+      run=f'{share:g} of {name}',
+    )
     return {f'task/{task}': result['final'] for task, result in results.items()}
 
   return score

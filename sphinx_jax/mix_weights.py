@@ -29,9 +29,15 @@ CARRIED = ('config', 'tokenizer', 'dialog')  # What inference needs, taken from 
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
-def mix_checkpoints(inputs: Sequence[checkpoints.Path], coefficients: weights.Coefficients, output: checkpoints.Path,
-                    unnormalized: bool = False, base: checkpoints.Path | None = None, method: str = 'linear',
-                    dtype: str | None = None) -> checkpoints.Path:
+def mix_checkpoints(
+  inputs: Sequence[checkpoints.Path],
+  coefficients: weights.Coefficients,
+  output: checkpoints.Path,
+  unnormalized: bool = False,
+  base: checkpoints.Path | None = None,
+  method: str = 'linear',
+  dtype: str | None = None,
+) -> checkpoints.Path:
   """Writes the mix of several checkpoints; an output that already holds this very mix is left as it is.
 
   Args:
@@ -50,28 +56,57 @@ def mix_checkpoints(inputs: Sequence[checkpoints.Path], coefficients: weights.Co
     SphinxError: inputs that are no checkpoints, differ in leaves or tokenizer; coefficients that do not fit; an output that
       holds something else, or cannot be written.
   """
-  rules = weights.as_rules(coefficients, len(inputs), unnormalized or base is not None, method, base is not None)
+  rules = weights.as_rules(
+    coefficients, len(inputs), unnormalized or base is not None, method, base is not None
+  )
   places = [*inputs] if base is None else [*inputs, base]
   metas = [checkpoints.load_meta(directory) for directory in places]
   checkpoints.check_tokenizers('mix_weights', places, metas)
-  parents = [{'directory': str(directory), 'step': meta['step']} for directory, meta in zip(places, metas)]
-  recipe = {'parents': parents[:len(inputs)], 'coefficients': _plain(coefficients), 'base': parents[len(inputs):],
-            'method': method, 'dtype': dtype}
+  parents = [
+    {'directory': str(directory), 'step': meta['step']} for directory, meta in zip(places, metas)
+  ]
+  recipe = {
+    'parents': parents[: len(inputs)],
+    'coefficients': _plain(coefficients),
+    'base': parents[len(inputs) :],
+    'method': method,
+    'dtype': dtype,
+  }
   if _holds(output, recipe):
     log.info('%s: mixed before', output)
     return output
   arrays = [stream.read(directory, mapped=True) for directory in places]
   for directory, other in zip(places[1:], arrays[1:]):
-    weights.check_alike(trees.unflatten(arrays[0]), trees.unflatten(other), f"input '{directory}'", f"'{places[0]}'")
+    weights.check_alike(
+      trees.unflatten(arrays[0]), trees.unflatten(other), f"input '{directory}'", f"'{places[0]}'"
+    )
   numbers = {path: trees.first_match(rules, path) for path in arrays[0]}
-  _write(arrays[:len(inputs)], arrays[-1] if base is not None else None, numbers, output,
-         {name: metas[0].get(name) for name in CARRIED}, recipe)
-  log.info('%s: %s of %s%s', output, recipe['coefficients'], ', '.join(map(str, inputs)), f', from {base}' if base else '')
+  _write(
+    arrays[: len(inputs)],
+    arrays[-1] if base is not None else None,
+    numbers,
+    output,
+    {name: metas[0].get(name) for name in CARRIED},
+    recipe,
+  )
+  log.info(
+    '%s: %s of %s%s',
+    output,
+    recipe['coefficients'],
+    ', '.join(map(str, inputs)),
+    f', from {base}' if base else '',
+  )
   return output
 
 
-def _write(parents: Sequence[mixing.Tree], base: mixing.Tree | None, numbers: mixing.Numbers, output: checkpoints.Path,
-           carried: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
+def _write(
+  parents: Sequence[mixing.Tree],
+  base: mixing.Tree | None,
+  numbers: mixing.Numbers,
+  output: checkpoints.Path,
+  carried: Mapping[str, Any],
+  recipe: Mapping[str, Any],
+) -> None:
   made = mixing.leaves([*parents, *([base] if base is not None else [])], recipe['dtype'])
   writer = stream.Writer(output, {'params': made}, {**carried, **recipe}, mixing.WRITING)
   try:
@@ -79,8 +114,11 @@ def _write(parents: Sequence[mixing.Tree], base: mixing.Tree | None, numbers: mi
       if recipe['method'] == 'slerp':
         numbers = mixing.angles(parents, numbers, made)
       hashes, written = mixing.stream_mix(parents, base, numbers, made, writer)
-    known = [{**parent, 'hash': found} for parent, found in zip([*recipe['parents'], *recipe['base']], hashes)]
-    writer.finish(parents=known[:len(parents)], base=known[len(parents):], hash=written)
+    known = [
+      {**parent, 'hash': found}
+      for parent, found in zip([*recipe['parents'], *recipe['base']], hashes)
+    ]
+    writer.finish(parents=known[: len(parents)], base=known[len(parents) :], hash=written)
   except BaseException:
     writer.abandon()
     raise
@@ -92,23 +130,33 @@ def _holds(output: checkpoints.Path, recipe: Mapping) -> bool:
     return False
   found = checkpoints.load_meta(output)
   for name in ('parents', 'base'):  # Their hashes are known after they are read.
-    found[name] = [{key: value for key, value in each.items() if key != 'hash'} for each in found.get(name, [])]
+    found[name] = [
+      {key: value for key, value in each.items() if key != 'hash'} for each in found.get(name, [])
+    ]
   if any(found.get(key) != value for key, value in recipe.items()):
-    raise errors.make(f"mix_weights, output '{output}'", f'a checkpoint of {found["parents"] or "a training run"}',
-                      'a new directory', 'give another --output')
+    raise errors.make(
+      f"mix_weights, output '{output}'",
+      f'a checkpoint of {found["parents"] or "a training run"}',
+      'a new directory',
+      'give another --output',
+    )
   return True
 
 
 def _plain(coefficients: weights.Coefficients) -> list:
   """Coefficients as JSON gives them back."""
-  return [item if isinstance(item, (int, float)) else [item[0], list(item[1])] for item in coefficients]
+  return [
+    item if isinstance(item, (int, float)) else [item[0], list(item[1])] for item in coefficients
+  ]
 
 
 def _numbers(items: Sequence[str], flag: str) -> tuple[float, ...]:
   try:
     return tuple(float(item) for item in items)
   except ValueError:
-    raise errors.make(flag, ','.join(items), 'numbers separated by commas', 'for instance 0.5,0.5') from None
+    raise errors.make(
+      flag, ','.join(items), 'numbers separated by commas', 'for instance 0.5,0.5'
+    ) from None
 
 
 def _rules(texts: Sequence[str], default: tuple[float, ...]) -> list[tuple[str, tuple[float, ...]]]:
@@ -116,7 +164,9 @@ def _rules(texts: Sequence[str], default: tuple[float, ...]) -> list[tuple[str, 
   for text in texts:
     pattern, sign, numbers = text.rpartition('=')
     if not sign:
-      raise errors.make('--rule', text, "'pattern=numbers'", "for instance --rule='llm/layers/.*=0.7,0.3'")
+      raise errors.make(
+        '--rule', text, "'pattern=numbers'", "for instance --rule='llm/layers/.*=0.7,0.3'"
+      )
     rules.append((pattern, _numbers(numbers.split(','), '--rule')))
   return [*rules, ('.*', default)]
 
@@ -125,43 +175,91 @@ def _curve() -> None:
   from sphinx_jax import mix_curve  # It brings the model and the data, which mixing does without.
 
   if len(FLAGS.inputs) != 2 or FLAGS.rule or FLAGS.base:
-    raise errors.make('--curve', ' '.join(['--inputs=' + ','.join(FLAGS.inputs), *(f'--{name}' for name in ('rule', 'base')
-                                                                                 if FLAGS[name].value)]),
-                      'two inputs, without --rule and --base', 'measure the line between two checkpoints')
-  shares = _numbers(FLAGS.coefficients, '--coefficients') or tuple(i / (FLAGS.points - 1) for i in range(FLAGS.points))
-  mix_curve.draw_curve(FLAGS.inputs, shares, epath.Path(FLAGS.output), config=FLAGS.config, tasks=FLAGS.tasks,
-                       examples=FLAGS.examples, split=FLAGS.split, method=FLAGS.method)
+    raise errors.make(
+      '--curve',
+      ' '.join(
+        [
+          '--inputs=' + ','.join(FLAGS.inputs),
+          *(f'--{name}' for name in ('rule', 'base') if FLAGS[name].value),
+        ]
+      ),
+      'two inputs, without --rule and --base',
+      'measure the line between two checkpoints',
+    )
+  shares = _numbers(FLAGS.coefficients, '--coefficients') or tuple(
+    i / (FLAGS.points - 1) for i in range(FLAGS.points)
+  )
+  mix_curve.draw_curve(
+    FLAGS.inputs,
+    shares,
+    epath.Path(FLAGS.output),
+    config=FLAGS.config,
+    tasks=FLAGS.tasks,
+    examples=FLAGS.examples,
+    split=FLAGS.split,
+    method=FLAGS.method,
+  )
 
 
 def main() -> None:
   needed = ('inputs', 'output') if FLAGS.curve else ('inputs', 'coefficients', 'output')
   for name in needed:
     if not FLAGS[name].value:
-      raise errors.make(f'--{name}', 'nothing', 'a value', 'for instance --inputs=A,B --coefficients=0.5,0.5 --output=DIR')
+      raise errors.make(
+        f'--{name}',
+        'nothing',
+        'a value',
+        'for instance --inputs=A,B --coefficients=0.5,0.5 --output=DIR',
+      )
   if FLAGS.curve:
-    with hosts.joined({'inputs': FLAGS.inputs, 'coefficients': FLAGS.coefficients, 'points': FLAGS.points}):
+    with hosts.session(
+      {'inputs': FLAGS.inputs, 'coefficients': FLAGS.coefficients, 'points': FLAGS.points}
+    ):
       _curve()
     return
   memory.reuse()
   jax.config.update('jax_platforms', 'cpu')  # An accelerator would be taken away from others.
   coefficients = _numbers(FLAGS.coefficients, '--coefficients')
-  mix_checkpoints(FLAGS.inputs, _rules(FLAGS.rule, coefficients) if FLAGS.rule else coefficients, FLAGS.output,
-                  FLAGS.unnormalized, FLAGS.base, FLAGS.method, FLAGS.dtype)
+  mix_checkpoints(
+    FLAGS.inputs,
+    _rules(FLAGS.rule, coefficients) if FLAGS.rule else coefficients,
+    FLAGS.output,
+    FLAGS.unnormalized,
+    FLAGS.base,
+    FLAGS.method,
+    FLAGS.dtype,
+  )
 
 
 if __name__ == '__main__':
   flags.DEFINE_list('inputs', [], 'Directories of the checkpoints to mix.')
-  flags.DEFINE_list('coefficients', [], 'One number for each input; with --curve the shares of the first input to measure.')
-  flags.DEFINE_multi_string('rule', [], "Coefficients for a part of the parameters, 'pattern=numbers'; can be repeated, the "
-                            'first that matches decides.')
-  flags.DEFINE_string('base', None, 'Checkpoint that the inputs started from: the result is base + sum of c * (input - base).')
+  flags.DEFINE_list(
+    'coefficients',
+    [],
+    'One number for each input; with --curve the shares of the first input to measure.',
+  )
+  flags.DEFINE_multi_string(
+    'rule',
+    [],
+    "Coefficients for a part of the parameters, 'pattern=numbers'; can be repeated, the "
+    'first that matches decides.',
+  )
+  flags.DEFINE_string(
+    'base',
+    None,
+    'Checkpoint that the inputs started from: the result is base + sum of c * (input - base).',
+  )
   flags.DEFINE_enum('method', 'linear', weights.METHODS, 'How parents become one; slerp takes two.')
   flags.DEFINE_enum('dtype', None, DTYPES, "Dtype of the result; the first input's if not given.")
   flags.DEFINE_string('output', None, 'Directory of the mixed checkpoint, or of the curve.')
   flags.DEFINE_bool('unnormalized', False, 'Allows coefficients that do not sum to 1.')
-  flags.DEFINE_bool('curve', False, 'Measures mixes of two inputs and draws them; writes no checkpoint.')
+  flags.DEFINE_bool(
+    'curve', False, 'Measures mixes of two inputs and draws them; writes no checkpoint.'
+  )
   cli.define_config(optional=True)
-  flags.DEFINE_integer('points', 11, 'Of the curve, from the second input to the first.', lower_bound=2)
+  flags.DEFINE_integer(
+    'points', 11, 'Of the curve, from the second input to the first.', lower_bound=2
+  )
   flags.DEFINE_list('tasks', [], "Also scores these tasks of the run's mixture along the curve.")
   flags.DEFINE_integer('examples', 100, 'Most questions a task.', lower_bound=1)
   flags.DEFINE_string('split', 'test', 'Of the tasks that are scored.')

@@ -76,7 +76,9 @@ def peek(config, count):
   shown = []
   for row in range(min(count, len(batch['tokens']))):
     for example in rows.examples(batch, row, tokenizer, tuple(config.mixture), visual_tokens):
-      views = [] if example.slot is None else views_of(batch['images'][row, example.slot], config.model)
+      views = (
+        [] if example.slot is None else views_of(batch['images'][row, example.slot], config.model)
+      )
       shown.append((example, views))
   return data.table, shown
 
@@ -90,21 +92,35 @@ def show(config, count, output, colour) -> None:
   try:
     rows.picture(shown, table).save(output)
   except (OSError, ValueError) as error:
-    raise errors.make(f"output '{output}'", str(error), 'a picture file that can be written', 'change --output') from error
+    raise errors.make(
+      f"output '{output}'", str(error), 'a picture file that can be written', 'change --output'
+    ) from error
   print(f'\npicture: {output}')
 
 
 def main() -> None:
-  config = narrowed(run_config(FLAGS.config, FLAGS.stage, FLAGS.workdir), FLAGS.only, FLAGS.tokenizer)
+  config = narrowed(
+    run_config(FLAGS.config, FLAGS.stage, FLAGS.workdir), FLAGS.only, FLAGS.tokenizer
+  )
   show(config, FLAGS.rows, FLAGS.output, sys.stdout.isatty())
 
 
 if __name__ == '__main__':
   cli.define_config('configs/mini.py')
   flags.DEFINE_string('stage', 'stage2', 'Which training stage of a recipe.')
-  flags.DEFINE_string('workdir', 'workdir/mini', 'Where the recipe runs; its data step must be finished.')
-  flags.DEFINE_list('only', None, 'Entries of the mixture; left out: all of them, and all of their data must be there.')
-  flags.DEFINE_string('tokenizer', None, 'A tokenizer.model; left out: that of the config, or inside the weights it starts from.')
+  flags.DEFINE_string(
+    'workdir', 'workdir/mini', 'Where the recipe runs; its data step must be finished.'
+  )
+  flags.DEFINE_list(
+    'only',
+    None,
+    'Entries of the mixture; left out: all of them, and all of their data must be there.',
+  )
+  flags.DEFINE_string(
+    'tokenizer',
+    None,
+    'A tokenizer.model; left out: that of the config, or inside the weights it starts from.',
+  )
   flags.DEFINE_integer('rows', 2, 'How many rows of the first batch.', lower_bound=1)
   flags.DEFINE_string('output', 'peek.png', 'Where the picture is written.')
   cli.run(main)

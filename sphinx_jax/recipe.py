@@ -24,16 +24,15 @@ from collections.abc import Callable, Iterator
 from absl import flags
 from ml_collections import ConfigDict
 
-from sphinx_jax import mix_curve, mix_weights
-from sphinx_jax import train as train_door
+from sphinx_jax import datasets as sources, mix_curve, mix_weights, train as train_door
 from sphinx_jax.checkpoint import store as checkpoints
 from sphinx_jax.core import cli, config as config_lib, errors
 from sphinx_jax.core.progress import log
-from sphinx_jax.data import dialog, sources, tokenizer as tokenizers
-from sphinx_jax.data.miniworld import builder, official
+from sphinx_jax.data import dialog, tokenizer as tokenizers
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.evaluate import tasks as evaluation
+from sphinx_jax.evaluation import held_out as evaluation
 from sphinx_jax.generate import load as loading
+from sphinx_jax.miniworld import builder, export as official
 from sphinx_jax.parallel import hosts
 from sphinx_jax.report import page
 
@@ -53,8 +52,11 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
   Raises:
     SphinxError: on an unknown step, or when the workdir belongs to another config.
   """
-  workdir = train_door.claim(config, workdir, ignore=tuple(
-      f'{name}.{setting}' for name in config.steps for setting in train_door.RESIZABLE))
+  workdir = train_door.claim(
+    config,
+    workdir,
+    ignore=tuple(f'{name}.{setting}' for name in config.steps for setting in train_door.RESIZABLE),
+  )
   for name in config.steps:
     if name not in config:
       raise errors.unknown('recipe step', name, [key for key in config if key != 'steps'])
@@ -62,15 +64,20 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> pathlib.Path:
       raise errors.unknown(f"kind of recipe step '{name}'", config[name].kind, KINDS)
   for number, name in enumerate(config.steps, 1):
     done = workdir / name / 'done.json'
-    if hosts.tell(done.exists()):
-      log.info('step %d/%d %s: finished before in %.0f s', number, len(config.steps), name,
-               json.loads(done.read_text())['seconds'])
+    if hosts.broadcast(done.exists()):
+      log.info(
+        'step %d/%d %s: finished before in %.0f s',
+        number,
+        len(config.steps),
+        name,
+        json.loads(done.read_text())['seconds'],
+      )
       continue
     log.info('step %d/%d %s', number, len(config.steps), name)
     began = time.monotonic()
-    hosts.alone(lambda: (workdir / name).mkdir(exist_ok=True))
+    hosts.on_process_0(lambda: (workdir / name).mkdir(exist_ok=True))
     step = functools.partial(KINDS[config[name].kind], config, name, workdir)
-    step() if config[name].kind in TOGETHER else hosts.alone(step)
+    step() if config[name].kind in TOGETHER else hosts.on_process_0(step)
     _write_json(done, {'seconds': time.monotonic() - began, 'peak_rss_bytes': _peak_rss()})
     log.info('step %d/%d %s: %.0f s', number, len(config.steps), name, time.monotonic() - began)
   last = workdir / config.steps[-1]
@@ -82,7 +89,12 @@ def _data(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   section = config[name]
   kinds = section.train.to_dict()
   heldout = {kind: section.heldout for kind in kinds}
-  builder.build(workdir / name, {'train': kinds, 'validation': heldout, 'test': heldout}, section.image_size, section.seed)
+  builder.build(
+    workdir / name,
+    {'train': kinds, 'validation': heldout, 'test': heldout},
+    section.image_size,
+    section.seed,
+  )
   if section.official:
     official.write(workdir / name, workdir / name / 'official')
   model = tokenizers.train(_corpus(config, workdir, section.lines), section.vocab)
@@ -91,7 +103,9 @@ def _data(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
 
 def _corpus(config: ConfigDict, workdir: pathlib.Path, lines: int) -> Iterator[str]:
   """The first dialogs of every mixture entry of every stage, as the template renders them."""
-  for stage in (stage_config(config, name, workdir) for name in config.steps if config[name].kind == 'train'):
+  for stage in (
+    stage_config(config, name, workdir) for name in config.steps if config[name].kind == 'train'
+  ):
     template = dialog.Template(stage.dialog.system)
     for entry in stage.mixture.values():
       source = sources.open_source(entry, stage.data_dir)
@@ -126,55 +140,100 @@ def _mix(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   stage = stage_config(config, section.inputs[0], workdir)
   line = mix_curve.open_line(stage, [workdir / parent for parent in section.inputs])
   domains = line.data.validation
-  halves = {f'{half}/{domain}': batches[start::2] for domain, batches in domains.items()
-            for start, half in enumerate(('choice', 'curve'))}
-  points = mix_curve.curve(line.parents, section.coefficients, lambda params, _: line.program.evaluate(params, halves))
+  halves = {
+    f'{half}/{domain}': batches[start::2]
+    for domain, batches in domains.items()
+    for start, half in enumerate(('choice', 'curve'))
+  }
+  points = mix_curve.curve(
+    line.parents, section.coefficients, lambda params, _: line.program.evaluate(params, halves)
+  )
 
   def average(point: dict, half: str) -> float:
     return sum(point[f'{half}/{domain}'] for domain in domains) / len(domains)
 
   share = min(points, key=lambda point: average(point, 'choice'))['coefficient']
-  hosts.alone(lambda: mix_weights.mix_checkpoints([workdir / parent for parent in section.inputs], (share, 1 - share),
-                                                  workdir / name))
-  curve = [{'coefficient': point['coefficient'], **{domain: point[f'curve/{domain}'] for domain in domains}}
-           for point in points]
+  hosts.on_process_0(
+    lambda: mix_weights.mix_checkpoints(
+      [workdir / parent for parent in section.inputs], (share, 1 - share), workdir / name
+    )
+  )
+  curve = [
+    {
+      'coefficient': point['coefficient'],
+      **{domain: point[f'curve/{domain}'] for domain in domains},
+    }
+    for point in points
+  ]
   _write_json(workdir / name / 'curve.json', curve)
   _write_json(workdir / name / 'choice.json', {'coefficient': share})
   verdict = page.curve_verdict(curve, share)
-  log.info('mixed %g of %s with %g of %s: loss %.4f, parents %.4f and %.4f%s', share, section.inputs[0], 1 - share,
-           section.inputs[1], verdict['mixed'], *verdict['parents'].values(),
-           '' if verdict['ok'] else '; WORSE than the better parent')
+  log.info(
+    'mixed %g of %s with %g of %s: loss %.4f, parents %.4f and %.4f%s',
+    share,
+    section.inputs[0],
+    1 - share,
+    section.inputs[1],
+    verdict['mixed'],
+    *verdict['parents'].values(),
+    '' if verdict['ok'] else '; WORSE than the better parent',
+  )
 
 
 def _evaluate(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   """Answers and scores every task of the section with the weights of its checkpoint, and blind."""
   section = config[name]
   stage = stage_config(config, section.checkpoint, workdir)
-  generator, meta, _ = loading.load(workdir / section.checkpoint, rows=section.rows)
+  generator, meta, _ = loading.load(workdir / section.checkpoint, rows=section.batch_size)
 
-  mean = evaluation.mean_image(evaluation.open_split(stage, section.tasks, 'train'), stage.model.image_size)
-  evaluation.evaluate(generator, evaluation.open_split(stage, section.tasks, section.split), section.examples, mean,
-                      workdir / name, run=f'{section.checkpoint} at step {meta["step"]}')
+  mean = evaluation.mean_image(
+    evaluation.open_split(stage, section.tasks, 'train'), stage.model.image_size
+  )
+  evaluation.evaluate(
+    generator,
+    evaluation.open_split(stage, section.tasks, section.split),
+    section.examples,
+    mean,
+    workdir / name,
+    run=f'{section.checkpoint} at step {meta["step"]}',
+  )
 
 
 def _report(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   """Draws the page from what the other steps left behind."""
   of_kind = {kind: [step for step in config.steps if config[step].kind == kind] for kind in KINDS}
-  finished = {step: json.loads((workdir / step / 'done.json').read_text()) for step in config.steps if step != name}
+  finished = {
+    step: json.loads((workdir / step / 'done.json').read_text())
+    for step in config.steps
+    if step != name
+  }
   mixed, evaluated = of_kind['mix'], of_kind['evaluate'][-1]
   page.write(
-      workdir, evaluation=workdir / evaluated,
-      metrics={step: workdir / step / 'metrics.jsonl' for step in of_kind['train']},
-      curve=workdir / mixed[-1] / 'curve.json' if mixed else (),
-      mixed=json.loads((workdir / mixed[-1] / 'choice.json').read_text())['coefficient'] if mixed else 0.5,
-      seconds={step: done['seconds'] for step, done in finished.items()},
-      peak_rss_bytes=max([_peak_rss(), *(done['peak_rss_bytes'] for done in finished.values())]),
-      config=config_lib.to_dict(config), aims=config[name].aims.to_dict())
+    workdir,
+    evaluation=workdir / evaluated,
+    metrics={step: workdir / step / 'metrics.jsonl' for step in of_kind['train']},
+    curve=workdir / mixed[-1] / 'curve.json' if mixed else (),
+    mixed=json.loads((workdir / mixed[-1] / 'choice.json').read_text())['coefficient']
+    if mixed
+    else 0.5,
+    seconds={step: done['seconds'] for step, done in finished.items()},
+    peak_rss_bytes=max([_peak_rss(), *(done['peak_rss_bytes'] for done in finished.values())]),
+    config=config_lib.to_dict(config),
+    aims=config[name].aims.to_dict(),
+  )
 
 
 KINDS: dict[str, Callable[[ConfigDict, str, pathlib.Path], None]] = {
-    'data': _data, 'train': _train, 'mix': _mix, 'evaluate': _evaluate, 'report': _report}
-TOGETHER = ('train', 'mix')  # What all processes of a run do; the rest process 0 does, while the others wait.
+  'data': _data,
+  'train': _train,
+  'mix': _mix,
+  'evaluate': _evaluate,
+  'report': _report,
+}
+TOGETHER = (
+  'train',
+  'mix',
+)  # What all processes of a run do; the rest process 0 does, while the others wait.
 
 
 def _peak_rss() -> int:
@@ -184,16 +243,18 @@ def _peak_rss() -> int:
 
 
 def _write_json(file: os.PathLike, value: object) -> None:
-  if hosts.index() == 0:
+  if hosts.process_index() == 0:
     evaluation.write_json(file, value)
 
 
 def main() -> None:
-  with hosts.joined({'config': config_lib.to_dict(FLAGS.config), 'workdir': FLAGS.workdir}):
+  with hosts.session({'config': config_lib.to_dict(FLAGS.config), 'workdir': FLAGS.workdir}):
     print(f'made: {checkpoints.whole_path(run(FLAGS.config, FLAGS.workdir))}')
 
 
 if __name__ == '__main__':
   cli.define_config('configs/mini.py')
-  flags.DEFINE_string('workdir', 'workdir/mini', 'Where everything is written; the same again goes on.')
+  flags.DEFINE_string(
+    'workdir', 'workdir/mini', 'Where everything is written; the same again goes on.'
+  )
   cli.run(main)

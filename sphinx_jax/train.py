@@ -22,20 +22,28 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
+from sphinx_jax import datasets as sources
 from sphinx_jax.checkpoint import store as checkpoints
-from sphinx_jax.core import batch as contract
-from sphinx_jax.core import cli, config as config_lib, errors
-from sphinx_jax.core.progress import log, progress
-from sphinx_jax.data import dialog, pipeline, sources, tokenizer as tokenizers
+from sphinx_jax.core import batch as contract, cli, config as config_lib, errors
+from sphinx_jax.core.progress import log, Progress
+from sphinx_jax.data import dialog, pipeline, tokenizer as tokenizers
 from sphinx_jax.models import sphinx
 from sphinx_jax.parallel import hosts, placement
-from sphinx_jax.program import Program
+from sphinx_jax.run import Program
 from sphinx_jax.training import state as states, writer as writers
 from sphinx_jax.training.stopping import Stopping
 
 FLAGS = flags.FLAGS
 # How a run uses its machine may change between starts: a smaller slice takes more microbatches. Only roundings differ.
-RESIZABLE = ('mesh', 'checkpoint', 'optimizer.accumulate', 'loss_chunk', 'model.remat', 'model.attention', 'model.scan_unroll')
+RESIZABLE = (
+  'mesh',
+  'checkpoint',
+  'optimizer.accumulate',
+  'loss_chunk',
+  'model.remat',
+  'model.attention',
+  'model.scan_unroll',
+)
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
@@ -54,7 +62,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     SystemExit: after SIGTERM or Ctrl-C, once the run is saved.
   """
   workdir = claim(config, workdir, ignore=RESIZABLE)
-  before = hosts.tell(checkpoints.latest(workdir))
+  before = hosts.broadcast(checkpoints.latest(workdir))
   if before == config.steps:
     with contextlib.suppress(checkpoints.Damaged):  # What that means is for `start` to say.
       metrics = checkpoints.load_meta(workdir)['metrics']
@@ -63,20 +71,25 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
 
   # Mesh, data, shapes, layouts, compilation: nothing large is made before all of them fit together.
   program = Program(config)
-  data = open_data(config, hosts.rows(program.rows, config.batch.rows))
+  data = open_data(config, hosts.local_rows(program.rows, config.batch.size))
   log.info('mixture of %s:\n%s', config.name, data.table)
   if before is None and config.init_from:
     check_parent(config, program, data)
   train_step = program.compile()
 
   with contextlib.ExitStack() as stack:
-    store = stack.enter_context(checkpoints.Store(
-        workdir, config.checkpoint.keep, config.checkpoint.get('keep_every', 0)))
+    store = stack.enter_context(
+      checkpoints.Store(workdir, config.checkpoint.keep, config.checkpoint.get('keep_every', 0))
+    )
     state, position, sums = start(config, program, store)
     first = int(state.step)
-    writer = stack.enter_context(contextlib.closing(writers.Writer(workdir, first, hosts.index() == 0)))
+    writer = stack.enter_context(
+      contextlib.closing(writers.Writer(workdir, first, hosts.process_index() == 0))
+    )
     batches = stack.enter_context(contextlib.closing(data.batches(position)))
-    bar = stack.enter_context(progress(total=config.steps, start=first, what=config.name, unit='step'))
+    bar = stack.enter_context(
+      Progress(total=config.steps, start=first, what=config.name, unit='step')
+    )
     stopping = stack.enter_context(Stopping(str(workdir)))
     window = writers.Window(tuple(config.mixture), sums)
 
@@ -99,26 +112,44 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       stop = stopping.after(step, last)
       if last or step % config.checkpoint.every == 0 or stop:
         window.read()  # A step that is not finite is never saved.
-        store.save(step, state.params, state.opt_state, data.carried | {
-            'data_position': position, 'window': window.state(), 'metrics': writer.last})
-      bar.update(note=f"loss {writer.last['loss']:.3f}" if 'loss' in writer.last else '')
+        store.save(
+          step,
+          state.params,
+          state.opt_state,
+          data.carried
+          | {'data_position': position, 'window': window.state(), 'metrics': writer.last},
+        )
+      bar.update(note=f'loss {writer.last["loss"]:.3f}' if 'loss' in writer.last else '')
       if stop:
         log.info('stopped at step %d; run the same command again to go on', step)
         raise SystemExit(128 + stop)  # The store waits for the save on the way out.
 
   log.info('the mixture at the end:\n%s', data.summary(position))
-  losses = {name: value for name, value in writer.last.items() if name.startswith(('loss', 'validation'))}
-  log.info('%s: %d steps; %s', workdir, config.steps, ', '.join(f'{name} {value:.4f}' for name, value in losses.items()))
+  losses = {
+    name: value for name, value in writer.last.items() if name.startswith(('loss', 'validation'))
+  }
+  log.info(
+    '%s: %d steps; %s',
+    workdir,
+    config.steps,
+    ', '.join(f'{name} {value:.4f}' for name, value in losses.items()),
+  )
   return writer.last
 
 
-def claim(config: ConfigDict, workdir: str | os.PathLike, ignore: tuple[str, ...] = ()) -> epath.Path:
+def claim(
+  config: ConfigDict, workdir: str | os.PathLike, ignore: tuple[str, ...] = ()
+) -> epath.Path:
   """As `core.config.claim`, by one process for all; they must see the same directory."""
-  hosts.alone(lambda: config_lib.claim(workdir, config, ignore))
+  hosts.on_process_0(lambda: config_lib.claim(workdir, config, ignore))
   workdir = checkpoints.whole_path(workdir)
   if not (workdir / 'config.json').exists():
-    raise errors.make(f"workdir '{workdir}'", f'nothing there on process {hosts.index()}', 'what process 0 wrote there',
-                      'give a directory that all hosts share, or a gs:// URL')
+    raise errors.make(
+      f"workdir '{workdir}'",
+      f'nothing there on process {hosts.process_index()}',
+      'what process 0 wrote there',
+      'give a directory that all hosts share, or a gs:// URL',
+    )
   return workdir
 
 
@@ -152,29 +183,54 @@ def open_data(config: ConfigDict, mine: Sequence[int] | None = None) -> Data:
   """
   tokenizer = open_tokenizer(config)
   if tokenizer.vocab_size > config.model.llm.vocab:
-    raise errors.make(f"tokenizer '{config.tokenizer}'", f'{tokenizer.vocab_size} ids',
-                      f'at most model.llm.vocab {config.model.llm.vocab}',
-                      'raise the vocabulary or take another tokenizer')
+    raise errors.make(
+      f"tokenizer '{config.tokenizer}'",
+      f'{tokenizer.vocab_size} ids',
+      f'at most model.llm.vocab {config.model.llm.vocab}',
+      'raise the vocabulary or take another tokenizer',
+    )
 
   visual_tokens = sphinx.visual_tokens(config.model)
 
-  def open_mixture(entries: ConfigDict, opened: Mapping[str, Any], loss_weighting: str, **settings) -> pipeline.Pipeline:
+  def open_mixture(
+    entries: ConfigDict, opened: Mapping[str, Any], loss_weighting: str, **settings
+  ) -> pipeline.Pipeline:
     return pipeline.Pipeline(
-        opened, {name: entry.weight for name, entry in entries.items()}, tokenizer, dialog.Template(config.dialog.system),
-        config.batch, visual_tokens, config.model.image_size, config.seed, loss_weighting, mine,
-        max_skipped=config.get('max_skipped', 0.5), **settings)
+      opened,
+      {name: entry.weight for name, entry in entries.items()},
+      tokenizer,
+      dialog.Template(config.dialog.system),
+      config.batch,
+      visual_tokens,
+      config.model.image_size,
+      config.seed,
+      loss_weighting,
+      mine,
+      max_skipped=config.get('max_skipped', 0.5),
+      **settings,
+    )
 
   trained, held_out = open_sources(config)
   caps = {name: entry.cap for name, entry in config.mixture.items() if entry.get('cap') is not None}
-  mixture = open_mixture(config.mixture, trained, config.loss_weighting, sampling=config.get('sampling'), caps=caps)
+  mixture = open_mixture(
+    config.mixture, trained, config.loss_weighting, sampling=config.get('sampling'), caps=caps
+  )
   validation = {}
   for name, entry in config.validation.items():
     of_one = open_mixture(ConfigDict({name: entry}), {name: held_out[name]}, 'token')
     with contextlib.closing(of_one.batches()) as batches:
       validation[name] = [batch for batch, _ in itertools.islice(batches, config.eval_batches)]
-  return Data(mixture.batches, validation, {
-      'config': config_lib.to_json(config), 'tokenizer': base64.b64encode(tokenizer.model_bytes).decode(),
-      'dialog': config.dialog.to_dict()}, mixture.table(), mixture.summary)
+  return Data(
+    mixture.batches,
+    validation,
+    {
+      'config': config_lib.to_json(config),
+      'tokenizer': base64.b64encode(tokenizer.model_bytes).decode(),
+      'dialog': config.dialog.to_dict(),
+    },
+    mixture.table(),
+    mixture.summary,
+  )
 
 
 def open_sources(config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -204,11 +260,20 @@ def open_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
   if config.tokenizer:
     return tokenizers.load(config.tokenizer)
   if not config.init_from:
-    raise errors.make('tokenizer', 'neither a tokenizer nor init_from', 'one of them', 'give the path of a tokenizer.model')
-  return tokenizers.Tokenizer(base64.b64decode(checkpoints.load_meta(config.init_from)['tokenizer']))
+    raise errors.make(
+      'tokenizer',
+      'neither a tokenizer nor init_from',
+      'one of them',
+      'give the path of a tokenizer.model',
+    )
+  return tokenizers.Tokenizer(
+    base64.b64decode(checkpoints.load_meta(config.init_from)['tokenizer'])
+  )
 
 
-def start(config: ConfigDict, program: Program, store: checkpoints.Store) -> tuple[states.State, int, dict]:
+def start(
+  config: ConfigDict, program: Program, store: checkpoints.Store
+) -> tuple[states.State, int, dict]:
   """The state to go on from: the run's own newest whole checkpoint, or the parameters of `init_from`, or scratch.
 
   Returns:
@@ -225,9 +290,9 @@ def start(config: ConfigDict, program: Program, store: checkpoints.Store) -> tup
       params = checkpoints.load_params(config.init_from, program.params)
     else:
       params = program.init()
-    opt_state = program.init_optimizer(states.split(params, config.trained)[0])
+    opt_state = program.init_optimizer(states.split(params, config.trainable)[0])
     step, position, sums = 0, 0, {}
-  trained, frozen = states.split(params, config.trained)
+  trained, frozen = states.split(params, config.trainable)
   step = jax.device_put(jnp.int32(step), program.state.step.sharding)
   return states.State(step, trained, frozen, opt_state), position, sums
 
@@ -236,18 +301,24 @@ def check_parent(config: ConfigDict, program: Program, data: Data) -> None:
   """Refuses an `init_from` that does not fit: not a checkpoint, other leaves, another tokenizer."""
   checkpoints.check(config.init_from, program.params)
   if checkpoints.load_meta(config.init_from).get('tokenizer') != data.carried['tokenizer']:
-    raise errors.make(f"init_from '{config.init_from}'", 'another tokenizer', f"that of '{config.tokenizer}'",
-                      'train with the tokenizer that the checkpoint carries')
+    raise errors.make(
+      f"init_from '{config.init_from}'",
+      'another tokenizer',
+      f"that of '{config.tokenizer}'",
+      'train with the tokenizer that the checkpoint carries',
+    )
 
 
 def main() -> None:
   if not FLAGS.workdir:
     raise errors.make('--workdir', 'nothing', 'a directory for the run', 'give --workdir=DIR')
-  with hosts.joined({'config': config_lib.to_dict(FLAGS.config), 'workdir': FLAGS.workdir}):
+  with hosts.session({'config': config_lib.to_dict(FLAGS.config), 'workdir': FLAGS.workdir}):
     train(FLAGS.config, FLAGS.workdir)
 
 
 if __name__ == '__main__':
   cli.define_config()
-  flags.DEFINE_string('workdir', None, "The run's directory: new, or that of an interrupted run of the same config.")
+  flags.DEFINE_string(
+    'workdir', None, "The run's directory: new, or that of an interrupted run of the same config."
+  )
   cli.run(main)

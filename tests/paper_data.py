@@ -4,9 +4,13 @@ import json
 import tarfile
 from pathlib import Path
 
-from sphinx_jax.data import build_runners, building, built_folder
-from tests.data.sources import layouts, pictures, question_trees as trees
-from tests.data.sources.layouts import dump
+from sphinx_jax.preparation import (
+  folder as built_folder,
+  runners as build_runners,
+  write as building,
+)
+from tests.datasets import layouts, pictures, question_trees as trees
+from tests.datasets.layouts import dump
 
 PICTURES = {i: f'{i:012d}.jpg' for i in (1, 2, 3)}
 QUESTIONS = [trees.Asked(10 * i + n, i, f'Is it {n}?') for i in PICTURES for n in range(2)]
@@ -16,21 +20,45 @@ KEYPOINTS = [number for i in range(17) for number in (5 + i, 5 + i, 2)]
 def write(root: Path) -> Path:
   """Writes all of them under `root`, the data_dir of a run."""
   _coco(root / 'coco')
-  for tree, folder in ((trees.vqav2, 'coco'), (trees.okvqa, 'coco'), (trees.aokvqa, 'coco'), (trees.gqa, 'gqa'), (trees.ocrvqa, 'ocrvqa')):
+  for tree, folder in (
+    (trees.vqav2, 'coco'),
+    (trees.okvqa, 'coco'),
+    (trees.aokvqa, 'coco'),
+    (trees.gqa, 'gqa'),
+    (trees.ocrvqa, 'ocrvqa'),
+  ):
     place = tree(root / folder, QUESTIONS)
     for i in PICTURES:
       pictures.write(place(i))
-  for kind in ('questions', 'annotations'):  # The held-out split of VQAv2 is here a copy of the other.
-    name = f"v2_{'OpenEnded_' if kind == 'questions' else ''}mscoco_{{}}_{kind}.json"
-    (root / 'coco' / name.format('val2014')).write_bytes((root / 'coco' / name.format('train2014')).read_bytes())
+  for kind in (
+    'questions',
+    'annotations',
+  ):  # The held-out split of VQAv2 is here a copy of the other.
+    name = f'v2_{"OpenEnded_" if kind == "questions" else ""}mscoco_{{}}_{kind}.json'
+    (root / 'coco' / name.format('val2014')).write_bytes(
+      (root / 'coco' / name.format('train2014')).read_bytes()
+    )
   for i in PICTURES:
     pictures.write(root / f'coco/val2014/COCO_val2014_{i:012d}.jpg')
   file = root / 'ocrvqa/dataset.json'
   books = json.loads(file.read_text())
   dump(file, books | {'5': books['001'] | {'split': 2}})
   pictures.write(root / 'ocrvqa/images/5.jpg')
-  dump(root / 'textvqa/TextCaps_0.1_train.json', {'data': [
-      {'image_id': 'ab', 'caption_id': i, 'caption_str': f'Sign {i}', 'reference_strs': ['Sign'], 'set_name': 'train'} for i in range(3)]})
+  dump(
+    root / 'textvqa/TextCaps_0.1_train.json',
+    {
+      'data': [
+        {
+          'image_id': 'ab',
+          'caption_id': i,
+          'caption_str': f'Sign {i}',
+          'reference_strs': ['Sign'],
+          'set_name': 'train',
+        }
+        for i in range(3)
+      ]
+    },
+  )
   pictures.write(root / 'textvqa/train_images/ab.jpg')
   _regions(root)
   _words(root)
@@ -41,39 +69,103 @@ def _coco(root: Path) -> None:
   for split in ('train2017', 'val2017'):
     boxes = lambda **more: [layouts.box(i, 1 + i % 2, [2 * i, 3, 20, 15], **more) for i in PICTURES]
     layouts.coco(root, 'instances', split, PICTURES, boxes(), ('cat', 'dog'))
-    layouts.coco(root, 'person_keypoints', split, PICTURES, boxes(keypoints=KEYPOINTS, num_keypoints=17), ('person', 'person'))
-    layouts.coco(root, 'captions', split, PICTURES, [{'image_id': i, 'caption': f'Cat {i}.'} for i in PICTURES])
-  layouts.lvis(root, 'train', {i: (f'train2017/{name}', [2], []) for i, name in PICTURES.items()},
-               [layouts.box(i, 1, [1, 2, 10, 10]) for i in PICTURES], ('cat', 'dog'))
+    layouts.coco(
+      root,
+      'person_keypoints',
+      split,
+      PICTURES,
+      boxes(keypoints=KEYPOINTS, num_keypoints=17),
+      ('person', 'person'),
+    )
+    layouts.coco(
+      root, 'captions', split, PICTURES, [{'image_id': i, 'caption': f'Cat {i}.'} for i in PICTURES]
+    )
+  layouts.lvis(
+    root,
+    'train',
+    {i: (f'train2017/{name}', [2], []) for i, name in PICTURES.items()},
+    [layouts.box(i, 1, [1, 2, 10, 10]) for i in PICTURES],
+    ('cat', 'dog'),
+  )
 
 
 def _regions(root: Path) -> None:
   for name, by in (('refcoco', 'unc'), ('refcoco+', 'unc'), ('refcocog', 'umd')):
-    refs = [layouts.reference(i, i, i, f'cat {i}', f'the cat {i}', split='val' if i == 3 else 'train') for i in PICTURES]
-    layouts.refcoco(root / 'refcoco', name, refs, PICTURES, [layouts.box(i, 1, [2, 3, 20, 15]) for i in PICTURES], ('cat',), by)
+    refs = [
+      layouts.reference(i, i, i, f'cat {i}', f'the cat {i}', split='val' if i == 3 else 'train')
+      for i in PICTURES
+    ]
+    layouts.refcoco(
+      root / 'refcoco',
+      name,
+      refs,
+      PICTURES,
+      [layouts.box(i, 1, [2, 3, 20, 15]) for i in PICTURES],
+      ('cat',),
+      by,
+    )
   thing = lambda i, name, x: {'object_id': i, 'names': [name], 'x': x, 'y': 3, 'w': 9, 'h': 12}
   layouts.visual_genome(
-      root / 'visual_genome', {i: 'VG_100K' for i in (1, 2, 20)},
-      region_descriptions=[{'id': i, 'regions': [{'region_id': i, 'phrase': 'a cat', 'x': 2, 'y': 3, 'width': 9, 'height': 9}]}
-                           for i in (1, 2, 20)],
-      relationships=[{'image_id': i, 'relationships': [{'relationship_id': i, 'predicate': 'on', 'subject': thing(1, 'cat', 2),
-                                                        'object': thing(2, 'mat', 15)}]} for i in (1, 2, 20)],
-      question_answers=[{'id': i, 'qas': [{'qa_id': i, 'question': 'What is it?', 'answer': 'A cat.'}]} for i in (1, 2, 20)])
+    root / 'visual_genome',
+    {i: 'VG_100K' for i in (1, 2, 20)},
+    region_descriptions=[
+      {
+        'id': i,
+        'regions': [{'region_id': i, 'phrase': 'a cat', 'x': 2, 'y': 3, 'width': 9, 'height': 9}],
+      }
+      for i in (1, 2, 20)
+    ],
+    relationships=[
+      {
+        'image_id': i,
+        'relationships': [
+          {
+            'relationship_id': i,
+            'predicate': 'on',
+            'subject': thing(1, 'cat', 2),
+            'object': thing(2, 'mat', 15),
+          }
+        ],
+      }
+      for i in (1, 2, 20)
+    ],
+    question_answers=[
+      {'id': i, 'qas': [{'qa_id': i, 'question': 'What is it?', 'answer': 'A cat.'}]}
+      for i in (1, 2, 20)
+    ],
+  )
   for split, first in (('train', 1), ('val', 5)):
     ids = range(first, first + 3)
-    layouts.flickr30k(root / 'flickr30k_entities', split, {i: ['[/EN#7/animals A cat] sits .'] for i in ids},
-                      {i: [(['7'], [2, 3, 20, 15])] for i in ids})
-    layouts.doclaynet(root / 'doclaynet', split, {i: f'{split}{i}.png' for i in ids},
-                      [layouts.box(i, 1, [100, 100, 300, 200]) for i in ids], ('Text', 'Title'))
+    layouts.flickr30k(
+      root / 'flickr30k_entities',
+      split,
+      {i: ['[/EN#7/animals A cat] sits .'] for i in ids},
+      {i: [(['7'], [2, 3, 20, 15])] for i in ids},
+    )
+    layouts.doclaynet(
+      root / 'doclaynet',
+      split,
+      {i: f'{split}{i}.png' for i in ids},
+      [layouts.box(i, 1, [100, 100, 300, 200]) for i in ids],
+      ('Text', 'Title'),
+    )
 
 
 def _words(root: Path) -> None:
   said = [{'from': 'human', 'value': 'What is it?'}, {'from': 'gpt', 'value': 'A cat.'}]
-  dump(root / 'llava/llava_v1_5_mix665k.json', [
-      {'id': str(i), 'image': f'coco/train2017/{name}', 'conversations': said} for i, name in PICTURES.items()])
+  dump(
+    root / 'llava/llava_v1_5_mix665k.json',
+    [
+      {'id': str(i), 'image': f'coco/train2017/{name}', 'conversations': said}
+      for i, name in PICTURES.items()
+    ],
+  )
   for name in PICTURES.values():
     pictures.write(root / f'llava/coco/train2017/{name}')
-  dump(root / 'sharegpt/ShareGPT_V3_unfiltered_cleaned_split.json', [{'id': str(i), 'conversations': said} for i in PICTURES])
+  dump(
+    root / 'sharegpt/ShareGPT_V3_unfiltered_cleaned_split.json',
+    [{'id': str(i), 'conversations': said} for i in PICTURES],
+  )
   dump(root / 'raw/text/some.txt', 'A sentence of a document.\n' * 9)
   _build('plain_text', root / 'raw/text', root / 'refinedweb')
   for domain in ('laion400m', 'laion_coco', 'laion400m_heldout', 'laion_coco_heldout'):

@@ -25,26 +25,36 @@ def picture(tmp_path):
 def test_the_door_answers_as_the_model_does(checkpoint, picture, capsys):
   chat.chat(checkpoint, picture, 'What is the color?', '', max_new_tokens=6)
   image = small.pictures(1)[0][:, :12]
-  expected = small.generator().answers([[('What is the color?', None)]], [image], max_new_tokens=6)[0]
+  expected = small.generator().answers([[('What is the color?', None)]], [image], max_new_tokens=6)[
+    0
+  ]
   assert expected and capsys.readouterr().out == f'{expected}\n'
 
 
 def says(monkeypatch, answer):
   """Makes every generator answer this; returns the prompts it gets."""
   prompts = []
-  monkeypatch.setattr(decode.Generator, 'answers', lambda self, asked, **_: prompts.extend(asked) or [answer])
+  monkeypatch.setattr(
+    decode.Generator, 'answers', lambda self, asked, **_: prompts.extend(asked) or [answer]
+  )
   return prompts
 
 
-def test_boxes_of_the_answer_are_drawn_on_the_original_picture(checkpoint, picture, tmp_path, monkeypatch, capsys):
+def test_boxes_of_the_answer_are_drawn_on_the_original_picture(
+  checkpoint, picture, tmp_path, monkeypatch, capsys
+):
   says(monkeypatch, '[0.25, 0.25, 0.75, 0.75]')
   output = tmp_path / 'answer.png'
   chat.chat(checkpoint, picture, 'Where?', output)
   drawn = np.asarray(Image.open(output).convert('RGB')).astype(int)
-  plain = np.asarray(Image.open(picture).convert('RGB').resize(drawn.shape[1::-1], Image.Resampling.NEAREST))
+  plain = np.asarray(
+    Image.open(picture).convert('RGB').resize(drawn.shape[1::-1], Image.Resampling.NEAREST)
+  )
   ys, xs = np.nonzero((drawn != plain).any(-1))
   scale = drawn.shape[0] / 16  # 12 x 16 pixels; the padding is 2 on the left
-  assert np.abs(np.array([xs.min(), ys.min(), xs.max(), ys.max()]) / scale - [2, 4, 10, 12]).max() < 0.2
+  assert (
+    np.abs(np.array([xs.min(), ys.min(), xs.max(), ys.max()]) / scale - [2, 4, 10, 12]).max() < 0.2
+  )
   assert f'drawn: {output}' in capsys.readouterr().out
 
 

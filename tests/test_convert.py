@@ -22,13 +22,20 @@ from sphinx_jax.models import foreign
 from tests import release
 
 ROOT = pathlib.Path(__file__).parent.parent
-COLUMNS = re.compile(r'llma\.(output|layers\.\d+\.(attention\.w[qkv]|feed_forward\.w[13]))\.weight')  # FACTS "Shards".
+COLUMNS = re.compile(
+  r'llma\.(output|layers\.\d+\.(attention\.w[qkv]|feed_forward\.w[13]))\.weight'
+)  # FACTS "Shards".
 ROWS = re.compile(r'llma\.(tok_embeddings|layers\.\d+\.(attention\.wo|feed_forward\.w2))\.weight')
 
 
 def door(*flags: str) -> subprocess.CompletedProcess:
-  return subprocess.run([sys.executable, '-m', 'sphinx_jax.convert', *flags], cwd=ROOT, capture_output=True, text=True,
-                        timeout=300)
+  return subprocess.run(
+    [sys.executable, '-m', 'sphinx_jax.convert', *flags],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
 
 
 def read_in(source, output, **options) -> pathlib.Path:
@@ -37,11 +44,14 @@ def read_in(source, output, **options) -> pathlib.Path:
 
 
 def torch_shards(folder: pathlib.Path) -> list[dict[str, torch.Tensor]]:
-  return [torch.load(file, weights_only=True)['model'] for file in sorted(folder.glob('*.model.pth'))]
+  return [
+    torch.load(file, weights_only=True)['model'] for file in sorted(folder.glob('*.model.pth'))
+  ]
 
 
 def merged(shards: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
   """Whole tensors by the rules of FACTS."""
+
   def whole(key):
     parts = [shard[key] for shard in shards]
     split = 0 if COLUMNS.fullmatch(key) else 1 if ROWS.fullmatch(key) else None
@@ -49,6 +59,7 @@ def merged(shards: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
       assert all(torch.equal(bits(part), bits(parts[0])) for part in parts), key
       return parts[0]
     return torch.cat(parts, split)
+
   assert all(shard.keys() == shards[0].keys() for shard in shards)
   return {key: whole(key) for key in shards[0]}
 
@@ -69,30 +80,50 @@ def light() -> dict[str, tuple[int, ...]]:
   return release.official_shapes('llama_ens_light')
 
 
-@pytest.mark.parametrize('dtype, came, go', [(release.BFLOAT16, 1, 2), (np.float16, 2, 1), (np.float32, 2, 4)])
+@pytest.mark.parametrize(
+  'dtype, came, go', [(release.BFLOAT16, 1, 2), (np.float16, 2, 1), (np.float32, 2, 4)]
+)
 def test_there_and_back_is_bit_equal(light, tmp_path, dtype, came, go):
   arrays = release.tensors(light, dtype)
-  arrays['llma.norm.weight'].reshape(-1)[:4] = [np.nan, np.inf, -0.0, 1e-7]  # No arithmetic on the way.
+  arrays['llma.norm.weight'].reshape(-1)[:4] = [
+    np.nan,
+    np.inf,
+    -0.0,
+    1e-7,
+  ]  # No arithmetic on the way.
   source = release.write_official(tmp_path / 'a', arrays, came)
   ours = read_in(source, tmp_path / 'ours')
   convert.take_out(ours, tmp_path / 'b', 'official', go)
   assert_bit_equal(merged(torch_shards(tmp_path / 'b')), arrays)
   for name in ('config.json', 'meta.json'):
-    assert json.loads((tmp_path / 'b' / name).read_text()) == json.loads((source / name).read_text())
+    assert json.loads((tmp_path / 'b' / name).read_text()) == json.loads(
+      (source / name).read_text()
+    )
   assert (tmp_path / 'b' / 'tokenizer.model').read_bytes() == release.TOKENIZER.read_bytes()
   assert sorted(path.name for path in (tmp_path / 'b').glob('*.pth')) == [
-      f'consolidated.{rank:02d}-of-{go:02d}.model.pth' for rank in range(go)]
+    f'consolidated.{rank:02d}-of-{go:02d}.model.pth' for rank in range(go)
+  ]
 
 
 def test_every_encoder_and_what_no_model_reads_come_back(tmp_path):
   shapes = release.official_shapes('llama_ens')
-  arrays = {key: array.astype(release.BFLOAT16 if 'layers.' in key else np.float32)
-            for key, array in release.tensors(shapes).items()}
-  source = release.write_official(tmp_path / 'a', arrays, variant='llama_ens',
-                                  config=release.CONFIG | {'load_pretrained_visual_encoder': True})
+  arrays = {
+    key: array.astype(release.BFLOAT16 if 'layers.' in key else np.float32)
+    for key, array in release.tensors(shapes).items()
+  }
+  source = release.write_official(
+    tmp_path / 'a',
+    arrays,
+    variant='llama_ens',
+    config=release.CONFIG | {'load_pretrained_visual_encoder': True},
+  )
   ours = read_in(source, tmp_path / 'ours')
   assert set(stream.read(ours, 'carried')) == {key.removeprefix('llma.') for key in shapes} & {
-      'dinov2_vitg14.mask_token', 'clip.logit_scale', 'clip.visual.proj', 'clip.ln_final.bias'}
+    'dinov2_vitg14.mask_token',
+    'clip.logit_scale',
+    'clip.visual.proj',
+    'clip.ln_final.bias',
+  }
   convert.take_out(ours, tmp_path / 'b', 'official', 2)
   assert_bit_equal(merged(torch_shards(tmp_path / 'b')), arrays)
   assert json.loads((tmp_path / 'b' / 'meta.json').read_text()) == {'llama_type': 'llama_ens'}
@@ -100,12 +131,17 @@ def test_every_encoder_and_what_no_model_reads_come_back(tmp_path):
   back = convert.open_sources([tmp_path / 'b'])
   assert config.to_dict(back.config) == config.to_dict(convert.open_sources([source]).config)
   assert back.config.encoders.clip.activation == 'quick_gelu'
-  assert all(back.tensors[key.removeprefix('llma.')].read().tobytes() == array.tobytes() for key, array in arrays.items())
+  assert all(
+    back.tensors[key.removeprefix('llma.')].read().tobytes() == array.tobytes()
+    for key, array in arrays.items()
+  )
 
 
 def test_huggingface_comes_back_in_mixed_dtypes(tmp_path):
   """Old LLaMA files hold rotary tables, in float32 beside half-precision weights."""
-  source = release.write_meta(tmp_path / 'meta', release.tensors(release.llama_shapes(), np.float16))
+  source = release.write_meta(
+    tmp_path / 'meta', release.tensors(release.llama_shapes(), np.float16)
+  )
   convert.take_out(read_in(source, tmp_path / 'ours'), tmp_path / 'hf', 'hf')
   first = safetensors.torch.load_file(tmp_path / 'hf' / 'model.safetensors')
   arrays = {key: value.numpy() for key, value in first.items()}
@@ -114,16 +150,23 @@ def test_huggingface_comes_back_in_mixed_dtypes(tmp_path):
   safetensors_files.write_safetensors(tmp_path / 'hf', release.as_tensors(arrays))
   convert.take_out(read_in(tmp_path / 'hf', tmp_path / 'again'), tmp_path / 'back', 'hf')
   assert_bit_equal(safetensors.torch.load_file(tmp_path / 'back' / 'model.safetensors'), arrays)
-  assert (tmp_path / 'back' / 'config.json').read_text() == (tmp_path / 'hf' / 'config.json').read_text()
+  assert (tmp_path / 'back' / 'config.json').read_text() == (
+    tmp_path / 'hf' / 'config.json'
+  ).read_text()
 
 
 def test_double_precision_is_kept(tmp_path):
   arrays = release.tensors(release.llama_shapes(), np.float64)
   ours = read_in(release.write_meta(tmp_path / 'a', arrays), tmp_path / 'ours')
-  assert stream.read(ours)['llm/output/kernel'].read(()).tobytes() == arrays['output.weight'].T.tobytes()
+  assert (
+    stream.read(ours)['llm/output/kernel'].read(()).tobytes() == arrays['output.weight'].T.tobytes()
+  )
   convert.take_out(ours, tmp_path / 'hf', 'hf')
   found = safetensors.torch.load_file(tmp_path / 'hf' / 'model.safetensors')
-  for theirs, meta in (('lm_head', 'output'), ('model.layers.1.mlp.down_proj', 'layers.1.feed_forward.w2')):
+  for theirs, meta in (
+    ('lm_head', 'output'),
+    ('model.layers.1.mlp.down_proj', 'layers.1.feed_forward.w2'),
+  ):
     assert found[f'{theirs}.weight'].numpy().tobytes() == arrays[f'{meta}.weight'].tobytes()
 
 
@@ -131,12 +174,16 @@ def test_replicas_that_differ_are_named_and_rank_0_counts(tmp_path, caplog, monk
   monkeypatch.setattr(progress.log, 'propagate', True)
   arrays = release.tensors(release.llama_shapes())
   folder = release.write_meta(tmp_path / 'a', arrays, 2)
-  other = {key: np.array(array) for key, array in arrays.items()} | {'norm.weight': arrays['norm.weight'] + 0.5}
+  other = {key: np.array(array) for key, array in arrays.items()} | {
+    'norm.weight': arrays['norm.weight'] + 0.5
+  }
   release.write_meta(tmp_path / 'other', other, 2)
   shutil.copy(tmp_path / 'other' / 'consolidated.01.pth', folder)
   ours = read_in(folder, tmp_path / 'ours')
   warnings = [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
-  assert len(warnings) == 1 and warnings[0].startswith('norm.weight: the copies in shards 0 and 1 differ by up to 0.5')
+  assert len(warnings) == 1 and warnings[0].startswith(
+    'norm.weight: the copies in shards 0 and 1 differ by up to 0.5'
+  )
   assert stream.read(ours)['llm/norm/scale'].read(()).tobytes() == arrays['norm.weight'].tobytes()
 
 
@@ -147,8 +194,14 @@ def deltas(light, folder, count=1) -> tuple[dict[str, np.ndarray], dict[str, np.
   release.write_official(folder, diff, count)
   for file in folder.glob('*.pth'):
     file.rename(folder / file.name.replace('.model.pth', '.model-diff.pth'))
-  total = {key: (base[key.removeprefix('llma.')].astype(np.float32) + delta.astype(np.float32)).astype(release.BFLOAT16)
-           if key.removeprefix('llma.') in base else delta for key, delta in diff.items()}
+  total = {
+    key: (base[key.removeprefix('llma.')].astype(np.float32) + delta.astype(np.float32)).astype(
+      release.BFLOAT16
+    )
+    if key.removeprefix('llma.') in base
+    else delta
+    for key, delta in diff.items()
+  }
   return base, total
 
 
@@ -158,7 +211,10 @@ def test_deltas_are_added_to_their_base(light, tmp_path, together):
   release.write_meta(tmp_path / 'diff' if together else tmp_path / 'base', base)
   found = convert.open_sources([tmp_path / 'diff'], base=None if together else tmp_path / 'base')
   assert found.tensors.keys() == {key.removeprefix('llma.') for key in total}
-  assert all(found.tensors[key.removeprefix('llma.')].read().tobytes() == array.tobytes() for key, array in total.items())
+  assert all(
+    found.tensors[key.removeprefix('llma.')].read().tobytes() == array.tobytes()
+    for key, array in total.items()
+  )
 
 
 def test_deltas_alone_ask_for_their_base(light, tmp_path):
@@ -170,11 +226,18 @@ def test_deltas_alone_ask_for_their_base(light, tmp_path):
 def test_the_door_says_what_it_found_and_tells_of_the_rest(light, tmp_path):
   def change(rank, key, array):
     return array + 1 if (rank, key) == (1, 'llma.visual_proj.1.bias') else array
+
   release.write_official(tmp_path / 'a', release.tensors(light), 2, change=change)
   done = door(f'--source={tmp_path}/a', f'--output={tmp_path}/ours')
   assert done.returncode == 0, done.stderr
-  for words in ('official SPHINX, llama_ens_light', f'{len(light)} tensors', 'float32', 'dinov2_vitg14.mask_token', 'done',
-                'visual_proj.1.bias: the copies in shards 0 and 1 differ by up to 1'):
+  for words in (
+    'official SPHINX, llama_ens_light',
+    f'{len(light)} tensors',
+    'float32',
+    'dinov2_vitg14.mask_token',
+    'done',
+    'visual_proj.1.bias: the copies in shards 0 and 1 differ by up to 1',
+  ):
     assert words in done.stderr
   assert store.latest(tmp_path / 'ours') == 0
   done = door(f'--source={tmp_path}/ours', f'--output={tmp_path}/b', '--to=official', '--shards=2')
@@ -184,7 +247,17 @@ def test_the_door_says_what_it_found_and_tells_of_the_rest(light, tmp_path):
 def test_help_tells():
   done = door('--help')
   assert 'Takes weights in and out' in done.stdout
-  for flag in ('--source', '--output', '--to', '--shards', 'dry_run', '--verify', '--base', '--tokenizer', '--variant'):
+  for flag in (
+    '--source',
+    '--output',
+    '--to',
+    '--shards',
+    'dry_run',
+    '--verify',
+    '--base',
+    '--tokenizer',
+    '--variant',
+  ):
     assert flag in done.stdout
 
 
@@ -196,16 +269,22 @@ def test_dry_run_shows_names_shapes_missing_and_left_over_and_writes_nothing(lig
   done = door(f'--source={tmp_path}/a', f'--output={tmp_path}/ours', '--dry_run')
   assert done.returncode == 0, done.stderr
   lines = [' '.join(line.split()) for line in done.stdout.splitlines()]
-  for line in ('layers.{}.attention.wq.weight x2 [16, 16] llm/layers/attention/wq/kernel [2, 16, 16] float32',
-               'start_img [1, 1, 16] start_img [16] float32', 'differs: missing layers.1.feed_forward.w2.weight',
-               'differs: left over layers.7.attention.wq.weight',
-                'carried along, not used by the model: dinov2_vitg14.mask_token'):
+  for line in (
+    'layers.{}.attention.wq.weight x2 [16, 16] llm/layers/attention/wq/kernel [2, 16, 16] float32',
+    'start_img [1, 1, 16] start_img [16] float32',
+    'differs: missing layers.1.feed_forward.w2.weight',
+    'differs: left over layers.7.attention.wq.weight',
+    'carried along, not used by the model: dinov2_vitg14.mask_token',
+  ):
     assert line in lines
   assert [path.name for path in tmp_path.iterdir()] == ['a']
 
 
 def test_dry_run_of_the_way_out_names_every_tensor(tmp_path, capsys):
-  ours = read_in(release.write_meta(tmp_path / 'a', release.tensors(release.llama_shapes(), np.float16)), tmp_path / 'ours')
+  ours = read_in(
+    release.write_meta(tmp_path / 'a', release.tensors(release.llama_shapes(), np.float16)),
+    tmp_path / 'ours',
+  )
   convert.take_out(ours, None, 'hf', dry_run=True)
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) == 3 + 2 * 9 and 'model.layers.1.mlp.up_proj.weight [48, 16] float16' in lines
@@ -229,12 +308,19 @@ def test_verify_tells_the_largest_difference_and_keys_of_the_config(tmp_path, ca
   release.write_meta(tmp_path / 'a', arrays)
   arrays['layers.1.feed_forward.w2.weight'][3, 4] = 40
   arrays['norm.weight'][0] += 1
-  release.write_meta(tmp_path / 'b', arrays, config=release.LLAMA | {'rope_theta': 500, 'max_seq_len': 99})
+  release.write_meta(
+    tmp_path / 'b', arrays, config=release.LLAMA | {'rope_theta': 500, 'max_seq_len': 99}
+  )
   assert convert.verify(tmp_path / 'a', tmp_path / 'b') == pytest.approx(40, abs=2)
   out = capsys.readouterr().out
-  assert table(out)['llm'][:2] == ['12', '10'] and float(table(out)['llm'][2]) == pytest.approx(40, abs=2)
+  assert table(out)['llm'][:2] == ['12', '10'] and float(table(out)['llm'][2]) == pytest.approx(
+    40, abs=2
+  )
   assert 0 < float(table(out)['logits'][0]) < np.inf
-  assert 'config: llm.rope_theta: 10000.0 there, 500.0 here' in out and 'config: llm.max_length: 1536 there, 99 here' in out
+  assert (
+    'config: llm.rope_theta: 10000.0 there, 500.0 here' in out
+    and 'config: llm.max_length: 1536 there, 99 here' in out
+  )
 
 
 def test_verify_of_nan_on_one_side_only_is_no_zero(tmp_path, monkeypatch):
@@ -243,18 +329,23 @@ def test_verify_of_nan_on_one_side_only_is_no_zero(tmp_path, monkeypatch):
   release.write_meta(tmp_path / 'a', arrays)
   arrays['norm.weight'][0] = np.nan
   release.write_meta(tmp_path / 'b', arrays)
-  assert convert.verify(tmp_path / 'a', tmp_path / 'b') == np.inf and convert.verify(tmp_path / 'b', tmp_path / 'b') == 0
+  assert (
+    convert.verify(tmp_path / 'a', tmp_path / 'b') == np.inf
+    and convert.verify(tmp_path / 'b', tmp_path / 'b') == 0
+  )
 
 
 def test_verify_of_models_of_other_sizes_names_what_differs(tmp_path):
   for name, layers in (('a', 2), ('b', 3)):
     arrays = release.tensors(release.llama_shapes(n_layers=layers))
     release.write_meta(tmp_path / name, arrays, config=release.LLAMA | {'n_layers': layers})
-  with pytest.raises(errors.SphinxError, match=r'differences.*wq/kernel: shape \(3, 16, 16\), expected \(2, 16, 16\)'):
+  with pytest.raises(
+    errors.SphinxError, match=r'differences.*wq/kernel: shape \(3, 16, 16\), expected \(2, 16, 16\)'
+  ):
     convert.verify(tmp_path / 'a', tmp_path / 'b')
 
 
-KILLED = '''
+KILLED = """
 import os, signal, sys
 from sphinx_jax import convert
 from sphinx_jax.models import foreign
@@ -270,17 +361,24 @@ if method == 'to_ours':
   convert.read_in(convert.open_sources([source]), output)
 else:
   convert.take_out(source, output, 'official' if 'official' in output else 'hf')
-'''
+"""
 
 
 def killed(source, output, method) -> None:
   """Converts in a process that is killed when it comes to the 15th tensor."""
-  done = subprocess.run([sys.executable, '-c', KILLED, str(source), str(output), method], cwd=ROOT, capture_output=True,
-                        text=True, timeout=300)
+  done = subprocess.run(
+    [sys.executable, '-c', KILLED, str(source), str(output), method],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
   assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-def test_killed_on_the_way_in_or_out_nothing_looks_finished_and_the_next_try_succeeds(light, tmp_path):
+def test_killed_on_the_way_in_or_out_nothing_looks_finished_and_the_next_try_succeeds(
+  light, tmp_path
+):
   arrays = release.tensors(light)
   release.write_official(tmp_path / 'a', arrays)
   killed(tmp_path / 'a', tmp_path / 'ours', 'to_ours')
@@ -289,7 +387,9 @@ def test_killed_on_the_way_in_or_out_nothing_looks_finished_and_the_next_try_suc
     convert.take_out(tmp_path / 'ours', tmp_path / 'x', 'official')
   read_in(tmp_path / 'a', tmp_path / 'ours')
   killed(tmp_path / 'ours', tmp_path / 'official', 'to_theirs')
-  assert not (tmp_path / 'official').exists() and any(path.name.startswith('official') for path in tmp_path.iterdir())
+  assert not (tmp_path / 'official').exists() and any(
+    path.name.startswith('official') for path in tmp_path.iterdir()
+  )
   convert.take_out(tmp_path / 'ours', tmp_path / 'official', 'official')
   assert_bit_equal(merged(torch_shards(tmp_path / 'official')), arrays)
   assert sorted(path.name for path in tmp_path.iterdir()) == ['a', 'official', 'ours']
@@ -305,9 +405,12 @@ def test_interrupted_by_hand_leaves_nothing(tmp_path, monkeypatch, method):
     if len(seen) == 15:
       raise KeyboardInterrupt
     return real(self, value)
+
   monkeypatch.setattr(foreign.Weight, method, stop)
   with pytest.raises(KeyboardInterrupt):
-    read_in(source, tmp_path / 'b') if method == 'to_ours' else convert.take_out(ours, tmp_path / 'b', 'hf')
+    read_in(source, tmp_path / 'b') if method == 'to_ours' else convert.take_out(
+      ours, tmp_path / 'b', 'hf'
+    )
   assert sorted(path.name for path in tmp_path.iterdir()) == ['a', 'ours']
 
 
@@ -323,7 +426,7 @@ def test_a_flipped_byte_found_late_removes_what_was_written(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['a']
 
 
-MEMORY = '''
+MEMORY = """
 import re, sys
 from sphinx_jax import convert
 from sphinx_jax.core import memory
@@ -336,22 +439,37 @@ convert.read_in(convert.open_sources([source]), ours)
 there = status('VmHWM')
 convert.take_out(ours, official, 'official')
 print(before, there, status('VmHWM'))
-'''
+"""
 
 
 def test_memory_is_a_few_tensors_at_whatever_size(light, tmp_path):
   """64 layers of 3 x 3 MB: a stacked parameter is 201 MB and the file 640 MB."""
   sizes = dict(dim=256, n_layers=64, vocab_size=512, ffn=6144)
   wide = {'llma.start_img': (1, 1, 256), 'llma.end_img': (1, 1, 256)}
-  shapes = {key: (256, *shape[1:]) if 'visual_proj' in key else wide.get(key, shape) for key, shape in light.items()
-            if not key.startswith(('llma.layers', 'llma.tok', 'llma.norm', 'llma.output'))}
+  shapes = {
+    key: (256, *shape[1:]) if 'visual_proj' in key else wide.get(key, shape)
+    for key, shape in light.items()
+    if not key.startswith(('llma.layers', 'llma.tok', 'llma.norm', 'llma.output'))
+  }
   shapes |= {'llma.' + key: shape for key, shape in release.llama_shapes(**sizes).items()}
-  parts = {key: release.Tensor(shape, np.dtype(release.BFLOAT16), lambda shape=shape: np.ones(shape, release.BFLOAT16))
-           for key, shape in shapes.items()}
-  folder = release.write_official(tmp_path / 'a', {}, config=release.CONFIG | dict(dim=256, n_layers=64, multiple_of=6144))
+  parts = {
+    key: release.Tensor(
+      shape, np.dtype(release.BFLOAT16), lambda shape=shape: np.ones(shape, release.BFLOAT16)
+    )
+    for key, shape in shapes.items()
+  }
+  folder = release.write_official(
+    tmp_path / 'a', {}, config=release.CONFIG | dict(dim=256, n_layers=64, multiple_of=6144)
+  )
   pth_writer.write_pth(folder / 'consolidated.00-of-01.model.pth', parts)
-  done = subprocess.run([sys.executable, '-c', MEMORY, str(folder), str(tmp_path / 'ours'), str(tmp_path / 'b')], cwd=ROOT,
-                        capture_output=True, text=True, timeout=300, env=os.environ | {'XLA_FLAGS': ''})
+  done = subprocess.run(
+    [sys.executable, '-c', MEMORY, str(folder), str(tmp_path / 'ours'), str(tmp_path / 'b')],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    env=os.environ | {'XLA_FLAGS': ''},
+  )
   assert done.returncode == 0, done.stderr
   before, there, back = map(float, done.stdout.split())
   size = sum(file.stat().st_size for file in (tmp_path / 'b').glob('*.pth')) / 2**20

@@ -47,10 +47,12 @@ def runs_code(folder):
 
 def tensor(key, change):
   """Saves the weights with one of them changed (None: without it), by torch."""
+
   def spoil(folder):
     model = torch.load(folder / WEIGHTS, weights_only=True)['model']
     value = change(model.pop(key))
     torch.save({'model': model if value is None else model | {key: value}}, folder / WEIGHTS)
+
   return spoil
 
 
@@ -78,54 +80,84 @@ def refused(call, output) -> str:
   with pytest.raises(errors.SphinxError) as caught:
     call()
   message = str(caught.value)
-  assert '\n' not in message and ': got ' in message and ', expected ' in message and '; ' in message
+  assert (
+    '\n' not in message and ': got ' in message and ', expected ' in message and '; ' in message
+  )
   assert not output.exists()
   return message
 
 
 SPOILED = {
-    'truncated': (cut, [WEIGHTS, 'copy it again']),
-    'a web page': (text(WEIGHTS, '<!DOCTYPE html><html>Sign in</html>'), [WEIGHTS, 'web page']),
-    'a git-lfs pointer': (text(WEIGHTS, 'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n'),
-                          ['git-lfs pointer', 'git lfs pull']),
-    'a pickle that would run code': (runs_code, [f'{os.system.__module__}.system', 'run code']),
-    'a missing shard': (one_shard_of_two, ['missing', 'consolidated.00-of-02.model.pth']),
-    'an empty folder': (nothing, ['a folder with []', 'consolidated*.pth']),
-    'a missing tensor': (tensor('llma.layers.1.attention.wo.weight', lambda x: None),
-                         ['missing layers.1.attention.wo.weight']),
-    'a missing tensor of an encoder': (tensor('llma.dinov2_vitg14.pos_embed', lambda x: None), ['dinov2', 'pos_embed']),
-    'a wrong shape': (tensor('llma.layers.1.attention.wo.weight', lambda x: x[:, :8]),
-                      ['layers.1.attention.wo.weight: shape (16, 8), expected (16, 16)']),
-    'layers of two dtypes': (tensor('llma.layers.1.attention.wo.weight', lambda x: x.float()),
-                             ['layers.{}.attention.wo.weight: layers of float16 and float32']),
-    'too few layers in the config': (config(n_layers=1), ['left over layers.1.']),
-    'too many layers in the config': (config(n_layers=3), ['missing layers.2.']),
-    'another width': (config(dim=32), ['tok_embeddings.weight: shape (512, 16), expected (512, 32)']),
-    'another vocabulary in the config': (config(vocab_size=600),
-                                         ['tok_embeddings.weight: shape (512, 16), expected (600, 16)']),
-    'another feed-forward width': (config(multiple_of=64), ['feed_forward.w1.weight: shape (48, 16), expected (64, 16)']),
-    'other key-value heads': (config(n_kv_heads=2), ['attention.wk.weight: shape (16, 16), expected (8, 16)']),
-    'no number of heads': (without('n_heads'), ['config.json', "no 'n_heads'"]),
-    'heads that do not divide the width': (config(n_heads=3), ['width 16 and 3 heads']),
-    'no heads': (config(n_heads=0), ['config.json', 'n_heads 0', 'a whole number above 0']),
-    'heads in words': (config(n_heads='four'), ['config.json', "n_heads 'four'"]),
-    'half a layer': (config(n_layers=1.5), ['config.json', 'n_layers 1.5']),
-    'a config that is no JSON': (text('config.json', '{"dim": 16,'), ['config.json', 'no JSON']),
-    'a config that is no object': (text('config.json', '[1]'), ['config.json', 'JSON list']),
-    'no config': (lambda folder: (folder / 'config.json').unlink(), ['config.json', 'no such file']),
-    'a type that is nearly one': (text('meta.json', '{"llama_type": "llama_ens_ligth"}'),
-                                  ["did you mean 'llama_ens_light'?"]),
-    'a type that the project lacks': (text('meta.json', '{"llama_type": "mixtral_sparse_ens"}'),
-                                      ["'mixtral_sparse_ens'", 'one of llama_ens']),
-    'a type that is no name': (text('meta.json', '{"llama_type": ["llama_ens"]}'), ['llama_type']),
-    'another type than the weights': (text('meta.json', '{"llama_type": "llama_ens"}'), ['clip']),
-    'no type': (text('meta.json', '{}'), ['meta.json', 'llama_type', '--variant']),
-    'a type that is no JSON': (text('meta.json', 'llama_ens_light'), ['meta.json', 'no JSON']),
-    'no meta.json': (lambda folder: (folder / 'meta.json').unlink(), ['no meta.json', '--variant']),
-    'another tokenizer': (lambda folder: (folder / 'tokenizer.model').write_bytes(small.tokenizer().model_bytes),
-                          ['a tokenizer of 320 tokens', '512']),
-    'a damaged tokenizer': (text('tokenizer.model', 'version https://git-lfs'), ['tokenizer']),
-    'no tokenizer': (lambda folder: (folder / 'tokenizer.model').unlink(), ['no tokenizer.model', '--tokenizer=FILE']),
+  'truncated': (cut, [WEIGHTS, 'copy it again']),
+  'a web page': (text(WEIGHTS, '<!DOCTYPE html><html>Sign in</html>'), [WEIGHTS, 'web page']),
+  'a git-lfs pointer': (
+    text(WEIGHTS, 'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n'),
+    ['git-lfs pointer', 'git lfs pull'],
+  ),
+  'a pickle that would run code': (runs_code, [f'{os.system.__module__}.system', 'run code']),
+  'a missing shard': (one_shard_of_two, ['missing', 'consolidated.00-of-02.model.pth']),
+  'an empty folder': (nothing, ['a folder with []', 'consolidated*.pth']),
+  'a missing tensor': (
+    tensor('llma.layers.1.attention.wo.weight', lambda x: None),
+    ['missing layers.1.attention.wo.weight'],
+  ),
+  'a missing tensor of an encoder': (
+    tensor('llma.dinov2_vitg14.pos_embed', lambda x: None),
+    ['dinov2', 'pos_embed'],
+  ),
+  'a wrong shape': (
+    tensor('llma.layers.1.attention.wo.weight', lambda x: x[:, :8]),
+    ['layers.1.attention.wo.weight: shape (16, 8), expected (16, 16)'],
+  ),
+  'layers of two dtypes': (
+    tensor('llma.layers.1.attention.wo.weight', lambda x: x.float()),
+    ['layers.{}.attention.wo.weight: layers of float16 and float32'],
+  ),
+  'too few layers in the config': (config(n_layers=1), ['left over layers.1.']),
+  'too many layers in the config': (config(n_layers=3), ['missing layers.2.']),
+  'another width': (config(dim=32), ['tok_embeddings.weight: shape (512, 16), expected (512, 32)']),
+  'another vocabulary in the config': (
+    config(vocab_size=600),
+    ['tok_embeddings.weight: shape (512, 16), expected (600, 16)'],
+  ),
+  'another feed-forward width': (
+    config(multiple_of=64),
+    ['feed_forward.w1.weight: shape (48, 16), expected (64, 16)'],
+  ),
+  'other key-value heads': (
+    config(n_kv_heads=2),
+    ['attention.wk.weight: shape (16, 16), expected (8, 16)'],
+  ),
+  'no number of heads': (without('n_heads'), ['config.json', "no 'n_heads'"]),
+  'heads that do not divide the width': (config(n_heads=3), ['width 16 and 3 heads']),
+  'no heads': (config(n_heads=0), ['config.json', 'n_heads 0', 'a whole number above 0']),
+  'heads in words': (config(n_heads='four'), ['config.json', "n_heads 'four'"]),
+  'half a layer': (config(n_layers=1.5), ['config.json', 'n_layers 1.5']),
+  'a config that is no JSON': (text('config.json', '{"dim": 16,'), ['config.json', 'no JSON']),
+  'a config that is no object': (text('config.json', '[1]'), ['config.json', 'JSON list']),
+  'no config': (lambda folder: (folder / 'config.json').unlink(), ['config.json', 'no such file']),
+  'a type that is nearly one': (
+    text('meta.json', '{"llama_type": "llama_ens_ligth"}'),
+    ["did you mean 'llama_ens_light'?"],
+  ),
+  'a type that the project lacks': (
+    text('meta.json', '{"llama_type": "mixtral_sparse_ens"}'),
+    ["'mixtral_sparse_ens'", 'one of llama_ens'],
+  ),
+  'a type that is no name': (text('meta.json', '{"llama_type": ["llama_ens"]}'), ['llama_type']),
+  'another type than the weights': (text('meta.json', '{"llama_type": "llama_ens"}'), ['clip']),
+  'no type': (text('meta.json', '{}'), ['meta.json', 'llama_type', '--variant']),
+  'a type that is no JSON': (text('meta.json', 'llama_ens_light'), ['meta.json', 'no JSON']),
+  'no meta.json': (lambda folder: (folder / 'meta.json').unlink(), ['no meta.json', '--variant']),
+  'another tokenizer': (
+    lambda folder: (folder / 'tokenizer.model').write_bytes(small.tokenizer().model_bytes),
+    ['a tokenizer of 320 tokens', '512'],
+  ),
+  'a damaged tokenizer': (text('tokenizer.model', 'version https://git-lfs'), ['tokenizer']),
+  'no tokenizer': (
+    lambda folder: (folder / 'tokenizer.model').unlink(),
+    ['no tokenizer.model', '--tokenizer=FILE'],
+  ),
 }
 
 
@@ -144,14 +176,22 @@ def test_two_sets_of_shards_in_one_folder_are_refused(arrays, folder, tmp_path):
   assert 'sets of 1 and of 2' in refused(lambda: convert.open_sources([folder]), tmp_path / 'ours')
 
 
-@pytest.mark.parametrize('flags, words', [
+@pytest.mark.parametrize(
+  'flags, words',
+  [
     ([], ['--source', 'nothing']),
     (['--source={}/nowhere', '--output={}/ours'], ['nowhere', 'nothing there']),
     (['--source={}', '--output={}/ours', '--to=offical'], ['--to', 'official']),
-])
+  ],
+)
 def test_the_door_dies_with_one_line(tmp_path, flags, words):
-  done = subprocess.run([sys.executable, '-m', 'sphinx_jax.convert', *(flag.format(tmp_path) for flag in flags)], cwd=ROOT,
-                        capture_output=True, text=True, timeout=120)
+  done = subprocess.run(
+    [sys.executable, '-m', 'sphinx_jax.convert', *(flag.format(tmp_path) for flag in flags)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
   lines = done.stderr.strip().splitlines()
   assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith('error: '), done.stderr
   assert all(word in lines[0] for word in words), done.stderr
@@ -177,13 +217,18 @@ def test_an_output_that_exists_is_kept(ours, tmp_path):
   for place in (tmp_path, tmp_path / 'mine.txt'):
     with pytest.raises(errors.SphinxError, match='something there already.*--output'):
       convert.take_out(ours, place, 'hf')
-  assert [path.name for path in tmp_path.iterdir()] == ['mine.txt'] and (tmp_path / 'mine.txt').read_text() == 'kept'
+  assert [path.name for path in tmp_path.iterdir()] == ['mine.txt'] and (
+    tmp_path / 'mine.txt'
+  ).read_text() == 'kept'
 
 
-@pytest.mark.parametrize('to, shards, words', [
+@pytest.mark.parametrize(
+  'to, shards, words',
+  [
     ('official', 1, ['no such model', '--to=hf']),
     ('hf', 2, ['--shards', '1 with --to=hf']),
-])
+  ],
+)
 def test_a_format_that_lacks_the_model_is_refused(ours, tmp_path, to, shards, words):
   message = refused(lambda: convert.take_out(ours, tmp_path / 'out', to, shards), tmp_path / 'out')
   assert all(word in message for word in words), message
@@ -193,11 +238,16 @@ def test_a_format_that_lacks_the_model_is_refused(ours, tmp_path, to, shards, wo
 def test_shards_that_do_not_divide_are_refused(folder, tmp_path):
   convert.read_in(convert.open_sources([folder]), tmp_path / 'ours')
   for shards in (3, 8):
-    message = refused(lambda: convert.take_out(tmp_path / 'ours', tmp_path / 'out', 'official', shards), tmp_path / 'out')
+    message = refused(
+      lambda: convert.take_out(tmp_path / 'ours', tmp_path / 'out', 'official', shards),
+      tmp_path / 'out',
+    )
     assert f'4 key-value heads for {shards} shards' in message
 
 
 def test_only_our_checkpoints_are_taken_out(folder, tmp_path):
   for place, words in ((folder, WEIGHTS), (tmp_path / 'nowhere', 'nothing there')):
-    message = refused(lambda: convert.take_out(place, tmp_path / 'out', 'official'), tmp_path / 'out')
+    message = refused(
+      lambda: convert.take_out(place, tmp_path / 'out', 'official'), tmp_path / 'out'
+    )
     assert message.startswith('checkpoint') and words in message

@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-from configs import forkme
 from sphinx_jax import convert, train
+from sphinx_jax.configs import forkme
 from sphinx_jax.core import errors
 from sphinx_jax.models import sphinx
 
@@ -16,9 +16,17 @@ GOLDEN = pathlib.Path(__file__).parent / 'golden'
 @pytest.fixture(scope='module')
 def released(tmp_path_factory):
   directory = tmp_path_factory.mktemp('released')
-  convert.read_in(convert.open_sources([str(GOLDEN / 'models/llama_ens_light/mp1')]), str(directory / 'checkpoint'))
-  example = {'image': str(GOLDEN / 'preproc/f_1x1.png'),
-             'conversations': [{'from': 'human', 'value': 'What is this?'}, {'from': 'gpt', 'value': 'A cat.'}]}
+  convert.read_in(
+    convert.open_sources([str(GOLDEN / 'models/llama_ens_light/mp1')]),
+    str(directory / 'checkpoint'),
+  )
+  example = {
+    'image': str(GOLDEN / 'preproc/f_1x1.png'),
+    'conversations': [
+      {'from': 'human', 'value': 'What is this?'},
+      {'from': 'gpt', 'value': 'A cat.'},
+    ],
+  }
   (directory / 'my.jsonl').write_text(json.dumps(example) + '\n')
   return directory
 
@@ -27,7 +35,9 @@ def test_released_weights_are_tuned_with_their_own_model_and_tokenizer(released)
   config = forkme.get_config(f'{released}/my.jsonl,{released}/checkpoint')
   assert config.model.llm.vocab == 512 and config.model.image_size == 512
   data = train.open_data(config)
-  train.check_parent(config, train.Program(config), data)  # Leaves and tokenizer fit, or this raises.
+  train.check_parent(
+    config, train.Program(config), data
+  )  # Leaves and tokenizer fit, or this raises.
   batches = data.batches()
   batch, _ = next(batches)
   batches.close()
@@ -37,7 +47,9 @@ def test_released_weights_are_tuned_with_their_own_model_and_tokenizer(released)
 
 
 def test_without_a_tokenizer_or_a_parent_it_is_said(released):
-  config = forkme.get_config(f'{released}/my.jsonl,{released}/checkpoint').copy_and_resolve_references()
+  config = forkme.get_config(
+    f'{released}/my.jsonl,{released}/checkpoint'
+  ).copy_and_resolve_references()
   with config.unlocked():
     config.init_from = None
   with pytest.raises(errors.SphinxError, match='neither a tokenizer nor init_from'):

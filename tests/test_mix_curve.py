@@ -11,13 +11,16 @@ import pytest
 from sphinx_jax import mix_curve, train
 from sphinx_jax.checkpoint import store
 from sphinx_jax.core import config as config_lib, errors
-from sphinx_jax.evaluate import tasks as evaluation
-from sphinx_jax.program import Program
+from sphinx_jax.evaluation import held_out as evaluation
+from sphinx_jax.run import Program
 from tests.tiny import make_batch, tiny
 
 
 def params(value: float) -> dict:
-  return {'llm': {'w': jnp.full((2, 2), value)}, 'encoders': {'w': jnp.full((3,), value, jnp.bfloat16)}}
+  return {
+    'llm': {'w': jnp.full((2, 2), value)},
+    'encoders': {'w': jnp.full((3,), value, jnp.bfloat16)},
+  }
 
 
 def test_curve_measures_every_mix_with_the_parents_at_its_ends():
@@ -28,7 +31,11 @@ def test_curve_measures_every_mix_with_the_parents_at_its_ends():
     return {'real': float(mixed['llm']['w'].sum()), 'share': share}
 
   points = mix_curve.curve((params(1.0), params(3.0)), (0, 0.5, 1), evaluate)
-  assert [(point['coefficient'], point['real']) for point in points] == [(0.0, 12.0), (0.5, 8.0), (1.0, 4.0)]
+  assert [(point['coefficient'], point['real']) for point in points] == [
+    (0.0, 12.0),
+    (0.5, 8.0),
+    (1.0, 4.0),
+  ]
   assert all(point['share'] == point['coefficient'] for point in points)
   jax.tree.map(np.testing.assert_array_equal, (seen[0], seen[2]), (params(3.0), params(1.0)))
 
@@ -39,7 +46,11 @@ def runs(tmp_path_factory):
   folder, config = tmp_path_factory.mktemp('runs'), tiny(**{'mesh.fsdp': 2})
   program, losses = Program(config), {}
   made = program.init()
-  carried = {'config': config_lib.to_json(config), 'tokenizer': base64.b64encode(b'pieces').decode(), 'dialog': {}}
+  carried = {
+    'config': config_lib.to_json(config),
+    'tokenizer': base64.b64encode(b'pieces').decode(),
+    'dialog': {},
+  }
   for name, trained in (('real', made), ('synthetic', jax.tree.map(lambda leaf: 1.5 * leaf, made))):
     losses[name] = program.evaluate(trained, {'real': [make_batch(config, 10**6)]})['real']
     with store.Store(folder / name) as run:
@@ -50,16 +61,20 @@ def runs(tmp_path_factory):
 @pytest.fixture
 def memory(monkeypatch, runs):
   """Validation batches from memory; the config must come from a checkpoint and with its tokenizer."""
+
   def open_data(config, mine=None):
     assert config.tokenizer == '' and config.init_from
     return train.Data(None, {'real': [make_batch(config, 10**6)]}, {}, '', {})
+
   monkeypatch.setattr(train, 'open_data', open_data)
   monkeypatch.setattr(mix_curve, 'Program', lambda config: runs[2])
 
 
 def test_losses_along_the_line_are_drawn_and_no_checkpoint_is_written(runs, memory, tmp_path):
   folder, losses, _ = runs
-  points = mix_curve.draw_curve([folder / 'real', folder / 'synthetic'], (0, 0.25, 1), tmp_path / 'curve')
+  points = mix_curve.draw_curve(
+    [folder / 'real', folder / 'synthetic'], (0, 0.25, 1), tmp_path / 'curve'
+  )
   assert [point['coefficient'] for point in points] == [0, 0.25, 1]
   assert points[0]['real'] == losses['synthetic'] and points[2]['real'] == losses['real']
   assert points[1]['real'] not in losses.values()
@@ -78,27 +93,50 @@ def test_tasks_are_scored_with_every_mix(runs, memory, tmp_path, monkeypatch):
 
   def evaluate(generator, sources, examples, mean, place, run):
     asked.append((list(sources), examples, place.name, run))
-    norm = float(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(generator.params)))
+    norm = float(
+      sum(
+        jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(generator.params)
+      )
+    )
     return {task: {'final': norm} for task in sources}
 
   monkeypatch.setattr(mix_curve.decode, 'Generator', Generator)
   monkeypatch.setattr(evaluation, 'evaluate', evaluate)
-  monkeypatch.setattr(evaluation, 'mean_image', lambda sources, size: np.zeros((size, size, 3), np.uint8))
-  monkeypatch.setattr(evaluation, 'open_split', lambda config, names, split: dict.fromkeys(names, split))
+  monkeypatch.setattr(
+    evaluation, 'mean_image', lambda sources, size: np.zeros((size, size, 3), np.uint8)
+  )
+  monkeypatch.setattr(
+    evaluation, 'open_split', lambda config, names, split: dict.fromkeys(names, split)
+  )
   monkeypatch.setattr(train, 'open_tokenizer', lambda config: 'pieces')
-  points = mix_curve.draw_curve([folder / 'real', folder / 'synthetic'], (0, 1), tmp_path, tasks=['vqa'], examples=7)
-  assert [(names, examples, place) for names, examples, place, _ in asked] == [(['vqa'], 7, '0'), (['vqa'], 7, '1')]
+  points = mix_curve.draw_curve(
+    [folder / 'real', folder / 'synthetic'], (0, 1), tmp_path, tasks=['vqa'], examples=7
+  )
+  assert [(names, examples, place) for names, examples, place, _ in asked] == [
+    (['vqa'], 7, '0'),
+    (['vqa'], 7, '1'),
+  ]
   assert asked[0][3] != asked[1][3] and points[0]['task/vqa'] != points[1]['task/vqa']
 
 
 def test_what_cannot_be_measured_is_said(runs, memory, tmp_path):
   folder, *_ = runs
   inputs = [folder / 'real', folder / 'synthetic']
-  with pytest.raises(errors.SphinxError, match="got 'vqs', expected one of ocr, vqa; did you mean 'vqa'"):
+  with pytest.raises(
+    errors.SphinxError, match="got 'vqs', expected one of ocr, vqa; did you mean 'vqa'"
+  ):
     mix_curve.draw_curve(inputs, (0, 1), tmp_path, tasks=['vqs'])
-  for name, carried, words in (('converted', {'config': '{"name": "converted", "model": {}}', 'tokenizer': 'x'}, 'give --config'),
-                               ('foreign', {'config': '{}', 'tokenizer': 'other'}, 'another tokenizer')):
+  for name, carried, words in (
+    (
+      'converted',
+      {'config': '{"name": "converted", "model": {}}', 'tokenizer': 'x'},
+      'give --config',
+    ),
+    ('foreign', {'config': '{}', 'tokenizer': 'other'}, 'another tokenizer'),
+  ):
     with store.Store(tmp_path / name) as run:
       run.save(1, params(1.0), None, carried)
     with pytest.raises(errors.SphinxError, match=words):
-      mix_curve.draw_curve([tmp_path / name, tmp_path / name if name == 'converted' else inputs[0]], (0, 1), tmp_path)
+      mix_curve.draw_curve(
+        [tmp_path / name, tmp_path / name if name == 'converted' else inputs[0]], (0, 1), tmp_path
+      )

@@ -18,29 +18,52 @@ from tests.checkpoint import bucket
 
 
 def params(value: float) -> dict:
-  return {'llm': {'w': jnp.full((2, 2), value)}, 'encoders': {'w': jnp.full((3,), value, jnp.bfloat16)}}
+  return {
+    'llm': {'w': jnp.full((2, 2), value)},
+    'encoders': {'w': jnp.full((3,), value, jnp.bfloat16)},
+  }
 
 
 @pytest.fixture
 def parents(tmp_path):
-  for name, value, tokenizer in (('real', 1.0, 'pieces'), ('synthetic', 3.0, 'pieces'), ('foreign', 2.0, 'others')):
+  for name, value, tokenizer in (
+    ('real', 1.0, 'pieces'),
+    ('synthetic', 3.0, 'pieces'),
+    ('foreign', 2.0, 'others'),
+  ):
     with store.Store(tmp_path / name) as run:
-      run.save(7, params(value), {'moments': jnp.zeros(2)}, {'config': '{}', 'tokenizer': tokenizer, 'dialog': {'system': ''}})
+      run.save(
+        7,
+        params(value),
+        {'moments': jnp.zeros(2)},
+        {'config': '{}', 'tokenizer': tokenizer, 'dialog': {'system': ''}},
+      )
   return tmp_path
 
 
 def drawn(seed: int) -> dict[str, np.ndarray]:
   """Stacks, tables and vectors of several dtypes, larger than the parts that `small_parts` cuts."""
   rng = np.random.default_rng(seed)
-  shapes = {'llm/layers/w': ((3, 40, 64), ml_dtypes.bfloat16), 'llm/layers/scale': ((3, 64), np.float32),
-            'llm/embed': ((301, 33), np.float32), 'encoders/kernel': ((2, 3, 5, 48), np.float16), 'encoders/b': ((7,), np.float32)}
-  values = {path: rng.standard_normal(shape).astype(dtype) for path, (shape, dtype) in shapes.items()}
+  shapes = {
+    'llm/layers/w': ((3, 40, 64), ml_dtypes.bfloat16),
+    'llm/layers/scale': ((3, 64), np.float32),
+    'llm/embed': ((301, 33), np.float32),
+    'encoders/kernel': ((2, 3, 5, 48), np.float16),
+    'encoders/b': ((7,), np.float32),
+  }
+  values = {
+    path: rng.standard_normal(shape).astype(dtype) for path, (shape, dtype) in shapes.items()
+  }
   values['encoders/b'][:3] = -0.0, np.inf, 1e-45
   return values
 
 
 def write(directory, values, tokenizer='pieces'):
-  writer = stream.Writer(directory, {'params': values}, {'config': '{}', 'tokenizer': tokenizer, 'dialog': {'system': ''}})
+  writer = stream.Writer(
+    directory,
+    {'params': values},
+    {'config': '{}', 'tokenizer': tokenizer, 'dialog': {'system': ''}},
+  )
   for path, value in values.items():
     writer.write('params', path, value)
   writer.finish()
@@ -65,54 +88,100 @@ def load(directory) -> dict[str, np.ndarray]:
 
 def same_bits(a, b) -> bool:
   return a.keys() == b.keys() and all(
-      a[path].dtype == b[path].dtype and np.asarray(a[path]).tobytes() == np.asarray(b[path]).tobytes() for path in a)
+    a[path].dtype == b[path].dtype
+    and np.asarray(a[path]).tobytes() == np.asarray(b[path]).tobytes()
+    for path in a
+  )
 
 
 def test_mix_is_a_checkpoint_that_knows_its_parents(parents):
-  output = mix_weights.mix_checkpoints([parents / 'real', parents / 'synthetic'], (0.25, 0.75), parents / 'mix')
+  output = mix_weights.mix_checkpoints(
+    [parents / 'real', parents / 'synthetic'], (0.25, 0.75), parents / 'mix'
+  )
   mixed, meta = store.load_params(output), store.load_meta(output)
   assert float(mixed['llm']['w'][0, 0]) == 2.5 and mixed['encoders']['w'].dtype == jnp.bfloat16
   assert [(parent['directory'], parent['step']) for parent in meta['parents']] == [
-      (str(parents / name), 7) for name in ('real', 'synthetic')]
-  assert meta['coefficients'] == [0.25, 0.75] and meta['tokenizer'] == 'pieces' and meta['config'] == '{}'
+    (str(parents / name), 7) for name in ('real', 'synthetic')
+  ]
+  assert (
+    meta['coefficients'] == [0.25, 0.75]
+    and meta['tokenizer'] == 'pieces'
+    and meta['config'] == '{}'
+  )
 
 
 def test_hashes_in_the_meta_are_those_of_the_content(written, tmp_path, small_parts):
   mix_weights.mix_checkpoints(written[:2], (0.25, 0.75), tmp_path / 'mix', base=written[2])
   meta = store.load_meta(tmp_path / 'mix')
   found = [mixing.content_hash(stream.read(place)) for place in (*written, tmp_path / 'mix')]
-  assert [meta['parents'][0]['hash'], meta['parents'][1]['hash'], meta['base'][0]['hash'], meta['hash']] == found
+  assert [
+    meta['parents'][0]['hash'],
+    meta['parents'][1]['hash'],
+    meta['base'][0]['hash'],
+    meta['hash'],
+  ] == found
   assert len(set(found)) == 4
 
 
 def test_a_hash_is_of_numbers_and_not_of_how_they_lie(written, tmp_path, small_parts):
   with store.Store(tmp_path / 'packed') as run:
     run.save(1, trees.unflatten(jax.tree.map(jnp.asarray, drawn(0))), None, {'config': '{}'})
-  assert mixing.content_hash(stream.read(tmp_path / 'packed')) == mixing.content_hash(stream.read(written[0]))
+  assert mixing.content_hash(stream.read(tmp_path / 'packed')) == mixing.content_hash(
+    stream.read(written[0])
+  )
   other = drawn(0)
   other['llm/embed'][5, 5] += 1
-  assert mixing.content_hash(stream.read(write(tmp_path / 'other', other))) != mixing.content_hash(stream.read(written[0]))
+  assert mixing.content_hash(stream.read(write(tmp_path / 'other', other))) != mixing.content_hash(
+    stream.read(written[0])
+  )
 
 
-@pytest.mark.parametrize('method, coefficients, based, dtype', [
-    ('linear', (0.3, 0.7), False, None), ('linear', (0.3, 0.7), True, 'bfloat16'), ('linear', (0.3, 0.7), False, 'float32'),
-    ('linear', [('llm/layers/.*', (0.9, 0.1)), ('.*', (0, 1))], False, None), ('slerp', (0.3, 0.7), False, None)])
-def test_streamed_is_the_law_of_trees(written, tmp_path, small_parts, method, coefficients, based, dtype):
-  mix_weights.mix_checkpoints(written[:2], coefficients, tmp_path / 'mix', base=written[2] if based else None, method=method,
-                              dtype=dtype)
+@pytest.mark.parametrize(
+  'method, coefficients, based, dtype',
+  [
+    ('linear', (0.3, 0.7), False, None),
+    ('linear', (0.3, 0.7), True, 'bfloat16'),
+    ('linear', (0.3, 0.7), False, 'float32'),
+    ('linear', [('llm/layers/.*', (0.9, 0.1)), ('.*', (0, 1))], False, None),
+    ('slerp', (0.3, 0.7), False, None),
+  ],
+)
+def test_streamed_is_the_law_of_trees(
+  written, tmp_path, small_parts, method, coefficients, based, dtype
+):
+  mix_weights.mix_checkpoints(
+    written[:2],
+    coefficients,
+    tmp_path / 'mix',
+    base=written[2] if based else None,
+    method=method,
+    dtype=dtype,
+  )
   a, b, base = (trees.unflatten(jax.tree.map(jnp.asarray, drawn(seed))) for seed in range(3))
-  law = jax.jit(lambda a, b, base: weights.mix([a, b], coefficients, base=base if based else None, method=method, dtype=dtype))
+  law = jax.jit(
+    lambda a, b, base: weights.mix(
+      [a, b], coefficients, base=base if based else None, method=method, dtype=dtype
+    )
+  )
   whole = {path: np.asarray(leaf) for path, leaf in trees.flatten(law(a, b, base)).items()}
   if method == 'linear':
     assert same_bits(load(tmp_path / 'mix'), whole)
     return
-  for path, leaf in load(tmp_path / 'mix').items():  # The three sums of a leaf are rounded part by part.
-    np.testing.assert_allclose(leaf.astype(np.float32), whole[path].astype(np.float32), rtol=1e-2 if leaf.dtype.itemsize < 4 else 1e-5)
+  for path, leaf in load(
+    tmp_path / 'mix'
+  ).items():  # The three sums of a leaf are rounded part by part.
+    np.testing.assert_allclose(
+      leaf.astype(np.float32),
+      whole[path].astype(np.float32),
+      rtol=1e-2 if leaf.dtype.itemsize < 4 else 1e-5,
+    )
 
 
 @pytest.mark.parametrize('method, base', [('linear', None), ('slerp', None), ('linear', 2)])
 def test_one_and_zero_give_the_first_back_bit_for_bit(written, tmp_path, small_parts, method, base):
-  mix_weights.mix_checkpoints(written[:2], (1, 0), tmp_path / 'mix', method=method, base=base and written[base])
+  mix_weights.mix_checkpoints(
+    written[:2], (1, 0), tmp_path / 'mix', method=method, base=base and written[base]
+  )
   assert same_bits(load(tmp_path / 'mix'), drawn(0))
 
 
@@ -122,16 +191,25 @@ def test_same_mix_again_is_recognised_and_another_refused(parents):
   before = (parents / 'mix' / 'checkpoints' / '0').stat().st_mtime_ns
   mix_weights.mix_checkpoints(inputs, (0.5, 0.5), parents / 'mix')
   assert (parents / 'mix' / 'checkpoints' / '0').stat().st_mtime_ns == before
-  for changed in (dict(coefficients=(0.25, 0.75)), dict(base=parents / 'real'), dict(dtype='float32'), dict(method='slerp')):
+  for changed in (
+    dict(coefficients=(0.25, 0.75)),
+    dict(base=parents / 'real'),
+    dict(dtype='float32'),
+    dict(method='slerp'),
+  ):
     with pytest.raises(errors.SphinxError, match='--output'):
-      mix_weights.mix_checkpoints(**{'inputs': inputs, 'coefficients': (0.5, 0.5), 'output': parents / 'mix', **changed})
+      mix_weights.mix_checkpoints(
+        **{'inputs': inputs, 'coefficients': (0.5, 0.5), 'output': parents / 'mix', **changed}
+      )
   with pytest.raises(errors.SphinxError, match='a checkpoint of a training run'):
     mix_weights.mix_checkpoints(inputs, (0.5, 0.5), parents / 'foreign')
 
 
 def test_another_tokenizer_is_refused(parents):
   with pytest.raises(errors.SphinxError, match='foreign.*another tokenizer'):
-    mix_weights.mix_checkpoints([parents / 'real', parents / 'foreign'], (0.5, 0.5), parents / 'mix')
+    mix_weights.mix_checkpoints(
+      [parents / 'real', parents / 'foreign'], (0.5, 0.5), parents / 'mix'
+    )
 
 
 def test_other_leaves_are_named_before_anything_is_read(written, tmp_path, monkeypatch):
@@ -140,27 +218,44 @@ def test_other_leaves_are_named_before_anything_is_read(written, tmp_path, monke
   del other['encoders/b']
   write(tmp_path / 'other', other)
   monkeypatch.setattr(stream, '_start', lambda *_: pytest.fail('something is read'))
-  with pytest.raises(errors.SphinxError, match=r"other'.*missing encoders/b; llm/embed: shape \(7, 33\), expected \(301, 33\)"):
+  with pytest.raises(
+    errors.SphinxError,
+    match=r"other'.*missing encoders/b; llm/embed: shape \(7, 33\), expected \(301, 33\)",
+  ):
     mix_weights.mix_checkpoints([written[0], tmp_path / 'other'], (0.5, 0.5), tmp_path / 'mix')
   assert not (tmp_path / 'mix').exists()
 
 
-@pytest.mark.parametrize('changed, words', [
-    (dict(coefficients=(0.5, 0.6)), 'sum 1.1.*unnormalized'), (dict(coefficients=(0.5,)), '1 coefficients'),
-    (dict(coefficients=[('llm/.*', (0.5, 0.5))]), 'no matching pattern'), (dict(method='slerp', base=0), 'slerp'),
-    (dict(method='cubic'), 'linear, slerp')])
+@pytest.mark.parametrize(
+  'changed, words',
+  [
+    (dict(coefficients=(0.5, 0.6)), 'sum 1.1.*unnormalized'),
+    (dict(coefficients=(0.5,)), '1 coefficients'),
+    (dict(coefficients=[('llm/.*', (0.5, 0.5))]), 'no matching pattern'),
+    (dict(method='slerp', base=0), 'slerp'),
+    (dict(method='cubic'), 'linear, slerp'),
+  ],
+)
 def test_what_does_not_fit_leaves_no_output(written, tmp_path, changed, words):
-  changed = {'coefficients': (0.5, 0.5), **changed} | ({'base': written[0]} if 'base' in changed else {})
+  changed = {'coefficients': (0.5, 0.5), **changed} | (
+    {'base': written[0]} if 'base' in changed else {}
+  )
   with pytest.raises(errors.SphinxError, match=words):
-    mix_weights.mix_checkpoints(written[:2], changed.pop('coefficients'), tmp_path / 'mix', **changed)
+    mix_weights.mix_checkpoints(
+      written[:2], changed.pop('coefficients'), tmp_path / 'mix', **changed
+    )
   assert not (tmp_path / 'mix').exists()
 
 
 def test_a_disk_that_takes_no_more_is_said_and_left_clean(written, tmp_path):
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # The table of embeddings has 40 kB.
+  resource.setrlimit(
+    resource.RLIMIT_FSIZE, (20_000, before[1])
+  )  # The table of embeddings has 40 kB.
   try:
-    with pytest.raises(errors.SphinxError, match="mix': got 'File too large', expected a place with room.*--output"):
+    with pytest.raises(
+      errors.SphinxError, match="mix': got 'File too large', expected a place with room.*--output"
+    ):
       mix_weights.mix_checkpoints(written[:2], (0.5, 0.5), tmp_path / 'mix')
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -169,7 +264,7 @@ def test_a_disk_that_takes_no_more_is_said_and_left_clean(written, tmp_path):
   assert store.latest(tmp_path / 'mix') == 0
 
 
-SLOW = '''
+SLOW = """
 import time
 from sphinx_jax import mix_weights
 from sphinx_jax.checkpoint import mixing
@@ -181,12 +276,16 @@ def slow(*arguments):
 mixing.weights.mix_leaf = slow
 import sys
 mix_weights.mix_checkpoints(sys.argv[1:3], (0.5, 0.5), sys.argv[3])
-'''
+"""
 
 
 def test_killed_while_mixing_leaves_no_checkpoint_and_the_same_again_works(written, tmp_path):
-  with subprocess.Popen([sys.executable, '-c', SLOW, *map(str, written[:2]), str(tmp_path / 'mix')], stdout=subprocess.PIPE,
-                        text=True, env=os.environ | {'PYTHONPATH': os.getcwd()}) as process:
+  with subprocess.Popen(
+    [sys.executable, '-c', SLOW, *map(str, written[:2]), str(tmp_path / 'mix')],
+    stdout=subprocess.PIPE,
+    text=True,
+    env=os.environ | {'PYTHONPATH': os.getcwd()},
+  ) as process:
     for _ in range(3):
       assert process.stdout.readline() == 'mixing\n'
     process.kill()
@@ -198,7 +297,7 @@ def test_killed_while_mixing_leaves_no_checkpoint_and_the_same_again_works(writt
   assert same_bits(load(tmp_path / 'mix'), load(tmp_path / 'unbroken'))
 
 
-LARGE = '''
+LARGE = """
 import re, sys
 import numpy as np
 from sphinx_jax import mix_weights
@@ -211,12 +310,16 @@ for name in ('a', 'b'):
 mix_weights.mix_checkpoints([f'{sys.argv[1]}/a', f'{sys.argv[1]}/b'], (0.5, 0.5), f'{sys.argv[1]}/mix')
 # Not ru_maxrss: that begins with the peak of the process that started this one.
 print(int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1]) / 2**20)
-'''
+"""
 
 
 def test_memory_is_bounded_whatever_the_size_of_a_leaf(tmp_path):
-  done = subprocess.run([sys.executable, '-c', LARGE, str(tmp_path)], capture_output=True, text=True,
-                        env=os.environ | {'PYTHONPATH': os.getcwd()})
+  done = subprocess.run(
+    [sys.executable, '-c', LARGE, str(tmp_path)],
+    capture_output=True,
+    text=True,
+    env=os.environ | {'PYTHONPATH': os.getcwd()},
+  )
   assert done.returncode == 0, done.stderr
   assert float(done.stdout) < 2
   assert stream.read(tmp_path / 'mix')['w'].shape == (110_000, 10_000)
@@ -234,19 +337,32 @@ def test_buckets_are_as_good_as_folders(written, tmp_path, small_parts):
     meta, mixed = store.load_meta('gs://models/mix'), load('gs://models/mix')
     with pytest.raises(errors.SphinxError, match='--output'):
       mix_weights.mix_checkpoints(places, (0.5, 0.5), 'gs://models/mix')
-  assert any('POST' in line and 'mix' in line for line in requests) and any('GET' in line and 'run1' in line for line in requests)
+  assert any('POST' in line and 'mix' in line for line in requests) and any(
+    'GET' in line and 'run1' in line for line in requests
+  )
   mix_weights.mix_checkpoints(written[:2], (0.25, 0.75), tmp_path / 'mix')
-  assert same_bits(mixed, load(tmp_path / 'mix')) and meta['hash'] == store.load_meta(tmp_path / 'mix')['hash']
+  assert (
+    same_bits(mixed, load(tmp_path / 'mix'))
+    and meta['hash'] == store.load_meta(tmp_path / 'mix')['hash']
+  )
   assert [parent['directory'] for parent in meta['parents']] == places
 
 
 def run(*flags: str) -> subprocess.CompletedProcess:
-  return subprocess.run([sys.executable, '-m', 'sphinx_jax.mix_weights', *flags], capture_output=True, text=True)
+  return subprocess.run(
+    [sys.executable, '-m', 'sphinx_jax.mix_weights', *flags], capture_output=True, text=True
+  )
 
 
 def test_door_with_rules(parents):
-  done = run(f'--inputs={parents}/real,{parents}/synthetic', '--coefficients=0.5,0.5', '--rule=encoders/.*=0,1',
-             '--rule=encoders/w=1,0', f'--output={parents}/mix', '--dtype=float32')
+  done = run(
+    f'--inputs={parents}/real,{parents}/synthetic',
+    '--coefficients=0.5,0.5',
+    '--rule=encoders/.*=0,1',
+    '--rule=encoders/w=1,0',
+    f'--output={parents}/mix',
+    '--dtype=float32',
+  )
   assert done.returncode == 0, done.stderr
   mixed = store.load_params(parents / 'mix')
   assert float(mixed['llm']['w'][0, 0]) == 2 and float(mixed['encoders']['w'][0]) == 3
@@ -255,15 +371,25 @@ def test_door_with_rules(parents):
 
 
 def test_door_says_what_is_wrong_in_one_line(parents):
-  done = run(f'--inputs={parents}/real,{parents}/nowhere', '--coefficients=0.5,0.5', f'--output={parents}/mix')
+  done = run(
+    f'--inputs={parents}/real,{parents}/nowhere',
+    '--coefficients=0.5,0.5',
+    f'--output={parents}/mix',
+  )
   assert done.returncode == 2 and done.stderr.strip().count('\n') == 0
   assert done.stderr.startswith('error: checkpoint') and 'nothing there' in done.stderr
 
 
-@pytest.mark.parametrize('call, words', [
-    (lambda: mix_weights._numbers(['0.5', 'half'], '--coefficients'), '--coefficients: got 0.5,half'),
+@pytest.mark.parametrize(
+  'call, words',
+  [
+    (
+      lambda: mix_weights._numbers(['0.5', 'half'], '--coefficients'),
+      '--coefficients: got 0.5,half',
+    ),
     (lambda: mix_weights._rules(['llm'], (0.5, 0.5)), '--rule: got llm'),
-])
+  ],
+)
 def test_mistyped_flags_are_named(call, words):
   with pytest.raises(errors.SphinxError, match=words):
     call()

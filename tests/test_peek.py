@@ -3,10 +3,10 @@ import json
 import ml_collections
 import numpy as np
 import pytest
-from configs import stage2
 from PIL import Image
 
 from sphinx_jax import peek
+from sphinx_jax.configs import stage2
 from sphinx_jax.core import errors
 from sphinx_jax.report import rows
 from tests import paper_data, release
@@ -20,15 +20,27 @@ def config(tmp_path):
   """A run on one's own two examples."""
   Image.fromarray(SEEN).save(tmp_path / 'a.png')
   dialogs = [('What is the color?', 'red circle'), ('one two three', 'blue square')]
-  lines = [{'conversations': [{'from': 'human', 'value': q}, {'from': 'gpt', 'value': a}]} for q, a in dialogs]
+  lines = [
+    {'conversations': [{'from': 'human', 'value': q}, {'from': 'gpt', 'value': a}]}
+    for q, a in dialogs
+  ]
   lines[0]['image'] = 'a.png'
   (tmp_path / 'my.jsonl').write_text('\n'.join(json.dumps(line) for line in lines))
   (tmp_path / 'tokenizer.model').write_bytes(small.tokenizer().model_bytes)
-  return ml_collections.ConfigDict(dict(
-    model=small.config().to_dict(), seed=0, tokenizer=str(tmp_path / 'tokenizer.model'), dialog=dict(system=''), data_dir='',
-    mixture=dict(mine=dict(source='jsonl', path=str(tmp_path / 'my.jsonl'), weight=1.0)), validation=dict(),
-    batch=dict(rows=1, length=96, images=2, window=4), loss_weighting='token', eval_batches=1,
-  ))
+  return ml_collections.ConfigDict(
+    dict(
+      model=small.config().to_dict(),
+      seed=0,
+      tokenizer=str(tmp_path / 'tokenizer.model'),
+      dialog=dict(system=''),
+      data_dir='',
+      mixture=dict(mine=dict(source='jsonl', path=str(tmp_path / 'my.jsonl'), weight=1.0)),
+      validation=dict(),
+      batch=dict(size=1, seq_len=96, images=2, window=4),
+      loss_weighting='token',
+      eval_batches=1,
+    )
+  )
 
 
 @pytest.fixture(scope='module')
@@ -44,24 +56,39 @@ def test_text_mask_and_pixels_are_what_the_model_gets(config):
   assert 'mine' in table
   with_image = next((example, views) for example, views in shown if example.slot is not None)
   without = next(example for example, _ in shown if example.slot is None)
-  assert with_image[0].runs == [('### Human: What is the color?\n### Assistant:', False), (' red circle\n###', True)]
-  assert without.runs == [('### Human: one two three\n### Assistant:', False), (' blue square\n###', True)]
+  assert with_image[0].runs == [
+    ('### Human: What is the color?\n### Assistant:', False),
+    (' red circle\n###', True),
+  ]
+  assert without.runs == [
+    ('### Human: one two three\n### Assistant:', False),
+    (' blue square\n###', True),
+  ]
   assert without.visual == 0 and without.task == 'mine'
-  (caption, views), = with_image[1]
+  ((caption, views),) = with_image[1]
   assert caption == 'convnext: 1 x 16 pixels' and np.array_equal(views, SEEN[None])
 
 
 def test_every_view_of_every_size_is_shown():
-  model = ml_collections.ConfigDict(dict(grid=2, encoders=dict(clip=dict(view=8), dinov2=dict(view=8), convnext=dict(view=16))))
+  model = ml_collections.ConfigDict(
+    dict(grid=2, encoders=dict(clip=dict(view=8), dinov2=dict(view=8), convnext=dict(view=16)))
+  )
   sheets = peek.views_of(SEEN, model)
-  assert [caption for caption, _ in sheets] == ['clip, dinov2: 5 x 8 pixels', 'convnext: 5 x 16 pixels']
+  assert [caption for caption, _ in sheets] == [
+    'clip, dinov2: 5 x 8 pixels',
+    'convnext: 5 x 16 pixels',
+  ]
   assert np.array_equal(sheets[0][1][1:], np.broadcast_to(SEEN[:8, :8], (4, 8, 8, 3)))
 
 
 def test_trained_text_is_marked_on_a_terminal_and_off_it(config):
   example = peek.peek(config, 1)[1][0][0]
-  assert '⟦ ' in rows.to_text(example, colour=False) and '\x1b' not in rows.to_text(example, colour=False)
-  assert '\x1b[1;32m ' in rows.to_text(example, colour=True) and '⟦' not in rows.to_text(example, colour=True)
+  assert '⟦ ' in rows.to_text(example, colour=False) and '\x1b' not in rows.to_text(
+    example, colour=False
+  )
+  assert '\x1b[1;32m ' in rows.to_text(example, colour=True) and '⟦' not in rows.to_text(
+    example, colour=True
+  )
 
 
 def test_the_door_prints_and_writes_a_picture(config, tmp_path, capsys):
@@ -75,7 +102,9 @@ def test_the_door_prints_and_writes_a_picture(config, tmp_path, capsys):
 
 
 def test_an_unknown_stage_of_a_recipe_is_refused():
-  recipe = ml_collections.ConfigDict(dict(steps=('data', 'real'), data=dict(kind='data'), real=dict(kind='train')))
+  recipe = ml_collections.ConfigDict(
+    dict(steps=('data', 'real'), data=dict(kind='data'), real=dict(kind='train'))
+  )
   with pytest.raises(errors.SphinxError, match="'reel'.*did you mean 'real'"):
     peek.run_config(recipe, 'reel', '')
 
@@ -83,10 +112,14 @@ def test_an_unknown_stage_of_a_recipe_is_refused():
 def test_one_entry_of_a_mixture_is_shown_without_the_data_of_the_others(config, tmp_path):
   plain = config.to_dict() | {'tokenizer': '', 'init_from': 'nowhere'}
   plain['mixture']['other'] = dict(source='refcoco', root='not/here', weight=1.0)
-  alone = peek.narrowed(ml_collections.ConfigDict(plain), ['mine'], str(tmp_path / 'tokenizer.model'))
+  alone = peek.narrowed(
+    ml_collections.ConfigDict(plain), ['mine'], str(tmp_path / 'tokenizer.model')
+  )
   assert list(alone.mixture) == ['mine'] and peek.peek(alone, 1)[1]
   assert len(peek.narrowed(ml_collections.ConfigDict(plain), None, None).mixture) == 2
-  with pytest.raises(errors.SphinxError, match="'mime', expected one of mine, other; did you mean 'mine'"):
+  with pytest.raises(
+    errors.SphinxError, match="'mime', expected one of mine, other; did you mean 'mine'"
+  ):
     peek.narrowed(ml_collections.ConfigDict(plain), ['mime'], None)
 
 
@@ -97,7 +130,7 @@ def test_every_entry_of_stage_2_can_be_shown(name, paper_root, tmp_path, monkeyp
   with entry.unlocked():
     entry.validation, entry.model.image_size = {}, 16
     entry.model.llm.vocab = 512
-    entry.batch.update(rows=1, window=8)
+    entry.batch.update(size=1, window=8)
   _, shown = peek.peek(entry, 1)
   assert shown and {example.task for example, _ in shown} == {name}
   assert all(any(trained for _, trained in example.runs) for example, _ in shown)

@@ -3,15 +3,17 @@
 import json
 
 import pytest
-from configs import mini
 from ml_collections import ConfigDict
 
 from sphinx_jax import recipe
+from sphinx_jax.configs import mini
 from sphinx_jax.core import errors
 
 
 def _config(**sections):
-  return ConfigDict({'steps': tuple(sections), **{name: {'kind': kind} for name, kind in sections.items()}}).lock()
+  return ConfigDict(
+    {'steps': tuple(sections), **{name: {'kind': kind} for name, kind in sections.items()}}
+  ).lock()
 
 
 @pytest.fixture
@@ -40,8 +42,15 @@ def test_an_interrupted_recipe_goes_on_at_its_step(ran, tmp_path):
 
 
 def test_a_wrong_list_of_steps_is_refused_before_the_first_runs(ran, tmp_path):
-  with pytest.raises(errors.SphinxError, match="got 'lst', expected one of first, last; did you mean 'last'"):
-    recipe.run(ConfigDict({'steps': ('first', 'lst'), 'first': {'kind': 'train'}, 'last': {'kind': 'train'}}), tmp_path)
+  with pytest.raises(
+    errors.SphinxError, match="got 'lst', expected one of first, last; did you mean 'last'"
+  ):
+    recipe.run(
+      ConfigDict(
+        {'steps': ('first', 'lst'), 'first': {'kind': 'train'}, 'last': {'kind': 'train'}}
+      ),
+      tmp_path,
+    )
   with pytest.raises(errors.SphinxError, match="did you mean 'train'"):
     recipe.run(_config(first='trian'), tmp_path / 'other')
   assert not ran
@@ -57,5 +66,5 @@ def test_stages_share_the_model_and_freeze_the_encoders_after_the_first():
   for arg in ('', 'quick'):
     config = mini.get_config(arg)
     assert config.real.model == config.synthetic.model == config.stage2.model
-    assert config.real.trained == (('.*', 'train'),)
-    assert config.synthetic.trained[0] == config.stage2.trained[0] == ('encoders/.*', 'none')
+    assert config.real.trainable == (('.*', 'train'),)
+    assert config.synthetic.trainable[0] == config.stage2.trainable[0] == ('encoders/.*', 'frozen')

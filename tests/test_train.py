@@ -21,7 +21,13 @@ from tests.tiny import VISUAL_TOKENS, make_batch, tiny
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
 
-MACHINE = ('steps_per_second', 'examples_per_second', 'tokens_per_second', 'data_wait_share', 'rss_bytes')
+MACHINE = (
+  'steps_per_second',
+  'examples_per_second',
+  'tokens_per_second',
+  'data_wait_share',
+  'rss_bytes',
+)
 
 
 class Stream:
@@ -41,9 +47,18 @@ class Stream:
 
 def in_memory(spoil=lambda position, batch: batch):
   def open_data(config: ConfigDict, mine=None) -> door.Data:
-    return door.Data(lambda position: Stream(config, position, spoil), {'real': [make_batch(config, 10**6)]},
-                     {'config': config_lib.to_json(config), 'tokenizer': base64.b64encode(b'pieces').decode(), 'dialog': {}},
-                     'a table', lambda position: f'a table at {position}')
+    return door.Data(
+      lambda position: Stream(config, position, spoil),
+      {'real': [make_batch(config, 10**6)]},
+      {
+        'config': config_lib.to_json(config),
+        'tokenizer': base64.b64encode(b'pieces').decode(),
+        'dialog': {},
+      },
+      'a table',
+      lambda position: f'a table at {position}',
+    )
+
   return open_data
 
 
@@ -54,7 +69,10 @@ def memory(monkeypatch):
 
 def lines(workdir: pathlib.Path) -> list[dict]:
   """What a run wrote, without what depends on the machine."""
-  return [{name: value for name, value in line.items() if name not in MACHINE} for line in writer.read(workdir)]
+  return [
+    {name: value for name, value in line.items() if name not in MACHINE}
+    for line in writer.read(workdir)
+  ]
 
 
 @pytest.fixture(scope='module')
@@ -68,10 +86,12 @@ def unbroken(tmp_path_factory, compiled_once) -> pathlib.Path:
 
 def interrupt_at(position: int, action):
   """Data that does something when it is asked for one batch."""
+
   def spoil(at: int, batch: dict) -> dict:
     if at == position:
       action()
     return batch
+
   return in_memory(spoil)
 
 
@@ -83,7 +103,9 @@ def test_run_learns_and_says_so(unbroken):
   written = writer.read(unbroken)
   assert [line['step'] for line in written] == [2, 3, 4, 5, 5]
   assert written[-2]['loss'] < written[0]['loss']
-  assert {'loss/ocr', 'loss/vqa', 'learning_rate', 'grad_norm', 'useful_share', *MACHINE} <= set(written[0])
+  assert {'loss/ocr', 'loss/vqa', 'learning_rate', 'grad_norm', 'useful_share', *MACHINE} <= set(
+    written[0]
+  )
   assert written[0]['useful_share'] == pytest.approx(14 / 16)
   assert 'validation/real' in written[-1]
   assert list((unbroken / 'tensorboard').iterdir())
@@ -95,31 +117,49 @@ def test_batches_fit_the_model():
 
 def test_frozen_leaves_stay_and_trained_ones_move(unbroken):
   config = tiny()
-  begin, end = trees.flatten(door.Program(config).init()), trees.flatten(store.load_params(unbroken))
+  begin, end = (
+    trees.flatten(door.Program(config).init()),
+    trees.flatten(store.load_params(unbroken)),
+  )
   assert set(begin) == set(end)
   for path in begin:
-    assert (np.asarray(begin[path]).tobytes() == np.asarray(end[path]).tobytes()) == path.startswith('encoders/'), path
+    assert (
+      np.asarray(begin[path]).tobytes() == np.asarray(end[path]).tobytes()
+    ) == path.startswith('encoders/'), path
 
 
 def test_checkpoint_carries_what_inference_needs(unbroken):
   meta = store.load_meta(unbroken)
   assert config_lib.to_json(config_lib.from_json(meta['config'])) == config_lib.to_json(tiny())
-  assert base64.b64decode(meta['tokenizer']) == b'pieces' and 'dialog' in meta and meta['data_position'] == 5
+  assert (
+    base64.b64decode(meta['tokenizer']) == b'pieces'
+    and 'dialog' in meta
+    and meta['data_position'] == 5
+  )
 
 
 def test_finished_run_is_recognised(unbroken, monkeypatch):
   monkeypatch.setattr(door, 'Program', None)
   metrics = door.train(tiny(), unbroken)
   written = writer.read(unbroken)
-  assert metrics['loss'] == written[-2]['loss'] and metrics['validation/real'] == written[-1]['validation/real']
+  assert (
+    metrics['loss'] == written[-2]['loss']
+    and metrics['validation/real'] == written[-1]['validation/real']
+  )
 
 
 def test_broken_run_goes_on_bit_for_bit(unbroken, tmp_path, monkeypatch):
   # Asked to stop in the first update, in the middle of a window of metrics: it saves first.
-  monkeypatch.setattr(door, 'open_data', interrupt_at(0, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+  monkeypatch.setattr(
+    door, 'open_data', interrupt_at(0, lambda: os.kill(os.getpid(), signal.SIGTERM))
+  )
   with pytest.raises(SystemExit) as caught:
     door.train(tiny(), tmp_path)
-  assert caught.value.code == 128 + signal.SIGTERM and store.latest(tmp_path) == 1 and lines(tmp_path) == []
+  assert (
+    caught.value.code == 128 + signal.SIGTERM
+    and store.latest(tmp_path) == 1
+    and lines(tmp_path) == []
+  )
   # Dies after step 4, whose line is on disk: step 3 is the last save, and again in the middle of a window.
   monkeypatch.setattr(door, 'open_data', interrupt_at(4, crash))
   with pytest.raises(RuntimeError):
@@ -128,7 +168,9 @@ def test_broken_run_goes_on_bit_for_bit(unbroken, tmp_path, monkeypatch):
   monkeypatch.setattr(door, 'open_data', in_memory())
   door.train(tiny(), tmp_path)
   assert lines(tmp_path) == lines(unbroken)
-  jax.tree.map(np.testing.assert_array_equal, store.load_params(tmp_path), store.load_params(unbroken))
+  jax.tree.map(
+    np.testing.assert_array_equal, store.load_params(tmp_path), store.load_params(unbroken)
+  )
 
 
 def test_run_goes_on_with_another_mesh_and_less_memory(unbroken, tmp_path, monkeypatch):
@@ -147,6 +189,7 @@ def test_run_goes_on_with_another_mesh_and_less_memory(unbroken, tmp_path, monke
 def test_number_that_is_not_finite_stops_and_keeps_the_last_good(tmp_path, monkeypatch):
   def spoil(at: int, batch: dict) -> dict:
     return batch | {'loss_weight': batch['loss_weight'] * (np.float32('nan') if at == 3 else 1)}
+
   monkeypatch.setattr(door, 'open_data', in_memory(spoil))
   with pytest.raises(errors.SphinxError, match='steps 3 to 4: got loss nan at step 4'):
     door.train(tiny(), tmp_path)
@@ -169,9 +212,16 @@ def test_init_from_takes_the_parameters_only(unbroken, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, begun.opt_state, fresh)
 
 
-@pytest.mark.parametrize('changes, words', [
-    ({'model.llm.width': 24}, r'llm/norm/scale: shape \(16,\), expected \(24,\)'), ({'init_from': 'nowhere'}, 'nothing there')])
-def test_init_from_that_does_not_fit_is_refused_before_compilation(unbroken, tmp_path, monkeypatch, changes, words):
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'model.llm.width': 24}, r'llm/norm/scale: shape \(16,\), expected \(24,\)'),
+    ({'init_from': 'nowhere'}, 'nothing there'),
+  ],
+)
+def test_init_from_that_does_not_fit_is_refused_before_compilation(
+  unbroken, tmp_path, monkeypatch, changes, words
+):
   monkeypatch.setattr(door.Program, 'compile', None)
   with pytest.raises(errors.SphinxError, match=words):
     door.train(tiny(**({'init_from': str(unbroken)} | changes)), tmp_path)
@@ -179,7 +229,9 @@ def test_init_from_that_does_not_fit_is_refused_before_compilation(unbroken, tmp
 
 def test_init_from_of_another_tokenizer_is_refused(unbroken, tmp_path, monkeypatch):
   opened = in_memory()(tiny())
-  monkeypatch.setattr(door, 'open_data', lambda *given: opened._replace(carried={'tokenizer': 'other'}))
+  monkeypatch.setattr(
+    door, 'open_data', lambda *given: opened._replace(carried={'tokenizer': 'other'})
+  )
   with pytest.raises(errors.SphinxError, match='another tokenizer'):
     door.train(tiny(init_from=str(unbroken)), tmp_path)
 
@@ -187,8 +239,12 @@ def test_init_from_of_another_tokenizer_is_refused(unbroken, tmp_path, monkeypat
 def test_door_without_workdir_says_what_to_do(tmp_path):
   config = tmp_path / 'config.py'
   config.write_text('import ml_collections\ndef get_config(): return ml_collections.ConfigDict()\n')
-  done = subprocess.run([sys.executable, '-m', 'sphinx_jax.train', f'--config={config}'], capture_output=True, text=True)
-  assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith('error: --workdir: got nothing')
+  done = subprocess.run(
+    [sys.executable, '-m', 'sphinx_jax.train', f'--config={config}'], capture_output=True, text=True
+  )
+  assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(
+    'error: --workdir: got nothing'
+  )
 
 
 def test_all_sources_that_cannot_be_opened_are_named_together(tmp_path):
@@ -196,8 +252,13 @@ def test_all_sources_that_cannot_be_opened_are_named_together(tmp_path):
     return {'source': 'jsonl', 'path': str(tmp_path / path), 'weight': 1.0}
 
   (tmp_path / 'empty.jsonl').write_text('')
-  config = ConfigDict({'data_dir': None, 'mixture': {'vqa': entry('vqa.jsonl'), 'text': entry('empty.jsonl')},
-                       'validation': {'rec': {'source': 'cocoo', 'weight': 1.0}}})
+  config = ConfigDict(
+    {
+      'data_dir': None,
+      'mixture': {'vqa': entry('vqa.jsonl'), 'text': entry('empty.jsonl')},
+      'validation': {'rec': {'source': 'cocoo', 'weight': 1.0}},
+    }
+  )
   with pytest.raises(errors.SphinxError) as caught:
     door.open_sources(config)
   text, vqa, rec = str(caught.value).splitlines()

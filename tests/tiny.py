@@ -8,18 +8,51 @@ VISUAL_TOKENS = 7  # Start, class, 2 x 2 patches, end.
 
 def tiny(**changes) -> ConfigDict:
   source = dict(source='memory', weight=1.0)
-  config = ConfigDict(dict(
-      name='tiny', seed=0,
-      model=dict(image_size=16, grid=1, pool=1, half_round=False, dtype='float32', remat='none', attention='auto', scan_unroll=1,
-                 encoders=dict(clip=dict(view=16, patch=8, width=8, layers=1, heads=2)),
-                 llm=dict(name='llama', vocab=32, width=16, layers=2, heads=4, kv_heads=2, multiple_of=8)),
-      tokenizer='none', dialog=dict(system=''), data_dir='', mixture=dict(ocr=source, vqa=source),
-      batch=dict(rows=8, length=16, images=1, window=16), loss_weighting='token', loss_chunk=0,
-      trained=(('encoders/.*', 'none'), ('.*', 'train')),
-      optimizer=dict(name='muon', lr=1e-2, warmup=2, decay_to=0.1, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0,
-                     accumulate=1, moment_dtype='float32'),
-      steps=5, log_every=2, eval_every=3, eval_batches=1, checkpoint=dict(every=3, keep=2),
-      mesh=dict(data=1, fsdp=1, tensor=1), init_from=config_dict.placeholder(str), validation=dict(real=source)))
+  config = ConfigDict(
+    dict(
+      name='tiny',
+      seed=0,
+      model=dict(
+        image_size=16,
+        grid=1,
+        pool=1,
+        half_round=False,
+        dtype='float32',
+        remat='none',
+        attention='auto',
+        scan_unroll=1,
+        encoders=dict(clip=dict(view=16, patch=8, width=8, layers=1, heads=2)),
+        llm=dict(name='llama', vocab=32, width=16, layers=2, heads=4, kv_heads=2, multiple_of=8),
+      ),
+      tokenizer='none',
+      dialog=dict(system=''),
+      data_dir='',
+      mixture=dict(ocr=source, vqa=source),
+      batch=dict(size=8, seq_len=16, images=1, window=16),
+      loss_weighting='token',
+      loss_chunk=0,
+      trainable=(('encoders/.*', 'frozen'), ('.*', 'train')),
+      optimizer=dict(
+        name='muon',
+        lr=1e-2,
+        warmup=2,
+        decay_to=0.1,
+        betas=(0.9, 0.95),
+        weight_decay=0.1,
+        clip=1.0,
+        accumulate=1,
+        moment_dtype='float32',
+      ),
+      steps=5,
+      log_every=2,
+      eval_every=3,
+      eval_batches=1,
+      checkpoint=dict(every=3, keep=2),
+      mesh=dict(data=1, fsdp=1, tensor=1),
+      init_from=config_dict.placeholder(str),
+      validation=dict(real=source),
+    )
+  )
   config.update_from_flattened_dict(changes)
   return config.lock()
 
@@ -27,18 +60,20 @@ def tiny(**changes) -> ConfigDict:
 def make_batch(config: ConfigDict, position: int) -> dict:
   """A picture, then a text in which every token follows from the one before; the second half of a row is padding."""
   rng = np.random.default_rng(position)
-  rows, length, tokens = config.batch.rows, config.batch.length, VISUAL_TOKENS
+  rows, length, tokens = config.batch.size, config.batch.seq_len, VISUAL_TOKENS
   zeros = lambda dtype: np.zeros((rows, length), dtype)
   batch = {name: zeros(np.int32) for name in ('tokens', 'targets', 'positions', 'segments', 'task')}
   batch['visual_index'] = zeros(np.int32) - 1
-  batch['visual_index'][:, 1:1 + tokens] = np.arange(tokens)
+  batch['visual_index'][:, 1 : 1 + tokens] = np.arange(tokens)
   end = length - 2
   text = slice(1 + tokens, end)
   batch['tokens'][:, 0] = 1
-  batch['tokens'][:, text] = (rng.integers(2, 30, (rows, 1)) + 3 * np.arange(end - 1 - tokens)) % 30 + 2
-  batch['targets'][:, text.start:end - 1] = batch['tokens'][:, text.start + 1:end]
+  batch['tokens'][:, text] = (
+    rng.integers(2, 30, (rows, 1)) + 3 * np.arange(end - 1 - tokens)
+  ) % 30 + 2
+  batch['targets'][:, text.start : end - 1] = batch['tokens'][:, text.start + 1 : end]
   batch['loss_weight'] = zeros(np.float32)
-  batch['loss_weight'][:, text.start:end - 1] = 1
+  batch['loss_weight'][:, text.start : end - 1] = 1
   batch['loss_weight'][0] = 0  # Rows of unequal weight.
   batch['positions'][:, :end] = np.arange(end)
   batch['segments'][:, :end] = 1

@@ -15,8 +15,9 @@ def ahead(reads: Sequence[tuple[int, Callable[[], T]]], threads: int = _THREADS)
   with ThreadPoolExecutor(threads) as pool:
     coming, held, submitted = collections.deque(), 0, 0
     for i, (nbytes, _) in enumerate(reads):
-      while submitted < len(reads) and (submitted == i or (
-          submitted - i <= threads and held + reads[submitted][0] <= BYTES)):
+      while submitted < len(reads) and (
+        submitted == i or (submitted - i <= threads and held + reads[submitted][0] <= BYTES)
+      ):
         coming.append(pool.submit(reads[submitted][1]))
         held += reads[submitted][0]
         submitted += 1

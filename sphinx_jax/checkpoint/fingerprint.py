@@ -25,7 +25,10 @@ _ODD = 0x9E3779B1  # 2^32 / golden ratio; neighbours get weights that are far ap
 def of(tree: Any) -> dict[str, str]:
   """Path of every leaf -> dtype, shape and the integer in hexadecimal, such as 'float32[16,8] 5d0c1f7a'."""
   paths, leaves = _leaves(tree)
-  return {path: f'{describe(leaf)} {number:08x}' for path, leaf, number in zip(paths, leaves, _numbers(leaves))}
+  return {
+    path: f'{describe(leaf)} {number:08x}'
+    for path, leaf, number in zip(paths, leaves, _numbers(leaves))
+  }
 
 
 def shapes(tree: Any) -> dict[str, str]:
@@ -40,12 +43,17 @@ def describe(leaf: Any) -> str:
 
 def _leaves(tree: Any) -> tuple[list[str], list]:
   found = jax.tree_util.tree_leaves_with_path(tree)
-  return [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in found], [leaf for _, leaf in found]
+  return [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in found], [
+    leaf for _, leaf in found
+  ]
 
 
 def _numbers(leaves: list) -> list[int]:
   """Of each leaf; on accelerators all are sent off before the first is read."""
-  return [int(number) for number in [placement.settled(_compiled(_everywhere(leaf))(leaf)) for leaf in leaves]]
+  return [
+    int(number)
+    for number in [placement.settled(_compiled(_everywhere(leaf))(leaf)) for leaf in leaves]
+  ]
 
 
 def _everywhere(leaf: Any) -> NamedSharding | None:

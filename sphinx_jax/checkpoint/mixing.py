@@ -11,7 +11,7 @@ import xxhash
 from sphinx_jax.checkpoint import stream
 from sphinx_jax.checkpoint.ahead import ahead
 from sphinx_jax.core import trees
-from sphinx_jax.core.progress import progress
+from sphinx_jax.core.progress import Progress
 from sphinx_jax.mix import weights
 
 Tree = Mapping[str, stream.Stored]  # Path -> array.
@@ -31,6 +31,7 @@ class Leaf:
     shape, dtype: of the array.
     part: the shape of the parts it is mixed in.
   """
+
   shape: tuple[int, ...]
   dtype: np.dtype
   part: tuple[int, ...]
@@ -49,7 +50,9 @@ def leaves(inputs: Sequence[Tree], dtype: Any = None) -> dict[str, Leaf]:
     widest = max(out.itemsize, *(other[path].dtype.itemsize for other in inputs))
     limit = min(_READ // len(inputs), 32 << 20)
     small = array.nbytes <= limit  # Its chunks do not matter, and looking at them would open it.
-    found[path] = Leaf(array.shape, out, stream.grid(array.shape, widest, limit, None if small else array.chunk))
+    found[path] = Leaf(
+      array.shape, out, stream.grid(array.shape, widest, limit, None if small else array.chunk)
+    )
   return found
 
 
@@ -59,11 +62,19 @@ def angles(parents: Sequence[Tree], numbers: Numbers, made: Mapping[str, Leaf]) 
   sums = {path: np.zeros(3) for path in turned}
   for path, _, values in _read(parents, turned, 'measuring'):
     sums[path] += [float(product) for product in weights.products(*values)]
-  return {path: weights.turned(numbers[path], *sums[path]) if path in turned else numbers[path] for path in made}
+  return {
+    path: weights.turned(numbers[path], *sums[path]) if path in turned else numbers[path]
+    for path in made
+  }
 
 
-def stream_mix(parents: Sequence[Tree], base: Tree | None, numbers: Numbers, made: Mapping[str, Leaf],
-               writer: stream.Writer) -> tuple[list[str], str]:
+def stream_mix(
+  parents: Sequence[Tree],
+  base: Tree | None,
+  numbers: Numbers,
+  made: Mapping[str, Leaf],
+  writer: stream.Writer,
+) -> tuple[list[str], str]:
   """Writes a mix.
 
   Args:
@@ -82,19 +93,27 @@ def stream_mix(parents: Sequence[Tree], base: Tree | None, numbers: Numbers, mad
     for each, value, tree in zip(hashes, values, inputs):
       each.update(path, tree[path], value)
     start = values[len(parents)] if base is not None else None
-    mixed = weights.mix_leaf(values[:len(parents)], numbers[path], start, leaf.dtype)
+    mixed = weights.mix_leaf(values[: len(parents)], numbers[path], start, leaf.dtype)
     mixed = np.asarray(mixed).astype(leaf.dtype, copy=False)
     written.update(path, leaf, mixed)
     writer.write('params', path, mixed, index)
   return [each.hexdigest() for each in hashes], written.hexdigest()
 
 
-def _read(inputs: Sequence[Tree], made: Mapping[str, Leaf], what: str) -> Iterator[tuple[str, stream.Index, list[np.ndarray]]]:
+def _read(
+  inputs: Sequence[Tree], made: Mapping[str, Leaf], what: str
+) -> Iterator[tuple[str, stream.Index, list[np.ndarray]]]:
   """(path, index, that part of every input), in order; the next parts are on their way meanwhile."""
-  pieces = [(path, index, _cost(inputs, path, leaf)) for path, leaf in made.items()
-            for index in stream.parts(leaf.shape, leaf.part)]
-  values = ahead([(cost, functools.partial(_part, inputs, path, index)) for path, index, cost in pieces], _THREADS)
-  with progress(total=sum(trees.nbytes(tree) for tree in inputs), what=what, unit='B') as bar:
+  pieces = [
+    (path, index, _cost(inputs, path, leaf))
+    for path, leaf in made.items()
+    for index in stream.parts(leaf.shape, leaf.part)
+  ]
+  values = ahead(
+    [(cost, functools.partial(_part, inputs, path, index)) for path, index, cost in pieces],
+    _THREADS,
+  )
+  with Progress(total=sum(trees.nbytes(tree) for tree in inputs), what=what, unit='B') as bar:
     for path, index, _ in pieces:
       value = next(values)
       size = sum(each.nbytes for each in value)
@@ -115,7 +134,11 @@ def _is_packed_large(array: stream.Stored) -> bool:
 def _cost(inputs: Sequence[Tree], path: str, leaf: Leaf) -> int:
   """Bytes that reading a part of a leaf takes: its own, and of a large chunk the packed and the unpacked ones."""
   own = int(np.prod(leaf.part)) * sum(tree[path].dtype.itemsize for tree in inputs)
-  packed = [2 * int(np.prod(tree[path].chunk)) * tree[path].dtype.itemsize for tree in inputs if _is_packed_large(tree[path])]
+  packed = [
+    2 * int(np.prod(tree[path].chunk)) * tree[path].dtype.itemsize
+    for tree in inputs
+    if _is_packed_large(tree[path])
+  ]
   return own + max(packed, default=0)
 
 

@@ -28,10 +28,16 @@ from sphinx_jax.parallel import hosts
 LAYOUT = 1  # Version of the layout on disk; raised when an older reader would misread it.
 FOLDER = 'checkpoints'
 DAMAGED = '.damaged'
-_PASSING = ('RESOURCE_EXHAUSTED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED')  # Of the network or the memory, not of the bytes.
+_PASSING = (
+  'RESOURCE_EXHAUSTED',
+  'UNAVAILABLE',
+  'DEADLINE_EXCEEDED',
+)  # Of the network or the memory, not of the bytes.
 _CHUNK = 64 << 20  # Bytes at most, of a layer that is packed together.
 
-logging.getLogger('absl').addFilter(lambda record: 'orbax' not in record.pathname or record.levelno >= logging.ERROR)
+logging.getLogger('absl').addFilter(
+  lambda record: 'orbax' not in record.pathname or record.levelno >= logging.ERROR
+)
 
 Path = str | os.PathLike
 
@@ -55,8 +61,13 @@ class Store:
     if keep_every:
       policies.append(preservation_policy.EveryNSteps(keep_every))
     with self._writing():
-      self._manager = ocp.CheckpointManager(self._root, options=ocp.CheckpointManagerOptions(
-          preservation_policy=preservation_policy.AnyPreservationPolicy(policies), cleanup_tmp_directories=True))
+      self._manager = ocp.CheckpointManager(
+        self._root,
+        options=ocp.CheckpointManagerOptions(
+          preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+          cleanup_tmp_directories=True,
+        ),
+      )
 
   def latest(self) -> int | None:
     """The newest complete step, or None."""
@@ -76,10 +87,20 @@ class Store:
     """
     # A chunk a layer, as `stream` reads them: in one chunk, each layer read would unpack the whole stack.
     by_layer = ocp.SaveArgs(chunk_byte_size=_CHUNK, shard_axes=(0,))
-    by_rows = ocp.SaveArgs(chunk_byte_size=_CHUNK)  # A table that were one chunk would be unpacked whole for each of its parts.
+    by_rows = ocp.SaveArgs(
+      chunk_byte_size=_CHUNK
+    )  # A table that were one chunk would be unpacked whole for each of its parts.
     cuts = jax.tree.map(lambda leaf: by_layer if leaf.ndim > 2 else by_rows, params)
-    meta = {'layout': LAYOUT, 'step': step, **meta, 'fingerprints': fingerprint.of(_together(params, opt_state))}
-    items = {'params': ocp.args.StandardSave(params, save_args=cuts), 'meta': ocp.args.JsonSave(fingerprint.seal(meta))}
+    meta = {
+      'layout': LAYOUT,
+      'step': step,
+      **meta,
+      'fingerprints': fingerprint.of(_together(params, opt_state)),
+    }
+    items = {
+      'params': ocp.args.StandardSave(params, save_args=cuts),
+      'meta': ocp.args.JsonSave(fingerprint.seal(meta)),
+    }
     if opt_state is not None:
       items['opt_state'] = ocp.args.StandardSave(opt_state)
     with self._writing():
@@ -94,7 +115,7 @@ class Store:
     Raises:
       SphinxError: all are damaged; what `restore` says of a checkpoint that is not.
     """
-    found, aside = hosts.tell([sorted(self._manager.all_steps(), reverse=True), self._aside()])
+    found, aside = hosts.broadcast([sorted(self._manager.all_steps(), reverse=True), self._aside()])
     damaged = []
     for step in found:
       try:
@@ -104,16 +125,24 @@ class Store:
         damaged.append(step)
         continue
       if damaged:
-        hosts.alone(lambda: [self._set_aside(step) for step in damaged])
+        hosts.on_process_0(lambda: [self._set_aside(step) for step in damaged])
         self._manager.reload()
       return restored
     if found or aside:
-      raise errors.make(f"checkpoints in '{self._root}'", f'{len(found) + len(aside)}, all of them damaged',
-                        'one that is whole', 'nothing was deleted: restore them from a copy, or start anew in another --workdir')
+      raise errors.make(
+        f"checkpoints in '{self._root}'",
+        f'{len(found) + len(aside)}, all of them damaged',
+        'one that is whole',
+        'nothing was deleted: restore them from a copy, or start anew in another --workdir',
+      )
     return None
 
   def _aside(self) -> list[str]:
-    return sorted(path.name for path in self._root.iterdir() if DAMAGED in path.name) if self._root.is_dir() else []
+    return (
+      sorted(path.name for path in self._root.iterdir() if DAMAGED in path.name)
+      if self._root.is_dir()
+      else []
+    )
 
   def _set_aside(self, step: int) -> None:
     taken = self._aside()
@@ -151,8 +180,12 @@ class Store:
     except Exception as error:  # Whatever Orbax and its layers make of bytes that are not theirs.
       if any(word in str(error) for word in _PASSING):
         raise
-      trouble = str(_damaged(place, f'{type(error).__name__} {str(error).splitlines()[0] if str(error) else ""}'[:200]))
-    troubles = [trouble for trouble in hosts.gather(trouble) if trouble]
+      trouble = str(
+        _damaged(
+          place, f'{type(error).__name__} {str(error).splitlines()[0] if str(error) else ""}'[:200]
+        )
+      )
+    troubles = [trouble for trouble in hosts.all_gather(trouble) if trouble]
     if troubles:
       raise Damaged(troubles[0])
     found = fingerprint.of(restored)
@@ -163,12 +196,22 @@ class Store:
 
   def _check(self, place: epath.Path, prints: Mapping[str, str], expected: Mapping) -> None:
     """What was saved, by the sealed meta, against what is wanted: a difference is no damage."""
-    want, have = fingerprint.shapes(expected), {path: text.rpartition(' ')[0] for path, text in prints.items()}
-    lines = [f'{path}: {have.get(path, "nothing")}, expected {want.get(path, "nothing")}'
-             for path in dict.fromkeys([*want, *have]) if want.get(path) != have.get(path)]
+    want, have = (
+      fingerprint.shapes(expected),
+      {path: text.rpartition(' ')[0] for path, text in prints.items()},
+    )
+    lines = [
+      f'{path}: {have.get(path, "nothing")}, expected {want.get(path, "nothing")}'
+      for path in dict.fromkeys([*want, *have])
+      if want.get(path) != have.get(path)
+    ]
     if lines:
-      raise errors.make(f"checkpoint '{place}'", f'{len(lines)} differences: ' + '; '.join(lines[:20]),
-                        'the arrays of the config', 'use the code and config the run was started with')
+      raise errors.make(
+        f"checkpoint '{place}'",
+        f'{len(lines)} differences: ' + '; '.join(lines[:20]),
+        'the arrays of the config',
+        'use the code and config the run was started with',
+      )
 
   def wait(self) -> None:
     """Returns when the save under way is complete on disk."""
@@ -225,7 +268,9 @@ def latest(directory: Path) -> int | None:
   root = whole_path(directory) / FOLDER
   found = [path for path in root.iterdir() if path.name.isdigit()] if root.is_dir() else []
   # In a bucket, a save under way has its final name already, and only Orbax's mark is missing.
-  return max((int(path.name) for path in found if ocp.utils.is_checkpoint_finalized(path)), default=None)
+  return max(
+    (int(path.name) for path in found if ocp.utils.is_checkpoint_finalized(path)), default=None
+  )
 
 
 def load_meta(directory: Path) -> dict:
@@ -256,8 +301,12 @@ def _read_meta(place: epath.Path) -> dict:
   if (fingerprint.SEAL in meta or 'fingerprints' in meta) and not fingerprint.is_sealed(meta):
     raise _damaged(place, 'a meta that was changed')
   if layout != LAYOUT:
-    raise errors.make(f"checkpoint '{place}'", f'layout version {layout}', f'{LAYOUT}',
-                      'read it with the version of sphinx_jax that wrote it')
+    raise errors.make(
+      f"checkpoint '{place}'",
+      f'layout version {layout}',
+      f'{LAYOUT}',
+      'read it with the version of sphinx_jax that wrote it',
+    )
   return {name: value for name, value in meta.items() if name != fingerprint.SEAL}
 
 
@@ -279,8 +328,12 @@ def load_params(directory: Path, expected: Mapping | None = None) -> dict:
   place = locate(directory)
   if expected is None:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    expected = trees.unflatten({path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
-                                for path, leaf in stored(place).items()})
+    expected = trees.unflatten(
+      {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+        for path, leaf in stored(place).items()
+      }
+    )
   check(place, expected)
   return _read(place / 'params', expected)
 
@@ -308,8 +361,12 @@ def check_tokenizers(who: str, directories: Sequence[Path], metas: Sequence[Mapp
   """
   for directory, meta in zip(directories[1:], metas[1:]):
     if meta.get('tokenizer') != metas[0].get('tokenizer'):
-      raise errors.make(f"{who}, input '{directory}'", 'another tokenizer', f"that of '{directories[0]}'",
-                        'take checkpoints of one tokenizer')
+      raise errors.make(
+        f"{who}, input '{directory}'",
+        'another tokenizer',
+        f"that of '{directories[0]}'",
+        'take checkpoints of one tokenizer',
+      )
 
 
 def stored(place: epath.Path, item: str = 'params') -> dict[str, Any]:
@@ -336,12 +393,19 @@ def _compare(expected: Mapping, stored: Mapping[str, Any], place: epath.Path) ->
     both = jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.issubdtype(other, jnp.floating)
     return other if both else leaf.dtype
 
-  lines = trees.difference(expected, trees.unflatten(
-      {path: jax.ShapeDtypeStruct(leaf.shape, dtype(path, leaf)) for path, leaf in stored.items()}))
+  lines = trees.difference(
+    expected,
+    trees.unflatten(
+      {path: jax.ShapeDtypeStruct(leaf.shape, dtype(path, leaf)) for path, leaf in stored.items()}
+    ),
+  )
   if lines:
-    raise errors.make(f"checkpoint '{place}'", f'{len(lines)} differences: ' + '; '.join(lines),
-                      'the parameters of the model config',
-                      'use the config the checkpoint was made with')
+    raise errors.make(
+      f"checkpoint '{place}'",
+      f'{len(lines)} differences: ' + '; '.join(lines),
+      'the parameters of the model config',
+      'use the config the checkpoint was made with',
+    )
 
 
 def locate(directory: Path) -> epath.Path:
@@ -357,17 +421,25 @@ def locate(directory: Path) -> epath.Path:
     raise _not_one(directory, 'nothing there')
   step = latest(directory)
   if step is None:
-    raise _not_one(directory, f'a folder with {sorted(path.name for path in directory.iterdir())[:4]}')
+    raise _not_one(
+      directory, f'a folder with {sorted(path.name for path in directory.iterdir())[:4]}'
+    )
   return directory / FOLDER / str(step)
 
 
 def _not_one(directory: epath.Path, got: str) -> errors.SphinxError:
-  return errors.make(f"checkpoint '{directory}'", got, f"a run's directory with {FOLDER}/STEP, or one STEP folder",
-                     'check the path, or wait for the first save')
+  return errors.make(
+    f"checkpoint '{directory}'",
+    got,
+    f"a run's directory with {FOLDER}/STEP, or one STEP folder",
+    'check the path, or wait for the first save',
+  )
 
 
 def _damaged(place: epath.Path, got: str) -> Damaged:
-  return Damaged(errors.make(f"checkpoint '{place}'", got, 'what was saved', 'take an earlier one, or a copy'))
+  return Damaged(
+    errors.make(f"checkpoint '{place}'", got, 'what was saved', 'take an earlier one, or a copy')
+  )
 
 
 def _read(place: epath.Path, expected: Any) -> Any:

@@ -24,7 +24,9 @@ from sphinx_jax.checkpoint import places, store
 from sphinx_jax.core import config as config_lib, errors, trees
 
 Index = tuple[Any, ...]  # Into an array, as numpy takes it; () is all of it.
-Shapes = Mapping[str, Any]  # Path -> anything with shape and dtype, and with `chunk` where its maker knows a good one.
+Shapes = Mapping[
+  str, Any
+]  # Path -> anything with shape and dtype, and with `chunk` where its maker knows a good one.
 
 _SMALL = 32 << 20  # Bytes of a stack that is read at once, and of a chunk that is written.
 _ALIGNED = 64  # What XLA takes without copying.
@@ -43,6 +45,7 @@ class Array:
     read: index -> that part as an np.ndarray; () is all of it, (i,) one layer of a stacked parameter.
     layers: along the leading axis, each of which can be read alone; 1 where it is no stack.
   """
+
   shape: tuple[int, ...]
   dtype: np.dtype
   read: Callable[[Index], np.ndarray]
@@ -68,6 +71,7 @@ class Stored(Array):
     start: index -> a function that waits for that part, which is on its way meanwhile.
     opened: -> the tensorstore, opened once.
   """
+
   start: Callable[[Index], Callable[[], np.ndarray]] = None
   opened: Callable[[], tensorstore.TensorStore] = None
 
@@ -89,20 +93,35 @@ def read(directory: store.Path, item: str = 'params', mapped: bool = False) -> d
     SphinxError: as `store.stored`.
   """
   place = store.locate(directory)
-  return {path: _stored(place / item, path, leaf, _MAPPING if mapped else _READING) for path, leaf in store.stored(place, item).items()}
+  return {
+    path: _stored(place / item, path, leaf, _MAPPING if mapped else _READING)
+    for path, leaf in store.stored(place, item).items()
+  }
 
 
 def _stored(folder: Any, path: str, leaf: Any, context: tensorstore.Context) -> Stored:
-  opened = functools.cache(lambda: tensorstore.open(_spec(folder, path), context=context, read=True).result())
+  opened = functools.cache(
+    lambda: tensorstore.open(_spec(folder, path), context=context, read=True).result()
+  )
   start = functools.partial(_start, opened, np.dtype(leaf.dtype))
-  return Stored(tuple(leaf.shape), np.dtype(leaf.dtype), lambda index: start(index)(),
-                leaf.shape[0] if _is_cut(leaf.shape) else 1, start, opened)
+  return Stored(
+    tuple(leaf.shape),
+    np.dtype(leaf.dtype),
+    lambda index: start(index)(),
+    leaf.shape[0] if _is_cut(leaf.shape) else 1,
+    start,
+    opened,
+  )
 
 
-def _start(opened: Callable[[], tensorstore.TensorStore], dtype: np.dtype, index: Index) -> Callable[[], np.ndarray]:
+def _start(
+  opened: Callable[[], tensorstore.TensorStore], dtype: np.dtype, index: Index
+) -> Callable[[], np.ndarray]:
   part = opened()[index]
   value = _aligned(part.shape, dtype)
-  future = tensorstore.array(value).write(part[tensorstore.d[:].translate_to[0]] if part.rank else part)
+  future = tensorstore.array(value).write(
+    part[tensorstore.d[:].translate_to[0]] if part.rank else part
+  )
 
   def wait() -> np.ndarray:
     future.result()
@@ -116,10 +135,12 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
   size = math.prod(shape) * dtype.itemsize
   memory = np.empty(size + _ALIGNED, np.uint8)
   begin = -memory.ctypes.data % _ALIGNED
-  return memory[begin:begin + size].view(dtype).reshape(shape)
+  return memory[begin : begin + size].view(dtype).reshape(shape)
 
 
-def grid(shape: Sequence[int], itemsize: int, limit: int = _SMALL, chunk: Sequence[int] | None = None) -> tuple[int, ...]:
+def grid(
+  shape: Sequence[int], itemsize: int, limit: int = _SMALL, chunk: Sequence[int] | None = None
+) -> tuple[int, ...]:
   """The shape of parts that follow each other in row-major order.
 
   Args:
@@ -130,7 +151,7 @@ def grid(shape: Sequence[int], itemsize: int, limit: int = _SMALL, chunk: Sequen
   """
   if math.prod(shape) * itemsize <= limit:
     return tuple(shape)
-  after = [math.prod(shape[axis + 1:]) * itemsize for axis in range(len(shape))]
+  after = [math.prod(shape[axis + 1 :]) * itemsize for axis in range(len(shape))]
   axis = next(axis for axis, size in enumerate(after) if size <= limit)
   rows, step = max(limit // after[axis], 1), chunk[axis] if chunk else 1
   if rows >= step:
@@ -139,7 +160,7 @@ def grid(shape: Sequence[int], itemsize: int, limit: int = _SMALL, chunk: Sequen
     rows = step
   else:
     rows = _even(shape[axis], rows)
-  return (*(1 for _ in shape[:axis]), rows, *shape[axis + 1:])
+  return (*(1 for _ in shape[:axis]), rows, *shape[axis + 1 :])
 
 
 def _even(count: int, most: int) -> int:
@@ -153,8 +174,11 @@ def parts(shape: Sequence[int], part: Sequence[int]) -> list[Index]:
   if tuple(part) == tuple(shape):
     return [()]
   axis = next((axis for axis, size in enumerate(part) if size != 1), len(shape) - 1)
-  return [(*before, slice(row, min(row + part[axis], shape[axis])))
-          for before in np.ndindex(*shape[:axis]) for row in range(0, shape[axis], part[axis])]
+  return [
+    (*before, slice(row, min(row + part[axis], shape[axis])))
+    for before in np.ndindex(*shape[:axis])
+    for row in range(0, shape[axis], part[axis])
+  ]
 
 
 class Writer:
@@ -172,10 +196,20 @@ class Writer:
     SphinxError: a directory that holds checkpoints already, or cannot be written.
   """
 
-  def __init__(self, directory: store.Path, items: Mapping[str, Shapes], meta: Mapping[str, Any],
-               writing: int = 0):
+  def __init__(
+    self,
+    directory: store.Path,
+    items: Mapping[str, Shapes],
+    meta: Mapping[str, Any],
+    writing: int = 0,
+  ):
     if store.latest(directory) is not None:
-      raise errors.make(f"output '{directory}'", 'a directory that holds a checkpoint', 'a new one', 'give another --output')
+      raise errors.make(
+        f"output '{directory}'",
+        'a directory that holds a checkpoint',
+        'a new one',
+        'give another --output',
+      )
     root = store.whole_path(directory) / store.FOLDER
     self._final, self._meta = root / '0', {'layout': store.LAYOUT, 'step': 0, **meta}
     self._partial = self._final if config_lib.is_remote(root) else root / 'partial'
@@ -184,10 +218,19 @@ class Writer:
     try:
       with self._writable():
         _frame(self._partial, items, self._meta)
-        context = tensorstore.Context(_UNSYNCED)  # Its own: a traceback may hold an earlier try, files cached.
-        opening = {(name, path): tensorstore.open(
-            _spec(self._partial / name, path) | _created(leaf), context=context, read=True, write=True)
-            for name, shapes in items.items() for path, leaf in shapes.items()}
+        context = tensorstore.Context(
+          _UNSYNCED
+        )  # Its own: a traceback may hold an earlier try, files cached.
+        opening = {
+          (name, path): tensorstore.open(
+            _spec(self._partial / name, path) | _created(leaf),
+            context=context,
+            read=True,
+            write=True,
+          )
+          for name, shapes in items.items()
+          for path, leaf in shapes.items()
+        }
         self._arrays = {key: future.result() for key, future in opening.items()}
     except BaseException:
       self.abandon()
@@ -196,7 +239,9 @@ class Writer:
   def write(self, item: str, path: str, value: np.ndarray, index: Index = ()) -> None:
     """Writes a part of an array; what is still on its way afterwards must not change."""
     with self._writable():
-      future = self._arrays[item, path][index].write(value, can_reference_source_data_indefinitely=True)
+      future = self._arrays[item, path][index].write(
+        value, can_reference_source_data_indefinitely=True
+      )
       self._writing.append((value.nbytes, future))
       while sum(size for size, _ in self._writing) > self._most:
         self._writing[0][1].result()
@@ -228,11 +273,19 @@ class Writer:
     """Says a full disk, and what else the place answers, in one line."""
     try:
       yield
-    except (OSError, ValueError, RuntimeError) as error:  # tensorstore raises ValueError for most of what a disk answers.
+    except (
+      OSError,
+      ValueError,
+      RuntimeError,
+    ) as error:  # tensorstore raises ValueError for most of what a disk answers.
       if isinstance(error, errors.SphinxError):
         raise
-      raise errors.make(f"output '{self._final.parent.parent}'", _reason(error), 'a place with room that can be written to',
-                        'free some, or give another --output; what was written of it is removed') from error
+      raise errors.make(
+        f"output '{self._final.parent.parent}'",
+        _reason(error),
+        'a place with room that can be written to',
+        'free some, or give another --output; what was written of it is removed',
+      ) from error
 
 
 _COMPLETE = 'commit_success.txt'  # Orbax's mark.
@@ -241,7 +294,13 @@ _COMPLETE = 'commit_success.txt'  # Orbax's mark.
 def _reason(error: Exception) -> str:
   """What the system said, out of tensorstore's long messages."""
   text = ' '.join(str(error).split())
-  for known in ('No space left on device', 'File too large', 'Disk quota exceeded', 'Permission denied', 'Read-only file system'):
+  for known in (
+    'No space left on device',
+    'File too large',
+    'Disk quota exceeded',
+    'Permission denied',
+    'Read-only file system',
+  ):
     if known in text:
       return f"'{known}'"
   return f"'{text[:300]}'"
@@ -254,9 +313,13 @@ def _remove(folder: epath.Path) -> None:
 
 def _frame(folder: epath.Path, items: Mapping[str, Shapes], meta: Mapping[str, Any]) -> None:
   """Writes all of a checkpoint but its arrays."""
-  shapes = {name: ocp.args.StandardSave(_placeholders(group)) for name, group in items.items() if group}
+  shapes = {
+    name: ocp.args.StandardSave(_placeholders(group)) for name, group in items.items() if group
+  }
   handler = ocp.CompositeCheckpointHandler(  # Plain files: chunks packed together are written at half the speed.
-      meta=ocp.JsonCheckpointHandler(), **{name: ocp.StandardCheckpointHandler(use_ocdbt=False) for name in shapes})
+    meta=ocp.JsonCheckpointHandler(),
+    **{name: ocp.StandardCheckpointHandler(use_ocdbt=False) for name in shapes},
+  )
   with tempfile.TemporaryDirectory() as made, ocp.Checkpointer(handler) as checkpointer:
     frame = epath.Path(made) / 'frame'
     checkpointer.save(frame, args=ocp.args.Composite(meta=ocp.args.JsonSave(dict(meta)), **shapes))
@@ -274,14 +337,19 @@ def _is_cut(shape: tuple[int, ...]) -> bool:
 
 
 def _placeholders(shapes: Shapes) -> dict:
-  return trees.unflatten({path: np.zeros((1,) * len(leaf.shape), leaf.dtype) for path, leaf in shapes.items()})
+  return trees.unflatten(
+    {path: np.zeros((1,) * len(leaf.shape), leaf.dtype) for path, leaf in shapes.items()}
+  )
 
 
 def _spec(folder: Any, path: str) -> dict[str, Any]:
   name = path.replace('/', '.') + '/'
   packed = json.loads((folder / '_METADATA').read_text())['use_ocdbt']
   if packed:
-    return {'driver': 'zarr', 'kvstore': {'driver': 'ocdbt', 'base': places.kvstore(folder), 'path': name}}
+    return {
+      'driver': 'zarr',
+      'kvstore': {'driver': 'ocdbt', 'base': places.kvstore(folder), 'path': name},
+    }
   return {'driver': 'zarr', 'kvstore': places.kvstore(folder / name)}
 
 
@@ -290,6 +358,13 @@ def _created(leaf: Any) -> dict[str, Any]:
   chunk = getattr(leaf, 'chunk', None) or grid(shape, dtype.itemsize)
   if _is_cut(shape):
     chunk = (1, *chunk[1:])
-  metadata = {'shape': shape, 'chunks': [max(size, 1) for size in chunk], 'dtype': dtype.str if dtype.kind in 'fiub' else dtype.name,
-              'compressor': None, 'fill_value': None, 'order': 'C', 'dimension_separator': '.'}
+  metadata = {
+    'shape': shape,
+    'chunks': [max(size, 1) for size in chunk],
+    'dtype': dtype.str if dtype.kind in 'fiub' else dtype.name,
+    'compressor': None,
+    'fill_value': None,
+    'order': 'C',
+    'dimension_separator': '.',
+  }
   return {'metadata': metadata, 'create': True, 'delete_existing': True}

@@ -62,7 +62,9 @@ def _line(key: str, left: Any, right: Any) -> str:
   return f'{key}: {left!r} there, {right!r} here'
 
 
-def claim(workdir: Path, config: ml_collections.ConfigDict, ignore: tuple[str, ...] = ()) -> epath.Path:
+def claim(
+  workdir: Path, config: ml_collections.ConfigDict, ignore: tuple[str, ...] = ()
+) -> epath.Path:
   """Writes the resolved config into a new workdir, or checks that the workdir belongs to this config.
 
   Args:
@@ -82,17 +84,31 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, ignore: tuple[str, .
   if file.exists():
     theirs = json.loads(file.read_text())
     ignored = tuple(f'{name}.' for name in ignore)
-    lines = [_line(key, *values) for key, *values in differing(theirs, mine) if not f'{key}.'.startswith(ignored)]
+    lines = [
+      _line(key, *values)
+      for key, *values in differing(theirs, mine)
+      if not f'{key}.'.startswith(ignored)
+    ]
     if lines:
-      raise errors.make(f"workdir '{workdir}'", 'a run of another config (' + '; '.join(lines[:5]) +
-                        ('; ...' if len(lines) > 5 else '') + ')', 'the config it was started with',
-                        'give another --workdir, or the flags of that run')
+      raise errors.make(
+        f"workdir '{workdir}'",
+        'a run of another config ('
+        + '; '.join(lines[:5])
+        + ('; ...' if len(lines) > 5 else '')
+        + ')',
+        'the config it was started with',
+        'give another --workdir, or the flags of that run',
+      )
     return workdir
   # A temporary file is what a start that was killed while claiming leaves behind.
   others = [p.name for p in workdir.iterdir() if p.suffix != '.tmp'] if workdir.is_dir() else []
   if others:
-    raise errors.make(f"workdir '{workdir}'", f'a directory without config.json but with {sorted(others)[:3]}',
-                      'an empty directory or an earlier run', 'give another --workdir')
+    raise errors.make(
+      f"workdir '{workdir}'",
+      f'a directory without config.json but with {sorted(others)[:3]}',
+      'an empty directory or an earlier run',
+      'give another --workdir',
+    )
   workdir.mkdir(parents=True, exist_ok=True)
   write_whole(file, to_json(config))
   return workdir

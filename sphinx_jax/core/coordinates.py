@@ -11,9 +11,25 @@ from collections.abc import Iterable, Sequence
 Numbers = tuple[float, ...]
 
 # COCO's keypoints in COCO's order, as they are written.
-KEYPOINTS = ('nose', 'left eye', 'right eye', 'left ear', 'right ear', 'left shoulder', 'right shoulder', 'left elbow',
-             'right elbow', 'left wrist', 'right wrist', 'left hip', 'right hip', 'left knee', 'right knee',
-             'left ankle', 'right ankle')
+KEYPOINTS = (
+  'nose',
+  'left eye',
+  'right eye',
+  'left ear',
+  'right ear',
+  'left shoulder',
+  'right shoulder',
+  'left elbow',
+  'right elbow',
+  'left wrist',
+  'right wrist',
+  'left hip',
+  'right hip',
+  'left knee',
+  'right knee',
+  'left ankle',
+  'right ankle',
+)
 
 _BRACKET = re.compile(r'\[([^\[\]]*)\]')
 # At most four digits before the dot: a model may emit a thousand digits, and float() would turn them into infinity.

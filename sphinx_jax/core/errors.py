@@ -20,16 +20,24 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> SphinxError:
   choices = sorted(choices)
   near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
   advice = f"did you mean '{near[0]}'?" if near else 'choose one of them'
-  return make(kind, f"'{name}'", f'one of {", ".join(choices) or "nothing (the table is empty)"}', advice)
+  return make(
+    kind, f"'{name}'", f'one of {", ".join(choices) or "nothing (the table is empty)"}', advice
+  )
 
 
 def unwritten(place: os.PathLike, error: Exception) -> SphinxError:
   """The error for files that could not be written: names the directory, the reason, and the bytes that are free there."""
   text = (str(error).splitlines() or [''])[0]
-  reason = 'no space left' if 'No space left' in str(error) else f'{type(error).__name__} {text}'[:300]
+  reason = (
+    'no space left' if 'No space left' in str(error) else f'{type(error).__name__} {text}'[:300]
+  )
   try:
     reason += f', {shutil.disk_usage(place).free:,} bytes free'
   except OSError:  # A bucket, or a directory that is not there.
     pass
-  return make(f"directory '{os.fspath(place)}'", reason, 'to write all of it',
-              'make room; what was saved before is whole, and the same command goes on from it')
+  return make(
+    f"directory '{os.fspath(place)}'",
+    reason,
+    'to write all of it',
+    'make room; what was saved before is whole, and the same command goes on from it',
+  )

@@ -22,8 +22,8 @@ def setup_logging(level: int = logging.INFO) -> None:
   log.setLevel(level)
 
 
-class progress:
-  """Counts something long: `for x in progress(items, what='scenes')`, or `with progress(total=n) as bar: bar.update(k)`.
+class Progress:
+  """Counts something long: `for x in Progress(items, what='scenes')`, or `with Progress(total=n) as bar: bar.update(k)`.
 
   On a terminal it is a tqdm bar; otherwise a log line every ten seconds, so that log files stay readable.
 
@@ -35,8 +35,15 @@ class progress:
     start: units done before (a resumed run).
   """
 
-  def __init__(self, iterable: Iterable | None = None, *, total: int | None = None, what: str = '', unit: str = 'it',
-               start: int = 0):
+  def __init__(
+    self,
+    iterable: Iterable | None = None,
+    *,
+    total: int | None = None,
+    what: str = '',
+    unit: str = 'it',
+    start: int = 0,
+  ):
     if total is None and hasattr(iterable, '__len__'):
       total = len(iterable)
     self._iterable, self._total, self._what, self._unit = iterable, total, what, unit
@@ -45,7 +52,9 @@ class progress:
     self._note = ''
     self._bar = None
     if sys.stderr.isatty():
-      self._bar = tqdm(total=total, desc=what, unit=unit, unit_scale=unit == 'B', initial=start, leave=False)
+      self._bar = tqdm(
+        total=total, desc=what, unit=unit, unit_scale=unit == 'B', initial=start, leave=False
+      )
 
   def update(self, units: int = 1, note: str = '') -> None:
     """Adds finished units; `note` is shown at the end of the line (the current loss, say)."""
@@ -81,7 +90,7 @@ class progress:
     finally:
       self.close()
 
-  def __enter__(self) -> 'progress':
+  def __enter__(self) -> 'Progress':
     return self
 
   def __exit__(self, *_) -> None:

@@ -43,8 +43,12 @@ def first_match(rules: Sequence[tuple[str, Any]], path: str) -> Any:
   for pattern, value in rules:
     if re.fullmatch(pattern, path):
       return value
-  raise errors.make(f"parameter '{path}'", 'no matching pattern', f'one of {[p for p, _ in rules]} to match',
-                    "add a pattern, or end the list with '.*'")
+  raise errors.make(
+    f"parameter '{path}'",
+    'no matching pattern',
+    f'one of {[p for p, _ in rules]} to match',
+    "add a pattern, or end the list with '.*'",
+  )
 
 
 def difference(expected: Mapping, got: Mapping) -> list[str]:
@@ -69,4 +73,6 @@ def count(tree: Mapping) -> int:
 
 def nbytes(tree: Mapping) -> int:
   """Bytes of all leaves at their dtype."""
-  return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in flatten(tree).values())
+  return sum(
+    math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in flatten(tree).values()
+  )

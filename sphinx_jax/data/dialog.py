@@ -12,8 +12,10 @@ import numpy as np
 from sphinx_jax.data.tokenizer import Tokenizer
 
 # The official prompt (conversation template "default").
-SYSTEM = ('A chat between a curious human and an artificial intelligence assistant. '
-          "The assistant gives helpful, detailed, and polite answers to the human's questions.")
+SYSTEM = (
+  'A chat between a curious human and an artificial intelligence assistant. '
+  "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
 
 # (question, answer): a question of None leaves out the human's line; an answer of None is one yet to be given.
 Turn = tuple[str | None, str | None]
@@ -56,7 +58,9 @@ class Template:
     """Ids, BOS included, that ask for the last turn's answer."""
     return tokenizer.encode(self.render(turns, open_ended=True), bos=True)
 
-  def _pieces(self, turns: Sequence[Turn], open_ended: bool = False) -> tuple[str, list[tuple[int, int]]]:
+  def _pieces(
+    self, turns: Sequence[Turn], open_ended: bool = False
+  ) -> tuple[str, list[tuple[int, int]]]:
     """The text, and the characters [begin, end) of each trained part."""
     text = f'{self.system}\n\n###' if self.system else '###'
     answers = []

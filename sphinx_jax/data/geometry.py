@@ -1,6 +1,6 @@
 """From what a dataset says in pixels of its picture to what tasks read: [0, 1] on the padded square, mirrored or not.
 
-An annotation is a dict of lists (data/tasks/base.py names them). Boxes and keypoints follow padding and mirroring, and so
+An annotation is a dict of lists (tasks/task.py names them). Boxes and keypoints follow padding and mirroring, and so
 do the words left and right; what lies outside the picture is cut at its edge, and dropped when nothing of it is left.
 """
 
@@ -13,23 +13,48 @@ from sphinx_jax.core import boxes, coordinates
 
 BOXED = ('objects', 'words', 'blocks', 'people')
 # The keys of an annotation whose texts speak of the picture; ids, files and wordings are left alone.
-_TEXTS = frozenset(('caption', 'captions', 'question', 'answer', 'answers', 'choices', 'context', 'name', 'expressions',
-                    'predicate', 'text', 'classes', 'absent', 'partial'))
+_TEXTS = frozenset(
+  (
+    'caption',
+    'captions',
+    'question',
+    'answer',
+    'answers',
+    'choices',
+    'context',
+    'name',
+    'expressions',
+    'predicate',
+    'text',
+    'classes',
+    'absent',
+    'partial',
+  )
+)
 _SIDE = re.compile(r'\b(left|right)(?=most|hand|side|wards?|\b)', re.IGNORECASE)
 
 
 def _other_side(side: re.Match) -> str:
   """Left for right and right for left, in the case they are written in."""
   other = 'right' if side[0].lower() == 'left' else 'left'
-  return other.upper() if side[0].isupper() else other.capitalize() if side[0][0].isupper() else other
+  return (
+    other.upper() if side[0].isupper() else other.capitalize() if side[0][0].isupper() else other
+  )
 
 
 # Where each keypoint of COCO's order goes in a mirror.
-_MIRRORED = tuple(coordinates.KEYPOINTS.index(_SIDE.sub(_other_side, name)) for name in coordinates.KEYPOINTS)
+_MIRRORED = tuple(
+  coordinates.KEYPOINTS.index(_SIDE.sub(_other_side, name)) for name in coordinates.KEYPOINTS
+)
 
 
-def on_square(annotation: dict, width: int, height: int, mirrored: bool = False,
-              drop: Callable[[str], None] = lambda reason: None) -> dict:
+def on_square(
+  annotation: dict,
+  width: int,
+  height: int,
+  mirrored: bool = False,
+  drop: Callable[[str], None] = lambda reason: None,
+) -> dict:
   """The annotation as tasks read it; the one given is left as it is.
 
   Args:
@@ -43,6 +68,7 @@ def on_square(annotation: dict, width: int, height: int, mirrored: bool = False,
     its class is one of 'partial' now, and 'relations', which count in 'objects', are renumbered and go with it. A keypoint
     outside becomes [0, 0, 0].
   """
+
   def place(box: Sequence[float]) -> list[float] | None:
     return _place(box, width, height, mirrored, drop)
 
@@ -59,13 +85,16 @@ def on_square(annotation: dict, width: int, height: int, mirrored: bool = False,
   for person in result.get('people', ()):
     person['keypoints'] = _keypoints(person.get('keypoints'), width, height, mirrored, drop)
   if 'phrases' in result:
-    result['phrases'] = [{**piece, 'boxes': [box for box in map(place, piece.get('boxes', ())) if box]}
-                         for piece in result['phrases']]
+    result['phrases'] = [
+      {**piece, 'boxes': [box for box in map(place, piece.get('boxes', ())) if box]}
+      for piece in result['phrases']
+    ]
   return result
 
 
 def scaled(annotation: dict, x: float, y: float) -> dict:
   """The annotation of a picture that is x times as wide and y times as high."""
+
   def grown(box: Sequence[float]) -> Sequence[float]:
     return _times(box, (x, y, x, y))
 
@@ -76,8 +105,10 @@ def scaled(annotation: dict, x: float, y: float) -> dict:
   for person in result.get('people', ()):
     person['keypoints'] = [_times(point, (x, y, 1)) for point in person.get('keypoints') or ()]
   if 'phrases' in annotation:
-    result['phrases'] = [{**piece, 'boxes': [grown(box) for box in piece.get('boxes', ())]}
-                         for piece in annotation['phrases']]
+    result['phrases'] = [
+      {**piece, 'boxes': [grown(box) for box in piece.get('boxes', ())]}
+      for piece in annotation['phrases']
+    ]
   return result
 
 
@@ -97,7 +128,9 @@ def _numbers(values: Any, count: int) -> list[float] | None:
   return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
 
 
-def _place(box: Any, width: int, height: int, mirrored: bool, drop: Callable[[str], None]) -> list[float] | None:
+def _place(
+  box: Any, width: int, height: int, mirrored: bool, drop: Callable[[str], None]
+) -> list[float] | None:
   numbers = _numbers(box, 4)
   if numbers is None:
     return drop('box that is not four numbers')
@@ -110,12 +143,16 @@ def _place(box: Any, width: int, height: int, mirrored: bool, drop: Callable[[st
   return list(boxes.pad_box((x1, y1, x2, y2), width, height))
 
 
-def _keypoints(points: Any, width: int, height: int, mirrored: bool, drop: Callable[[str], None]) -> list[list[float]]:
+def _keypoints(
+  points: Any, width: int, height: int, mirrored: bool, drop: Callable[[str], None]
+) -> list[list[float]]:
   points = [_keypoint(point, width, height, mirrored, drop) for point in points or ()]
   return [points[i] for i in _MIRRORED] if mirrored and len(points) == len(_MIRRORED) else points
 
 
-def _keypoint(point: Any, width: int, height: int, mirrored: bool, drop: Callable[[str], None]) -> list[float]:
+def _keypoint(
+  point: Any, width: int, height: int, mirrored: bool, drop: Callable[[str], None]
+) -> list[float]:
   numbers = _numbers(point, 3)
   if numbers is None:
     drop('keypoint that is not three numbers')
@@ -131,8 +168,11 @@ def _keypoint(point: Any, width: int, height: int, mirrored: bool, drop: Callabl
 
 def _renumber(relations: Sequence[dict], kept: Sequence[bool]) -> list[dict]:
   number = {old: new for new, old in enumerate(i for i, keep in enumerate(kept) if keep)}
-  return [{**relation, 'subject': number[relation['subject']], 'object': number[relation['object']]}
-          for relation in relations if relation['subject'] in number and relation['object'] in number]
+  return [
+    {**relation, 'subject': number[relation['subject']], 'object': number[relation['object']]}
+    for relation in relations
+    if relation['subject'] in number and relation['object'] in number
+  ]
 
 
 def _swap_sides(value: Any, key: str = '') -> Any:

@@ -52,9 +52,24 @@ def padded_resize(image: np.ndarray, size: int) -> np.ndarray:
   Raises:
     SphinxError: another kind of array; a picture of floats in [0, 1] would come out black.
   """
-  if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-    got = f'{image.dtype}{list(image.shape)}' if isinstance(image, np.ndarray) else repr(type(image).__name__)
-    raise errors.make('image', got, 'a uint8 array [rows, columns, 3]', "for instance np.asarray(picture.convert('RGB'))")
+  if (
+    not isinstance(image, np.ndarray)
+    or image.dtype != np.uint8
+    or image.ndim != 3
+    or image.shape[2] != 3
+    or not image.size
+  ):
+    got = (
+      f'{image.dtype}{list(image.shape)}'
+      if isinstance(image, np.ndarray)
+      else repr(type(image).__name__)
+    )
+    raise errors.make(
+      'image',
+      got,
+      'a uint8 array [rows, columns, 3]',
+      "for instance np.asarray(picture.convert('RGB'))",
+    )
   return np.asarray(squares.padded_resize(Image.fromarray(image), size))
 
 
@@ -62,7 +77,9 @@ def _open(data: bytes) -> Image.Image:
   try:
     with Image.open(io.BytesIO(data)) as image:
       if max(image.size) > _LONGEST:
-        raise ValueError(f'{image.size[0]} x {image.size[1]} pixels, more than {_LONGEST} in a line')
+        raise ValueError(
+          f'{image.size[0]} x {image.size[1]} pixels, more than {_LONGEST} in a line'
+        )
       if image.mode.startswith('I;16'):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert('RGB')
       if image.mode == 'RGB':
@@ -71,5 +88,12 @@ def _open(data: bytes) -> Image.Image:
       return image.convert('RGB')
   except UnidentifiedImageError as error:
     raise BadExample('unreadable image', f'{len(data)} bytes that are no image') from error
-  except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+  except (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    MemoryError,
+    Image.DecompressionBombError,
+  ) as error:
     raise BadExample('unreadable image', f'image of {len(data)} bytes: {error}') from error

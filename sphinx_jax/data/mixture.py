@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sphinx_jax.core import errors
-from sphinx_jax.core.progress import progress
+from sphinx_jax.core.progress import Progress
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.mix import tasks
 
-BLOCK = 1024   # positions in which the shares of tasks are exact
+BLOCK = 1024  # positions in which the shares of tasks are exact
 MEASURED = 64  # examples of each task that are read for its mean length
 SETTINGS = ('by', 'temperature', 'stages')
 
@@ -44,15 +44,36 @@ class Sampling(NamedTuple):
     for i, (name, epochs) in enumerate(zip(self.names, self.mixture.epochs(position))):
       shares = [f'{counts[i] / self.mixture.block:.3f}' for _, _, counts in self.mixture.stages]
       tokens = [f'{self.tokens[i]:.0f}'] if self.tokens else []
-      lines.append([name, self.sources[i], f'{self.mixture.sizes[i]:,}', f'{self.weights[i]:g}', *shares, *tokens,
-                    f'{epochs:.2f}'])
+      lines.append(
+        [
+          name,
+          self.sources[i],
+          f'{self.mixture.sizes[i]:,}',
+          f'{self.weights[i]:g}',
+          *shares,
+          *tokens,
+          f'{epochs:.2f}',
+        ]
+      )
     widths = [max(len(cell) for cell in column) for column in zip(*lines)]
-    return '\n'.join('  '.join(cell.rjust(width) if i > 1 else cell.ljust(width)
-                               for i, (cell, width) in enumerate(zip(line, widths))) for line in lines)
+    return '\n'.join(
+      '  '.join(
+        cell.rjust(width) if i > 1 else cell.ljust(width)
+        for i, (cell, width) in enumerate(zip(line, widths))
+      )
+      for line in lines
+    )
 
 
-def make(sources: Mapping[str, Any], weights: Mapping[str, float], seed: int, settings: Mapping[str, Any] | None,
-         caps: Mapping[str, float] | None, length: Callable[[int, int], int], threads: int) -> Sampling:
+def make(
+  sources: Mapping[str, Any],
+  weights: Mapping[str, float],
+  seed: int,
+  settings: Mapping[str, Any] | None,
+  caps: Mapping[str, float] | None,
+  length: Callable[[int, int], int],
+  threads: int,
+) -> Sampling:
   """The mixture of opened sources.
 
   Args:
@@ -75,26 +96,52 @@ def make(sources: Mapping[str, Any], weights: Mapping[str, float], seed: int, se
       raise errors.unknown('setting of sampling', setting, SETTINGS)
   rule, temperature = settings.get('by', 'examples'), settings.get('temperature', 1.0)
   if rule != 'temperature' and (caps or temperature != 1):
-    raise errors.make('sampling', f"by '{rule}' with {f'caps of {sorted(caps)}' if caps else f'temperature {temperature:g}'}",
-                      "by 'temperature', which alone reads them", "set sampling.by to 'temperature' or leave them out")
+    raise errors.make(
+      'sampling',
+      f"by '{rule}' with {f'caps of {sorted(caps)}' if caps else f'temperature {temperature:g}'}",
+      "by 'temperature', which alone reads them",
+      "set sampling.by to 'temperature' or leave them out",
+    )
   stages = _stages(weights, settings.get('stages', ()), names)
   sizes = [len(source) for source in sources.values()]
-  labels = [name if source.name == name else f'{name} ({source.name})' for name, source in sources.items()]
+  labels = [
+    name if source.name == name else f'{name} ({source.name})' for name, source in sources.items()
+  ]
 
   def law(rule: str, tokens: Sequence[float] | None = None) -> tasks.Mixture:
     capped = [caps.get(name) for name in names]
-    shares = [(position, tasks.shares(rule, these, sizes, tokens, temperature, capped, labels)) for position, these in stages]
+    shares = [
+      (position, tasks.shares(rule, these, sizes, tokens, temperature, capped, labels))
+      for position, these in stages
+    ]
     return tasks.Mixture(shares[0][1], sizes, seed, BLOCK, labels, shares[1:])
 
   if rule != 'tokens':
-    return Sampling(law(rule), names, tuple(source.name for source in sources.values()), stages[0][1], None)
+    return Sampling(
+      law(rule), names, tuple(source.name for source in sources.values()), stages[0][1], None
+    )
   law('examples')  # What is wrong with weights and sizes is said before anything is read.
-  tokens = _mean_lengths(labels, sizes, [any(these[i] for _, these in stages) for i in range(len(names))], length, threads)
-  return Sampling(law(rule, tokens), names, tuple(source.name for source in sources.values()), stages[0][1], tokens)
+  tokens = _mean_lengths(
+    labels,
+    sizes,
+    [any(these[i] for _, these in stages) for i in range(len(names))],
+    length,
+    threads,
+  )
+  return Sampling(
+    law(rule, tokens),
+    names,
+    tuple(source.name for source in sources.values()),
+    stages[0][1],
+    tokens,
+  )
 
 
-def _stages(weights: Mapping[str, float], changes: Sequence[tuple[int, Mapping[str, float]]],
-            names: Sequence[str]) -> list[tuple[int, tuple[float, ...]]]:
+def _stages(
+  weights: Mapping[str, float],
+  changes: Sequence[tuple[int, Mapping[str, float]]],
+  names: Sequence[str],
+) -> list[tuple[int, tuple[float, ...]]]:
   """(position, the weights of all tasks) of every stage, the first at 0."""
   now = dict(weights)
   stages = [(0, tuple(now[name] for name in names))]
@@ -107,25 +154,43 @@ def _stages(weights: Mapping[str, float], changes: Sequence[tuple[int, Mapping[s
   return stages
 
 
-def _mean_lengths(names: Sequence[str], sizes: Sequence[int], wanted: Sequence[bool], length: Callable[[int, int], int],
-                  threads: int) -> tuple[float, ...]:
+def _mean_lengths(
+  names: Sequence[str],
+  sizes: Sequence[int],
+  wanted: Sequence[bool],
+  length: Callable[[int, int], int],
+  threads: int,
+) -> tuple[float, ...]:
   """Mean length of examples spread over each source: a function of the files alone, the same on every host."""
+
   def measure(task: int, index: int) -> int | BadExample:
     try:
       return length(task, index)
     except BadExample as error:
       return error
 
-  entries = [(task, i * size // min(size, MEASURED)) for task, size in enumerate(sizes) if wanted[task]
-             for i in range(min(size, MEASURED))]
+  entries = [
+    (task, i * size // min(size, MEASURED))
+    for task, size in enumerate(sizes)
+    if wanted[task]
+    for i in range(min(size, MEASURED))
+  ]
   with ThreadPoolExecutor(threads, thread_name_prefix='sphinx_jax measure') as pool:
-    found = list(progress(pool.map(measure, *zip(*entries)), total=len(entries), what='mean lengths', unit='example'))
+    found = list(
+      Progress(
+        pool.map(measure, *zip(*entries)), total=len(entries), what='mean lengths', unit='example'
+      )
+    )
   means = []
   for task, name in enumerate(names):
     mine = [result for (of, _), result in zip(entries, found) if of == task]
     readable = [result for result in mine if not isinstance(result, BadExample)]
     if mine and not readable:
-      raise errors.make(f"task '{name}'", f'none readable of {len(mine)} examples looked at ({mine[0].message})',
-                        'some, to measure their tokens', 'check its files')
+      raise errors.make(
+        f"task '{name}'",
+        f'none readable of {len(mine)} examples looked at ({mine[0].message})',
+        'some, to measure their tokens',
+        'check its files',
+      )
     means.append(float(np.mean(readable)) if readable else 0.0)
   return tuple(means)

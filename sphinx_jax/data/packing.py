@@ -6,8 +6,7 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from sphinx_jax.core import batch as contract
-from sphinx_jax.core import errors
+from sphinx_jax.core import batch as contract, errors
 from sphinx_jax.data import images
 from sphinx_jax.data.record import BadExample
 
@@ -53,10 +52,14 @@ def weigh(weights: np.ndarray, loss_weighting: str) -> np.ndarray:
   """
   if loss_weighting not in LOSS_WEIGHTING:
     raise errors.unknown('loss weighting', loss_weighting, LOSS_WEIGHTING)
-  return weights * np.float32((_USUAL_ANSWER / max(weights.sum(), 1.0)) ** LOSS_WEIGHTING[loss_weighting])
+  return weights * np.float32(
+    (_USUAL_ANSWER / max(weights.sum(), 1.0)) ** LOSS_WEIGHTING[loss_weighting]
+  )
 
 
-def plan(lengths: Sequence[int], has_image: Sequence[bool], length: int, images: int) -> list[list[int]]:
+def plan(
+  lengths: Sequence[int], has_image: Sequence[bool], length: int, images: int
+) -> list[list[int]]:
   """Packs a window of examples into rows: each begins with the longest that is left and is filled as full as can be.
 
   Args:
@@ -86,7 +89,13 @@ def plan(lengths: Sequence[int], has_image: Sequence[bool], length: int, images:
   return sorted(rows)
 
 
-def _fill(candidates: Sequence[int], lengths: Sequence[int], has_image: Sequence[bool], space: int, images: int) -> list[int]:
+def _fill(
+  candidates: Sequence[int],
+  lengths: Sequence[int],
+  has_image: Sequence[bool],
+  space: int,
+  images: int,
+) -> list[int]:
   """The examples that fill `space` positions best with at most so many images; of equal ones, those with more images.
 
   A subset sum: bit s of reachable[k] says that some of the examples so far have k images and s positions together. Python's
@@ -114,12 +123,14 @@ def _fill(candidates: Sequence[int], lengths: Sequence[int], has_image: Sequence
   return chosen
 
 
-def decode(rows: Sequence[Sequence[Example]], size: int,
-           pool: Executor | None = None) -> Iterator[np.ndarray | BadExample | None]:
+def decode(
+  rows: Sequence[Sequence[Example]], size: int, pool: Executor | None = None
+) -> Iterator[np.ndarray | BadExample | None]:
   """The pixels of every example, uint8[size,size,3], row by row; None where it has no image, the error of a bad one.
 
   With a pool they are read ahead: the work is handed over at once, the results come as they are asked for.
   """
+
   def pixels(example: Example) -> np.ndarray | BadExample | None:
     try:
       return None if example.image is None else images.square(example.image, size, example.mirrored)
@@ -129,9 +140,15 @@ def decode(rows: Sequence[Sequence[Example]], size: int,
   return iter((pool.map if pool else map)(pixels, [example for row in rows for example in row]))
 
 
-def assemble(rows: Sequence[Sequence[Example]], length: int, slots: int, size: int, visual_tokens: int,
-             bad: Callable[[Example, BadExample], None],
-             pixels: Iterable[np.ndarray | BadExample | None] | None = None) -> dict[str, np.ndarray]:
+def assemble(
+  rows: Sequence[Sequence[Example]],
+  length: int,
+  slots: int,
+  size: int,
+  visual_tokens: int,
+  bad: Callable[[Example, BadExample], None],
+  pixels: Iterable[np.ndarray | BadExample | None] | None = None,
+) -> dict[str, np.ndarray]:
   """Builds a batch.
 
   Args:
@@ -148,7 +165,10 @@ def assemble(rows: Sequence[Sequence[Example]], length: int, slots: int, size: i
   """
   spec = contract.spec(len(rows), length, slots, size)
   # Most image slots are filled: zeros for all of them would take a tenth of the time of their pictures.
-  batch = {name: (np.empty if name == 'images' else np.zeros)(of.shape, of.dtype) for name, of in spec.items()}
+  batch = {
+    name: (np.empty if name == 'images' else np.zeros)(of.shape, of.dtype)
+    for name, of in spec.items()
+  }
   batch['visual_index'][:] = -1
   read = iter(decode(rows, size) if pixels is None else pixels)
   for b, row in enumerate(rows):
@@ -167,19 +187,28 @@ def assemble(rows: Sequence[Sequence[Example]], length: int, slots: int, size: i
   return batch
 
 
-def _place(batch: dict[str, np.ndarray], b: int, begin: int, segment: int, slot: int, example: Example,
-           visual_tokens: int) -> int:
+def _place(
+  batch: dict[str, np.ndarray],
+  b: int,
+  begin: int,
+  segment: int,
+  slot: int,
+  example: Example,
+  visual_tokens: int,
+) -> int:
   """Writes an example into row b from `begin` on; returns its end. BOS, then visual tokens, then text."""
   end = begin + example.length(visual_tokens)
   text = end - len(example.ids) + 1  # where the ids after BOS begin
   tokens, weights = batch['tokens'][b], batch['loss_weight'][b]
   tokens[begin], tokens[text:end] = example.ids[0], example.ids[1:]
-  batch['targets'][b, text - 1:end - 1] = example.ids[1:]
-  weights[text - 1:end - 1] = example.weights[1:]
+  batch['targets'][b, text - 1 : end - 1] = example.ids[1:]
+  weights[text - 1 : end - 1] = example.weights[1:]
   batch['positions'][b, begin:end] = np.arange(end - begin)
   batch['segments'][b, begin:end] = segment
   batch['task'][b, begin:end] = example.task
-  batch['visual_index'][b, begin + 1:text] = np.arange(slot * visual_tokens, slot * visual_tokens + text - begin - 1)
+  batch['visual_index'][b, begin + 1 : text] = np.arange(
+    slot * visual_tokens, slot * visual_tokens + text - begin - 1
+  )
   return end
 
 

@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from sphinx_jax.core import errors
-from sphinx_jax.data import mixture, packing, quiet_tensorflow, sampler
+from sphinx_jax.core import errors, tensorflow as quiet_tensorflow
+from sphinx_jax.core.prefetch import Prefetch
+from sphinx_jax.data import mixture, packing, sampler
 from sphinx_jax.data.dialog import Template
 from sphinx_jax.data.packing import Example
-from sphinx_jax.data.prefetch import Prefetch
 from sphinx_jax.data.record import BadExample, Source
 from sphinx_jax.data.skips import Skips
 from sphinx_jax.data.tokenizer import Tokenizer
 
 _CHUNK = 16  # examples a thread takes at once
-_READY = 4   # finished batches kept
-_AHEAD = 2   # batches whose pictures are being decoded
+_READY = 4  # finished batches kept
+_AHEAD = 2  # batches whose pictures are being decoded
 
 
 class Pipeline:
@@ -35,7 +35,7 @@ class Pipeline:
       when a row cannot hold them, where others ('skip') are counted and left out. Visual tokens are never cut.
     weights: task name -> share.
     tokenizer, template: text -> ids and labels.
-    batch: {rows (B, of all hosts together), length (T), images (N), window (examples packed together)}.
+    batch: {size (B, of all hosts together), seq_len (T), images (N), window (examples packed together)}.
     visual_tokens: tokens of one image, start and end of every view included.
     image_size: pixels of the square images.
     seed: of the order.
@@ -53,15 +53,27 @@ class Pipeline:
     SphinxError: empty sources with weight, a row too short for an image, an unknown rule or setting.
   """
 
-  def __init__(self, sources: Mapping[str, Source], weights: Mapping[str, float], tokenizer: Tokenizer,
-               template: Template, batch: Mapping[str, int], visual_tokens: int, image_size: int, seed: int = 0,
-               loss_weighting: str = 'token', mine: Sequence[int] | None = None, threads: int = 2,
-               sampling: Mapping[str, Any] | None = None, caps: Mapping[str, float] | None = None,
-               max_skipped: float = 0.5):
+  def __init__(
+    self,
+    sources: Mapping[str, Source],
+    weights: Mapping[str, float],
+    tokenizer: Tokenizer,
+    template: Template,
+    batch: Mapping[str, int],
+    visual_tokens: int,
+    image_size: int,
+    seed: int = 0,
+    loss_weighting: str = 'token',
+    mine: Sequence[int] | None = None,
+    threads: int = 2,
+    sampling: Mapping[str, Any] | None = None,
+    caps: Mapping[str, float] | None = None,
+    max_skipped: float = 0.5,
+  ):
     self.tasks = tuple(sources)
     self._sources = tuple(sources[name] for name in self.tasks)
     self._tokenizer, self._template = tokenizer, template
-    self._rows, self._length, self._slots = batch['rows'], batch['length'], batch['images']
+    self._rows, self._length, self._slots = batch['size'], batch['seq_len'], batch['images']
     self._window = batch['window']
     self._visual_tokens, self._size = visual_tokens, image_size
     self._loss_weighting = loss_weighting
@@ -76,8 +88,12 @@ class Pipeline:
       raise errors.make('max_skipped', f'{self._max_skipped:g}', 'a share in [0, 1]', 'correct it')
     packing.weigh(np.ones(1, np.float32), self._loss_weighting)
     if self._slots and self._length <= self._visual_tokens + 1:
-      raise errors.make('batch.length', f'{self._length} positions', f'more than BOS and an image of {self._visual_tokens}',
-                        'raise batch.length')
+      raise errors.make(
+        'batch.seq_len',
+        f'{self._length} positions',
+        f'more than BOS and an image of {self._visual_tokens}',
+        'raise batch.seq_len',
+      )
 
   def batches(self, position: int = 0, examples: int | None = None) -> Prefetch:
     """Iterates over (batch, position of the next batch).
@@ -103,16 +119,29 @@ class Pipeline:
 
   def summary(self, position: int) -> str:
     """The table at a data position, and what this host has left out so far, of examples and of their boxes."""
-    lines = [f'skipped {number} examples of {task}: {reason}' for (task, reason), number in self.skipped.items()]
-    lines += [f'left out in examples of {task}: {number} times {reason}' for (task, reason), number in self.dropped().items()]
+    lines = [
+      f'skipped {number} examples of {task}: {reason}'
+      for (task, reason), number in self.skipped.items()
+    ]
+    lines += [
+      f'left out in examples of {task}: {number} times {reason}'
+      for (task, reason), number in self.dropped().items()
+    ]
     return '\n'.join([self.table(position), *lines])
 
   def dropped(self) -> Counter:
     """(task, reason) -> number of boxes and keypoints that sources have left out of examples."""
-    return Counter({(task, reason): number for task, source in zip(self.tasks, self._sources)
-                    for reason, number in getattr(source, 'dropped', {}).items()})
+    return Counter(
+      {
+        (task, reason): number
+        for task, source in zip(self.tasks, self._sources)
+        for reason, number in getattr(source, 'dropped', {}).items()
+      }
+    )
 
-  def _batches(self, position: int, examples: int | None, skips: Skips) -> Iterator[tuple[dict, int]]:
+  def _batches(
+    self, position: int, examples: int | None, skips: Skips
+  ) -> Iterator[tuple[dict, int]]:
     pool = ThreadPoolExecutor(self._threads, thread_name_prefix='sphinx_jax read')
     windows = Prefetch(self._windows(position // self._window, examples, pool, skips), 1)
     begun = deque()  # Pictures of the next batch are decoded while this one is put together.
@@ -128,8 +157,9 @@ class Pipeline:
       windows.close()
       pool.shutdown(wait=False, cancel_futures=True)
 
-  def _grouped(self, windows: Iterator[tuple[int, list[list[Example]]]],
-               position: int) -> Iterator[tuple[list[list[Example]], int]]:
+  def _grouped(
+    self, windows: Iterator[tuple[int, list[list[Example]]]], position: int
+  ) -> Iterator[tuple[list[list[Example]], int]]:
     """(the rows of a batch, position of the next batch), from `position` on."""
     pending: list[list[Example]] = []
     number = position
@@ -146,17 +176,26 @@ class Pipeline:
     if pending:
       yield pending + [[]] * (self._rows - len(pending)), number
 
-  def _windows(self, first: int, examples: int | None, pool: ThreadPoolExecutor,
-               skips: Skips) -> Iterator[tuple[int, list[list[Example]]]]:
+  def _windows(
+    self, first: int, examples: int | None, pool: ThreadPoolExecutor, skips: Skips
+  ) -> Iterator[tuple[int, list[list[Example]]]]:
     """(number of the window, its rows)."""
-    columns = sampler.dataset(self._sampling.mixture, self._window, first, examples).as_numpy_iterator()
+    columns = sampler.dataset(
+      self._sampling.mixture, self._window, first, examples
+    ).as_numpy_iterator()
     for number, column in enumerate(columns, first):
       entries = list(zip(*(column[name].tolist() for name in sampler.COLUMNS)))
-      chunks = [entries[i:i + _CHUNK] for i in range(0, len(entries), _CHUNK)]
-      read = [example for chunk in pool.map(lambda chunk: [self._read(skips, *entry) for entry in chunk], chunks)
-              for example in chunk if example is not None]
+      chunks = [entries[i : i + _CHUNK] for i in range(0, len(entries), _CHUNK)]
+      read = [
+        example
+        for chunk in pool.map(lambda chunk: [self._read(skips, *entry) for entry in chunk], chunks)
+        for example in chunk
+        if example is not None
+      ]
       lengths = [example.length(self._visual_tokens) for example in read]
-      rows = packing.plan(lengths, [example.image is not None for example in read], self._length, self._slots)
+      rows = packing.plan(
+        lengths, [example.image is not None for example in read], self._length, self._slots
+      )
       yield number, [[read[i] for i in row] for row in rows]
 
   def _read(self, skips: Skips, position: int, task: int, index: int, epoch: int) -> Example | None:
@@ -181,24 +220,44 @@ class Pipeline:
       raise BadExample('no image slot', 'it has an image, but batch.images is 0')
     try:
       ''.join(text for turn in record.turns for text in turn if text is not None).encode()
-    except UnicodeEncodeError as error:  # Half of a surrogate pair, which JSON may hold and no tokenizer takes.
+    except (
+      UnicodeEncodeError
+    ) as error:  # Half of a surrogate pair, which JSON may hold and no tokenizer takes.
       raise BadExample('not unicode', str(error)) from error
     ids, weights = self._template.encode(record.turns, self._tokenizer)
     trained = np.flatnonzero(weights)
     room = self._length - (self._visual_tokens if record.image is not None else 0)
-    keep = int(trained[-1]) + 1  # What follows the last label (EOS) is never a label and nothing sees it.
+    keep = (
+      int(trained[-1]) + 1
+    )  # What follows the last label (EOS) is never a label and nothing sees it.
     if keep > room:
       if getattr(self._sources[task], 'too_long', 'skip') != 'cut_text':
-        raise BadExample('too long', f'{keep - room} more than the {self._length} positions of a row')
+        raise BadExample(
+          'too long', f'{keep - room} more than the {self._length} positions of a row'
+        )
       keep = room
       if trained[0] >= keep:
         raise BadExample('too long', f'no answer begins in the {self._length} positions of a row')
     weights = packing.weigh(weights[:keep], self._loss_weighting)
-    return Example(np.asarray(ids[:keep], np.int32), weights, record.image, task, record.id, position, record.mirrored)
+    return Example(
+      np.asarray(ids[:keep], np.int32),
+      weights,
+      record.image,
+      task,
+      record.id,
+      position,
+      record.mirrored,
+    )
 
-  def _assemble(self, rows: list[list[Example]], pixels: Iterator, number: int, skips: Skips) -> tuple[dict, int]:
+  def _assemble(
+    self, rows: list[list[Example]], pixels: Iterator, number: int, skips: Skips
+  ) -> tuple[dict, int]:
     def bad(example: Example, error: BadExample) -> None:
       # This host sees the pixels of its own rows alone.
-      skips.add(self.tasks[example.task], example.position, example.id, error, self._rows / len(rows))
+      skips.add(
+        self.tasks[example.task], example.position, example.id, error, self._rows / len(rows)
+      )
 
-    return packing.assemble(rows, self._length, self._slots, self._size, self._visual_tokens, bad, pixels), number
+    return packing.assemble(
+      rows, self._length, self._slots, self._size, self._visual_tokens, bad, pixels
+    ), number

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sphinx_jax.data import quiet_tensorflow
+from sphinx_jax.core import tensorflow as quiet_tensorflow
 from sphinx_jax.mix.tasks import Mixture
 
 COLUMNS = ('position', 'task', 'example', 'epoch')
@@ -25,7 +25,9 @@ def dataset(mixture: Mixture, window: int, first: int = 0, examples: int | None 
 
   def look_up(number: np.ndarray) -> tuple[np.ndarray, ...]:
     stop = (number + 1) * window
-    positions = np.arange(number * window, stop if examples is None else min(stop, examples), dtype=np.int64)
+    positions = np.arange(
+      number * window, stop if examples is None else min(stop, examples), dtype=np.int64
+    )
     return positions, *(column.astype(np.int64) for column in mixture.lookup(positions))
 
   def to_columns(number):

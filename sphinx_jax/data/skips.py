@@ -8,8 +8,10 @@ from sphinx_jax.core.progress import log
 from sphinx_jax.data.record import BadExample
 
 STRETCH = 1000  # examples of which a set share may be bad
-_KEPT = 100     # newest stretches that are still counted; pictures are decoded long after their texts were read
-_NAMED = 5      # of each source and reason are named; after that, every time their number has another digit
+_KEPT = 100  # newest stretches that are still counted; pictures are decoded long after their texts were read
+_NAMED = (
+  5  # of each source and reason are named; after that, every time their number has another digit
+)
 
 
 class Skips:
@@ -29,7 +31,9 @@ class Skips:
     self._bad: dict[int, Counter] = {}
     self._lock = threading.Lock()
 
-  def add(self, source: str, position: int, name: str, error: BadExample, stands_for: float = 1.0) -> None:
+  def add(
+    self, source: str, position: int, name: str, error: BadExample, stands_for: float = 1.0
+  ) -> None:
     """Counts an example.
 
     Args:
@@ -50,10 +54,25 @@ class Skips:
         del self._bad[min(self._bad)]
       total, common = bad.total(), bad.most_common(3)
     if number <= _NAMED or str(number).rstrip('0') == '1':
-      log.warning("task '%s': skipped %s: %s (%s; %d so far)", source, name, error.message, error.reason, number)
+      log.warning(
+        "task '%s': skipped %s: %s (%s; %d so far)",
+        source,
+        name,
+        error.message,
+        error.reason,
+        number,
+      )
     size = STRETCH if stretch != self._last else self._examples - stretch * STRETCH
     if total > self._most * size:
       reasons = ', '.join(f"{count:.0f} of '{task}': {reason}" for (task, reason), count in common)
-      where = f'the first {size} examples' if not stretch else f'the {size} examples from {stretch * STRETCH:,} on'
-      raise errors.make('data', f'{total:.0f} bad among {where} ({reasons}; last: {error.message})',
-                        f'at most {self._most:.0%} (max_skipped)', 'see the examples named in the log')
+      where = (
+        f'the first {size} examples'
+        if not stretch
+        else f'the {size} examples from {stretch * STRETCH:,} on'
+      )
+      raise errors.make(
+        'data',
+        f'{total:.0f} bad among {where} ({reasons}; last: {error.message})',
+        f'at most {self._most:.0%} (max_skipped)',
+        'see the examples named in the log',
+      )

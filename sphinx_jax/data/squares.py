@@ -28,10 +28,14 @@ def padded_resize(image: Image.Image, size: int) -> Image.Image:
   low, high = max(begin - _reach(side, size), 0), min(end + _reach(side, size), side)
   square = Image.new('RGB', (size, size), BACKGROUND)
   if width > height:
-    image = image.resize((size, height), _BICUBIC)  # Along rows, where all of padding would stay as it is.
+    image = image.resize(
+      (size, height), _BICUBIC
+    )  # Along rows, where all of padding would stay as it is.
     strip = Image.new('RGB', (size, high - low), BACKGROUND)
     strip.paste(image, (0, margin - low))
-    square.paste(strip.resize((size, last - first), _BICUBIC, (0, begin - low, size, end - low)), (0, first))
+    square.paste(
+      strip.resize((size, last - first), _BICUBIC, (0, begin - low, size, end - low)), (0, first)
+    )
   else:
     strip = Image.new('RGB', (high - low, height), BACKGROUND)
     strip.paste(image, (margin - low, 0))
@@ -71,4 +75,6 @@ def reached(margin: int, short: int, side: int, size: int) -> tuple[int, int]:
 def _bicubic(x: np.ndarray) -> np.ndarray:
   """Keys' cubic with a = -0.5, as Pillow has it."""
   x = np.abs(x)
-  return np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0))
+  return np.where(
+    x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0)
+  )

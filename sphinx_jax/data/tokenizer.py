@@ -30,8 +30,12 @@ class Tokenizer:
     try:
       self._model = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
     except Exception as error:  # sentencepiece raises bare RuntimeError
-      raise errors.make('tokenizer', f'{len(self.model_bytes)} bytes that do not load ({error})',
-                        'a sentencepiece tokenizer.model', 'check the file') from error
+      raise errors.make(
+        'tokenizer',
+        f'{len(self.model_bytes)} bytes that do not load ({error})',
+        'a sentencepiece tokenizer.model',
+        'check the file',
+      ) from error
     self.vocab_size: int = self._model.vocab_size()
     self.bos: int = self._model.bos_id()
     self.eos: int = self._model.eos_id()
@@ -61,6 +65,7 @@ class Tokenizer:
   @functools.cached_property
   def _lengths(self) -> np.ndarray:
     """Characters of the text that each id stands for, int64[vocab_size]; a byte is one."""
+
     def length(i: int) -> int:
       if self._model.is_control(i) or self._model.is_unknown(i):
         return 0
@@ -80,11 +85,15 @@ def load(path: str | Path) -> Tokenizer:
     SphinxError: no such file, or not a sentencepiece model.
   """
   if not Path(path).is_file():
-    raise errors.make('tokenizer', f'no file {path}', 'a sentencepiece tokenizer.model', 'check the path')
+    raise errors.make(
+      'tokenizer', f'no file {path}', 'a sentencepiece tokenizer.model', 'check the path'
+    )
   return Tokenizer(Path(path).read_bytes())
 
 
-def train(lines: Iterable[str], vocab_size: int, user_symbols: Sequence[str] = COORDINATE_SYMBOLS) -> bytes:
+def train(
+  lines: Iterable[str], vocab_size: int, user_symbols: Sequence[str] = COORDINATE_SYMBOLS
+) -> bytes:
   """Trains a LLaMA-like model: BPE, split digits, byte fallback, text as it is, unk 0, bos 1, eos 2, no padding id.
 
   Args:
@@ -106,7 +115,10 @@ def train(lines: Iterable[str], vocab_size: int, user_symbols: Sequence[str] = C
       model_type='bpe',
       vocab_size=vocab_size,
       user_defined_symbols=list(user_symbols),
-      unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
+      unk_id=0,
+      bos_id=1,
+      eos_id=2,
+      pad_id=-1,
       byte_fallback=True,
       split_digits=True,
       character_coverage=0.99995,
@@ -118,7 +130,10 @@ def train(lines: Iterable[str], vocab_size: int, user_symbols: Sequence[str] = C
       minloglevel=2,
     )
   except Exception as error:  # sentencepiece raises bare RuntimeError
-    raise errors.make('tokenizer training', f'vocab_size={vocab_size} ({str(error).strip()})',
-                      'a corpus that fills the vocabulary and whose characters fit in it',
-                      'change vocab_size or give more text') from error
+    raise errors.make(
+      'tokenizer training',
+      f'vocab_size={vocab_size} ({str(error).strip()})',
+      'a corpus that fills the vocabulary and whose characters fit in it',
+      'change vocab_size or give more text',
+    ) from error
   return model.getvalue()

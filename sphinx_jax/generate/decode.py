@@ -50,17 +50,23 @@ class Generator:
     self.model_config, self.params = model_config, params
     self.tokenizer, self.template = tokenizer, template
     self.rows, self.bucket = rows, bucket
-    self.max_length = model_config.llm.get('max_length', sphinx.LLMS[model_config.llm.name].max_length)
+    self.max_length = model_config.llm.get(
+      'max_length', sphinx.LLMS[model_config.llm.name].max_length
+    )
     self.visual_tokens = sphinx.visual_tokens(model_config)
     self._model = sphinx.build(model_config)
-    self._stops = jnp.asarray(stop.automaton(template.stop, stop.piece_texts(tokenizer, vocabulary)))
+    self._stops = jnp.asarray(
+      stop.automaton(template.stop, stop.piece_texts(tokenizer, vocabulary))
+    )
     jit = lambda function, **options: jax.jit(
       placement.on_mesh_of(params, function), compiler_options=layers.compiler_options(), **options
     )
     self._encode = jit(functools.partial(self._apply, method='encode'))
     self._prefill = jit(self._prefill_rows)
     self._grow = jax.jit(self._grow_cache, static_argnames=('rows', 'length'))
-    self._decode = jit(self._decode_rows, static_argnames=('cache_length', 'sample'), donate_argnames='cache')
+    self._decode = jit(
+      self._decode_rows, static_argnames=('cache_length', 'sample'), donate_argnames='cache'
+    )
 
   def encode(self, images):
     """Visual tokens of images: list of uint8[Y, X, 3] of any size -> compute dtype [len(images), visual_tokens, D]."""
@@ -79,10 +85,20 @@ class Generator:
     Raises:
       SphinxError: a prompt leaves no room for an answer in `llm.max_length`.
     """
-    return self.complete([self.template.prompt(turns, self.tokenizer) for turns in prompts], images, visual, **sampling)
+    return self.complete(
+      [self.template.prompt(turns, self.tokenizer) for turns in prompts], images, visual, **sampling
+    )
 
   def complete(
-    self, prompts, images=None, visual=None, max_new_tokens=256, temperature=0.0, top_p=1.0, seed=0, expected=None
+    self,
+    prompts,
+    images=None,
+    visual=None,
+    max_new_tokens=256,
+    temperature=0.0,
+    top_p=1.0,
+    seed=0,
+    expected=None,
   ):
     """Continues every prompt, to the template's stop or EOS; what a row gets does not depend on the other rows.
 
@@ -106,22 +122,38 @@ class Generator:
       return []
     images = images if images is not None else [None] * count
     if len(images) != count:
-      raise errors.make('generator', f'{len(images)} images for {count} prompts', 'one a prompt, or None in its place', 'add them')
+      raise errors.make(
+        'generator',
+        f'{len(images)} images for {count} prompts',
+        'one a prompt, or None in its place',
+        'add them',
+      )
     if temperature < 0 or not 0 < top_p <= 1:
-      raise errors.make('generator', f'temperature={temperature}, top_p={top_p}', 'temperature >= 0 and 0 < top_p <= 1', 'change them')
+      raise errors.make(
+        'generator',
+        f'temperature={temperature}, top_p={top_p}',
+        'temperature >= 0 and 0 < top_p <= 1',
+        'change them',
+      )
     limits = np.broadcast_to(np.asarray(max_new_tokens, np.int32), count)
-    rows = [self._row(ids, visual is not None or image is not None) for ids, image in zip(prompts, images)]
+    rows = [
+      self._row(ids, visual is not None or image is not None) for ids, image in zip(prompts, images)
+    ]
     lengths = np.array([len(tokens) for tokens, _ in rows])
     limits = np.minimum(limits, self._room(lengths))
     expected = expected if expected is not None else limits
     order = sorted(range(count), key=lambda i: (round_up(lengths[i], self.bucket), expected[i]))
-    size = -(-count // -(-count // self.rows))  # batches of like size: no nearly empty one at the end
+    size = -(
+      -count // -(-count // self.rows)
+    )  # batches of like size: no nearly empty one at the end
     size = min(round_up(size, 4), self.rows) if count > 1 else 1
     sampler = (seed, temperature, top_p)
     texts = [''] * count
 
     def decode(chosen):
-      padded = np.array(chosen + chosen[:1] * (size - len(chosen)))  # a short last batch keeps the compiled shape
+      padded = np.array(
+        chosen + chosen[:1] * (size - len(chosen))
+      )  # a short last batch keeps the compiled shape
       pixels = self._visual(padded, images, visual)
       ids = self._batch([rows[i] for i in padded], pixels, limits[padded], padded, sampler)
       for i, row in zip(chosen, ids):
@@ -156,7 +188,9 @@ class Generator:
     different = {id(images[i]): images[i] for i in chosen if images[i] is not None}
     if not different:
       return None
-    blank = np.zeros((1, 1, 3), np.uint8)  # one image for all rows, or as many as rows: two compiled shapes
+    blank = np.zeros(
+      (1, 1, 3), np.uint8
+    )  # one image for all rows, or as many as rows: two compiled shapes
     padding = [blank] * (len(chosen) - len(different)) if len(different) > 1 else []
     encoded = self.encode([*different.values(), *padding])
     slot = {key: n for n, key in enumerate(different)}
@@ -174,10 +208,20 @@ class Generator:
       tokens[b, : len(row)], visual_index[b, : len(row)] = row, index
     logits, cache = self._prefill(self.params, tokens, visual_index, lengths, visual)
     cache = self._grow(cache, rows=len(rows), length=cache_length)
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(streams.astype(np.uint32))
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(
+      streams.astype(np.uint32)
+    )
     out, _ = self._decode(
-      self.params, cache, logits, lengths, limits, keys, temperature, top_p,
-      cache_length=cache_length, sample=temperature > 0,
+      self.params,
+      cache,
+      logits,
+      lengths,
+      limits,
+      keys,
+      temperature,
+      top_p,
+      cache_length=cache_length,
+      sample=temperature > 0,
     )
     return np.asarray(out)
 
@@ -188,15 +232,21 @@ class Generator:
     """-> (logits of each row's last prompt position float32[B, V], cache as long as the prompts)."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     cache = sphinx.init_cache(self.model_config, *tokens.shape)
-    logits, cache = self._apply(params, tokens, visual_index, positions, visual, cache, method='decode')
+    logits, cache = self._apply(
+      params, tokens, visual_index, positions, visual, cache, method='decode'
+    )
     return jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0], cache
 
   def _grow_cache(self, cache, *, rows, length):
     """The same cache with more slots; apart from prefill, so that its programs do not multiply with cache lengths."""
     empty = sphinx.init_cache(self.model_config, rows, length)
-    return jax.tree.map(lambda long, part: jax.lax.dynamic_update_slice(long, part, (0,) * part.ndim), empty, cache)
+    return jax.tree.map(
+      lambda long, part: jax.lax.dynamic_update_slice(long, part, (0,) * part.ndim), empty, cache
+    )
 
-  def _decode_rows(self, params, cache, logits, lengths, limits, keys, temperature, top_p, *, cache_length, sample):
+  def _decode_rows(
+    self, params, cache, logits, lengths, limits, keys, temperature, top_p, *, cache_length, sample
+  ):
     """The decoding loop; it ends when every row has stopped. -> (int32[B, cache_length], -1 where stopped; cache).
 
     The cache is returned only so that its donated memory can be used in place.
@@ -216,13 +266,22 @@ class Generator:
       out = out.at[:, n].set(jnp.where(done, -1, token))
       matched = self._stops[matched, token]
       done |= (token == self.tokenizer.eos) | (matched == last) | (n + 1 >= limits)
-      positions = jnp.minimum(lengths + n, cache_length - 1)[:, None]  # a stopped row idles on its last slot
+      positions = jnp.minimum(lengths + n, cache_length - 1)[
+        :, None
+      ]  # a stopped row idles on its last slot
       logits, cache = self._apply(
         params, token[:, None], jnp.full((count, 1), -1), positions, None, cache, method='decode'
       )
       return n + 1, logits[:, 0], matched, done, out, cache
 
-    start = (0, logits, jnp.zeros(count, jnp.int32), limits < 1, jnp.full((count, cache_length), -1, jnp.int32), cache)
+    start = (
+      0,
+      logits,
+      jnp.zeros(count, jnp.int32),
+      limits < 1,
+      jnp.full((count, cache_length), -1, jnp.int32),
+      cache,
+    )
     return jax.lax.while_loop(lambda carry: ~carry[3].all(), step, start)[4:]
 
   def _text(self, ids):

@@ -7,9 +7,8 @@ from etils import epath
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.foreign import assemble, sources
-from sphinx_jax.core import config as config_lib
-from sphinx_jax.core import errors, trees
-from sphinx_jax.core.progress import progress
+from sphinx_jax.core import config as config_lib, errors, trees
+from sphinx_jax.core.progress import Progress
 from sphinx_jax.data import dialog, tokenizer
 from sphinx_jax.generate.decode import Generator
 from sphinx_jax.generate.model import Model
@@ -36,18 +35,28 @@ def load(directory, **options):
   meta = store.load_meta(directory)
   config = config_lib.from_json(meta['config'])
   text, template = _carried(meta)
-  return Generator(config.model, store.load_params(directory), text, template, **options), meta, config
+  return (
+    Generator(config.model, store.load_params(directory), text, template, **options),
+    meta,
+    config,
+  )
 
 
 def load_model(directory, dtype=None, half_round=None, clip_activation=None, mesh=None) -> Model:
   """See `sphinx_jax.load`."""
-  for kind, given, known in (('dtype', dtype, DTYPES), ('clip_activation', clip_activation, ACTIVATIONS), ('mesh', mesh, meshes.PRESETS)):
+  for kind, given, known in (
+    ('dtype', dtype, DTYPES),
+    ('clip_activation', clip_activation, ACTIVATIONS),
+    ('mesh', mesh, meshes.PRESETS),
+  ):
     if given is not None and given not in known:
       raise errors.unknown(kind, given, known)
   if is_ours(directory):
     meta = store.load_meta(directory)
     config = config_lib.from_json(meta['config']).model
-    params = store.load_params(directory, mesh and _laid_out(config, store.stored(store.locate(directory)), mesh))
+    params = store.load_params(
+      directory, mesh and _laid_out(config, store.stored(store.locate(directory)), mesh)
+    )
     text, template = _carried(meta)
   else:
     assembly = assemble.assemble([sources.open_source(directory)])
@@ -61,7 +70,9 @@ def load_model(directory, dtype=None, half_round=None, clip_activation=None, mes
     config.update({name: value for name, value in changes.items() if value is not None})
     if clip_activation is not None:
       if 'clip' not in config.encoders:
-        raise errors.make('load', f'clip_activation={clip_activation!r}', 'a model with CLIP in it', 'leave it out')
+        raise errors.make(
+          'load', f'clip_activation={clip_activation!r}', 'a model with CLIP in it', 'leave it out'
+        )
       config.encoders.clip.activation = clip_activation
   return Model(config, params, text, template)
 
@@ -78,15 +89,20 @@ def _laid_out(config, arrays, mesh: str) -> dict:
   """
   devices = meshes.make_mesh(**meshes.PRESETS[mesh], devices=jax.local_devices())
   layouts = rules.shardings(sphinx.logical_axes(config), sphinx.abstract_params(config), devices)
-  return trees.unflatten({path: jax.ShapeDtypeStruct(arrays[path].shape, arrays[path].dtype, sharding=layout)
-                          for path, layout in trees.flatten(layouts).items() if path in arrays})
+  return trees.unflatten(
+    {
+      path: jax.ShapeDtypeStruct(arrays[path].shape, arrays[path].dtype, sharding=layout)
+      for path, layout in trees.flatten(layouts).items()
+      if path in arrays
+    }
+  )
 
 
 def read(assembly: assemble.Assembly, expected: dict | None = None) -> dict:
   """The parameter tree of foreign files, in their dtypes and, where given, the layouts of `expected`."""
   arrays, params = assemble.arrays(assembly), {}
   layouts = {path: leaf.sharding for path, leaf in trees.flatten(expected or {}).items()}
-  with progress(total=trees.nbytes(arrays), what='reading', unit='B') as bar:
+  with Progress(total=trees.nbytes(arrays), what='reading', unit='B') as bar:
     for path, array in arrays.items():
       params[path] = jax.device_put(array.read(()), layouts.get(path))
       bar.update(array.nbytes)

@@ -19,8 +19,12 @@ def align(grid_tokens: jax.Array, grid: int) -> jax.Array:
   """
   own = grid_tokens.shape[1]
   if grid % own:
-    raise errors.make('channel mix', f'feature grids of {own}x{own} and {grid}x{grid}', 'sizes that divide one another',
-                      "change the encoders' view, input or patch sizes")
+    raise errors.make(
+      'channel mix',
+      f'feature grids of {own}x{own} and {grid}x{grid}',
+      'sizes that divide one another',
+      "change the encoders' view, input or patch sizes",
+    )
   if grid == own:
     return grid_tokens
   return jnp.repeat(jnp.repeat(grid_tokens, grid // own, axis=1), grid // own, axis=2)
@@ -34,7 +38,12 @@ def pool(grid_tokens: jax.Array, size: int) -> jax.Array:
   """
   batch, grid, _, width = grid_tokens.shape
   if grid % size:
-    raise errors.make('pool', f'a feature grid of {grid}x{grid}', f'a multiple of {size}', 'change model.pool or the view')
+    raise errors.make(
+      'pool',
+      f'a feature grid of {grid}x{grid}',
+      f'a multiple of {size}',
+      'change model.pool or the view',
+    )
   return grid_tokens.reshape(batch, grid // size, size, grid // size, size, width).mean(axis=(2, 4))
 
 

@@ -12,7 +12,9 @@ from sphinx_jax.core import errors
 _CUBIC = np.float32(-0.75)  # The "A" of the bicubic kernel (FACTS "Interpolation").
 
 
-def resize_matrix(n_in: int, n_out: int, scale: float | None = None, method: str = 'bicubic') -> np.ndarray:
+def resize_matrix(
+  n_in: int, n_out: int, scale: float | None = None, method: str = 'bicubic'
+) -> np.ndarray:
   """The float32[n_out, n_in] matrix that resamples one axis (corners not aligned, no antialiasing, border clamped).
 
   Args:
@@ -42,12 +44,16 @@ def _step(n_in: int, n_out: int, scale: float | None) -> np.float32:
 
 def _taps(n_in: int, n_out: int, scale: float | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
   """Bicubic: index int[n_out] and weight float32[n_out] of the four samples that make an output, bit-equal to torch's."""
-  source = _multiply_add(_step(n_in, n_out, scale), np.arange(n_out) + np.float32(0.5), np.float32(-0.5))
+  source = _multiply_add(
+    _step(n_in, n_out, scale), np.arange(n_out) + np.float32(0.5), np.float32(-0.5)
+  )
   first = np.floor(source)
   rest = source - first
   weights = (_far(rest + 1), _near(rest), _near(1 - rest), _far((1 - rest) + 1))
   index = first.astype(np.int64)
-  return [(np.clip(index + offset, 0, n_in - 1), weight) for offset, weight in zip((-1, 0, 1, 2), weights)]
+  return [
+    (np.clip(index + offset, 0, n_in - 1), weight) for offset, weight in zip((-1, 0, 1, 2), weights)
+  ]
 
 
 def _near(x: np.ndarray) -> np.ndarray:
@@ -63,8 +69,13 @@ def _multiply_add(a: np.ndarray, b: np.ndarray, c: np.float32) -> np.ndarray:
   return (np.float64(a) * b + c).astype(np.float32)
 
 
-def resize(images: jax.Array, size: int, scale: float | None = None, method: str = 'bicubic',
-           half_round: bool = False) -> jax.Array:
+def resize(
+  images: jax.Array,
+  size: int,
+  scale: float | None = None,
+  method: str = 'bicubic',
+  half_round: bool = False,
+) -> jax.Array:
   """Resizes square float32[B,Y,X,C] to float32[B,size,size,C].
 
   Args:
@@ -93,7 +104,7 @@ def _rounded(images: jax.Array) -> jax.Array:
   # To the nearest float16, as float32. Not a cast there and back, which XLA may drop; reduce_precision flushes
   # subnormal numbers, which lie at multiples of 2^-24.
   normal = jax.lax.reduce_precision(images, exponent_bits=5, mantissa_bits=10)
-  return jnp.where(jnp.abs(images) < 2.0 ** -14, jnp.round(images * 2.0 ** 24) * 2.0 ** -24, normal)
+  return jnp.where(jnp.abs(images) < 2.0**-14, jnp.round(images * 2.0**24) * 2.0**-24, normal)
 
 
 def _weighted(images: jax.Array, axis: int, taps: list[tuple[np.ndarray, np.ndarray]]) -> jax.Array:
@@ -102,20 +113,27 @@ def _weighted(images: jax.Array, axis: int, taps: list[tuple[np.ndarray, np.ndar
   Whether XLA fuses a product with a sum is its own choice, so no product here may need rounding: a pixel is split in
   two parts of 12 bits, whose products with the 11 bits of a weight are exact.
   """
+
   def products(tap):
     index, weight = tap
     pixels = jnp.take(images, index, axis=axis)
-    weight = np.expand_dims(weight.astype(np.float16).astype(np.float32), tuple(range(1, images.ndim - axis)))
+    weight = np.expand_dims(
+      weight.astype(np.float16).astype(np.float32), tuple(range(1, images.ndim - axis))
+    )
     high = jax.lax.reduce_precision(pixels, exponent_bits=8, mantissa_bits=11)
     return high * weight, (pixels - high) * weight
 
-  high, low = products(taps[1])  # The compiler of the official code's kernel starts with the second product.
+  high, low = products(
+    taps[1]
+  )  # The compiler of the official code's kernel starts with the second product.
   total = high + low
   for tap in (taps[0], taps[2], taps[3]):
     high, low = products(tap)
     rough = high + total
     part = rough - high
-    lost = (high - (rough - part)) + (total - part)  # What rounding `rough` lost, exactly (Knuth's two-sum).
+    lost = (high - (rough - part)) + (
+      total - part
+    )  # What rounding `rough` lost, exactly (Knuth's two-sum).
     total = rough + (lost + low)
   return total
 
@@ -126,6 +144,7 @@ def views(images: jax.Array, grid: int, view: int, half_round: bool = False) -> 
   The crops are cut from the image at grid * view pixels. An image that already has the size asked for is taken as it
   is, without rounding (FACTS "Views").
   """
+
   def at(size):
     return images if images.shape[1] == size else resize(images, size, half_round=half_round)
 

@@ -19,9 +19,15 @@ _ROUND_KEYS = np.arange(_ROUNDS, dtype=np.uint64) * _GOLDEN
 RULES = ('examples', 'tokens', 'temperature')
 
 
-def shares(rule: str, weights: Sequence[float], sizes: Sequence[int], tokens: Sequence[float] | None = None,
-           temperature: float = 1.0, caps: Sequence[float | None] | None = None,
-           names: Sequence[str] | None = None) -> tuple[float, ...]:
+def shares(
+  rule: str,
+  weights: Sequence[float],
+  sizes: Sequence[int],
+  tokens: Sequence[float] | None = None,
+  temperature: float = 1.0,
+  caps: Sequence[float | None] | None = None,
+  names: Sequence[str] | None = None,
+) -> tuple[float, ...]:
   """What share of the examples each task gets.
 
   Args:
@@ -49,8 +55,12 @@ def shares(rule: str, weights: Sequence[float], sizes: Sequence[int], tokens: Se
   if rule == 'temperature':
     limits = [float('inf') if cap is None else float(cap) for cap in caps or [None] * len(weights)]
     if not 0 < temperature < float('inf') or not all(limit > 0 for limit in limits):
-      raise errors.make('sampling', f'temperature {temperature:g} and caps {limits}', 'positive numbers',
-                        'correct sampling.temperature and the caps of the mixture')
+      raise errors.make(
+        'sampling',
+        f'temperature {temperature:g} and caps {limits}',
+        'positive numbers',
+        'correct sampling.temperature and the caps of the mixture',
+      )
     factors = np.minimum(np.asarray(sizes, np.float64), limits) ** (1 / temperature)
   products = np.asarray(weights, np.float64) * factors
   return tuple(float(product) for product in products / (products.sum() or 1.0))
@@ -82,36 +92,61 @@ class Mixture:
       than one example, stages out of order.
   """
 
-  def __init__(self, weights: Sequence[float], sizes: Sequence[int], seed: int = 0, block: int = 1024,
-               names: Sequence[str] | None = None, stages: Sequence[tuple[int, Sequence[float]]] = ()):
+  def __init__(
+    self,
+    weights: Sequence[float],
+    sizes: Sequence[int],
+    seed: int = 0,
+    block: int = 1024,
+    names: Sequence[str] | None = None,
+    stages: Sequence[tuple[int, Sequence[float]]] = (),
+  ):
     self.sizes = tuple(int(size) for size in sizes)
     self.seed, self.block = int(seed), int(block)
     self.names = tuple(names or (str(i) for i in range(len(weights))))
     changes = [(0, weights), *stages]
-    self._begins = np.array([-(-int(position) // self.block) for position, _ in changes], np.int64)  # in blocks
+    self._begins = np.array(
+      [-(-int(position) // self.block) for position, _ in changes], np.int64
+    )  # in blocks
     if (np.diff(self._begins) <= 0).any():
-      raise errors.make('stages of the mixture', f'positions {[int(position) for position, _ in changes]}',
-                        f'rising ones after 0, each at least a block of {self.block} further', 'correct the positions')
-    self.stages = tuple((int(begin) * self.block, tuple(map(float, these)), self._counted(these))
-                        for begin, (_, these) in zip(self._begins, changes))
+      raise errors.make(
+        'stages of the mixture',
+        f'positions {[int(position) for position, _ in changes]}',
+        f'rising ones after 0, each at least a block of {self.block} further',
+        'correct the positions',
+      )
+    self.stages = tuple(
+      (int(begin) * self.block, tuple(map(float, these)), self._counted(these))
+      for begin, (_, these) in zip(self._begins, changes)
+    )
     self.weights, self.counts = self.stages[0][1:]
     self._counts = np.array([counts for _, _, counts in self.stages], np.int64)
     # How many examples of each task come before each stage, and the task of each slot of its blocks before shuffling.
     done = np.diff(self._begins)[:, None] * self._counts[:-1]
-    self._before = np.concatenate([np.zeros((1, len(self.sizes)), np.int64), np.cumsum(done, axis=0)])
-    self._owners = np.stack([np.repeat(np.arange(len(self.sizes)), counts) for counts in self._counts])
+    self._before = np.concatenate(
+      [np.zeros((1, len(self.sizes)), np.int64), np.cumsum(done, axis=0)]
+    )
+    self._owners = np.stack(
+      [np.repeat(np.arange(len(self.sizes)), counts) for counts in self._counts]
+    )
     self._starts = np.cumsum(self._counts, axis=1) - self._counts
 
   def _counted(self, weights: Sequence[float]) -> tuple[int, ...]:
     """Examples of each task in a block."""
     _check_weights(weights, self.sizes, self.names)
     if not sum(weights) > 0:
-      raise errors.make('task mixture', 'only weights of 0', 'a task with weight', 'raise the weight of a task')
+      raise errors.make(
+        'task mixture', 'only weights of 0', 'a task with weight', 'raise the weight of a task'
+      )
     counts = _largest_remainder(weights, self.block)
     for name, weight, count in zip(self.names, weights, counts):
       if weight > 0 and count == 0:
-        raise errors.make(f"task '{name}'", f'weight {weight:g}, less than one example in a block of {self.block}',
-                          'at least one', 'raise the weight or the block, or set the weight to 0')
+        raise errors.make(
+          f"task '{name}'",
+          f'weight {weight:g}, less than one example in a block of {self.block}',
+          'at least one',
+          'raise the weight or the block, or set the weight to 0',
+        )
     return counts
 
   def lookup(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -149,35 +184,56 @@ class Mixture:
     task = self._owners[stage, slot]
     by_task = np.argsort(task, axis=1, kind='stable')
     rank = np.empty_like(task)
-    np.put_along_axis(rank, by_task, np.arange(self.block) - self._starts[stage, np.take_along_axis(task, by_task, 1)], 1)
+    np.put_along_axis(
+      rank,
+      by_task,
+      np.arange(self.block) - self._starts[stage, np.take_along_axis(task, by_task, 1)],
+      1,
+    )
     return task, rank
 
   def epochs(self, positions: int) -> tuple[float, ...]:
     """How often each task's examples were seen after so many positions (task without examples: 0)."""
     blocks, rest = divmod(int(positions), self.block)
     tasks, _, _ = self.lookup(np.arange(blocks * self.block, blocks * self.block + rest))
-    seen = self._seen(blocks, np.arange(len(self.sizes))) + np.bincount(tasks, minlength=len(self.sizes))
+    seen = self._seen(blocks, np.arange(len(self.sizes))) + np.bincount(
+      tasks, minlength=len(self.sizes)
+    )
     return tuple(float(n / size) if size else 0.0 for n, size in zip(seen, self.sizes))
 
 
 def _check_weights(weights: Sequence[float], sizes: Sequence[int], names: Sequence[str]) -> None:
   if not len(weights) or len(weights) != len(sizes):
-    raise errors.make('task mixture', f'{len(weights)} weights and {len(sizes)} sizes',
-                      'one of each for every task, at least one task', 'check the mixture of the config')
+    raise errors.make(
+      'task mixture',
+      f'{len(weights)} weights and {len(sizes)} sizes',
+      'one of each for every task, at least one task',
+      'check the mixture of the config',
+    )
   for name, weight in zip(names, weights):
     if not 0 <= weight < float('inf'):
-      raise errors.make(f"task '{name}'", f'weight {weight:g}', 'a finite number of at least 0', 'correct the weight')
-  empty = [f"task '{name}': got weight {weight:g} but {size} examples"
-           for name, weight, size in zip(names, weights, sizes) if weight > 0 and size <= 0]
+      raise errors.make(
+        f"task '{name}'",
+        f'weight {weight:g}',
+        'a finite number of at least 0',
+        'correct the weight',
+      )
+  empty = [
+    f"task '{name}': got weight {weight:g} but {size} examples"
+    for name, weight, size in zip(names, weights, sizes)
+    if weight > 0 and size <= 0
+  ]
   if empty:
-    raise errors.SphinxError('; '.join(empty) + ', expected at least 1 example; check the path or set the weight to 0')
+    raise errors.SphinxError(
+      '; '.join(empty) + ', expected at least 1 example; check the path or set the weight to 0'
+    )
 
 
 def _largest_remainder(weights: Sequence[float], total: int) -> tuple[int, ...]:
   """Integers proportional to weights that sum to total: floors, then one each to the largest remainders, ties in order."""
   shares = np.asarray(weights, np.float64) / sum(weights) * total
   counts = np.floor(shares).astype(np.int64)
-  for i in np.argsort(counts - shares, kind='stable')[:total - counts.sum()]:
+  for i in np.argsort(counts - shares, kind='stable')[: total - counts.sum()]:
     counts[i] += 1
   return tuple(int(count) for count in counts)
 

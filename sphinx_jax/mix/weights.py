@@ -23,8 +23,15 @@ Coefficients = Sequence[float] | Sequence[tuple[str, Sequence[float]]]
 Rules = list[tuple[str, tuple[float, ...]]]
 
 
-def mix(parents: Sequence[Mapping], coefficients: Coefficients, unnormalized: bool = False, *, base: Mapping | None = None,
-        method: str = 'linear', dtype: Any = None) -> dict:
+def mix(
+  parents: Sequence[Mapping],
+  coefficients: Coefficients,
+  unnormalized: bool = False,
+  *,
+  base: Mapping | None = None,
+  method: str = 'linear',
+  dtype: Any = None,
+) -> dict:
   """One parameter tree of several.
 
   Coefficients are plain numbers, so the function can stand inside `jax.jit` (the trees traced, on any mesh): every sum is
@@ -50,12 +57,17 @@ def mix(parents: Sequence[Mapping], coefficients: Coefficients, unnormalized: bo
   """
   if not parents:
     raise errors.make('mix', 'no parents', 'at least one tree', 'name the checkpoints to mix')
-  rules = as_rules(coefficients, len(parents), unnormalized or base is not None, method, base is not None)
+  rules = as_rules(
+    coefficients, len(parents), unnormalized or base is not None, method, base is not None
+  )
   for index, other in enumerate(parents[1:], start=1):
     check_alike(parents[0], other, f'parent {index}', 'the first parent')
   if base is not None:
     check_alike(parents[0], base, 'base', 'the first parent')
-  flat, start = [trees.flatten(parent) for parent in parents], None if base is None else trees.flatten(base)
+  flat, start = (
+    [trees.flatten(parent) for parent in parents],
+    None if base is None else trees.flatten(base),
+  )
 
   def leaf(path: str) -> jax.Array:
     leaves, numbers = [tree[path] for tree in flat], trees.first_match(rules, path)
@@ -67,7 +79,9 @@ def mix(parents: Sequence[Mapping], coefficients: Coefficients, unnormalized: bo
   return trees.unflatten({path: leaf(path) for path in flat[0]})
 
 
-def mix_leaf(leaves: Sequence[Any], numbers: Sequence[Any], base: Any = None, dtype: Any = None) -> Any:
+def mix_leaf(
+  leaves: Sequence[Any], numbers: Sequence[Any], base: Any = None, dtype: Any = None
+) -> Any:
   """One leaf of a linear mix, or a part of it, as all of it is elementwise.
 
   Args:
@@ -94,7 +108,9 @@ def _is(number: Any, value: int) -> bool:
   return isinstance(number, (int, float)) and number == value
 
 
-def _sum(leaves: Sequence[jax.Array], numbers: Sequence[jax.Array], base: jax.Array | None, dtype: Any) -> jax.Array:
+def _sum(
+  leaves: Sequence[jax.Array], numbers: Sequence[jax.Array], base: jax.Array | None, dtype: Any
+) -> jax.Array:
   wide = [leaf.astype(jnp.float32) for leaf in leaves]
   if base is None:
     return sum(number * leaf for leaf, number in zip(wide, numbers)).astype(dtype)
@@ -102,7 +118,9 @@ def _sum(leaves: Sequence[jax.Array], numbers: Sequence[jax.Array], base: jax.Ar
   return (start + sum(number * (leaf - start) for leaf, number in zip(wide, numbers))).astype(dtype)
 
 
-_add = jax.jit(_sum, static_argnums=3)  # Compiled wherever it is called from: one rounding everywhere, one pass over memory.
+_add = jax.jit(
+  _sum, static_argnums=3
+)  # Compiled wherever it is called from: one rounding everywhere, one pass over memory.
 
 
 def out_dtype(of: Any, wanted: Any = None) -> np.dtype:
@@ -113,8 +131,11 @@ def out_dtype(of: Any, wanted: Any = None) -> np.dtype:
 @jax.jit
 def products(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
   """(first . first, first . second, second . second) of two leaves, or of equal parts of them, in float32."""
+
   def product(a, b):
-    rows = (a * b).sum(-1) if a.ndim else a * b  # Row by row first: a long float32 sum would lose its small terms.
+    rows = (
+      (a * b).sum(-1) if a.ndim else a * b
+    )  # Row by row first: a long float32 sum would lose its small terms.
     return rows.sum()
 
   a, b = (leaf.astype(jnp.float32) for leaf in (first, second))
@@ -143,12 +164,19 @@ def turned(numbers: Sequence[float], aa: Any, ab: Any, bb: Any) -> tuple[jax.Arr
     cosine /= jnp.where(length > 1e-8, length, 1)
   straight = jnp.abs(cosine) > PARALLEL
   angle = jnp.arccos(jnp.where(straight, 0, cosine))
-  return (jnp.where(straight, first, jnp.sin(first * angle) / jnp.sin(angle)),
-          jnp.where(straight, second, jnp.sin(second * angle) / jnp.sin(angle)))
+  return (
+    jnp.where(straight, first, jnp.sin(first * angle) / jnp.sin(angle)),
+    jnp.where(straight, second, jnp.sin(second * angle) / jnp.sin(angle)),
+  )
 
 
-def as_rules(coefficients: Coefficients, parents: int, unnormalized: bool = False, method: str = 'linear',
-             based: bool = False) -> Rules:
+def as_rules(
+  coefficients: Coefficients,
+  parents: int,
+  unnormalized: bool = False,
+  method: str = 'linear',
+  based: bool = False,
+) -> Rules:
   """Ordered rules of checked coefficients; one sequence of numbers is the rule that matches everything.
 
   Raises:
@@ -157,11 +185,17 @@ def as_rules(coefficients: Coefficients, parents: int, unnormalized: bool = Fals
   if method not in METHODS:
     raise errors.unknown('method of mixing', method, METHODS)
   if method == 'slerp' and (parents != 2 or based):
-    raise errors.make('slerp', f'{parents} inputs' + (' and a base' if based else ''), 'two inputs and no base',
-                      'take the linear method')
+    raise errors.make(
+      'slerp',
+      f'{parents} inputs' + (' and a base' if based else ''),
+      'two inputs and no base',
+      'take the linear method',
+    )
   if all(isinstance(item, (int, float)) for item in coefficients):
     coefficients = [('.*', coefficients)]
-  rules = [(pattern, tuple(float(number) for number in numbers)) for pattern, numbers in coefficients]
+  rules = [
+    (pattern, tuple(float(number) for number in numbers)) for pattern, numbers in coefficients
+  ]
   for pattern, numbers in rules:
     _check(pattern, numbers, parents, unnormalized and method == 'linear')
   return rules
@@ -170,12 +204,23 @@ def as_rules(coefficients: Coefficients, parents: int, unnormalized: bool = Fals
 def _check(pattern: str, numbers: Sequence[float], parents: int, unnormalized: bool) -> None:
   who = f"mix of '{pattern}'"
   if len(numbers) != parents:
-    raise errors.make(who, f'{len(numbers)} coefficients', f'{parents}, one per parent', 'give one number for each input')
+    raise errors.make(
+      who,
+      f'{len(numbers)} coefficients',
+      f'{parents}, one per parent',
+      'give one number for each input',
+    )
   if not np.all(np.isfinite(numbers)):
-    raise errors.make(who, f'coefficients {list(numbers)} of sum {sum(numbers):g}', 'finite numbers', 'correct them')
+    raise errors.make(
+      who, f'coefficients {list(numbers)} of sum {sum(numbers):g}', 'finite numbers', 'correct them'
+    )
   if not unnormalized and not abs(sum(numbers) - 1) < 1e-6:
-    raise errors.make(who, f'coefficients {list(numbers)} of sum {sum(numbers):g}', 'a sum of 1',
-                      'correct them, or set unnormalized')
+    raise errors.make(
+      who,
+      f'coefficients {list(numbers)} of sum {sum(numbers):g}',
+      'a sum of 1',
+      'correct them, or set unnormalized',
+    )
 
 
 def check_alike(first: Mapping, other: Mapping, name: str, than: str) -> None:
@@ -185,10 +230,17 @@ def check_alike(first: Mapping, other: Mapping, name: str, than: str) -> None:
     SphinxError: names every leaf that is missing, extra or of another shape.
   """
   dtypes = trees.flatten(first)
-  got = trees.unflatten({
+  got = trees.unflatten(
+    {
       path: jax.ShapeDtypeStruct(leaf.shape, dtypes[path].dtype if path in dtypes else leaf.dtype)
-      for path, leaf in trees.flatten(other).items()})
+      for path, leaf in trees.flatten(other).items()
+    }
+  )
   lines = trees.difference(first, got)
   if lines:
-    raise errors.make(f'mix, {name}', f'{len(lines)} differences: ' + '; '.join(lines), f'the leaves of {than}',
-                      'mix checkpoints of one model config')
+    raise errors.make(
+      f'mix, {name}',
+      f'{len(lines)} differences: ' + '; '.join(lines),
+      f'the leaves of {than}',
+      'mix checkpoints of one model config',
+    )

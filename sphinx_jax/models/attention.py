@@ -7,18 +7,28 @@ from jax.ad_checkpoint import checkpoint_name
 from sphinx_jax.core import errors, tables
 
 # Of packed rows. Encoders and decoding over a cache take the first.
-KERNELS = tables.Table('attention kernel', {
+KERNELS = tables.Table(
+  'attention kernel',
+  {
     'xla': 'sphinx_jax.models.attention:xla_attention',
     'splash': 'sphinx_jax.parallel.splash:splash_attention',  # TPU
-    'cudnn': 'sphinx_jax.models.attention:cudnn_attention',   # NVIDIA GPU, half precision
-})
+    'cudnn': 'sphinx_jax.models.attention:cudnn_attention',  # NVIDIA GPU, half precision
+  },
+)
 AUTO = 'auto'
 
 _MIN_BLOCK, _MAX_BLOCKS = 64, 8
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, segments: jax.Array | None = None,
-           positions: jax.Array | None = None, kernel: str = 'xla') -> jax.Array:
+def attend(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  segments: jax.Array | None = None,
+  positions: jax.Array | None = None,
+  kernel: str = 'xla',
+) -> jax.Array:
   """Attention of query [B,T,H,C] over key and value [B,S,K,C]; head h reads key/value head h // (H/K).
 
   Args:
@@ -37,12 +47,19 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, segments: jax.
     SphinxError: for both segments and positions, heads that do not divide, or an unknown kernel.
   """
   if segments is not None and positions is not None:
-    raise errors.make('attend', 'segments and positions', 'at most one of them', 'packed rows have no cache')
+    raise errors.make(
+      'attend', 'segments and positions', 'at most one of them', 'packed rows have no cache'
+    )
   if query.shape[2] % key.shape[2]:
-    raise errors.make('attend', f'{query.shape[2]} heads over {key.shape[2]} key/value heads', 'a multiple',
-                      'change llm.heads or llm.kv_heads')
+    raise errors.make(
+      'attend',
+      f'{query.shape[2]} heads over {key.shape[2]} key/value heads',
+      'a multiple',
+      'change llm.heads or llm.kv_heads',
+    )
   if kernel == AUTO:
     from sphinx_jax.parallel import splash  # Pallas takes a second to import, and is for TPUs.
+
     kernel = 'splash' if splash.fits(query.shape) else 'xla'
   chosen = KERNELS[kernel]
   if segments is None:
@@ -61,12 +78,18 @@ def choose(kernel: str, platform: str) -> str:
   KERNELS[kernel]
   for name, at in (('splash', ('tpu',)), ('cudnn', ('gpu', 'cuda'))):
     if kernel == name and platform not in at:
-      raise errors.make('model.attention', f"'{kernel}' on {platform}", f"'{AUTO}', or a kernel of this platform",
-                        f"--config.model.attention={AUTO}")
+      raise errors.make(
+        'model.attention',
+        f"'{kernel}' on {platform}",
+        f"'{AUTO}', or a kernel of this platform",
+        f'--config.model.attention={AUTO}',
+      )
   return kernel
 
 
-def visible(length: int, slots: int, segments: jax.Array | None, positions: jax.Array | None) -> jax.Array | None:
+def visible(
+  length: int, slots: int, segments: jax.Array | None, positions: jax.Array | None
+) -> jax.Array | None:
   """bool[B,length,slots]: which key a query sees, or None for all. [1 1 2] as segments gives [[1 0 0] [1 1 0] [0 0 1]]."""
   if segments is not None:
     index = jnp.arange(length)
@@ -76,20 +99,32 @@ def visible(length: int, slots: int, segments: jax.Array | None, positions: jax.
   return None
 
 
-def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array) -> jax.Array:
+def cudnn_attention(
+  query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array
+) -> jax.Array:
   """cuDNN's fused attention, for packed rows in float16 or bfloat16. Arguments as `attend`.
 
   Raises:
     SphinxError: another dtype.
   """
   if query.dtype.itemsize != 2:
-    raise errors.make('cudnn attention', f'{query.dtype}', 'bfloat16 or float16', "--config.model.dtype=bfloat16, or attention='xla'")
+    raise errors.make(
+      'cudnn attention',
+      f'{query.dtype}',
+      'bfloat16 or float16',
+      "--config.model.dtype=bfloat16, or attention='xla'",
+    )
   mask = visible(query.shape[1], key.shape[1], segments, None)
   return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], implementation='cudnn')
 
 
-def xla_attention(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array | None,
-                  positions: jax.Array | None = None) -> jax.Array:
+def xla_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  segments: jax.Array | None,
+  positions: jax.Array | None = None,
+) -> jax.Array:
   """Plain products; what every other kernel is checked against. Arguments as `attend`.
 
   Packed rows are taken in blocks of queries, each against the keys up to its end: that skips most of what causality
@@ -105,8 +140,14 @@ def xla_attention(query: jax.Array, key: jax.Array, value: jax.Array, segments: 
   for i in range(blocks):
     end = length * (i + 1) // blocks
     keys = slots if segments is None else end
-    parts.append(_block(query[..., start:end, :], key[:, :, :keys], value[:, :, :keys],
-                        None if mask is None else mask[:, start:end, :keys]))
+    parts.append(
+      _block(
+        query[..., start:end, :],
+        key[:, :, :keys],
+        value[:, :, :keys],
+        None if mask is None else mask[:, start:end, :keys],
+      )
+    )
     start = end
   out = jnp.concatenate(parts, axis=3)
   return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
@@ -114,9 +155,14 @@ def xla_attention(query: jax.Array, key: jax.Array, value: jax.Array, segments: 
 
 def _block(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
   # query [B,K,R,T,C], R query heads to a key/value head; key and value [B,K,S,C]; mask bool[B,T,S].
-  scores = jnp.einsum('bkrtc,bksc->bkrts', query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+  scores = (
+    jnp.einsum('bkrtc,bksc->bkrts', query, key, preferred_element_type=jnp.float32)
+    * query.shape[-1] ** -0.5
+  )
   if mask is not None:
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
   weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-  out = jnp.einsum('bkrts,bksc->bkrtc', weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+  out = jnp.einsum(
+    'bkrts,bksc->bkrtc', weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+  )
   return (out / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)

@@ -30,6 +30,7 @@ class Weight:
     layers: their numbers of the layers along our leading axis, or None where ours is not stacked.
     part: index into our layer, where several of their tensors make one of ours (separate q, k and v).
   """
+
   path: str
   key: str
   pattern: str
@@ -64,12 +65,18 @@ def _back(pattern: str, sizes: tuple[tuple[str, int], ...], part: Any) -> Any:
   theirs, ours = pattern.split('->')
   # The sizes that count are of axes that are split on the way back; joined ones tell their own.
   split = {name for group in re.findall(r'\(([^)]*)\)', ours) for name in group.split()}
-  return einops.rearrange(part, f'{ours}->{theirs}', **{name: size for name, size in sizes if name in split})
+  return einops.rearrange(
+    part, f'{ours}->{theirs}', **{name: size for name, size in sizes if name in split}
+  )
 
 
 @functools.cache
-def _back_shape(pattern: str, sizes: tuple[tuple[str, int], ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-  return jax.eval_shape(lambda part: _back(pattern, sizes, part), jax.ShapeDtypeStruct(shape, np.float32)).shape
+def _back_shape(
+  pattern: str, sizes: tuple[tuple[str, int], ...], shape: tuple[int, ...]
+) -> tuple[int, ...]:
+  return jax.eval_shape(
+    lambda part: _back(pattern, sizes, part), jax.ShapeDtypeStruct(shape, np.float32)
+  ).shape
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:
@@ -96,6 +103,7 @@ class Form:
     prefixes: what files put before the names; the first one that fits the mark counts.
     config: settings -> the library's own config, for forms that can be written as a whole model.
   """
+
   kind: str
   mark: str
   weights: Callable[[Mapping[str, Any]], list[Weight]]
@@ -117,20 +125,27 @@ def tensor(path: str, key: str, pattern: str, **sizes: int) -> list[Weight]:
 
 def linear(path: str, key: str, bias: bool = True) -> list[Weight]:
   """A Dense of ours from their Linear."""
-  return tensor(f'{path}/kernel', f'{key}.weight', 'o i -> i o') + (tensor(f'{path}/bias', f'{key}.bias', 'o -> o') if bias else [])
+  return tensor(f'{path}/kernel', f'{key}.weight', 'o i -> i o') + (
+    tensor(f'{path}/bias', f'{key}.bias', 'o -> o') if bias else []
+  )
 
 
 def packed(path: str, weight: str, bias: str, count: int) -> list[Weight]:
   """A Dense of `count` features from one Linear that packs them one after the other (q, k, v; gate, value)."""
-  return [*tensor(f'{path}/kernel', weight, '(n o) i -> i n o', n=count), *tensor(f'{path}/bias', bias, '(n o) -> n o', n=count)]
+  return [
+    *tensor(f'{path}/kernel', weight, '(n o) i -> i n o', n=count),
+    *tensor(f'{path}/bias', bias, '(n o) -> n o', n=count),
+  ]
 
 
 def unpacked(path: str, keys: Sequence[str]) -> list[Weight]:
   """A Dense of several features from as many Linears."""
   table = []
   for n, key in enumerate(keys):
-    table += [Weight(f'{path}/kernel', f'{key}.weight', 'o i -> i o', part=(slice(None), n)),
-              Weight(f'{path}/bias', f'{key}.bias', 'o -> o', part=(n,))]
+    table += [
+      Weight(f'{path}/kernel', f'{key}.weight', 'o i -> i o', part=(slice(None), n)),
+      Weight(f'{path}/bias', f'{key}.bias', 'o -> o', part=(n,)),
+    ]
   return table
 
 
@@ -142,13 +157,21 @@ def patches(path: str, key: str, bias: bool = True) -> list[Weight]:
 
 def norm(path: str, key: str) -> list[Weight]:
   """A LayerNorm."""
-  return [*tensor(f'{path}/scale', f'{key}.weight', 'e -> e'), *tensor(f'{path}/bias', f'{key}.bias', 'e -> e')]
+  return [
+    *tensor(f'{path}/scale', f'{key}.weight', 'e -> e'),
+    *tensor(f'{path}/bias', f'{key}.bias', 'e -> e'),
+  ]
 
 
-def within(path: str, key: str, weights: Iterable[Weight], layers: Iterable[int] | None = None) -> list[Weight]:
+def within(
+  path: str, key: str, weights: Iterable[Weight], layers: Iterable[int] | None = None
+) -> list[Weight]:
   """The table with prefixes before paths and names; `layers` stacks it, and then `key` holds their '{}'."""
   stacked = {} if layers is None else {'layers': tuple(layers)}
-  return [dataclasses.replace(weight, path=path + weight.path, key=key + weight.key, **stacked) for weight in weights]
+  return [
+    dataclasses.replace(weight, path=path + weight.path, key=key + weight.key, **stacked)
+    for weight in weights
+  ]
 
 
 def field(config: Mapping[str, Any], name: str) -> Any:
@@ -158,8 +181,12 @@ def field(config: Mapping[str, Any], name: str) -> Any:
     SphinxError: where it has not.
   """
   if config.get(name) is None:
-    raise errors.make('config.json', f'no {name!r}' if config else 'no such file', f'{name!r}, which no tensor tells',
-                      'take the config.json (or params.json) that belongs to the weights')
+    raise errors.make(
+      'config.json',
+      f'no {name!r}' if config else 'no such file',
+      f'{name!r}, which no tensor tells',
+      'take the config.json (or params.json) that belongs to the weights',
+    )
   return config[name]
 
 
@@ -171,8 +198,12 @@ def size(config: Mapping[str, Any], name: str) -> int:
   """
   value = field(config, name)
   if type(value) is not int or value < 1:
-    raise errors.make('config.json', f'{name} {value!r}', 'a whole number above 0',
-                      'take the config.json (or params.json) that belongs to the weights')
+    raise errors.make(
+      'config.json',
+      f'{name} {value!r}',
+      'a whole number above 0',
+      'take the config.json (or params.json) that belongs to the weights',
+    )
   return value
 
 
@@ -184,8 +215,14 @@ def count(shapes: Shapes, key: str) -> int:
   return layers
 
 
-def heads(part: str, sizes: Mapping[str, Mapping[str, Any]], width: int, name: str = 'width', field: str = 'heads',
-          config: Mapping[str, Any] | None = None) -> int:
+def heads(
+  part: str,
+  sizes: Mapping[str, Mapping[str, Any]],
+  width: int,
+  name: str = 'width',
+  field: str = 'heads',
+  config: Mapping[str, Any] | None = None,
+) -> int:
   """The number of heads, which no tensor tells: from a config of transformers for that width, or that of a known width.
 
   Raises:
@@ -195,6 +232,10 @@ def heads(part: str, sizes: Mapping[str, Mapping[str, Any]], width: int, name: s
     return config['num_attention_heads']
   found = {row[name]: row[field] for row in sizes.values()}
   if width not in found:
-    raise errors.make(f'encoder {part}', f'{name} {width}, whose number of heads no tensor tells', f'{name} {sorted(found)}',
-                      "add a row to the encoder's SIZES")
+    raise errors.make(
+      f'encoder {part}',
+      f'{name} {width}, whose number of heads no tensor tells',
+      f'{name} {sorted(found)}',
+      "add a row to the encoder's SIZES",
+    )
   return found[width]

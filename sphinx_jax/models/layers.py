@@ -21,8 +21,10 @@ Names = tuple[str | None, ...]
 
 def fan_in(axes: int = 1, scale: float = 1.0) -> Callable:
   """Normal initialiser of deviation `scale` / sqrt(product of the first `axes` dimensions)."""
+
   def make(rng, shape, dtype=jnp.float32):
     return jax.random.normal(rng, shape, dtype) * (scale / math.sqrt(math.prod(shape[:axes])))
+
   return make
 
 
@@ -31,22 +33,32 @@ def sincos_2d(prefix: int) -> Callable:
 
   Learned positions that start ordered localise sooner than random ones.
   """
+
   def make(rng, shape, dtype=jnp.float32):
     del rng
     cells, width = shape[0] - prefix, shape[1]
     grid = math.isqrt(cells)
     bands = -(-width // 4)
-    frequency = np.pi * grid ** (-np.arange(bands) / bands)  # From half a cell's period up to the whole grid.
+    frequency = np.pi * grid ** (
+      -np.arange(bands) / bands
+    )  # From half a cell's period up to the whole grid.
     angle = (np.arange(grid) + 0.5)[:, None] * frequency
     wave = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
     rows, columns = np.repeat(wave, grid, axis=0), np.tile(wave, (grid, 1))
     table = np.stack([rows, columns], axis=-1).reshape(cells, -1)[:, :width]
     return jnp.asarray(np.concatenate([np.zeros((prefix, width)), table]), dtype)
+
   return make
 
 
-def param(module: nn.Module, name: str, init: Callable, shape: Sequence[int], names: Names,
-          dtype: Any = jnp.float32) -> jax.Array:
+def param(
+  module: nn.Module,
+  name: str,
+  init: Callable,
+  shape: Sequence[int],
+  names: Names,
+  dtype: Any = jnp.float32,
+) -> jax.Array:
   """Makes a float32 parameter whose dimensions carry logical names; returned in `dtype`, as the mesh computes with it."""
   value = module.param(name, nn.with_logical_partitioning(init, names), tuple(shape), jnp.float32)
   # Cast first: what travels between devices is then the smaller one.
@@ -58,6 +70,7 @@ class Dense(nn.Module):
 
   The product is taken on 2-D shapes: XLA:CPU computes weight gradients of higher ranks 4x slower (FACTS "Measured").
   """
+
   features: tuple[int, ...]
   names: Names  # Of the kernel: input dimension, then features.
   bias: bool = True
@@ -67,7 +80,9 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     width = x.shape[-1]
-    kernel = param(self, 'kernel', fan_in(scale=self.scale), (width, *self.features), self.names, self.dtype)
+    kernel = param(
+      self, 'kernel', fan_in(scale=self.scale), (width, *self.features), self.names, self.dtype
+    )
     flat = x.astype(self.dtype).reshape(-1, width) @ kernel.reshape(width, -1)
     out = flat.reshape(*x.shape[:-1], *self.features)
     if self.bias:
@@ -77,6 +92,7 @@ class Dense(nn.Module):
 
 class LayerNorm(nn.Module):
   """Layer norm over the last dimension, statistics in float32; returns `dtype`."""
+
   eps: float
   name_axis: str = 'encoder_embed'
   dtype: Any = jnp.float32
@@ -93,6 +109,7 @@ class LayerNorm(nn.Module):
 
 class RMSNorm(nn.Module):
   """Root-mean-square norm over the last dimension in float32; returns `dtype`."""
+
   eps: float
   dtype: Any = jnp.float32
 
@@ -106,6 +123,7 @@ class RMSNorm(nn.Module):
 
 class PatchEmbed(nn.Module):
   """[B,Y,X,3] -> [B,G,G,features]: a convolution whose stride is its size, as one matrix product."""
+
   patch: int
   features: int
   bias: bool = True
@@ -117,12 +135,22 @@ class PatchEmbed(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     batch, size, _, channels = x.shape
     patch, grid = self.patch, size // self.patch
-    kernel = param(self, 'kernel', fan_in(axes=3), (patch, patch, channels, self.features),
-                   (None, None, self.name_in, self.name_out), self.dtype)
+    kernel = param(
+      self,
+      'kernel',
+      fan_in(axes=3),
+      (patch, patch, channels, self.features),
+      (None, None, self.name_in, self.name_out),
+      self.dtype,
+    )
     x = x.astype(self.dtype).reshape(batch, grid, patch, grid, patch, channels).swapaxes(2, 3)
-    out = (x.reshape(batch * grid * grid, -1) @ kernel.reshape(-1, self.features)).reshape(batch, grid, grid, -1)
+    out = (x.reshape(batch * grid * grid, -1) @ kernel.reshape(-1, self.features)).reshape(
+      batch, grid, grid, -1
+    )
     if self.bias:
-      out += param(self, 'bias', nn.initializers.zeros, (self.features,), (self.name_out,), self.dtype)
+      out += param(
+        self, 'bias', nn.initializers.zeros, (self.features,), (self.name_out,), self.dtype
+      )
     return out
 
 
@@ -133,14 +161,16 @@ def activate(name: str, x: jax.Array) -> jax.Array:
 
 # What the backward pass finds, and does not compute again. An attention kernel names its output 'attention'.
 REMAT = {
-    'none': None,
-    'attention': jax.checkpoint_policies.save_only_these_names('attention'),
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    'full': jax.checkpoint_policies.nothing_saveable,
+  'none': None,
+  'attention': jax.checkpoint_policies.save_only_these_names('attention'),
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'full': jax.checkpoint_policies.nothing_saveable,
 }
 
 
-def stack(layer: type[nn.Module], length: int, unroll: int, remat: str, scanned: int = 0, broadcast: int = 0) -> Callable:
+def stack(
+  layer: type[nn.Module], length: int, unroll: int, remat: str, scanned: int = 0, broadcast: int = 0
+) -> Callable:
   """`layer` scanned `length` times over stacked parameters: makes modules called as (x, *scanned, *broadcast) -> (x, outs).
 
   Args:
@@ -159,9 +189,15 @@ def stack(layer: type[nn.Module], length: int, unroll: int, remat: str, scanned:
     raise errors.unknown('model.remat', remat, REMAT)
   if remat != 'none':
     layer = nn.remat(layer, prevent_cse=False, policy=REMAT[remat])
-  return nn.scan(layer, variable_axes={'params': 0}, split_rngs={'params': True},
-                 in_axes=(0,) * scanned + (nn.broadcast,) * broadcast, length=length, unroll=min(unroll, length),
-                 metadata_params={nn.PARTITION_NAME: 'layers'})
+  return nn.scan(
+    layer,
+    variable_axes={'params': 0},
+    split_rngs={'params': True},
+    in_axes=(0,) * scanned + (nn.broadcast,) * broadcast,
+    length=length,
+    unroll=min(unroll, length),
+    metadata_params={nn.PARTITION_NAME: 'layers'},
+  )
 
 
 def compiler_options() -> dict[str, str]:
@@ -170,4 +206,8 @@ def compiler_options() -> dict[str, str]:
   XLA:CPU cannot slice bfloat16: it widens the stack of all layers to float32 and moves that out of their loop, a copy of
   the whole model at every call. Left inside, the widening becomes part of reading one layer. Elsewhere there are none.
   """
-  return {'xla_disable_hlo_passes': 'while-loop-invariant-code-motion'} if jax.default_backend() == 'cpu' else {}
+  return (
+    {'xla_disable_hlo_passes': 'while-loop-invariant-code-motion'}
+    if jax.default_backend() == 'cpu'
+    else {}
+  )

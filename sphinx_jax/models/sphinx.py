@@ -14,12 +14,15 @@ from sphinx_jax.mix import embeddings, scales
 from sphinx_jax.models import attention, layers
 from sphinx_jax.parallel import placement
 
-ENCODERS = tables.Table('encoder', {
+ENCODERS = tables.Table(
+  'encoder',
+  {
     'clip': 'sphinx_jax.models.encoders.clip:Clip',
     'convnext': 'sphinx_jax.models.encoders.convnext:ConvNext',
     'dinov2': 'sphinx_jax.models.encoders.dinov2:DinoV2',
     'qformer': 'sphinx_jax.models.encoders.qformer:QFormer',
-})
+  },
+)
 LLMS = tables.Table('llm', {'llama': 'sphinx_jax.models.llms.llama:Llama'})
 
 CHANNEL_ORDER = ('clip', 'convnext', 'dinov2')  # Of the concatenation (FACTS "Tokens of a view").
@@ -33,12 +36,15 @@ def normalise(images: jax.Array) -> jax.Array:
   """uint8[...,3] pixels -> float32[...,3], `(x / 255 - MEAN) / STD`."""
   # XLA turns division by a broadcast number into a product with its rounded reciprocal, and half_round would then round
   # some pixels the other way; it does not see through the barrier.
-  divide = lambda x, by: x / jax.lax.optimization_barrier(jnp.broadcast_to(jnp.asarray(by, jnp.float32), x.shape))
+  divide = lambda x, by: (
+    x / jax.lax.optimization_barrier(jnp.broadcast_to(jnp.asarray(by, jnp.float32), x.shape))
+  )
   return divide(divide(images.astype(jnp.float32), 255) - jnp.asarray(MEAN, jnp.float32), STD)
 
 
 class Projection(nn.Module):
   """Linear and layer norm from encoder channels [..., E] to the model width [..., D]."""
+
   width: int
   dtype: Any
 
@@ -50,6 +56,7 @@ class Projection(nn.Module):
 
 class Encoders(nn.Module):
   """All encoders of the mix: images -> the tokens of every view, before projection."""
+
   config: ml_collections.FrozenConfigDict
 
   @nn.compact
@@ -59,9 +66,9 @@ class Encoders(nn.Module):
     config = self.config
     encoded = {name: self._encode(name, images) for name in _present(config)}
     grid = max(pair[1].shape[2] for name, pair in encoded.items() if name in CHANNEL_ORDER)
-    count = 1 + (config.grid ** 2 if config.grid > 1 else 0)
+    count = 1 + (config.grid**2 if config.grid > 1 else 0)
     mixed = []
-    for views, size in ((slice(0, 1), 1), (slice(1, count), config.pool))[:1 if count == 1 else 2]:
+    for views, size in ((slice(0, 1), 1), (slice(1, count), config.pool))[: 1 if count == 1 else 2]:
       pairs = []
       for name in (name for name in CHANNEL_ORDER if name in encoded):
         cls, cells = (_merge(part[:, views]) for part in encoded[name])
@@ -75,7 +82,9 @@ class Encoders(nn.Module):
     views = scales.views(images, config.grid, module.view, config.half_round)
     split = lambda out: out.reshape(*views.shape[:2], *out.shape[1:])
     # Over all devices, those of one row's arithmetic too: each encodes its own views.
-    return jax.tree.map(split, module(placement.constrain(_merge(views), ('views', None, None, None))))
+    return jax.tree.map(
+      split, module(placement.constrain(_merge(views), ('views', None, None, None)))
+    )
 
 
 def _merge(x: jax.Array) -> jax.Array:
@@ -84,6 +93,7 @@ def _merge(x: jax.Array) -> jax.Array:
 
 class Sphinx(nn.Module):
   """The model. Parameters: encoders, visual_proj, qformer_proj, start_img, end_img, llm; without encoders, llm only."""
+
   config: ml_collections.FrozenConfigDict
 
   def setup(self):
@@ -100,8 +110,14 @@ class Sphinx(nn.Module):
       self.end_img = layers.param(self, 'end_img', small, (width,), ('embed',))
     self.llm = _llm(config)
 
-  def __call__(self, tokens: jax.Array, visual_index: jax.Array, positions: jax.Array, segments: jax.Array,
-               images: jax.Array) -> jax.Array:
+  def __call__(
+    self,
+    tokens: jax.Array,
+    visual_index: jax.Array,
+    positions: jax.Array,
+    segments: jax.Array,
+    images: jax.Array,
+  ) -> jax.Array:
     """Logits of packed rows: `head` of `states`; fields as in core/batch.py.
 
     Args:
@@ -116,8 +132,14 @@ class Sphinx(nn.Module):
     """
     return self.head(self.states(tokens, visual_index, positions, segments, images))
 
-  def states(self, tokens: jax.Array, visual_index: jax.Array, positions: jax.Array, segments: jax.Array,
-             images: jax.Array) -> jax.Array:
+  def states(
+    self,
+    tokens: jax.Array,
+    visual_index: jax.Array,
+    positions: jax.Array,
+    segments: jax.Array,
+    images: jax.Array,
+  ) -> jax.Array:
     """What `head` reads, [B,T,D], of packed rows; arguments as `__call__`."""
     visual = self.encode(images) if images.shape[1] else None
     return self.llm.states(self._embed(tokens, visual_index, visual), positions, segments)[0]
@@ -130,26 +152,44 @@ class Sphinx(nn.Module):
     """uint8[B,N,Y,X,3] -> visual tokens [B,N*visual_tokens,D]: of every view, a start token, its tokens, an end token."""
     rows, count, size = images.shape[:3]
     if not self.config.encoders:
-      raise errors.make('images', f'{rows * count} of them', 'none: this model is a language model alone', 'leave them out')
+      raise errors.make(
+        'images',
+        f'{rows * count} of them',
+        'none: this model is a language model alone',
+        'leave them out',
+      )
     if size != self.config.image_size:
-      raise errors.make('images', f'{size} pixels', f'model.image_size, {self.config.image_size}', 'resize them to it')
+      raise errors.make(
+        'images',
+        f'{size} pixels',
+        f'model.image_size, {self.config.image_size}',
+        'resize them to it',
+      )
     queries, mixed = self.encoders(normalise(_merge(images)))
     if queries is not None:
       queries = self.qformer_proj(queries)
     parts, done = [], 0
     for tokens in mixed:
       tokens, views = self.visual_proj(tokens), tokens.shape[1]
-      own = None if queries is None else _merge(queries[:, done:done + views])
+      own = None if queries is None else _merge(queries[:, done : done + views])
       tokens = embeddings.sequence_mix(own, _merge(tokens))
-      edge = lambda token: jnp.broadcast_to(token.astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[-1]))
+      edge = lambda token: jnp.broadcast_to(
+        token.astype(tokens.dtype), (tokens.shape[0], 1, tokens.shape[-1])
+      )
       tokens = jnp.concatenate([edge(self.start_img), tokens, edge(self.end_img)], axis=1)
       parts.append(tokens.reshape(rows * count, -1, tokens.shape[-1]))
       done += views
     visual = jnp.concatenate(parts, axis=1).reshape(rows, -1, parts[0].shape[-1])
     return placement.constrain(visual, ('batch', None, None))
 
-  def decode(self, tokens: jax.Array, visual_index: jax.Array, positions: jax.Array, visual: jax.Array | None,
-             cache: dict) -> tuple[jax.Array, dict]:
+  def decode(
+    self,
+    tokens: jax.Array,
+    visual_index: jax.Array,
+    positions: jax.Array,
+    visual: jax.Array | None,
+    cache: dict,
+  ) -> tuple[jax.Array, dict]:
     """Prefill or continuation of one sequence a row.
 
     Keys and values of row b are written to slots positions[b,0] onwards, which must fit the cache; a query at position
@@ -165,10 +205,14 @@ class Sphinx(nn.Module):
     Returns:
       logits float32[B,T,vocab] and the new cache.
     """
-    states, cache = self.llm.states(self._embed(tokens, visual_index, visual), positions, cache=cache)
+    states, cache = self.llm.states(
+      self._embed(tokens, visual_index, visual), positions, cache=cache
+    )
     return self.llm.head(states), cache
 
-  def _embed(self, tokens: jax.Array, visual_index: jax.Array, visual: jax.Array | None) -> jax.Array:
+  def _embed(
+    self, tokens: jax.Array, visual_index: jax.Array, visual: jax.Array | None
+  ) -> jax.Array:
     text = self.llm.embed(tokens)
     if visual is None:
       return text
@@ -190,7 +234,9 @@ def build(config: ml_collections.ConfigDict, platform: str | None = None) -> Sph
   return Sphinx(ml_collections.FrozenConfigDict({**config.to_dict(), 'attention': kernel}))
 
 
-def apply(model: Sphinx, params: dict, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+def apply(
+  model: Sphinx, params: dict, batch: Mapping[str, jax.Array]
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
   """States [B,T,D] of a batch (core/batch.py), and the head that makes logits float32[B,t,vocab] of states [B,t,D]."""
   fields = (batch[name] for name in ('tokens', 'visual_index', 'positions', 'segments', 'images'))
   states = model.apply({'params': params}, *fields, method='states')
@@ -202,28 +248,47 @@ def _present(config: Any) -> tuple[str, ...]:
     ENCODERS[name]
   names = tuple(name for name in ENCODERS if config.encoders.get(name) is not None)
   if not set(names) & set(CHANNEL_ORDER):
-    raise errors.make('encoders', f'{names}', f'at least one of {", ".join(CHANNEL_ORDER)}', 'add it to model.encoders')
+    raise errors.make(
+      'encoders',
+      f'{names}',
+      f'at least one of {", ".join(CHANNEL_ORDER)}',
+      'add it to model.encoders',
+    )
   return names
 
 
-def _make(kind: str, module: type[nn.Module], settings: Any, shared: dict[str, Any], name: str) -> nn.Module:
+def _make(
+  kind: str, module: type[nn.Module], settings: Any, shared: dict[str, Any], name: str
+) -> nn.Module:
   known = set(module.__dataclass_fields__) - {'parent', 'name'}
   for setting in settings:
     if setting not in known:
       raise errors.unknown(f'setting of {kind}', setting, known - set(shared))
-  return module(**{key: value for key, value in shared.items() if key in known}, **settings, name=name)
+  return module(
+    **{key: value for key, value in shared.items() if key in known}, **settings, name=name
+  )
 
 
 def _encoder(config: Any, name: str) -> nn.Module:
-  shared = dict(dtype=jnp.dtype(config.dtype), remat=config.remat, unroll=config.scan_unroll,
-                half_round=config.half_round, image_mean=MEAN, image_std=STD)
+  shared = dict(
+    dtype=jnp.dtype(config.dtype),
+    remat=config.remat,
+    unroll=config.scan_unroll,
+    half_round=config.half_round,
+    image_mean=MEAN,
+    image_std=STD,
+  )
   return _make(f'encoder {name}', ENCODERS[name], dict(config.encoders[name].items()), shared, name)
 
 
 def _llm(config: Any) -> nn.Module:
   settings = {key: value for key, value in config.llm.items() if key != 'name'}
-  shared = dict(dtype=jnp.dtype(config.dtype), remat=config.remat, unroll=config.scan_unroll,
-                attention=config.get('attention', 'xla'))
+  shared = dict(
+    dtype=jnp.dtype(config.dtype),
+    remat=config.remat,
+    unroll=config.scan_unroll,
+    attention=config.get('attention', 'xla'),
+  )
   return _make(f'llm {config.llm.name}', LLMS[config.llm.name], settings, shared, 'llm')
 
 
@@ -238,7 +303,9 @@ def visual_tokens(config: ml_collections.ConfigDict) -> int:
 def _visual_tokens(config: ml_collections.FrozenConfigDict) -> int:
   images = jax.ShapeDtypeStruct((1, 1, config.image_size, config.image_size, 3), jnp.uint8)
   module = build(config)
-  return jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x, method='encode')[0], images).shape[1]
+  return jax.eval_shape(
+    lambda x: module.init_with_output(jax.random.key(0), x, method='encode')[0], images
+  ).shape[1]
 
 
 def init(config: ml_collections.ConfigDict, rng: jax.Array) -> dict:
@@ -253,8 +320,11 @@ def abstract_params(config: ml_collections.ConfigDict) -> dict:
 
 def logical_axes(config: ml_collections.ConfigDict) -> dict:
   """The tree of `init` with a tuple of logical names (see layers.py) in place of every parameter."""
-  return jax.tree.map(lambda box: tuple(box.names), _abstract(ml_collections.FrozenConfigDict(config)),
-                      is_leaf=lambda box: isinstance(box, nn.LogicallyPartitioned))
+  return jax.tree.map(
+    lambda box: tuple(box.names),
+    _abstract(ml_collections.FrozenConfigDict(config)),
+    is_leaf=lambda box: isinstance(box, nn.LogicallyPartitioned),
+  )
 
 
 @functools.cache
@@ -270,5 +340,7 @@ def init_cache(config: ml_collections.ConfigDict, rows: int, length: int) -> dic
 
 def _boxed(config: ml_collections.ConfigDict, rng: jax.Array) -> dict:
   one = jnp.zeros((1, 1), jnp.int32)
-  images = jnp.zeros((1, 1 if config.encoders else 0, config.image_size, config.image_size, 3), jnp.uint8)
+  images = jnp.zeros(
+    (1, 1 if config.encoders else 0, config.image_size, config.image_size, 3), jnp.uint8
+  )
   return build(config, 'cpu').init(rng, one, one, one, one, images)['params']

@@ -32,20 +32,22 @@ JOIN_WITHIN = 'SPHINX_JAX_JOIN_TIMEOUT'  # Seconds, for all processes to come.
 COMMIT = 'SPHINX_JAX_COMMIT'
 PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'orbax-checkpoint', 'sphinx_jax')
 _ROOM = 'sphinx_jax/words'
-_DAY = 86_400_000  # Milliseconds. The watch, not a time limit, ends a wait for a process that is gone.
+_DAY = (
+  86_400_000  # Milliseconds. The watch, not a time limit, ends a wait for a process that is gone.
+)
 _numbers = itertools.count()
 
 
-class Common(errors.SphinxError):
+class SharedError(errors.SphinxError):
   """An error that every process raises."""
 
 
-def count() -> int:
+def process_count() -> int:
   """Number of processes."""
   return distributed.global_state.num_processes
 
 
-def index() -> int:
+def process_index() -> int:
   """Which of them this is."""
   return distributed.global_state.process_id
 
@@ -60,22 +62,45 @@ def initialize() -> None:
   if distributed.global_state.client is not None or not given and os.environ.get(FIND) != '1':
     return
   if given and len(given) < 3:
-    raise errors.make('environment', f'only {", ".join(given)}', f'{ADDRESS}, {COUNT} and {INDEX}',
-                      'set all three, or none for a single process')
+    raise errors.make(
+      'environment',
+      f'only {", ".join(given)}',
+      f'{ADDRESS}, {COUNT} and {INDEX}',
+      'set all three, or none for a single process',
+    )
   number, total = (_seconds(name, -1) for name in (INDEX, COUNT)) if given else (0, 1)
   if not (0 <= number < total and number == int(number) and total == int(total)):
-    raise errors.make('environment', f'{INDEX}={number:g} and {COUNT}={total:g}', 'a whole number below another',
-                      'count the processes from 0')
+    raise errors.make(
+      'environment',
+      f'{INDEX}={number:g} and {COUNT}={total:g}',
+      'a whole number below another',
+      'count the processes from 0',
+    )
   within, lost_after = int(_seconds(JOIN_WITHIN, 300)), int(_seconds(LOST_AFTER, 100))
   place = [f'process {int(number)} of {int(total)}' if given else 'this process']
-  watch.catch_abort(lambda: str(errors.make(
-      place[0], f'no connection in {within} s', f'all processes at {given.get(ADDRESS, "process 0")}',
-      'see that all of them run, then run the same command again on all hosts')))
+  watch.catch_abort(
+    lambda: str(
+      errors.make(
+        place[0],
+        f'no connection in {within} s',
+        f'all processes at {given.get(ADDRESS, "process 0")}',
+        'see that all of them run, then run the same command again on all hosts',
+      )
+    )
+  )
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  jax.config.update('jax_enable_preemption_service', False)  # It would take SIGTERM; training/stopping.py does.
-  where = dict(coordinator_address=given[ADDRESS], num_processes=int(total), process_id=int(number)) if given else {}
+  jax.config.update(
+    'jax_enable_preemption_service', False
+  )  # It would take SIGTERM; training/stopping.py does.
+  where = (
+    dict(coordinator_address=given[ADDRESS], num_processes=int(total), process_id=int(number))
+    if given
+    else {}
+  )
   # Ours is the first to notice; jax's own time is for what we overlooked.
-  jax.distributed.initialize(**where, initialization_timeout=within, heartbeat_timeout_seconds=lost_after + 60)
+  jax.distributed.initialize(
+    **where, initialization_timeout=within, heartbeat_timeout_seconds=lost_after + 60
+  )
   address = distributed.global_state.coordinator_address
   watch.catch_abort(lambda: watch.explain_lost(address))
 
@@ -89,7 +114,7 @@ def _seconds(name: str, default: float) -> float:
 
 
 @contextlib.contextmanager
-def joined(facts: Mapping[str, Any]) -> Iterator[None]:
+def session(facts: Mapping[str, Any]) -> Iterator[None]:
   """The time in which the processes are one run: they agree on how it starts, and end together.
 
   An error of one process ends them all, and so does a process that is gone (parallel/watch.py). Those that mend
@@ -99,28 +124,42 @@ def joined(facts: Mapping[str, Any]) -> Iterator[None]:
     facts: see `agree`.
   """
   initialize()
-  if count() == 1:
+  if process_count() == 1:
     yield
     return
-  guard = watch.Watch(distributed.global_state.client, index(), count(), _seconds(LOST_AFTER, 100))
+  guard = watch.Watch(
+    distributed.global_state.client, process_index(), process_count(), _seconds(LOST_AFTER, 100)
+  )
   try:
-    agree(facts)
+    assert_equal(facts)
     yield
     barrier()
   except SystemExit:  # All agreed to it.
     barrier()
     raise
   except errors.SphinxError as error:
-    stopped = '' if isinstance(error, Common) else f'process {index()} of {count()} stopped: '
+    stopped = (
+      ''
+      if isinstance(error, SharedError)
+      else f'process {process_index()} of {process_count()} stopped: '
+    )
     guard.stop_all(2, f'{stopped}{error}', str(error))
   except KeyboardInterrupt:
-    guard.stop_all(130, f'process {index()} of {count()} was interrupted; run the same command again to go on')
+    guard.stop_all(
+      130,
+      f'process {process_index()} of {process_count()} was interrupted; run the same command again to go on',
+    )
   except BaseException as error:
     traceback.print_exc()
     if watch.is_connection(error):
       log.info('a connection is broken: looking for the process that is gone')
       guard.wait_for_end()
-    guard.stop_all(1, f'process {index()} of {count()} failed: {type(error).__name__}: {error}'.splitlines()[0])
+    guard.stop_all(
+      1,
+      f'process {process_index()} of {process_count()} failed: {type(error).__name__}: {error}'.splitlines()[
+        0
+      ],
+    )
   finally:
     guard.close()
 
@@ -132,7 +171,7 @@ def _version(package: str) -> str:
     return 'none'
 
 
-def agree(facts: Mapping[str, Any]) -> None:
+def assert_equal(facts: Mapping[str, Any]) -> None:
   """Compares what must be the same everywhere with process 0: the facts, the commit, and the versions.
 
   Args:
@@ -141,21 +180,34 @@ def agree(facts: Mapping[str, Any]) -> None:
   Raises:
     SphinxError (on every process): which process has what.
   """
-  if count() == 1:
+  if process_count() == 1:
     return
   versions = {name: _version(name) for name in PACKAGES} | {'python': platform.python_version()}
   mine = json.loads(json.dumps({**facts, 'commit': commit(), 'versions': versions}))
-  first = tell(mine)
-  lines = [f'{key} is {ours!r} on process {index()}, {theirs!r} on process 0'
-           for key, theirs, ours in config_lib.differing(first, mine)]
-  found = [line for lines in gather(lines) for line in lines]
+  first = broadcast(mine)
+  lines = [
+    f'{key} is {ours!r} on process {process_index()}, {theirs!r} on process 0'
+    for key, theirs, ours in config_lib.differing(first, mine)
+  ]
+  found = [line for lines in all_gather(lines) for line in lines]
   if found:
-    raise Common(errors.make(
-        f'{count()} processes', '; '.join(found[:5]) + ('; ...' if len(found) > 5 else ''), 'the same on all',
-        'start all of them with the same command, from the same commit and environment'))
+    raise SharedError(
+      errors.make(
+        f'{process_count()} processes',
+        '; '.join(found[:5]) + ('; ...' if len(found) > 5 else ''),
+        'the same on all',
+        'start all of them with the same command, from the same commit and environment',
+      )
+    )
   digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
-  log.info('process %d of %d: all agree on config %s, commit %s, jax %s', index(), count(), digest, mine['commit'][:8],
-           versions['jax'])
+  log.info(
+    'process %d of %d: all agree on config %s, commit %s, jax %s',
+    process_index(),
+    process_count(),
+    digest,
+    mine['commit'][:8],
+    versions['jax'],
+  )
 
 
 def commit() -> str:
@@ -164,60 +216,65 @@ def commit() -> str:
     return os.environ[COMMIT]
   here = pathlib.Path(__file__).parent
   try:
-    return subprocess.run(['git', '-C', here, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+      ['git', '-C', here, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True
+    ).stdout.strip()
   except (OSError, subprocess.CalledProcessError):
     return 'unknown'
 
 
 def barrier() -> None:
   """Returns when every process is here."""
-  if count() > 1:
+  if process_count() > 1:
     distributed.global_state.client.wait_at_barrier(f'{_ROOM}/{next(_numbers)}', _DAY)
 
 
-def tell(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
   """Process 0's value, on every process. It must be JSON-able."""
-  if count() == 1:
+  if process_count() == 1:
     return value
   key, client = f'{_ROOM}/{next(_numbers)}', distributed.global_state.client
-  if index() == 0:
+  if process_index() == 0:
     client.key_value_set(key, json.dumps(value))
   return json.loads(client.blocking_key_value_get(key, _DAY))
 
 
-def gather(value: Any) -> list:
+def all_gather(value: Any) -> list:
   """The values of all processes, in their order, on every process. They must be JSON-able."""
-  if count() == 1:
+  if process_count() == 1:
     return [value]
   room, client = f'{_ROOM}/{next(_numbers)}', distributed.global_state.client
-  client.key_value_set(f'{room}/{index()}', json.dumps(value))
+  client.key_value_set(f'{room}/{process_index()}', json.dumps(value))
   barrier()
-  found = {int(key.rpartition('/')[2]): json.loads(text) for key, text in client.key_value_dir_get(f'{room}/')}
-  return [found[process] for process in range(count())]
+  found = {
+    int(key.rpartition('/')[2]): json.loads(text)
+    for key, text in client.key_value_dir_get(f'{room}/')
+  }
+  return [found[process] for process in range(process_count())]
 
 
-def alone(work: Callable[[], Any]) -> None:
+def on_process_0(work: Callable[[], Any]) -> None:
   """Process 0 does it, while the others wait; its SphinxError is that of all."""
   line = ''
-  if index() == 0:
+  if process_index() == 0:
     try:
       work()
     except errors.SphinxError as error:
-      if count() == 1:
+      if process_count() == 1:
         raise
       line = str(error)
-  line = tell(line)
+  line = broadcast(line)
   if line:
-    raise Common(line)
+    raise SharedError(line)
 
 
-def offer(key: str, value: str) -> None:
+def publish(key: str, value: str) -> None:
   """Leaves a word for all processes under a name; the first one stands."""
   with contextlib.suppress(jax.errors.JaxRuntimeError):  # ALREADY_EXISTS.
     distributed.global_state.client.key_value_set(f'{_ROOM}/{key}', value)
 
 
-def look(key: str) -> str | None:
+def lookup(key: str) -> str | None:
   """The word left under a name, or None."""
   try:
     return distributed.global_state.client.key_value_try_get(f'{_ROOM}/{key}')
@@ -227,7 +284,7 @@ def look(key: str) -> str | None:
     return None
 
 
-def rows(sharding: Sharding, total: int) -> tuple[int, ...]:
+def local_rows(sharding: Sharding, total: int) -> tuple[int, ...]:
   """Which rows of an array of `total` rows lie on this process's devices, ascending."""
   parts = sharding.addressable_devices_indices_map((total,)).values()
   return tuple(sorted({row for part in parts for row in range(*part[0].indices(total))}))

@@ -12,13 +12,21 @@ from sphinx_jax.core import errors
 AXES = ('data', 'fsdp', 'tensor')
 # Shapes for any number of devices: one axis takes what the others leave (-1).
 PRESETS = {
-    'fsdp': dict(data=1, fsdp=-1, tensor=1),         # training: least memory, weights are gathered layer by layer
-    'fsdp_tensor': dict(data=1, fsdp=-1, tensor=4),  # training with few rows a device: a layer's arithmetic is split too
-    'serving': dict(data=1, fsdp=1, tensor=-1),      # decoding: weights stay where they are, activations travel
+  'fsdp': dict(
+    data=1, fsdp=-1, tensor=1
+  ),  # training: least memory, weights are gathered layer by layer
+  'fsdp_tensor': dict(
+    data=1, fsdp=-1, tensor=4
+  ),  # training with few rows a device: a layer's arithmetic is split too
+  'serving': dict(
+    data=1, fsdp=1, tensor=-1
+  ),  # decoding: weights stay where they are, activations travel
 }
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(
+  data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
   """A mesh over `data * fsdp * tensor` devices.
 
   Args:
@@ -38,10 +46,19 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[A
   devices = jax.devices() if everything else list(devices)
   shape = _filled((data, fsdp, tensor), len(devices))
   needed = int(np.prod(shape))
-  if min(shape) < 1 or needed > len(devices) or (everything and jax.process_count() > 1 and needed != len(devices)):
-    raise errors.make(f'mesh data={data} fsdp={fsdp} tensor={tensor}', f'{len(devices)} {devices[0].platform} devices',
-                      f'{abs(needed)}' if -1 not in shape else 'a multiple of the axes that are given, and one -1 at most',
-                      'change --config.mesh.data, fsdp or tensor so that their product fits')
+  if (
+    min(shape) < 1
+    or needed > len(devices)
+    or (everything and jax.process_count() > 1 and needed != len(devices))
+  ):
+    raise errors.make(
+      f'mesh data={data} fsdp={fsdp} tensor={tensor}',
+      f'{len(devices)} {devices[0].platform} devices',
+      f'{abs(needed)}'
+      if -1 not in shape
+      else 'a multiple of the axes that are given, and one -1 at most',
+      'change --config.mesh.data, fsdp or tensor so that their product fits',
+    )
   return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:needed])
 
 

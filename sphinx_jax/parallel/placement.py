@@ -38,7 +38,11 @@ def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
 
 def on_mesh_of(tree: Any, function: Callable) -> Callable:
   """A function to give to `jax.jit`, which `constrain` then knows the mesh of: the one that a tree's arrays lie on, if any."""
-  meshes = [leaf.sharding.mesh for leaf in jax.tree.leaves(tree) if isinstance(getattr(leaf, 'sharding', None), NamedSharding)]
+  meshes = [
+    leaf.sharding.mesh
+    for leaf in jax.tree.leaves(tree)
+    if isinstance(getattr(leaf, 'sharding', None), NamedSharding)
+  ]
   if not meshes:
     return function
 
@@ -46,6 +50,7 @@ def on_mesh_of(tree: Any, function: Callable) -> Callable:
   def traced(*args: Any, **options: Any) -> Any:
     with jax.sharding.use_abstract_mesh(meshes[0].abstract_mesh):
       return function(*args, **options)
+
   return traced
 
 
@@ -72,10 +77,16 @@ def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:
   """
   ways = mesh.shape['data'] * mesh.shape['fsdp']
   if rows % (accumulate * ways):
-    raise errors.make('batch.rows', f'{rows}', f'a multiple of optimizer.accumulate {accumulate} x mesh.data*fsdp {ways}',
-                      'change batch.rows, optimizer.accumulate or the mesh')
+    raise errors.make(
+      'batch.size',
+      f'{rows}',
+      f'a multiple of optimizer.accumulate {accumulate} x mesh.data*fsdp {ways}',
+      'change batch.size, optimizer.accumulate or the mesh',
+    )
 
 
 def put(batch: Mapping[str, Any], sharding: NamedSharding) -> dict[str, jax.Array]:
   """Host arrays -> global arrays; in a run of several processes each gives its own rows."""
-  return {name: jax.make_array_from_process_local_data(sharding, field) for name, field in batch.items()}
+  return {
+    name: jax.make_array_from_process_local_data(sharding, field) for name, field in batch.items()
+  }

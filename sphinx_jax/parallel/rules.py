@@ -19,27 +19,32 @@ from sphinx_jax.core.progress import log
 # Name of a dimension -> the mesh axes that split it at rest, and those that still do when it is computed with.
 # Encoders divide their views over all devices, so their parameters (and the projections') are computed with whole.
 RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    'batch': (('data', 'fsdp'),) * 2,
-    'views': (('data', 'fsdp', 'tensor'),) * 2,  # of all rows' images, in the encoders
-    'layers': ((), ()),                          # the leading axis of scanned layers
-    'vocab': (('tensor',), ('tensor',)),
-    'lookup': (('fsdp',), ('fsdp',)),            # width of the embedding table: each device looks up its channels
-    'lookup_rows': (('data',), ('data',)),       # of all rows, meanwhile
-    'embed': (('fsdp',), ()),                    # width of the language model
-    'heads': (('tensor',), ('tensor',)),
-    'kv_heads': (('tensor',), ('tensor',)),
-    'ffn': (('tensor',), ('tensor',)),           # hidden features of a feed-forward layer
-    'visual': (('tensor',), ()),                 # channels that the projections read
-    'encoder_embed': (('fsdp',), ()),
-    'encoder_heads': (('tensor',), ()),
-    'encoder_ffn': (('tensor',), ()),
-    'encoder_out': (('tensor',), ()),
+  'batch': (('data', 'fsdp'),) * 2,
+  'views': (('data', 'fsdp', 'tensor'),) * 2,  # of all rows' images, in the encoders
+  'layers': ((), ()),  # the leading axis of scanned layers
+  'vocab': (('tensor',), ('tensor',)),
+  'lookup': (
+    ('fsdp',),
+    ('fsdp',),
+  ),  # width of the embedding table: each device looks up its channels
+  'lookup_rows': (('data',), ('data',)),  # of all rows, meanwhile
+  'embed': (('fsdp',), ()),  # width of the language model
+  'heads': (('tensor',), ('tensor',)),
+  'kv_heads': (('tensor',), ('tensor',)),
+  'ffn': (('tensor',), ('tensor',)),  # hidden features of a feed-forward layer
+  'visual': (('tensor',), ()),  # channels that the projections read
+  'encoder_embed': (('fsdp',), ()),
+  'encoder_heads': (('tensor',), ()),
+  'encoder_ffn': (('tensor',), ()),
+  'encoder_out': (('tensor',), ()),
 }
 
 LARGE = 2**20  # bytes; a larger leaf that is on every device is worth a line in the log
 
 
-def partition(names: Sequence[str | None], path: str = 'array', at_work: bool = False) -> PartitionSpec:
+def partition(
+  names: Sequence[str | None], path: str = 'array', at_work: bool = False
+) -> PartitionSpec:
   """The partition of an array whose dimensions have these names (None: never split), at rest or at work.
 
   Raises:
@@ -53,8 +58,12 @@ def partition(names: Sequence[str | None], path: str = 'array', at_work: bool = 
   used = [axis for part in parts for axis in part]
   for axis in used:
     if used.count(axis) > 1:
-      raise errors.make(f"layout of '{path}'", f'dimensions {tuple(names)} that both use mesh axis {axis!r}',
-                        'each mesh axis once', 'rename one of the dimensions where the parameter is made')
+      raise errors.make(
+        f"layout of '{path}'",
+        f'dimensions {tuple(names)} that both use mesh axis {axis!r}',
+        'each mesh axis once',
+        'rename one of the dimensions where the parameter is made',
+      )
   return PartitionSpec(*[part or None for part in parts])
 
 
@@ -79,30 +88,50 @@ def shardings(logical_axes: Mapping, abstract: Mapping, mesh: Mesh) -> dict:
   """
   axes, shapes = trees.flatten(logical_axes), trees.flatten(abstract)
   if set(axes) != set(shapes):
-    raise errors.make('logical axes', f'other paths: {sorted(set(axes) ^ set(shapes))[:5]}',
-                      'one entry for each parameter', 'name the dimensions where the parameter is made')
-  layouts = {path: NamedSharding(mesh, _checked(axes[path], leaf, path, mesh)) for path, leaf in shapes.items()}
+    raise errors.make(
+      'logical axes',
+      f'other paths: {sorted(set(axes) ^ set(shapes))[:5]}',
+      'one entry for each parameter',
+      'name the dimensions where the parameter is made',
+    )
+  layouts = {
+    path: NamedSharding(mesh, _checked(axes[path], leaf, path, mesh))
+    for path, leaf in shapes.items()
+  }
   if mesh.size > 1:
     _list_replicated(layouts, shapes)
   return trees.unflatten(layouts)
 
 
-def _checked(names: Sequence[str | None], leaf: jax.ShapeDtypeStruct, path: str, mesh: Mesh) -> PartitionSpec:
+def _checked(
+  names: Sequence[str | None], leaf: jax.ShapeDtypeStruct, path: str, mesh: Mesh
+) -> PartitionSpec:
   if len(names) != len(leaf.shape):
-    raise errors.make(f"layout of '{path}'", f'{len(names)} names {tuple(names)}',
-                      f'{len(leaf.shape)} for shape {leaf.shape}', 'name every dimension')
+    raise errors.make(
+      f"layout of '{path}'",
+      f'{len(names)} names {tuple(names)}',
+      f'{len(leaf.shape)} for shape {leaf.shape}',
+      'name every dimension',
+    )
   spec = partition(names, path)
   for size, name in zip(leaf.shape, names):
     split_by = _axes(name)
     ways = math.prod(mesh.shape[axis] for axis in split_by)
     if size % ways:
-      raise errors.make(f"layout of '{path}'", f"shape {leaf.shape} whose '{name}' {size} is not divided by mesh axis "
-                        f"{'*'.join(split_by)} of {ways}", f'a multiple of {ways}', 'change the mesh or the model width')
+      raise errors.make(
+        f"layout of '{path}'",
+        f"shape {leaf.shape} whose '{name}' {size} is not divided by mesh axis "
+        f'{"*".join(split_by)} of {ways}',
+        f'a multiple of {ways}',
+        'change the mesh or the model width',
+      )
   is_vector = len([name for name in names if name != 'layers']) == 1
   return PartitionSpec() if is_vector else spec
 
 
-def _list_replicated(layouts: Mapping[str, NamedSharding], shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+def _list_replicated(
+  layouts: Mapping[str, NamedSharding], shapes: Mapping[str, jax.ShapeDtypeStruct]
+) -> None:
   for path, layout in layouts.items():
     size = math.prod(shapes[path].shape) * np.dtype(shapes[path].dtype).itemsize
     if layout.is_fully_replicated and size > LARGE:

@@ -41,7 +41,9 @@ class Watch:
     self._client, self._index, self._count, self._timeout = client, index, count, timeout
     self._every = min(timeout / 10, 2.0)
     self._closed = threading.Event()
-    self._exchanger = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='sphinx_jax signs of life')
+    self._exchanger = concurrent.futures.ThreadPoolExecutor(
+      1, thread_name_prefix='sphinx_jax signs of life'
+    )
     self._thread = threading.Thread(target=self._run, name='sphinx_jax watch', daemon=True)
     self._thread.start()
 
@@ -66,18 +68,33 @@ class Watch:
 
   def _exchange(self, sign: str) -> dict[str, str]:
     self._client.key_value_set(f'{_ROOM}/alive/{self._index}', sign, allow_overwrite=True)
-    return {key.removeprefix(f'{_ROOM}/'): value for key, value in self._client.key_value_dir_get(f'{_ROOM}/')}
+    return {
+      key.removeprefix(f'{_ROOM}/'): value
+      for key, value in self._client.key_value_dir_get(f'{_ROOM}/')
+    }
 
   def _lost(self, process: int) -> None:
-    self.stop_all(AGAIN, str(errors.make(
-        f'process {process} of {self._count}', f'no sign of life for {self._timeout:g} s',
-        f'one every {self._every:g} s', _DO)))
+    self.stop_all(
+      AGAIN,
+      str(
+        errors.make(
+          f'process {process} of {self._count}',
+          f'no sign of life for {self._timeout:g} s',
+          f'one every {self._every:g} s',
+          _DO,
+        )
+      ),
+    )
 
   def stop_all(self, code: int, line: str, own: str = '') -> None:
     """Ends this process with a last line (`own`, or the same), after the others have been given theirs: `line`."""
     self._closed.set()
-    with contextlib.suppress(Exception):  # An earlier end stands; or process 0 is gone, and the others find out.
-      self._exchanger.submit(self._client.key_value_set, f'{_ROOM}/end', json.dumps([code, line])).result(self._timeout)
+    with contextlib.suppress(
+      Exception
+    ):  # An earlier end stands; or process 0 is gone, and the others find out.
+      self._exchanger.submit(
+        self._client.key_value_set, f'{_ROOM}/end', json.dumps([code, line])
+      ).result(self._timeout)
     if self._index == 0:
       time.sleep(3 * self._every)  # It holds the store that the others read this from.
     end(code, own or line)
@@ -108,6 +125,7 @@ def catch_abort(explain: Callable[[], str | None]) -> None:
   Args:
     explain: gives the line, or None for an abort that is another's, which goes on.
   """
+
   def handle(number: int) -> None:
     line = explain()
     if line is not None:
@@ -126,10 +144,16 @@ def explain_lost(address: str) -> str | None:
     socket.create_connection((host.strip('[]'), int(port)), timeout=5).close()
     return None
   except OSError as error:
-    return str(errors.make('process 0', f'{error.strerror or error} at {address}', 'its answer', _DO))
+    return str(
+      errors.make('process 0', f'{error.strerror or error} at {address}', 'its answer', _DO)
+    )
 
 
 def is_connection(error: BaseException) -> bool:
   """Whether an error may be that of a collective whose other side is gone."""
   text = str(error)
-  return 'gloo' in text.lower() or isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' not in text
+  return (
+    'gloo' in text.lower()
+    or isinstance(error, jax.errors.JaxRuntimeError)
+    and 'RESOURCE_EXHAUSTED' not in text
+  )

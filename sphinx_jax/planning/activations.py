@@ -17,8 +17,8 @@ from sphinx_jax.planning import flops, leaves
 # width: inputs and gradients of each product, six of them in float32 (rotary). Fitted to the compiled programs of
 # benchmarks/RESULTS.md, which it meets within 8 % of a device's total.
 _WIDE, _HIDDEN = 32, 6
-_GATHERED = 2   # layers whose weights are on a device at once: one in use, one on its way
-_COMPUTE = 2    # bytes of bfloat16
+_GATHERED = 2  # layers whose weights are on a device at once: one in use, one on its way
+_COMPUTE = 2  # bytes of bfloat16
 
 
 Stacks = Sequence[tuple[tuple[int, ...], int]]
@@ -29,7 +29,7 @@ def estimate(config: ConfigDict, program: Any, saved: Stacks) -> dict[str, int]:
 
   Args:
     config: of the run.
-    program: `sphinx_jax.program.Program` of it.
+    program: `sphinx_jax.run.Program` of it.
     saved: `saved_stacks` of the same config with one row a microbatch.
 
   Returns:
@@ -41,22 +41,26 @@ def estimate(config: ConfigDict, program: Any, saved: Stacks) -> dict[str, int]:
   """
   ways = program.mesh.shape['data'] * program.mesh.shape['fsdp']
   tensor = program.mesh.shape['tensor']
-  rows = config.batch.rows // config.optimizer.accumulate
-  positions = rows // ways * config.batch.length
-  chunk = config.get('loss_chunk', 0) or config.batch.length
+  rows = config.batch.size // config.optimizer.accumulate
+  positions = rows // ways * config.batch.seq_len
+  chunk = config.get('loss_chunk', 0) or config.batch.seq_len
   llm = trees.flatten(program.state.params['llm'])
   stacked = {path: leaf for path, leaf in llm.items() if path.startswith('layers/')}
   layer = sum(math.prod(leaf.shape[1:]) for leaf in stacked.values()) // tensor
   width, hidden = config.model.llm.width, stacked['layers/feed_forward/w1/kernel'].shape[-1]
   sharded = program.mesh.shape['fsdp'] > 1
-  gradients = sum(leaves.local_bytes(leaf) for leaf in trees.flatten(program.state.trained).values())
+  gradients = sum(
+    leaves.local_bytes(leaf) for leaf in trees.flatten(program.state.trained).values()
+  )
   return {
-      'gradients': gradients * (2 if config.optimizer.accumulate > 1 else 1),
-      'casts': gradients // 2,
-      'saved': sum(_split(shape, size, rows // ways, program.mesh.size) for shape, size in saved),
-      'weights': layer * (_COMPUTE * (_GATHERED if sharded else 1) + (4 if sharded else 0)),
-      'layer': positions * _COMPUTE * (_WIDE * width + _HIDDEN * hidden // tensor),
-      'head': config.model.llm.vocab // tensor * (2 * 4 * positions * chunk // config.batch.length + width * (_COMPUTE + 4)),
+    'gradients': gradients * (2 if config.optimizer.accumulate > 1 else 1),
+    'casts': gradients // 2,
+    'saved': sum(_split(shape, size, rows // ways, program.mesh.size) for shape, size in saved),
+    'weights': layer * (_COMPUTE * (_GATHERED if sharded else 1) + (4 if sharded else 0)),
+    'layer': positions * _COMPUTE * (_WIDE * width + _HIDDEN * hidden // tensor),
+    'head': config.model.llm.vocab
+    // tensor
+    * (2 * 4 * positions * chunk // config.batch.seq_len + width * (_COMPUTE + 4)),
   }
 
 
@@ -76,7 +80,7 @@ def _saved(jaxpr: Any) -> Iterator[tuple[tuple[int, ...], int]]:
   for eqn in jaxpr.eqns:
     names = str(eqn.source_info.name_stack)
     if eqn.primitive.name == 'scan' and 'jvp(' in names and 'transpose(' not in names:
-      for out in eqn.outvars[eqn.params['num_carry']:]:
+      for out in eqn.outvars[eqn.params['num_carry'] :]:
         yield out.aval.shape, np.dtype(out.aval.dtype).itemsize
     else:
       for inner in flops.inner_jaxprs(eqn.params):

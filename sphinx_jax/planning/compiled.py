@@ -11,7 +11,9 @@ import jax
 
 from sphinx_jax.planning import hlo
 
-_VALUE = re.compile(r' value: <\d+ (\S+?)(?:\{[\d,]*\})?(?: \(phi\))? @0> \(size=(\d+),offset=(\d+)\): (\S+)')
+_VALUE = re.compile(
+  r' value: <\d+ (\S+?)(?:\{[\d,]*\})?(?: \(phi\))? @0> \(size=(\d+),offset=(\d+)\): (\S+)'
+)
 _SHORTAGE = re.compile(r'Used ([\d.]+)([GM]) of|\(([\d.]+)([GM])\) exceeds')
 
 
@@ -70,10 +72,21 @@ def compile_update(lowered: jax.stages.Lowered, details: bool = True) -> Compile
     text = compiled.as_text() if details else ''
     buffers = _largest(pathlib.Path(directory), hlo.op_names(text)) if details else ()
   memory: Any = compiled.memory_analysis()
-  held, made = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
+  held, made = (
+    memory.argument_size_in_bytes,
+    memory.output_size_in_bytes - memory.alias_size_in_bytes,
+  )
   total = held + made + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-  return Compiled(held, memory.temp_size_in_bytes, memory.generated_code_size_in_bytes, total, buffers,
-                  tuple(hlo.collectives(text)), seconds, True)
+  return Compiled(
+    held,
+    memory.temp_size_in_bytes,
+    memory.generated_code_size_in_bytes,
+    total,
+    buffers,
+    tuple(hlo.collectives(text)),
+    seconds,
+    True,
+  )
 
 
 def _asked_for(message: str) -> int:
@@ -84,7 +97,9 @@ def _asked_for(message: str) -> int:
   return int(float(number) * {'G': 2**30, 'M': 2**20}[unit])
 
 
-def _largest(directory: pathlib.Path, sources: dict[str, str], number: int = 12) -> tuple[Buffer, ...]:
+def _largest(
+  directory: pathlib.Path, sources: dict[str, str], number: int = 12
+) -> tuple[Buffer, ...]:
   """From the dumped buffer assignment: values share memory over time, so one is listed for each stretch of it."""
   values = []
   for file in directory.glob('*jit_step*buffer-assignment.txt'):

@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_PARTS = re.compile(r'(?<=/)(clip|convnext|dinov2|qformer)(?=/|$)|(visual_proj|qformer_proj)|llm\.(head)')
+_PARTS = re.compile(
+  r'(?<=/)(clip|convnext|dinov2|qformer)(?=/|$)|(visual_proj|qformer_proj)|llm\.(head)'
+)
 
 
 def count(traced: Any) -> tuple[dict[str, float], float]:
@@ -47,13 +49,22 @@ def _products(jaxpr: Any, times: int, path: str) -> Iterator[tuple[float, str]]:
       yield 2.0 * times * depth * math.prod(eqn.outvars[0].aval.shape), here
     elif eqn.primitive.name == 'conv_general_dilated':
       kernel, names = eqn.invars[1].aval.shape, eqn.params['dimension_numbers'].rhs_spec
-      yield 2.0 * times * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / kernel[names[0]], here
+      yield (
+        2.0 * times * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / kernel[names[0]],
+        here,
+      )
     elif eqn.primitive.name == 'cond':  # By platform: the costliest branch stands for all.
-      yield from max((list(_products(branch.jaxpr, times, here)) for branch in eqn.params['branches']),
-                     key=lambda found: sum(flops for flops, _ in found))
+      yield from max(
+        (list(_products(branch.jaxpr, times, here)) for branch in eqn.params['branches']),
+        key=lambda found: sum(flops for flops, _ in found),
+      )
     else:
       for inner in inner_jaxprs(eqn.params):
-        yield from _products(inner, times * eqn.params.get('length', 1) if eqn.primitive.name == 'scan' else times, here)
+        yield from _products(
+          inner,
+          times * eqn.params.get('length', 1) if eqn.primitive.name == 'scan' else times,
+          here,
+        )
 
 
 def inner_jaxprs(params: Mapping[str, Any]) -> Iterator[Any]:

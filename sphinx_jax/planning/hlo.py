@@ -7,12 +7,27 @@ import re
 from collections.abc import Iterator
 
 KINDS = ('all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all', 'collective-permute')
-_BYTES = {'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8,
-          'u64': 8, 'f64': 8}
+_BYTES = {
+  'pred': 1,
+  's8': 1,
+  'u8': 1,
+  's16': 2,
+  'u16': 2,
+  'bf16': 2,
+  'f16': 2,
+  's32': 4,
+  'u32': 4,
+  'f32': 4,
+  's64': 8,
+  'u64': 8,
+  'f64': 8,
+}
 _COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\{$')
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$')
-_CALLS = re.compile(r'(?:calls|body|to_apply|called_computations|branch_computations|true_computation|false_computation)='
-                    r'(?:\{([^}]*)\}|%?([\w.\-]+))')
+_CALLS = re.compile(
+  r'(?:calls|body|to_apply|called_computations|branch_computations|true_computation|false_computation)='
+  r'(?:\{([^}]*)\}|%?([\w.\-]+))'
+)
 _SHAPE = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
 _TRIPS = re.compile(r'known_trip_count\D*(\d+)')
 
@@ -83,13 +98,19 @@ def _walk(parts: dict[str, list[_Instruction]]) -> Iterator[tuple[tuple[str, str
     for instruction in parts.get(name, ()):
       kind = instruction.opcode.removesuffix('-start')
       if kind in KINDS:
-        if name.startswith('all-reduce-scatter'):  # A fusion that keeps a device's part alone, as TPUs scatter.
+        if name.startswith(
+          'all-reduce-scatter'
+        ):  # A fusion that keeps a device's part alone, as TPUs scatter.
           kind = 'reduce-scatter'
         yield (kind, where, trips), _whole(instruction, kind, shapes)
       loop = instruction.opcode == 'while'
       for several, one in _CALLS.findall(instruction.rest):
         for called in re.split(r',\s*', several) if several else [one]:
-          inside = (_loop_name(instruction.rest), trips * _trip_count(instruction.rest, parts)) if loop else (where, trips)
+          inside = (
+            (_loop_name(instruction.rest), trips * _trip_count(instruction.rest, parts))
+            if loop
+            else (where, trips)
+          )
           stack.append((called.lstrip('%'), *inside))
 
 
@@ -104,8 +125,10 @@ def _whole(instruction: _Instruction, kind: str, shapes: dict[str, str]) -> int:
 
 
 def _nbytes(shape: str) -> int:
-  return sum(_BYTES.get(dtype, 0) * math.prod(int(size) for size in sizes.split(',') if size)
-             for dtype, sizes in _SHAPE.findall(shape))
+  return sum(
+    _BYTES.get(dtype, 0) * math.prod(int(size) for size in sizes.split(',') if size)
+    for dtype, sizes in _SHAPE.findall(shape)
+  )
 
 
 def _trip_count(rest: str, parts: dict[str, list[_Instruction]]) -> int:
@@ -113,8 +136,11 @@ def _trip_count(rest: str, parts: dict[str, list[_Instruction]]) -> int:
   if known := _TRIPS.search(rest):
     return int(known[1])
   condition = re.search(r'condition=%?([\w.\-]+)', rest)
-  constants = [int(found[1]) for instruction in parts.get(condition[1] if condition else '', ())
-               if instruction.opcode == 'constant' and (found := re.match(r'(\d+)\)', instruction.rest))]
+  constants = [
+    int(found[1])
+    for instruction in parts.get(condition[1] if condition else '', ())
+    if instruction.opcode == 'constant' and (found := re.match(r'(\d+)\)', instruction.rest))
+  ]
   return max(constants, default=1)
 
 
@@ -122,6 +148,14 @@ def _loop_name(rest: str) -> str:
   path = re.search(r'op_name="([^"]*)"', rest)
   if not path:
     return 'loop'
-  names = [name for name in re.split(r'[/()]', path[1]) if name and not re.match(r'(jit|jvp|transpose|while|step|body|'
-           r'Sphinx[.\w]*|encoders[.\w]*|checkpoint|closed_call|rematted_computation)$', name)]
-  return f"{'/'.join(names) or 'loop'} {'backward' if 'transpose' in path[1] else 'forward'}"
+  names = [
+    name
+    for name in re.split(r'[/()]', path[1])
+    if name
+    and not re.match(
+      r'(jit|jvp|transpose|while|step|body|'
+      r'Sphinx[.\w]*|encoders[.\w]*|checkpoint|closed_call|rematted_computation)$',
+      name,
+    )
+  ]
+  return f'{"/".join(names) or "loop"} {"backward" if "transpose" in path[1] else "forward"}'

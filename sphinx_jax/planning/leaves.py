@@ -28,16 +28,32 @@ class Leaf:
 
 
 def held(program: Any) -> list[Leaf]:
-  """Every array that a compiled update takes (`sphinx_jax.program.Program`), as its layout splits it."""
-  parts = {'trained': program.state.trained, 'frozen': program.state.frozen, 'optimizer': program.state.opt_state,
-           'batch': program.batch}
-  return [_leaf(kind, path, leaf) for kind, tree in parts.items() for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+  """Every array that a compiled update takes (`sphinx_jax.run.Program`), as its layout splits it."""
+  parts = {
+    'trained': program.state.trained,
+    'frozen': program.state.frozen,
+    'optimizer': program.state.opt_state,
+    'batch': program.batch,
+  }
+  return [
+    _leaf(kind, path, leaf)
+    for kind, tree in parts.items()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  ]
 
 
 def _leaf(kind: str, path: tuple, leaf: jax.ShapeDtypeStruct) -> Leaf:
-  names = '/'.join(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key)))) for key in path)
-  return Leaf(kind, names, leaf.shape, str(np.dtype(leaf.dtype)), math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize,
-              local_bytes(leaf))
+  names = '/'.join(
+    str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key)))) for key in path
+  )
+  return Leaf(
+    kind,
+    names,
+    leaf.shape,
+    str(np.dtype(leaf.dtype)),
+    math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize,
+    local_bytes(leaf),
+  )
 
 
 def local_bytes(leaf: jax.ShapeDtypeStruct) -> int:
@@ -55,5 +71,7 @@ def by_kind(leaves: list[Leaf]) -> dict[str, int]:
 
 def replicated(leaves: list[Leaf], devices: int) -> list[Leaf]:
   """Leaves over 1 MiB that every one of several devices holds whole, largest first."""
-  return sorted((leaf for leaf in leaves if devices > 1 and leaf.replicated and leaf.nbytes > rules.LARGE),
-                key=lambda leaf: -leaf.nbytes)
+  return sorted(
+    (leaf for leaf in leaves if devices > 1 and leaf.replicated and leaf.nbytes > rules.LARGE),
+    key=lambda leaf: -leaf.nbytes,
+  )

@@ -8,7 +8,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sphinx_jax.core import errors
-from sphinx_jax.planning import activations, compiled as compiling, flops as arithmetic, leaves as state, roofline, slices
+from sphinx_jax.planning import (
+  activations,
+  compiled as compiling,
+  flops as arithmetic,
+  leaves as state,
+  roofline,
+  slices,
+)
 
 # (config, devices) -> Program: it belongs to the doors, which this room does not know.
 MakeProgram = Callable[[ConfigDict, Sequence[Any]], Any]
@@ -74,14 +81,16 @@ class Planner:
   """Plans configs on slices; what does not depend on the slice is found out once.
 
   Args:
-    make_program: `sphinx_jax.program.Program`.
+    make_program: `sphinx_jax.run.Program`.
   """
 
   def __init__(self, make_program: MakeProgram):
     self._make = make_program
     self._counted: dict[str, tuple] = {}
 
-  def plan(self, config: ConfigDict, where: slices.Slice, compile_it: bool, details: bool = True) -> Plan:
+  def plan(
+    self, config: ConfigDict, where: slices.Slice, compile_it: bool, details: bool = True
+  ) -> Plan:
     """The plan of one config on one slice.
 
     Args:
@@ -93,34 +102,57 @@ class Planner:
     Raises:
       SphinxError: a mesh, batch and slice that do not fit together.
     """
-    program = self._make(config, slices.devices(where) if compile_it else slices.absent_devices(where))
+    program = self._make(
+      config, slices.devices(where) if compile_it else slices.absent_devices(where)
+    )
     if program.mesh.size != where.devices:
-      raise errors.make(f"mesh of '{config.name}'", f'{program.mesh.size} devices', f'all {where.devices} of {where.name}',
-                        'set one axis to -1: --config.mesh.fsdp=-1')
+      raise errors.make(
+        f"mesh of '{config.name}'",
+        f'{program.mesh.size} devices',
+        f'all {where.devices} of {where.name}',
+        'set one axis to -1: --config.mesh.fsdp=-1',
+      )
     leaves = state.held(program)
     flops, again, saved = self._count(config)
     parts = activations.estimate(config, program, saved)
     compiled = compiling.compile_update(program.lower(), details) if compile_it else None
     trained, frozen = roofline.gathered_bytes(program)
     hbm = roofline.hbm_bytes(state.by_kind(leaves), 2 * trained + frozen, parts['saved'])
-    received = (roofline.ici_bytes(compiled.collectives) if compiled and compiled.collectives
-                else roofline.estimated_ici_bytes(config, program))
+    received = (
+      roofline.ici_bytes(compiled.collectives)
+      if compiled and compiled.collectives
+      else roofline.estimated_ici_bytes(config, program)
+    )
     time = roofline.bound(config, where, flops, again, hbm, received)
-    return Plan(config, where, dict(program.mesh.shape), leaves, parts, flops, again, time, compiled)
+    return Plan(
+      config, where, dict(program.mesh.shape), leaves, parts, flops, again, time, compiled
+    )
 
   def _count(self, config: ConfigDict) -> tuple[Mapping[str, float], float, activations.Stacks]:
     """FLOP and saved stacks, traced on one device with one row a microbatch: both are proportional to rows.
 
     An accelerator's own attention kernel is opaque, so that FLOP are counted with the plain one.
     """
-    key = str([config.model, config.batch.length, config.batch.images, config.optimizer, config.trained, config.get('loss_chunk', 0)])
+    key = str(
+      [
+        config.model,
+        config.batch.seq_len,
+        config.batch.images,
+        config.optimizer,
+        config.trainable,
+        config.get('loss_chunk', 0),
+      ]
+    )
     if key not in self._counted:
-      where, alone = slices.absent_devices(slices.find('v5e:1x1')), _ALONE | {'batch.rows': config.optimizer.accumulate}
+      where, alone = (
+        slices.absent_devices(slices.find('v5e:1x1')),
+        _ALONE | {'batch.size': config.optimizer.accumulate},
+      )
       plain = self._make(changed(config, alone | {'model.attention': 'xla'}), where).trace()
       own = self._make(changed(config, alone), where).trace()
       self._counted[key] = (*arithmetic.count(plain), activations.saved_stacks(own))
     flops, again, saved = self._counted[key]
-    times = config.batch.rows / config.optimizer.accumulate
+    times = config.batch.size / config.optimizer.accumulate
     return {part: number * times for part, number in flops.items()}, again * times, saved
 
 

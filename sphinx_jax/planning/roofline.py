@@ -23,12 +23,14 @@ class Roofline:
   ici: float
   seconds: float
   mfu: float
-  tokens: float    # a second
+  tokens: float  # a second
   examples: float  # a second, one for each image slot of a row
-  days: float      # of config.steps
+  days: float  # of config.steps
 
 
-def bound(config: ConfigDict, where: Slice, flops: Mapping[str, float], again: float, hbm: float, ici: float) -> Roofline:
+def bound(
+  config: ConfigDict, where: Slice, flops: Mapping[str, float], again: float, hbm: float, ici: float
+) -> Roofline:
   """The roofline of one update.
 
   Args:
@@ -43,9 +45,15 @@ def bound(config: ConfigDict, where: Slice, flops: Mapping[str, float], again: f
   peak = where.devices * where.chip.flops
   times = (model + again) / peak, hbm / where.chip.bandwidth, ici / where.chip.ici
   seconds = max(times)
-  rows = config.batch.rows
-  return Roofline(*times, seconds, model / peak / seconds, rows * config.batch.length / seconds,
-                  rows * max(config.batch.images, 1) / seconds, seconds * config.steps / 86400)
+  rows = config.batch.size
+  return Roofline(
+    *times,
+    seconds,
+    model / peak / seconds,
+    rows * config.batch.seq_len / seconds,
+    rows * max(config.batch.images, 1) / seconds,
+    seconds * config.steps / 86400,
+  )
 
 
 def hbm_bytes(held: Mapping[str, int], gathered: float, saved: float) -> float:
@@ -57,7 +65,12 @@ def hbm_bytes(held: Mapping[str, int], gathered: float, saved: float) -> float:
     gathered: bytes of the weights that a device computes with, in the compute dtype, over all passes.
     saved: bytes kept for the backward pass.
   """
-  return 2 * (held['trained'] + held['optimizer'] + held['gradients']) + held['batch'] + 2 * gathered + 2 * saved
+  return (
+    2 * (held['trained'] + held['optimizer'] + held['gradients'])
+    + held['batch']
+    + 2 * gathered
+    + 2 * saved
+  )
 
 
 def gathered_bytes(program: Any) -> tuple[float, float]:
@@ -68,7 +81,9 @@ def gathered_bytes(program: Any) -> tuple[float, float]:
 
 def ici_bytes(collectives: Sequence[hlo.Collective]) -> float:
   """Bytes that one device receives in an update by what was compiled: twice for all-reduce, which scatters and gathers."""
-  return float(sum((2 if one.kind == 'all-reduce' else 1) * one.trips * one.nbytes for one in collectives))
+  return float(
+    sum((2 if one.kind == 'all-reduce' else 1) * one.trips * one.nbytes for one in collectives)
+  )
 
 
 def estimated_ici_bytes(config: ConfigDict, program: Any) -> float:
@@ -84,7 +99,7 @@ def estimated_ici_bytes(config: ConfigDict, program: Any) -> float:
   if mesh['data'] > 1:
     total += 2 * 2 * trained / mesh['fsdp']
   if mesh['tensor'] > 1:
-    positions = config.batch.rows * config.batch.length / (mesh['data'] * mesh['fsdp'])
+    positions = config.batch.size * config.batch.seq_len / (mesh['data'] * mesh['fsdp'])
     sums = 4 if model.remat == 'none' else 6
     total += 2 * 2.0 * model.llm.layers * sums * positions * model.llm.width
   return total

@@ -33,13 +33,24 @@ class Chip:
 # Sources: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "key specifications" (TFLOP/s in bf16, HBM bandwidth, ICI).
 # v4's links are 6 x 50 GB/s (arXiv 2304.01433); the others are half of the bidirectional 400, 1200 and 800 GB/s.
 CHIPS = {
-    'v4': Chip(275e12, int(30.75 * GIB), 1200e9, 300e9, 2, 'v4'),
-    'v5e': Chip(197e12, int(15.75 * GIB), 819e9, 200e9, 1, 'v5litepod'),
-    'v5p': Chip(459e12, int(95.74 * GIB), 2765e9, 600e9, 2, 'v5p'),
-    'v6e': Chip(918e12, int(31.25 * GIB), 1638e9, 400e9, 1, 'v6e'),
+  'v4': Chip(275e12, int(30.75 * GIB), 1200e9, 300e9, 2, 'v4'),
+  'v5e': Chip(197e12, int(15.75 * GIB), 819e9, 200e9, 1, 'v5litepod'),
+  'v5p': Chip(459e12, int(95.74 * GIB), 2765e9, 600e9, 2, 'v5p'),
+  'v6e': Chip(918e12, int(31.25 * GIB), 1638e9, 400e9, 1, 'v6e'),
 }
 # The shapes in which chips are lent, smallest first.
-_CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8', '8x8x16', '8x16x16')
+_CUBES = (
+  '2x2x1',
+  '2x2x2',
+  '2x2x4',
+  '2x4x4',
+  '4x4x4',
+  '4x4x8',
+  '4x8x8',
+  '8x8x8',
+  '8x8x16',
+  '8x16x16',
+)
 _SQUARES = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 SHAPES = {'v4': _CUBES, 'v5e': _SQUARES, 'v5p': (*_CUBES, '16x16x16', '16x16x24'), 'v6e': _SQUARES}
 
@@ -60,7 +71,10 @@ class Slice:
 
 def slices(kind: str) -> list[Slice]:
   """All slices of a kind of chip ('v5p'), smallest first."""
-  return [Slice(f'{kind}:{shape}', math.prod(map(int, shape.split('x'))), CHIPS[kind]) for shape in SHAPES[kind]]
+  return [
+    Slice(f'{kind}:{shape}', math.prod(map(int, shape.split('x'))), CHIPS[kind])
+    for shape in SHAPES[kind]
+  ]
 
 
 def find(name: str) -> Slice:
@@ -102,7 +116,10 @@ def devices(where: Slice) -> list[Any]:
   Raises:
     RuntimeError: libtpu is not installed.
   """
-  from jax.experimental import topologies  # It loads libtpu, which `accelerator.quiet_libtpu` must come before.
+  from jax.experimental import (
+    topologies,
+  )  # It loads libtpu, which `accelerator.quiet_libtpu` must come before.
+
   settings: dict[str, Any] = {}
   if where.name.startswith('v4'):
     settings['chip_config_name'] = 'megacore'

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sphinx_jax.core import config as configs, errors
-from sphinx_jax.core.progress import log, progress
+from sphinx_jax.core.progress import log, Progress
 from sphinx_jax.planning import slices
 from sphinx_jax.planning.plan import Plan, Planner, changed
 
@@ -17,7 +17,9 @@ OWN = 'v5p'  # The kind of slice on which every config is compiled; the others a
 _GIB = 2**30
 
 
-def fill(runs: Mapping[str, ConfigDict], planner: Planner, output: pathlib.Path | None, compiler: bool) -> list[dict[str, Any]]:
+def fill(
+  runs: Mapping[str, ConfigDict], planner: Planner, output: pathlib.Path | None, compiler: bool
+) -> list[dict[str, Any]]:
   """The smallest slice of every kind for every run.
 
   Args:
@@ -32,10 +34,14 @@ def fill(runs: Mapping[str, ConfigDict], planner: Planner, output: pathlib.Path 
   """
   done = {(row['run'], row['kind'], row['config']): row for row in _read(output)}
   rows = []
-  cells = [(run, kind) for kind in sorted(slices.CHIPS, key=lambda kind: kind == OWN) for run in runs]
-  for run, kind in progress(cells, what='will it fit', unit='cell'):
+  cells = [
+    (run, kind) for kind in sorted(slices.CHIPS, key=lambda kind: kind == OWN) for run in runs
+  ]
+  for run, kind in Progress(cells, what='will it fit', unit='cell'):
     key = hashlib.sha256(configs.to_json(runs[run]).encode()).hexdigest()[:12]
-    row = done.get((run, kind, key)) or _row(run, kind, key, runs[run], planner, compiler and kind == OWN)
+    row = done.get((run, kind, key)) or _row(
+      run, kind, key, runs[run], planner, compiler and kind == OWN
+    )
     rows.append(row)
     if output:
       output.write_text(json.dumps(rows, indent=1))
@@ -48,9 +54,9 @@ def smallest(config: ConfigDict, kind: str, planner: Planner, compiler: bool) ->
   Where a slice has more devices than the batch has rows, rows are added until each device has one.
   """
   for where in slices.slices(kind):
-    rows = max(config.batch.rows, where.devices * config.optimizer.accumulate)
+    rows = max(config.batch.size, where.devices * config.optimizer.accumulate)
     try:
-      found = planner.plan(changed(config, {'batch.rows': rows}), where, compile_it=False)
+      found = planner.plan(changed(config, {'batch.size': rows}), where, compile_it=False)
     except errors.SphinxError:  # Its mesh does not divide the model's widths.
       continue
     if found.fits and compiler:
@@ -61,13 +67,23 @@ def smallest(config: ConfigDict, kind: str, planner: Planner, compiler: bool) ->
   return None
 
 
-def _row(run: str, kind: str, key: str, config: ConfigDict, planner: Planner, compiler: bool) -> dict[str, Any]:
+def _row(
+  run: str, kind: str, key: str, config: ConfigDict, planner: Planner, compiler: bool
+) -> dict[str, Any]:
   plan = smallest(config, kind, planner, compiler)
   row: dict[str, Any] = dict(run=run, kind=kind, config=key, slice=None)
   if plan:
-    row |= dict(slice=plan.where.name, accelerator=plan.where.accelerator, headroom=plan.headroom, total=plan.total,
-                estimated=plan.estimated, tokens=plan.config.batch.rows * plan.config.batch.length, days=plan.roofline.days,
-                how='compiled' if plan.compiled else 'estimated', seconds=plan.compiled.seconds if plan.compiled else 0)
+    row |= dict(
+      slice=plan.where.name,
+      accelerator=plan.where.accelerator,
+      headroom=plan.headroom,
+      total=plan.total,
+      estimated=plan.estimated,
+      tokens=plan.config.batch.size * plan.config.batch.seq_len,
+      days=plan.roofline.days,
+      how='compiled' if plan.compiled else 'estimated',
+      seconds=plan.compiled.seconds if plan.compiled else 0,
+    )
   return row
 
 
@@ -77,13 +93,26 @@ def _read(output: pathlib.Path | None) -> list[dict[str, Any]]:
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
   """Rows of `fill` as a table: a line for each run, a column for each kind of slice."""
-  lines = ['| run | tokens a step | ' + ' | '.join(slices.CHIPS) + ' |', '|---|---|' + '---|' * len(slices.CHIPS)]
+  lines = [
+    '| run | tokens a step | ' + ' | '.join(slices.CHIPS) + ' |',
+    '|---|---|' + '---|' * len(slices.CHIPS),
+  ]
   for run in dict.fromkeys(row['run'] for row in rows):
     cells = {row['kind']: row for row in rows if row['run'] == run}
     tokens = min((row['tokens'] for row in cells.values() if row['slice']), default=0)
-    lines.append(f'| {run} | {tokens:,} | ' + ' | '.join(_cell(cells[kind], tokens) for kind in slices.CHIPS) + ' |')
-  return '\n'.join([*lines, '', 'A cell: smallest slice that fits (accelerator type), GiB of HBM left on each device. **Bold** is '
-                    'compiled by libtpu for that slice, the rest is estimated.'])
+    lines.append(
+      f'| {run} | {tokens:,} | '
+      + ' | '.join(_cell(cells[kind], tokens) for kind in slices.CHIPS)
+      + ' |'
+    )
+  return '\n'.join(
+    [
+      *lines,
+      '',
+      'A cell: smallest slice that fits (accelerator type), GiB of HBM left on each device. **Bold** is '
+      'compiled by libtpu for that slice, the rest is estimated.',
+    ]
+  )
 
 
 def _cell(row: Mapping[str, Any], tokens: int) -> str:

@@ -18,7 +18,9 @@ from PIL import Image
 from sphinx_jax.report import draw, page
 
 
-def write(folder: os.PathLike, run: str, results: Mapping[str, Mapping], rows: Sequence[Mapping[str, str]]) -> epath.Path:
+def write(
+  folder: os.PathLike, run: str, results: Mapping[str, Mapping], rows: Sequence[Mapping[str, str]]
+) -> epath.Path:
   """Writes the page, with all its pictures inside.
 
   Args:
@@ -33,12 +35,23 @@ def write(folder: os.PathLike, run: str, results: Mapping[str, Mapping], rows: S
   folder = epath.Path(folder)
   first = {name: next(row for row in rows if row['benchmark'] == name) for name in results}
   cases = {name: json.loads((folder / 'cases' / f'{name}.json').read_text()) for name in results}
-  drawn = {name: {group: [_drawn(folder, case) for case in found] for group, found in groups.items() if found}
-           for name, groups in cases.items()}
+  drawn = {
+    name: {
+      group: [_drawn(folder, case) for case in found] for group, found in groups.items() if found
+    }
+    for name, groups in cases.items()
+  }
   file = folder / 'report.html'
-  file.write_text(page.template('benchmarks.html').render(
-      run=run, results=results, first=first, rows=rows, cases=drawn,
-      skipped=sum(result['skipped'] for result in results.values())))
+  file.write_text(
+    page.template('benchmarks.html').render(
+      run=run,
+      results=results,
+      first=first,
+      rows=rows,
+      cases=drawn,
+      skipped=sum(result['skipped'] for result in results.values()),
+    )
+  )
   return file
 
 
@@ -46,15 +59,21 @@ def _drawn(folder: epath.Path, case: Mapping) -> dict:
   """A case with its panels: answer and truth on the picture where one of them has places, or else the picture alone."""
   panels = {}
   if case['image'] is not None:
-    picture = np.asarray(Image.open(io.BytesIO((folder / case['image']).read_bytes())).convert('RGB'))
+    picture = np.asarray(
+      Image.open(io.BytesIO((folder / case['image']).read_bytes())).convert('RGB')
+    )
     texts = {'answer': case['answer'], 'truth': case['truth']}
     if not any(map(draw.is_drawable, texts.values())):
       texts = {'': ''}
-    panels = {name: _inline(draw.draw(picture, text, asked=case['prompt'])) for name, text in texts.items()}
+    panels = {
+      name: _inline(draw.draw(picture, text, asked=case['prompt'])) for name, text in texts.items()
+    }
   return {**case, 'panels': panels}
 
 
 def _inline(image: Image.Image) -> str:
   buffer = io.BytesIO()
-  image.save(buffer, 'JPEG', quality=85)  # Hundreds of photographs as PNG would make a page of 100 MB.
+  image.save(
+    buffer, 'JPEG', quality=85
+  )  # Hundreds of photographs as PNG would make a page of 100 MB.
   return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()

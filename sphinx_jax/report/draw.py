@@ -10,14 +10,39 @@ from sphinx_jax.core import boxes, coordinates
 
 # The limbs between COCO's 17 keypoints.
 SKELETON = (
-  (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10), (1, 2),
-  (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+  (15, 13),
+  (13, 11),
+  (16, 14),
+  (14, 12),
+  (11, 12),
+  (5, 11),
+  (6, 12),
+  (5, 6),
+  (5, 7),
+  (6, 8),
+  (7, 9),
+  (8, 10),
+  (1, 2),
+  (0, 1),
+  (0, 2),
+  (1, 3),
+  (2, 4),
+  (3, 5),
+  (4, 6),
 )
 
 # DocLayNet's classes keep one colour each; other labels take the palette's colours as they come.
 LAYOUT = {
-  'Caption': '#e6a23c', 'Footnote': '#909399', 'Formula': '#9b59b6', 'List-item': '#16a085', 'Page-footer': '#7f8c8d',
-  'Page-header': '#5d6d7e', 'Picture': '#2ecc71', 'Section-header': '#e74c3c', 'Table': '#3498db', 'Text': '#2f6fde',
+  'Caption': '#e6a23c',
+  'Footnote': '#909399',
+  'Formula': '#9b59b6',
+  'List-item': '#16a085',
+  'Page-footer': '#7f8c8d',
+  'Page-header': '#5d6d7e',
+  'Picture': '#2ecc71',
+  'Section-header': '#e74c3c',
+  'Table': '#3498db',
+  'Text': '#2f6fde',
   'Title': '#c0392b',
 }
 PALETTE = ('#e6194b', '#2f6fde', '#2a9d6f', '#d9822b', '#8e44ad', '#00a8b5', '#b5179e', '#7a8b00')
@@ -40,7 +65,11 @@ def draw(image, answer, asked='', scale=None, edge=320):
   """
   height, width = image.shape[:2]
   scale = scale or max(1, round(edge / max(width, height)))
-  picture = Image.fromarray(image).convert('RGB').resize((width * scale, height * scale), Image.Resampling.NEAREST)
+  picture = (
+    Image.fromarray(image)
+    .convert('RGB')
+    .resize((width * scale, height * scale), Image.Resampling.NEAREST)
+  )
   brush = _Brush(picture, width, height, scale)
   for _, numbers in coordinates.parse_groups(asked):
     for group in numbers:
@@ -128,7 +157,9 @@ class _Brush:
     left, top, right, low = self._to.textbbox((0, 0), label, font=self._font)
     width, height = right - left + 6, low - top + 6
     x = min(max(x, 0), max(self._limits[0] - width, 0))
-    y = y - height if y >= height else min(bottom, self._limits[1] - height)  # above, or below at the top edge
+    y = (
+      y - height if y >= height else min(bottom, self._limits[1] - height)
+    )  # above, or below at the top edge
     self._to.rectangle((x, y, x + width, y + height), fill=colour)
     self._to.text((x + 3 - left, y + 3 - top), label, fill='white', font=self._font)
 

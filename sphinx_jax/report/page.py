@@ -25,12 +25,26 @@ from sphinx_jax.report import draw, plots
 
 _SAMPLES = 4  # pictures a task
 _SPEEDS = {  # what training logs, and how the page calls it
-  'examples_per_second': 'examples / s', 'tokens_per_second': 'tokens / s', 'useful_share': 'useful positions',
+  'examples_per_second': 'examples / s',
+  'tokens_per_second': 'tokens / s',
+  'useful_share': 'useful positions',
   'data_wait_share': 'waiting for data',
 }
 
 
-def write(workdir, *, evaluation, metrics, curve, seconds, peak_rss_bytes, config, mixed=0.5, aims=None, title='SPHINX, the joint-mixing recipe'):
+def write(
+  workdir,
+  *,
+  evaluation,
+  metrics,
+  curve,
+  seconds,
+  peak_rss_bytes,
+  config,
+  mixed=0.5,
+  aims=None,
+  title='SPHINX, the joint-mixing recipe',
+):
   """Writes the page, its pictures and metrics.json.
 
   Args:
@@ -61,8 +75,11 @@ def write(workdir, *, evaluation, metrics, curve, seconds, peak_rss_bytes, confi
   fields = ('metric', 'blind', 'final', 'low', 'high', 'examples')
   numbers = {
     'tasks': {task: {field: result[field] for field in fields} for task, result in results.items()},
-    'mix_curve': [{key: point[key] for key in ('coefficient', 'real', 'synthetic')} for point in curve],
-    'seconds': dict(seconds), 'peak_rss_bytes': int(peak_rss_bytes),
+    'mix_curve': [
+      {key: point[key] for key in ('coefficient', 'real', 'synthetic')} for point in curve
+    ],
+    'seconds': dict(seconds),
+    'peak_rss_bytes': int(peak_rss_bytes),
   }
   (workdir / 'metrics.json').write_text(json.dumps(numbers, indent=2))
   figures = {'scores': plots.score_bars(results), 'loss': plots.loss_curves(logs)}
@@ -73,10 +90,18 @@ def write(workdir, *, evaluation, metrics, curve, seconds, peak_rss_bytes, confi
   for name, png in images.items():
     (pictures / f'{name}.png').write_bytes(png)
   page = template('template.html').render(
-    title=title, tasks=_task_rows(results, aims or {}), images={name: _inline(png) for name, png in images.items()},
-    curve=curve_verdict(curve, mixed) if curve else None, samples=samples, speeds=_speeds(logs),
-    speed_names=_SPEEDS, seconds=seconds, total=sum(seconds.values()), peak=peak_rss_bytes / 2**30,
-    config=json.dumps(config, indent=2), model=config.get('model'),
+    title=title,
+    tasks=_task_rows(results, aims or {}),
+    images={name: _inline(png) for name, png in images.items()},
+    curve=curve_verdict(curve, mixed) if curve else None,
+    samples=samples,
+    speeds=_speeds(logs),
+    speed_names=_SPEEDS,
+    seconds=seconds,
+    total=sum(seconds.values()),
+    peak=peak_rss_bytes / 2**30,
+    config=json.dumps(config, indent=2),
+    model=config.get('model'),
   )
   (workdir / 'report.html').write_text(page)
   return workdir / 'report.html'
@@ -92,14 +117,24 @@ def curve_verdict(curve, mixed) -> dict:
   average = {point['coefficient']: (point['real'] + point['synthetic']) / 2 for point in curve}
   used = min(average, key=lambda coefficient: abs(coefficient - mixed))
   parents = {'real': average[max(average)], 'synthetic': average[min(average)]}
-  return {'coefficient': used, 'mixed': average[used], 'parents': parents, 'best': min(average, key=average.get),
-          'ok': average[used] <= min(parents.values())}
+  return {
+    'coefficient': used,
+    'mixed': average[used],
+    'parents': parents,
+    'best': min(average, key=average.get),
+    'ok': average[used] <= min(parents.values()),
+  }
 
 
 def _task_rows(results, aims):
   return [
-    {'name': task, **result, 'beats': result['low'] > result.get('blind_high', result['blind']), 'aim': aims.get(task),
-     'reached': task in aims and result['final'] >= aims[task]}
+    {
+      'name': task,
+      **result,
+      'beats': result['low'] > result.get('blind_high', result['blind']),
+      'aim': aims.get(task),
+      'reached': task in aims and result['final'] >= aims[task],
+    }
     for task, result in results.items()
   ]
 
@@ -118,11 +153,15 @@ def _samples(evaluation, task, folder):
       png = _png(draw.draw(picture, shown_answer, asked=entry['instruction']))
       (folder / f'{task}-{len(shown)}{"-" + name if name else ""}.png').write_bytes(png)
       drawn[name] = png
-    shown.append({
-      **{key: entry[key] for key in ('id', 'instruction', 'prediction', 'answer')}, 'panels': {k: _inline(v) for k, v in drawn.items()},
-      'first': next(iter(drawn.values())), 'score': f'{entry["numerator"]:g} / {entry["denominator"]:g}',
-      'right': entry['numerator'] >= 0.5 * entry['denominator'] and entry['denominator'] > 0,
-    })
+    shown.append(
+      {
+        **{key: entry[key] for key in ('id', 'instruction', 'prediction', 'answer')},
+        'panels': {k: _inline(v) for k, v in drawn.items()},
+        'first': next(iter(drawn.values())),
+        'score': f'{entry["numerator"]:g} / {entry["denominator"]:g}',
+        'right': entry['numerator'] >= 0.5 * entry['denominator'] and entry['denominator'] > 0,
+      }
+    )
     if len(shown) == _SAMPLES:
       break
   return shown
@@ -134,7 +173,14 @@ def _highlights(samples):
   for task, shown in samples.items():
     if shown:
       sample = next((sample for sample in shown if sample['right']), shown[0])
-      chosen.append((task, sample['instruction'], sample['prediction'], np.asarray(Image.open(io.BytesIO(sample['first'])))))
+      chosen.append(
+        (
+          task,
+          sample['instruction'],
+          sample['prediction'],
+          np.asarray(Image.open(io.BytesIO(sample['first']))),
+        )
+      )
   return chosen[:10]
 
 
@@ -143,7 +189,9 @@ def _speeds(logs):
   rows = {}
   for name, lines in logs.items():
     medians = {
-      key: float(np.median(values)) if (values := [line[key] for line in lines if line.get(key) is not None]) else None
+      key: float(np.median(values))
+      if (values := [line[key] for line in lines if line.get(key) is not None])
+      else None
       for key in _SPEEDS
     }
     rows[name] = {'updates': max((line['step'] for line in lines), default=0), **medians}
@@ -153,7 +201,10 @@ def _speeds(logs):
 def template(name) -> jinja2.Template:
   """A page's template, by its file beside this one."""
   environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('sphinx_jax.report', ''), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+    loader=jinja2.PackageLoader('sphinx_jax.report', ''),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
   )
   return environment.get_template(name)
@@ -171,7 +222,9 @@ def _inline(png):
 
 def _read(file):
   if not file.is_file():
-    raise errors.make('report', f'no file {file}', 'what the earlier steps of the recipe leave', 'run them first')
+    raise errors.make(
+      'report', f'no file {file}', 'what the earlier steps of the recipe leave', 'run them first'
+    )
   return file.read_text()
 
 

@@ -11,9 +11,18 @@ from matplotlib.figure import Figure
 BLIND, FINAL = '#b4bac4', '#2f6fde'
 REAL, SYNTHETIC, AVERAGE = '#d9822b', '#2a9d6f', '#1f2733'
 _STYLE = {
-  'font.size': 9.5, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': '#8a93a1', 'axes.grid': True,
-  'grid.color': '#e7eaee', 'axes.axisbelow': True, 'axes.titleweight': 'bold', 'axes.titlesize': 10.5, 'xtick.color': '#49505c',
-  'ytick.color': '#49505c', 'legend.frameon': False,
+  'font.size': 9.5,
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'axes.edgecolor': '#8a93a1',
+  'axes.grid': True,
+  'grid.color': '#e7eaee',
+  'axes.axisbelow': True,
+  'axes.titleweight': 'bold',
+  'axes.titlesize': 10.5,
+  'xtick.color': '#49505c',
+  'ytick.color': '#49505c',
+  'legend.frameon': False,
 }
 
 
@@ -32,7 +41,11 @@ def loss_curves(steps) -> Figure:
   """
   with matplotlib.rc_context(_STYLE):
     figure = Figure(figsize=(11, 3.9 if len(steps) > 1 else 4.4), layout='constrained')
-    panels = np.atleast_1d(figure.subplots(1, max(len(steps), 1), width_ratios=[_lines_in(v) for v in steps.values()] or [1]))
+    panels = np.atleast_1d(
+      figure.subplots(
+        1, max(len(steps), 1), width_ratios=[_lines_in(v) for v in steps.values()] or [1]
+      )
+    )
     for axes, (name, lines) in zip(panels, steps.items()):
       _loss_panel(axes, name, lines)
   return figure
@@ -47,7 +60,9 @@ def _loss_panel(axes, name, lines):
   colours = matplotlib.colormaps['tab20' if len(keys) > 10 else 'tab10'].colors
   for number, key in enumerate(keys):
     x, y = _series(lines, key)
-    axes.plot(x, smooth(y), lw=1.3, color=colours[number % len(colours)], label=key.removeprefix('loss/'))
+    axes.plot(
+      x, smooth(y), lw=1.3, color=colours[number % len(colours)], label=key.removeprefix('loss/')
+    )
   x, y = _series(lines, 'loss')
   axes.plot(x, y, lw=0.7, color=AVERAGE, alpha=0.25)
   axes.plot(x, smooth(y), lw=2.0, color=AVERAGE, label='all')
@@ -84,16 +99,37 @@ def mix_curve(points, chosen, axes=None) -> Figure | None:
       axes = figure.subplots()
     points = sorted(points, key=lambda point: point['coefficient'])
     x = np.array([point['coefficient'] for point in points])
-    real, synthetic = (np.array([point[name] for point in points]) for name in ('real', 'synthetic'))
+    real, synthetic = (
+      np.array([point[name] for point in points]) for name in ('real', 'synthetic')
+    )
     average = (real + synthetic) / 2
-    for y, colour, label in ((real, REAL, 'real captions'), (synthetic, SYNTHETIC, 'synthetic captions')):
+    for y, colour, label in (
+      (real, REAL, 'real captions'),
+      (synthetic, SYNTHETIC, 'synthetic captions'),
+    ):
       axes.plot(x, y, '-o', ms=3.5, lw=1.5, color=colour, label=label)
     axes.plot(x, average, '-o', ms=4, lw=2.2, color=AVERAGE, label='average')
-    axes.plot(x[[0, -1]], average[[0, -1]], 's', ms=9, mfc='white', mec=AVERAGE, mew=1.8, label='parents', zorder=3)
+    axes.plot(
+      x[[0, -1]],
+      average[[0, -1]],
+      's',
+      ms=9,
+      mfc='white',
+      mec=AVERAGE,
+      mew=1.8,
+      label='parents',
+      zorder=3,
+    )
     nearest = np.argmin(np.abs(x - chosen))
-    axes.plot(x[nearest], average[nearest], '*', ms=15, color='#e6194b', label=f'used: {chosen:g}', zorder=4)
-    axes.set(xlabel='b in W = b W_real + (1 − b) W_synthetic', ylabel='validation loss', title='Weight mix')
-    axes.set_ylim(top=axes.get_ylim()[1] + 0.28 * np.ptp(axes.get_ylim()))  # room for the legend above the curves
+    axes.plot(
+      x[nearest], average[nearest], '*', ms=15, color='#e6194b', label=f'used: {chosen:g}', zorder=4
+    )
+    axes.set(
+      xlabel='b in W = b W_real + (1 − b) W_synthetic', ylabel='validation loss', title='Weight mix'
+    )
+    axes.set_ylim(
+      top=axes.get_ylim()[1] + 0.28 * np.ptp(axes.get_ylim())
+    )  # room for the legend above the curves
     axes.legend(fontsize=8, loc='upper center', ncols=3)
   return figure
 
@@ -107,22 +143,42 @@ def line_between(points, names) -> Figure:
   """
   keys = [key for key in points[0] if key != 'coefficient']
   scores = [key for key in keys if key.startswith('task/')]
-  panels = [(title, group) for title, group in (
-    ('validation loss', [key for key in keys if key not in scores]), ('score', scores)) if group]
+  panels = [
+    (title, group)
+    for title, group in (
+      ('validation loss', [key for key in keys if key not in scores]),
+      ('score', scores),
+    )
+    if group
+  ]
   points = sorted(points, key=lambda point: point['coefficient'])
   x = [point['coefficient'] for point in points]
   with matplotlib.rc_context(_STYLE):
     figure = Figure(figsize=(7.2, 3.9 * len(panels)), layout='constrained')
     for axes, (title, group) in zip(np.atleast_1d(figure.subplots(len(panels), 1)), panels):
       for key in group:
-        axes.plot(x, [point[key] for point in points], '-o', ms=3.5, lw=1.5, label=key.removeprefix('task/'))
+        axes.plot(
+          x, [point[key] for point in points], '-o', ms=3.5, lw=1.5, label=key.removeprefix('task/')
+        )
       if len(group) > 1:
-        axes.plot(x, [np.mean([point[key] for key in group]) for point in points], '-o', ms=4, lw=2.2, color=AVERAGE,
-                  label='average')
+        axes.plot(
+          x,
+          [np.mean([point[key] for key in group]) for point in points],
+          '-o',
+          ms=4,
+          lw=2.2,
+          color=AVERAGE,
+          label='average',
+        )
       axes.set(ylabel=title, xlabel='share of the first')
       axes.legend(fontsize=8)
-    figure.suptitle('\n'.join(f'{place}: {textwrap.shorten(str(name), 90)}' for place, name in zip(('first', 'second'), names)),
-                    fontsize=9)
+    figure.suptitle(
+      '\n'.join(
+        f'{place}: {textwrap.shorten(str(name), 90)}'
+        for place, name in zip(('first', 'second'), names)
+      ),
+      fontsize=9,
+    )
   return figure
 
 
@@ -135,9 +191,27 @@ def score_bars(tasks, axes=None) -> Figure | None:
       axes = figure.subplots()
     y = np.arange(len(tasks))
     final = np.array([task['final'] for task in tasks.values()])
-    spread = np.clip([final - [t['low'] for t in tasks.values()], [t['high'] for t in tasks.values()] - final], 0, None)
-    axes.barh(y - 0.19, final, 0.38, color=FINAL, label='stage 2', xerr=spread, error_kw={'lw': 1.1, 'ecolor': '#16336b'})
-    axes.barh(y + 0.19, [task['blind'] for task in tasks.values()], 0.38, color=BLIND, label='blind (mean image)')
+    spread = np.clip(
+      [final - [t['low'] for t in tasks.values()], [t['high'] for t in tasks.values()] - final],
+      0,
+      None,
+    )
+    axes.barh(
+      y - 0.19,
+      final,
+      0.38,
+      color=FINAL,
+      label='stage 2',
+      xerr=spread,
+      error_kw={'lw': 1.1, 'ecolor': '#16336b'},
+    )
+    axes.barh(
+      y + 0.19,
+      [task['blind'] for task in tasks.values()],
+      0.38,
+      color=BLIND,
+      label='blind (mean image)',
+    )
     axes.set_yticks(y, [name.replace('_', ' ') for name in tasks])
     axes.invert_yaxis()
     axes.set(xlim=(0, 1))
@@ -158,7 +232,9 @@ def overview(tasks, points, chosen, samples) -> Figure:
   with matplotlib.rc_context(_STYLE):
     figure = Figure(figsize=(15, 7.4), layout='constrained')
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.9], wspace=0.02)
-    panels = np.atleast_1d(left.subplots(2 if points else 1, 1, height_ratios=[1.55, 1] if points else [1]))
+    panels = np.atleast_1d(
+      left.subplots(2 if points else 1, 1, height_ratios=[1.55, 1] if points else [1])
+    )
     score_bars(tasks, panels[0])
     if points:
       mix_curve(points, chosen, panels[1])

@@ -43,10 +43,23 @@ def examples(batch, row, tokenizer, tasks, visual_tokens) -> list[Example]:
     begin, end = int(places[0]), int(places[-1]) + 1
     visual = index[begin:end][index[begin:end] >= 0]
     weights = batch['loss_weight'][row, begin:end]
-    trained = np.concatenate([[0], weights[:-1]]) > 0  # the weight at t is that of predicting what stands at t + 1
+    trained = (
+      np.concatenate([[0], weights[:-1]]) > 0
+    )  # the weight at t is that of predicting what stands at t + 1
     runs = _runs(batch['tokens'][row, begin:end], trained, index[begin:end] < 0, tokenizer)
     slot = int(visual[0]) // visual_tokens if len(visual) else None
-    found.append(Example(row, tasks[batch['task'][row, begin]], begin, end, slot, runs, len(visual), float(weights.sum())))
+    found.append(
+      Example(
+        row,
+        tasks[batch['task'][row, begin]],
+        begin,
+        end,
+        slot,
+        runs,
+        len(visual),
+        float(weights.sum()),
+      )
+    )
   return found
 
 
@@ -57,7 +70,9 @@ def _runs(tokens, trained, is_text, tokenizer):
       runs.append(([], bool(label)))
     runs[-1][0].append(int(token))
   texts = [stop.continuation(tokenizer, ids) for ids, _ in runs]
-  texts[:1] = [text.lstrip(' ') for text in texts[:1]]  # the first piece's space is the tokenizer's, not the dialog's
+  texts[:1] = [
+    text.lstrip(' ') for text in texts[:1]
+  ]  # the first piece's space is the tokenizer's, not the dialog's
   return [(text, label) for text, (_, label) in zip(texts, runs)]
 
 
@@ -70,8 +85,10 @@ def to_text(example, colour) -> str:
 
 def _headline(example):
   image = f'image in slot {example.slot}, {example.visual} tokens' if example.visual else 'no image'
-  return (f'row {example.row}, positions {example.begin}-{example.end - 1}, task {example.task}, {image}, '
-          f'loss weight {example.weight:.3g}')
+  return (
+    f'row {example.row}, positions {example.begin}-{example.end - 1}, task {example.task}, {image}, '
+    f'loss weight {example.weight:.3g}'
+  )
 
 
 def picture(shown, table) -> Image.Image:
@@ -82,7 +99,9 @@ def picture(shown, table) -> Image.Image:
     table: text on top.
   """
   font = ImageFont.truetype(f'{matplotlib.get_data_path()}/fonts/ttf/DejaVuSansMono.ttf', 12)
-  bands = [_text_block([(table, False)], 'what is mixed', font)] + [_band(example, views, font) for example, views in shown]
+  bands = [_text_block([(table, False)], 'what is mixed', font)] + [
+    _band(example, views, font) for example, views in shown
+  ]
   width = max(band.width for band in bands) + 2 * _GAP
   page = Image.new('RGB', (width, sum(band.height + 2 * _GAP for band in bands)), 'white')
   pen, top = ImageDraw.Draw(page), 0
@@ -98,7 +117,11 @@ def _band(example, views, font):
   pictures = [_contact_sheet(caption, pixels, font) for caption, pixels in views]
   text = _text_block(example.runs, _headline(example), font)
   left = max((sheet.width for sheet in pictures), default=0)
-  band = Image.new('RGB', (left + 2 * _GAP + text.width, max(sum(sheet.height for sheet in pictures), text.height)), 'white')
+  band = Image.new(
+    'RGB',
+    (left + 2 * _GAP + text.width, max(sum(sheet.height for sheet in pictures), text.height)),
+    'white',
+  )
   top = 0
   for sheet in pictures:
     band.paste(sheet, (0, top))
@@ -113,7 +136,10 @@ def _contact_sheet(caption, pixels, font, edge=112):
   scale = max(1, round(edge / size))
   sheet = Image.new('RGB', (count * (size * scale + 4), size * scale + 22), 'white')
   for i, view in enumerate(pixels):
-    sheet.paste(Image.fromarray(view).resize((size * scale,) * 2, Image.Resampling.NEAREST), (i * (size * scale + 4), 0))
+    sheet.paste(
+      Image.fromarray(view).resize((size * scale,) * 2, Image.Resampling.NEAREST),
+      (i * (size * scale + 4), 0),
+    )
   ImageDraw.Draw(sheet).text((0, size * scale + 3), caption, fill=_NOTE, font=font)
   return sheet
 

@@ -33,12 +33,21 @@ def sums(logits: jax.Array, batch: Mapping[str, jax.Array], tasks: int) -> dict[
   weight = batch['loss_weight'].astype(jnp.float32)
   loss = weight * cross_entropy(logits, batch['targets'])
   member = (batch['task'][..., None] == jnp.arange(tasks, dtype=jnp.int32)).astype(jnp.float32)
-  return {'loss': loss.sum(), 'weight': weight.sum(), 'task_loss': jnp.einsum('bt,btk->k', loss, member),
-          'task_weight': jnp.einsum('bt,btk->k', weight, member)}
+  return {
+    'loss': loss.sum(),
+    'weight': weight.sum(),
+    'task_loss': jnp.einsum('bt,btk->k', loss, member),
+    'task_weight': jnp.einsum('bt,btk->k', weight, member),
+  }
 
 
-def chunked_sums(states: jax.Array, head: Callable[[jax.Array], jax.Array], batch: Mapping[str, jax.Array], tasks: int,
-                 chunk: int) -> dict[str, jax.Array]:
+def chunked_sums(
+  states: jax.Array,
+  head: Callable[[jax.Array], jax.Array],
+  batch: Mapping[str, jax.Array],
+  tasks: int,
+  chunk: int,
+) -> dict[str, jax.Array]:
   """`sums` of head(states), without the logits of all positions ever being there at once.
 
   The logits of one chunk of positions are made, summed up and dropped, and made again for the gradient.
@@ -60,18 +69,26 @@ def chunked_sums(states: jax.Array, head: Callable[[jax.Array], jax.Array], batc
   if not chunk:
     return sums(head(states), batch, tasks)
   if length % chunk:
-    raise errors.make('loss_chunk', f'{chunk}', f'0 or a divisor of batch.length {length}', 'change one of them')
+    raise errors.make(
+      'loss_chunk', f'{chunk}', f'0 or a divisor of batch.seq_len {length}', 'change one of them'
+    )
   fields = {name: batch[name] for name in ('targets', 'loss_weight', 'task')} | {'states': states}
-  pieces = {name: field.reshape(field.shape[0], length // chunk, chunk, *field.shape[2:]).swapaxes(0, 1)
-            for name, field in fields.items()}
+  pieces = {
+    name: field.reshape(field.shape[0], length // chunk, chunk, *field.shape[2:]).swapaxes(0, 1)
+    for name, field in fields.items()
+  }
 
   @jax.checkpoint
   def one(piece: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return sums(head(piece['states']), piece, tasks)
 
-  zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-                      jax.eval_shape(one, jax.tree.map(lambda field: field[0], pieces)))
-  return jax.lax.scan(lambda total, piece: (jax.tree.map(jnp.add, total, one(piece)), None), zero, pieces)[0]
+  zero = jax.tree.map(
+    lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+    jax.eval_shape(one, jax.tree.map(lambda field: field[0], pieces)),
+  )
+  return jax.lax.scan(
+    lambda total, piece: (jax.tree.map(jnp.add, total, one(piece)), None), zero, pieces
+  )[0]
 
 
 def mean(total: jax.Array, weight: jax.Array) -> jax.Array:

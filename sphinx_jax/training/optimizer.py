@@ -26,10 +26,14 @@ def schedule(lr: float, warmup: int, decay_to: float, steps: int) -> optax.Sched
 
   The first update already moves: its rate is lr / warmup, not 0.
   """
+
   def rate(count: jax.Array) -> jax.Array:
     done = (count - warmup + 1) / max(steps - warmup, 1)
     cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
-    return lr * jnp.where(count < warmup, (count + 1) / max(warmup, 1), decay_to + (1 - decay_to) * cosine)
+    return lr * jnp.where(
+      count < warmup, (count + 1) / max(warmup, 1), decay_to + (1 - decay_to) * cosine
+    )
+
   return rate
 
 
@@ -40,9 +44,13 @@ def decays(logical_axes: Mapping) -> dict:
   anything called bias or scale.
   """
   flat = trees.flatten(logical_axes)
-  return trees.unflatten({
-      path: sum(name != 'layers' for name in names) >= 2 and path.rsplit('/', 1)[-1] not in _UNDECAYED
-      for path, names in flat.items()})
+  return trees.unflatten(
+    {
+      path: sum(name != 'layers' for name in names) >= 2
+      and path.rsplit('/', 1)[-1] not in _UNDECAYED
+      for path, names in flat.items()
+    }
+  )
 
 
 def muon_axes(logical_axes: Mapping) -> dict:
@@ -59,8 +67,15 @@ def muon_axes(logical_axes: Mapping) -> dict:
   return trees.unflatten(flat)
 
 
-def make_optimizer(name: str, rate: optax.Schedule, logical_axes: Mapping, betas: Sequence[float], weight_decay: float,
-                   clip: float, moment_dtype: str = 'float32') -> optax.GradientTransformation:
+def make_optimizer(
+  name: str,
+  rate: optax.Schedule,
+  logical_axes: Mapping,
+  betas: Sequence[float],
+  weight_decay: float,
+  clip: float,
+  moment_dtype: str = 'float32',
+) -> optax.GradientTransformation:
   """The optimizer of the trained tree.
 
   Args:
@@ -78,26 +93,43 @@ def make_optimizer(name: str, rate: optax.Schedule, logical_axes: Mapping, betas
   if name not in NAMES:
     raise errors.unknown('optimizer.name', name, NAMES)
   if not clip > 0:
-    raise errors.make('optimizer.clip', f'{clip}', 'a positive number', 'set a large one not to clip')
+    raise errors.make(
+      'optimizer.clip', f'{clip}', 'a positive number', 'set a large one not to clip'
+    )
   moment_dtype = jnp.dtype(moment_dtype)
-  if name == 'muon':  # A rate of -1 leaves the direction alone: decay and rate are the same for both, below.
-    direction = optax.contrib.muon(-1.0, mu_dtype=moment_dtype, adam_b1=betas[0], adam_b2=betas[1],
-                                   muon_weight_dimension_numbers=muon_axes(logical_axes), consistent_rms=_MUON_RMS)
+  if (
+    name == 'muon'
+  ):  # A rate of -1 leaves the direction alone: decay and rate are the same for both, below.
+    direction = optax.contrib.muon(
+      -1.0,
+      mu_dtype=moment_dtype,
+      adam_b1=betas[0],
+      adam_b2=betas[1],
+      muon_weight_dimension_numbers=muon_axes(logical_axes),
+      consistent_rms=_MUON_RMS,
+    )
   else:
     direction = optax.scale_by_adam(b1=betas[0], b2=betas[1], mu_dtype=moment_dtype)
   return optax.chain(
-      optax.clip_by_global_norm(clip), direction, optax.add_decayed_weights(weight_decay, mask=decays(logical_axes)),
-      optax.scale_by_learning_rate(rate))
+    optax.clip_by_global_norm(clip),
+    direction,
+    optax.add_decayed_weights(weight_decay, mask=decays(logical_axes)),
+    optax.scale_by_learning_rate(rate),
+  )
 
 
-def state_shardings(optimizer: optax.GradientTransformation, abstract: Any, layouts: Any, other: NamedSharding) -> Any:
+def state_shardings(
+  optimizer: optax.GradientTransformation, abstract: Any, layouts: Any, other: NamedSharding
+) -> Any:
   """Layout of the optimizer's state: moments lie as their parameters do, counts as `other` (a copy everywhere).
 
   A moment is known by the names that end its path, which are its parameter's: optax.tree_map_params cannot open Muon's
   state, in which some parameters are missing.
   """
   by_path = dict(jax.tree_util.tree_leaves_with_path(layouts))
+
   def find(path: tuple, _: Any) -> NamedSharding:
     names = itertools.takewhile(lambda key: isinstance(key, jax.tree_util.DictKey), reversed(path))
     return by_path.get(tuple(names)[::-1], other)
+
   return jax.tree_util.tree_map_with_path(find, jax.eval_shape(optimizer.init, abstract))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from sphinx_jax.core import errors, trees
 
-CHOICES = ('train', 'none')
+CHOICES = ('train', 'frozen')
 
 
 @jax.tree_util.register_dataclass
@@ -36,18 +36,18 @@ class State:
 
 
 def split(params: Mapping, rules: Sequence[tuple[str, str]]) -> tuple[dict, dict]:
-  """Parameters -> (trained, frozen) by ordered patterns `(regex of the whole path, 'train' | 'none')`, first match wins.
+  """Parameters -> (trained, frozen) by ordered patterns `(regex of the whole path, 'train' | 'frozen')`, first match wins.
 
   Raises:
-    SphinxError: a parameter no pattern covers, or a word that is neither 'train' nor 'none'.
+    SphinxError: a parameter no pattern covers, or a word that is neither 'train' nor 'frozen'.
   """
   for _, word in rules:
     if word not in CHOICES:
-      raise errors.unknown("value in 'trained'", word, CHOICES)
+      raise errors.unknown("value in 'trainable'", word, CHOICES)
   parts = {word: {} for word in CHOICES}
   for path, leaf in trees.flatten(params).items():
     parts[trees.first_match(rules, path)][path] = leaf
-  return trees.unflatten(parts['train']), trees.unflatten(parts['none'])
+  return trees.unflatten(parts['train']), trees.unflatten(parts['frozen'])
 
 
 def merge(trained: Mapping, frozen: Mapping) -> dict:
@@ -57,8 +57,14 @@ def merge(trained: Mapping, frozen: Mapping) -> dict:
 
 def at_rest(abstract: Mapping, rules: Sequence[tuple[str, str]], dtype: str) -> dict:
   """Shapes of parameters with the dtype they have between updates: float32 if trained, the compute dtype if frozen."""
+
   def cast(leaf: jax.ShapeDtypeStruct, target: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, target if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype)
+    return jax.ShapeDtypeStruct(
+      leaf.shape, target if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+    )
+
   trained, frozen = split(abstract, rules)
-  return merge(jax.tree.map(lambda leaf: cast(leaf, jnp.float32), trained),
-               jax.tree.map(lambda leaf: cast(leaf, jnp.dtype(dtype)), frozen))
+  return merge(
+    jax.tree.map(lambda leaf: cast(leaf, jnp.float32), trained),
+    jax.tree.map(lambda leaf: cast(leaf, jnp.dtype(dtype)), frozen),
+  )

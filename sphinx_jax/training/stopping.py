@@ -31,7 +31,9 @@ class Stopping:
     self._before = {}
 
   def __enter__(self) -> 'Stopping':
-    if threading.current_thread() is threading.main_thread():  # Elsewhere Python does not allow handlers.
+    if (
+      threading.current_thread() is threading.main_thread()
+    ):  # Elsewhere Python does not allow handlers.
       self._before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
     return self
 
@@ -50,14 +52,14 @@ class Stopping:
       step: the update that was sent off; the metrics of the one before have been read.
       last: whether it is the run's last one.
     """
-    if hosts.count() == 1:
+    if hosts.process_count() == 1:
       return self.asked
     if self.asked and not self._told:
-      hosts.offer(self._run, f'{step + _AHEAD} {self.asked}')
+      hosts.publish(self._run, f'{step + _AHEAD} {self.asked}')
       self._told = True
     if last:
       hosts.barrier()
-    at, _, number = (hosts.look(self._run) or '').partition(' ')
+    at, _, number = (hosts.lookup(self._run) or '').partition(' ')
     return int(number) if number and (last or step >= int(at)) else 0
 
   def _restore(self) -> None:

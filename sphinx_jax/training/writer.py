@@ -16,8 +16,7 @@ import numpy as np
 import psutil
 from etils import epath
 
-from sphinx_jax.core import config as config_lib, errors
-from sphinx_jax.data import quiet_tensorflow
+from sphinx_jax.core import config as config_lib, errors, tensorflow as quiet_tensorflow
 
 FILE = 'metrics.jsonl'
 
@@ -77,9 +76,13 @@ class Window:
     for name in ('loss', 'grad_norm'):
       if not math.isfinite(values[name]):
         first = step - int(self._sums.get('steps', 0))
-        raise errors.make(f'training, steps {first} to {step}', f'{name} {values[name]:g} at step {step}',
-                          'a finite number', 'the last good checkpoint is kept; look at the data of these steps, '
-                          'lower optimizer.lr or optimizer.clip')
+        raise errors.make(
+          f'training, steps {first} to {step}',
+          f'{name} {values[name]:g} at step {step}',
+          'a finite number',
+          'the last good checkpoint is kept; look at the data of these steps, '
+          'lower optimizer.lr or optimizer.clip',
+        )
     for name, value in values.items():
       self._sums[name] = (np.asarray(self._sums.get(name, 0.0)) + value).tolist()
     self._sums['learning_rate'] = float(values['learning_rate'])
@@ -98,11 +101,15 @@ class Window:
       if weight:
         line[f'loss/{name}'] = loss / weight
     line |= {
-        'learning_rate': sums['learning_rate'], 'grad_norm': sums['grad_norm'] / sums['steps'],
-        'useful_share': sums['useful'] / sums['positions'],
-        'steps_per_second': self._here['steps'] / seconds, 'examples_per_second': self._here['examples'] / seconds,
-        'tokens_per_second': self._here['useful'] / seconds, 'data_wait_share': self._waited / seconds,
-        'rss_bytes': float(psutil.Process().memory_info().rss)}
+      'learning_rate': sums['learning_rate'],
+      'grad_norm': sums['grad_norm'] / sums['steps'],
+      'useful_share': sums['useful'] / sums['positions'],
+      'steps_per_second': self._here['steps'] / seconds,
+      'examples_per_second': self._here['examples'] / seconds,
+      'tokens_per_second': self._here['useful'] / seconds,
+      'data_wait_share': self._waited / seconds,
+      'rss_bytes': float(psutil.Process().memory_info().rss),
+    }
     self._sums = {}
     self._restart()
     return line

@@ -34,15 +34,26 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     return self.folder / bucket, name, query
 
   def _described(self, bucket: pathlib.Path, name: str) -> dict[str, str]:
-    return {'name': name, 'bucket': bucket.name, 'generation': '1', 'metageneration': '1',
-            'size': str((bucket / name).stat().st_size), 'timeCreated': '2026-01-01T00:00:00Z', 'updated': '2026-01-01T00:00:00Z'}
+    return {
+      'name': name,
+      'bucket': bucket.name,
+      'generation': '1',
+      'metageneration': '1',
+      'size': str((bucket / name).stat().st_size),
+      'timeCreated': '2026-01-01T00:00:00Z',
+      'updated': '2026-01-01T00:00:00Z',
+    }
 
   def do_GET(self) -> None:
     bucket, name, query = self._object()
     if not name:
       names = sorted(str(path.relative_to(bucket)) for path in bucket.rglob('*') if path.is_file())
       first, end = query.get('startOffset', ''), query.get('endOffset', '\U0010ffff')
-      found = [self._described(bucket, each) for each in names if each.startswith(query.get('prefix', '')) and first <= each < end]
+      found = [
+        self._described(bucket, each)
+        for each in names
+        if each.startswith(query.get('prefix', '')) and first <= each < end
+      ]
       self._answer(json.dumps({'items': found}).encode())
     elif (bucket / name).is_file():
       self._answer((bucket / name).read_bytes())
@@ -66,15 +77,28 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 def _backend(folder: pathlib.Path) -> backend.Backend:
   """Local files behind gs:// names; a folder cannot be renamed, as in a bucket."""
+
   def local(path):
-    return str(folder / path.removeprefix('gs://')) if isinstance(path, str) and path.startswith('gs://') else path
+    return (
+      str(folder / path.removeprefix('gs://'))
+      if isinstance(path, str) and path.startswith('gs://')
+      else path
+    )
 
   def method(name):
     real = getattr(backend._OsPathBackend, name)
     return lambda self, *paths, **options: real(self, *map(local, paths), **options)
 
-  names = [name for name in dir(backend._OsPathBackend) if not name.startswith('_') and name not in ('rename', 'replace')]
-  return type('Bucket', (backend._OsPathBackend,), {name: method(name) for name in names} | {'rename': None, 'replace': None})()
+  names = [
+    name
+    for name in dir(backend._OsPathBackend)
+    if not name.startswith('_') and name not in ('rename', 'replace')
+  ]
+  return type(
+    'Bucket',
+    (backend._OsPathBackend,),
+    {name: method(name) for name in names} | {'rename': None, 'replace': None},
+  )()
 
 
 @contextlib.contextmanager
@@ -83,9 +107,15 @@ def bucket(folder: pathlib.Path) -> Iterator[list[str]]:
   handler = type('Handler', (_Handler,), {'folder': folder, 'asked': []})
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
   threading.Thread(target=server.serve_forever, daemon=True).start()
-  place = {'TENSORSTORE_GCS_HTTP_URL': f'http://127.0.0.1:{server.server_port}', 'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'token'}
+  place = {
+    'TENSORSTORE_GCS_HTTP_URL': f'http://127.0.0.1:{server.server_port}',
+    'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'token',
+  }
   found = _backend(folder)
-  with mock.patch.dict(os.environ, place), mock.patch.dict(gpath._PREFIX_TO_BACKEND, {'gs': found}), \
-      mock.patch.object(gpath, '_is_tf_installed', lambda: False):
+  with (
+    mock.patch.dict(os.environ, place),
+    mock.patch.dict(gpath._PREFIX_TO_BACKEND, {'gs': found}),
+    mock.patch.object(gpath, '_is_tf_installed', lambda: False),
+  ):
     yield handler.asked
   server.shutdown()

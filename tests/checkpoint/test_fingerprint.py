@@ -9,15 +9,26 @@ from sphinx_jax.checkpoint import fingerprint
 
 def tree() -> dict:
   rng = np.random.default_rng(0)
-  return {'w': rng.normal(size=(8, 6, 4)).astype(np.float32), 'b': jnp.asarray(rng.normal(size=(16,)), jnp.bfloat16),
-          'count': np.int32(7), 'mask': rng.integers(0, 2, 8).astype(bool), 'bytes': rng.integers(0, 255, (8, 2), np.uint8)}
+  return {
+    'w': rng.normal(size=(8, 6, 4)).astype(np.float32),
+    'b': jnp.asarray(rng.normal(size=(16,)), jnp.bfloat16),
+    'count': np.int32(7),
+    'mask': rng.integers(0, 2, 8).astype(bool),
+    'bytes': rng.integers(0, 255, (8, 2), np.uint8),
+  }
 
 
 @pytest.mark.parametrize('shape', [(8, 1), (2, 4), (1, 1)])
 def test_any_mesh_gives_the_same(shape):
-  mesh = jax.make_mesh(shape, ('x', 'y'), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:shape[0] * shape[1]])
-  spread = {name: jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*['x', 'y'][:1 if np.ndim(leaf) else 0])))
-            for name, leaf in tree().items()}
+  mesh = jax.make_mesh(
+    shape, ('x', 'y'), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[: shape[0] * shape[1]]
+  )
+  spread = {
+    name: jax.device_put(
+      leaf, NamedSharding(mesh, PartitionSpec(*['x', 'y'][: 1 if np.ndim(leaf) else 0]))
+    )
+    for name, leaf in tree().items()
+  }
   assert fingerprint.of(spread) == fingerprint.of(tree())
 
 
@@ -33,7 +44,9 @@ def test_one_bit_or_two_elements_that_change_places_are_noticed():
   swapped = tree()
   swapped['w'][[0, 1]] = swapped['w'][[1, 0]]
   assert fingerprint.of(swapped)['w'] != before['w']
-  assert fingerprint.shapes(tree()) == {name: text.rpartition(' ')[0] for name, text in before.items()}
+  assert fingerprint.shapes(tree()) == {
+    name: text.rpartition(' ')[0] for name, text in before.items()
+  }
 
 
 def test_seal_notices_a_digit():

@@ -18,17 +18,24 @@ from tests.checkpoint import bucket
 
 
 def layouts(ways: int) -> NamedSharding:
-  mesh = jax.make_mesh((ways,), ('x',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:ways])
+  mesh = jax.make_mesh(
+    (ways,), ('x',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:ways]
+  )
   return NamedSharding(mesh, PartitionSpec('x'))
 
 
 def params(ways: int = 8, shift: float = 0.0) -> dict:
   w = jnp.arange(64.0).reshape(8, 8) + shift
-  return {'llm': {'w': jax.device_put(w, layouts(ways))}, 'encoders': {'b': jax.device_put(jnp.ones(8, jnp.bfloat16), layouts(ways))}}
+  return {
+    'llm': {'w': jax.device_put(w, layouts(ways))},
+    'encoders': {'b': jax.device_put(jnp.ones(8, jnp.bfloat16), layouts(ways))},
+  }
 
 
 def abstract(tree, ways: int):
-  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layouts(ways)), tree)
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layouts(ways)), tree
+  )
 
 
 @pytest.fixture(scope='module')
@@ -38,7 +45,12 @@ def saved(tmp_path_factory):
   with store.Store(directory, keep=2) as run:
     for step in (1, 2, 3):
       tree = params(shift=step)
-      run.save(step, tree, optax.adam(1.0).init({'llm': tree['llm']})[0], {'config': '{"a": 1}', 'data_position': 10 * step})
+      run.save(
+        step,
+        tree,
+        optax.adam(1.0).init({'llm': tree['llm']})[0],
+        {'config': '{"a": 1}', 'data_position': 10 * step},
+      )
   return directory
 
 
@@ -46,7 +58,13 @@ def test_newest_are_kept_with_their_meta(saved):
   assert sorted(path.name for path in (saved / 'checkpoints').iterdir()) == ['2', '3']
   assert store.latest(saved) == 3
   meta = store.load_meta(saved)
-  assert meta.pop('fingerprints').keys() == {'params/llm/w', 'params/encoders/b', 'opt_state/count', 'opt_state/mu/llm/w', 'opt_state/nu/llm/w'}
+  assert meta.pop('fingerprints').keys() == {
+    'params/llm/w',
+    'params/encoders/b',
+    'opt_state/count',
+    'opt_state/mu/llm/w',
+    'opt_state/nu/llm/w',
+  }
   assert meta == {'layout': store.LAYOUT, 'step': 3, 'config': '{"a": 1}', 'data_position': 30}
   assert store.load_meta(saved / 'checkpoints' / '2')['step'] == 2
 
@@ -55,8 +73,14 @@ def test_newest_are_kept_with_their_meta(saved):
 def test_saved_on_eight_restored_on_fewer(saved, ways):
   tree = params(ways, shift=3)
   opt_state = optax.adam(1.0).init({'llm': tree['llm']})[0]
-  small = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=(
-      layouts(ways) if leaf.ndim else NamedSharding(layouts(ways).mesh, PartitionSpec()))), opt_state)
+  small = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape,
+      leaf.dtype,
+      sharding=(layouts(ways) if leaf.ndim else NamedSharding(layouts(ways).mesh, PartitionSpec())),
+    ),
+    opt_state,
+  )
   with store.Store(saved, keep=2) as run:
     got, moments, meta = run.restore(run.latest(), abstract(tree, ways), small)
   jax.tree.map(np.testing.assert_array_equal, (got, moments), (tree, opt_state))
@@ -70,7 +94,9 @@ def test_params_alone_need_no_mesh(saved):
 
 
 def test_precision_is_that_asked_for(saved):
-  want = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=layouts(1)), params())
+  want = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=layouts(1)), params()
+  )
   got = store.load_params(saved, want)
   assert got['encoders']['b'].dtype == jnp.float32 and np.all(got['encoders']['b'] == 1)
 
@@ -81,7 +107,12 @@ def test_every_difference_is_named(saved):
   want['visual_proj'] = want.pop('encoders')
   with pytest.raises(errors.SphinxError) as caught:
     store.load_params(saved, want)
-  for words in ('3 differences', 'llm/w: shape (8, 8), expected (8, 4)', 'missing visual_proj/b', 'extra encoders/b'):
+  for words in (
+    '3 differences',
+    'llm/w: shape (8, 8), expected (8, 4)',
+    'missing visual_proj/b',
+    'extra encoders/b',
+  ):
     assert words in str(caught.value)
 
 
@@ -95,7 +126,11 @@ def test_integers_are_not_taken_for_floats(saved):
 def test_what_is_not_a_checkpoint_is_refused(saved, tmp_path):
   (tmp_path / 'notes.txt').write_text('x')
   (tmp_path / 'half' / 'params').mkdir(parents=True)
-  for place, words in ((tmp_path, 'notes.txt'), (tmp_path / 'absent', 'nothing there'), (tmp_path / 'half', 'without readable meta')):
+  for place, words in (
+    (tmp_path, 'notes.txt'),
+    (tmp_path / 'absent', 'nothing there'),
+    (tmp_path / 'half', 'without readable meta'),
+  ):
     with pytest.raises(errors.SphinxError, match=words):
       store.load_params(place)
   assert store.latest(tmp_path) is None
@@ -104,7 +139,9 @@ def test_what_is_not_a_checkpoint_is_refused(saved, tmp_path):
 def test_another_layout_version_is_refused(saved, tmp_path):
   copy = shutil.copytree(saved / 'checkpoints' / '3', tmp_path / '3')
   file = copy / 'meta' / 'metadata'
-  meta = {name: value for name, value in json.loads(file.read_text()).items() if name != fingerprint.SEAL}
+  meta = {
+    name: value for name, value in json.loads(file.read_text()).items() if name != fingerprint.SEAL
+  }
   file.write_text(json.dumps(fingerprint.seal(meta | {'layout': 99})))
   with pytest.raises(errors.SphinxError, match='layout version 99, expected 1'):
     store.load_params(copy)
@@ -125,10 +162,13 @@ def test_donated_arrays_are_saved_as_they_were(tmp_path):
       run.save(step, tree, None, {})
       tree = add(add(tree))  # While the save is under way.
   for step in range(3):
-    assert {float(leaf[-1, -1]) for leaf in store.load_params(tmp_path / 'checkpoints' / str(step)).values()} == {2.0 * step}
+    assert {
+      float(leaf[-1, -1])
+      for leaf in store.load_params(tmp_path / 'checkpoints' / str(step)).values()
+    } == {2.0 * step}
 
 
-KILLED = '''
+KILLED = """
 import os, sys
 import jax.numpy as jnp
 from sphinx_jax.checkpoint import store
@@ -140,12 +180,16 @@ run.save(2, tree, None, {})
 while len(os.listdir(sys.argv[1] + '/checkpoints')) < 2:
   pass
 os.kill(os.getpid(), 9)
-'''
+"""
 
 
 def test_killed_while_saving_leaves_the_save_before(tmp_path):
-  done = subprocess.run([sys.executable, '-c', KILLED, str(tmp_path), '5'], cwd=os.getcwd(), stderr=subprocess.DEVNULL,
-                        env=os.environ | {'PYTHONPATH': os.getcwd()})
+  done = subprocess.run(
+    [sys.executable, '-c', KILLED, str(tmp_path), '5'],
+    cwd=os.getcwd(),
+    stderr=subprocess.DEVNULL,
+    env=os.environ | {'PYTHONPATH': os.getcwd()},
+  )
   assert done.returncode == -9
   assert store.latest(tmp_path) == 1 and store.load_meta(tmp_path)['step'] == 1
   with store.Store(tmp_path) as run:
@@ -160,7 +204,9 @@ def everything(tree: dict) -> tuple[dict, tuple]:
 
 
 def shapes(tree):
-  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
+  )
 
 
 @pytest.fixture(scope='module')
@@ -179,35 +225,54 @@ def newest(directory):
 
 
 def files(directory, step):
-  return sorted(path for path in (directory / 'checkpoints' / str(step)).rglob('*') if path.is_file())
+  return sorted(
+    path for path in (directory / 'checkpoints' / str(step)).rglob('*') if path.is_file()
+  )
 
 
 def hashes(directory):
   """Name and bytes of every file."""
-  return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob('*') if path.is_file()}
+  return {
+    str(path.relative_to(directory)): path.read_bytes()
+    for path in directory.rglob('*')
+    if path.is_file()
+  }
 
 
 @pytest.mark.parametrize('harm', ['missing', 'truncated', 'flipped'])
 @pytest.mark.parametrize('part', ['params', 'opt_state', 'meta'])
-def test_damaged_newest_is_gone_back_from_and_kept(three, tmp_path, caplog, monkeypatch, harm, part):
+def test_damaged_newest_is_gone_back_from_and_kept(
+  three, tmp_path, caplog, monkeypatch, harm, part
+):
   monkeypatch.setattr(store.log, 'propagate', True)
   run = shutil.copytree(three, tmp_path / 'run')
-  file = max((path for path in files(run, 3) if path.parent.parent.name == part or path.parent.name == part or
-              f'/{part}/' in str(path)), key=lambda path: (path.parent == run / 'checkpoints/3' / part / 'd', path.stat().st_size))
+  file = max(
+    (
+      path
+      for path in files(run, 3)
+      if path.parent.parent.name == part or path.parent.name == part or f'/{part}/' in str(path)
+    ),
+    key=lambda path: (path.parent == run / 'checkpoints/3' / part / 'd', path.stat().st_size),
+  )
   # What was written before it was merged there lies beside it, is not read, and may be larger.
   data = bytearray(file.read_bytes())
   if harm == 'missing':
     file.unlink()
   else:
     data[len(data) // 2] ^= 1
-    file.write_bytes(data if harm == 'flipped' else data[:len(data) // 2])
-  harmed = {name.replace('checkpoints/3/', 'checkpoints/3.damaged/'): content for name, content in hashes(run).items()}
+    file.write_bytes(data if harm == 'flipped' else data[: len(data) // 2])
+  harmed = {
+    name.replace('checkpoints/3/', 'checkpoints/3.damaged/'): content
+    for name, content in hashes(run).items()
+  }
   tree, moments, meta = newest(run)
   assert meta['step'] == meta['data_position'] == 2
   jax.tree.map(np.testing.assert_array_equal, (tree, moments), everything(params(shift=2)))
   assert f"checkpoint '{run}/checkpoints/3'" in caplog.text and '3.damaged' in caplog.text
   assert hashes(run) == harmed
-  with store.Store(run, keep=2) as again:  # The step is saved anew; what is set aside neither counts nor goes.
+  with store.Store(
+    run, keep=2
+  ) as again:  # The step is saved anew; what is set aside neither counts nor goes.
     again.save(3, *everything(params(shift=3)), {})
     again.save(4, *everything(params(shift=4)), {})
   assert sorted(path.name for path in (run / 'checkpoints').iterdir()) == ['3', '3.damaged', '4']
@@ -240,7 +305,10 @@ def test_all_damaged_is_an_error_again_and_again(three, tmp_path):
     (run / 'checkpoints' / str(step) / 'meta' / 'metadata').unlink()
   before = hashes(run)
   for _ in range(2):
-    with pytest.raises(errors.SphinxError, match='got 3, all of them damaged, expected one that is whole; nothing was deleted'):
+    with pytest.raises(
+      errors.SphinxError,
+      match='got 3, all of them damaged, expected one that is whole; nothing was deleted',
+    ):
       newest(run)
   assert hashes(run) == before
   assert newest(tmp_path / 'new') is None
@@ -248,7 +316,10 @@ def test_all_damaged_is_an_error_again_and_again(three, tmp_path):
 
 def test_other_leaves_are_no_damage(three):
   other = everything({'llm': params()['llm'], 'encoders': {'c': params()['encoders']['b']}})
-  with store.Store(three, keep=3) as run, pytest.raises(errors.SphinxError, match='the arrays of the config') as caught:
+  with (
+    store.Store(three, keep=3) as run,
+    pytest.raises(errors.SphinxError, match='the arrays of the config') as caught,
+  ):
     run.newest(*shapes(other))
   assert not isinstance(caught.value, store.Damaged) and not list(three.rglob('*damaged'))
 
@@ -261,37 +332,57 @@ def test_every_so_many_steps_are_kept_beside_the_newest(tmp_path):
 
 
 def test_run_in_a_bucket_is_found_and_gone_back_in(three, tmp_path, monkeypatch):
-  monkeypatch.setattr(gcs_utils, 'is_hierarchical_namespace_enabled', lambda path: False)  # It asks Google.
+  monkeypatch.setattr(
+    gcs_utils, 'is_hierarchical_namespace_enabled', lambda path: False
+  )  # It asks Google.
   shutil.copytree(three, tmp_path / 'bucket/run')
   folder = tmp_path / 'bucket/run/checkpoints'
   with bucket.bucket(tmp_path):
-    mark = folder / '3/commit_success.txt'  # Of Orbax. Nothing is renamed there, so without it a save is under way.
+    mark = (
+      folder / '3/commit_success.txt'
+    )  # Of Orbax. Nothing is renamed there, so without it a save is under way.
     mark.rename(tmp_path / 'mark')
     assert store.latest('gs://bucket/run') == 2
     (tmp_path / 'mark').rename(mark)
-    assert store.latest('gs://bucket/run') == 3 and store.load_meta('gs://bucket/run')['data_position'] == 3
+    assert (
+      store.latest('gs://bucket/run') == 3
+      and store.load_meta('gs://bucket/run')['data_position'] == 3
+    )
     assert str(store.locate('gs://bucket/run')) == 'gs://bucket/run/checkpoints/3'
     meta = folder / '3/meta/metadata'
-    meta.write_text(meta.read_text().replace('"data_position":3', '"data_position":7').replace(
-        '"data_position": 3', '"data_position": 7'))
+    meta.write_text(
+      meta.read_text()
+      .replace('"data_position":3', '"data_position":7')
+      .replace('"data_position": 3', '"data_position": 7')
+    )
     changed = {path.name: path.read_bytes() for path in files(tmp_path / 'bucket/run', 3)}
     tree, moments, meta = newest('gs://bucket/run')
   assert meta['data_position'] == 2
   jax.tree.map(np.testing.assert_array_equal, (tree, moments), everything(params(shift=2)))
   assert not (folder / '3').exists()
-  assert {path.name: path.read_bytes() for path in files(tmp_path / 'bucket/run', '3.damaged')} == changed
+  assert {
+    path.name: path.read_bytes() for path in files(tmp_path / 'bucket/run', '3.damaged')
+  } == changed
 
 
 def test_full_disk_is_said_and_earlier_checkpoints_are_whole(tmp_path):
-  if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', tmp_path], capture_output=True).returncode:
+  if subprocess.run(
+    ['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', tmp_path], capture_output=True
+  ).returncode:
     pytest.skip('needs to be allowed to mount a small disk, which CI was on 2026-11-23')
   try:
-    tree = {'w': jax.random.normal(jax.random.key(0), (1000, 750))}  # 3 MB: a third one does not fit.
+    tree = {
+      'w': jax.random.normal(jax.random.key(0), (1000, 750))
+    }  # 3 MB: a third one does not fit.
     with pytest.raises(errors.SphinxError) as caught:
       with store.Store(tmp_path, keep=9) as run:
         for step in range(1, 5):
-          run.save(step, jax.tree.map(lambda leaf: leaf * step, tree), None, {'data_position': step})
-    assert str(tmp_path / 'checkpoints') in str(caught.value) and 'no space left' in str(caught.value)
+          run.save(
+            step, jax.tree.map(lambda leaf: leaf * step, tree), None, {'data_position': step}
+          )
+    assert str(tmp_path / 'checkpoints') in str(caught.value) and 'no space left' in str(
+      caught.value
+    )
     assert 'bytes free' in str(caught.value)
     with store.Store(tmp_path, keep=9) as run:
       found, _, meta = run.newest(shapes(tree), None)

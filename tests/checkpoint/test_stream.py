@@ -21,12 +21,20 @@ def arrays() -> dict[str, np.ndarray]:
   rng = np.random.default_rng(0)
   drawn = lambda dtype, *shape: rng.standard_normal(shape).astype(dtype)
   special = np.array([np.inf, -np.inf, np.nan, -0.0, 1e-45, 3.4e38], np.float32)
-  return {'llm/layers/w': drawn(ml_dtypes.bfloat16, 4, 6, 8), 'llm/layers/b': drawn(np.float16, 4, 8),
-          'llm/embed': drawn(np.float32, 7, 5),
-          'special': special, 'special16': special.astype(ml_dtypes.bfloat16), 'scalar': np.float32(2.5).reshape(()),
-          'scalar16': np.asarray(2.5, ml_dtypes.bfloat16), 'counts': rng.integers(-9, 9, (3, 2, 2)),
-          'small/int': np.arange(5, dtype=np.int8),
-          'mask': np.array([True, False]), 'four': drawn(np.float32, 2, 3, 4, 5), 'wide': drawn(np.float64, 3)}
+  return {
+    'llm/layers/w': drawn(ml_dtypes.bfloat16, 4, 6, 8),
+    'llm/layers/b': drawn(np.float16, 4, 8),
+    'llm/embed': drawn(np.float32, 7, 5),
+    'special': special,
+    'special16': special.astype(ml_dtypes.bfloat16),
+    'scalar': np.float32(2.5).reshape(()),
+    'scalar16': np.asarray(2.5, ml_dtypes.bfloat16),
+    'counts': rng.integers(-9, 9, (3, 2, 2)),
+    'small/int': np.arange(5, dtype=np.int8),
+    'mask': np.array([True, False]),
+    'four': drawn(np.float32, 2, 3, 4, 5),
+    'wide': drawn(np.float64, 3),
+  }
 
 
 def same_bits(a, b) -> bool:
@@ -38,7 +46,9 @@ def same_bits(a, b) -> bool:
 def written(tmp_path_factory):
   """A checkpoint written by layers where arrays are stacked."""
   directory, values = tmp_path_factory.mktemp('run'), arrays()
-  writer = stream.Writer(directory, {'params': values, 'carried': {'unused/w': values['llm/embed']}}, META)
+  writer = stream.Writer(
+    directory, {'params': values, 'carried': {'unused/w': values['llm/embed']}}, META
+  )
   for path, value in values.items():
     for index in [(i,) for i in range(len(value))] if value.ndim > 2 else [()]:
       writer.write('params', path, value[index], index)
@@ -51,13 +61,21 @@ def test_what_is_written_is_read_back_bit_by_bit(written):
   found = stream.read(written)
   assert found.keys() == arrays().keys()
   for path, value in arrays().items():
-    assert (found[path].shape, found[path].dtype, found[path].nbytes) == (value.shape, value.dtype, value.nbytes)
+    assert (found[path].shape, found[path].dtype, found[path].nbytes) == (
+      value.shape,
+      value.dtype,
+      value.nbytes,
+    )
     assert same_bits(found[path].read(()), value), path
 
 
 def test_a_slice_is_that_slice_of_the_whole(written):
   found = stream.read(written)
-  for path, index in {'llm/layers/w': (2,), 'four': (1, slice(None), 2), 'llm/embed': (slice(2, 4),)}.items():
+  for path, index in {
+    'llm/layers/w': (2,),
+    'four': (1, slice(None), 2),
+    'llm/embed': (slice(2, 4),),
+  }.items():
     assert same_bits(found[path].read(index), arrays()[path][index]), path
 
 
@@ -67,27 +85,54 @@ def test_orbax_reads_it_whole_as_any_checkpoint_of_a_run(written):
   got = trees.flatten(store.load_params(written))
   # JAX itself has no 64 bits; those are compared above.
   assert got.keys() == arrays().keys()
-  assert all(same_bits(got[path], value) for path, value in arrays().items() if value.dtype.itemsize < 8)
+  assert all(
+    same_bits(got[path], value) for path, value in arrays().items() if value.dtype.itemsize < 8
+  )
 
 
 def test_restored_onto_a_mesh(written):
-  mesh = jax.make_mesh((4,), ('x',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
+  mesh = jax.make_mesh(
+    (4,), ('x',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:4]
+  )
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x'))
   narrow = {path: value for path, value in arrays().items() if value.dtype.itemsize < 8}
   plain = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  expected = {path: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=split if path == 'llm/layers/w' else plain)
-              for path, value in arrays().items() if path in narrow}
-  wide = {path: jax.ShapeDtypeStruct(value.shape, np.float32 if value.dtype.kind == 'f' else value.dtype, sharding=plain)
-          for path, value in arrays().items() if path not in narrow}
+  expected = {
+    path: jax.ShapeDtypeStruct(
+      value.shape, value.dtype, sharding=split if path == 'llm/layers/w' else plain
+    )
+    for path, value in arrays().items()
+    if path in narrow
+  }
+  wide = {
+    path: jax.ShapeDtypeStruct(
+      value.shape, np.float32 if value.dtype.kind == 'f' else value.dtype, sharding=plain
+    )
+    for path, value in arrays().items()
+    if path not in narrow
+  }
   got = trees.flatten(store.load_params(written, trees.unflatten(expected | wide)))
-  assert got['llm/layers/w'].sharding.is_equivalent_to(split, 3) and same_bits(got['llm/layers/w'], arrays()['llm/layers/w'])
+  assert got['llm/layers/w'].sharding.is_equivalent_to(split, 3) and same_bits(
+    got['llm/layers/w'], arrays()['llm/layers/w']
+  )
 
 
-@pytest.mark.parametrize('shape, limit, chunk, expected', [
-    ((8, 10), 320, None, (8, 10)), ((8, 10), 319, None, (4, 10)), ((3, 8, 10), 320, None, (1, 8, 10)),
-    ((3, 8, 10), 330, None, (1, 8, 10)), ((3, 8, 10), 700, None, (2, 8, 10)), ((2, 100), 90, None, (1, 20)), ((7, 10), 100, None, (2, 10)),
-    ((64, 10), 400, (4, 10), (8, 10)), ((64, 10), 400, (12, 10), (12, 10)), ((64, 10), 400, (64, 5), (8, 10)), ((0, 4), 8, None, (0, 4)),
-])
+@pytest.mark.parametrize(
+  'shape, limit, chunk, expected',
+  [
+    ((8, 10), 320, None, (8, 10)),
+    ((8, 10), 319, None, (4, 10)),
+    ((3, 8, 10), 320, None, (1, 8, 10)),
+    ((3, 8, 10), 330, None, (1, 8, 10)),
+    ((3, 8, 10), 700, None, (2, 8, 10)),
+    ((2, 100), 90, None, (1, 20)),
+    ((7, 10), 100, None, (2, 10)),
+    ((64, 10), 400, (4, 10), (8, 10)),
+    ((64, 10), 400, (12, 10), (12, 10)),
+    ((64, 10), 400, (64, 5), (8, 10)),
+    ((0, 4), 8, None, (0, 4)),
+  ],
+)
 def test_parts_are_rows_that_follow_each_other_within_bytes(shape, limit, chunk, expected):
   part = stream.grid(shape, 4, limit, chunk)
   assert part == expected
@@ -108,14 +153,18 @@ def test_a_large_leaf_that_is_no_stack_is_cut_into_chunks(tmp_path, monkeypatch)
   writer.finish()
   found = stream.read(tmp_path)
   assert found['w'].chunk[0] < 12 and found['layers'].chunk == (1, 10, 21)
-  assert same_bits(found['w'].read((slice(3, 40),)), value[3:40]) and same_bits(found['layers'].read(()), layers)
+  assert same_bits(found['w'].read((slice(3, 40),)), value[3:40]) and same_bits(
+    found['layers'].read(()), layers
+  )
   got = store.load_params(tmp_path)
   assert same_bits(got['w'], value) and same_bits(got['layers'], layers)
 
 
 def test_items_are_apart_and_one_that_is_not_there_is_empty(written):
   carried = stream.read(written, 'carried')
-  assert list(carried) == ['unused/w'] and same_bits(carried['unused/w'].read(()), arrays()['llm/embed'])
+  assert list(carried) == ['unused/w'] and same_bits(
+    carried['unused/w'].read(()), arrays()['llm/embed']
+  )
   assert stream.read(written, 'opt_state') == {}
 
 
@@ -124,7 +173,9 @@ def test_a_checkpoint_of_a_training_run_is_read(tmp_path):
   values = {'llm': {'layers': layers, 'n': jnp.int32(3)}, 'b': jnp.ones(3, jnp.float16)}
   with store.Store(tmp_path) as run:
     for step in (3, 12):
-      run.save(step, jax.tree.map(lambda leaf: leaf + step, values), {'moments': jnp.zeros(2)}, META)
+      run.save(
+        step, jax.tree.map(lambda leaf: leaf + step, values), {'moments': jnp.zeros(2)}, META
+      )
   for place, step in ((tmp_path, 12), (tmp_path / 'checkpoints' / '3', 3)):
     found = stream.read(place)
     expected = trees.flatten(jax.tree.map(lambda leaf: np.asarray(leaf + step), values))
@@ -141,19 +192,28 @@ def test_an_abandoned_checkpoint_leaves_nothing(tmp_path):
     writer = stream.Writer(tmp_path / name, {'params': {'w': np.ones(3, np.float32)}}, META)
     writer.write('params', 'w', np.ones(3, np.float32))
     writer.abandon()
-    left = sorted(path.name for path in (tmp_path / name).iterdir()) if (tmp_path / name).exists() else []
+    left = (
+      sorted(path.name for path in (tmp_path / name).iterdir())
+      if (tmp_path / name).exists()
+      else []
+    )
     assert left == before
 
 
 def test_a_layer_of_a_training_run_is_packed_alone(tmp_path):
   """So that reading one does not unpack the stack, on whatever mesh it was saved."""
-  mesh = jax.make_mesh((4,), ('x',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
+  mesh = jax.make_mesh(
+    (4,), ('x',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:4]
+  )
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, 'x'))
   w = jax.device_put(np.arange(6.0 * 8 * 4, dtype=np.float32).reshape(6, 8, 4), split)
   with store.Store(tmp_path) as run:
     run.save(1, {'w': w, 'embed': jnp.ones((5, 4))}, None, META)
   folder = tmp_path / 'checkpoints' / '1' / 'params'
-  opened = {path: tensorstore.open(stream._spec(folder, path), read=True).result() for path in ('w', 'embed')}
+  opened = {
+    path: tensorstore.open(stream._spec(folder, path), read=True).result()
+    for path in ('w', 'embed')
+  }
   chunks = {path: array.chunk_layout.read_chunk.shape for path, array in opened.items()}
   assert chunks['w'][0] == 1 and chunks['embed'] == (5, 4)
   assert same_bits(stream.read(tmp_path)['w'].read((4,)), w[4])
@@ -161,7 +221,9 @@ def test_a_layer_of_a_training_run_is_packed_alone(tmp_path):
 
 def test_the_next_try_starts_over(tmp_path):
   value = np.ones((2, 3, 4), np.float32)
-  first = stream.Writer(tmp_path, {'params': {'w': value, 'old': value}}, META)  # Still held by a traceback, say.
+  first = stream.Writer(
+    tmp_path, {'params': {'w': value, 'old': value}}, META
+  )  # Still held by a traceback, say.
   first.write('params', 'w', 7 * value)
   first.abandon()
   again = stream.Writer(tmp_path, {'params': {'w': value}}, META)
@@ -179,7 +241,7 @@ def test_a_directory_with_a_checkpoint_is_refused_and_kept(written):
   assert sorted(str(path) for path in written.rglob('*')) == before
 
 
-KILLED = '''
+KILLED = """
 import sys, time
 import numpy as np
 from sphinx_jax.checkpoint import stream
@@ -191,12 +253,17 @@ for i in range(64):
     print('half', flush=True)
     time.sleep(60)
 writer.finish()
-'''
+"""
 
 
 def test_killed_while_writing_leaves_no_checkpoint(tmp_path):
-  with subprocess.Popen([sys.executable, '-c', KILLED, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                        text=True, env=os.environ | {'PYTHONPATH': os.getcwd()}) as process:
+  with subprocess.Popen(
+    [sys.executable, '-c', KILLED, str(tmp_path)],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    text=True,
+    env=os.environ | {'PYTHONPATH': os.getcwd()},
+  ) as process:
     assert process.stdout.readline() == 'half\n'
     process.kill()
   assert process.returncode == -signal.SIGKILL and any((tmp_path / 'checkpoints').iterdir())
@@ -207,4 +274,6 @@ def test_killed_while_writing_leaves_no_checkpoint(tmp_path):
   again = stream.Writer(tmp_path, {'params': {'v': value}}, META)
   again.write('params', 'v', value)
   again.finish()
-  assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['0'] and list(stream.read(tmp_path)) == ['v']
+  assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['0'] and list(
+    stream.read(tmp_path)
+  ) == ['v']

@@ -36,4 +36,6 @@ def test_match_is_one_to_one_and_takes_the_best_overlap():
 
 def test_match_with_labels_needs_equal_labels():
   a, b = (0, 0, 0.4, 0.4), (0.5, 0.5, 0.9, 0.9)
-  assert boxes.match([a, b], [a, b], predicted_labels=['cup', 'hat'], truth_labels=['cup', 'dog']) == 1
+  assert (
+    boxes.match([a, b], [a, b], predicted_labels=['cup', 'hat'], truth_labels=['cup', 'dog']) == 1
+  )

@@ -1,8 +1,7 @@
 import ml_collections
 import pytest
 
-from sphinx_jax.core import config as config_lib
-from sphinx_jax.core import errors
+from sphinx_jax.core import config as config_lib, errors
 from tests.checkpoint import bucket
 
 

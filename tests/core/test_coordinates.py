@@ -11,8 +11,13 @@ def test_official_text_forms():
   assert coordinates.format_box(box) == '[0.25, 0.31, 0.50, 0.62]'
   assert coordinates.format_boxes([box, box]) == '[0.25, 0.31, 0.50, 0.62; 0.25, 0.31, 0.50, 0.62]'
   assert coordinates.format_point((0.5, 0.25)) == '[0.50, 0.25]'
-  assert coordinates.format_phrase('red circle', [box]) == '<p>red circle</p>[0.25, 0.31, 0.50, 0.62]'
-  assert coordinates.format_keypoints([('nose', (0.5, 0.2)), ('left eye', (0.4, 0.1))]) == 'nose [0.50, 0.20], left eye [0.40, 0.10]'
+  assert (
+    coordinates.format_phrase('red circle', [box]) == '<p>red circle</p>[0.25, 0.31, 0.50, 0.62]'
+  )
+  assert (
+    coordinates.format_keypoints([('nose', (0.5, 0.2)), ('left eye', (0.4, 0.1))])
+    == 'nose [0.50, 0.20], left eye [0.40, 0.10]'
+  )
 
 
 @pytest.mark.parametrize('decimals', [1, 2, 3])
@@ -33,7 +38,9 @@ def test_round_trip_is_exact_to_the_decimals(decimals):
 def test_keypoint_names_survive_the_text():
   points = [(name, (0.1, 0.2)) for name in coordinates.KEYPOINTS]
   assert len(set(coordinates.KEYPOINTS)) == 17
-  assert coordinates.parse_groups(coordinates.format_keypoints(points)) == [(name, [point]) for name, point in points]
+  assert coordinates.parse_groups(coordinates.format_keypoints(points)) == [
+    (name, [point]) for name, point in points
+  ]
 
 
 def test_labels_of_phrases_and_plain_names():
@@ -42,7 +49,9 @@ def test_labels_of_phrases_and_plain_names():
     ('red circle', [(0.1, 0.2, 0.3, 0.4)]),
     ('blue cup', [(0.5, 0.6, 0.7, 0.8), (0.0, 0.0, 1.0, 1.0)]),
   ]
-  assert coordinates.parse_groups('nose [0.1, 0.2], left eye [0.3, 0.4] and Page-header [.5, 1.]') == [
+  assert coordinates.parse_groups(
+    'nose [0.1, 0.2], left eye [0.3, 0.4] and Page-header [.5, 1.]'
+  ) == [
     ('nose', [(0.1, 0.2)]),
     ('left eye', [(0.3, 0.4)]),
     ('Page-header', [(0.5, 1.0)]),
@@ -52,7 +61,20 @@ def test_labels_of_phrases_and_plain_names():
   assert coordinates.parse_groups('an android [0.1, 0.2]') == [('an android', [(0.1, 0.2)])]
 
 
-@pytest.mark.parametrize('bad', ['[0.1, 0.2, 0.3]', '[a, b]', '[]', '[0.1, 0.2', '0.1, 0.2]', '[1e9, 2]', '[nan, inf]', f"[{'9' * 500}, 1]", ''])
+@pytest.mark.parametrize(
+  'bad',
+  [
+    '[0.1, 0.2, 0.3]',
+    '[a, b]',
+    '[]',
+    '[0.1, 0.2',
+    '0.1, 0.2]',
+    '[1e9, 2]',
+    '[nan, inf]',
+    f'[{"9" * 500}, 1]',
+    '',
+  ],
+)
 def test_malformed_groups_are_dropped(bad):
   assert coordinates.parse_groups('dog ' + bad) == []
 
@@ -67,4 +89,6 @@ def test_random_text_never_raises():
   for _ in range(2000):
     text = ''.join(rng.choices('[]<>p/;,. 0189-abc\n٣', k=rng.randrange(60)))
     for label, numbers in coordinates.parse_groups(text):
-      assert isinstance(label, str) and all(len(n) in (2, 4) and np.isfinite(n).all() for n in numbers)
+      assert isinstance(label, str) and all(
+        len(n) in (2, 4) and np.isfinite(n).all() for n in numbers
+      )

@@ -22,8 +22,16 @@ def test_the_first_matching_rule_wins_and_every_path_must_match():
 
 
 def test_every_difference_is_named():
-  other = {'llm': {'layers': {'w': np.zeros((3, 2), np.float32)}}, 'start': np.zeros(4, np.float64), 'end': np.zeros(1)}
+  other = {
+    'llm': {'layers': {'w': np.zeros((3, 2), np.float32)}},
+    'start': np.zeros(4, np.float64),
+    'end': np.zeros(1),
+  }
   lines = trees.difference(TREE, other)
-  assert lines == ['extra end', 'llm/layers/w: shape (3, 2), expected (2, 3)', 'start: dtype float64, expected float32']
+  assert lines == [
+    'extra end',
+    'llm/layers/w: shape (3, 2), expected (2, 3)',
+    'start: dtype float64, expected float32',
+  ]
   assert trees.difference(other, TREE)[0] == 'missing end'
   assert trees.difference(TREE, TREE) == []

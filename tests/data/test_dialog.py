@@ -10,7 +10,9 @@ from sphinx_jax.data import tokenizer as tokenizers
 from sphinx_jax.data.dialog import Template
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
-INPUTS = {item['id']: item for item in json.loads((GOLDEN / 'conversation/inputs.json').read_text())}
+INPUTS = {
+  item['id']: item for item in json.loads((GOLDEN / 'conversation/inputs.json').read_text())
+}
 DATASET = json.loads((GOLDEN / 'conversation/dataset_goldens.json').read_text())
 PROMPTS = json.loads((GOLDEN / 'conversation/prompts_tokenizer.json').read_text())
 # The official search for an answer's ids finds the question, which has the same text.
@@ -54,21 +56,54 @@ def test_text_ids_and_labels_equal_official(name, tokenizer):
 
 def test_labels_are_on_the_answers_where_official_errs(tokenizer):
   ids, weights = Template().encode(_turns(OFFICIAL_IS_WRONG), tokenizer)
-  official = np.array(DATASET['items'][OFFICIAL_IS_WRONG]['labels'][:len(ids)])
+  official = np.array(DATASET['items'][OFFICIAL_IS_WRONG]['labels'][: len(ids)])
   ours = np.flatnonzero(weights)
-  assert tokenizer.decode(np.array(ids)[official > 0]) == tokenizer.decode(np.array(ids)[ours])  # the same words...
+  assert tokenizer.decode(np.array(ids)[official > 0]) == tokenizer.decode(
+    np.array(ids)[ours]
+  )  # the same words...
   assert official.nonzero()[0][0] < ours[0]  # ...but theirs stand in the question
   groups = np.split(ours, np.flatnonzero(np.diff(ours) > 1) + 1)
   for group, answer in zip(groups, ('A yellow ball.', 'No.'), strict=True):
     assert tokenizer.decode([ids[i] for i in group]) == answer + '\n###'
-    assert tokenizer.decode(ids[:group[0]]).endswith('### Assistant:')
+    assert tokenizer.decode(ids[: group[0]]).endswith('### Assistant:')
 
 
 def test_weights_literally(tokenizer):
   ids, weights = Template('').encode([('Hi', 'Yes.'), ('Q', 'No.')], tokenizer)
   text = [tokenizer.decode([tokenizer.encode('a')[0], i])[1:] for i in ids]
-  assert text == ['', ' ###', ' Human', ':', ' H', 'i', '\n', '###', ' Assistant', ':', ' ', 'Y', 'es', '.', '\n', '###',
-                  ' Human', ':', ' ', 'Q', '\n', '###', ' Assistant', ':', ' ', 'N', 'o', '.', '\n', '###', '']
+  assert text == [
+    '',
+    ' ###',
+    ' Human',
+    ':',
+    ' H',
+    'i',
+    '\n',
+    '###',
+    ' Assistant',
+    ':',
+    ' ',
+    'Y',
+    'es',
+    '.',
+    '\n',
+    '###',
+    ' Human',
+    ':',
+    ' ',
+    'Q',
+    '\n',
+    '###',
+    ' Assistant',
+    ':',
+    ' ',
+    'N',
+    'o',
+    '.',
+    '\n',
+    '###',
+    '',
+  ]
   assert weights.dtype == np.float32
   assert weights.tolist() == [0.0] * 10 + [1.0] * 6 + [0.0] * 8 + [1.0] * 6 + [0.0]
 

@@ -43,7 +43,7 @@ def test_padding_is_the_floor_of_half(shape, top, left):
   square = images.padded_resize(image, max(shape))
   want = np.empty((max(shape), max(shape), 3), np.uint8)
   want[:] = squares.BACKGROUND
-  want[top:top + shape[0], left:left + shape[1]] = 7
+  want[top : top + shape[0], left : left + shape[1]] = 7
   assert np.array_equal(square, want)
 
 
@@ -51,8 +51,13 @@ def test_odd_images_become_rgb_as_pillow_has_it():
   """Grey in three channels, what is transparent as if it were not (FACTS: `convert('RGB')`)."""
   pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 4), np.uint8)
   np.testing.assert_array_equal(images.decode(_encode(pixels)), pixels[..., :3])
-  np.testing.assert_array_equal(images.decode(_encode(pixels[..., 0])), np.repeat(pixels[..., :1], 3, axis=-1))
-  for bits, form in ((pixels[..., 0] > 128, 'PNG'), (pixels[..., :3], 'GIF')):  # Black and white; a palette.
+  np.testing.assert_array_equal(
+    images.decode(_encode(pixels[..., 0])), np.repeat(pixels[..., :1], 3, axis=-1)
+  )
+  for bits, form in (
+    (pixels[..., 0] > 128, 'PNG'),
+    (pixels[..., :3], 'GIF'),
+  ):  # Black and white; a palette.
     assert images.decode(_encode(bits, form)).shape == (4, 6, 3)
 
 
@@ -64,7 +69,9 @@ def test_cmyk_becomes_its_colours():
 
 def test_16_bit_grey_keeps_its_high_bytes():
   pixels = np.random.default_rng(0).integers(0, 2**16, (4, 6), np.uint16)
-  np.testing.assert_array_equal(images.decode(_encode(pixels)), np.repeat((pixels >> 8)[..., None], 3, axis=-1))
+  np.testing.assert_array_equal(
+    images.decode(_encode(pixels)), np.repeat((pixels >> 8)[..., None], 3, axis=-1)
+  )
 
 
 def test_a_palette_with_a_transparent_colour_shows_that_colour():
@@ -96,7 +103,9 @@ def _png_head(width, height):
   """A PNG that says to be large, and has no pixels."""
   chunk = b'IHDR' + struct.pack('>IIBBBBB', width, height, 1, 0, 0, 0, 0)
   checksum = struct.pack('>I', zlib.crc32(chunk))
-  return b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + chunk + checksum + struct.pack('>I', 9) + b'IDAT'
+  return (
+    b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + chunk + checksum + struct.pack('>I', 9) + b'IDAT'
+  )
 
 
 @pytest.mark.parametrize('width, height', [(16_000, 16_000), (20_000, 1), (1, 20_000)])
@@ -105,8 +114,15 @@ def test_huge_pictures_are_bad_examples_before_they_are_decoded(width, height):
     images.square(_png_head(width, height), 8)
 
 
-@pytest.mark.parametrize('spoil', [lambda data: b'', lambda data: b'no image', lambda data: data[:len(data) // 2],
-                                   lambda data: data[:8] + data[20:]])
+@pytest.mark.parametrize(
+  'spoil',
+  [
+    lambda data: b'',
+    lambda data: b'no image',
+    lambda data: data[: len(data) // 2],
+    lambda data: data[:8] + data[20:],
+  ],
+)
 @pytest.mark.parametrize('form', ['PNG', 'JPEG'])
 def test_unreadable_images_are_bad_examples(spoil, form):
   data = _encode(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8), form)

@@ -25,19 +25,32 @@ class Sized:
 def _make(sources, weights, settings=None, caps=None):
   sources = {source.name.split('.')[0]: source for source in sources}
   opened = list(sources.values())
-  return mixture.make(sources, dict(zip(sources, weights)), 0, settings, caps,
-                      lambda task, index: opened[task].length(index), threads=2)
+  return mixture.make(
+    sources,
+    dict(zip(sources, weights)),
+    0,
+    settings,
+    caps,
+    lambda task, index: opened[task].length(index),
+    threads=2,
+  )
 
 
 def _cells(made, position=0):
-  return [[cell.strip() for cell in line.split('  ') if cell.strip()] for line in made.table(position).splitlines()]
+  return [
+    [cell.strip() for cell in line.split('  ') if cell.strip()]
+    for line in made.table(position).splitlines()
+  ]
 
 
 def test_shares_are_of_examples_where_nothing_is_said():
   made = _make([Sized('a.json', 10), Sized('b.json', 1000)], [1, 3])
   assert made.mixture.counts == (256, 768) and made.tokens is None
-  assert _cells(made, 1024) == [['task', 'source', 'examples', 'weight', 'share', 'epochs'],
-                                ['a', 'a.json', '10', '1', '0.250', '25.60'], ['b', 'b.json', '1,000', '3', '0.750', '0.77']]
+  assert _cells(made, 1024) == [
+    ['task', 'source', 'examples', 'weight', 'share', 'epochs'],
+    ['a', 'a.json', '10', '1', '0.250', '25.60'],
+    ['b', 'b.json', '1,000', '3', '0.750', '0.77'],
+  ]
 
 
 def test_weights_by_tokens_are_divided_by_the_mean_length():
@@ -52,7 +65,9 @@ def test_lengths_are_measured_all_over_a_source_on_what_can_be_read():
   long.length = lambda index, read=long.length: read(index) * (2 if index > 5 * 10**8 else 1)
   made = _make([long, Sized('b', 3)], [1, 1], {'by': 'tokens'})
   assert 14 < made.tokens[0] < 17 and made.tokens[1] == 10
-  with pytest.raises(SphinxError, match="task 'a': got none readable of 3 examples looked at .0 is not there."):
+  with pytest.raises(
+    SphinxError, match="task 'a': got none readable of 3 examples looked at .0 is not there."
+  ):
     _make([Sized('a', 3, bad=lambda index: True), Sized('b', 3)], [1, 1], {'by': 'tokens'})
 
 
@@ -63,7 +78,9 @@ def test_a_task_without_weight_is_not_measured():
 
 def test_sizes_and_caps_decide_by_temperature():
   def counts(caps=None, **more):
-    return _make([Sized('a', 100), Sized('b', 10_000)], [1, 1], {'by': 'temperature', **more}, caps).mixture.counts
+    return _make(
+      [Sized('a', 100), Sized('b', 10_000)], [1, 1], {'by': 'temperature', **more}, caps
+    ).mixture.counts
 
   assert counts() == (10, 1014)
   assert counts({'b': 300}) == (256, 768)
@@ -71,34 +88,59 @@ def test_sizes_and_caps_decide_by_temperature():
 
 
 def test_a_stage_changes_the_weights_that_it_names():
-  made = _make([Sized('a', 10), Sized('b', 10), Sized('c', 10)], [2, 1, 1],
-               {'stages': ((1000, {'a': 0.0, 'c': 3}), (5000, {'c': 0}))})
-  assert made.mixture.stages == ((0, (0.5, 0.25, 0.25), (512, 256, 256)), (1024, (0, 0.25, 0.75), (0, 256, 768)),
-                                 (5120, (0, 1, 0), (0, 1024, 0)))
-  assert _cells(made)[0] == ['task', 'source', 'examples', 'weight', 'share', 'from 1,024', 'from 5,120', 'epochs']
+  made = _make(
+    [Sized('a', 10), Sized('b', 10), Sized('c', 10)],
+    [2, 1, 1],
+    {'stages': ((1000, {'a': 0.0, 'c': 3}), (5000, {'c': 0}))},
+  )
+  assert made.mixture.stages == (
+    (0, (0.5, 0.25, 0.25), (512, 256, 256)),
+    (1024, (0, 0.25, 0.75), (0, 256, 768)),
+    (5120, (0, 1, 0), (0, 1024, 0)),
+  )
+  assert _cells(made)[0] == [
+    'task',
+    'source',
+    'examples',
+    'weight',
+    'share',
+    'from 1,024',
+    'from 5,120',
+    'epochs',
+  ]
   assert _cells(made)[2][3:7] == ['1', '0.250', '0.250', '1.000']
 
 
 def test_stages_by_tokens():
-  made = _make([Sized('a', 9, mean=30), Sized('b', 9)], [1, 0], {'by': 'tokens', 'stages': ((1024, {'b': 1}),)})
+  made = _make(
+    [Sized('a', 9, mean=30), Sized('b', 9)], [1, 0], {'by': 'tokens', 'stages': ((1024, {'b': 1}),)}
+  )
   assert [counts for _, _, counts in made.mixture.stages] == [(1024, 0), (256, 768)]
 
 
-@pytest.mark.parametrize('settings, caps, message', [
-  ({'by': 'token'}, None, "sampling by: got 'token'.*did you mean 'tokens'"),
-  ({'temprature': 2}, None, "setting of sampling: got 'temprature'.*did you mean 'temperature'"),
-  ({'temperature': 2.0}, None, "by 'examples' with temperature 2, expected by 'temperature'"),
-  (None, {'a': 5}, r"by 'examples' with caps of \['a'\]"),
-  ({'by': 'temperature'}, {'a': 0}, 'expected positive numbers'),
-  ({'stages': ((5000, {'rce': 1}),)}, None, "task of the stage at 5,000: got 'rce'"),
-  ({'by': 'tokens', 'stages': ((5000, {'a': -1}),)}, None, "task 'a': got weight -1"),
-])
+@pytest.mark.parametrize(
+  'settings, caps, message',
+  [
+    ({'by': 'token'}, None, "sampling by: got 'token'.*did you mean 'tokens'"),
+    ({'temprature': 2}, None, "setting of sampling: got 'temprature'.*did you mean 'temperature'"),
+    ({'temperature': 2.0}, None, "by 'examples' with temperature 2, expected by 'temperature'"),
+    (None, {'a': 5}, r"by 'examples' with caps of \['a'\]"),
+    ({'by': 'temperature'}, {'a': 0}, 'expected positive numbers'),
+    ({'stages': ((5000, {'rce': 1}),)}, None, "task of the stage at 5,000: got 'rce'"),
+    ({'by': 'tokens', 'stages': ((5000, {'a': -1}),)}, None, "task 'a': got weight -1"),
+  ],
+)
 def test_refuses_what_does_not_fit(settings, caps, message):
   with pytest.raises(SphinxError, match=message):
     _make([Sized('a', 5), Sized('b', 5)], [1, 1], settings, caps)
 
 
-@pytest.mark.parametrize('settings', [None, {'by': 'tokens'}, {'by': 'temperature', 'temperature': 2}])
+@pytest.mark.parametrize(
+  'settings', [None, {'by': 'tokens'}, {'by': 'temperature', 'temperature': 2}]
+)
 def test_all_empty_sources_are_named_together(settings):
-  with pytest.raises(SphinxError, match="task 'a .a.json.': got weight 1 but 0 examples; task 'b': got weight 2 but 0 ex"):
+  with pytest.raises(
+    SphinxError,
+    match="task 'a .a.json.': got weight 1 but 0 examples; task 'b': got weight 2 but 0 ex",
+  ):
     _make([Sized('a.json', 0), Sized('b', 0), Sized('c', 5)], [1, 2, 3], settings)

@@ -28,8 +28,10 @@ def _never(example, error):
 
 
 def test_a_small_batch_literally():
-  rows = [[_example([1, 10, 11, 12], {12}), _example([1, 20, 21], {20, 21}, _png(7), task=2)],
-          [_example([1, 30], {30}, _png(9)), _example([1, 40], {40}, _png(8))]]
+  rows = [
+    [_example([1, 10, 11, 12], {12}), _example([1, 20, 21], {20, 21}, _png(7), task=2)],
+    [_example([1, 30], {30}, _png(9)), _example([1, 40], {40}, _png(8))],
+  ]
   batch = packing.assemble(rows, length=11, slots=2, size=4, visual_tokens=3, bad=_never)
   want = {
     'tokens': [[1, 10, 11, 12, 1, 0, 0, 0, 20, 21, 0], [1, 0, 0, 0, 30, 1, 0, 0, 0, 40, 0]],
@@ -37,7 +39,10 @@ def test_a_small_batch_literally():
     'loss_weight': [[0, 0, 1, 0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0]],
     'positions': [[0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 0], [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0]],
     'segments': [[1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 0], [1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 0]],
-    'visual_index': [[-1, -1, -1, -1, -1, 0, 1, 2, -1, -1, -1], [-1, 0, 1, 2, -1, -1, 3, 4, 5, -1, -1]],
+    'visual_index': [
+      [-1, -1, -1, -1, -1, 0, 1, 2, -1, -1, -1],
+      [-1, 0, 1, 2, -1, -1, 3, 4, 5, -1, -1],
+    ],
     'task': [[0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 0], [0] * 11],
   }
   contract.check(batch, visual_tokens=3)
@@ -51,7 +56,9 @@ def test_an_unreadable_image_leaves_padding_and_the_rest_of_the_row():
   good, bad = _example([1, 20, 21], {21}, _png(7)), _example([1, 10, 11], {11}, b'no image')
   told = []
   arguments = dict(length=11, slots=2, size=4, visual_tokens=3)
-  batch = packing.assemble([[bad, good]], **arguments, bad=lambda example, error: told.append((example, error.reason)))
+  batch = packing.assemble(
+    [[bad, good]], **arguments, bad=lambda example, error: told.append((example, error.reason))
+  )
   alone = packing.assemble([[good]], **arguments, bad=_never)
   assert told == [(bad, 'unreadable image')]
   for name in contract.FIELDS:
@@ -65,17 +72,24 @@ def test_an_empty_row_is_padding():
   assert not any(batch[name].any() for name in contract.FIELDS if name != 'visual_index')
 
 
-@pytest.mark.parametrize('lengths, has_image, rows', [
-  ([5, 5, 5, 5], [False] * 4, [[0, 1], [2, 3]]),
-  ([3, 7, 6, 4], [False] * 4, [[0, 1], [2, 3]]),
-  ([2, 2, 2, 2], [True] * 4, [[0, 1], [2, 3]]),          # two image slots a row
-  ([2, 2, 2, 2], [True, True, True, False], [[0, 1, 3], [2]]),
-  ([6, 5, 2, 2, 3], [False] * 5, [[0, 2, 3], [1, 4]]),   # 6 + 2 + 2 is full, where 6 + 3 would leave one position
-  ([7, 3, 3], [True, True, False], [[0, 1], [2]]),       # an image first, as text goes anywhere
-  ([4, 4, 4, 6, 6], [True] * 3 + [False] * 2, [[0, 3], [1, 4], [2]]),
-  ([10], [True], [[0]]),
-  ([], [], []),
-])
+@pytest.mark.parametrize(
+  'lengths, has_image, rows',
+  [
+    ([5, 5, 5, 5], [False] * 4, [[0, 1], [2, 3]]),
+    ([3, 7, 6, 4], [False] * 4, [[0, 1], [2, 3]]),
+    ([2, 2, 2, 2], [True] * 4, [[0, 1], [2, 3]]),  # two image slots a row
+    ([2, 2, 2, 2], [True, True, True, False], [[0, 1, 3], [2]]),
+    (
+      [6, 5, 2, 2, 3],
+      [False] * 5,
+      [[0, 2, 3], [1, 4]],
+    ),  # 6 + 2 + 2 is full, where 6 + 3 would leave one position
+    ([7, 3, 3], [True, True, False], [[0, 1], [2]]),  # an image first, as text goes anywhere
+    ([4, 4, 4, 6, 6], [True] * 3 + [False] * 2, [[0, 3], [1, 4], [2]]),
+    ([10], [True], [[0]]),
+    ([], [], []),
+  ],
+)
 def test_plan(lengths, has_image, rows):
   assert packing.plan(lengths, has_image, length=10, images=2) == rows
 
@@ -85,7 +99,9 @@ def test_plan_loses_nothing_and_keeps_to_the_capacity():
   lengths, has_image = draw.integers(1, 60, 256).tolist(), (draw.random(256) < 0.7).tolist()
   rows = packing.plan(lengths, has_image, length=60, images=3)
   assert sorted(i for row in rows for i in row) == list(range(256))
-  assert all(sum(lengths[i] for i in row) <= 60 and sum(has_image[i] for i in row) <= 3 for row in rows)
+  assert all(
+    sum(lengths[i] for i in row) <= 60 and sum(has_image[i] for i in row) <= 3 for row in rows
+  )
   assert [row[0] for row in rows] == sorted(row[0] for row in rows)
   assert sum(lengths) / (60 * len(rows)) > 0.95
 
@@ -93,8 +109,20 @@ def test_plan_loses_nothing_and_keeps_to_the_capacity():
 def test_plan_fills_rows_of_a_mixture_like_that_of_stage_2():
   """Images of 291 positions, six a row of 2048; texts from short answers to long dialogs, a few without an image."""
   draw = np.random.default_rng(0)
-  texts = np.concatenate([draw.lognormal(np.log(median), spread, count) for median, spread, count in
-                          ((60, 0.4, 500), (150, 0.6, 300), (350, 0.6, 164), (450, 0.7, 60))]).astype(int) + 10
+  texts = (
+    np.concatenate(
+      [
+        draw.lognormal(np.log(median), spread, count)
+        for median, spread, count in (
+          (60, 0.4, 500),
+          (150, 0.6, 300),
+          (350, 0.6, 164),
+          (450, 0.7, 60),
+        )
+      ]
+    ).astype(int)
+    + 10
+  )
   has_image = np.arange(1024) < 964
   order = draw.permutation(1024)
   lengths, has_image = np.minimum(texts + 291 * has_image, 2048)[order], has_image[order]
@@ -105,7 +133,10 @@ def test_plan_fills_rows_of_a_mixture_like_that_of_stage_2():
 
 def test_loss_weighting_sets_how_the_sum_grows_with_the_answer():
   answers = [np.array([0.0] + [1.0] * n, np.float32) for n in (1, 4, 100)]
-  sums = {rule: [packing.weigh(answer, rule).sum() for answer in answers] for rule in packing.LOSS_WEIGHTING}
+  sums = {
+    rule: [packing.weigh(answer, rule).sum() for answer in answers]
+    for rule in packing.LOSS_WEIGHTING
+  }
   assert np.allclose(np.divide(sums['token'], sums['token'][0]), [1, 4, 100])
   assert np.allclose(np.divide(sums['sqrt'], sums['sqrt'][0]), [1, 2, 10])
   assert np.allclose(np.divide(sums['example'], sums['example'][0]), [1, 1, 1])

@@ -22,7 +22,7 @@ from sphinx_jax.mix.tasks import Mixture
 GOLDEN = Path(__file__).parents[1] / 'golden'
 TOKENIZER = tokenizers.load(GOLDEN / 'tokenizer.model')
 VISUAL, SIZE = 5, 8
-BATCH = {'rows': 4, 'length': 64, 'images': 2, 'window': 16}
+BATCH = {'size': 4, 'seq_len': 64, 'images': 2, 'window': 16}
 ROW_FIELDS = tuple(contract.FIELDS)
 
 
@@ -46,7 +46,10 @@ class Fake:
     return self._size
 
   def __getitem__(self, index):
-    made = {'image': _png(index % 256) if self._image else None, 'answer': f'{self.name}{index}' + ' so' * (index % 7)}
+    made = {
+      'image': _png(index % 256) if self._image else None,
+      'answer': f'{self.name}{index}' + ' so' * (index % 7),
+    }
     made |= self._spoil(index)
     return Record(f'{self.name}/{index}', self.name, made['image'], (('Q', made['answer']),), ({},))
 
@@ -55,7 +58,16 @@ def _pipeline(sources=None, weights=None, batch=BATCH, **more):
   sources = sources or [Fake('a', 10), Fake('b', 17), Fake('c', 5, image=False)]
   weights = weights or [0.5, 0.3, 0.2]
   names = [source.name for source in sources]
-  return Pipeline(dict(zip(names, sources)), dict(zip(names, weights)), TOKENIZER, Template(''), batch, VISUAL, SIZE, **more)
+  return Pipeline(
+    dict(zip(names, sources)),
+    dict(zip(names, weights)),
+    TOKENIZER,
+    Template(''),
+    batch,
+    VISUAL,
+    SIZE,
+    **more,
+  )
 
 
 def _take(pipeline, count, position=0, **more):
@@ -74,7 +86,9 @@ def _answers(batches):
     for b in range(len(batch['tokens'])):
       for segment in range(1, batch['segments'][b].max() + 1):
         trained = (batch['segments'][b] == segment) & (batch['loss_weight'][b] > 0)
-        found[TOKENIZER.decode(batch['targets'][b, trained]).removesuffix('\n###').split(' ')[0]] += 1
+        found[
+          TOKENIZER.decode(batch['targets'][b, trained]).removesuffix('\n###').split(' ')[0]
+        ] += 1
   return found
 
 
@@ -100,7 +114,7 @@ def test_resuming_at_any_position_gives_the_same_batches():
   whole = _take(_pipeline(), 12)
   for i in (0, 1, 4, 7, 10):
     again = _take(_pipeline(), 2, position=whole[i][1])
-    for (batch, position), (other, other_position) in zip(again, whole[i + 1:]):
+    for (batch, position), (other, other_position) in zip(again, whole[i + 1 :]):
       assert position == other_position and _equal(batch, other)
 
 
@@ -116,14 +130,18 @@ def test_hosts_together_have_the_batches_of_one(shares, examples):
   order = np.argsort([row for share in shares for row in share])
   for i, (batch, position) in enumerate(one):
     assert {part[i][1] for part in parts} == {position}
-    joined = {name: np.concatenate([part[i][0][name] for part in parts])[order] for name in ROW_FIELDS}
+    joined = {
+      name: np.concatenate([part[i][0][name] for part in parts])[order] for name in ROW_FIELDS
+    }
     assert _equal(joined, batch)
 
 
 @pytest.mark.parametrize('shares', [[(0, 1, 2, 3)], [(0, 1), (2, 3)], [(0,), (1,), (2,), (3,)]])
 def test_each_host_decodes_the_images_of_its_own_rows_alone(shares, monkeypatch):
   decoded, square = [], images.square
-  monkeypatch.setattr(images, 'square', lambda source, *rest: (decoded.append(source), square(source, *rest))[1])
+  monkeypatch.setattr(
+    images, 'square', lambda source, *rest: (decoded.append(source), square(source, *rest))[1]
+  )
   counts = []
   for share in shares:
     decoded.clear()
@@ -160,7 +178,9 @@ def test_bad_examples_are_counted_named_and_left_out(caplog):
 
   pipeline = _pipeline([Fake('a', 16, spoil=spoil)], [1])
   got = list(pipeline.batches(examples=16))
-  assert pipeline.skipped == {('a', reason): 1 for reason in ('box outside', 'empty answer', 'unreadable image', 'too long')}
+  assert pipeline.skipped == {
+    ('a', reason): 1 for reason in ('box outside', 'empty answer', 'unreadable image', 'too long')
+  }
   assert _answers(got) == {f'a{i}': 1 for i in range(16) if i not in (2, 3, 4, 5)}
   for said in ('skipped a/3: an answer is empty', 'box 7 is outside', 'skipped a/4', 'skipped a/5'):
     assert said in caplog.text
@@ -169,21 +189,27 @@ def test_bad_examples_are_counted_named_and_left_out(caplog):
 def test_a_source_may_have_its_text_cut():
   source = Fake('a', 4, spoil=lambda index: {'answer': 'long ' * 99})
   source.too_long = 'cut_text'
-  (batch, _), = _take(_pipeline([source], [1]), 1)
+  ((batch, _),) = _take(_pipeline([source], [1]), 1)
   assert (batch['segments'] == 1).all() and batch['loss_weight'][0, -2] == 1
   assert (batch['visual_index'] >= 0).sum() == 4 * VISUAL
 
 
 @pytest.mark.parametrize('name', ['single', 'two_turn'])
 def test_cut_text_equals_the_official_truncation(name):
-  golden = json.loads((GOLDEN / 'conversation/prompts_tokenizer.json').read_text())['truncation_max_words_90'][name]
-  item, = [item for item in json.loads((GOLDEN / 'conversation/inputs.json').read_text()) if item['id'] == name]
+  golden = json.loads((GOLDEN / 'conversation/prompts_tokenizer.json').read_text())[
+    'truncation_max_words_90'
+  ][name]
+  (item,) = [
+    item
+    for item in json.loads((GOLDEN / 'conversation/inputs.json').read_text())
+    if item['id'] == name
+  ]
   said = [turn['value'] for turn in item['conversations']]
   source = [Record(name, 'chat', None, tuple(zip(said[::2], said[1::2])), ({},) * (len(said) // 2))]
   source = type('Dialogs', (list,), {'name': 'chat', 'too_long': 'cut_text'})(source)
-  batch = BATCH | {'rows': 1, 'length': 90}
+  batch = BATCH | {'size': 1, 'seq_len': 90}
   pipeline = Pipeline({'chat': source}, {'chat': 1}, TOKENIZER, Template(), batch, VISUAL, SIZE)
-  (batch, _), = list(pipeline.batches(examples=1))
+  ((batch, _),) = list(pipeline.batches(examples=1))
   assert batch['tokens'][0].tolist() == golden['input_ids']
   labels = np.where(batch['loss_weight'][0] > 0, batch['targets'][0], 0)
   assert [0, *labels[:-1]] == golden['labels']
@@ -192,11 +218,13 @@ def test_cut_text_equals_the_official_truncation(name):
 def test_cut_so_that_no_answer_is_left_is_skipped():
   source = Fake('a', 4, spoil=lambda index: {'answer': 'x' * 400} if index == 1 else {})
   source.too_long = 'cut_text'
-  pipeline = _pipeline([source], [1], batch=BATCH | {'length': VISUAL + 12})
+  pipeline = _pipeline([source], [1], batch=BATCH | {'seq_len': VISUAL + 12})
   list(pipeline.batches(examples=4))
   assert ('a', 'too long') not in pipeline.skipped
-  pipeline = _pipeline([source], [1], batch=BATCH | {'length': VISUAL + 3})
-  with pytest.raises(SphinxError, match="3 bad among the first 4 examples .*too long.*no answer begins"):
+  pipeline = _pipeline([source], [1], batch=BATCH | {'seq_len': VISUAL + 3})
+  with pytest.raises(
+    SphinxError, match='3 bad among the first 4 examples .*too long.*no answer begins'
+  ):
     list(pipeline.batches(examples=4))
 
 
@@ -209,14 +237,20 @@ def test_a_long_run_stops_where_its_data_turn_bad(answer):
     while next(batches)[1] < 2500:
       pass
     turned = True
-    with pytest.raises(SphinxError, match=r'got 301 bad among the 1000 examples from .,000 on .*at most 30%'):
+    with pytest.raises(
+      SphinxError, match=r'got 301 bad among the 1000 examples from .,000 on .*at most 30%'
+    ):
       for _ in batches:
         pass
 
 
 @pytest.mark.parametrize('most, bad', [(0, 1), (1, 40)])
 def test_the_share_that_may_be_bad_is_a_setting(most, bad):
-  pipeline = _pipeline([Fake('a', 40, spoil=lambda index: {'answer': ''} if index < bad else {})], [1], max_skipped=most)
+  pipeline = _pipeline(
+    [Fake('a', 40, spoil=lambda index: {'answer': ''} if index < bad else {})],
+    [1],
+    max_skipped=most,
+  )
   if most:
     assert list(pipeline.batches(examples=40)) == [] and pipeline.skipped['a', 'empty answer'] == 40
   else:
@@ -235,7 +269,9 @@ def test_a_short_rest_is_no_stretch_of_its_own():
 def test_each_of_several_hosts_stops_at_unreadable_pictures():
   """Though it decodes but its part of them."""
   with pytest.raises(SphinxError, match='bad among the first 1000 examples'):
-    for _ in _pipeline([Fake('a', 50, spoil=lambda index: {'image': b'torn'})], [1], mine=(0,)).batches():
+    for _ in _pipeline(
+      [Fake('a', 50, spoil=lambda index: {'image': b'torn'})], [1], mine=(0,)
+    ).batches():
       pass
 
 
@@ -245,8 +281,11 @@ def test_what_sources_leave_out_of_examples_is_counted_apart():
   pipeline = _pipeline([source, Fake('b', 16)], [1, 1])
   assert pipeline.dropped() == {('a', 'box outside the image or empty'): 3} and not pipeline.skipped
   pipeline.skipped['b', 'empty answer'] = 2
-  assert pipeline.summary(0).splitlines() == [*pipeline.table().splitlines(), 'skipped 2 examples of b: empty answer',
-                                              'left out in examples of a: 3 times box outside the image or empty']
+  assert pipeline.summary(0).splitlines() == [
+    *pipeline.table().splitlines(),
+    'skipped 2 examples of b: empty answer',
+    'left out in examples of a: 3 times box outside the image or empty',
+  ]
 
 
 @pytest.mark.parametrize('shape', [(6, 12), (12, 7)])
@@ -255,12 +294,18 @@ def test_a_mirrored_picture_still_has_its_object_in_its_box(shape):
   height, width = shape
   pixels = np.zeros((*shape, 3), np.uint8)
   pixels[2:5, 1:4] = 255
-  box, = geometry.on_square({'objects': [{'name': 'it', 'box': [1, 2, 4, 5]}]}, width, height, mirrored=True)['objects']
+  (box,) = geometry.on_square(
+    {'objects': [{'name': 'it', 'box': [1, 2, 4, 5]}]}, width, height, mirrored=True
+  )['objects']
   side = max(shape)
   x1, y1, x2, y2 = (round(number * side) for number in box['box'])
   source = [Record('a/0', 'a', _encode(pixels), (('Q', 'so'),), ({},), True)]
   source = type('Mirrored', (list,), {'name': 'a'})(source)
-  (batch, _), = list(Pipeline({'a': source}, {'a': 1}, TOKENIZER, Template(''), BATCH, VISUAL, side).batches(examples=1))
+  ((batch, _),) = list(
+    Pipeline({'a': source}, {'a': 1}, TOKENIZER, Template(''), BATCH, VISUAL, side).batches(
+      examples=1
+    )
+  )
   bright = batch['images'][0, 0, :, :, 0] == 255
   assert bright[y1:y2, x1:x2].all() and bright.sum() == 9
 
@@ -274,7 +319,9 @@ def test_mostly_bad_data_stops(spoil):
 
 
 def test_repeated_trouble_is_logged_a_few_times_only(caplog):
-  pipeline = _pipeline([Fake('a', 100, spoil=lambda index: {'answer': ''} if index % 3 == 0 else {})], [1])
+  pipeline = _pipeline(
+    [Fake('a', 100, spoil=lambda index: {'answer': ''} if index % 3 == 0 else {})], [1]
+  )
   list(pipeline.batches(examples=400))
   assert pipeline.skipped['a', 'empty answer'] == 136
   assert len(caplog.records) == 7  # 1 to 5, 10, 100
@@ -314,7 +361,10 @@ def test_table_shows_the_mixture():
 
 
 def test_weights_by_tokens_share_out_the_positions():
-  long, short = Fake('long', 10, spoil=lambda index: {'answer': 'so ' * 12}), Fake('short', 10, image=False)
+  long, short = (
+    Fake('long', 10, spoil=lambda index: {'answer': 'so ' * 12}),
+    Fake('short', 10, image=False),
+  )
   pipeline = _pipeline([long, short], [1, 1], sampling={'by': 'tokens'})
   positions = np.zeros(2)
   for batch, _ in _take(pipeline, 60):
@@ -337,17 +387,23 @@ def test_a_billion_examples_from_any_position(sampling):
 
   for position in (0, 10**9, 10**12):
     (_, after), (batch, _) = _take(pipeline(), 2, position)
-    (again, _), = _take(pipeline(), 1, after)
+    ((again, _),) = _take(pipeline(), 1, after)
     contract.check(batch, VISUAL)
     assert _equal(batch, again)
 
 
-@pytest.mark.parametrize('change, message', [
-  (dict(max_skipped=3), 'max_skipped: got 3'),
-  (dict(sources=[Fake('a', 0)], weights=[0.3]), "task 'a': got weight 0.3 but 0 examples"),
-  (dict(batch=BATCH | {'length': 6}), 'got 6 positions, expected more than BOS and an image of 5'),
-  (dict(loss_weighting='none'), "loss weighting: got 'none'"),
-])
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    (dict(max_skipped=3), 'max_skipped: got 3'),
+    (dict(sources=[Fake('a', 0)], weights=[0.3]), "task 'a': got weight 0.3 but 0 examples"),
+    (
+      dict(batch=BATCH | {'seq_len': 6}),
+      'got 6 positions, expected more than BOS and an image of 5',
+    ),
+    (dict(loss_weighting='none'), "loss weighting: got 'none'"),
+  ],
+)
 def test_refuses_what_cannot_work(change, message):
   with pytest.raises(SphinxError, match=message):
     _pipeline(**change)

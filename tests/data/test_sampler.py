@@ -15,7 +15,9 @@ def test_windows_are_the_law(first):
   for number, columns in enumerate(windows, first):
     positions = np.arange(number * 7, number * 7 + 7)
     want = dict(zip(sampler.COLUMNS, (positions, *MIXTURE.lookup(positions))))
-    assert {name: column.tolist() for name, column in columns.items()} == {n: c.tolist() for n, c in want.items()}
+    assert {name: column.tolist() for name, column in columns.items()} == {
+      n: c.tolist() for n, c in want.items()
+    }
 
 
 @pytest.mark.parametrize('examples, lengths', [(0, []), (5, [5]), (7, [7]), (16, [7, 7, 2])])

@@ -34,7 +34,11 @@ def trained():
 
 def test_equals_the_official_tokenizer(official):
   golden = json.loads((GOLDEN / 'conversation/prompts_tokenizer.json').read_text())['tokenizer']
-  assert (official.vocab_size, official.bos, official.eos) == (golden['n_words'], golden['bos'], golden['eos'])
+  assert (official.vocab_size, official.bos, official.eos) == (
+    golden['n_words'],
+    golden['bos'],
+    golden['eos'],
+  )
   for case in golden['cases']:
     assert official.encode(case['s']) == case['encode']
     assert official.encode(case['s'], bos=True) == case['bos_eos'][:-1]
@@ -42,7 +46,9 @@ def test_equals_the_official_tokenizer(official):
     assert official.decode(case['ids']) == case['text']
 
 
-@pytest.mark.parametrize('text', ['', 'a', ' my darling', 'a\n### Human: café 图 😀!', '[0.25, 0.31]'])
+@pytest.mark.parametrize(
+  'text', ['', 'a', ' my darling', 'a\n### Human: café 图 😀!', '[0.25, 0.31]']
+)
 def test_spans_are_characters_in_order_and_cover_the_text(official, text):
   ids, spans = official.encode_spans(text)
   assert ids == official.encode(text)
@@ -50,7 +56,10 @@ def test_spans_are_characters_in_order_and_cover_the_text(official, text):
   assert ''.join(text[begin:end] for begin, end in spans) == text
 
 
-@pytest.mark.parametrize('text', ['', 'a', ' my  darling ', '\n###', 'a\n### Human: café 图 😀!', '[0.25, 0.31]; [0.1]\t~\x00'])
+@pytest.mark.parametrize(
+  'text',
+  ['', 'a', ' my  darling ', '\n###', 'a\n### Human: café 图 😀!', '[0.25, 0.31]; [0.1]\t~\x00'],
+)
 @pytest.mark.parametrize('which', ['official', 'trained'])
 def test_begins_are_those_of_the_spans(which, text, request):
   tokenizer = request.getfixturevalue(which)
@@ -63,10 +72,13 @@ def test_trained_model_has_the_official_special_ids(trained):
   assert (trained.vocab_size, trained.bos, trained.eos) == (400, 1, 2)
 
 
-@pytest.mark.parametrize('text, tokens', [
-  ('[0.25, 0.31, 0.50, 0.62]', 13),
-  ('[0.25, 0.31, 0.50, 0.62; 0.00, 0.99, 0.10, 0.01]', 25),
-])
+@pytest.mark.parametrize(
+  'text, tokens',
+  [
+    ('[0.25, 0.31, 0.50, 0.62]', 13),
+    ('[0.25, 0.31, 0.50, 0.62; 0.00, 0.99, 0.10, 0.01]', 25),
+  ],
+)
 def test_coordinates_are_short(trained, text, tokens):
   assert len(trained.encode(text)) == tokens
   assert trained.decode(trained.encode(text)) == text
@@ -79,8 +91,13 @@ def test_without_user_symbols_coordinates_are_long():
 
 def test_decode_gives_back_every_text(trained):
   draw = random.Random(1)
-  texts = [*_corpus(30), 'unseen: Ünïcödé 图 ✓\n\ttab', '<p>red circle</p>[0.10, 0.20, 0.30, 0.40], nose [0.50, 0.20]',
-           '  two  spaces ', *(''.join(draw.choice('ab 01[],.;#\n') for _ in range(20)) for _ in range(50))]
+  texts = [
+    *_corpus(30),
+    'unseen: Ünïcödé 图 ✓\n\ttab',
+    '<p>red circle</p>[0.10, 0.20, 0.30, 0.40], nose [0.50, 0.20]',
+    '  two  spaces ',
+    *(''.join(draw.choice('ab 01[],.;#\n') for _ in range(20)) for _ in range(50)),
+  ]
   for text in texts:
     assert trained.decode(trained.encode(text)) == text
 

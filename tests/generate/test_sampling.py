@@ -9,7 +9,9 @@ PROBABILITIES = np.array([0.5, 0.3, 0.15, 0.05])
 
 def draws(temperature, top_p, count=4000):
   logits = jnp.broadcast_to(jnp.log(PROBABILITIES), (count, 4))
-  return np.asarray(sampling.nucleus(logits, jax.random.split(jax.random.key(0), count), temperature, top_p))
+  return np.asarray(
+    sampling.nucleus(logits, jax.random.split(jax.random.key(0), count), temperature, top_p)
+  )
 
 
 def shares(ids):
@@ -26,7 +28,9 @@ def test_the_nucleus_is_the_smallest_set_that_holds_top_p():
 
 
 def test_temperature_sharpens():
-  np.testing.assert_allclose(shares(draws(0.5, 1.0)), PROBABILITIES**2 / (PROBABILITIES**2).sum(), atol=0.03)
+  np.testing.assert_allclose(
+    shares(draws(0.5, 1.0)), PROBABILITIES**2 / (PROBABILITIES**2).sum(), atol=0.03
+  )
 
 
 def test_greedy_takes_the_likeliest():

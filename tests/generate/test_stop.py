@@ -8,7 +8,23 @@ from tests.generate import small
 @pytest.mark.parametrize('stop_text', ['\n###', 'aab', 'x'])
 def test_the_automaton_finds_the_stop_text_in_any_tokenisation(stop_text):
   rng = np.random.default_rng(0)
-  texts = ['', 'a', 'b', 'aa', 'ab', '\n', '#', '##', '###', '\n#', 'x', 'yx', 'z\n', '#\n', '\n###a']
+  texts = [
+    '',
+    'a',
+    'b',
+    'aa',
+    'ab',
+    '\n',
+    '#',
+    '##',
+    '###',
+    '\n#',
+    'x',
+    'yx',
+    'z\n',
+    '#\n',
+    '\n###a',
+  ]
   table = stop.automaton(stop_text, texts)
   found = 0
   for _ in range(500):

@@ -13,7 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 # The python of a worker is new enough, makes virtual environments of itself, and notes what pip and our doors are asked for.
-PYTHON = '''#!/usr/bin/env bash
+PYTHON = """#!/usr/bin/env bash
 case "$*" in
   '-m venv '*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
   '-m pip '*) echo "$*" >> "$HOME/pip" ;;
@@ -21,12 +21,13 @@ case "$*" in
   '-m sphinx_jax.'*) echo "$*" >> "$FAKE/trained" ;;
   *) exit 1 ;;
 esac
-'''
+"""
 
 
 @dataclasses.dataclass
 class Cloud:
   """The fake cloud (folder `fake`) and the repository from which the scripts are launched (folder `repository`)."""
+
   fake: pathlib.Path
   repository: pathlib.Path
   environment: dict
@@ -38,8 +39,14 @@ class Cloud:
 
   def start(self, script, *arguments, **environment):
     """Starts a launch script; `command`, a shell script, is what the workers run."""
-    return subprocess.Popen(['bash', f'launch/{script}', *arguments], cwd=self.repository, text=True,
-                            env={**self.environment, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+      ['bash', f'launch/{script}', *arguments],
+      cwd=self.repository,
+      text=True,
+      env={**self.environment, **environment},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+    )
 
   def launch(self, script, *arguments, **environment):
     """Runs a launch script to its end: (exit code, output, messages)."""
@@ -49,8 +56,19 @@ class Cloud:
 
   def run(self, script, command, *settings, **environment):
     """Launches a shell command on a slice of type v4-8."""
-    return self.launch(script, '--name=mine', '--zone=here', '--project=ours', '--type=v4-8', *settings, '--',
-                       'bash', '-c', command, **environment)
+    return self.launch(
+      script,
+      '--name=mine',
+      '--zone=here',
+      '--project=ours',
+      '--type=v4-8',
+      *settings,
+      '--',
+      'bash',
+      '-c',
+      command,
+      **environment,
+    )
 
   def calls(self, verb=None, kind=None):
     """The calls of `gcloud` so far: lists of words after `gcloud compute tpus`."""
@@ -72,7 +90,11 @@ def cloud(tmp_path):
   fake, repository, programs = tmp_path / 'fake', tmp_path / 'repository', tmp_path / 'bin'
   for folder in (fake, repository, programs):
     folder.mkdir()
-  shutil.copytree(ROOT / 'launch', repository / 'launch', ignore=shutil.ignore_patterns('*.ipynb', '.ipynb_checkpoints'))
+  shutil.copytree(
+    ROOT / 'launch',
+    repository / 'launch',
+    ignore=shutil.ignore_patterns('*.ipynb', '.ipynb_checkpoints'),
+  )
   for name in ('setup.py', 'constraints.txt', '.gitignore'):
     shutil.copy(ROOT / name, repository / name)
   (repository / 'tests').mkdir()

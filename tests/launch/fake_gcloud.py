@@ -79,7 +79,9 @@ def main(kind, verb, *arguments):
   with open(FAKE / 'calls', 'a') as calls:
     calls.write(json.dumps([kind, verb, *arguments]) + '\n')
   names = [argument for argument in arguments if not argument.startswith('--')]
-  flags = dict(argument[2:].partition('=')[::2] for argument in arguments if argument.startswith('--'))
+  flags = dict(
+    argument[2:].partition('=')[::2] for argument in arguments if argument.startswith('--')
+  )
   if verb == 'create':
     create(kind)
   elif verb == 'delete':
@@ -109,4 +111,6 @@ def storage(verb, *arguments):
 
 
 if __name__ == '__main__':
-  storage(*sys.argv[2:]) if sys.argv[1] == 'storage' else main(*sys.argv[3:])  # After `compute tpus`.
+  storage(*sys.argv[2:]) if sys.argv[1] == 'storage' else main(
+    *sys.argv[3:]
+  )  # After `compute tpus`.

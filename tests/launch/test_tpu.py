@@ -11,7 +11,10 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-SCRIPTS = {'tpu_vm.sh': 'tpu-vm', 'tpu_queued.sh': 'queued-resources'}  # And what each of them creates.
+SCRIPTS = {
+  'tpu_vm.sh': 'tpu-vm',
+  'tpu_queued.sh': 'queued-resources',
+}  # And what each of them creates.
 SLICE = ('--name=mine', '--zone=here', '--project=ours', '--type=v4-8')
 TRAIN = ('--', 'python', '-m', 'sphinx_jax.train', '--config=configs/stage2.py:13b,1k')
 
@@ -31,15 +34,21 @@ def test_the_scripts_are_clean():
 @both
 def test_what_is_unknown_or_missing_is_named(script, cloud):
   for arguments, words in [
-      (['--nmae=x'], ["got '--nmae=x'", '--name= --zone=']),
-      ([*TRAIN], ['got no --name= --zone= --project= --type=', 'TPU_NAME']),
-      (['--name=mine', '--project=ours', *TRAIN], ['got no --zone= --type=']),
-      (['--name=mine', '--zone=here', '--delete'], ['got no --project=']),
-      ([*SLICE, '--workdir=gs://b/r'], ['got no command', 'after --']),
-      ([*SLICE, '--workdir=/tmp/run', *TRAIN], ["--workdir='/tmp/run'", 'gs://BUCKET/RUN']),
-      ([*SLICE, *TRAIN], ['got no --workdir=gs://']),
-      ([*SLICE, '--workdir=gs://b/r', '--data=data', *TRAIN], ["--data='data'", 'copy it to a bucket']),
-      ([*SLICE, '--type=v5e-16', '--workdir=gs://b/r', *TRAIN], ["--type: got 'v5e-16'", 'v5litepod-N']),
+    (['--nmae=x'], ["got '--nmae=x'", '--name= --zone=']),
+    ([*TRAIN], ['got no --name= --zone= --project= --type=', 'TPU_NAME']),
+    (['--name=mine', '--project=ours', *TRAIN], ['got no --zone= --type=']),
+    (['--name=mine', '--zone=here', '--delete'], ['got no --project=']),
+    ([*SLICE, '--workdir=gs://b/r'], ['got no command', 'after --']),
+    ([*SLICE, '--workdir=/tmp/run', *TRAIN], ["--workdir='/tmp/run'", 'gs://BUCKET/RUN']),
+    ([*SLICE, *TRAIN], ['got no --workdir=gs://']),
+    (
+      [*SLICE, '--workdir=gs://b/r', '--data=data', *TRAIN],
+      ["--data='data'", 'copy it to a bucket'],
+    ),
+    (
+      [*SLICE, '--type=v5e-16', '--workdir=gs://b/r', *TRAIN],
+      ["--type: got 'v5e-16'", 'v5litepod-N'],
+    ),
   ]:
     code, output, messages = cloud.launch(script, *arguments)
     assert code == 2 and not output
@@ -52,22 +61,38 @@ def test_what_is_unknown_or_missing_is_named(script, cloud):
 def test_help_says_every_setting(script, cloud):
   code, output, _ = cloud.launch(script, '--help')
   assert code == 0
-  assert all(f'--{name}' in output for name in
-             'name zone project type version workdir data spot keep delete dry_run'.split())
+  assert all(
+    f'--{name}' in output
+    for name in 'name zone project type version workdir data spot keep delete dry_run'.split()
+  )
   assert 'BASH_SOURCE' not in output
 
 
 def test_settings_come_from_the_environment_and_flags_win(cloud):
-  environment = dict(TPU_NAME='other', TPU_ZONE='there', TPU_PROJECT='ours', TPU_TYPE='v6e-16',
-                     TPU_WORKDIR='gs://b/r', TPU_SPOT='1')
+  environment = dict(
+    TPU_NAME='other',
+    TPU_ZONE='there',
+    TPU_PROJECT='ours',
+    TPU_TYPE='v6e-16',
+    TPU_WORKDIR='gs://b/r',
+    TPU_SPOT='1',
+  )
   _, output, _ = cloud.launch('tpu_vm.sh', '--name=mine', '--dry_run', *TRAIN, **environment)
   create = next(line for line in output.splitlines() if ' create ' in line)
-  assert create == ('gcloud compute tpus tpu-vm create mine --accelerator-type=v6e-16 --version=v2-alpha-tpuv6e --spot '
-                    '--zone=there --project=ours --quiet')
+  assert create == (
+    'gcloud compute tpus tpu-vm create mine --accelerator-type=v6e-16 --version=v2-alpha-tpuv6e --spot '
+    '--zone=there --project=ours --quiet'
+  )
 
 
-@pytest.mark.parametrize('accelerator, version', [
-    ('v5p-128', 'v2-alpha-tpuv5'), ('v5litepod-16', 'v2-alpha-tpuv5-lite'), ('v4-8', 'tpu-ubuntu2204-base')])
+@pytest.mark.parametrize(
+  'accelerator, version',
+  [
+    ('v5p-128', 'v2-alpha-tpuv5'),
+    ('v5litepod-16', 'v2-alpha-tpuv5-lite'),
+    ('v4-8', 'tpu-ubuntu2204-base'),
+  ],
+)
 def test_a_type_has_its_runtime_version(accelerator, version, cloud):
   arguments = (*SLICE, f'--type={accelerator}', '--workdir=gs://b/r', '--dry_run')
   _, output, _ = cloud.launch('tpu_queued.sh', *arguments, *TRAIN)
@@ -78,13 +103,24 @@ def test_a_type_has_its_runtime_version(accelerator, version, cloud):
 
 @both
 def test_dry_run_prints_every_command_and_runs_none(script, cloud):
-  code, output, _ = cloud.launch(script, *SLICE, '--spot', '--workdir=gs://b/r', '--dry_run', *TRAIN)
+  code, output, _ = cloud.launch(
+    script, *SLICE, '--spot', '--workdir=gs://b/r', '--dry_run', *TRAIN
+  )
   lines = output.splitlines()
   commands = [line.split()[3:5] for line in lines if not line.startswith('# ')]
   assert code == 0 and not cloud.calls() and not (cloud.repository / 'logs').exists()
   kinds = [SCRIPTS[script], 'tpu-vm']
-  in_order = [(kinds[0], 'describe'), (kinds[0], 'create'), ('tpu-vm', 'describe'), ('tpu-vm', 'ssh'), ('tpu-vm', 'scp'),
-              ('tpu-vm', 'ssh'), ('tpu-vm', 'ssh'), ('tpu-vm', 'ssh'), (kinds[0], 'delete')]
+  in_order = [
+    (kinds[0], 'describe'),
+    (kinds[0], 'create'),
+    ('tpu-vm', 'describe'),
+    ('tpu-vm', 'ssh'),
+    ('tpu-vm', 'scp'),
+    ('tpu-vm', 'ssh'),
+    ('tpu-vm', 'ssh'),
+    ('tpu-vm', 'ssh'),
+    (kinds[0], 'delete'),
+  ]
   rest = iter(tuple(command) for command in commands)
   assert all(step in rest for step in in_order), commands
   assert all(line.startswith('gcloud compute tpus ') for line in lines if not line.startswith('# '))
@@ -93,7 +129,10 @@ def test_dry_run_prints_every_command_and_runs_none(script, cloud):
   # What is printed can be pasted: the real run makes the same calls.
   cloud.run(script, 'true', '--spot', '--workdir=gs://b/r')
   printed = {line for line in lines if ' create ' in line or ' delete ' in line}
-  called = {f'gcloud compute tpus {" ".join(call)}' for call in [*cloud.calls('create'), *cloud.calls('delete')]}
+  called = {
+    f'gcloud compute tpus {" ".join(call)}'
+    for call in [*cloud.calls('create'), *cloud.calls('delete')]
+  }
   assert printed == called
 
 
@@ -103,7 +142,9 @@ def test_dry_run_prints_every_command_and_runs_none(script, cloud):
 @both
 def test_a_run_from_nothing_to_nothing(script, cloud):
   cloud.play(hosts=2)
-  commit = subprocess.check_output(['git', 'rev-parse', 'HEAD'], cwd=cloud.repository, text=True).strip()
+  commit = subprocess.check_output(
+    ['git', 'rev-parse', 'HEAD'], cwd=cloud.repository, text=True
+  ).strip()
   seen = cloud.fake / 'seen'
   command = f'echo "$WORKER $SPHINX_JAX_DISTRIBUTED $SPHINX_JAX_COMMIT $*" >> {seen}; ls; cp "$HOME/pip" {cloud.fake}/pip'
   code, output, messages = cloud.run(script, command, '--workdir=gs://bucket/a run')
@@ -114,7 +155,11 @@ def test_a_run_from_nothing_to_nothing(script, cloud):
   assert len(started) == 2 and all('--workdir=gs://bucket/a\\ run' in word for word in started)
   # Installed from the repository with the pinned versions, without the tests.
   installed = (cloud.fake / 'pip').read_text()
-  assert installed.count('\n') == 1 and '--constraint constraints.txt' in installed and '.[tpu]' in installed
+  assert (
+    installed.count('\n') == 1
+    and '--constraint constraints.txt' in installed
+    and '.[tpu]' in installed
+  )
   for worker in (0, 1):
     assert {'launch', 'setup.py', 'constraints.txt'} < set(cloud.log(worker).splitlines())
     assert 'tests' not in cloud.log(worker).splitlines()
@@ -128,13 +173,17 @@ def test_a_training_run_is_that_of_the_installed_python(cloud):
   code, _, messages = cloud.launch('tpu_queued.sh', *SLICE, '--workdir=gs://bucket/run', *TRAIN)
   assert code == 0, messages
   trained = (cloud.fake / 'trained').read_text()
-  assert trained == '-m sphinx_jax.train --config=configs/stage2.py:13b,1k --workdir=gs://bucket/run\n'
+  assert (
+    trained == '-m sphinx_jax.train --config=configs/stage2.py:13b,1k --workdir=gs://bucket/run\n'
+  )
 
 
 def test_data_come_from_a_bucket_and_stay_when_the_code_changes(cloud):
   cloud.play(hosts=2)
   for _ in range(2):
-    code, _, messages = cloud.run('tpu_vm.sh', 'cat data/vqa.jsonl && echo kept >> data/mark', '--keep', '--data=gs://b/my data')
+    code, _, messages = cloud.run(
+      'tpu_vm.sh', 'cat data/vqa.jsonl && echo kept >> data/mark', '--keep', '--data=gs://b/my data'
+    )
     assert code == 0, messages
   fetched = sorted((cloud.fake / 'fetched').read_text().splitlines())
   assert fetched == [f'{worker} rsync --recursive gs://b/my data data' for worker in (0, 0, 1, 1)]
@@ -144,10 +193,17 @@ def test_data_come_from_a_bucket_and_stay_when_the_code_changes(cloud):
 
 def test_each_worker_has_its_own_log(cloud):
   cloud.play(hosts=3)
-  code, output, _ = cloud.run('tpu_vm.sh', 'echo "from $WORKER"; echo "error of $WORKER" >&2; printf "no newline"')
+  code, output, _ = cloud.run(
+    'tpu_vm.sh', 'echo "from $WORKER"; echo "error of $WORKER" >&2; printf "no newline"'
+  )
   assert code == 0
   for worker in range(3):
-    assert cloud.log(worker).splitlines()[-4:] == [f'from {worker}', f'error of {worker}', 'no newline', 'exit code 0']
+    assert cloud.log(worker).splitlines()[-4:] == [
+      f'from {worker}',
+      f'error of {worker}',
+      'no newline',
+      'exit code 0',
+    ]
     assert f'[{worker}] from {worker}\n' in output
   assert '[1] from 0' not in output
 
@@ -155,7 +211,11 @@ def test_each_worker_has_its_own_log(cloud):
 def test_a_dirty_tree_is_said_and_the_commit_is_sent(cloud):
   (cloud.repository / 'new.py').write_text('')
   code, output, messages = cloud.run('tpu_vm.sh', 'ls')
-  assert code == 0 and 'warning: 1 changed or new file(s) stay here' in messages and 'new.py' not in output
+  assert (
+    code == 0
+    and 'warning: 1 changed or new file(s) stay here' in messages
+    and 'new.py' not in output
+  )
 
 
 def test_keep_leaves_the_slice_and_delete_deletes_it(cloud):
@@ -163,7 +223,9 @@ def test_keep_leaves_the_slice_and_delete_deletes_it(cloud):
   assert code == 0 and (cloud.fake / 'slice').exists()
   assert 'bash launch/tpu_vm.sh --name=mine --zone=here --project=ours --delete' in messages
   # The next start finds it, with what is installed there.
-  code, _, _ = cloud.run('tpu_vm.sh', 'test -f "$HOME/was_here" && cp "$HOME/pip" "$FAKE/pip"', '--keep')
+  code, _, _ = cloud.run(
+    'tpu_vm.sh', 'test -f "$HOME/was_here" && cp "$HOME/pip" "$FAKE/pip"', '--keep'
+  )
   assert code == 0 and len(cloud.calls('create')) == 1
   assert (cloud.fake / 'pip').read_text().count('\n') == 1
   code, _, _ = cloud.launch('tpu_vm.sh', '--name=mine', '--zone=here', '--project=ours', '--delete')
@@ -172,7 +234,9 @@ def test_keep_leaves_the_slice_and_delete_deletes_it(cloud):
 
 @both
 def test_delete_of_nothing_says_so(script, cloud):
-  code, _, messages = cloud.launch(script, '--name=mine', '--zone=here', '--project=ours', '--delete')
+  code, _, messages = cloud.launch(
+    script, '--name=mine', '--zone=here', '--project=ours', '--delete'
+  )
   assert code != 0 and 'NOT_FOUND' in messages
 
 
@@ -189,14 +253,19 @@ def runs(cloud, worker=0):
 @both
 def test_a_preempted_slice_is_asked_for_again_and_the_run_goes_on(script, cloud):
   cloud.play(hosts=2)
-  command = COUNT + 'if [ $n = 0 ]; then [ $WORKER = 0 ] || { touch "$FAKE/preempted"; }; exit 1; fi; echo "goes on"'
+  command = (
+    COUNT
+    + 'if [ $n = 0 ]; then [ $WORKER = 0 ] || { touch "$FAKE/preempted"; }; exit 1; fi; echo "goes on"'
+  )
   code, output, messages = cloud.run(script, command, '--spot')
   assert code == 0, messages
   verbs = [call[1] for call in cloud.calls() if call[1] in ('create', 'delete', 'scp')]
   life = ['create', 'scp', 'scp', 'delete']
   assert verbs == life + life  # Installed again: the disks were new.
   assert all('--spot' in call for call in cloud.calls('create'))
-  assert 'the slice is preempted' in messages and '[0] goes on' in output and '[1] goes on' in output
+  assert (
+    'the slice is preempted' in messages and '[0] goes on' in output and '[1] goes on' in output
+  )
 
 
 def test_a_request_waits_in_the_queue(cloud):
@@ -284,7 +353,9 @@ def test_what_does_not_leave_is_killed(cloud):
   cloud.play(hosts=2)
   stubborn = 'trap "" TERM; touch "$FAKE/up.0"; echo $$ > "$FAKE/pid"; while :; do sleep 0.02; done'
   fails = 'until [ -e "$FAKE/up.0" ]; do sleep 0.02; done; exit 2'
-  code, _, _ = cloud.run('tpu_vm.sh', f'[ $WORKER = 1 ] && {{ {fails}; }}; {stubborn}', SPHINX_JAX_STOP_SECONDS='0.2')
+  code, _, _ = cloud.run(
+    'tpu_vm.sh', f'[ $WORKER = 1 ] && {{ {fails}; }}; {stubborn}', SPHINX_JAX_STOP_SECONDS='0.2'
+  )
   assert code == 2
   assert not pathlib.Path('/proc', (cloud.fake / 'pid').read_text().strip()).exists()
 
@@ -336,14 +407,14 @@ def test_a_run_that_a_lost_connection_left_behind_is_stopped_before_the_next(clo
 def test_a_worker_with_an_old_python_gets_one_from_uv(cloud):
   programs = cloud.fake.parent / 'bin'
   (programs / 'python3').rename(programs / 'python3.new')
-  (programs / 'python3').write_text(f'''#!/usr/bin/env bash
+  (programs / 'python3').write_text(f"""#!/usr/bin/env bash
 case "$*" in
   '-m pip install --user --quiet uv') echo uv >> "$FAKE/uv" ;;
   '-m uv python install --quiet 3.11') echo python >> "$FAKE/uv" ;;
   '-m uv python find 3.11') echo {programs}/python3.new ;;
   *) exit 1 ;; # As 3.10 does when asked whether it is newer.
 esac
-''')
+""")
   (programs / 'python3').chmod(0o755)
   for name in ('python3.11', 'python3.12', 'python3.13'):
     (programs / name).write_text('#!/bin/sh\nexit 1\n')

@@ -22,15 +22,22 @@ def test_alignment_repeats_cells_and_pooling_undoes_it():
 
 def test_pooling_averages_two_by_two():
   grid = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
-  np.testing.assert_array_equal(np.asarray(embeddings.pool(grid, 2))[0, ..., 0], [[2.5, 4.5], [10.5, 12.5]])
+  np.testing.assert_array_equal(
+    np.asarray(embeddings.pool(grid, 2))[0, ..., 0], [[2.5, 4.5], [10.5, 12.5]]
+  )
   np.testing.assert_array_equal(embeddings.pool(grid, 1), grid)
 
 
 def test_channels_stand_in_the_order_given_with_the_class_token_first():
-  encoded = [(tokens(2, 3, seed=1), tokens(2, 4, 4, 3, seed=2)), (tokens(2, 5, seed=3), tokens(2, 4, 4, 5, seed=4))]
+  encoded = [
+    (tokens(2, 3, seed=1), tokens(2, 4, 4, 3, seed=2)),
+    (tokens(2, 5, seed=3), tokens(2, 4, 4, 5, seed=4)),
+  ]
   mixed = np.asarray(embeddings.channel_mix(encoded))
   assert mixed.shape == (2, 17, 8)
-  np.testing.assert_array_equal(mixed[:, 0], np.concatenate([encoded[0][0], encoded[1][0]], axis=-1))
+  np.testing.assert_array_equal(
+    mixed[:, 0], np.concatenate([encoded[0][0], encoded[1][0]], axis=-1)
+  )
   np.testing.assert_array_equal(mixed[:, 1 + 4 * 2 + 1, 3:], encoded[1][1][:, 2, 1])
 
 

@@ -14,18 +14,22 @@ HALF_SIZES = ((512, 224), (1024, 224), (1024, 448), (448, 224), (224, 331), (37,
 
 def noise(size):
   """float32[size,size] in [-2, 2), the same everywhere."""
-  numbers = np.arange(size * size, dtype=np.uint64) * np.uint64(2654435761) % np.uint64(2 ** 32)
-  return (numbers.astype(np.float64) / 2 ** 30 - 2).astype(np.float32).reshape(size, size)
+  numbers = np.arange(size * size, dtype=np.uint64) * np.uint64(2654435761) % np.uint64(2**32)
+  return (numbers.astype(np.float64) / 2**30 - 2).astype(np.float32).reshape(size, size)
 
 
 def test_every_row_of_a_matrix_sums_to_one():
   for method in ('bicubic', 'nearest'):
     for sizes in ((7, 16), (16, 7), (64, 32)):
-      np.testing.assert_allclose(scales.resize_matrix(*sizes, method=method).sum(axis=1), 1, atol=1e-6)
+      np.testing.assert_allclose(
+        scales.resize_matrix(*sizes, method=method).sum(axis=1), 1, atol=1e-6
+      )
 
 
 def test_bicubic_halving_has_the_known_weights():
-  np.testing.assert_allclose(scales.resize_matrix(8, 4)[1, 1:5], [-0.09375, 0.59375, 0.59375, -0.09375], atol=1e-7)
+  np.testing.assert_allclose(
+    scales.resize_matrix(8, 4)[1, 1:5], [-0.09375, 0.59375, 0.59375, -0.09375], atol=1e-7
+  )
 
 
 def test_nearest_takes_the_floor_of_the_scaled_index():
@@ -38,8 +42,12 @@ def test_nearest_takes_the_floor_of_the_scaled_index():
 def test_resizing_is_that_of_the_official_code(size):
   image = PLAIN['image']
   np.testing.assert_allclose(scales.resize(image, size), PLAIN[f'bicubic_{size}'], atol=2e-6)
-  np.testing.assert_array_equal(scales.resize(image, size, method='nearest'), PLAIN[f'nearest_{size}'])
-  np.testing.assert_array_equal(scales.resize(image, size, half_round=True), PLAIN[f'bicubic_half_{size}'])
+  np.testing.assert_array_equal(
+    scales.resize(image, size, method='nearest'), PLAIN[f'nearest_{size}']
+  )
+  np.testing.assert_array_equal(
+    scales.resize(image, size, half_round=True), PLAIN[f'bicubic_half_{size}']
+  )
 
 
 @pytest.mark.parametrize('sizes', HALF_SIZES)
@@ -54,7 +62,9 @@ def test_half_rounding_is_that_of_the_official_code_to_the_bit(sizes):
 
 
 def test_half_rounding_is_that_of_float16():
-  ties = np.float32([1 + 2 ** -11, 1 + 3 * 2 ** -11, 2 ** -25, 3 * 2 ** -25, 5e-6, 6.1e-5, 7e4, 0]).reshape(1, 2, 2, 2)
+  ties = np.float32([1 + 2**-11, 1 + 3 * 2**-11, 2**-25, 3 * 2**-25, 5e-6, 6.1e-5, 7e4, 0]).reshape(
+    1, 2, 2, 2
+  )
   with np.errstate(over='ignore'):
     want = ties.astype(np.float16)
   np.testing.assert_array_equal(jax.jit(lambda x: scales.resize(x, 2, half_round=True))(ties), want)
@@ -80,7 +90,7 @@ def test_sub_images_lie_row_by_row_and_an_image_of_the_size_is_cut_as_it_is():
     views = np.asarray(scales.views(image, grid=3, view=2, half_round=half_round))
     for i in range(9):
       top, left = 2 * (i // 3), 2 * (i % 3)
-      np.testing.assert_array_equal(views[0, 1 + i], image[0, top:top + 2, left:left + 2])
+      np.testing.assert_array_equal(views[0, 1 + i], image[0, top : top + 2, left : left + 2])
 
 
 def test_sub_images_of_a_smaller_image_come_from_its_enlargement():

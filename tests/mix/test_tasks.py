@@ -32,12 +32,15 @@ def test_a_mixture_of_one_example_each():
   assert [epoch[task == t].tolist() for t in (0, 1)] == [[0, 1, 2, 3]] * 2
 
 
-@pytest.mark.parametrize('weights, block, counts', [
-  ((1, 1, 1), 10, (4, 3, 3)),
-  ((0.5, 0.25, 0.25), 8, (4, 2, 2)),
-  ((30, 0, 70), 10, (3, 0, 7)),
-  ((0.15, 0.35, 0.5), 10, (2, 3, 5)),
-])
+@pytest.mark.parametrize(
+  'weights, block, counts',
+  [
+    ((1, 1, 1), 10, (4, 3, 3)),
+    ((0.5, 0.25, 0.25), 8, (4, 2, 2)),
+    ((30, 0, 70), 10, (3, 0, 7)),
+    ((0.15, 0.35, 0.5), 10, (2, 3, 5)),
+  ],
+)
 def test_every_block_holds_exactly_the_shares(weights, block, counts):
   mixture = Mixture(weights, (7, 50, 3), seed=2, block=block)
   assert mixture.counts == counts
@@ -74,8 +77,12 @@ def test_hosts_that_stride_see_together_what_one_host_sees():
 
 
 def test_seeds_give_other_orders():
-  orders = [np.stack(Mixture((1, 1), (100, 100), seed=seed).lookup(np.arange(1000))) for seed in (0, 1, -1)]
-  assert not np.array_equal(orders[0][0], orders[1][0]) and not np.array_equal(orders[0][1], orders[1][1])
+  orders = [
+    np.stack(Mixture((1, 1), (100, 100), seed=seed).lookup(np.arange(1000))) for seed in (0, 1, -1)
+  ]
+  assert not np.array_equal(orders[0][0], orders[1][0]) and not np.array_equal(
+    orders[0][1], orders[1][1]
+  )
   assert not np.array_equal(orders[0][1], orders[2][1])
 
 
@@ -86,7 +93,9 @@ def test_a_billion_examples_far_into_the_run():
   for t in (0, 1):
     seen = example[task == t]
     assert len(set(seen)) == len(seen) and seen.min() >= 0 and seen.max() < mixture.sizes[t]
-    assert seen.std() > 0.2 * mixture.sizes[t]  # Spread over the whole range, not a run of neighbours.
+    assert (
+      seen.std() > 0.2 * mixture.sizes[t]
+    )  # Spread over the whole range, not a run of neighbours.
 
 
 def test_epochs_counts_what_lookup_gives():
@@ -103,8 +112,16 @@ STAGED = Mixture((0.3, 0.7), (13, 40), seed=5, block=10, stages=[(20, (0.8, 0.2)
 
 def test_stages_change_the_shares_at_their_blocks():
   task, _, _ = STAGED.lookup(np.arange(100))
-  assert np.bincount(task[:20]).tolist() == [6, 14] and np.bincount(task[20:50]).tolist() == [24, 6] and task[50:].all()
-  assert [(position, counts) for position, _, counts in STAGED.stages] == [(0, (3, 7)), (20, (8, 2)), (50, (0, 10))]
+  assert (
+    np.bincount(task[:20]).tolist() == [6, 14]
+    and np.bincount(task[20:50]).tolist() == [24, 6]
+    and task[50:].all()
+  )
+  assert [(position, counts) for position, _, counts in STAGED.stages] == [
+    (0, (3, 7)),
+    (20, (8, 2)),
+    (50, (0, 10)),
+  ]
 
 
 def test_epochs_stay_whole_across_stages():
@@ -115,12 +132,16 @@ def test_epochs_stay_whole_across_stages():
     for e in range(epochs.max()):
       assert sorted(of_task[epochs == e]) == list(range(size))
   for positions in (0, 20, 37, 50, 1003):
-    assert STAGED.epochs(positions) == pytest.approx(tuple(np.bincount(task[:positions], minlength=2) / (13, 40)))
+    assert STAGED.epochs(positions) == pytest.approx(
+      tuple(np.bincount(task[:positions], minlength=2) / (13, 40))
+    )
 
 
 def test_before_a_stage_the_order_is_that_without_it():
   plain = Mixture((0.3, 0.7), (13, 40), seed=5, block=10)
-  assert np.array_equal(np.stack(STAGED.lookup(np.arange(20))), np.stack(plain.lookup(np.arange(20))))
+  assert np.array_equal(
+    np.stack(STAGED.lookup(np.arange(20))), np.stack(plain.lookup(np.arange(20)))
+  )
 
 
 def test_stages_are_a_function_of_the_position_alone():
@@ -137,7 +158,9 @@ def test_a_late_stage_of_a_billion_examples():
   assert (epoch[task == 0] == 750).all() and (epoch[task == 1] == 416).all()
 
 
-@pytest.mark.parametrize('stages', [[(0, (1, 1))], [(2048, (1, 1)), (2000, (1, 2))], [(1500, (1, 1)), (1600, (1, 2))]])
+@pytest.mark.parametrize(
+  'stages', [[(0, (1, 1))], [(2048, (1, 1)), (2000, (1, 2))], [(1500, (1, 1)), (1600, (1, 2))]]
+)
 def test_refuses_stages_out_of_order(stages):
   with pytest.raises(SphinxError, match='stages of the mixture: got positions'):
     Mixture((1, 2), (5, 5), stages=stages)
@@ -148,14 +171,17 @@ def test_a_stage_is_checked_like_the_beginning():
     Mixture((1, 0), (5, 0), names=('rec', 'vqa'), stages=[(1024, (1, 0.5))])
 
 
-@pytest.mark.parametrize('rule, more, want', [
-  ('examples', {}, (0.25, 0.75)),
-  ('tokens', {'tokens': (100, 300)}, (0.5, 0.5)),                     # 1/100 beside 3/300
-  ('temperature', {}, (1 / 31, 30 / 31)),                             # 1 * 100 beside 3 * 1000
-  ('temperature', {'caps': (None, 200)}, (1 / 7, 6 / 7)),             # 1 * 100 beside 3 * 200
-  ('temperature', {'temperature': 2}, (10 / 104.868, 94.868 / 104.868)),
-  ('temperature', {'temperature': 1e9}, (0.25, 0.75)),                # the weights alone
-])
+@pytest.mark.parametrize(
+  'rule, more, want',
+  [
+    ('examples', {}, (0.25, 0.75)),
+    ('tokens', {'tokens': (100, 300)}, (0.5, 0.5)),  # 1/100 beside 3/300
+    ('temperature', {}, (1 / 31, 30 / 31)),  # 1 * 100 beside 3 * 1000
+    ('temperature', {'caps': (None, 200)}, (1 / 7, 6 / 7)),  # 1 * 100 beside 3 * 200
+    ('temperature', {'temperature': 2}, (10 / 104.868, 94.868 / 104.868)),
+    ('temperature', {'temperature': 1e9}, (0.25, 0.75)),  # the weights alone
+  ],
+)
 def test_what_a_weight_is_a_share_of(rule, more, want):
   assert shares(rule, (1, 3), (100, 1000), **more) == pytest.approx(want, rel=1e-5)
 
@@ -166,31 +192,44 @@ def test_shares_by_tokens_give_each_task_its_share_of_positions():
   assert positions / positions.sum() == pytest.approx(weights)
 
 
-@pytest.mark.parametrize('arguments, message', [
-  (dict(rule='token'), "sampling by: got 'token'.*did you mean 'tokens'"),
-  (dict(rule='temperature', temperature=0), 'got temperature 0'),
-  (dict(rule='temperature', caps=(0, None)), 'expected positive numbers'),
-  (dict(rule='temperature', sizes=(5, 0)), "task 'vqa': got weight 1 but 0 examples"),
-])
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (dict(rule='token'), "sampling by: got 'token'.*did you mean 'tokens'"),
+    (dict(rule='temperature', temperature=0), 'got temperature 0'),
+    (dict(rule='temperature', caps=(0, None)), 'expected positive numbers'),
+    (dict(rule='temperature', sizes=(5, 0)), "task 'vqa': got weight 1 but 0 examples"),
+  ],
+)
 def test_refuses_shares_that_cannot_be(arguments, message):
   with pytest.raises(SphinxError, match=message):
     shares(**dict(weights=(1, 1), sizes=(5, 5), names=('rec', 'vqa')) | arguments)
 
 
 def test_all_empty_tasks_are_named_together():
-  with pytest.raises(SphinxError, match="task 'rec': got weight 1 but 0 examples; task 'vqa': got weight 2 but 0 examples"):
+  with pytest.raises(
+    SphinxError,
+    match="task 'rec': got weight 1 but 0 examples; task 'vqa': got weight 2 but 0 examples",
+  ):
     Mixture((1, 2, 3), (0, 0, 5), names=('rec', 'vqa', 'ocr'))
 
 
-@pytest.mark.parametrize('weights, sizes, message', [
-  ((0.3, 0.7), (0, 5), "task 'refcoco': got weight 0.3 but 0 examples, expected at least 1 example; "
-                       "check the path or set the weight to 0"),
-  ((-1, 1), (5, 5), "task 'refcoco': got weight -1"),
-  ((float('nan'), 1), (5, 5), "task 'refcoco': got weight nan"),
-  ((0, 0), (5, 5), 'only weights of 0'),
-  ((1,), (5, 5), '1 weights and 2 sizes'),
-  ((1e-6, 1), (5, 5), 'less than one example in a block of 1024'),
-])
+@pytest.mark.parametrize(
+  'weights, sizes, message',
+  [
+    (
+      (0.3, 0.7),
+      (0, 5),
+      "task 'refcoco': got weight 0.3 but 0 examples, expected at least 1 example; "
+      'check the path or set the weight to 0',
+    ),
+    ((-1, 1), (5, 5), "task 'refcoco': got weight -1"),
+    ((float('nan'), 1), (5, 5), "task 'refcoco': got weight nan"),
+    ((0, 0), (5, 5), 'only weights of 0'),
+    ((1,), (5, 5), '1 weights and 2 sizes'),
+    ((1e-6, 1), (5, 5), 'less than one example in a block of 1024'),
+  ],
+)
 def test_refuses_a_mixture_that_cannot_be(weights, sizes, message):
   with pytest.raises(SphinxError, match=message):
     Mixture(weights, sizes, names=('refcoco', 'vqa'))

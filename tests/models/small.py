@@ -14,14 +14,35 @@ T = 64
 def config(**changes):
   """Four encoders, 2 x 2 sub-images; `changes` override keys of the model config."""
   values = dict(
-    image_size=16, grid=2, pool=1, half_round=False, dtype='float32', remat='none', scan_unroll=1,
+    image_size=16,
+    grid=2,
+    pool=1,
+    half_round=False,
+    dtype='float32',
+    remat='none',
+    scan_unroll=1,
     encoders=dict(
       clip=dict(view=8, patch=2, width=8, layers=1, heads=2),
       convnext=dict(view=8, input=16, depths=(1,), widths=(8,)),
       dinov2=dict(view=8, patch=2, width=8, layers=1, heads=2, pos_grid=3),
-      qformer=dict(view=8, patch=4, vit_width=8, vit_layers=1, vit_heads=2, vit_mlp=16, width=8, layers=2, heads=2, mlp=16,
-                   queries=2)),
-    llm=dict(name='llama', vocab=50, width=16, layers=2, heads=4, kv_heads=2, multiple_of=8, max_length=128))
+      qformer=dict(
+        view=8,
+        patch=4,
+        vit_width=8,
+        vit_layers=1,
+        vit_heads=2,
+        vit_mlp=16,
+        width=8,
+        layers=2,
+        heads=2,
+        mlp=16,
+        queries=2,
+      ),
+    ),
+    llm=dict(
+      name='llama', vocab=50, width=16, layers=2, heads=4, kv_heads=2, multiple_of=8, max_length=128
+    ),
+  )
   return ml_collections.ConfigDict(values | changes)
 
 
@@ -63,7 +84,7 @@ def examples(seed=0):
   words = sphinx.visual_tokens(light())
   tokens = rng.integers(3, 50, words + 12).astype(np.int32)
   index = np.full_like(tokens, -1)
-  tokens[1:1 + words], index[1:1 + words] = 0, np.arange(words)
+  tokens[1 : 1 + words], index[1 : 1 + words] = 0, np.arange(words)
   text = rng.integers(3, 50, 9).astype(np.int32)
   return [(tokens, index), (text, np.full_like(text, -1))]
 

@@ -6,7 +6,6 @@ import pytest
 from sphinx_jax.core import errors
 from sphinx_jax.models import attention
 
-
 attend = jax.jit(attention.attend)
 
 
@@ -35,13 +34,18 @@ def test_packed_rows_see_their_own_past(length):
   segments = np.sort(np.random.default_rng(0).integers(0, 4, (2, length)), axis=1).astype(np.int32)
   mask = (segments[:, :, None] == segments[:, None]) & np.tri(length, dtype=bool)
   query, key, value = arrays(length, length)
-  np.testing.assert_allclose(attend(query, key, value, segments=segments), plain(query, key, value, mask), atol=2e-5)
+  np.testing.assert_allclose(
+    attend(query, key, value, segments=segments), plain(query, key, value, mask), atol=2e-5
+  )
 
 
 def test_gradient_through_blocks_is_that_of_one_block(monkeypatch):
   segments = jnp.ones((2, 150), jnp.int32)
-  gradient = lambda: jax.jit(jax.grad(lambda *x: jnp.square(attention.attend(*x, segments=segments)).mean(), argnums=(0, 1, 2)))(
-      *arrays(150, 150))
+  gradient = lambda: jax.jit(
+    jax.grad(
+      lambda *x: jnp.square(attention.attend(*x, segments=segments)).mean(), argnums=(0, 1, 2)
+    )
+  )(*arrays(150, 150))
   blocks = gradient()
   monkeypatch.setattr(attention, '_MAX_BLOCKS', 1)
   for a, b in zip(blocks, gradient()):
@@ -52,19 +56,27 @@ def test_a_cache_is_seen_up_to_the_position():
   positions = np.array([[4, 5, 6], [0, 1, 2]], np.int32)
   mask = positions[:, :, None] >= np.arange(10)
   query, key, value = arrays(3, 10, kv_heads=1)
-  np.testing.assert_allclose(attend(query, key, value, positions=positions), plain(query, key, value, mask), atol=2e-5)
+  np.testing.assert_allclose(
+    attend(query, key, value, positions=positions), plain(query, key, value, mask), atol=2e-5
+  )
 
 
 def test_without_either_every_key_is_seen():
   query, key, value = arrays(5, 9, kv_heads=4)
-  np.testing.assert_allclose(attend(query, key, value), plain(query, key, value, np.ones((2, 5, 9), bool)), atol=2e-5)
+  np.testing.assert_allclose(
+    attend(query, key, value), plain(query, key, value, np.ones((2, 5, 9), bool)), atol=2e-5
+  )
 
 
 def test_bfloat16_keeps_its_softmax_in_float32():
   query, key, value = (x.astype(jnp.bfloat16) for x in arrays(100, 100))
   out = attend(query, key, value, segments=jnp.ones((2, 100), jnp.int32))
   assert out.dtype == jnp.bfloat16
-  np.testing.assert_allclose(out.astype(np.float32), plain(query, key, value, np.tri(100, dtype=bool)[None].repeat(2, 0)), atol=0.05)
+  np.testing.assert_allclose(
+    out.astype(np.float32),
+    plain(query, key, value, np.tri(100, dtype=bool)[None].repeat(2, 0)),
+    atol=0.05,
+  )
 
 
 def test_wrong_use_is_refused():
@@ -79,13 +91,17 @@ def test_wrong_use_is_refused():
 
 
 def packed(length=128):
-  segments = jnp.asarray(np.sort(np.random.default_rng(0).integers(0, 4, (2, length)), axis=1), jnp.int32)
+  segments = jnp.asarray(
+    np.sort(np.random.default_rng(0).integers(0, 4, (2, length)), axis=1), jnp.int32
+  )
   return [x.astype(jnp.bfloat16) for x in arrays(length, length)], segments
 
 
 def assert_close(found, expected):
   """Up to the last place of bfloat16."""
-  np.testing.assert_allclose(np.asarray(found, np.float32), np.asarray(expected, np.float32), rtol=1e-2, atol=0.05)
+  np.testing.assert_allclose(
+    np.asarray(found, np.float32), np.asarray(expected, np.float32), rtol=1e-2, atol=0.05
+  )
 
 
 def test_cudnn_is_asked_for_what_plain_products_compute(monkeypatch):
@@ -109,6 +125,10 @@ def test_cudnn_computes_what_plain_products_do():
   if jax.default_backend() != 'gpu':
     pytest.skip('needs an NVIDIA GPU; none where the tests ran on 2026-11-23')
   (query, key, value), segments = packed()
-  found, expected = (jax.jit(attention.attend, static_argnames='kernel')(query, key, value, segments=segments, kernel=kernel)
-                     for kernel in ('cudnn', 'xla'))
+  found, expected = (
+    jax.jit(attention.attend, static_argnames='kernel')(
+      query, key, value, segments=segments, kernel=kernel
+    )
+    for kernel in ('cudnn', 'xla')
+  )
   assert_close(found, expected)

@@ -18,7 +18,9 @@ def normal(*shape, seed=0):
 
 
 def apply(module, *inputs):
-  params = small.weights(jax.eval_shape(lambda rng: nn.unbox(module.init(rng, *inputs)['params']), jax.random.key(0)))
+  params = small.weights(
+    jax.eval_shape(lambda rng: nn.unbox(module.init(rng, *inputs)['params']), jax.random.key(0))
+  )
   return params, jax.jit(lambda params: module.apply({'params': params}, *inputs))(params)
 
 
@@ -27,7 +29,9 @@ def test_both_depthwise_convolutions_and_their_gradients_are_equal():
   results = []
   for convolve in (convnext.depthwise_shifted, convnext.depthwise_grouped, convnext.depthwise):
     value = jax.jit(convolve)(x, kernel)
-    gradient = jax.jit(jax.grad(lambda x, kernel: jnp.sin(convolve(x, kernel)).sum(), argnums=(0, 1)))(x, kernel)
+    gradient = jax.jit(
+      jax.grad(lambda x, kernel: jnp.sin(convolve(x, kernel)).sum(), argnums=(0, 1))
+    )(x, kernel)
     results.append((value, *gradient))
   for other in results[1:]:
     for a, b in zip(results[0], other):
@@ -36,14 +40,20 @@ def test_both_depthwise_convolutions_and_their_gradients_are_equal():
 
 def test_position_embeddings_of_dinov2_are_interpolated_as_the_official_code_does():
   golden = np.load(GOLDEN / 'dinov2_pos.npz')
-  np.testing.assert_allclose(dinov2.interpolate(jnp.asarray(golden['stored']), 16), golden['interpolated'], atol=2e-6)
-  np.testing.assert_array_equal(dinov2.interpolate(jnp.asarray(golden['stored']), 37), golden['stored'])
+  np.testing.assert_allclose(
+    dinov2.interpolate(jnp.asarray(golden['stored']), 16), golden['interpolated'], atol=2e-6
+  )
+  np.testing.assert_array_equal(
+    dinov2.interpolate(jnp.asarray(golden['stored']), 37), golden['stored']
+  )
 
 
 def test_patches_are_a_strided_convolution():
   x = normal(2, 12, 12, 3)
   params, out = apply(layers.PatchEmbed(4, 5), x)
-  convolved = jax.lax.conv_general_dilated(x, params['kernel'], (4, 4), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  convolved = jax.lax.conv_general_dilated(
+    x, params['kernel'], (4, 4), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
   np.testing.assert_allclose(out, convolved + params['bias'], atol=1e-5)
 
 
@@ -52,16 +62,22 @@ def test_dinov2_sees_imagenet_statistics():
   pixels = jax.random.uniform(jax.random.key(0), (1, 8, 8, 3))
   settings = dict(view=8, patch=4, width=8, layers=1, heads=2, pos_grid=2)
   module = dinov2.DinoV2(**settings, image_mean=sphinx.MEAN, image_std=sphinx.STD)
-  plain = dinov2.DinoV2(**settings, image_mean=(0.,) * 3, image_std=(1.,) * 3)
+  plain = dinov2.DinoV2(**settings, image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
   params, (cls, grid) = apply(module, (pixels - jnp.array(sphinx.MEAN)) / jnp.array(sphinx.STD))
   other_cls, other_grid = jax.jit(plain.apply)({'params': params}, pixels)
   np.testing.assert_allclose(cls, other_cls, atol=1e-4)
   np.testing.assert_allclose(grid, other_grid, atol=1e-4)
-  assert params['trunk']['layers']['mlp']['down']['kernel'].shape == (1, 24, 8)  # (int(4 * 8 * 2 / 3) + 7) // 8 * 8.
+  assert params['trunk']['layers']['mlp']['down']['kernel'].shape == (
+    1,
+    24,
+    8,
+  )  # (int(4 * 8 * 2 / 3) + 7) // 8 * 8.
 
 
 def test_class_feature_of_convnext_is_the_mean_over_positions():
-  _, (cls, grid) = apply(convnext.ConvNext(view=8, depths=(1, 1), widths=(4, 6), input=16), normal(2, 8, 8, 3))
+  _, (cls, grid) = apply(
+    convnext.ConvNext(view=8, depths=(1, 1), widths=(4, 6), input=16), normal(2, 8, 8, 3)
+  )
   assert grid.shape == (2, 2, 2, 6)
   np.testing.assert_allclose(cls, grid.mean(axis=(1, 2)), atol=1e-6)
 
@@ -79,9 +95,22 @@ def test_quick_gelu_is_another_activation_of_clip():
 
 @pytest.mark.parametrize('count, groups', [(1, {'last'}), (2, {'pairs'}), (5, {'pairs', 'last'})])
 def test_even_layers_of_the_qformer_cross_attend(count, groups):
-  module = qformer.QFormer(view=8, patch=4, vit_width=8, vit_layers=1, vit_heads=2, vit_mlp=16, width=12, layers=count, heads=3,
-                           mlp=16, queries=4)
-  out, variables = jax.eval_shape(lambda rng: module.init_with_output(rng, normal(2, 8, 8, 3)), jax.random.key(0))
+  module = qformer.QFormer(
+    view=8,
+    patch=4,
+    vit_width=8,
+    vit_layers=1,
+    vit_heads=2,
+    vit_mlp=16,
+    width=12,
+    layers=count,
+    heads=3,
+    mlp=16,
+    queries=4,
+  )
+  out, variables = jax.eval_shape(
+    lambda rng: module.init_with_output(rng, normal(2, 8, 8, 3)), jax.random.key(0)
+  )
   params = variables['params']
   assert out.shape == (2, 4, 12)
   assert groups == set(params) & {'pairs', 'last'}
@@ -94,8 +123,12 @@ def test_layers_that_rest_in_bfloat16_are_widened_one_at_a_time():
   module, x = vit.Trunk(layers=8, heads=2, hidden=256, eps=1e-6), normal(1, 5, 64)
   shapes = jax.eval_shape(lambda rng: nn.unbox(module.init(rng, x)['params']), jax.random.key(0))
   params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), small.weights(shapes))
-  forward = jax.jit(lambda params: module.apply({'params': params}, x), compiler_options=layers.compiler_options())
+  forward = jax.jit(
+    lambda params: module.apply({'params': params}, x), compiler_options=layers.compiler_options()
+  )
   used = forward.lower(params).compile().memory_analysis().temp_size_in_bytes
-  assert used < 2 * 4 * sum(leaf.size for leaf in jax.tree.leaves(params)) / 8  # Of eight layers, two in float32.
+  assert (
+    used < 2 * 4 * sum(leaf.size for leaf in jax.tree.leaves(params)) / 8
+  )  # Of eight layers, two in float32.
   wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
   np.testing.assert_allclose(forward(params), jax.jit(module.apply)({'params': wide}, x), atol=1e-5)

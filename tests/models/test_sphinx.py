@@ -14,7 +14,11 @@ CLOSE = dict(rtol=1e-4, atol=2e-5)
 
 def encode(config, params, images):
   model = sphinx.build(config)
-  return np.asarray(jax.jit(lambda params, images: model.apply({'params': params}, images, method='encode'))(params, images))
+  return np.asarray(
+    jax.jit(lambda params, images: model.apply({'params': params}, images, method='encode'))(
+      params, images
+    )
+  )
 
 
 def forward(row, images):
@@ -36,10 +40,10 @@ def test_no_gradient_from_the_future_or_from_another_segment():
   gradient = jax.jit(jax.grad(logit))
   at = length - 4
   reached = set(np.flatnonzero(np.abs(gradient(params['llm']['embed'], at)).sum(axis=1)))
-  own = {int(t) for t, v, p in zip(batch[0][0, :at + 1], batch[1][0], range(at + 1)) if v < 0}
+  own = {int(t) for t, v, p in zip(batch[0][0, : at + 1], batch[1][0], range(at + 1)) if v < 0}
   assert reached == own
   second = set(np.flatnonzero(np.abs(gradient(params['llm']['embed'], length + 5)).sum(axis=1)))
-  assert second == {int(t) for t in batch[0][0, length:length + 6]}
+  assert second == {int(t) for t in batch[0][0, length : length + 6]}
 
 
 def test_packed_rows_equal_unpacked_ones_and_padding_has_no_effect():
@@ -48,15 +52,17 @@ def test_packed_rows_equal_unpacked_ones_and_padding_has_no_effect():
   one = forward(small.row([image_example]), small.images())
   two = forward(small.row([text_example]), small.images(seed=5))
   n, m = len(image_example[0]), len(text_example[0])
-  np.testing.assert_allclose(packed[0, m:m + n], one[0, :n], **CLOSE)
+  np.testing.assert_allclose(packed[0, m : m + n], one[0, :n], **CLOSE)
   np.testing.assert_allclose(packed[0, :m], two[0, :m], **CLOSE)
-  np.testing.assert_allclose(packed[0, m + n:m + n + m], two[0, :m], **CLOSE)
+  np.testing.assert_allclose(packed[0, m + n : m + n + m], two[0, :m], **CLOSE)
 
 
 def test_a_text_only_row_is_the_same_beside_images_and_without_any():
   rows = [small.row([example]) for example in small.examples()]
   both = [np.concatenate(fields) for fields in zip(*rows)]
-  beside = np.asarray(small.light_forward()(small.light_params(), *both, np.repeat(small.images(), 2, axis=0)))
+  beside = np.asarray(
+    small.light_forward()(small.light_params(), *both, np.repeat(small.images(), 2, axis=0))
+  )
   alone = forward(rows[1], small.images()[:, :0])
   np.testing.assert_allclose(beside[1], alone[0], **CLOSE)
 
@@ -88,20 +94,34 @@ def test_prefill_of_padded_prompts_and_decoding_equal_the_full_forward():
   visual = encode(config, params, np.repeat(small.images(), 2, axis=0))
   step = jax.jit(lambda *args: model.apply({'params': params}, *args, method='decode'))
   cut = ends - 4
-  prompt = np.where(np.arange(small.T) < cut[:, None], tokens, 7)  # What pads a prompt must not matter.
+  prompt = np.where(
+    np.arange(small.T) < cut[:, None], tokens, 7
+  )  # What pads a prompt must not matter.
   logits, cache = step(prompt, index, positions, visual, sphinx.init_cache(config, 2, small.T + 4))
   rows = np.arange(2)
   np.testing.assert_allclose(logits[rows, cut - 1], full[rows, cut - 1], **CLOSE)
   for k in range(4):
     at = cut + k
-    logits, cache = step(tokens[rows, at][:, None], np.full((2, 1), -1, np.int32), at[:, None].astype(np.int32), None, cache)
+    logits, cache = step(
+      tokens[rows, at][:, None],
+      np.full((2, 1), -1, np.int32),
+      at[:, None].astype(np.int32),
+      None,
+      cache,
+    )
     np.testing.assert_allclose(logits[:, 0], full[rows, at], **CLOSE)
 
 
 @functools.cache
 def _loss_and_gradient(**change):
-  config = small.light(encoders=dict(clip=dict(view=16, patch=4, width=8, layers=2, heads=2)), **change)
-  model, batch, params = sphinx.build(config), small.row(small.examples()), small.weights(sphinx.abstract_params(config))
+  config = small.light(
+    encoders=dict(clip=dict(view=16, patch=4, width=8, layers=2, heads=2)), **change
+  )
+  model, batch, params = (
+    sphinx.build(config),
+    small.row(small.examples()),
+    small.weights(sphinx.abstract_params(config)),
+  )
   loss = lambda params: jnp.square(model.apply({'params': params}, *batch, small.images())).mean()
   return jax.jit(jax.value_and_grad(loss))(params)
 
@@ -111,21 +131,53 @@ def test_unrolled_and_rematerialised_layers_compute_the_same(change):
   value, gradient = _loss_and_gradient()
   changed_value, changed_gradient = _loss_and_gradient(**change)
   np.testing.assert_allclose(value, changed_value, rtol=1e-5)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradient, changed_gradient)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradient, changed_gradient
+  )
 
 
 def official(size, grid, pool=1, light=False):
   tower = dict(view=224, patch=14, width=8, layers=1, heads=1)
-  encoders = dict(dinov2=dict(tower, pos_grid=37), convnext=dict(view=512 if light else 224, input=512 if light else 256,
-                                                                 depths=(1, 1, 1, 1), widths=(8, 8, 8, 8)))
+  encoders = dict(
+    dinov2=dict(tower, pos_grid=37),
+    convnext=dict(
+      view=512 if light else 224,
+      input=512 if light else 256,
+      depths=(1, 1, 1, 1),
+      widths=(8, 8, 8, 8),
+    ),
+  )
   if not light:
-    encoders |= dict(clip=tower, qformer=dict(view=224, patch=14, vit_width=8, vit_layers=1, vit_heads=1, vit_mlp=8, width=8,
-                                              layers=2, heads=1, mlp=8, queries=32))
+    encoders |= dict(
+      clip=tower,
+      qformer=dict(
+        view=224,
+        patch=14,
+        vit_width=8,
+        vit_layers=1,
+        vit_heads=1,
+        vit_mlp=8,
+        width=8,
+        layers=2,
+        heads=1,
+        mlp=8,
+        queries=32,
+      ),
+    )
   return small.config(image_size=size, grid=grid, pool=pool, encoders=encoders)
 
 
-@pytest.mark.parametrize('variant, words', [((224, 1), 291), ((448, 2), 1455), ((672, 3), 2910), ((448, 2, 2), 687),
-                                            ((512, 1, 1, True), 259), ((1024, 2, 1, True), 1295)])
+@pytest.mark.parametrize(
+  'variant, words',
+  [
+    ((224, 1), 291),
+    ((448, 2), 1455),
+    ((672, 3), 2910),
+    ((448, 2, 2), 687),
+    ((512, 1, 1, True), 259),
+    ((1024, 2, 1, True), 1295),
+  ],
+)
 def test_official_variants_are_numbers_and_have_the_official_image_words(variant, words):
   assert sphinx.visual_tokens(official(*variant)) == words
 
@@ -153,19 +205,28 @@ def test_a_constant_image_gives_every_view_the_same_tokens():
 
 def test_pooled_sub_images_keep_the_class_token_and_the_global_view():
   params, encoder = everything()
-  whole, less = encoder(params, small.images())[0], encode(small.config(pool=2), params, small.images())[0]
+  whole, less = (
+    encoder(params, small.images())[0],
+    encode(small.config(pool=2), params, small.images())[0],
+  )
   assert len(less) == VIEW + 4 * (VIEW - 16 + 4)
   np.testing.assert_allclose(less[:VIEW], whole[:VIEW], **CLOSE)
-  np.testing.assert_allclose(less[VIEW:VIEW + 4], whole[VIEW:VIEW + 4], **CLOSE)  # Start, query tokens, class token.
-  assert np.abs(less[VIEW + 4:VIEW + 8] - whole[VIEW + 4:VIEW + 8]).max() > 1e-2
+  np.testing.assert_allclose(
+    less[VIEW : VIEW + 4], whole[VIEW : VIEW + 4], **CLOSE
+  )  # Start, query tokens, class token.
+  assert np.abs(less[VIEW + 4 : VIEW + 8] - whole[VIEW + 4 : VIEW + 8]).max() > 1e-2
 
 
 def test_order_of_encoders_in_the_config_changes_nothing():
   params, encoder = everything()
   config = small.config()
-  turned = small.config(encoders={name: config.encoders[name] for name in reversed(list(config.encoders))})
+  turned = small.config(
+    encoders={name: config.encoders[name] for name in reversed(list(config.encoders))}
+  )
   assert trees.difference(params, sphinx.abstract_params(turned)) == []
-  np.testing.assert_array_equal(encoder(params, small.images()), encode(turned, params, small.images()))
+  np.testing.assert_array_equal(
+    encoder(params, small.images()), encode(turned, params, small.images())
+  )
 
 
 def test_every_dimension_of_every_parameter_has_a_logical_name():
@@ -193,20 +254,31 @@ def test_first_logits_are_small_and_layers_start_apart():
 def test_bfloat16_computes_close_to_float32_and_returns_float32_logits():
   row = small.row(small.examples())
   model = sphinx.build(small.light(dtype='bfloat16'))
-  logits = jax.jit(lambda params, *batch: model.apply({'params': params}, *batch))(small.light_params(), *row, small.images())
+  logits = jax.jit(lambda params, *batch: model.apply({'params': params}, *batch))(
+    small.light_params(), *row, small.images()
+  )
   assert logits.dtype == np.float32
   full = forward(row, small.images())
   assert 0 < np.abs(logits - full).max() < 0.1 * np.abs(full).max()
 
 
-@pytest.mark.parametrize('break_it, message', [
-  (lambda c: c.encoders.update(clop={}), "encoder: got 'clop'.*did you mean 'clip'"),
-  (lambda c: c.encoders.convnext.update(depth=(1,)), "setting of encoder convnext: got 'depth'.*did you mean 'depths'"),
-  (lambda c: c.llm.update(name='lama'), "did you mean 'llama'"),
-  (lambda c: c.encoders.convnext.update(input=18), 'encoder convnext: got an input of 18 pixels'),
-  (lambda c: c.encoders.update(clip=dict(view=16, patch=5, width=8, layers=1, heads=1)), 'a multiple of its patch, 5'),
-  (lambda c: c.llm.update(heads=3), 'llm: got width 16 and 3 heads'),
-])
+@pytest.mark.parametrize(
+  'break_it, message',
+  [
+    (lambda c: c.encoders.update(clop={}), "encoder: got 'clop'.*did you mean 'clip'"),
+    (
+      lambda c: c.encoders.convnext.update(depth=(1,)),
+      "setting of encoder convnext: got 'depth'.*did you mean 'depths'",
+    ),
+    (lambda c: c.llm.update(name='lama'), "did you mean 'llama'"),
+    (lambda c: c.encoders.convnext.update(input=18), 'encoder convnext: got an input of 18 pixels'),
+    (
+      lambda c: c.encoders.update(clip=dict(view=16, patch=5, width=8, layers=1, heads=1)),
+      'a multiple of its patch, 5',
+    ),
+    (lambda c: c.llm.update(heads=3), 'llm: got width 16 and 3 heads'),
+  ],
+)
 def test_wrong_settings_are_named(break_it, message):
   config = small.light()
   break_it(config)
@@ -216,6 +288,8 @@ def test_wrong_settings_are_named(break_it, message):
 
 def test_wrong_image_size_and_a_cache_over_the_limit_are_refused():
   with pytest.raises(errors.SphinxError, match='images: got 8 pixels'):
-    sphinx.build(small.light()).apply({'params': small.light_params()}, small.images(size=8), method='encode')
+    sphinx.build(small.light()).apply(
+      {'params': small.light_params()}, small.images(size=8), method='encode'
+    )
   with pytest.raises(errors.SphinxError, match='cache: got 129 positions'):
     sphinx.init_cache(small.light(), 1, 129)

@@ -22,11 +22,18 @@ def test_rows_are_split_over_data_and_fsdp():
   rows = np.arange(8, dtype=np.int32).reshape(8, 1)
   placed = placement.put({'tokens': rows}, placement.batch_sharding(shape))['tokens']
   np.testing.assert_array_equal(placed, rows)
-  assert {tuple(shard.data.ravel().tolist()) for shard in placed.addressable_shards} == {(0, 1), (2, 3), (4, 5), (6, 7)}
+  assert {tuple(shard.data.ravel().tolist()) for shard in placed.addressable_shards} == {
+    (0, 1),
+    (2, 3),
+    (4, 5),
+    (6, 7),
+  }
   assert len(jax.device_put(rows, placement.replicated(shape)).addressable_shards[0].data) == 8
 
 
 def test_rows_that_do_not_divide_are_refused():
   placement.check_rows(8, 2, mesh.make_mesh(2, 2, 2))
-  with pytest.raises(errors.SphinxError, match='batch.rows: got 8.*accumulate 4 x mesh.data.fsdp 4'):
+  with pytest.raises(
+    errors.SphinxError, match='batch.size: got 8.*accumulate 4 x mesh.data.fsdp 4'
+  ):
     placement.check_rows(8, 4, mesh.make_mesh(2, 2, 2))

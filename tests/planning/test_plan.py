@@ -5,12 +5,12 @@ import sys
 
 import jax
 import pytest
-from configs import recipe, stage2
 
 from sphinx_jax import plan as door, train as train_door
+from sphinx_jax.configs import recipe, stage2
 from sphinx_jax.core import errors
 from sphinx_jax.planning import plan as plans, search, sheet, slices, table
-from sphinx_jax.program import Program
+from sphinx_jax.run import Program
 from tests.tiny import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -36,9 +36,23 @@ def test_a_plan_says_everything_without_reading_a_weight(large):
   # 6 FLOP a weight and position, and attention and encoders beside it.
   assert 1 < sum(large.flops.values()) / (6 * parameters * 128 * 2048) < 1.2
   text = sheet.text(large)
-  for words in ('parameters, trained', 'parameters, frozen', 'optimizer', 'gradients', 'activations', 'headroom of 95.74 GiB',
-                'llm/layers/feed_forward/w1/kernel', 'Replicated leaves over 1 MiB: none', 'dinov2', 'recomputed by remat',
-                'estimate', 'tokens/s', 'examples/s', 'days for 30,000 steps', "pip install 'sphinx_jax[plan]'"):
+  for words in (
+    'parameters, trained',
+    'parameters, frozen',
+    'optimizer',
+    'gradients',
+    'activations',
+    'headroom of 95.74 GiB',
+    'llm/layers/feed_forward/w1/kernel',
+    'Replicated leaves over 1 MiB: none',
+    'dinov2',
+    'recomputed by remat',
+    'estimate',
+    'tokens/s',
+    'examples/s',
+    'days for 30,000 steps',
+    "pip install 'sphinx_jax[plan]'",
+  ):
     assert words in text, words
 
 
@@ -53,26 +67,43 @@ def test_search_ranks_what_fits_first(planner):
   assert fitting == sorted(fitting, reverse=True) and 0 < sum(fitting) < len(found)
   speeds = [plan.roofline.tokens for plan in found if plan.fits]
   assert speeds == sorted(speeds, reverse=True)
-  assert len({plan.mesh['tensor'] for plan in found}) > 1 and len({plan.config.model.remat for plan in found}) > 1
+  assert (
+    len({plan.mesh['tensor'] for plan in found}) > 1
+    and len({plan.config.model.remat for plan in found}) > 1
+  )
   assert all(plan.mesh['data'] * plan.mesh['fsdp'] * plan.mesh['tensor'] == 32 for plan in found)
   assert len(sheet.ranked(found[:5]).splitlines()) == 7
 
 
-def test_every_shipped_config_has_a_row_and_an_interrupted_table_goes_on(planner, tmp_path, monkeypatch):
+def test_every_shipped_config_has_a_row_and_an_interrupted_table_goes_on(
+  planner, tmp_path, monkeypatch
+):
   monkeypatch.chdir(ROOT)
   runs = door.shipped()
   assert len(runs) == 12
   some = {run: runs[run] for run in ('stage1.py:7b,224', 'stage2.py:13b,2k')}
   rows = table.fill(some, planner, tmp_path / 'rows.json', compiler=False)
-  assert {(row['run'], row['kind']) for row in rows} == {(run, kind) for run in some for kind in slices.CHIPS}
-  sizes = {(row['run'], row['kind']): slices.find(row['slice']).devices for row in rows if row['slice']}
-  assert all(sizes['stage1.py:7b,224', kind] <= sizes['stage2.py:13b,2k', kind] for kind in slices.CHIPS if ('stage2.py:13b,2k', kind) in sizes)
+  assert {(row['run'], row['kind']) for row in rows} == {
+    (run, kind) for run in some for kind in slices.CHIPS
+  }
+  sizes = {
+    (row['run'], row['kind']): slices.find(row['slice']).devices for row in rows if row['slice']
+  }
+  assert all(
+    sizes['stage1.py:7b,224', kind] <= sizes['stage2.py:13b,2k', kind]
+    for kind in slices.CHIPS
+    if ('stage2.py:13b,2k', kind) in sizes
+  )
   text = table.markdown(rows)
-  assert len([line for line in text.splitlines() if line.startswith('| stage')]) == 2 and '**' not in text.splitlines()[2]
+  assert (
+    len([line for line in text.splitlines() if line.startswith('| stage')]) == 2
+    and '**' not in text.splitlines()[2]
+  )
 
   class Never:
     def plan(self, *_, **__):
       raise AssertionError('it was worked out before')
+
   assert table.fill(some, Never(), tmp_path / 'rows.json', compiler=False) == rows
   assert json.loads((tmp_path / 'rows.json').read_text()) == rows
 
@@ -101,14 +132,16 @@ def test_plan_compiles_what_train_runs(tmp_path, monkeypatch):
 
 def test_a_step_of_a_recipe_is_planned_by_name():
   config = recipe.get_config('7b,224')
-  assert door.section(config, 'stage2').batch.rows == stage2.get_config('7b,224').batch.rows
+  assert door.section(config, 'stage2').batch.size == stage2.get_config('7b,224').batch.size
   for name in (None, 'mix'):
     with pytest.raises(errors.SphinxError, match='real, stage2, synthetic'):
       door.section(config, name)
 
 
 def run(*arguments):
-  return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+  return subprocess.run(
+    [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+  )
 
 
 def test_the_door_answers_without_a_compiler():
@@ -118,15 +151,36 @@ def test_the_door_answers_without_a_compiler():
   assert done.returncode == 0, done.stderr
   assert 'v5p:2x2x2 (v5p-16, 8 devices)' in done.stdout and 'Not compiled' in done.stdout
   assert 'libtpu is not installed: estimates from shapes and layouts only' in done.stderr
-  done = run('-m', 'sphinx_jax.plan', '--config=configs/recipe.py:7b,224', '--step=stage2', '--topology=v5e:2x4', '--search',
-             '--nocompile', '--rows=3')
+  done = run(
+    '-m',
+    'sphinx_jax.plan',
+    '--config=configs/recipe.py:7b,224',
+    '--step=stage2',
+    '--topology=v5e:2x4',
+    '--search',
+    '--nocompile',
+    '--rows=3',
+  )
   assert done.returncode == 0 and len(done.stdout.splitlines()) == 5, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize('arguments, words', [
+@pytest.mark.parametrize(
+  'arguments, words',
+  [
     (['--config=configs/stage1.py:7b,224', '--topology=v5p:9x9x9'], 'v5p:4x4x4'),
-    (['--config=configs/mini.py', '--step=stage2'], "mesh of 'stage2': got 1 devices, expected all 64"),
-    (['--topologies=some'], "'some', expected one of all"), ([], '--config: got nothing')])
+    (
+      ['--config=configs/mini.py', '--step=stage2'],
+      "mesh of 'stage2': got 1 devices, expected all 64",
+    ),
+    (['--topologies=some'], "'some', expected one of all"),
+    ([], '--config: got nothing'),
+  ],
+)
 def test_a_wrong_question_gets_one_clear_line(arguments, words):
   done = run('-m', 'sphinx_jax.plan', *arguments)
-  assert done.returncode == 2 and words in done.stderr and done.stderr.count('error: ') == 1 and 'Traceback' not in done.stderr
+  assert (
+    done.returncode == 2
+    and words in done.stderr
+    and done.stderr.count('error: ') == 1
+    and 'Traceback' not in done.stderr
+  )

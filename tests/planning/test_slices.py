@@ -4,16 +4,33 @@ from sphinx_jax.core import errors
 from sphinx_jax.planning import slices
 
 
-@pytest.mark.parametrize('name, accelerator, devices', [
-    ('v5p:4x4x4', 'v5p-128', 64), ('v4:2x2x1', 'v4-8', 4), ('v5e:4x8', 'v5litepod-32', 32), ('v6e:16x16', 'v6e-256', 256)])
+@pytest.mark.parametrize(
+  'name, accelerator, devices',
+  [
+    ('v5p:4x4x4', 'v5p-128', 64),
+    ('v4:2x2x1', 'v4-8', 4),
+    ('v5e:4x8', 'v5litepod-32', 32),
+    ('v6e:16x16', 'v6e-256', 256),
+  ],
+)
 def test_a_slice_is_found_by_both_of_its_names(name, accelerator, devices):
   found = slices.find(name)
-  assert found == slices.find(accelerator) and (found.name, found.accelerator, found.devices) == (name, accelerator, devices)
+  assert found == slices.find(accelerator) and (found.name, found.accelerator, found.devices) == (
+    name,
+    accelerator,
+    devices,
+  )
   assert len({device.coords for device in slices.absent_devices(found)}) == devices
 
 
-@pytest.mark.parametrize('name, words', [
-    ('v5p:3x3x3', 'v5p:2x2x1, .*v5p:4x4x4'), ('v5e-32', 'v5e:4x8'), ('v7:2x2', 'v4:2x2x1.*v6e:16x16')])
+@pytest.mark.parametrize(
+  'name, words',
+  [
+    ('v5p:3x3x3', 'v5p:2x2x1, .*v5p:4x4x4'),
+    ('v5e-32', 'v5e:4x8'),
+    ('v7:2x2', 'v4:2x2x1.*v6e:16x16'),
+  ],
+)
 def test_a_slice_that_does_not_exist_is_answered_with_those_that_do(name, words):
   with pytest.raises(errors.SphinxError, match=words):
     slices.find(name)

@@ -11,8 +11,14 @@ from sphinx_jax.report import benchmarks
 
 
 def case(n, answer, truth, score, image=True):
-  return {'id': f'q{n}', 'prompt': f'Where <{n}>?', 'answer': answer, 'truth': truth, 'score': score,
-          'image': f'cases/{n}.jpg' if image else None}
+  return {
+    'id': f'q{n}',
+    'prompt': f'Where <{n}>?',
+    'answer': answer,
+    'truth': truth,
+    'score': score,
+    'image': f'cases/{n}.jpg' if image else None,
+  }
 
 
 @pytest.fixture
@@ -21,24 +27,51 @@ def made(tmp_path):
   for n in range(4):
     Image.fromarray(np.full((80, 120, 3), 200, np.uint8)).save(tmp_path / 'cases' / f'{n}.jpg')
   groups = {
-      'refcoco': {'best': [case(0, '[0.10, 0.30, 0.50, 0.70]', '[0.10, 0.30, 0.60, 0.70]', 1.0)],
-                  'worst': [case(1, 'no idea', '[0.10, 0.30, 0.60, 0.70]', 0.0)]},
-      'vqa': {'best': [case(2, 'red', 'red', 0.9)], 'worst': []},
-      'hidden': {'first': [case(3, 'a <b>', '', None), case(4, 'x', '', None, image=False)]}}
+    'refcoco': {
+      'best': [case(0, '[0.10, 0.30, 0.50, 0.70]', '[0.10, 0.30, 0.60, 0.70]', 1.0)],
+      'worst': [case(1, 'no idea', '[0.10, 0.30, 0.60, 0.70]', 0.0)],
+    },
+    'vqa': {'best': [case(2, 'red', 'red', 0.9)], 'worst': []},
+    'hidden': {'first': [case(3, 'a <b>', '', None), case(4, 'x', '', None, image=False)]},
+  }
   for name, cases in groups.items():
     (tmp_path / 'cases' / f'{name}.json').write_text(json.dumps(cases))
-  results = {name: {'metric': 'm', 'variant': 'SPHINX', 'note': 'not run here', 'questions': 10, 'skipped': name == 'vqa',
-                    'official': False} for name in groups}
-  rows = [{'benchmark': name, 'metric': metric, 'score': '12.34', 'published': published, 'questions': '10', 'skipped': '0'}
-          for name, metric, published in (('refcoco', 'm', '91.1'), ('refcoco', 'other', ''), ('vqa', 'm', ''),
-                                          ('hidden', 'm', '80.7'))]
+  results = {
+    name: {
+      'metric': 'm',
+      'variant': 'SPHINX',
+      'note': 'not run here',
+      'questions': 10,
+      'skipped': name == 'vqa',
+      'official': False,
+    }
+    for name in groups
+  }
+  rows = [
+    {
+      'benchmark': name,
+      'metric': metric,
+      'score': '12.34',
+      'published': published,
+      'questions': '10',
+      'skipped': '0',
+    }
+    for name, metric, published in (
+      ('refcoco', 'm', '91.1'),
+      ('refcoco', 'other', ''),
+      ('vqa', 'm', ''),
+      ('hidden', 'm', '80.7'),
+    )
+  ]
   file = benchmarks.write(tmp_path, '/run at step <7>', results, rows)
   return file.read_text()
 
 
 def pictures(text):
-  return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).astype(int)
-          for data in re.findall(r'src="data:image/jpeg;base64,([^"]*)"', text)]
+  return [
+    np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).astype(int)
+    for data in re.findall(r'src="data:image/jpeg;base64,([^"]*)"', text)
+  ]
 
 
 def test_answer_and_truth_are_drawn_side_by_side_where_there_are_places(made):
@@ -51,8 +84,18 @@ def test_answer_and_truth_are_drawn_side_by_side_where_there_are_places(made):
 
 
 def test_the_page_says_what_it_must_and_needs_nothing_from_outside(made):
-  for words in ('12.34', '91.1', '80.7', 'Where &lt;0&gt;?', 'a &lt;b&gt;', '/run at step &lt;7&gt;', 'other', '>best<',
-                '>worst<', '>first<'):
+  for words in (
+    '12.34',
+    '91.1',
+    '80.7',
+    'Where &lt;0&gt;?',
+    'a &lt;b&gt;',
+    '/run at step &lt;7&gt;',
+    'other',
+    '>best<',
+    '>worst<',
+    '>first<',
+  ):
     assert words in made, words
   assert re.search(r'<b class="bad">1</b>could not be asked', made)
   sources = re.findall(r'(?:src|href)="([^"]*)"', made)

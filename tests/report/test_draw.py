@@ -21,7 +21,11 @@ def touched(pixels):
 @pytest.mark.parametrize('width, height', [(64, 64), (96, 64), (64, 96), (33, 64)])
 def test_a_box_is_drawn_where_it_is_on_the_original_picture(width, height):
   wanted = np.array([8, 16, 24, 40])
-  side, left, top = max(width, height), (max(width, height) - width) // 2, (max(width, height) - height) // 2
+  side, left, top = (
+    max(width, height),
+    (max(width, height) - width) // 2,
+    (max(width, height) - height) // 2,
+  )
   square = (wanted + [left, top, left, top]) / side
   text = '[' + ', '.join(f'{number:.6f}' for number in square) + ']'
   assert np.abs(np.array(touched(drawn(width, height, text))) - wanted * 4).max() <= 2
@@ -33,7 +37,10 @@ def test_a_point_is_drawn_where_it_is():
 
 
 def test_labels_are_drawn_in_their_own_colour_inside_the_picture():
-  plain, labelled = drawn(64, 64, '[0.5, 0.5, 0.9, 0.9]'), drawn(64, 64, '<p>Title</p>[0.5, 0.5, 0.9, 0.9]')
+  plain, labelled = (
+    drawn(64, 64, '[0.5, 0.5, 0.9, 0.9]'),
+    drawn(64, 64, '<p>Title</p>[0.5, 0.5, 0.9, 0.9]'),
+  )
   assert (labelled != plain).any()
   red = tuple(int(draw.LAYOUT['Title'][i : i + 2], 16) for i in (1, 3, 5))
   assert (labelled == red).all(-1).sum() > 100
@@ -46,23 +53,43 @@ def test_the_skeleton_joins_keypoints_of_one_person_only():
   middle = (slice(124, 133), 128)
   one = drawn(64, 64, coordinates.format_keypoints([left, right]))
   assert (one[middle] != GREY).any()
-  two_people = drawn(64, 64, coordinates.format_keypoints([left, ('left shoulder', (0.3, 0.2)), ('nose', (0.8, 0.5))]))
+  two_people = drawn(
+    64,
+    64,
+    coordinates.format_keypoints([left, ('left shoulder', (0.3, 0.2)), ('nose', (0.8, 0.5))]),
+  )
   assert (two_people[middle] == GREY).all()
 
 
 def test_the_box_of_the_next_person_ends_the_one_before():
-  people = ('person [0.1, 0.4, 0.3, 0.6]: left shoulder [0.2, 0.5]\n'
-            'person [0.7, 0.4, 0.9, 0.6]: nose [0.8, 0.45], right shoulder [0.8, 0.5]')
+  people = (
+    'person [0.1, 0.4, 0.3, 0.6]: left shoulder [0.2, 0.5]\n'
+    'person [0.7, 0.4, 0.9, 0.6]: nose [0.8, 0.45], right shoulder [0.8, 0.5]'
+  )
   pixels = drawn(64, 64, people)
   assert (pixels[124:133, 100:160] == GREY).all()  # No limb from one to the other.
   assert (pixels[128, 51] != GREY).any() and (pixels[128, 205] != GREY).any()
 
 
 def test_boxes_of_the_question_are_drawn_too():
-  assert touched(drawn(64, 64, 'a cup', asked='What is in [0.25, 0.25, 0.75, 0.75]?'))[0] == pytest.approx(64, abs=2)
+  assert touched(drawn(64, 64, 'a cup', asked='What is in [0.25, 0.25, 0.75, 0.75]?'))[
+    0
+  ] == pytest.approx(64, abs=2)
 
 
-@pytest.mark.parametrize('answer', ['', 'None', 'a red circle', '[0.1, 0.2', '[a, b, c, d]', '[0.9, 0.9, 0.1, 0.1]', '[5, 5, 9, 9] x [[', '<p>'])
+@pytest.mark.parametrize(
+  'answer',
+  [
+    '',
+    'None',
+    'a red circle',
+    '[0.1, 0.2',
+    '[a, b, c, d]',
+    '[0.9, 0.9, 0.1, 0.1]',
+    '[5, 5, 9, 9] x [[',
+    '<p>',
+  ],
+)
 def test_any_answer_can_be_drawn(answer):
   assert drawn(20, 30, answer).shape == (120, 80, 3)
 

@@ -9,17 +9,37 @@ from PIL import Image
 from sphinx_jax.core import errors
 from sphinx_jax.report import page
 
-CURVE = [{'coefficient': c / 10, 'real': 2 - c / 20, 'synthetic': 1.2 + (c / 10) ** 2 / 2} for c in range(11)]
+CURVE = [
+  {'coefficient': c / 10, 'real': 2 - c / 20, 'synthetic': 1.2 + (c / 10) ** 2 / 2}
+  for c in range(11)
+]
 
 
 def result(final, blind):
-  return {'metric': 'accuracy', 'blind': blind, 'blind_low': blind - 0.05, 'blind_high': blind + 0.05, 'final': final,
-          'low': round(final - 0.05, 3), 'high': round(final + 0.05, 3), 'examples': 6}
+  return {
+    'metric': 'accuracy',
+    'blind': blind,
+    'blind_low': blind - 0.05,
+    'blind_high': blind + 0.05,
+    'final': final,
+    'low': round(final - 0.05, 3),
+    'high': round(final + 0.05, 3),
+    'examples': 6,
+  }
 
 
 def entry(task, n, prediction, answer, right):
-  return {'id': f'{task}/{n}', 'task': task, 'instruction': f'Question <{n}> & more?', 'prediction': prediction, 'answer': answer,
-          'truth': {}, 'numerator': float(right), 'denominator': 1.0, 'image': f'images/{task}-{n}.png'}
+  return {
+    'id': f'{task}/{n}',
+    'task': task,
+    'instruction': f'Question <{n}> & more?',
+    'prediction': prediction,
+    'answer': answer,
+    'truth': {},
+    'numerator': float(right),
+    'denominator': 1.0,
+    'image': f'images/{task}-{n}.png',
+  }
 
 
 @pytest.fixture(scope='module')
@@ -31,16 +51,33 @@ def made(tmp_path_factory):
   tasks = {'vqa': ('red', 'red'), 'rec': ('[0.1, 0.1, 0.5, 0.5]', '[0.1, 0.1, 0.6, 0.6]')}
   for task, (prediction, answer) in tasks.items():
     lines = [entry(task, n, prediction, answer, n % 2) for n in range(2)]
-    (evaluation / f'{task}.final.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    (evaluation / f'{task}.final.jsonl').write_text(
+      ''.join(json.dumps(line) + '\n' for line in lines)
+    )
     for n in range(2):
-      Image.fromarray(np.full((8, 12, 3), 40 * n, np.uint8)).save(evaluation / 'images' / f'{task}-{n}.png')
-  (evaluation / 'results.json').write_text(json.dumps({'vqa': result(0.9, 0.3), 'rec': result(0.5, 0.45)}))
+      Image.fromarray(np.full((8, 12, 3), 40 * n, np.uint8)).save(
+        evaluation / 'images' / f'{task}-{n}.png'
+      )
+  (evaluation / 'results.json').write_text(
+    json.dumps({'vqa': result(0.9, 0.3), 'rec': result(0.5, 0.45)})
+  )
   log = work / 'metrics.jsonl'
-  log.write_text(''.join(json.dumps({'step': s, 'loss': 3 / s, 'loss/vqa': 2 / s, 'examples_per_second': 64.0}) + '\n' for s in (10, 20))
-                 + '{"step": 30, "lo')  # as a kill may leave it
+  log.write_text(
+    ''.join(
+      json.dumps({'step': s, 'loss': 3 / s, 'loss/vqa': 2 / s, 'examples_per_second': 64.0}) + '\n'
+      for s in (10, 20)
+    )
+    + '{"step": 30, "lo'
+  )  # as a kill may leave it
   arguments = dict(
-    evaluation=evaluation, metrics={'stage2': log}, curve=CURVE, mixed=0.5, seconds={'data': 12.5, 'stage2': 100.0},
-    peak_rss_bytes=3 * 2**30, config={'name': 'tiny <config>', 'steps': ['data', 'stage2']}, aims={'vqa': 0.8, 'rec': 0.6},
+    evaluation=evaluation,
+    metrics={'stage2': log},
+    curve=CURVE,
+    mixed=0.5,
+    seconds={'data': 12.5, 'stage2': 100.0},
+    peak_rss_bytes=3 * 2**30,
+    config={'name': 'tiny <config>', 'steps': ['data', 'stage2']},
+    aims={'vqa': 0.8, 'rec': 0.6},
   )
   file = page.write(work, **arguments)
   return arguments, work, file.read_text()
@@ -49,7 +86,14 @@ def made(tmp_path_factory):
 def test_metrics_json_is_exactly_the_contract(made):
   metrics = json.loads((made[1] / 'metrics.json').read_text())
   assert list(metrics) == ['tasks', 'mix_curve', 'seconds', 'peak_rss_bytes']
-  assert metrics['tasks']['vqa'] == {'metric': 'accuracy', 'blind': 0.3, 'final': 0.9, 'low': 0.85, 'high': 0.95, 'examples': 6}
+  assert metrics['tasks']['vqa'] == {
+    'metric': 'accuracy',
+    'blind': 0.3,
+    'final': 0.9,
+    'low': 0.85,
+    'high': 0.95,
+    'examples': 6,
+  }
   assert metrics['mix_curve'] == CURVE and metrics['seconds'] == {'data': 12.5, 'stage2': 100.0}
   assert metrics['peak_rss_bytes'] == 3 * 2**30
 
@@ -67,16 +111,38 @@ def test_every_link_of_the_page_has_its_place(made):
 
 def test_the_page_says_what_it_must(made):
   text = made[2]
-  for words in ('0.900', '0.850 – 0.950', '≥ 0.80 reached', '≥ 0.60 missed', '3.00 GiB', '100.0', 'loss against step',
-                'tiny &lt;config&gt;', 'Question &lt;0&gt; &amp; more?', '[0.1, 0.1, 0.6, 0.6]', 'no worse than the better parent'):
+  for words in (
+    '0.900',
+    '0.850 – 0.950',
+    '≥ 0.80 reached',
+    '≥ 0.60 missed',
+    '3.00 GiB',
+    '100.0',
+    'loss against step',
+    'tiny &lt;config&gt;',
+    'Question &lt;0&gt; &amp; more?',
+    '[0.1, 0.1, 0.6, 0.6]',
+    'no worse than the better parent',
+  ):
     assert words in text, words
   assert re.search(r'1 of 2</b>tasks clear', text)  # rec's interval overlaps its blind one
 
 
 def test_every_task_has_its_pictures_with_prediction_and_truth(made):
-  assert len(re.findall(r'<figcaption>prediction', made[2])) == len(re.findall(r'<figcaption>truth', made[2])) == 2
+  assert (
+    len(re.findall(r'<figcaption>prediction', made[2]))
+    == len(re.findall(r'<figcaption>truth', made[2]))
+    == 2
+  )
   names = {file.name for file in (made[1] / 'report' / 'samples').iterdir()}
-  assert names == {'vqa-0.png', 'vqa-1.png', 'rec-0-prediction.png', 'rec-0-truth.png', 'rec-1-prediction.png', 'rec-1-truth.png'}
+  assert names == {
+    'vqa-0.png',
+    'vqa-1.png',
+    'rec-0-prediction.png',
+    'rec-0-truth.png',
+    'rec-1-prediction.png',
+    'rec-1-truth.png',
+  }
   for name in ('overview', 'loss', 'mix_curve', 'scores'):
     assert Image.open(made[1] / 'report' / f'{name}.png').size[0] > 500
 
@@ -86,11 +152,35 @@ def test_the_page_is_well_formed(made):
     open_tags = []
 
     def handle_starttag(self, tag, attributes):
-      if tag in ('div', 'table', 'dl', 'figure', 'details', 'main', 'body', 'html', 'p', 'h2', 'h3'):
+      if tag in (
+        'div',
+        'table',
+        'dl',
+        'figure',
+        'details',
+        'main',
+        'body',
+        'html',
+        'p',
+        'h2',
+        'h3',
+      ):
         self.open_tags.append(tag)
 
     def handle_endtag(self, tag):
-      if tag in ('div', 'table', 'dl', 'figure', 'details', 'main', 'body', 'html', 'p', 'h2', 'h3'):
+      if tag in (
+        'div',
+        'table',
+        'dl',
+        'figure',
+        'details',
+        'main',
+        'body',
+        'html',
+        'p',
+        'h2',
+        'h3',
+      ):
         assert self.open_tags.pop() == tag
 
   parser = Balance()
@@ -100,7 +190,9 @@ def test_the_page_is_well_formed(made):
 
 def test_a_mix_that_is_worse_than_its_parents_is_called_so(made, tmp_path):
   arguments, _, _ = made
-  hill = [point | {'real': 2 + point['coefficient'] * (1 - point['coefficient']) * 4} for point in CURVE]
+  hill = [
+    point | {'real': 2 + point['coefficient'] * (1 - point['coefficient']) * 4} for point in CURVE
+  ]
   text = page.write(tmp_path, **(arguments | {'curve': hill})).read_text()
   assert 'worse than the better parent' in text and 'no worse' not in text
 
@@ -112,10 +204,18 @@ def test_a_recipe_without_a_mix_has_a_page_too(made, tmp_path):
 
 
 def test_the_verdict_compares_averages_with_the_better_parent():
-  curve = [{'coefficient': 0.0, 'real': 3.0, 'synthetic': 1.0}, {'coefficient': 0.5, 'real': 2.0, 'synthetic': 1.5},
-           {'coefficient': 1.0, 'real': 1.8, 'synthetic': 2.4}]
-  assert page.curve_verdict(curve, 0.5) == {'coefficient': 0.5, 'mixed': 1.75, 'parents': {'real': 2.1, 'synthetic': 2.0},
-                                            'best': 0.5, 'ok': True}
+  curve = [
+    {'coefficient': 0.0, 'real': 3.0, 'synthetic': 1.0},
+    {'coefficient': 0.5, 'real': 2.0, 'synthetic': 1.5},
+    {'coefficient': 1.0, 'real': 1.8, 'synthetic': 2.4},
+  ]
+  assert page.curve_verdict(curve, 0.5) == {
+    'coefficient': 0.5,
+    'mixed': 1.75,
+    'parents': {'real': 2.1, 'synthetic': 2.0},
+    'best': 0.5,
+    'ok': True,
+  }
   assert not page.curve_verdict(curve, 1.0)['ok'] and page.curve_verdict(curve, 0.0)['ok']
 
 

@@ -8,16 +8,26 @@ CURVE = [{'coefficient': c, 'real': 2 - c, 'synthetic': 1 + c} for c in (0.0, 0.
 
 
 def test_every_task_has_a_line_and_gaps_are_left_out():
-  lines = [{'step': 1, 'loss': 3.0, 'loss/vqa': 2.0}, {'step': 2, 'validation/real': 1.0}, {'step': 3, 'loss': 2.0, 'loss/vqa': math.nan}]
+  lines = [
+    {'step': 1, 'loss': 3.0, 'loss/vqa': 2.0},
+    {'step': 2, 'validation/real': 1.0},
+    {'step': 3, 'loss': 2.0, 'loss/vqa': math.nan},
+  ]
   figure = plots.loss_curves({'real': lines, 'stage2': []})
   panel, empty = figure.axes
   assert [text.get_text() for text in panel.get_legend().get_texts()] == ['vqa', 'all']
-  assert [list(line.get_xdata()) for line in panel.lines] == [[1], [1, 3], [1, 3]] and len(empty.lines) == 2
+  assert [list(line.get_xdata()) for line in panel.lines] == [[1], [1, 3], [1, 3]] and len(
+    empty.lines
+  ) == 2
 
 
 def test_smoothing_keeps_constants_and_length():
   np.testing.assert_allclose(plots.smooth(np.full(100, 3.0)), 3)
-  assert plots.smooth(np.arange(200.0)).shape == (200,) and list(plots.smooth(np.arange(3.0))) == [0, 1, 2]
+  assert plots.smooth(np.arange(200.0)).shape == (200,) and list(plots.smooth(np.arange(3.0))) == [
+    0,
+    1,
+    2,
+  ]
 
 
 def test_the_average_of_the_curve_and_the_used_point_are_drawn():
@@ -28,15 +38,25 @@ def test_the_average_of_the_curve_and_the_used_point_are_drawn():
 
 
 def test_losses_and_scores_between_two_checkpoints_have_a_panel_each():
-  points = [{'coefficient': c, 'real': 2 - c, 'synthetic': 1 + c, 'task/vqa': c / 2} for c in (1.0, 0.0)]
+  points = [
+    {'coefficient': c, 'real': 2 - c, 'synthetic': 1 + c, 'task/vqa': c / 2} for c in (1.0, 0.0)
+  ]
   losses, scores = plots.line_between(points, ['a', 'b']).axes
   assert {line.get_label(): line.get_xydata().tolist() for line in losses.lines} == {
-    'real': [[0, 2], [1, 1]], 'synthetic': [[0, 1], [1, 2]], 'average': [[0, 1.5], [1, 1.5]]}
-  assert {line.get_label(): line.get_xydata().tolist() for line in scores.lines} == {'vqa': [[0, 0], [1, 0.5]]}
+    'real': [[0, 2], [1, 1]],
+    'synthetic': [[0, 1], [1, 2]],
+    'average': [[0, 1.5], [1, 1.5]],
+  }
+  assert {line.get_label(): line.get_xydata().tolist() for line in scores.lines} == {
+    'vqa': [[0, 0], [1, 0.5]]
+  }
 
 
 def test_bars_stand_for_blind_and_final():
-  tasks = {'vqa': {'final': 0.8, 'low': 0.7, 'high': 0.85, 'blind': 0.3}, 'rec': {'final': 0.5, 'low': 0.5, 'high': 0.5, 'blind': 0.1}}
+  tasks = {
+    'vqa': {'final': 0.8, 'low': 0.7, 'high': 0.85, 'blind': 0.3},
+    'rec': {'final': 0.5, 'low': 0.5, 'high': 0.5, 'blind': 0.1},
+  }
   axes = plots.score_bars(tasks).axes[0]
   assert sorted(bar.get_width() for bar in axes.patches) == [0.1, 0.3, 0.5, 0.8]
 

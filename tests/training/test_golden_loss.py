@@ -14,7 +14,7 @@ from PIL import Image
 import sphinx_jax
 from sphinx_jax.core import trees
 from sphinx_jax.data import packing
-from sphinx_jax.models import official, sphinx
+from sphinx_jax.models import sphinx, variants as official
 from sphinx_jax.training import state, step
 from tests.generate import golden
 
@@ -34,8 +34,9 @@ def update(model):
   module = sphinx.build(model.config)
   apply = functools.partial(sphinx.apply, module)
   keep = optax.GradientTransformation(
-      lambda params: jax.tree.map(jnp.zeros_like, params),
-      lambda gradient, _, params: (jax.tree.map(jnp.zeros_like, params), gradient))
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda gradient, _, params: (jax.tree.map(jnp.zeros_like, params), gradient),
+  )
   trained, frozen = state.split(model.params, (('encoders/.*', 'none'), ('.*', 'train')))
   begin = state.State(jnp.int32(0), trained, frozen, keep.init(trained))
   run = jax.jit(step.make_train_step(apply, keep, lambda count: jnp.float32(0), tasks=1))
@@ -46,8 +47,16 @@ def batch_of(images, ids=WANT['examples'], labels=WANT['labels']):
   """The golden examples, a row each; the first is cut behind its last token, the second keeps the zeros that end it."""
   assert np.array_equal(labels[labels > 0], ids[labels > 0])
   lengths = 1 + np.flatnonzero(ids[0])[-1], LENGTH
-  rows = [[packing.Example(ids[i, :n].astype(np.int32), (labels[i, :n] > 0).astype(np.float32), file, task=0)]
-          for i, (n, file) in enumerate(zip(lengths, [None, None] if images is None else map(png, images)))]
+  rows = [
+    [
+      packing.Example(
+        ids[i, :n].astype(np.int32), (labels[i, :n] > 0).astype(np.float32), file, task=0
+      )
+    ]
+    for i, (n, file) in enumerate(
+      zip(lengths, [None, None] if images is None else map(png, images))
+    )
+  ]
   words, slots = (0, 0) if images is None else (WORDS, 1)
   return packing.assemble(rows, words + LENGTH, slots, 224, WORDS, bad=None)
 
@@ -96,7 +105,9 @@ def test_every_gradient_norm_is_the_official_one(case):
   norms = {key.removeprefix('llma.'): norm for key, norm in NORMS[name].items()}
   assert gradients.keys() == norms.keys()  # What is trained, and nothing frozen.
   for key, norm in norms.items():
-    assert np.linalg.norm(gradients[key]) == pytest.approx(norm or 0, rel=1e-3), key  # None: not in the official graph.
+    assert np.linalg.norm(gradients[key]) == pytest.approx(norm or 0, rel=1e-3), (
+      key
+    )  # None: not in the official graph.
   assert metrics['grad_norm'] == pytest.approx(NORMS[f'{name}_total'], rel=1e-3)
 
 
@@ -106,7 +117,9 @@ def test_gradients_are_the_official_ones(case):
   assert len(keys) >= 5
   for key in keys:
     want = WANT[key]
-    np.testing.assert_allclose(gradients[key.partition('/')[2]], want, rtol=1e-3, atol=1e-4 * np.abs(want).max(), err_msg=key)
+    np.testing.assert_allclose(
+      gradients[key.partition('/')[2]], want, rtol=1e-3, atol=1e-4 * np.abs(want).max(), err_msg=key
+    )
 
 
 @pytest.mark.parametrize('picture', [True, False])

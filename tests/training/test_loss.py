@@ -10,8 +10,10 @@ from sphinx_jax.training import loss
 def batch(seed: int = 0) -> tuple[jax.Array, dict]:
   rng = np.random.default_rng(seed)
   return jnp.asarray(rng.normal(size=(2, 5, 7)), jnp.float32), {
-      'targets': jnp.asarray(rng.integers(0, 7, (2, 5)), jnp.int32), 'task': jnp.asarray(rng.integers(0, 3, (2, 5)), jnp.int32),
-      'loss_weight': jnp.asarray(rng.integers(0, 3, (2, 5)), jnp.float32)}
+    'targets': jnp.asarray(rng.integers(0, 7, (2, 5)), jnp.int32),
+    'task': jnp.asarray(rng.integers(0, 3, (2, 5)), jnp.int32),
+    'loss_weight': jnp.asarray(rng.integers(0, 3, (2, 5)), jnp.float32),
+  }
 
 
 def test_cross_entropy_is_that_of_the_textbook():
@@ -25,7 +27,11 @@ def test_mean_is_over_weights_and_tasks_add_up():
   logits, fields = batch()
   sums = loss.sums(logits, fields, tasks=3)
   each = np.asarray(loss.cross_entropy(logits, fields['targets']))
-  np.testing.assert_allclose(loss.mean(sums['loss'], sums['weight']), np.average(each, weights=fields['loss_weight']), rtol=1e-5)
+  np.testing.assert_allclose(
+    loss.mean(sums['loss'], sums['weight']),
+    np.average(each, weights=fields['loss_weight']),
+    rtol=1e-5,
+  )
   for task in range(3):
     mine = np.asarray(fields['loss_weight']) * (np.asarray(fields['task']) == task)
     np.testing.assert_allclose(sums['task_loss'][task], (mine * each).sum(), rtol=1e-5, atol=1e-6)
@@ -61,21 +67,33 @@ def test_mean_of_huge_logits_is_finite():
 def chunked(chunk: int):
   """Loss and gradients of states and head, in chunks of positions."""
   rng = np.random.default_rng(0)
-  states, kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((4, 64, 16), (16, 1000)))
+  states, kernel = (
+    jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((4, 64, 16), (16, 1000))
+  )
   whole_numbers = lambda end: jnp.asarray(rng.integers(0, end, (4, 64)), jnp.int32)
-  fields = {'targets': whole_numbers(1000), 'task': whole_numbers(3), 'loss_weight': whole_numbers(3).astype(jnp.float32)}
+  fields = {
+    'targets': whole_numbers(1000),
+    'task': whole_numbers(3),
+    'loss_weight': whole_numbers(3).astype(jnp.float32),
+  }
 
   def value(states, kernel):
     sums = loss.chunked_sums(states, lambda part: part @ kernel, fields, 3, chunk)
     return sums['loss'], sums
 
-  return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True)).lower(states, kernel).compile(), (states, kernel)
+  return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True)).lower(
+    states, kernel
+  ).compile(), (states, kernel)
 
 
 def test_chunks_give_the_same_loss_and_gradients_without_all_logits():
   whole, arguments = chunked(0)
   parts, _ = chunked(8)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), parts(*arguments), whole(*arguments))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+    parts(*arguments),
+    whole(*arguments),
+  )
   peak = lambda compiled: compiled.memory_analysis().temp_size_in_bytes
   logits = 4 * 64 * 1000 * 4
   assert peak(whole) > 2 * logits and peak(parts) < logits

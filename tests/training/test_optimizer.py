@@ -8,13 +8,23 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sphinx_jax.core import errors
 from sphinx_jax.training import optimizer
 
-AXES = {'norm': {'scale': ('layers', 'embed')}, 'qkv': {'bias': (None, 'heads'), 'kernel': ('layers', 'embed', 'heads')},
-        'start': ('embed',), 'embed': ('vocab', 'embed')}
+AXES = {
+  'norm': {'scale': ('layers', 'embed')},
+  'qkv': {'bias': (None, 'heads'), 'kernel': ('layers', 'embed', 'heads')},
+  'start': ('embed',),
+  'embed': ('vocab', 'embed'),
+}
 
 
 def make(name='adamw', **changes) -> optax.GradientTransformation:
-  settings = dict(name=name, rate=lambda count: 0.1, logical_axes={'kernel': ('embed', 'heads'), 'bias': ('embed',)},
-                  betas=(0.9, 0.95), weight_decay=0.5, clip=1e9)
+  settings = dict(
+    name=name,
+    rate=lambda count: 0.1,
+    logical_axes={'kernel': ('embed', 'heads'), 'bias': ('embed',)},
+    betas=(0.9, 0.95),
+    weight_decay=0.5,
+    clip=1e9,
+  )
   return optimizer.make_optimizer(**(settings | changes))
 
 
@@ -34,7 +44,12 @@ def test_schedule_of_short_runs_is_positive_and_finite(warmup, steps):
 
 
 def test_only_matrices_decay_whatever_is_stacked():
-  assert optimizer.decays(AXES) == {'norm': {'scale': False}, 'qkv': {'bias': False, 'kernel': True}, 'start': False, 'embed': True}
+  assert optimizer.decays(AXES) == {
+    'norm': {'scale': False},
+    'qkv': {'bias': False, 'kernel': True},
+    'start': False,
+    'embed': True,
+  }
 
 
 @pytest.mark.parametrize('name', optimizer.NAMES)
@@ -51,49 +66,80 @@ def test_gradients_over_the_norm_are_scaled_together():
   params = {'kernel': jnp.zeros((2, 1)), 'bias': jnp.zeros(1)}
   gradient = {'kernel': jnp.asarray([[3.0], [0.0]]), 'bias': jnp.asarray([4.0])}
   _, state = tx.update(gradient, tx.init(params), params)
-  adam = next(part for part in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, 'mu')) if hasattr(part, 'mu'))
-  np.testing.assert_allclose(adam.mu['kernel'], [[0.06], [0]], rtol=1e-5)  # (1 - beta1) * gradient / norm
+  adam = next(
+    part
+    for part in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, 'mu'))
+    if hasattr(part, 'mu')
+  )
+  np.testing.assert_allclose(
+    adam.mu['kernel'], [[0.06], [0]], rtol=1e-5
+  )  # (1 - beta1) * gradient / norm
   np.testing.assert_allclose(adam.mu['bias'], [0.08], rtol=1e-5)
   with pytest.raises(errors.SphinxError, match='optimizer.clip'):
     make(clip=0.0)
 
 
 def test_unknown_name_is_answered_with_the_choices():
-  with pytest.raises(errors.SphinxError, match="optimizer.name: got 'adam', expected one of adamw, muon; did you mean 'adamw'"):
+  with pytest.raises(
+    errors.SphinxError,
+    match="optimizer.name: got 'adam', expected one of adamw, muon; did you mean 'adamw'",
+  ):
     make('adam')
 
 
 def test_muon_moves_every_matrix_of_a_stack_alike_in_all_directions():
   axes = {'kernel': ('layers', 'embed', None, 'heads'), 'embed': ('vocab', 'embed')}
   settings = dict(logical_axes=axes, weight_decay=0.0, betas=(0.9, 0.99))
-  draw = lambda shape, seed: jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+  draw = lambda shape, seed: jnp.asarray(
+    np.random.default_rng(seed).normal(size=shape), jnp.float32
+  )
   params = {'kernel': draw((2, 6, 3, 4), 0), 'embed': draw((8, 6), 1)}
   gradient = {'kernel': draw((2, 6, 3, 4), 2), 'embed': draw((8, 6), 3)}
   tx = make('muon', **settings)
-  moved = {name: -update / 0.1 for name, update in tx.update(gradient, tx.init(params), params)[0].items()}
+  moved = {
+    name: -update / 0.1 for name, update in tx.update(gradient, tx.init(params), params)[0].items()
+  }
   for matrix in np.moveaxis(moved['kernel'], 2, 1).reshape(-1, 6, 4):
     sizes = np.linalg.svd(matrix, compute_uv=False)
     assert sizes.max() < 2 * sizes.min()
-    assert np.sqrt(np.square(matrix).mean()) == pytest.approx(0.2, rel=0.3)  # Of like size as AdamW's steps.
-  size = np.abs(moved['embed'])  # The vocabulary stays with AdamW, whose first step has one size everywhere.
+    assert np.sqrt(np.square(matrix).mean()) == pytest.approx(
+      0.2, rel=0.3
+    )  # Of like size as AdamW's steps.
+  size = np.abs(
+    moved['embed']
+  )  # The vocabulary stays with AdamW, whose first step has one size everywhere.
   np.testing.assert_allclose(size, size[0, 0], rtol=1e-4)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_first_moment_has_the_dtype_asked_for(dtype):
   params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
-  dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(make(moment_dtype=dtype).init(params)) if leaf.ndim}
+  dtypes = {
+    leaf.dtype.name for leaf in jax.tree.leaves(make(moment_dtype=dtype).init(params)) if leaf.ndim
+  }
   assert dtypes == {dtype, 'float32'}
 
 
 @pytest.mark.parametrize('name, moments', [('adamw', 2), ('muon', 1)])
 def test_moments_lie_as_their_parameters(name, moments):
   mesh = jax.make_mesh((2,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
-  layouts = {'kernel': NamedSharding(mesh, PartitionSpec('x')), 'bias': NamedSharding(mesh, PartitionSpec())}
-  params = {'kernel': jax.ShapeDtypeStruct((2, 2), jnp.float32), 'bias': jax.ShapeDtypeStruct((2,), jnp.float32)}
+  layouts = {
+    'kernel': NamedSharding(mesh, PartitionSpec('x')),
+    'bias': NamedSharding(mesh, PartitionSpec()),
+  }
+  params = {
+    'kernel': jax.ShapeDtypeStruct((2, 2), jnp.float32),
+    'bias': jax.ShapeDtypeStruct((2,), jnp.float32),
+  }
   tx = make(name)
   found = optimizer.state_shardings(tx, params, layouts, layouts['bias'])
-  shapes, specs = jax.tree.leaves(jax.eval_shape(tx.init, params)), [layout.spec for layout in jax.tree.leaves(found)]
-  assert sum(leaf.shape == (2, 2) for leaf in shapes) == moments and sum(leaf.shape == (2,) for leaf in shapes) == 2
+  shapes, specs = (
+    jax.tree.leaves(jax.eval_shape(tx.init, params)),
+    [layout.spec for layout in jax.tree.leaves(found)],
+  )
+  assert (
+    sum(leaf.shape == (2, 2) for leaf in shapes) == moments
+    and sum(leaf.shape == (2,) for leaf in shapes) == 2
+  )
   expected = [PartitionSpec('x') if leaf.shape == (2, 2) else PartitionSpec() for leaf in shapes]
   assert specs == expected

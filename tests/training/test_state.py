@@ -6,8 +6,11 @@ import pytest
 from sphinx_jax.core import errors
 from sphinx_jax.training import state
 
-PARAMS = {'encoders': {'clip': {'w': jnp.ones((2, 2)), 'count': jnp.ones((), jnp.int32)}}, 'llm': {'w': jnp.zeros(3)}}
-FROZEN_ENCODERS = (('encoders/.*', 'none'), ('.*', 'train'))
+PARAMS = {
+  'encoders': {'clip': {'w': jnp.ones((2, 2)), 'count': jnp.ones((), jnp.int32)}},
+  'llm': {'w': jnp.zeros(3)},
+}
+FROZEN_ENCODERS = (('encoders/.*', 'frozen'), ('.*', 'train'))
 
 
 def test_split_and_merge_are_inverse():
@@ -17,9 +20,9 @@ def test_split_and_merge_are_inverse():
 
 
 def test_first_match_decides_and_all_must_be_covered():
-  assert not state.split(PARAMS, (('.*', 'train'), ('.*', 'none')))[1]
+  assert not state.split(PARAMS, (('.*', 'train'), ('.*', 'frozen')))[1]
   with pytest.raises(errors.SphinxError, match='llm/w'):
-    state.split(PARAMS, (('encoders/.*', 'none'),))
+    state.split(PARAMS, (('encoders/.*', 'frozen'),))
   with pytest.raises(errors.SphinxError, match="'trian'.*did you mean 'train'"):
     state.split(PARAMS, (('.*', 'trian'),))
 

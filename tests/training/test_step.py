@@ -19,14 +19,23 @@ def apply(params: dict, batch: dict):
 def batch(seed: int = 0) -> dict:
   rng = np.random.default_rng(seed)
   draw = lambda high: jnp.asarray(rng.integers(0, high, (ROWS, LENGTH)), jnp.int32)
-  weight = rng.random((ROWS, LENGTH)) * (np.arange(ROWS)[:, None] > 1)  # Microbatches of unequal weight.
-  return {'tokens': draw(VOCAB), 'targets': draw(VOCAB), 'loss_weight': jnp.asarray(weight, jnp.float32),
-          'task': draw(2), 'segments': draw(3)}
+  weight = rng.random((ROWS, LENGTH)) * (
+    np.arange(ROWS)[:, None] > 1
+  )  # Microbatches of unequal weight.
+  return {
+    'tokens': draw(VOCAB),
+    'targets': draw(VOCAB),
+    'loss_weight': jnp.asarray(weight, jnp.float32),
+    'task': draw(2),
+    'segments': draw(3),
+  }
 
 
 def make(accumulate: int = 1):
   rng = np.random.default_rng(1)
-  trained = {'trained': {'w': jnp.asarray(rng.normal(size=(4, VOCAB)), jnp.float32), 'b': jnp.zeros(VOCAB)}}
+  trained = {
+    'trained': {'w': jnp.asarray(rng.normal(size=(4, VOCAB)), jnp.float32), 'b': jnp.zeros(VOCAB)}
+  }
   frozen = {'frozen': {'table': jnp.asarray(rng.normal(size=(VOCAB, 4)), jnp.bfloat16)}}
   axes = {'trained': {'w': ('embed', 'vocab'), 'b': ('vocab',)}}
   tx = optimizer.make_optimizer('adamw', RATE, axes, (0.9, 0.95), 0.1, 1.0)
@@ -52,9 +61,16 @@ def test_accumulating_microbatches_is_one_large_batch():
 def test_frozen_is_untouched_and_has_no_moments():
   begin, _ = make()
   end, _ = run(2)
-  assert np.asarray(begin.frozen['frozen']['table']).tobytes() == np.asarray(end.frozen['frozen']['table']).tobytes()
+  assert (
+    np.asarray(begin.frozen['frozen']['table']).tobytes()
+    == np.asarray(end.frozen['frozen']['table']).tobytes()
+  )
   assert not np.array_equal(begin.trained['trained']['w'], end.trained['trained']['w'])
-  assert sorted({leaf.shape for leaf in jax.tree.leaves(end.opt_state)}) == [(), (4, VOCAB), (VOCAB,)]
+  assert sorted({leaf.shape for leaf in jax.tree.leaves(end.opt_state)}) == [
+    (),
+    (4, VOCAB),
+    (VOCAB,),
+  ]
   assert int(end.step) == 3
 
 
@@ -63,7 +79,9 @@ def test_metrics_count_the_batch():
   fields = batch()
   _, metrics = update(current, fields)
   segments = np.asarray(fields['segments'])
-  assert metrics['examples'] == segments.max(axis=1).sum() and metrics['useful'] == (segments > 0).sum()
+  assert (
+    metrics['examples'] == segments.max(axis=1).sum() and metrics['useful'] == (segments > 0).sum()
+  )
   assert metrics['positions'] == ROWS * LENGTH and metrics['learning_rate'] == pytest.approx(0.1)
   assert metrics['weight'] == pytest.approx(float(fields['loss_weight'].sum()))
 
@@ -78,8 +96,15 @@ def test_batch_without_weight_changes_nothing_but_decay():
 def test_evaluation_is_one_mean_over_all_batches():
   params = make()[0].params
   evaluate = step.make_eval_step(apply)
-  losses = step.evaluate_loss(evaluate, params, {'both': [batch(0), batch(1)], 'first': [batch(0)],
-                                                 'none': [batch() | {'loss_weight': jnp.zeros((ROWS, LENGTH))}]})
+  losses = step.evaluate_loss(
+    evaluate,
+    params,
+    {
+      'both': [batch(0), batch(1)],
+      'first': [batch(0)],
+      'none': [batch() | {'loss_weight': jnp.zeros((ROWS, LENGTH))}],
+    },
+  )
   sums = [[float(x) for x in evaluate(params, batch(seed))] for seed in (0, 1)]
   assert losses['both'] == pytest.approx((sums[0][0] + sums[1][0]) / (sums[0][1] + sums[1][1]))
   assert losses['first'] == pytest.approx(sums[0][0] / sums[0][1]) and losses['none'] == 0

@@ -9,8 +9,17 @@ from tests.checkpoint import bucket
 
 
 def metrics(loss: float = 2.0, norm: float = 1.0) -> dict:
-  return {'loss': loss, 'weight': 4.0, 'task_loss': [loss, 0.0], 'task_weight': [4.0, 0.0], 'grad_norm': norm,
-          'learning_rate': 0.1, 'examples': 3, 'useful': 8, 'positions': 10}
+  return {
+    'loss': loss,
+    'weight': 4.0,
+    'task_loss': [loss, 0.0],
+    'task_weight': [4.0, 0.0],
+    'grad_norm': norm,
+    'learning_rate': 0.1,
+    'examples': 3,
+    'useful': 8,
+    'positions': 10,
+  }
 
 
 def test_window_averages_by_weight_and_leaves_out_absent_tasks():
@@ -58,7 +67,11 @@ def test_lines_after_the_restored_step_are_dropped(tmp_path):
   assert second.last == {'loss': 2.0}
   second.write(3, {'loss': 30.0})
   second.close()
-  assert [(line['step'], line['loss']) for line in writer.read(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+  assert [(line['step'], line['loss']) for line in writer.read(tmp_path)] == [
+    (1, 1.0),
+    (2, 2.0),
+    (3, 30.0),
+  ]
   assert len(list((tmp_path / 'tensorboard').glob('events*'))) == 1
 
 
@@ -72,11 +85,17 @@ def test_other_processes_write_nothing(tmp_path):
 def test_lines_go_to_a_bucket_too(tmp_path, monkeypatch):
   (tmp_path / 'bucket/run').mkdir(parents=True)
   tensorflow = writer.quiet_tensorflow.load()  # Its own gs:// needs a network.
-  monkeypatch.setattr(tensorflow.summary, 'create_file_writer', lambda place: tensorflow.summary.create_noop_writer())
+  monkeypatch.setattr(
+    tensorflow.summary, 'create_file_writer', lambda place: tensorflow.summary.create_noop_writer()
+  )
   with bucket.bucket(tmp_path):
     for begin in (0, 1):
       lines = writer.Writer('gs://bucket/run', begin)
       for step in (begin + 1, begin + 2):
         lines.write(step, {'loss': float(step + begin)})
       lines.close()
-    assert [(line['step'], line['loss']) for line in writer.read('gs://bucket/run')] == [(1, 1.0), (2, 3.0), (3, 4.0)]
+    assert [(line['step'], line['loss']) for line in writer.read('gs://bucket/run')] == [
+      (1, 1.0),
+      (2, 3.0),
+      (3, 4.0),
+    ]

@@ -15,7 +15,7 @@ from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.checkpoint.stream import Array, Index
 from sphinx_jax.core import errors, trees
 from sphinx_jax.data.tokenizer import Tokenizer
-from sphinx_jax.models import foreign, official, sphinx
+from sphinx_jax.models import foreign, sphinx, variants as official
 from sphinx_jax.models.llms import llama
 
 _SHOWN = 20  # Differences named in an error.
@@ -37,6 +37,7 @@ class Assembly:
     tokenizer: contents of tokenizer.model, or None.
     origin: JSON-able: form, prefix and config of the language model's source, for the way back.
   """
+
   config: ml_collections.ConfigDict
   table: list[foreign.Weight]
   tensors: Mapping[str, Tensor]
@@ -49,8 +50,12 @@ class Assembly:
   origin: dict[str, Any]
 
 
-def assemble(sources: Sequence[Source], variant: str = 'llama_ens', tokenizer: bytes | None = None,
-             strict: bool = True) -> Assembly:
+def assemble(
+  sources: Sequence[Source],
+  variant: str = 'llama_ens',
+  tokenizer: bytes | None = None,
+  strict: bool = True,
+) -> Assembly:
   """Puts a model together and checks it against the files, names, shapes and dtypes, before a weight is read.
 
   Args:
@@ -76,19 +81,39 @@ def assemble(sources: Sequence[Source], variant: str = 'llama_ens', tokenizer: b
   differences = _differences(table, tensors, ours, carried)
   if differences and strict:
     more = f'; and {len(differences) - _SHOWN} more' if len(differences) > _SHOWN else ''
-    raise errors.make('source ' + ', '.join(f"'{source.path}' ({source.kind})" for source in sources),
-                      f'{len(differences)} differences: ' + '; '.join(differences[:_SHOWN]) + more,
-                      'the tensors that its config says', 'check that config and weights belong together and that no file is missing')
-  dtypes = {weight.path: tensors[key].dtype for weight in table for _, key in weight.places() if key in tensors}
-  shapes = {path: jax.ShapeDtypeStruct(leaf.shape, dtypes.get(path, leaf.dtype)) for path, leaf in ours.items()}
+    raise errors.make(
+      'source ' + ', '.join(f"'{source.path}' ({source.kind})" for source in sources),
+      f'{len(differences)} differences: ' + '; '.join(differences[:_SHOWN]) + more,
+      'the tensors that its config says',
+      'check that config and weights belong together and that no file is missing',
+    )
+  dtypes = {
+    weight.path: tensors[key].dtype
+    for weight in table
+    for _, key in weight.places()
+    if key in tensors
+  }
+  shapes = {
+    path: jax.ShapeDtypeStruct(leaf.shape, dtypes.get(path, leaf.dtype))
+    for path, leaf in ours.items()
+  }
   tokenizer = tokenizer or main.tokenizer
   if tokenizer is not None:
     _check_vocabulary(tokenizer, config.llm.vocab, main)
   kept = carried if len(sources) == 1 else {}
   dropped = (*(key for key in carried if key not in kept), *outside)
-  return Assembly(config, table, tensors, shapes, fresh=tuple(path for path in ours if path not in dtypes),
-                  differences=differences, carried=kept, dropped=dropped, tokenizer=tokenizer,
-                  origin={'form': main.form, 'prefix': main.prefix, 'config': dict(main.config)})
+  return Assembly(
+    config,
+    table,
+    tensors,
+    shapes,
+    fresh=tuple(path for path in ours if path not in dtypes),
+    differences=differences,
+    carried=kept,
+    dropped=dropped,
+    tokenizer=tokenizer,
+    origin={'form': main.form, 'prefix': main.prefix, 'config': dict(main.config)},
+  )
 
 
 def _config(sources: Sequence[Source], variant: str) -> tuple[ml_collections.ConfigDict, Source]:
@@ -97,22 +122,35 @@ def _config(sources: Sequence[Source], variant: str) -> tuple[ml_collections.Con
   if 'model' in parts and len(sources) == 1:
     return parts['model'].settings, parts['model']
   if 'model' in parts or 'llm' not in parts or len(parts) < len(sources):
-    raise errors.make('sources', ', '.join(f'{source.part} ({source.path})' for source in sources),
-                      'one whole SPHINX; or one language model, with encoders or without, each once',
-                      'add the language model, or leave out what is there twice')
+    raise errors.make(
+      'sources',
+      ', '.join(f'{source.part} ({source.path})' for source in sources),
+      'one whole SPHINX; or one language model, with encoders or without, each once',
+      'add the language model, or leave out what is there twice',
+    )
   llm = parts.pop('llm')
   dtype = compute_dtype(llm.tensors, llama.FORMS[llm.form])
   if not parts:
     return official.language_model(llm.settings, dtype), llm
-  config = official.model(variant, llm.settings, {part: source.settings for part, source in parts.items()}, dtype)
+  config = official.model(
+    variant, llm.settings, {part: source.settings for part, source in parts.items()}, dtype
+  )
   if unneeded := set(parts) - set(config.encoders):
-    raise errors.make(f'model {variant}', f'weights of {", ".join(sorted(unneeded))}',
-                      f'its encoders, {", ".join(config.encoders)}', 'leave them out, or give another --variant')
+    raise errors.make(
+      f'model {variant}',
+      f'weights of {", ".join(sorted(unneeded))}',
+      f'its encoders, {", ".join(config.encoders)}',
+      'leave them out, or give another --variant',
+    )
   return config, llm
 
 
-def _differences(table: Sequence[foreign.Weight], tensors: Mapping[str, Tensor], ours: Mapping[str, Any],
-                 carried: Mapping[str, Tensor]) -> tuple[str, ...]:
+def _differences(
+  table: Sequence[foreign.Weight],
+  tensors: Mapping[str, Tensor],
+  ours: Mapping[str, Any],
+  carried: Mapping[str, Tensor],
+) -> tuple[str, ...]:
   """Every difference between the files and the model of their config."""
   lines = []
   for weight in table:
@@ -138,8 +176,12 @@ def _family(key: str) -> str:
 def _check_vocabulary(tokenizer: bytes, vocab: int, source: Source) -> None:
   size = Tokenizer(tokenizer).vocab_size
   if size != vocab:
-    raise errors.make(f"source '{source.path}'", f'a tokenizer of {size} tokens', f'the {vocab} of the embedding',
-                      'take the tokenizer.model that belongs to the weights')
+    raise errors.make(
+      f"source '{source.path}'",
+      f'a tokenizer of {size} tokens',
+      f'the {vocab} of the embedding',
+      'take the tokenizer.model that belongs to the weights',
+    )
 
 
 def arrays(assembly: Assembly) -> dict[str, Array]:
@@ -155,19 +197,34 @@ def arrays(assembly: Assembly) -> dict[str, Array]:
   return found
 
 
-def _read(tensors: Mapping[str, Tensor], group: Sequence[foreign.Weight], leaf: jax.ShapeDtypeStruct,
-          index: Index) -> np.ndarray:
+def _read(
+  tensors: Mapping[str, Tensor],
+  group: Sequence[foreign.Weight],
+  leaf: jax.ShapeDtypeStruct,
+  index: Index,
+) -> np.ndarray:
   stacked = group[0].layers is not None
   if not stacked or index:
-    return _layer(tensors, group, leaf.shape[1:] if stacked else leaf.shape, leaf.dtype, index[0] if index else None)
+    return _layer(
+      tensors,
+      group,
+      leaf.shape[1:] if stacked else leaf.shape,
+      leaf.dtype,
+      index[0] if index else None,
+    )
   out = np.empty(leaf.shape, leaf.dtype)
   for i in range(leaf.shape[0]):
     out[i] = _layer(tensors, group, leaf.shape[1:], leaf.dtype, i)
   return out
 
 
-def _layer(tensors: Mapping[str, Tensor], group: Sequence[foreign.Weight], shape: Sequence[int], dtype: Any,
-           layer: int | None) -> np.ndarray:
+def _layer(
+  tensors: Mapping[str, Tensor],
+  group: Sequence[foreign.Weight],
+  shape: Sequence[int],
+  dtype: Any,
+  layer: int | None,
+) -> np.ndarray:
   """One layer, from one tensor, or from several that lie beside each other in it."""
   name = lambda weight: weight.key if layer is None else weight.key.format(weight.layers[layer])
   if len(group) == 1:
@@ -180,7 +237,9 @@ def _layer(tensors: Mapping[str, Tensor], group: Sequence[foreign.Weight], shape
 
 def fresh(assembly: Assembly, seed: int) -> dict[str, np.ndarray]:
   """Path -> first values of the parameters that no source has; the others are not made."""
+
   def pick(rng):
     drawn = trees.flatten(sphinx.init(assembly.config, rng))
     return {path: drawn[path] for path in assembly.fresh}
+
   return {path: np.asarray(value) for path, value in jax.jit(pick)(jax.random.key(seed)).items()}

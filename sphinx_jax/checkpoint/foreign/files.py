@@ -10,7 +10,9 @@ import numpy as np
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.core import errors
 
-CHUNK = 1 << 18  # Bytes a read or write: stays in the processor's cache while its checksum is taken.
+CHUNK = (
+  1 << 18
+)  # Bytes a read or write: stays in the processor's cache while its checksum is taken.
 
 
 @contextlib.contextmanager
@@ -21,8 +23,12 @@ def damage(path) -> Iterator[None]:
   except errors.SphinxError:
     raise
   except Exception as error:  # A damaged file can make a parser raise anything.
-    raise errors.make(str(path), f'a damaged or incomplete file ({type(error).__name__}: {str(error)[:200]})',
-                      'a complete checkpoint file', 'download or copy it again') from error
+    raise errors.make(
+      str(path),
+      f'a damaged or incomplete file ({type(error).__name__}: {str(error)[:200]})',
+      'a complete checkpoint file',
+      'download or copy it again',
+    ) from error
 
 
 def some(names: list[str]) -> str:
@@ -30,13 +36,19 @@ def some(names: list[str]) -> str:
   return ', '.join(str(name)[:100] for name in names[:5]) + (', ...' if len(names) > 5 else '')
 
 
-def join(folder: pathlib.Path, opened: Iterable[tuple[pathlib.Path, dict[str, Tensor]]]) -> dict[str, Tensor]:
+def join(
+  folder: pathlib.Path, opened: Iterable[tuple[pathlib.Path, dict[str, Tensor]]]
+) -> dict[str, Tensor]:
   """The tensors of several opened files of one model. Raises SphinxError for a key that two of them hold."""
   joined, origin = {}, {}
   for path, tensors in opened:
     if twice := sorted(joined.keys() & tensors.keys()):
-      raise errors.make(str(folder), f'{len(twice)} keys both in {origin[twice[0]]} and in {path.name}: {some(twice)}',
-                        'every key once', 'remove the file that does not belong here')
+      raise errors.make(
+        str(folder),
+        f'{len(twice)} keys both in {origin[twice[0]]} and in {path.name}: {some(twice)}',
+        'every key once',
+        'remove the file that does not belong here',
+      )
     joined.update(tensors)
     origin.update(dict.fromkeys(tensors, path.name))
   return joined
@@ -56,11 +68,15 @@ def content(key: str, tensor: Tensor) -> Iterator[memoryview]:
   """Reads one tensor and yields its bytes (row-major, little-endian) in pieces; it is in memory once."""
   array = tensor.read()
   if array.shape != tensor.shape or array.dtype != tensor.dtype:
-    raise errors.make(f'tensor {key}', f'{array.dtype}{list(array.shape)} when it was read',
-                      f'{tensor.dtype}{list(tensor.shape)} as announced', 'mend the reader that made it')
+    raise errors.make(
+      f'tensor {key}',
+      f'{array.dtype}{list(array.shape)} when it was read',
+      f'{tensor.dtype}{list(tensor.shape)} as announced',
+      'mend the reader that made it',
+    )
   view = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
   for start in range(0, len(view), CHUNK):
-    yield view[start:start + CHUNK]
+    yield view[start : start + CHUNK]
 
 
 @contextlib.contextmanager

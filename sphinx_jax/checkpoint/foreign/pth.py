@@ -17,26 +17,52 @@ from sphinx_jax.core import errors
 from sphinx_jax.core.progress import log
 
 STORAGES = {  # torch's storage classes that numpy has a dtype for.
-    name: np.dtype(dtype) for name, dtype in {
-        'FloatStorage': np.float32, 'HalfStorage': np.float16, 'BFloat16Storage': ml_dtypes.bfloat16,
-        'DoubleStorage': np.float64, 'LongStorage': np.int64, 'IntStorage': np.int32, 'ShortStorage': np.int16,
-        'CharStorage': np.int8, 'ByteStorage': np.uint8, 'BoolStorage': np.bool_,
-        'ComplexFloatStorage': np.complex64, 'ComplexDoubleStorage': np.complex128}.items()}
+  name: np.dtype(dtype)
+  for name, dtype in {
+    'FloatStorage': np.float32,
+    'HalfStorage': np.float16,
+    'BFloat16Storage': ml_dtypes.bfloat16,
+    'DoubleStorage': np.float64,
+    'LongStorage': np.int64,
+    'IntStorage': np.int32,
+    'ShortStorage': np.int16,
+    'CharStorage': np.int8,
+    'ByteStorage': np.uint8,
+    'BoolStorage': np.bool_,
+    'ComplexFloatStorage': np.complex64,
+    'ComplexDoubleStorage': np.complex128,
+  }.items()
+}
 _WRAPPERS = ('model', 'state_dict', 'teacher')
 _LOOKS = [  # (bytes, where they stand, what the file is, what to do), for files that are no zip archive.
-    (b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.', 0, "a file of torch.save's format before 1.6 (not a zip archive)",
-     're-save it: torch.save(torch.load(path, weights_only=True), path)'),
-    (b'ustar', 257, 'a tar archive', 'unpack it and give the .pth file inside'),
-    (b'version https://git-lfs', 0, 'a git-lfs pointer, not the file itself', 'fetch the file with `git lfs pull`'),
-    (b'{', 8, 'a safetensors file', 'name it *.safetensors'),
-    (b'\x1f\x8b', 0, 'a gzip file', 'unpack it'),
-    (b'PK\x03\x04', 0, 'a zip archive that is cut short or damaged', 'download or copy it again'),
-    (b'\x80', 0, 'a bare pickle', 'pickles can run code: ask its maker for a file of torch.save or safetensors'),
+  (
+    b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.',
+    0,
+    "a file of torch.save's format before 1.6 (not a zip archive)",
+    're-save it: torch.save(torch.load(path, weights_only=True), path)',
+  ),
+  (b'ustar', 257, 'a tar archive', 'unpack it and give the .pth file inside'),
+  (
+    b'version https://git-lfs',
+    0,
+    'a git-lfs pointer, not the file itself',
+    'fetch the file with `git lfs pull`',
+  ),
+  (b'{', 8, 'a safetensors file', 'name it *.safetensors'),
+  (b'\x1f\x8b', 0, 'a gzip file', 'unpack it'),
+  (b'PK\x03\x04', 0, 'a zip archive that is cut short or damaged', 'download or copy it again'),
+  (
+    b'\x80',
+    0,
+    'a bare pickle',
+    'pickles can run code: ask its maker for a file of torch.save or safetensors',
+  ),
 ]
 
 
 class _Storage(NamedTuple):
   """A run of numbers in the archive."""
+
   record: zipfile.ZipInfo
   dtype: np.dtype
   size: int
@@ -44,6 +70,7 @@ class _Storage(NamedTuple):
 
 class _View(NamedTuple):
   """A tensor: where in its storage it lies. Strides and offset count elements. (A tuple, so no pickle can change it.)"""
+
   storage: _Storage
   offset: int
   shape: tuple[int, ...]
@@ -52,7 +79,9 @@ class _View(NamedTuple):
   @property
   def span(self) -> int:
     """Elements of the storage from the first to the last one it uses."""
-    return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides)) if math.prod(self.shape) else 0
+    return (
+      1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides)) if math.prod(self.shape) else 0
+    )
 
 
 class _Attributes:
@@ -72,16 +101,24 @@ def open_pth(path) -> dict[str, Tensor]:
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise errors.make(str(path), 'no such file', 'a checkpoint file of torch.save', 'check the path')
+    raise errors.make(
+      str(path), 'no such file', 'a checkpoint file of torch.save', 'check the path'
+    )
   with files.damage(path):
     archive = _Archive(path)
     top = archive.unpickle()
     views = _flatten(top) if isinstance(top, _Attributes) else _weights(top, path)
   if not views:
-    raise errors.make(str(path), 'no tensor', "tensors, or a mapping of them under 'model', 'state_dict' or 'teacher'",
-                      'give the file that holds the weights')
-  return {key: Tensor(view.shape, view.storage.dtype, lambda view=view: archive.read(view))
-          for key, view in views.items()}
+    raise errors.make(
+      str(path),
+      'no tensor',
+      "tensors, or a mapping of them under 'model', 'state_dict' or 'teacher'",
+      'give the file that holds the weights',
+    )
+  return {
+    key: Tensor(view.shape, view.storage.dtype, lambda view=view: archive.read(view))
+    for key, view in views.items()
+  }
 
 
 class _Archive:
@@ -93,21 +130,38 @@ class _Archive:
       self._zip = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
       raise _other_kind(path) from error
-    pickles = [name for name in self._zip.namelist() if name.endswith('data.pkl') and name.count('/') <= 1]
+    pickles = [
+      name for name in self._zip.namelist() if name.endswith('data.pkl') and name.count('/') <= 1
+    ]
     if len(pickles) != 1:
-      raise errors.make(str(path), f'a zip archive with {len(pickles)} records named data.pkl', 'one, as torch.save writes',
-                        'give a checkpoint file')
+      raise errors.make(
+        str(path),
+        f'a zip archive with {len(pickles)} records named data.pkl',
+        'one, as torch.save writes',
+        'give a checkpoint file',
+      )
     self._root = pickles[0].removesuffix('data.pkl')
     if self._root + 'byteorder' in self._zip.namelist():
       order = self._zip.read(self.record('byteorder'))
       if order != b'little':
-        raise errors.make(str(path), f'byte order {order[:20]}', "b'little'", 're-save it on a little-endian machine')
+        raise errors.make(
+          str(path),
+          f'byte order {order[:20]}',
+          "b'little'",
+          're-save it on a little-endian machine',
+        )
 
   def record(self, name: str) -> zipfile.ZipInfo:
     """A record by its name; its sizes fit the file, so memory may be taken for it."""
     info = self._zip.getinfo(self._root + name)
-    if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.file_size > self._bytes:
-      raise ValueError(f'record {name} is compressed or larger than the file; torch.save stores records as they are')
+    if (
+      info.compress_type != zipfile.ZIP_STORED
+      or info.file_size != info.compress_size
+      or info.file_size > self._bytes
+    ):
+      raise ValueError(
+        f'record {name} is compressed or larger than the file; torch.save stores records as they are'
+      )
     return info
 
   def unpickle(self) -> object:
@@ -140,25 +194,34 @@ class _Unpickler(pickle._Unpickler):  # pylint: disable=protected-access
     super().__init__(io.BytesIO(data))
     self._path, self._record = path, record
     self._known = {
-        ('collections', 'OrderedDict'): OrderedDict,
-        ('torch', 'Size'): tuple,
-        ('torch', 'device'): self._first,
-        ('torch._utils', '_rebuild_tensor'): self._tensor,
-        ('torch._utils', '_rebuild_tensor_v2'): self._tensor,
-        ('torch._utils', '_rebuild_parameter'): self._first,
-        ('torch.jit._pickle', 'restore_type_tag'): self._first,
-        **{('torch.jit._pickle', f'build_{kind}list'): self._first for kind in ('bool', 'double', 'int', 'tensor')}}
+      ('collections', 'OrderedDict'): OrderedDict,
+      ('torch', 'Size'): tuple,
+      ('torch', 'device'): self._first,
+      ('torch._utils', '_rebuild_tensor'): self._tensor,
+      ('torch._utils', '_rebuild_tensor_v2'): self._tensor,
+      ('torch._utils', '_rebuild_parameter'): self._first,
+      ('torch.jit._pickle', 'restore_type_tag'): self._first,
+      **{
+        ('torch.jit._pickle', f'build_{kind}list'): self._first
+        for kind in ('bool', 'double', 'int', 'tensor')
+      },
+    }
 
   def find_class(self, module: str, name: str) -> object:
     """What a name in the pickle stands for."""
-    if module == 'torch' and (name in STORAGES or name in map(str, STORAGES.values())):  # A storage class or a torch.dtype.
+    if module == 'torch' and (
+      name in STORAGES or name in map(str, STORAGES.values())
+    ):  # A storage class or a torch.dtype.
       return name
     if module.split('.')[0] == '__torch__':
       return type('TorchScript', (_Attributes,), {})
     if (module, name) not in self._known:
-      raise errors.make(str(self._path), f"a pickle that asks for '{module[:100]}.{name[:100]}'",
-                        'only tensors and plain containers',
-                        'loading it would run code, so it is refused: ask its maker for a weights-only file')
+      raise errors.make(
+        str(self._path),
+        f"a pickle that asks for '{module[:100]}.{name[:100]}'",
+        'only tensors and plain containers',
+        'loading it would run code, so it is refused: ask its maker for a weights-only file',
+      )
     return self._known[module, name]
 
   def persistent_load(self, pid: object) -> _Storage:
@@ -166,17 +229,29 @@ class _Unpickler(pickle._Unpickler):  # pylint: disable=protected-access
     kind, name, key, _, size = pid
     dtype = STORAGES[name]
     record = self._record(f'data/{key}')
-    if kind != 'storage' or type(size) is not int or not 0 <= size * dtype.itemsize <= record.file_size:
-      raise ValueError(f'storage {key} announces {size} numbers of {dtype} and holds {record.file_size} bytes')
+    if (
+      kind != 'storage'
+      or type(size) is not int
+      or not 0 <= size * dtype.itemsize <= record.file_size
+    ):
+      raise ValueError(
+        f'storage {key} announces {size} numbers of {dtype} and holds {record.file_size} bytes'
+      )
     return _Storage(record, dtype, size)
 
   def _tensor(self, storage: _Storage, offset: int, shape: tuple, strides: tuple, *_) -> _View:
     view = _View(storage, offset, tuple(shape), tuple(strides))
     counts = (offset, *view.shape, *view.strides)
-    if not isinstance(storage, _Storage) or not all(type(i) is int and i >= 0 for i in counts) or len(shape) != len(strides):
+    if (
+      not isinstance(storage, _Storage)
+      or not all(type(i) is int and i >= 0 for i in counts)
+      or len(shape) != len(strides)
+    ):
       raise ValueError(f'a tensor of shape {shape}, strides {strides} and offset {offset}')
     if offset + view.span > storage.size:
-      raise ValueError(f'a tensor of shape {shape} reaches over the end of its storage of {storage.size} numbers')
+      raise ValueError(
+        f'a tensor of shape {shape} reaches over the end of its storage of {storage.size} numbers'
+      )
     return view
 
   def _first(self, value: object, *_) -> object:
@@ -186,15 +261,38 @@ class _Unpickler(pickle._Unpickler):  # pylint: disable=protected-access
 def _weights(top: object, path: pathlib.Path) -> dict[str, _View]:
   """The one mapping of tensors that a checkpoint holds."""
   if not isinstance(top, dict):
-    raise errors.make(str(path), f'a {type(top).__name__}', 'a mapping of tensors', 'give the file that holds the weights')
-  inner = [key for key in _WRAPPERS if isinstance(top.get(key), dict) and any(map(_is_tensor, top[key].values()))]
+    raise errors.make(
+      str(path),
+      f'a {type(top).__name__}',
+      'a mapping of tensors',
+      'give the file that holds the weights',
+    )
+  inner = [
+    key
+    for key in _WRAPPERS
+    if isinstance(top.get(key), dict) and any(map(_is_tensor, top[key].values()))
+  ]
   if len(inner) > 1:
-    raise errors.make(str(path), f'several models ({", ".join(inner)})', 'one', 'save the wanted one to a file of its own')
+    raise errors.make(
+      str(path),
+      f'several models ({", ".join(inner)})',
+      'one',
+      'save the wanted one to a file of its own',
+    )
   mapping = top[inner[0]] if inner else top
-  views = {key: value for key, value in mapping.items() if isinstance(key, str) and _is_tensor(value)}
-  others = [key for key in top if inner and key not in inner] + [key for key in mapping if key not in views]
+  views = {
+    key: value for key, value in mapping.items() if isinstance(key, str) and _is_tensor(value)
+  }
+  others = [key for key in top if inner and key not in inner] + [
+    key for key in mapping if key not in views
+  ]
   if others and views:
-    log.info('%s: %d values beside the weights are skipped: %s', path, len(others), ', '.join(map(str, others[:8]))[:200])
+    log.info(
+      '%s: %d values beside the weights are skipped: %s',
+      path,
+      len(others),
+      ', '.join(map(str, others[:8]))[:200],
+    )
   return views
 
 
@@ -207,7 +305,13 @@ def _flatten(module: _Attributes) -> dict[str, _View]:
     if seen > 10_000:  # Real ones have some hundreds; one that holds itself would never end.
       raise ValueError('a module that holds itself, or over 10000 modules')
     views.update({prefix + key: value for key, value in vars(module).items() if _is_tensor(value)})
-    todo += reversed([(f'{prefix}{key}.', value) for key, value in vars(module).items() if isinstance(value, _Attributes)])
+    todo += reversed(
+      [
+        (f'{prefix}{key}.', value)
+        for key, value in vars(module).items()
+        if isinstance(value, _Attributes)
+      ]
+    )
   return views
 
 
@@ -230,8 +334,13 @@ def _other_kind(path: pathlib.Path) -> errors.SphinxError:
   if not head:
     got, do = 'an empty file', 'download or copy it again'
   elif head.lstrip().lower().startswith((b'<!doctype', b'<html', b'<?xml')):
-    got, do = 'a web page, not a checkpoint', 'the download failed: download it again (some sites ask to log in first)'
+    got, do = (
+      'a web page, not a checkpoint',
+      'the download failed: download it again (some sites ask to log in first)',
+    )
   else:
-    known = [(looks, advice) for magic, at, looks, advice in _LOOKS if head[at:at + len(magic)] == magic]
+    known = [
+      (looks, advice) for magic, at, looks, advice in _LOOKS if head[at : at + len(magic)] == magic
+    ]
     got, do = known[0] if known else ('an unknown kind of file', 'give a file of torch.save')
   return errors.make(str(path), got, 'a zip archive of torch.save', do)

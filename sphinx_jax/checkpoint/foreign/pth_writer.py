@@ -26,9 +26,17 @@ def write_pth(path, tensors: Mapping[str, Tensor], wrapper: str = 'model') -> No
   """
   for key, tensor in tensors.items():
     if tensor.dtype not in _NAMES:
-      raise errors.make(f'{path}: tensor {key}', f'dtype {tensor.dtype}', f'one of {", ".join(map(str, _NAMES))}',
-                        'cast it first')
-  with files.whole(path) as temporary, open(temporary, 'wb') as file, zipfile.ZipFile(file, 'w') as archive:
+      raise errors.make(
+        f'{path}: tensor {key}',
+        f'dtype {tensor.dtype}',
+        f'one of {", ".join(map(str, _NAMES))}',
+        'cast it first',
+      )
+  with (
+    files.whole(path) as temporary,
+    open(temporary, 'wb') as file,
+    zipfile.ZipFile(file, 'w') as archive,
+  ):
     _write(file, archive, 'data.pkl', [_pickle(tensors, wrapper)])
     _write(file, archive, 'byteorder', [b'little'])
     for index, (key, tensor) in enumerate(tensors.items()):
@@ -39,7 +47,9 @@ def write_pth(path, tensors: Mapping[str, Tensor], wrapper: str = 'model') -> No
 def _write(file, archive: zipfile.ZipFile, name: str, pieces) -> None:
   """Adds a record whose data begin at a multiple of 64 bytes: an extra field before them is made as long as it takes."""
   info = zipfile.ZipInfo(_ROOT + name)
-  start = file.tell() + 30 + len(info.filename) + 20 + 4  # Local header, name, zip64 field, head of our field.
+  start = (
+    file.tell() + 30 + len(info.filename) + 20 + 4
+  )  # Local header, name, zip64 field, head of our field.
   padding = -start % _ALIGN
   info.extra = struct.pack('<2sH', b'FB', padding) + b'Z' * padding
   with archive.open(info, 'w', force_zip64=True) as record:
@@ -49,17 +59,42 @@ def _write(file, archive: zipfile.ZipFile, name: str, pieces) -> None:
 
 def _pickle(tensors: Mapping[str, Tensor], wrapper: str) -> bytes:
   """The pickle of {wrapper: {key: tensor}} as torch writes it, its globals by name, so that torch is not needed."""
-  items = b''.join(_text(key) + _tensor(index, tensor) for index, (key, tensor) in enumerate(tensors.items()))
+  items = b''.join(
+    _text(key) + _tensor(index, tensor) for index, (key, tensor) in enumerate(tensors.items())
+  )
   inner = pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS
-  return pickle.PROTO + b'\x02' + pickle.EMPTY_DICT + _text(wrapper) + inner + pickle.SETITEM + pickle.STOP
+  return (
+    pickle.PROTO
+    + b'\x02'
+    + pickle.EMPTY_DICT
+    + _text(wrapper)
+    + inner
+    + pickle.SETITEM
+    + pickle.STOP
+  )
 
 
 def _tensor(index: int, tensor: Tensor) -> bytes:
-  strides = [math.prod(max(n, 1) for n in tensor.shape[i + 1:]) for i in range(len(tensor.shape))]
-  storage = _tuple(_text('storage'), _global('torch', _NAMES[tensor.dtype]), _text(str(index)), _text('cpu'),
-                   _int(math.prod(tensor.shape))) + pickle.BINPERSID
+  strides = [math.prod(max(n, 1) for n in tensor.shape[i + 1 :]) for i in range(len(tensor.shape))]
+  storage = (
+    _tuple(
+      _text('storage'),
+      _global('torch', _NAMES[tensor.dtype]),
+      _text(str(index)),
+      _text('cpu'),
+      _int(math.prod(tensor.shape)),
+    )
+    + pickle.BINPERSID
+  )
   hooks = _global('collections', 'OrderedDict') + pickle.EMPTY_TUPLE + pickle.REDUCE
-  arguments = _tuple(storage, _int(0), _tuple(*map(_int, tensor.shape)), _tuple(*map(_int, strides)), pickle.NEWFALSE, hooks)
+  arguments = _tuple(
+    storage,
+    _int(0),
+    _tuple(*map(_int, tensor.shape)),
+    _tuple(*map(_int, strides)),
+    pickle.NEWFALSE,
+    hooks,
+  )
   return _global('torch._utils', '_rebuild_tensor_v2') + arguments + pickle.REDUCE
 
 

@@ -14,12 +14,20 @@ from sphinx_jax.checkpoint.foreign import files, pth, safetensors, shards
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.core import errors
 from sphinx_jax.core.progress import log
-from sphinx_jax.models import foreign, official
+from sphinx_jax.models import foreign, variants as official
 from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer
 from sphinx_jax.models.llms import llama
 
-SIDECAR = 'sphinx_jax.json'  # Beside an official folder that we wrote: the model config, heads and all.
-FORMS = {'llm': llama.FORMS, 'clip': clip.FORMS, 'convnext': convnext.FORMS, 'dinov2': dinov2.FORMS, 'qformer': qformer.FORMS}
+SIDECAR = (
+  'sphinx_jax.json'  # Beside an official folder that we wrote: the model config, heads and all.
+)
+FORMS = {
+  'llm': llama.FORMS,
+  'clip': clip.FORMS,
+  'convnext': convnext.FORMS,
+  'dinov2': dinov2.FORMS,
+  'qformer': qformer.FORMS,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Source:
     prefix: what the file puts before all names.
     outside: names of the file without that prefix: of other parts (a text encoder), which nothing here reads.
   """
+
   path: pathlib.Path
   kind: str
   part: str
@@ -54,8 +63,12 @@ class Source:
   outside: tuple[str, ...] = ()
 
 
-def open_source(path: str | pathlib.Path, variant: str | None = None, base: str | pathlib.Path | None = None,
-                report: Callable[[str], None] = log.warning) -> Source:
+def open_source(
+  path: str | pathlib.Path,
+  variant: str | None = None,
+  base: str | pathlib.Path | None = None,
+  report: Callable[[str], None] = log.warning,
+) -> Source:
   """Opens a checkpoint of somebody else.
 
   Args:
@@ -71,8 +84,18 @@ def open_source(path: str | pathlib.Path, variant: str | None = None, base: str 
   tensors = _open_tensors(path, base, report)
   folder = path if path.is_dir() else path.parent
   folders = [folder, *([pathlib.Path(base)] if base else [])]
-  config = next((found for near in folders for name in ('config.json', 'params.json') if (found := _json(near / name))), {})
-  tokenizer = next((file.read_bytes() for near in folders if (file := near / 'tokenizer.model').is_file()), None)
+  config = next(
+    (
+      found
+      for near in folders
+      for name in ('config.json', 'params.json')
+      if (found := _json(near / name))
+    ),
+    {},
+  )
+  tokenizer = next(
+    (file.read_bytes() for near in folders if (file := near / 'tokenizer.model').is_file()), None
+  )
   shared = dict(path=path, config=config, tokenizer=tokenizer)
   prefix = shards.PREFIX if any(key.startswith(shards.PREFIX) for key in tensors) else ''
   plain = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
@@ -82,11 +105,20 @@ def open_source(path: str | pathlib.Path, variant: str | None = None, base: str 
   return _part(tensors, path, shared)
 
 
-def _open_tensors(path: pathlib.Path, base: str | pathlib.Path | None, report: Callable[[str], None]) -> dict[str, Tensor]:
+def _open_tensors(
+  path: pathlib.Path, base: str | pathlib.Path | None, report: Callable[[str], None]
+) -> dict[str, Tensor]:
   if not path.exists():
-    raise errors.make(f"source '{path}'", 'nothing there', 'a file of weights or a folder with them', 'check the path')
+    raise errors.make(
+      f"source '{path}'",
+      'nothing there',
+      'a file of weights or a folder with them',
+      'check the path',
+    )
   if path.is_file():
-    return safetensors.open_safetensors(path) if path.suffix == '.safetensors' else pth.open_pth(path)
+    return (
+      safetensors.open_safetensors(path) if path.suffix == '.safetensors' else pth.open_pth(path)
+    )
   names = sorted(file.name for file in path.iterdir())
   if sets := shards.fold(path):
     return _merged(path, sets, base, report)
@@ -94,20 +126,32 @@ def _open_tensors(path: pathlib.Path, base: str | pathlib.Path | None, report: C
     return safetensors.open_safetensors(path)
   pickles = [path / name for name in names if name.endswith(('.bin', '.pt', '.pth'))]
   if not pickles:
-    raise errors.make(f"source '{path}'", f'a folder with {names[:5]}',
-                      'weights (consolidated*.pth, *.safetensors, *.bin, *.pth) or a checkpoint of ours', 'check the path')
+    raise errors.make(
+      f"source '{path}'",
+      f'a folder with {names[:5]}',
+      'weights (consolidated*.pth, *.safetensors, *.bin, *.pth) or a checkpoint of ours',
+      'check the path',
+    )
   return files.join(path, [(file, pth.open_pth(file)) for file in pickles])
 
 
-def _merged(path: pathlib.Path, sets: Mapping[str, list], base: str | pathlib.Path | None,
-            report: Callable[[str], None]) -> dict[str, Tensor]:
+def _merged(
+  path: pathlib.Path,
+  sets: Mapping[str, list],
+  base: str | pathlib.Path | None,
+  report: Callable[[str], None],
+) -> dict[str, Tensor]:
   """The whole tensors of a folder of shards, deltas added to their base."""
   whole = sets.get('official') or sets.get('meta')
   if whole and 'diff' not in sets:
     return shards.merge(whole, report)
   if not whole and base is None:
-    raise errors.make(f"source '{path}'", 'deltas (*.model-diff.pth) alone', 'the base that they are added to',
-                      'give --base=DIR')
+    raise errors.make(
+      f"source '{path}'",
+      'deltas (*.model-diff.pth) alone',
+      'the base that they are added to',
+      'give --base=DIR',
+    )
   found = shards.merge(whole, report) if whole else _open_tensors(pathlib.Path(base), None, report)
   return shards.add_diff(found, shards.merge(sets['diff'], report))
 
@@ -118,9 +162,13 @@ def _json(file: pathlib.Path) -> dict[str, Any]:
   try:
     found = json.loads(file.read_text())
   except ValueError as error:
-    raise errors.make(f"'{file}'", f'text that is no JSON ({error})', 'a JSON object', 'copy the file again') from None
+    raise errors.make(
+      f"'{file}'", f'text that is no JSON ({error})', 'a JSON object', 'copy the file again'
+    ) from None
   if not isinstance(found, dict):
-    raise errors.make(f"'{file}'", f'a JSON {type(found).__name__}', 'a JSON object', 'copy the file again')
+    raise errors.make(
+      f"'{file}'", f'a JSON {type(found).__name__}', 'a JSON object', 'copy the file again'
+    )
   return found
 
 
@@ -128,13 +176,23 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
   return {key: tensor.shape for key, tensor in tensors.items()}
 
 
-def _whole(tensors: Mapping[str, Tensor], prefix: str, meta: Mapping[str, Any], variant: str | None, folder: pathlib.Path,
-           shared: Mapping[str, Any]) -> Source:
+def _whole(
+  tensors: Mapping[str, Tensor],
+  prefix: str,
+  meta: Mapping[str, Any],
+  variant: str | None,
+  folder: pathlib.Path,
+  shared: Mapping[str, Any],
+) -> Source:
   """An official SPHINX; its own folder says what variant it is."""
   name = variant or meta.get('llama_type')
   if not isinstance(name, str):
-    raise errors.make(f"source '{folder}'", f'llama_type {name!r}' if meta else 'no meta.json',
-                      f"meta.json with a llama_type ({', '.join(official.VARIANTS)})", 'copy it from the release, or give --variant')
+    raise errors.make(
+      f"source '{folder}'",
+      f'llama_type {name!r}' if meta else 'no meta.json',
+      f'meta.json with a llama_type ({", ".join(official.VARIANTS)})',
+      'copy it from the release, or give --variant',
+    )
   row = official.variant(name)
   known = _json(folder / SIDECAR)
   if known:
@@ -142,32 +200,63 @@ def _whole(tensors: Mapping[str, Tensor], prefix: str, meta: Mapping[str, Any], 
   else:
     config = shared['config']
     llm = _settings(official.LLM, _shapes(tensors), config, f"source '{folder}'")
-    model = official.model(name, llm, _encoders(tensors, row, folder, config), compute_dtype(tensors, official.LLM))
+    model = official.model(
+      name, llm, _encoders(tensors, row, folder, config), compute_dtype(tensors, official.LLM)
+    )
   table = official.weights(model)
-  return Source(kind=f'official SPHINX, {name}', part='model', form='official', tensors=tensors, table=table, settings=model,
-                carried=_unused(tensors, table), prefix=prefix, **shared)
+  return Source(
+    kind=f'official SPHINX, {name}',
+    part='model',
+    form='official',
+    tensors=tensors,
+    table=table,
+    settings=model,
+    carried=_unused(tensors, table),
+    prefix=prefix,
+    **shared,
+  )
 
 
-def _encoders(tensors: Mapping[str, Tensor], row: Mapping[str, Any], folder: pathlib.Path,
-              config: Mapping[str, Any]) -> dict[str, Any]:
+def _encoders(
+  tensors: Mapping[str, Tensor],
+  row: Mapping[str, Any],
+  folder: pathlib.Path,
+  config: Mapping[str, Any],
+) -> dict[str, Any]:
   found = {}
   for part in row['encoders']:
     before, form = official.ENCODERS[part]
-    shapes = {key.removeprefix(before): tensor.shape for key, tensor in tensors.items() if key.startswith(before)}
+    shapes = {
+      key.removeprefix(before): tensor.shape
+      for key, tensor in tensors.items()
+      if key.startswith(before)
+    }
     found[part] = _settings(form, shapes, {}, f"encoder {part} of '{folder}'")
-  if 'clip' in found:  # The official loader of OpenAI's weights builds QuickGELU, its plain one the exact GELU (FACTS "CLIP").
-    found['clip']['activation'] = 'quick_gelu' if config.get('load_pretrained_visual_encoder') else 'gelu'
+  if (
+    'clip' in found
+  ):  # The official loader of OpenAI's weights builds QuickGELU, its plain one the exact GELU (FACTS "CLIP").
+    found['clip']['activation'] = (
+      'quick_gelu' if config.get('load_pretrained_visual_encoder') else 'gelu'
+    )
   return found
 
 
-def _settings(form: foreign.Form, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], who: str) -> dict[str, Any]:
+def _settings(
+  form: foreign.Form, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], who: str
+) -> dict[str, Any]:
   try:
     return form.settings(shapes, config)
   except KeyError as error:
-    raise errors.make(who, f'no tensor {error}', 'a whole one', 'is a file missing, or the download cut short?') from None
+    raise errors.make(
+      who, f'no tensor {error}', 'a whole one', 'is a file missing, or the download cut short?'
+    ) from None
   except (ValueError, IndexError, TypeError) as error:
-    raise errors.make(who, f'shapes that cannot be read ({error})', 'those of its library',
-                      'check that the files belong together') from None
+    raise errors.make(
+      who,
+      f'shapes that cannot be read ({error})',
+      'those of its library',
+      'check that the files belong together',
+    ) from None
 
 
 def compute_dtype(tensors: Mapping[str, Tensor], form: foreign.Form) -> str:
@@ -183,25 +272,57 @@ def _part(tensors: Mapping[str, Tensor], path: pathlib.Path, shared: Mapping[str
       prefix = form.prefix(tensors)
       if prefix is None:
         continue
-      inside = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-      settings = _settings(form, _shapes(inside), shared['config'], f"source '{path}' ({form.kind})")
+      inside = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(prefix)
+      }
+      settings = _settings(
+        form, _shapes(inside), shared['config'], f"source '{path}' ({form.kind})"
+      )
       table = form.weights(settings)
       carried = _unused(inside, table)
       _refuse_strange(carried, table, form, f"source '{path}' ({form.kind})")
-      return Source(kind=form.kind, part=part, form=name, tensors=inside, table=table, settings=settings,
-                    carried=carried, prefix=prefix, outside=tuple(key for key in tensors if not key.startswith(prefix)), **shared)
-  raise errors.make(f"source '{path}'", f'{len(tensors)} tensors of no known form ({", ".join(sorted(tensors)[:3])}, ...)',
-                    f'one of: official SPHINX; {"; ".join(form.kind for forms in FORMS.values() for form in forms.values())}', 'see the table of formats in README.md')
+      return Source(
+        kind=form.kind,
+        part=part,
+        form=name,
+        tensors=inside,
+        table=table,
+        settings=settings,
+        carried=carried,
+        prefix=prefix,
+        outside=tuple(key for key in tensors if not key.startswith(prefix)),
+        **shared,
+      )
+  raise errors.make(
+    f"source '{path}'",
+    f'{len(tensors)} tensors of no known form ({", ".join(sorted(tensors)[:3])}, ...)',
+    f'one of: official SPHINX; {"; ".join(form.kind for forms in FORMS.values() for form in forms.values())}',
+    'see the table of formats in README.md',
+  )
 
 
-def _refuse_strange(carried: Iterable[str], table: Iterable[foreign.Weight], form: foreign.Form, who: str) -> None:
+def _refuse_strange(
+  carried: Iterable[str], table: Iterable[foreign.Weight], form: foreign.Form, who: str
+) -> None:
   """Names that are neither the model's nor known to be of no use here: without them another model would be computed."""
-  layers = {weight.key for weight in table}  # More of these than the config says: `assemble` names them.
-  strange = [key for key in carried if re.sub(r'\.\d+\.', '.{}.', key) not in layers
-             and not any(re.fullmatch(pattern, key) for pattern in form.unused)]
+  layers = {
+    weight.key for weight in table
+  }  # More of these than the config says: `assemble` names them.
+  strange = [
+    key
+    for key in carried
+    if re.sub(r'\.\d+\.', '.{}.', key) not in layers
+    and not any(re.fullmatch(pattern, key) for pattern in form.unused)
+  ]
   if strange:
-    raise errors.make(who, f'{len(strange)} tensors that it does not have ({", ".join(strange[:5])})', 'its own alone',
-                      'another architecture (biases, registers) is not supported; of several models in one folder give one file')
+    raise errors.make(
+      who,
+      f'{len(strange)} tensors that it does not have ({", ".join(strange[:5])})',
+      'its own alone',
+      'another architecture (biases, registers) is not supported; of several models in one folder give one file',
+    )
 
 
 def _unused(tensors: Iterable[str], table: Iterable[foreign.Weight]) -> tuple[str, ...]:

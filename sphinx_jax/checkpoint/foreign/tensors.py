@@ -16,6 +16,7 @@ class Tensor:
     dtype: as stored; bfloat16 is ml_dtypes.bfloat16.
     read: reads it into fresh memory; raises SphinxError where the file is damaged.
   """
+
   shape: tuple[int, ...]
   dtype: np.dtype
   read: Callable[[], np.ndarray]

@@ -20,6 +20,7 @@ class ConvNext(nn.Module):
 
   `input` is the size that the view is resized to (nearest) before the stem; None takes the view as it is.
   """
+
   view: int
   depths: tuple[int, ...]
   widths: tuple[int, ...]
@@ -33,8 +34,12 @@ class ConvNext(nn.Module):
   def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     size, stride = self.input or self.view, _STEM * 2 ** (len(self.depths) - 1)
     if size % stride:
-      raise errors.make('encoder convnext', f'an input of {size} pixels', f'a multiple of its stride, {stride}',
-                        'change input, view or the number of stages')
+      raise errors.make(
+        'encoder convnext',
+        f'an input of {size} pixels',
+        f'a multiple of its stride, {stride}',
+        'change input, view or the number of stages',
+      )
     x = images
     if self.input is not None:
       x = scales.resize(x, self.input, method='nearest', half_round=self.half_round)
@@ -44,7 +49,14 @@ class ConvNext(nn.Module):
     for i, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
       if i > 0:
         x = layers.LayerNorm(EPS, dtype=self.dtype, name=f'downsample_norm{i}')(x)
-        x = layers.PatchEmbed(2, width, name_in='encoder_embed', name_out='encoder_out', dtype=self.dtype, name=f'downsample{i}')(x)
+        x = layers.PatchEmbed(
+          2,
+          width,
+          name_in='encoder_embed',
+          name_out='encoder_out',
+          dtype=self.dtype,
+          name=f'downsample{i}',
+        )(x)
       blocks = layers.stack(Block, depth, self.unroll, self.remat)
       x = blocks(scale, self.dtype, name=f'stage{i}')(x)[0]
     x = layers.LayerNorm(EPS, dtype=self.dtype, name='norm')(x)
@@ -53,20 +65,35 @@ class ConvNext(nn.Module):
 
 class Block(nn.Module):
   """Depthwise 7x7, norm, an inverted bottleneck, gamma, residual; x is [B,G,G,E]."""
+
   scale: float
   dtype: Any
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
     width = x.shape[-1]
-    kernel = layers.param(self, 'depthwise', layers.fan_in(axes=2), (_KERNEL, _KERNEL, width), (None, None, 'encoder_embed'), self.dtype)
-    bias = layers.param(self, 'depthwise_bias', nn.initializers.zeros, (width,), ('encoder_embed',), self.dtype)
-    gamma = layers.param(self, 'gamma', nn.initializers.ones, (width,), ('encoder_embed',), self.dtype)
+    kernel = layers.param(
+      self,
+      'depthwise',
+      layers.fan_in(axes=2),
+      (_KERNEL, _KERNEL, width),
+      (None, None, 'encoder_embed'),
+      self.dtype,
+    )
+    bias = layers.param(
+      self, 'depthwise_bias', nn.initializers.zeros, (width,), ('encoder_embed',), self.dtype
+    )
+    gamma = layers.param(
+      self, 'gamma', nn.initializers.ones, (width,), ('encoder_embed',), self.dtype
+    )
     y = depthwise(x, kernel) + bias
     y = layers.LayerNorm(EPS, dtype=self.dtype, name='norm')(y)
-    y = layers.Dense((_RATIO * width,), ('encoder_embed', 'encoder_ffn'), dtype=self.dtype, name='up')(y)
-    y = layers.Dense((width,), ('encoder_ffn', 'encoder_embed'), scale=self.scale, dtype=self.dtype, name='down')(
-        layers.activate('gelu', y))
+    y = layers.Dense(
+      (_RATIO * width,), ('encoder_embed', 'encoder_ffn'), dtype=self.dtype, name='up'
+    )(y)
+    y = layers.Dense(
+      (width,), ('encoder_ffn', 'encoder_embed'), scale=self.scale, dtype=self.dtype, name='down'
+    )(layers.activate('gelu', y))
     return x + gamma * y, None
 
 
@@ -82,7 +109,11 @@ def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def depthwise_shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """`depthwise` as shifted products, with a gradient of its own."""
   size, padded = x.shape[1], _pad(x)
-  return sum(padded[:, i:i + size, j:j + size] * kernel[i, j] for i in range(_KERNEL) for j in range(_KERNEL))
+  return sum(
+    padded[:, i : i + size, j : j + size] * kernel[i, j]
+    for i in range(_KERNEL)
+    for j in range(_KERNEL)
+  )
 
 
 def _pad(x: jax.Array) -> jax.Array:
@@ -103,9 +134,11 @@ def _shifted_backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax
 
   def at(shift):
     part = jax.lax.dynamic_slice(padded, (0, shift // _KERNEL, shift % _KERNEL, 0), gradient.shape)
-    return jnp.matmul(ones, (part * gradient).reshape(-1, gradient.shape[-1]), preferred_element_type=jnp.float32)[0]
+    return jnp.matmul(
+      ones, (part * gradient).reshape(-1, gradient.shape[-1]), preferred_element_type=jnp.float32
+    )[0]
 
-  to_kernel = jax.lax.map(at, jnp.arange(_KERNEL ** 2)).reshape(kernel.shape).astype(kernel.dtype)
+  to_kernel = jax.lax.map(at, jnp.arange(_KERNEL**2)).reshape(kernel.shape).astype(kernel.dtype)
   return depthwise_shifted(gradient, kernel[::-1, ::-1]), to_kernel
 
 
@@ -114,38 +147,66 @@ depthwise_shifted.defvjp(_shifted_forward, _shifted_backward)
 
 def depthwise_grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """`depthwise` as XLA's convolution with a feature group per channel."""
-  return jax.lax.conv_general_dilated(x, kernel[:, :, None], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-                                      feature_group_count=x.shape[-1])
+  return jax.lax.conv_general_dilated(
+    x,
+    kernel[:, :, None],
+    (1, 1),
+    'SAME',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=x.shape[-1],
+  )
 
 
 SIZES = {
-    'xxlarge': dict(depths=(3, 4, 30, 3), widths=(384, 768, 1536, 3072)),
-    'golden': dict(depths=(1, 1, 2, 1), widths=(8, 16, 24, 32)),
+  'xxlarge': dict(depths=(3, 4, 30, 3), widths=(384, 768, 1536, 3072)),
+  'golden': dict(depths=(1, 1, 2, 1), widths=(8, 16, 24, 32)),
 }
 
 
 def _timm(settings: Any) -> list[foreign.Weight]:
-  block = [*foreign.tensor('gamma', 'gamma', 'e -> e'), *foreign.tensor('depthwise', 'conv_dw.weight', 'e 1 y x -> y x e'),
-           *foreign.tensor('depthwise_bias', 'conv_dw.bias', 'e -> e'), *foreign.norm('norm', 'norm'),
-           *foreign.linear('up', 'mlp.fc1'), *foreign.linear('down', 'mlp.fc2')]
-  table = [*foreign.patches('stem', 'stem.0'), *foreign.norm('stem_norm', 'stem.1'), *foreign.norm('norm', 'head.norm')]
+  block = [
+    *foreign.tensor('gamma', 'gamma', 'e -> e'),
+    *foreign.tensor('depthwise', 'conv_dw.weight', 'e 1 y x -> y x e'),
+    *foreign.tensor('depthwise_bias', 'conv_dw.bias', 'e -> e'),
+    *foreign.norm('norm', 'norm'),
+    *foreign.linear('up', 'mlp.fc1'),
+    *foreign.linear('down', 'mlp.fc2'),
+  ]
+  table = [
+    *foreign.patches('stem', 'stem.0'),
+    *foreign.norm('stem_norm', 'stem.1'),
+    *foreign.norm('norm', 'head.norm'),
+  ]
   for i, depth in enumerate(settings['depths']):
     table += foreign.within(f'stage{i}/', f'stages.{i}.blocks.{{}}.', block, range(depth))
     if i > 0:
-      table += [*foreign.norm(f'downsample_norm{i}', f'stages.{i}.downsample.0'),
-                *foreign.patches(f'downsample{i}', f'stages.{i}.downsample.1')]
+      table += [
+        *foreign.norm(f'downsample_norm{i}', f'stages.{i}.downsample.0'),
+        *foreign.patches(f'downsample{i}', f'stages.{i}.downsample.1'),
+      ]
   return table
 
 
 def _settings(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
   del config
-  gamma = [f'stages.{i}.blocks.{{}}.gamma' for i in range(foreign.count(shapes, 'stages.{}.blocks.0.gamma'))]
-  return dict(depths=tuple(foreign.count(shapes, key) for key in gamma), widths=tuple(shapes[key.format(0)][0] for key in gamma))
+  gamma = [
+    f'stages.{i}.blocks.{{}}.gamma'
+    for i in range(foreign.count(shapes, 'stages.{}.blocks.0.gamma'))
+  ]
+  return dict(
+    depths=tuple(foreign.count(shapes, key) for key in gamma),
+    widths=tuple(shapes[key.format(0)][0] for key in gamma),
+  )
 
 
 FORMS = {
-    # open_clip wraps timm's trunk; its own projection and the text half come after.
-    'timm': foreign.Form('ConvNeXt of timm or open_clip', 'stem.0.weight', _timm, _settings,
-                         prefixes=('', 'visual.trunk.', 'trunk.'),
-                         unused=(r'head\.fc\.(weight|bias)',)),
+  # open_clip wraps timm's trunk; its own projection and the text half come after.
+  'timm': foreign.Form(
+    'ConvNeXt of timm or open_clip',
+    'stem.0.weight',
+    _timm,
+    _settings,
+    prefixes=('', 'visual.trunk.', 'trunk.'),
+    unused=(r'head\.fc\.(weight|bias)',),
+  ),
 }

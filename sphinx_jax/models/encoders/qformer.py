@@ -21,6 +21,7 @@ class QFormer(nn.Module):
   The fields `vit_*` size the vision transformer; width, layers, heads and mlp the Q-Former, whose even layers
   (0, 2, ...) cross-attend.
   """
+
   view: int
   patch: int
   vit_width: int
@@ -38,21 +39,40 @@ class QFormer(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    seen = Vit(self.view, self.patch, self.vit_width, self.vit_layers, self.vit_heads, self.vit_mlp,
-               self.remat, self.unroll, self.dtype, name='vit')(images)
-    queries = layers.param(self, 'queries', nn.initializers.normal(1.0), (self.queries, self.width), (None, 'encoder_embed'))
+    seen = Vit(
+      self.view,
+      self.patch,
+      self.vit_width,
+      self.vit_layers,
+      self.vit_heads,
+      self.vit_mlp,
+      self.remat,
+      self.unroll,
+      self.dtype,
+      name='vit',
+    )(images)
+    queries = layers.param(
+      self,
+      'queries',
+      nn.initializers.normal(1.0),
+      (self.queries, self.width),
+      (None, 'encoder_embed'),
+    )
     x = layers.LayerNorm(EPS, dtype=self.dtype, name='norm')(queries)
     x = jnp.broadcast_to(x, (images.shape[0], *x.shape))
     # A pair is an even layer, which cross-attends, and an odd one; a last even layer may stand alone.
     pairs, rest = divmod(self.layers, 2)
     shape = (self.heads, self.mlp, self.dtype)
     if pairs:
-      x, _ = layers.stack(Pair, pairs, self.unroll, self.remat, broadcast=1)(*shape, name='pairs')(x, seen)
+      x, _ = layers.stack(Pair, pairs, self.unroll, self.remat, broadcast=1)(*shape, name='pairs')(
+        x, seen
+      )
     return Layer(*shape, name='last')(x, seen) if rest else x
 
 
 class Vit(nn.Module):
   """BLIP-2's vision transformer: [B,Y,X,3] -> all tokens [B,1+G*G,E] after the last norm."""
+
   view: int
   patch: int
   width: int
@@ -67,15 +87,29 @@ class Vit(nn.Module):
   def __call__(self, images: jax.Array) -> jax.Array:
     grid = vit.grid_of('qformer', self.view, self.patch)
     x = layers.PatchEmbed(self.patch, self.width, dtype=self.dtype, name='patch')(images)
-    cls = layers.param(self, 'cls', nn.initializers.normal(self.width ** -0.5), (self.width,), ('encoder_embed',))
-    table = layers.param(self, 'positions', layers.sincos_2d(1), (1 + grid * grid, self.width), (None, 'encoder_embed'))
+    cls = layers.param(
+      self, 'cls', nn.initializers.normal(self.width**-0.5), (self.width,), ('encoder_embed',)
+    )
+    table = layers.param(
+      self, 'positions', layers.sincos_2d(1), (1 + grid * grid, self.width), (None, 'encoder_embed')
+    )
     x = vit.with_class(cls, x) + table.astype(self.dtype)
-    x = vit.Trunk(self.layers, self.heads, self.mlp, VIT_EPS, remat=self.remat, unroll=self.unroll, dtype=self.dtype, name='trunk')(x)
+    x = vit.Trunk(
+      self.layers,
+      self.heads,
+      self.mlp,
+      VIT_EPS,
+      remat=self.remat,
+      unroll=self.unroll,
+      dtype=self.dtype,
+      name='trunk',
+    )(x)
     return layers.LayerNorm(VIT_EPS, dtype=self.dtype, name='norm')(x)
 
 
 class Pair(nn.Module):
   """An even layer and the odd one after it."""
+
   heads: int
   mlp: int
   dtype: Any
@@ -88,6 +122,7 @@ class Pair(nn.Module):
 
 class Layer(nn.Module):
   """Post-norm self-attention, cross-attention to `seen` [B,L,E] (or none), and feed-forward, of queries x [B,Q,width]."""
+
   heads: int
   mlp: int
   dtype: Any
@@ -103,6 +138,7 @@ class Layer(nn.Module):
 
 class Attention(nn.Module):
   """Attention of x [B,Q,width] over `seen` [B,L,E]."""
+
   heads: int
   dtype: Any
 
@@ -111,36 +147,82 @@ class Attention(nn.Module):
     width = x.shape[-1]
     dense = lambda name, names: layers.Dense((width,), names, dtype=self.dtype, name=name)
     split = lambda y: y.reshape(*y.shape[:2], self.heads, width // self.heads)
-    query, key, value = (split(dense(name, ('encoder_embed', 'encoder_heads'))(of))
-                         for name, of in (('query', x), ('key', seen), ('value', seen)))
-    return dense('out', ('encoder_heads', 'encoder_embed'))(attention.attend(query, key, value).reshape(x.shape))
+    query, key, value = (
+      split(dense(name, ('encoder_embed', 'encoder_heads'))(of))
+      for name, of in (('query', x), ('key', seen), ('value', seen))
+    )
+    return dense('out', ('encoder_heads', 'encoder_embed'))(
+      attention.attend(query, key, value).reshape(x.shape)
+    )
 
 
 SIZES = {
-    'BLIP-2': dict(view=224, patch=14, vit_width=1408, vit_layers=39, vit_heads=16, vit_mlp=6144, width=768, layers=12,
-                   heads=12, mlp=3072, queries=32),
-    'golden': dict(view=224, patch=14, vit_width=32, vit_layers=2, vit_heads=4, vit_mlp=80, width=48, layers=3, heads=4,
-                   mlp=96, queries=32),
+  'BLIP-2': dict(
+    view=224,
+    patch=14,
+    vit_width=1408,
+    vit_layers=39,
+    vit_heads=16,
+    vit_mlp=6144,
+    width=768,
+    layers=12,
+    heads=12,
+    mlp=3072,
+    queries=32,
+  ),
+  'golden': dict(
+    view=224,
+    patch=14,
+    vit_width=32,
+    vit_layers=2,
+    vit_heads=4,
+    vit_mlp=80,
+    width=48,
+    layers=3,
+    heads=4,
+    mlp=96,
+    queries=32,
+  ),
 }
 
 
 def _huggingface(settings: Any) -> list[foreign.Weight]:
-  block = [*foreign.norm('norm1', 'layer_norm1'),
-           *foreign.packed('attention/qkv', 'self_attn.qkv.weight', 'self_attn.qkv.bias', 3), *foreign.linear('attention/out', 'self_attn.projection'), *foreign.norm('norm2', 'layer_norm2'),
-           *foreign.linear('mlp/up', 'mlp.fc1'), *foreign.linear('mlp/down', 'mlp.fc2')]
-  vit_table = [*foreign.patches('patch', 'embeddings.patch_embedding'),
-               *foreign.tensor('cls', 'embeddings.class_embedding', '1 1 e -> e'),
-               *foreign.tensor('positions', 'embeddings.position_embedding', '1 n e -> n e'),
-               *foreign.norm('norm', 'post_layernorm'),
-               *foreign.within('trunk/layers/', 'encoder.layers.{}.', block, range(settings['vit_layers']))]
+  block = [
+    *foreign.norm('norm1', 'layer_norm1'),
+    *foreign.packed('attention/qkv', 'self_attn.qkv.weight', 'self_attn.qkv.bias', 3),
+    *foreign.linear('attention/out', 'self_attn.projection'),
+    *foreign.norm('norm2', 'layer_norm2'),
+    *foreign.linear('mlp/up', 'mlp.fc1'),
+    *foreign.linear('mlp/down', 'mlp.fc2'),
+  ]
+  vit_table = [
+    *foreign.patches('patch', 'embeddings.patch_embedding'),
+    *foreign.tensor('cls', 'embeddings.class_embedding', '1 1 e -> e'),
+    *foreign.tensor('positions', 'embeddings.position_embedding', '1 n e -> n e'),
+    *foreign.norm('norm', 'post_layernorm'),
+    *foreign.within('trunk/layers/', 'encoder.layers.{}.', block, range(settings['vit_layers'])),
+  ]
   # Even layers cross-attend; a last even one may stand alone (`QFormer.__call__`).
   pairs, rest = divmod(settings['layers'], 2)
-  table = [*foreign.within('vit/', 'vision_model.', vit_table), *foreign.tensor('queries', 'query_tokens', '1 q e -> q e'),
-           *foreign.norm('norm', 'qformer.layernorm')]
+  table = [
+    *foreign.within('vit/', 'vision_model.', vit_table),
+    *foreign.tensor('queries', 'query_tokens', '1 q e -> q e'),
+    *foreign.norm('norm', 'qformer.layernorm'),
+  ]
   if pairs:
-    table += [*foreign.within('pairs/even/', 'qformer.encoder.layer.{}.', _layer(cross=True), range(0, 2 * pairs, 2)),
-              *foreign.within('pairs/odd/', 'qformer.encoder.layer.{}.', _layer(cross=False), range(1, 2 * pairs, 2))]
-  return table + (foreign.within('last/', f'qformer.encoder.layer.{2 * pairs}.', _layer(cross=True)) if rest else [])
+    table += [
+      *foreign.within(
+        'pairs/even/', 'qformer.encoder.layer.{}.', _layer(cross=True), range(0, 2 * pairs, 2)
+      ),
+      *foreign.within(
+        'pairs/odd/', 'qformer.encoder.layer.{}.', _layer(cross=False), range(1, 2 * pairs, 2)
+      ),
+    ]
+  return table + (
+    foreign.within('last/', f'qformer.encoder.layer.{2 * pairs}.', _layer(cross=True))
+    if rest
+    else []
+  )
 
 
 def _layer(cross: bool) -> list[foreign.Weight]:
@@ -148,29 +230,60 @@ def _layer(cross: bool) -> list[foreign.Weight]:
     table = []
     for name in ('query', 'key', 'value'):
       table += foreign.linear(f'{path}/{name}', f'{key}.attention.{name}')
-    return [*table, *foreign.linear(f'{path}/out', f'{key}.output.dense'), *foreign.norm(f'norm_{path}', f'{key}.output.LayerNorm')]
+    return [
+      *table,
+      *foreign.linear(f'{path}/out', f'{key}.output.dense'),
+      *foreign.norm(f'norm_{path}', f'{key}.output.LayerNorm'),
+    ]
 
-  return [*attend('self', 'attention'), *(attend('cross', 'crossattention') if cross else ()),
-          *foreign.linear('mlp/up', 'intermediate_query.dense'), *foreign.linear('mlp/down', 'output_query.dense'),
-          *foreign.norm('norm_mlp', 'output_query.LayerNorm')]
+  return [
+    *attend('self', 'attention'),
+    *(attend('cross', 'crossattention') if cross else ()),
+    *foreign.linear('mlp/up', 'intermediate_query.dense'),
+    *foreign.linear('mlp/down', 'output_query.dense'),
+    *foreign.norm('norm_mlp', 'output_query.LayerNorm'),
+  ]
 
 
 def _settings(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
   vit_width, _, patch, _ = shapes['vision_model.embeddings.patch_embedding.weight']
-  up, inner = 'vision_model.encoder.layers.{}.mlp.fc1.weight', 'qformer.encoder.layer.{}.intermediate_query.dense.weight'
+  up, inner = (
+    'vision_model.encoder.layers.{}.mlp.fc1.weight',
+    'qformer.encoder.layer.{}.intermediate_query.dense.weight',
+  )
   _, queries, width = shapes['query_tokens']
   return dict(
-      view=patch * math.isqrt(shapes['vision_model.embeddings.position_embedding'][1] - 1), patch=patch,
-      vit_width=vit_width, vit_layers=foreign.count(shapes, up), vit_mlp=shapes[up.format(0)][0],
-      vit_heads=foreign.heads('qformer', SIZES, vit_width, 'vit_width', 'vit_heads', config.get('vision_config')),
-      width=width, layers=foreign.count(shapes, inner), heads=foreign.heads('qformer', SIZES, width, config=config.get('qformer_config')),
-      mlp=shapes[inner.format(0)][0], queries=queries)
+    view=patch * math.isqrt(shapes['vision_model.embeddings.position_embedding'][1] - 1),
+    patch=patch,
+    vit_width=vit_width,
+    vit_layers=foreign.count(shapes, up),
+    vit_mlp=shapes[up.format(0)][0],
+    vit_heads=foreign.heads(
+      'qformer', SIZES, vit_width, 'vit_width', 'vit_heads', config.get('vision_config')
+    ),
+    width=width,
+    layers=foreign.count(shapes, inner),
+    heads=foreign.heads('qformer', SIZES, width, config=config.get('qformer_config')),
+    mlp=shapes[inner.format(0)][0],
+    queries=queries,
+  )
 
 
 FORMS = {
-    'hf': foreign.Form('BLIP-2 of HF transformers', 'qformer.layernorm.weight', _huggingface, _settings,
-                       # BLIP-2's own language model is not SPHINX's, nor is the half of the Q-Former that reads text.
-                       unused=(r'language_model\..*', r'language_projection\..*', r'(qformer\.)?embeddings\..*', r'.*\.position_ids',
-                               r'qformer\.encoder\.layer\.\d+\.(intermediate|output)\..*', r'(vision|text)_projection\..*',
-                               r'itm_head\..*')),
+  'hf': foreign.Form(
+    'BLIP-2 of HF transformers',
+    'qformer.layernorm.weight',
+    _huggingface,
+    _settings,
+    # BLIP-2's own language model is not SPHINX's, nor is the half of the Q-Former that reads text.
+    unused=(
+      r'language_model\..*',
+      r'language_projection\..*',
+      r'(qformer\.)?embeddings\..*',
+      r'.*\.position_ids',
+      r'qformer\.encoder\.layer\.\d+\.(intermediate|output)\..*',
+      r'(vision|text)_projection\..*',
+      r'itm_head\..*',
+    ),
+  ),
 }

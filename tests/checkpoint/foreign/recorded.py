@@ -29,9 +29,15 @@ def parameters(*names: str) -> dict[str, np.ndarray]:
   return {path: array.read(()) for path, array in assemble.arrays(parts(*names)).items()}
 
 
-def edited(folder: pathlib.Path, name: str, remove: tuple[str, ...] = (), **changes) -> pathlib.Path:
+def edited(
+  folder: pathlib.Path, name: str, remove: tuple[str, ...] = (), **changes
+) -> pathlib.Path:
   """A copy with another config.json."""
   shutil.copytree(GOLDEN / name, folder)
-  config = {key: value for key, value in json.loads((folder / 'config.json').read_text()).items() if key not in remove}
+  config = {
+    key: value
+    for key, value in json.loads((folder / 'config.json').read_text()).items()
+    if key not in remove
+  }
   (folder / 'config.json').write_text(json.dumps(config | changes))
   return folder

@@ -13,10 +13,19 @@ from sphinx_jax import convert
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.foreign import assemble, safetensors, sources
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
-from sphinx_jax.core import config as config_lib
-from sphinx_jax.core import errors, trees
+from sphinx_jax.core import config as config_lib, errors, trees
 from sphinx_jax.models import sphinx
-from tests.checkpoint.foreign.recorded import FIRST, GOLDEN, LLAMA, META, OUTPUTS, SHARDED, TOKENIZER, edited, parts
+from tests.checkpoint.foreign.recorded import (
+  FIRST,
+  GOLDEN,
+  LLAMA,
+  META,
+  OUTPUTS,
+  SHARDED,
+  TOKENIZER,
+  edited,
+  parts,
+)
 
 _CONVNEXT, _DINOV2 = 'convnext_open_clip.bin', 'dinov2_hf'
 
@@ -27,7 +36,9 @@ def paths(*names):
 
 def contents(folder):
   opened = safetensors.open_safetensors(folder)
-  return {key: (tensor.shape, tensor.dtype, tensor.read().tobytes()) for key, tensor in opened.items()}
+  return {
+    key: (tensor.shape, tensor.dtype, tensor.read().tobytes()) for key, tensor in opened.items()
+  }
 
 
 @pytest.mark.parametrize('name', [LLAMA, META])
@@ -36,31 +47,51 @@ def test_llama_goes_out_to_huggingface_byte_for_byte(name, tmp_path):
   convert.read_in(convert.open_sources(paths(name), tokenizer=str(TOKENIZER)), tmp_path / 'ours')
   convert.take_out(str(tmp_path / 'ours'), str(tmp_path / 'back'), 'hf')
   assert contents(tmp_path / 'back') == contents(GOLDEN / LLAMA)
-  wrote, config = (json.loads((folder / 'config.json').read_text()) for folder in (tmp_path / 'back', GOLDEN / LLAMA))
+  wrote, config = (
+    json.loads((folder / 'config.json').read_text())
+    for folder in (tmp_path / 'back', GOLDEN / LLAMA)
+  )
   if name == LLAMA:
     assert wrote == config
     found = sphinx_jax.load(tmp_path / 'ours', dtype='float32').logits(OUTPUTS['llama_tokens'])
     np.testing.assert_allclose(found, OUTPUTS['llama_scaled_logits'], atol=1e-4, rtol=0)
   else:  # What Meta's params.json says too.
-    same = ('hidden_size', 'intermediate_size', 'num_attention_heads', 'num_key_value_heads', 'num_hidden_layers',
-            'rms_norm_eps', 'vocab_size', 'tie_word_embeddings', 'architectures')
+    same = (
+      'hidden_size',
+      'intermediate_size',
+      'num_attention_heads',
+      'num_key_value_heads',
+      'num_hidden_layers',
+      'rms_norm_eps',
+      'vocab_size',
+      'tie_word_embeddings',
+      'architectures',
+    )
     assert {key: wrote[key] for key in same} == {key: config[key] for key in same}
 
 
 def test_separate_parts_are_a_checkpoint_that_training_starts_from(tmp_path):
-  assembly = convert.open_sources(paths(LLAMA, _CONVNEXT, _DINOV2), 'llama_ens_light', tokenizer=str(TOKENIZER))
+  assembly = convert.open_sources(
+    paths(LLAMA, _CONVNEXT, _DINOV2), 'llama_ens_light', tokenizer=str(TOKENIZER)
+  )
   convert.read_in(assembly, tmp_path, seed=3)
   config = config_lib.from_json(store.load_meta(tmp_path)['config']).model
   assert config.to_dict() == assembly.config.to_dict() and config.image_size == 512
   store.check(tmp_path, sphinx.abstract_params(config))
   saved, read = trees.flatten(store.load_params(tmp_path)), assemble.arrays(assembly)
   fresh = saved.keys() - read.keys()
-  projection = {f'visual_proj/{name}' for name in ('linear/kernel', 'linear/bias', 'norm/scale', 'norm/bias')}
+  projection = {
+    f'visual_proj/{name}' for name in ('linear/kernel', 'linear/bias', 'norm/scale', 'norm/bias')
+  }
   assert fresh == {'start_img', 'end_img'} | projection
   # Only these: drawing all of them would take XLA half a minute to compile.
-  drawn = jax.jit(lambda rng: {path: trees.flatten(sphinx.init(config, rng))[path] for path in fresh})(jax.random.key(3))
+  drawn = jax.jit(
+    lambda rng: {path: trees.flatten(sphinx.init(config, rng))[path] for path in fresh}
+  )(jax.random.key(3))
   assert all(np.array_equal(saved[path], drawn[path]) for path in fresh)
-  assert all(np.asarray(saved[path]).tobytes() == array.read(()).tobytes() for path, array in read.items())
+  assert all(
+    np.asarray(saved[path]).tobytes() == array.read(()).tobytes() for path, array in read.items()
+  )
 
 
 def test_with_all_encoders_both_projections_are_fresh():
@@ -72,34 +103,54 @@ def test_without_encoders_nothing_is_fresh():
   assert parts(LLAMA).fresh == () and not parts(LLAMA).config.encoders
 
 
-@pytest.mark.parametrize('names, variant, message', [
+@pytest.mark.parametrize(
+  'names, variant, message',
+  [
     ((LLAMA, *FIRST[:3]), 'llama_ens', 'give the weights of qformer too'),
     ((LLAMA, _CONVNEXT), 'llama_ens_light', 'give the weights of dinov2 too'),
-    ((LLAMA, *FIRST), 'llama_ens_light', 'weights of clip, qformer, expected its encoders, convnext, dinov2'),
+    (
+      (LLAMA, *FIRST),
+      'llama_ens_light',
+      'weights of clip, qformer, expected its encoders, convnext, dinov2',
+    ),
     ((LLAMA, *FIRST, _DINOV2), 'llama_ens', 'each once'),
     ((LLAMA, META, _CONVNEXT, _DINOV2), 'llama_ens_light', 'each once'),
     (FIRST, 'llama_ens', 'add the language model'),
     ((_CONVNEXT,), 'llama_ens', 'add the language model'),
-    ((LLAMA, *FIRST), 'llama_ens_lite', "did you mean 'llama_ens_light'")])
+    ((LLAMA, *FIRST), 'llama_ens_lite', "did you mean 'llama_ens_light'"),
+  ],
+)
 def test_parts_that_make_no_model_are_refused(names, variant, message):
   with pytest.raises(errors.SphinxError, match=message):
     convert.open_sources(paths(*names), variant)
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused():
-  with pytest.raises(errors.SphinxError, match='a tokenizer of 512 tokens, expected the 64 of the embedding'):
+  with pytest.raises(
+    errors.SphinxError, match='a tokenizer of 512 tokens, expected the 64 of the embedding'
+  ):
     convert.open_sources(paths(SHARDED), tokenizer=str(TOKENIZER))
 
 
-@pytest.mark.parametrize('changes, message', [
-    (dict(rope_parameters={'rope_type': 'llama3', 'factor': 8.0}), "rope type 'llama3', expected 'default' or 'linear'"),
-    (dict(rope_parameters=None, rope_scaling={'type': 'dynamic', 'factor': 2.0}), "rope type 'dynamic'"),
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    (
+      dict(rope_parameters={'rope_type': 'llama3', 'factor': 8.0}),
+      "rope type 'llama3', expected 'default' or 'linear'",
+    ),
+    (
+      dict(rope_parameters=None, rope_scaling={'type': 'dynamic', 'factor': 2.0}),
+      "rope type 'dynamic'",
+    ),
     (dict(rope_parameters={'rope_type': 'linear'}), "no 'factor'"),
     (dict(num_attention_heads=None), "no 'num_attention_heads'"),
     (dict(num_hidden_layers=3), 'missing model.layers.2.self_attn.q_proj.weight'),
     (dict(num_hidden_layers=1), 'left over model.layers.1.self_attn.q_proj.weight'),
     (dict(num_key_value_heads=4), r'k_proj.weight: shape \(16, 32\), expected \(32, 32\)'),
-    (dict(intermediate_size=96), r'gate_proj.weight: shape \(88, 32\), expected \(96, 32\)')])
+    (dict(intermediate_size=96), r'gate_proj.weight: shape \(88, 32\), expected \(96, 32\)'),
+  ],
+)
 def test_a_config_that_does_not_fit_its_tensors_is_refused(tmp_path, changes, message):
   with pytest.raises(errors.SphinxError, match=message):
     convert.open_sources([str(edited(tmp_path / 'edited', LLAMA, **changes))])
@@ -111,19 +162,37 @@ def tensor(*shape, dtype=np.float16):
 
 def rewritten(folder, name, drop=(), **add):
   """A copy of a safetensors folder with other tensors."""
-  kept = {key: value for key, value in safetensors.open_safetensors(GOLDEN / name).items() if key not in drop}
+  kept = {
+    key: value
+    for key, value in safetensors.open_safetensors(GOLDEN / name).items()
+    if key not in drop
+  }
   safetensors.write_safetensors(folder, kept | add)
   shutil.copy(GOLDEN / name / 'config.json', folder)
   return str(folder)
 
 
-@pytest.mark.parametrize('name, add, message', [
-    (LLAMA, {'model.layers.0.self_attn.q_proj.bias': (32,)}, 'LLaMA.*1 tensors that it does not have.*q_proj.bias'),
+@pytest.mark.parametrize(
+  'name, add, message',
+  [
+    (
+      LLAMA,
+      {'model.layers.0.self_attn.q_proj.bias': (32,)},
+      'LLaMA.*1 tensors that it does not have.*q_proj.bias',
+    ),
     (_DINOV2, {'embeddings.register_tokens': (1, 4, 48)}, 'DINOv2.*embeddings.register_tokens'),
-    ('blip2_hf', {'vision_model.embeddings.patch_embedding.gain': (32,)}, 'BLIP-2.*patch_embedding.gain')])
+    (
+      'blip2_hf',
+      {'vision_model.embeddings.patch_embedding.gain': (32,)},
+      'BLIP-2.*patch_embedding.gain',
+    ),
+  ],
+)
 def test_tensors_of_another_architecture_are_refused(tmp_path, name, add, message):
   with pytest.raises(errors.SphinxError, match=message):
-    sources.open_source(rewritten(tmp_path, name, **{key: tensor(*shape) for key, shape in add.items()}))
+    sources.open_source(
+      rewritten(tmp_path, name, **{key: tensor(*shape) for key, shape in add.items()})
+    )
 
 
 def test_tied_embeddings_are_refused(tmp_path):
@@ -132,7 +201,9 @@ def test_tied_embeddings_are_refused(tmp_path):
     convert.open_sources([folder])
   config = json.loads((tmp_path / 'config.json').read_text())
   (tmp_path / 'config.json').write_text(json.dumps(config | {'tie_word_embeddings': True}))
-  with pytest.raises(errors.SphinxError, match='tied embeddings.*an output of its own, lm_head.weight'):
+  with pytest.raises(
+    errors.SphinxError, match='tied embeddings.*an output of its own, lm_head.weight'
+  ):
     convert.open_sources([folder])
 
 
@@ -143,19 +214,37 @@ def test_layers_of_different_dtypes_are_refused(tmp_path):
 
 
 def test_heads_of_an_unknown_width_are_asked_for(tmp_path):
-  safetensors.write_safetensors(tmp_path, {
-      'visual.conv1.weight': tensor(40, 3, 14, 14), 'visual.positional_embedding': tensor(257, 40),
-      'visual.transformer.resblocks.0.mlp.c_fc.weight': tensor(160, 40)})
-  with pytest.raises(errors.SphinxError, match=r"clip: got width 40, whose number of heads no tensor tells.*\[32, 1024\]"):
+  safetensors.write_safetensors(
+    tmp_path,
+    {
+      'visual.conv1.weight': tensor(40, 3, 14, 14),
+      'visual.positional_embedding': tensor(257, 40),
+      'visual.transformer.resblocks.0.mlp.c_fc.weight': tensor(160, 40),
+    },
+  )
+  with pytest.raises(
+    errors.SphinxError,
+    match=r'clip: got width 40, whose number of heads no tensor tells.*\[32, 1024\]',
+  ):
     sources.open_source(tmp_path)
 
 
-@pytest.mark.parametrize('tensors, message', [
+@pytest.mark.parametrize(
+  'tensors, message',
+  [
     ({'encoder.weight': (3, 3)}, 'no known form .encoder.weight'),
     # DINOv2's smaller models have no gate in their feed-forward.
-    ({'patch_embed.proj.weight': (48, 3, 14, 14), 'pos_embed': (1, 257, 48), 'blocks.0.mlp.fc1.weight': (192, 48)},
-     'DINOv2.*no tensor .blocks.0.mlp.w3.weight'),
-    ({'tok_embeddings.weight': (512, 32)}, "no such file, expected 'n_heads'")])
+    (
+      {
+        'patch_embed.proj.weight': (48, 3, 14, 14),
+        'pos_embed': (1, 257, 48),
+        'blocks.0.mlp.fc1.weight': (192, 48),
+      },
+      'DINOv2.*no tensor .blocks.0.mlp.w3.weight',
+    ),
+    ({'tok_embeddings.weight': (512, 32)}, "no such file, expected 'n_heads'"),
+  ],
+)
 def test_files_of_no_known_form_are_refused(tmp_path, tensors, message):
   safetensors.write_safetensors(tmp_path, {key: tensor(*shape) for key, shape in tensors.items()})
   with pytest.raises(errors.SphinxError, match=message):

@@ -14,28 +14,47 @@ from sphinx_jax.core import trees
 from sphinx_jax.models import sphinx
 from sphinx_jax.models.encoders import clip as clip_encoder
 from tests.checkpoint.foreign import recorded
-from tests.checkpoint.foreign.recorded import FIRST, GOLDEN, LLAMA, META, OPENAI, OUTPUTS, SECOND, SHARDED, parameters, parts
+from tests.checkpoint.foreign.recorded import (
+  FIRST,
+  GOLDEN,
+  LLAMA,
+  META,
+  OPENAI,
+  OUTPUTS,
+  SECOND,
+  SHARDED,
+  parameters,
+  parts,
+)
 
 
 def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
   """Bit for bit; where one file holds half precision and the other float32, of the same numbers."""
+
   def same(x, y):
     if x.dtype != y.dtype:
       x, y = x.astype(np.float32), y.astype(np.float32)
     return x.shape == y.shape and x.tobytes() == y.tobytes()
+
   return a.keys() == b.keys() and all(same(a[path], b[path]) for path in a)
 
 
-@pytest.mark.parametrize('name, part, form, kind', [
-    (LLAMA, 'llm', 'hf', 'LLaMA of HF transformers'), (SHARDED, 'llm', 'hf', 'LLaMA of HF transformers'),
-    (META, 'llm', 'meta', 'LLaMA as Meta names it'), ('clip_hf', 'clip', 'hf', 'CLIP of HF transformers'),
+@pytest.mark.parametrize(
+  'name, part, form, kind',
+  [
+    (LLAMA, 'llm', 'hf', 'LLaMA of HF transformers'),
+    (SHARDED, 'llm', 'hf', 'LLaMA of HF transformers'),
+    (META, 'llm', 'meta', 'LLaMA as Meta names it'),
+    ('clip_hf', 'clip', 'hf', 'CLIP of HF transformers'),
     ('clip_open_clip.bin', 'clip', 'open_clip', 'CLIP of OpenAI or open_clip'),
     ('clip_openai.pt', 'clip', 'open_clip', 'CLIP of OpenAI or open_clip'),
     ('convnext_timm', 'convnext', 'timm', 'ConvNeXt of timm or open_clip'),
     ('convnext_open_clip.bin', 'convnext', 'timm', 'ConvNeXt of timm or open_clip'),
     ('dinov2_hf', 'dinov2', 'hf', 'DINOv2 of HF transformers'),
     ('dinov2_original.pth', 'dinov2', 'original', 'DINOv2, original'),
-    ('blip2_hf', 'qformer', 'hf', 'BLIP-2 of HF transformers')])
+    ('blip2_hf', 'qformer', 'hf', 'BLIP-2 of HF transformers'),
+  ],
+)
 def test_every_file_is_recognised(name, part, form, kind):
   source = sources.open_source(GOLDEN / name)
   assert (source.part, source.form, source.kind) == (part, form, kind)
@@ -84,7 +103,9 @@ def test_openais_archive_says_that_it_was_trained_with_quick_gelu_in_mixed_dtype
   assert found['encoders/clip/norm_pre/scale'].dtype == np.float32
 
 
-@pytest.mark.parametrize('name, logits', [(LLAMA, 'llama_scaled_logits'), (SHARDED, 'llama_logits')])
+@pytest.mark.parametrize(
+  'name, logits', [(LLAMA, 'llama_scaled_logits'), (SHARDED, 'llama_logits')]
+)
 def test_logits_of_llama_are_those_of_transformers(name, logits):
   found = sphinx_jax.load(GOLDEN / name, dtype='float32').logits(OUTPUTS['llama_tokens'])
   np.testing.assert_allclose(found, OUTPUTS[logits], atol=1e-4, rtol=0)
@@ -97,10 +118,20 @@ def test_meta_and_huggingface_give_the_same_parameters():
 
 
 def test_config_of_older_transformers_says_the_same(tmp_path):
-  old = recorded.edited(tmp_path / 'old', LLAMA, remove=('rope_parameters',), rope_theta=5000.0,
-                        rope_scaling={'type': 'linear', 'factor': 2.0})
+  old = recorded.edited(
+    tmp_path / 'old',
+    LLAMA,
+    remove=('rope_parameters',),
+    rope_theta=5000.0,
+    rope_scaling={'type': 'linear', 'factor': 2.0},
+  )
   assert sources.open_source(old).settings == sources.open_source(GOLDEN / LLAMA).settings
-  plain = recorded.edited(tmp_path / 'plain', SHARDED, remove=('rope_parameters', 'num_key_value_heads'), rope_scaling=None)
+  plain = recorded.edited(
+    tmp_path / 'plain',
+    SHARDED,
+    remove=('rope_parameters', 'num_key_value_heads'),
+    rope_scaling=None,
+  )
   assert sources.open_source(plain).settings == sources.open_source(GOLDEN / SHARDED).settings
 
 
@@ -109,7 +140,9 @@ def test_config_of_clip_may_leave_out_what_is_its_default(tmp_path):
   del vision['hidden_act']
   left = recorded.edited(tmp_path / 'left', 'clip_hf', vision_config=vision)
   assert sources.open_source(left).settings['activation'] == 'quick_gelu'
-  said = recorded.edited(tmp_path / 'said', 'clip_hf', vision_config=vision | {'hidden_act': 'gelu'})
+  said = recorded.edited(
+    tmp_path / 'said', 'clip_hf', vision_config=vision | {'hidden_act': 'gelu'}
+  )
   assert sources.open_source(said).settings['activation'] == 'gelu'
 
 
@@ -118,11 +151,20 @@ def test_vision_half_of_clip_saved_alone_is_without_the_prefix(tmp_path):
   safetensors.write_safetensors(tmp_path, whole.tensors)
   (tmp_path / 'config.json').write_text(json.dumps(whole.config['vision_config']))
   alone = sources.open_source(tmp_path)
-  assert (alone.kind, alone.settings, alone.prefix, whole.prefix) == (whole.kind, whole.settings, '', 'vision_model.')
+  assert (alone.kind, alone.settings, alone.prefix, whole.prefix) == (
+    whole.kind,
+    whole.settings,
+    '',
+    'vision_model.',
+  )
 
 
 @pytest.mark.parametrize('file', [SECOND[0], OPENAI[0], FIRST[2]])
 def test_heads_do_not_come_from_another_models_config_in_the_folder(tmp_path, file):
   shutil.copy(GOLDEN / file, tmp_path / file)
-  (tmp_path / 'config.json').write_text(json.dumps({'hidden_size': 5120, 'num_attention_heads': 40, 'hidden_act': 'silu'}))
-  assert sources.open_source(tmp_path / file).settings == sources.open_source(GOLDEN / file).settings
+  (tmp_path / 'config.json').write_text(
+    json.dumps({'hidden_size': 5120, 'num_attention_heads': 40, 'hidden_act': 'silu'})
+  )
+  assert (
+    sources.open_source(tmp_path / file).settings == sources.open_source(GOLDEN / file).settings
+  )

@@ -9,8 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from sphinx_jax.checkpoint.foreign import pth, pth_writer
-from sphinx_jax.checkpoint.foreign import safetensors as ours
+from sphinx_jax.checkpoint.foreign import pth, pth_writer, safetensors as ours
 from sphinx_jax.core import errors
 
 MEMORY = 32 << 20  # Bytes; the files are of some kilobytes.
@@ -18,8 +17,12 @@ MEMORY = 32 << 20  # Bytes; the files are of some kilobytes.
 
 def weights() -> dict[str, torch.Tensor]:
   torch.manual_seed(0)
-  return {'a.weight': torch.randn(6, 8), 'a.bias': torch.randn(6).bfloat16(), 'steps': torch.arange(5),
-          'scale': torch.tensor(1.5)}
+  return {
+    'a.weight': torch.randn(6, 8),
+    'a.bias': torch.randn(6).bfloat16(),
+    'steps': torch.arange(5),
+    'scale': torch.tensor(1.5),
+  }
 
 
 def damaged(data: bytes, flips: int, cuts: int, end: int | None = None):
@@ -35,14 +38,19 @@ def damaged(data: bytes, flips: int, cuts: int, end: int | None = None):
 
 def check(path, copies, open_) -> tuple[int, int]:
   """How many copies were refused and how many were equal; every other outcome is an assertion or an exception."""
-  expected = {key: (tensor.shape, tensor.dtype, tensor.read().tobytes()) for key, tensor in open_().items()}
+  expected = {
+    key: (tensor.shape, tensor.dtype, tensor.read().tobytes()) for key, tensor in open_().items()
+  }
   refused = equal = 0
   tracemalloc.start()
   try:
     for copy in copies:
       path.write_bytes(copy)
       try:
-        found = {key: (tensor.shape, tensor.dtype, tensor.read().tobytes()) for key, tensor in open_().items()}
+        found = {
+          key: (tensor.shape, tensor.dtype, tensor.read().tobytes())
+          for key, tensor in open_().items()
+        }
       except errors.SphinxError:
         refused += 1
       else:
@@ -60,8 +68,12 @@ def test_pth(tmp_path, writer):
   torch.save({'model': weights()}, path)
   if writer == 'ours':
     pth_writer.write_pth(path, pth.open_pth(path))
-  refused, equal = check(path, damaged(path.read_bytes(), flips=250, cuts=100), lambda: pth.open_pth(path))
-  assert refused > 100 and equal  # Flips in dates, padding and other things that carry nothing are harmless.
+  refused, equal = check(
+    path, damaged(path.read_bytes(), flips=250, cuts=100), lambda: pth.open_pth(path)
+  )
+  assert (
+    refused > 100 and equal
+  )  # Flips in dates, padding and other things that carry nothing are harmless.
 
 
 def test_safetensors(tmp_path):
@@ -70,7 +82,11 @@ def test_safetensors(tmp_path):
   safetensors.torch.save_file(weights(), path)
   data = path.read_bytes()
   header = 8 + int.from_bytes(data[:8], 'little')
-  copies = [copy for copy in damaged(data, flips=400, cuts=100, end=header) if not renamed(data, copy, header)]
+  copies = [
+    copy
+    for copy in damaged(data, flips=400, cuts=100, end=header)
+    if not renamed(data, copy, header)
+  ]
   refused, equal = check(path, copies, lambda: ours.open_safetensors(path))
   assert refused > 300 and equal < 50
 
@@ -80,23 +96,36 @@ def renamed(data: bytes, copy: bytes, header: int) -> bool:
 
   Only the list of names a model needs can notice that, and it does when the tensors are placed.
   """
+
   def described(text):
     entries = json.loads(text)
     entries.pop('__metadata__', None)
     width = {'BF16': 2, 'F16': 2, 'F32': 4, 'I32': 4, 'I64': 8, 'F64': 8}
-    return entries, sorted((each['data_offsets'], each['shape'], width.get(each['dtype'])) for each in entries.values())
+    return entries, sorted(
+      (each['data_offsets'], each['shape'], width.get(each['dtype'])) for each in entries.values()
+    )
+
   try:
     mine, theirs = described(data[8:header]), described(copy[8:header])
   except (ValueError, KeyError, AttributeError, TypeError):
     return False
-  return copy[:8] == data[:8] and len(copy) == len(data) and mine[0] != theirs[0] and mine[1] == theirs[1]
+  return (
+    copy[:8] == data[:8]
+    and len(copy) == len(data)
+    and mine[0] != theirs[0]
+    and mine[1] == theirs[1]
+  )
 
 
 def test_index(tmp_path):
   torch.save({'model': weights()}, tmp_path / 'a.pth')
   ours.write_safetensors(tmp_path / 'model', pth.open_pth(tmp_path / 'a.pth'), shard_bytes=100)
   index = tmp_path / 'model' / ours.INDEX
-  refused, equal = check(index, damaged(index.read_bytes(), flips=300, cuts=100), lambda: ours.open_safetensors(index.parent))
+  refused, equal = check(
+    index,
+    damaged(index.read_bytes(), flips=300, cuts=100),
+    lambda: ours.open_safetensors(index.parent),
+  )
   assert refused > 200 and equal  # The total size is for people.
 
 

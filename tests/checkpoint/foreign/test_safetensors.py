@@ -11,13 +11,29 @@ from sphinx_jax.checkpoint.foreign import safetensors as ours
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.core import errors
 
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
-          torch.uint8, torch.bool]
+DTYPES = [
+  torch.float64,
+  torch.float32,
+  torch.float16,
+  torch.bfloat16,
+  torch.int64,
+  torch.int32,
+  torch.int16,
+  torch.int8,
+  torch.uint8,
+  torch.bool,
+]
 
 
 def every_kind() -> dict[str, torch.Tensor]:
-  tensors = {f'dtype.{dtype}': torch.randn(3, 5).mul(3).to(dtype) for dtype in reversed(DTYPES)}  # Narrow ones first.
-  return tensors | {'empty': torch.zeros(0, 4), 'scalar': torch.tensor(2.5), 'ümläut': torch.ones(2)}
+  tensors = {
+    f'dtype.{dtype}': torch.randn(3, 5).mul(3).to(dtype) for dtype in reversed(DTYPES)
+  }  # Narrow ones first.
+  return tensors | {
+    'empty': torch.zeros(0, 4),
+    'scalar': torch.tensor(2.5),
+    'ümläut': torch.ones(2),
+  }
 
 
 def raw(tensor: torch.Tensor) -> bytes:
@@ -26,8 +42,12 @@ def raw(tensor: torch.Tensor) -> bytes:
 
 def same(opened: dict[str, Tensor], theirs: dict[str, torch.Tensor]) -> bool:
   return opened.keys() == theirs.keys() and all(
-      (array := opened[key].read()).shape == opened[key].shape == tuple(tensor.shape) and array.dtype == opened[key].dtype
-      and f'torch.{array.dtype}' == str(tensor.dtype) and array.tobytes() == raw(tensor) for key, tensor in theirs.items())
+    (array := opened[key].read()).shape == opened[key].shape == tuple(tensor.shape)
+    and array.dtype == opened[key].dtype
+    and f'torch.{array.dtype}' == str(tensor.dtype)
+    and array.tobytes() == raw(tensor)
+    for key, tensor in theirs.items()
+  )
 
 
 def tensor(array: np.ndarray) -> Tensor:
@@ -82,7 +102,9 @@ def test_the_library_reads_what_we_write(tmp_path, shard_bytes, files):
     assert names == [*shards, ours.INDEX]
     index = json.loads((tmp_path / 'out' / ours.INDEX).read_text())
     assert index['metadata']['total_size'] == sum(tensor.nbytes for tensor in tensors.values())
-    held = {key: name for name in shards for key in safetensors.torch.load_file(tmp_path / 'out' / name)}
+    held = {
+      key: name for name in shards for key in safetensors.torch.load_file(tmp_path / 'out' / name)
+    }
     assert held == index['weight_map']
   merged = {}
   for name in names:
@@ -90,16 +112,22 @@ def test_the_library_reads_what_we_write(tmp_path, shard_bytes, files):
       merged |= safetensors.torch.load_file(tmp_path / 'out' / name)
       with safetensors.safe_open(tmp_path / 'out' / name, 'pt') as file:
         assert file.metadata() == {'format': 'pt'}
-  assert merged.keys() == tensors.keys() and all(raw(merged[key]) == raw(tensors[key]) for key in tensors)
+  assert merged.keys() == tensors.keys() and all(
+    raw(merged[key]) == raw(tensors[key]) for key in tensors
+  )
   assert same(ours.open_safetensors(tmp_path / 'out'), tensors)
 
 
 def test_every_tensor_lies_aligned_in_the_file(tmp_path):
-  mixed = {'byte': tensor(np.ones(3, np.uint8)), 'half': tensor(np.ones(3, ml_dtypes.bfloat16)), 'wide': tensor(np.ones(3))}
+  mixed = {
+    'byte': tensor(np.ones(3, np.uint8)),
+    'half': tensor(np.ones(3, ml_dtypes.bfloat16)),
+    'wide': tensor(np.ones(3)),
+  }
   ours.write_safetensors(tmp_path, mixed)
   data = (tmp_path / 'model.safetensors').read_bytes()
   length = int.from_bytes(data[:8], 'little')
-  for key, each in json.loads(data[8:8 + length]).items():
+  for key, each in json.loads(data[8 : 8 + length]).items():
     if key != '__metadata__':
       assert (8 + length + each['data_offsets'][0]) % mixed[key].dtype.itemsize == 0
 
@@ -118,7 +146,9 @@ def test_files_without_an_index_are_joined(tmp_path):
 
 def test_a_missing_shard_is_named(sharded):
   (sharded / 'model-00002-of-00003.safetensors').unlink()
-  with pytest.raises(errors.SphinxError, match='1 of 3 shards missing: model-00002-of-00003.safetensors'):
+  with pytest.raises(
+    errors.SphinxError, match='1 of 3 shards missing: model-00002-of-00003.safetensors'
+  ):
     ours.open_safetensors(sharded)
 
 
@@ -128,21 +158,26 @@ def test_shards_without_their_index_are_refused(sharded):
     ours.open_safetensors(sharded)
 
 
-@pytest.mark.parametrize('weight_map, message', [
+@pytest.mark.parametrize(
+  'weight_map, message',
+  [
     ({'d': 'model-00001-of-00003.safetensors'}, '1 keys that their files lack: d'),
     ({'a': 'model-00002-of-00003.safetensors'}, 'keys that their files lack: a'),
     ({'a': '../a.safetensors'}, r"shard named '\.\./a.safetensors'"),
     ({'a': '/etc/passwd'}, 'shard named'),
     ({'a': 3}, 'index.json: got a damaged'),
-])
+  ],
+)
 def test_an_index_that_its_files_do_not_keep_is_refused(sharded, weight_map, message):
   reindex(sharded, **weight_map)
   with pytest.raises(errors.SphinxError, match=message):
     ours.open_safetensors(sharded)
 
 
-@pytest.mark.parametrize('text', [
-    '', '{', '[]', '{}', '{"weight_map": 3}', '{"weight_map": {"a": "x", "a": "y"}}', '[' * 100_000])
+@pytest.mark.parametrize(
+  'text',
+  ['', '{', '[]', '{}', '{"weight_map": 3}', '{"weight_map": {"a": "x", "a": "y"}}', '[' * 100_000],
+)
 def test_a_damaged_index_is_refused(sharded, text):
   (sharded / ours.INDEX).write_text(text)
   with pytest.raises(errors.SphinxError, match='index.json: got a damaged'):
@@ -152,11 +187,16 @@ def test_a_damaged_index_is_refused(sharded, text):
 def test_a_key_in_two_files_is_refused_with_both_names(sharded):
   by_hand(sharded / 'x.safetensors', {'b': entry([1], 0, 4), 'd': entry([1], 4, 8)}, bytes(8))
   reindex(sharded, d='x.safetensors')
-  with pytest.raises(errors.SphinxError, match='1 keys both in model-00002-of-00003.safetensors and in x.safetensors: b'):
+  with pytest.raises(
+    errors.SphinxError,
+    match='1 keys both in model-00002-of-00003.safetensors and in x.safetensors: b',
+  ):
     ours.open_safetensors(sharded)
 
 
-@pytest.mark.parametrize('header, data', [
+@pytest.mark.parametrize(
+  'header, data',
+  [
     ({'a': entry([2], 0, 8), 'b': entry([2], 4, 12)}, 12),  # They overlap.
     ({'a': entry([2], 0, 8), 'b': entry([2], 12, 20)}, 20),  # A hole.
     ({'a': entry([2], 4, 12)}, 12),  # A hole in front.
@@ -173,18 +213,28 @@ def test_a_key_in_two_files_is_refused_with_both_names(sharded):
     ({'a': {'dtype': 'F32', 'shape': [2]}}, 8),
     ({'a': 3}, 0),
     ([], 0),
-    ('{"a": ' + json.dumps(entry([1], 0, 4)) + ', "a": ' + json.dumps(entry([1], 0, 4, 'I32')) + '}', 4),
+    (
+      '{"a": '
+      + json.dumps(entry([1], 0, 4))
+      + ', "a": '
+      + json.dumps(entry([1], 0, 4, 'I32'))
+      + '}',
+      4,
+    ),
     ('{', 0),
     ('[' * 100_000, 0),
-])
+  ],
+)
 def test_a_header_that_cannot_be_right_is_refused(tmp_path, header, data):
   path = by_hand(tmp_path / 'a.safetensors', header, bytes(data))
   with pytest.raises(errors.SphinxError, match='a.safetensors: got a damaged'):
     ours.open_safetensors(path)
 
 
-@pytest.mark.parametrize('content', [
-    b'', b'1234567', (1 << 62).to_bytes(8, 'little'), (101 << 20).to_bytes(8, 'little') + b'{}'])
+@pytest.mark.parametrize(
+  'content',
+  [b'', b'1234567', (1 << 62).to_bytes(8, 'little'), (101 << 20).to_bytes(8, 'little') + b'{}'],
+)
 def test_a_header_that_is_not_there_is_refused(tmp_path, content):
   (tmp_path / 'a.safetensors').write_bytes(content)
   with pytest.raises(errors.SphinxError, match='a.safetensors: got a damaged'):
@@ -193,7 +243,9 @@ def test_a_header_that_is_not_there_is_refused(tmp_path, content):
 
 def test_a_dtype_that_numpy_lacks_is_named(tmp_path):
   path = by_hand(tmp_path / 'a.safetensors', {'w': entry([4], 0, 4, 'F8_E4M3')}, bytes(4))
-  with pytest.raises(errors.SphinxError, match='tensor w: got dtype F8_E4M3, expected one of F64, F32'):
+  with pytest.raises(
+    errors.SphinxError, match='tensor w: got dtype F8_E4M3, expected one of F64, F32'
+  ):
     ours.open_safetensors(path)
 
 
@@ -221,12 +273,21 @@ def test_a_folder_that_holds_safetensors_is_not_written_to(sharded):
 def test_an_interrupted_write_leaves_no_file_and_can_be_run_again(tmp_path):
   def fails():
     raise KeyboardInterrupt
+
   with pytest.raises(KeyboardInterrupt):
-    ours.write_safetensors(tmp_path, some() | {'d': Tensor((3,), np.dtype(np.float32), fails)}, shard_bytes=24)
+    ours.write_safetensors(
+      tmp_path, some() | {'d': Tensor((3,), np.dtype(np.float32), fails)}, shard_bytes=24
+    )
   assert not list(tmp_path.iterdir())
-  (tmp_path / 'model-00001-of-00003.safetensors.partial').write_bytes(b'left by a process that was killed')
+  (tmp_path / 'model-00001-of-00003.safetensors.partial').write_bytes(
+    b'left by a process that was killed'
+  )
   ours.write_safetensors(tmp_path, some(), shard_bytes=24)
-  assert len(list(tmp_path.iterdir())) == 4 and list(ours.open_safetensors(tmp_path)) == ['a', 'b', 'c']
+  assert len(list(tmp_path.iterdir())) == 4 and list(ours.open_safetensors(tmp_path)) == [
+    'a',
+    'b',
+    'c',
+  ]
 
 
 def test_a_dtype_that_the_format_lacks_is_named(tmp_path):
@@ -236,7 +297,10 @@ def test_a_dtype_that_the_format_lacks_is_named(tmp_path):
 
 def test_a_tensor_is_in_memory_once(tmp_path):
   size, small = 8 << 20, 1 << 20
-  tensors = {f'{i}': Tensor((size // 4,), np.dtype(np.float32), lambda: np.zeros(size // 4, np.float32)) for i in range(4)}
+  tensors = {
+    f'{i}': Tensor((size // 4,), np.dtype(np.float32), lambda: np.zeros(size // 4, np.float32))
+    for i in range(4)
+  }
   tracemalloc.start()
   try:
     ours.write_safetensors(tmp_path, tensors, shard_bytes=2 * size)

@@ -1,0 +1,26 @@
+"""Text tables: the one place that pads columns."""
+
+from collections.abc import Sequence
+
+
+def table(rows: Sequence[Sequence[object]], align: str, separator: str = '  ') -> str:
+  """Formats rows as columns of equal width.
+
+  Args:
+    rows: cells of each row, the header included; every row has `len(align)` cells.
+    align: one letter a column, 'l' for left or 'r' for right.
+    separator: text between columns.
+
+  Returns:
+    One line a row, without trailing spaces.
+  """
+  cells = [[str(cell) for cell in row] for row in rows]
+  widths = [max((len(row[column]) for row in cells), default=0) for column in range(len(align))]
+  lines = []
+  for row in cells:
+    padded = (
+      cell.ljust(width) if side == 'l' else cell.rjust(width)
+      for cell, width, side in zip(row, widths, align)
+    )
+    lines.append(separator.join(padded).rstrip())
+  return '\n'.join(lines)

@@ -1,0 +1,65 @@
+"""Where records come from: one file per dataset family, found by name in `FAMILIES`, and sources of another kind in `SOURCES`."""
+
+from sphinx_jax.core import errors
+from sphinx_jax.core.tables import Table
+from sphinx_jax.data.record import Source
+from sphinx_jax.datasets import family as base
+
+# What reads official files (see base.py); each docstring shows the tree it expects.
+FAMILIES = Table(
+  'dataset',
+  {
+    'coco': 'sphinx_jax.datasets.coco:Coco',
+    'lvis': 'sphinx_jax.datasets.lvis:Lvis',
+    'doclaynet': 'sphinx_jax.datasets.doclaynet:DocLayNet',
+    'refcoco': 'sphinx_jax.datasets.refcoco:RefCoco',
+    'refcoco+': 'sphinx_jax.datasets.refcoco:RefCocoPlus',
+    'refcocog': 'sphinx_jax.datasets.refcoco:RefCocoG',
+    'visual_genome': 'sphinx_jax.datasets.visual_genome:VisualGenome',
+    'flickr30k_entities': 'sphinx_jax.datasets.flickr30k_entities:Flickr30kEntities',
+    'vqav2': 'sphinx_jax.datasets.vqav2:Vqav2',
+    'okvqa': 'sphinx_jax.datasets.vqav2:OkVqa',
+    'aokvqa': 'sphinx_jax.datasets.aokvqa:AOkVqa',
+    'gqa': 'sphinx_jax.datasets.gqa:Gqa',
+    'ocrvqa': 'sphinx_jax.datasets.ocrvqa:OcrVqa',
+    'textvqa': 'sphinx_jax.datasets.textvqa:TextVqa',
+    'textcaps': 'sphinx_jax.datasets.textvqa:TextCaps',
+    'vizwiz': 'sphinx_jax.datasets.vizwiz:VizWiz',
+    'scienceqa': 'sphinx_jax.datasets.scienceqa:ScienceQa',
+    'docvqa': 'sphinx_jax.datasets.docvqa:DocVqa',
+    'chartqa': 'sphinx_jax.datasets.chartqa:ChartQa',
+    'ai2d': 'sphinx_jax.datasets.ai2d:Ai2d',
+    'iconqa': 'sphinx_jax.datasets.iconqa:IconQa',
+    'vsr': 'sphinx_jax.datasets.vsr:Vsr',
+    'llava': 'sphinx_jax.datasets.dialogs:Llava',
+    'sharegpt': 'sphinx_jax.datasets.dialogs:ShareGpt',
+    'laion': 'sphinx_jax.datasets.laion:Laion',
+    'laion_parquet': 'sphinx_jax.datasets.laion:LaionParquet',
+    'refinedweb': 'sphinx_jax.datasets.text:RefinedWeb',
+    'plain_text': 'sphinx_jax.datasets.text:PlainText',
+    'built': 'sphinx_jax.datasets.array_record:Built',
+  },
+)
+
+SOURCES = Table(
+  'source',
+  {
+    'miniworld': 'sphinx_jax.datasets.miniworld:open_source',
+    'jsonl': 'sphinx_jax.datasets.jsonl:open_source',
+    'data_config': 'sphinx_jax.datasets.data_config:open_source',
+  },
+)
+
+
+def open_source(entry, data_dir) -> Source:
+  """Opens the source that a mixture entry names.
+
+  entry: mapping or ConfigDict with `source` and that source's own arguments, data_dir: folder of the datasets.
+  Raises SphinxError if the source is unknown or cannot be opened.
+  """
+  name = entry['source']
+  if name in FAMILIES:
+    return base.open_records(FAMILIES[name], entry, data_dir)
+  if name not in SOURCES:
+    raise errors.unknown('source', name, [*SOURCES, *FAMILIES])
+  return SOURCES[name](entry, data_dir)

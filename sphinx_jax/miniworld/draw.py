@@ -1,0 +1,135 @@
+"""Canvas and colours: anti-aliased drawing in [0, 1] coordinates, with the tight box of what was drawn."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+FINE = 4  # canvas pixels per picture pixel and side; boxes are exact to 1 / (FINE * size)
+
+COLORS = {
+  'red': (208, 28, 38),
+  'green': (40, 158, 62),
+  'blue': (36, 88, 216),
+  'yellow': (248, 208, 24),
+  'purple': (146, 52, 190),
+  'orange': (248, 128, 16),
+}
+DARK = (40, 40, 46)
+WHITE = (252, 252, 252)
+
+
+def jitter(color, rng, amount=12):
+  """A neighbour of `color` (RGB 0..255), each channel moved by at most `amount`."""
+  moves = rng.integers(-amount, amount + 1, 3).tolist()
+  return tuple(min(max(channel + move, 0), 255) for channel, move in zip(color, moves, strict=True))
+
+
+def shade(color, factor):
+  """`color` made darker (factor < 1) or lighter (factor > 1, towards white)."""
+  if factor <= 1:
+    return tuple(int(c * factor) for c in color)
+  return tuple(int(255 - (255 - c) * (2 - factor)) for c in color)
+
+
+def lattice(rng, side):
+  """Where a length of `side` begins so that it lies in whole cells of a 4 x 4 grid.
+
+  The cells are what a patch of the small encoders' global view and a pooled token of their sub-images see: a model that
+  has minutes learns a look that fills them much sooner than one that is cut anywhere.
+  """
+  cells = min(math.ceil(side * 4), 4)
+  return int(rng.integers(5 - cells)) / 4 + (cells / 4 - side) * rng.uniform(0.3, 0.7)
+
+
+def background(rng, size, low=104, high=126, tint=9, noise=2):
+  """A grey, slightly tinted and mottled ground: float32[Y, X, 3] in 0..255.
+
+  It lies near the encoders' mean colour, so that what is empty is near zero and what is drawn stands out.
+  """
+  base = (rng.uniform(low, high) + rng.uniform(-tint, tint, 3)).astype(np.float32)
+  down, across = rng.uniform(-6, 6, 2)
+  axis = np.arange(size, dtype=np.float32) * np.float32(2 / size) - 1
+  coarse = Image.fromarray(rng.uniform(-5, 5, (6, 6)).astype(np.float32))
+  light = rng.integers(-noise, noise, (size, size), np.int8, endpoint=True).astype(np.float32)
+  light += coarse.resize((size, size), Image.Resampling.BILINEAR)
+  light += axis[:, None] * np.float32(down) + axis * np.float32(across)
+  return light[..., None] + base
+
+
+class Canvas:
+  """A transparent sheet on which things are drawn one after the other.
+
+  All coordinates are in [0, 1], x to the right and y down. `begin` starts a new thing, `box` is the tight box of
+  all that was drawn since.
+  """
+
+  def __init__(self, size):
+    self.size = size
+    self.scale = size * FINE
+    # X holds the opacity: unlike RGBA, this mode is averaged as it stands, fast, and comes out premultiplied.
+    self._sheet = Image.new('RGBX', (self.scale, self.scale), (0, 0, 0, 0))
+    self._pens = [ImageDraw.Draw(self._sheet)]
+    self._mask = None
+
+  def begin(self):
+    self._mask = Image.new('L', (self.scale, self.scale), 0)
+    self._pens = [self._pens[0], ImageDraw.Draw(self._mask)]
+
+  def box(self):
+    """[x1, y1, x2, y2] in [0, 1] of what was drawn since `begin`."""
+    return [round(edge / self.scale, 4) for edge in self._mask.getbbox()]
+
+  def _each(self, color):
+    yield self._pens[0], tuple(color) + (255,)
+    for pen in self._pens[1:]:
+      yield pen, 255
+
+  def polygon(self, points, color):
+    corners = [(x * self.scale, y * self.scale) for x, y in points]
+    for pen, fill in self._each(color):
+      pen.polygon(corners, fill=fill)
+
+  def _corners(self, box):
+    scale, (x1, y1, x2, y2) = self.scale, box
+    x1, y1 = round(x1 * scale), round(y1 * scale)
+    # Pillow's last row and column are inclusive.
+    return x1, y1, max(x1, round(x2 * scale) - 1), max(y1, round(y2 * scale) - 1)
+
+  def rectangle(self, box, color):
+    corners = self._corners(box)
+    for pen, fill in self._each(color):
+      pen.rectangle(corners, fill=fill)
+
+  def ellipse(self, box, color, ring=None):
+    """A filled ellipse, or with `ring` (line width) an open one."""
+    corners = self._corners(box)
+    for pen, fill in self._each(color):
+      if ring is None:
+        pen.ellipse(corners, fill=fill)
+      else:
+        pen.ellipse(corners, outline=fill, width=max(1, round(ring * self.scale)))
+
+  def dot(self, center, radius, color):
+    x, y = center
+    self.ellipse((x - radius, y - radius, x + radius, y + radius), color)
+
+  def line(self, start, end, width, color):
+    """A straight stroke with round ends."""
+    radius = width / 2
+    (x1, y1), (x2, y2) = start, end
+    length = max(math.hypot(x2 - x1, y2 - y1), 1e-6)
+    dx, dy = -(y2 - y1) / length * radius, (x2 - x1) / length * radius
+    self.polygon(
+      [(x1 + dx, y1 + dy), (x2 + dx, y2 + dy), (x2 - dx, y2 - dy), (x1 - dx, y1 - dy)], color
+    )
+    for tip in (start, end):
+      self.dot(tip, radius, color)
+
+  def finish(self, ground):
+    """Lays the sheet on `ground` (float32[Y, X, 3]): uint8[Y, X, 3]."""
+    sheet = np.asarray(self._sheet.reduce(FINE), np.float32)
+    picture = sheet[..., :3] + ground * (1 - sheet[..., 3:] * np.float32(1 / 255))
+    return np.clip(picture + np.float32(0.5), 0, 255).astype(np.uint8)

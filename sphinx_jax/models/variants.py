@@ -1,0 +1,179 @@
+"""The official SPHINX release: its variants as numbers, and the names of the whole model's weights.
+
+Sources: FACTS "Views" and "Released checkpoints"; golden/models/full_size_keys_*.json of the official code.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from sphinx_jax.core import errors, trees
+from sphinx_jax.models import foreign, sphinx
+from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer
+from sphinx_jax.models.llms import llama
+
+# How the official code names a model (meta.json's llama_type) -> its pixels, views and encoders. `convnext` is what
+# differs in an encoder: the light ones show it the picture as it is (and 1024 without rounding to half).
+_ENS = dict(encoders=('clip', 'convnext', 'dinov2', 'qformer'), convnext=dict(view=224, input=256))
+_LIGHT = ('convnext', 'dinov2')
+VARIANTS = {
+  'llama_ens': dict(image_size=224, grid=1, pool=1, **_ENS),
+  'llama_ens5': dict(image_size=448, grid=2, pool=1, **_ENS),
+  'llama_ens10': dict(image_size=672, grid=3, pool=1, **_ENS),
+  'llama_ens5p2': dict(image_size=448, grid=2, pool=2, **_ENS),
+  'llama_ens_light': dict(
+    image_size=512, grid=1, pool=1, encoders=_LIGHT, convnext=dict(view=512, input=512)
+  ),
+  'llama_ens5_light': dict(
+    image_size=1024, grid=2, pool=1, encoders=_LIGHT, convnext=dict(view=512)
+  ),
+}
+# Our encoder -> its name there, and the form of what comes after it.
+ENCODERS = {
+  'clip': ('clip.', clip.FORMS['open_clip']),
+  'convnext': ('openclip_convnext_xxl.', convnext.FORMS['timm']),
+  'dinov2': ('dinov2_vitg14.', dinov2.FORMS['original']),
+  'qformer': ('qformer.', qformer.FORMS['hf']),
+}
+LLM = llama.FORMS['meta']
+# What a release holds beside the names that a model reads: the text half of CLIP and DINOv2's mask, at full size.
+UNUSED = {
+  'clip.positional_embedding': (77, 768),
+  'clip.text_projection': (768, 768),
+  'clip.logit_scale': (),
+  'clip.visual.proj': (1024, 768),
+  'clip.token_embedding.weight': (49408, 768),
+  'clip.ln_final.weight': (768,),
+  'clip.ln_final.bias': (768,),
+  'dinov2_vitg14.mask_token': (1, 1536),
+}
+
+
+def variant(name: str) -> Mapping[str, Any]:
+  """A row of VARIANTS.
+
+  Raises:
+    SphinxError: for a name that is none.
+  """
+  if name not in VARIANTS:
+    raise errors.unknown('llama_type', name, VARIANTS)
+  return VARIANTS[name]
+
+
+def model(
+  name: str,
+  llm: Mapping[str, Any],
+  encoders: Mapping[str, Mapping[str, Any]],
+  dtype: str = 'float32',
+  half_round: bool = True,
+) -> ml_collections.ConfigDict:
+  """The model config of a variant.
+
+  Args:
+    name: of the variant.
+    llm: settings of the language model.
+    encoders: settings of (at least) the variant's encoders.
+    dtype: of computation.
+    half_round: rounds resized pictures to half precision as the official code does.
+
+  Raises:
+    SphinxError: an unknown variant; an encoder of it that is not given.
+  """
+  row = variant(name)
+  missing = [part for part in row['encoders'] if part not in encoders]
+  if missing:
+    raise errors.make(
+      f'model {name}',
+      f'encoders {sorted(encoders)}',
+      f'{", ".join(row["encoders"])}',
+      f'give the weights of {", ".join(missing)} too',
+    )
+  parts = {part: dict(encoders[part]) for part in row['encoders']}
+  parts['convnext'] |= row['convnext']
+  return ml_collections.ConfigDict(
+    dict(
+      image_size=row['image_size'],
+      grid=row['grid'],
+      pool=row['pool'],
+      half_round=half_round,
+      dtype=dtype,
+      remat='none',
+      scan_unroll=1,
+      encoders=parts,
+      llm={'name': 'llama', **llm},
+    )
+  )
+
+
+def language_model(llm: Mapping[str, Any], dtype: str = 'float32') -> ml_collections.ConfigDict:
+  """The model config of a language model alone."""
+  return ml_collections.ConfigDict(
+    dict(
+      image_size=1,
+      grid=1,
+      pool=1,
+      half_round=False,
+      dtype=dtype,
+      remat='none',
+      scan_unroll=1,
+      encoders={},
+      llm={'name': 'llama', **llm},
+    )
+  )
+
+
+def name_of(config: ml_collections.ConfigDict) -> str:
+  """The variant that a model config is.
+
+  Raises:
+    SphinxError: where the official code has none with its pixels, views and encoders.
+  """
+
+  def is_row(row):
+    return (
+      all(config[key] == row[key] for key in ('image_size', 'grid', 'pool'))
+      and set(config.encoders) == set(row['encoders'])
+      and all(
+        config.encoders.convnext.get(key) == row['convnext'].get(key) for key in ('view', 'input')
+      )
+    )
+
+  found = [name for name, row in VARIANTS.items() if is_row(row)]
+  if not found:
+    raise errors.make(
+      'official form',
+      f'a model of {config.image_size} pixels, grid {config.grid}, pool {config.pool}, '
+      f'encoders {", ".join(config.encoders)}',
+      f'one of {", ".join(VARIANTS)}',
+      'the official code has no such model; --to=hf takes its language model',
+    )
+  return found[0]
+
+
+def weights(config: ml_collections.ConfigDict) -> list[foreign.Weight]:
+  """The table of a whole model: our paths from the root, official names without 'llma.'."""
+  table = foreign.within('llm/', '', LLM.weights(config.llm))
+  if not config.encoders:
+    return table
+  for part, (key, form) in ENCODERS.items():
+    if part in config.encoders:
+      table += foreign.within(f'encoders/{part}/', key, form.weights(config.encoders[part]))
+  for name in ('start_img', 'end_img'):
+    table += foreign.tensor(name, name, '1 1 d -> d')
+  for name in ('visual_proj', *(['qformer_proj'] if 'qformer' in config.encoders else [])):
+    table += [
+      *foreign.linear(f'{name}/linear', f'{name}.0'),
+      *foreign.norm(f'{name}/norm', f'{name}.1'),
+    ]
+  return table
+
+
+def shapes(config: ml_collections.ConfigDict) -> dict[str, tuple[int, ...]]:
+  """Name -> shape of every official tensor that a model reads, from the model itself, nothing computed."""
+  ours, found = trees.flatten(sphinx.abstract_params(config)), {}
+  for weight in weights(config):
+    found |= dict.fromkeys(
+      (key for _, key in weight.places()), weight.their_shape(ours[weight.path].shape)
+    )
+  return found

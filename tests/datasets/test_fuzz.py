@@ -1,0 +1,207 @@
+"""Harmed trees of every dataset family: opening says what is wrong, or every record is either read or counted as bad.
+
+Each case harms one to three files of a small official tree: bytes of pictures and of every other file, values of JSON. The
+records go on through the training pipeline, which decodes the pictures.
+"""
+
+import copy
+import json
+import logging
+import pathlib
+import random
+import shutil
+
+import numpy as np
+import pytest
+
+from sphinx_jax import datasets as sources
+from sphinx_jax.core.errors import SphinxError
+from sphinx_jax.data import tokenizer as tokenizers
+from sphinx_jax.data.dialog import Template
+from sphinx_jax.data.pipeline import Pipeline
+from sphinx_jax.data.record import BadExample, Record
+from tests.datasets.fuzz_trees import TREES
+
+CASES = 16  # of each family
+TOKENIZER = tokenizers.load(pathlib.Path(__file__).parents[1] / 'golden/tokenizer.model')
+BATCH = {'size': 4, 'seq_len': 512, 'images': 4, 'window': 16}
+ODD = (
+  None,
+  True,
+  -1,
+  0,
+  7.5,
+  1e308,
+  -1e-320,
+  10**30,
+  float('nan'),
+  float('inf'),
+  '',
+  ' ',
+  '\x00\x07\r',
+  '\ud800',
+  'é🌳' * 99,
+  '{}[0]{x}',
+  '../../../etc/passwd',
+  '/',
+  '.',
+  [],
+  {},
+  [[]],
+  [None],
+  {'a': 1},
+  ['x'] * 9,
+  [1, 2, 3, 4],
+  [0.0] * 51,
+  [[1, 2], 3],
+)
+
+
+def harm_value(value, rng):
+  """One value in a JSON tree changed for another, left out, doubled, or put in a list."""
+  places = []
+
+  def walk(inside):
+    for key in inside if isinstance(inside, dict) else range(len(inside)):
+      places.append((inside, key))
+      if isinstance(inside[key], (dict, list)):
+        walk(inside[key])
+
+  if not isinstance(value, (dict, list)) or not value:
+    return copy.deepcopy(rng.choice(ODD))
+  walk(value)
+  inside, key = rng.choice(places)
+  kind = rng.randrange(8)
+  if kind == 0:
+    del inside[key]
+  elif kind == 1 and isinstance(inside, list):
+    inside.append(copy.deepcopy(inside[key]))
+  elif kind == 2:
+    inside[key] = [inside[key]]
+  elif kind == 3:
+    inside[key] = str(inside[key]) if not isinstance(inside[key], str) else len(inside[key])
+  else:
+    inside[key] = copy.deepcopy(rng.choice(ODD))
+  return value
+
+
+def harm_bytes(data, rng):
+  data, kind = bytearray(data), rng.randrange(7)
+  if kind == 0:
+    return b''
+  if kind == 1:
+    return bytes(data[: rng.randrange(len(data) + 1)])
+  if kind == 2:
+    return b'[' * 100000
+  if kind == 3:
+    place = rng.randrange(len(data) + 1)
+    return bytes(data[:place] + rng.randbytes(rng.randrange(1, 64)) + data[place:])
+  for _ in range(rng.choice((1, 4, 40))):
+    if data:
+      data[rng.randrange(len(data))] = rng.randrange(256)
+  return bytes(data)
+
+
+def harm(path, rng):
+  data = path.read_bytes()
+  if path.suffix == '.json' and rng.random() < 0.8:
+    value = json.loads(data)
+    for _ in range(rng.choice((1, 1, 3, 10))):
+      value = harm_value(value, rng)
+    data = json.dumps(value).encode()
+  elif path.suffix == '.jsonl' and rng.random() < 0.8:
+    lines = data.splitlines()
+    number = rng.randrange(len(lines))
+    lines[number] = json.dumps(harm_value(json.loads(lines[number]), rng)).encode()
+    data = b'\n'.join(lines)
+  else:
+    data = harm_bytes(data, rng)
+  path.write_bytes(data)
+
+
+class All:
+  """The records of many sources as one; a record counts itself."""
+
+  name = 'all'
+
+  def __init__(self, parts):
+    self._places = [(part, index) for part in parts for index in range(len(part))]
+
+  def __len__(self):
+    return len(self._places)
+
+  def __getitem__(self, index):
+    part, place = self._places[index]
+    return part[place]
+
+
+def check(source):
+  """(good, bad) records of a source; whatever is neither a Record nor a BadExample fails the test."""
+  good, bad = 0, 0
+  for index in range(len(source)):
+    try:
+      record = source[index]
+    except BadExample as error:
+      assert (
+        isinstance(error.reason, str)
+        and 3 < len(error.reason) < 60
+        and isinstance(error.message, str)
+      )
+      bad += 1
+    else:
+      assert (
+        isinstance(record, Record)
+        and isinstance(record.id, str)
+        and isinstance(record.image, (bytes, type(None)))
+      )
+      assert record.turns and len(record.turns) == len(record.truth)
+      json.dumps(record.truth)
+      good += 1
+  return good, bad
+
+
+@pytest.mark.parametrize('name', TREES)
+def test_harmed_trees_are_told_or_counted(name, tmp_path, caplog):
+  caplog.set_level(logging.CRITICAL, 'sphinx_jax')
+  make, entries = TREES[name]
+  make(tmp_path / 'clean/root')
+  opened, refused = [], 0
+  for case in range(CASES):
+    rng = random.Random(f'{name} {case}')
+    folder = tmp_path / str(case)
+    shutil.copytree(tmp_path / 'clean', folder)
+    files = sorted(path for path in (folder / 'root').rglob('*') if path.is_file())
+    told = [path for path in files if path.suffix not in ('.jpg', '.png')]
+    for path in {
+      rng.choice(told if rng.random() < 0.6 else files) for _ in range(rng.choice((1, 1, 3)))
+    }:
+      harm(path, rng)
+    entry = {'root': 'root'} | rng.choice(entries)
+    try:
+      source = sources.open_source(
+        {key: value for key, value in entry.items() if key != 'root' or 'path' not in entry}
+        | ({'root': str(folder / 'root')} if 'path' in entry else {}),
+        folder,
+      )
+    except SphinxError as error:
+      assert len(str(error)) < 2000
+      refused += 1
+      continue
+    good, bad = check(source)
+    assert good + bad == len(source)
+    opened.append(source)
+  assert len(opened) + refused == CASES and len(opened) >= CASES // 5
+  records = All(opened)
+  pipeline = Pipeline(
+    {'all': records}, {'all': 1.0}, TOKENIZER, Template(''), BATCH, 5, 28, max_skipped=1.0
+  )
+  seen = 0
+  with pipeline.batches(examples=len(records)) as batches:
+    for batch, _ in batches:
+      seen += int(batch['segments'].max(axis=1).sum())
+      assert np.isfinite(batch['loss_weight']).all()
+  assert seen + pipeline.skipped.total() == len(records), pipeline.skipped
+
+
+def test_there_are_enough_cases():
+  assert CASES * len(TREES) >= 300

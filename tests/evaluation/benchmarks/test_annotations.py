@@ -1,0 +1,168 @@
+"""The official SPHINX annotation files: all of them load, and perfect answers score full marks, wrong ones nothing."""
+
+import pytest
+
+from sphinx_jax.configs import benchmarks
+from sphinx_jax.core import boxes, coordinates
+from sphinx_jax.core.errors import SphinxError
+from sphinx_jax.evaluation.protocols import EACH, PROTOCOLS
+from tests.evaluation.benchmarks import official
+
+TABLE = benchmarks.get_config()
+FILES = {
+  row.file.removeprefix('annotations/').removesuffix('.json'): name
+  for name, row in TABLE.items()
+  if row.reader == 'annotations'
+}
+HERE = sorted(
+  path.stem for path in official.ANNOTATIONS.glob('*.json') if path.stem != 'annotation_config'
+)
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  root = tmp_path_factory.mktemp('root')
+  official.annotations(root)
+  official.annotators(root)
+  return root
+
+
+def perfect(protocol, entry):
+  """The answer a perfect model gives; REC's with enough decimals to lose nothing."""
+  truth = entry['gt_answers']
+  if protocol == 'miou0.5':
+    height, width = (int(part.strip('heightwd')) for part in entry['question_id'].split('_'))
+    return coordinates.format_box(boxes.pad_box(truth, width, height), 8)
+  return truth if isinstance(truth, str) else truth[0]
+
+
+def answered(benchmark, answer):
+  return [
+    question.entry | {'id': question.id, 'answer': answer(question.entry)}
+    for question in benchmark.questions
+  ]
+
+
+@pytest.mark.parametrize('file', HERE)
+def test_every_official_file_is_in_the_table_and_loads(root, file):
+  benchmark = official.opened(FILES[file], root)
+  rows = official.rows(file)
+  assert len(benchmark.questions) == len(rows) == 60
+  assert (
+    len({question.id for question in benchmark.questions}) == 60
+  )  # The official ids are not unique.
+  for question, row in zip(benchmark.questions, rows):
+    assert row['question'] in question.prompt
+    assert question.prompt == TABLE[FILES[file]].prompt.format(row['question'])
+    assert (
+      question.image == root / row['image_path']
+      and question.entry['question_id'] == row['question_id']
+    )
+
+
+@pytest.mark.parametrize('file', HERE)
+def test_perfect_answers_have_full_marks_and_wrong_ones_none(root, file):
+  benchmark = official.opened(FILES[file], root)
+  row, protocol = TABLE[FILES[file]], benchmark.protocol
+  right = answered(benchmark, lambda entry: perfect(protocol, entry))
+  wrong = answered(benchmark, lambda entry: 'qqqq zzzz')
+  marks, none = PROTOCOLS[protocol](right), PROTOCOLS[protocol](wrong)
+  # MME has 200 points a subtask, and these are the lines of some of them.
+  subtasks = {entry['image_path'].split('/')[-3] for entry in right}
+  assert marks[row.metric] == pytest.approx(200 * len(subtasks) if file == 'MME_benchmark' else 1)
+  assert none[row.metric] == 0
+  assert EACH[protocol](right) == pytest.approx([1] * 60) and EACH[protocol](wrong) == [0] * 60
+  if (
+    protocol != 'vqa_score'
+  ):  # There the official reading keeps articles, so that a perfect answer may fall.
+    assert PROTOCOLS[protocol]([e | {'gt_answers': _single(e)} for e in right], official=True)[
+      row.metric
+    ] == pytest.approx(marks[row.metric])
+
+
+def _single(entry):
+  truth = entry['gt_answers']
+  return truth if isinstance(truth, str) or isinstance(truth[0], float) else truth[0]
+
+
+def test_all_annotators_answers_come_from_the_data_sets_file(root):
+  entry = official.opened('okvqa_val', root).questions[0].entry
+  assert entry['gt_answers'] == [official.rows('okvqa_val')[0]['gt_answers']] * 10
+  assert (
+    official.opened('docvqa_val', root).questions[0].entry['gt_answers'][1] == 'another spelling'
+  )
+
+
+def test_the_original_files_of_textvqa_and_vizwiz_do_too(tmp_path):
+  official.annotations(tmp_path)
+  official.file(
+    tmp_path,
+    'data/textvqa/TextVQA_0.5.1_val.json',
+    {
+      'data': [
+        {'question_id': row['question_id'], 'answers': ['nous les gosses'] * 10}
+        for row in official.rows('textvqa_val')
+      ]
+    },
+  )
+  official.file(
+    tmp_path,
+    'data/vizwiz/val.json',
+    [
+      {
+        'image': row['image_path'].split('/')[-1],
+        'answers': [{'answer': 'blue', 'answer_confidence': 'yes'}] * 10,
+      }
+      for row in official.rows('vizwiz_val')
+    ],
+  )
+  for name, answer in (('textvqa_val', 'nous les gosses'), ('vizwiz_val', 'blue')):
+    assert official.opened(name, tmp_path).questions[59].entry['gt_answers'] == [answer] * 10
+
+
+@pytest.mark.parametrize('name', ['okvqa_val', 'textvqa_val', 'vizwiz_val', 'docvqa_val'])
+def test_a_missing_file_of_answers_is_named(tmp_path, name):
+  official.annotations(tmp_path)
+  annotation = TABLE[name].annotation
+  with pytest.raises(
+    SphinxError, match=annotation if isinstance(annotation, str) else annotation[0]
+  ):
+    official.opened(name, tmp_path)
+
+
+def test_a_missing_annotation_file_is_named(tmp_path):
+  with pytest.raises(SphinxError, match='refcoco_val.json'):
+    official.opened('refcoco_val', tmp_path)
+
+
+@pytest.mark.parametrize(
+  'value, message',
+  [
+    ([], 'no question'),
+    ({}, 'a dict'),
+    ('{', 'no JSON'),
+    ([{'image_path': 'a.jpg'}], "without 'question'"),
+    (['text'], 'without'),
+  ],
+)
+def test_another_file_is_refused(tmp_path, value, message):
+  official.file(tmp_path, 'annotations/vsr_val.json', value)
+  with pytest.raises(SphinxError, match=message):
+    official.opened('vsr_val', tmp_path)
+
+
+@pytest.mark.parametrize(
+  'value, message',
+  [
+    ({'annotations': []}, 'no answers to question 2293835'),
+    ({}, "without 'data'"),
+    ([3], "without 'image'"),
+    (3, "without 'data'"),
+    ({'annotations': [{'question_id': 2293835, 'answers': 'yes'}]}, "a str under 'answers'"),
+  ],
+)
+def test_another_file_of_answers_is_refused(tmp_path, value, message):
+  official.annotations(tmp_path)
+  official.file(tmp_path, 'data/okvqa/mscoco_val2014_annotations.json', value)
+  with pytest.raises(SphinxError, match=message):
+    official.opened('okvqa_val', tmp_path)

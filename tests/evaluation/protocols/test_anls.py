@@ -1,0 +1,61 @@
+"""ANLS: the goldens of the official evaluator, and where the definition departs from it."""
+
+import json
+import pathlib
+
+import pytest
+
+from sphinx_jax.core.errors import SphinxError
+from sphinx_jax.evaluation.protocols import PROTOCOLS, anls
+
+GOLDEN = json.loads((pathlib.Path(__file__).parents[2] / 'golden/eval/anls.json').read_text())
+
+
+@pytest.mark.parametrize('a, b, distance', GOLDEN['levenshtein'])
+def test_edit_distance(a, b, distance):
+  assert anls.levenshtein(a, b) == anls.levenshtein(b, a) == distance
+
+
+@pytest.mark.parametrize('sample', GOLDEN['samples'], ids=lambda sample: sample['pred'])
+def test_both_sides_give_the_goldens(sample):
+  # None of them has white space to lose or a character whose upper case is longer, and an error as well.
+  for official in (False, True):
+    assert anls.anls(sample['pred'], sample['answers'], official) == pytest.approx(
+      sample['score'], abs=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+  'answer, truth, similarity, official',
+  [
+    ('abx', ' abc ', 2 / 3, 4 / 5),  # White space makes an error weigh less.
+    ('a   b', 'a c', 2 / 3, 4 / 5),
+    ('b', '   ', 0, 2 / 3),  # Enough of it lets any answer pass.
+    ('strasse', 'straße', 5 / 7, 5 / 7),
+    ('ß', 'ßa', 0.5, 2 / 3),  # 'ß' counts twice in upper case.
+  ],
+)
+def test_difference_the_length_is_of_the_texts_that_were_compared(
+  answer, truth, similarity, official
+):
+  assert anls.anls(answer, truth) == pytest.approx(similarity)
+  assert anls.anls(answer, truth, official=True) == pytest.approx(official)
+
+
+def test_the_nearest_answer_counts_and_a_half_stays():
+  assert anls.anls('abcd', ['zzzz', 'abxx']) == 0.5
+  assert anls.anls('abcde', ['abxxx']) == 0
+  assert anls.anls('', ['', 'x']) == anls.anls(' ', '') == 1
+
+
+def test_no_true_answer_is_an_error():
+  with pytest.raises(SphinxError, match='no true answer'):
+    anls.anls('x', [])
+
+
+def test_the_protocol_takes_the_mean_over_texts_and_lists():
+  entries = [
+    {'answer': '0.28', 'gt_answers': '0.28'},
+    {'answer': 'no', 'gt_answers': ['yes', 'maybe']},
+  ]
+  assert PROTOCOLS['anls'](entries) == {'anls': 0.5}

@@ -1,0 +1,115 @@
+"""Exact match, multiple choice and GQA: the goldens of the official script, and where ours departs from it."""
+
+import json
+import pathlib
+import random
+
+import pytest
+
+from sphinx_jax.core.errors import SphinxError
+from sphinx_jax.evaluation.protocols import PROTOCOLS, multiple_choice
+from sphinx_jax.evaluation.protocols.exact_match import exact_match
+from sphinx_jax.evaluation.protocols.gqa import gqa_match, short_answer
+
+GOLDEN = json.loads(
+  (pathlib.Path(__file__).parents[2] / 'golden/eval/exact_match.json').read_text()
+)
+
+
+@pytest.mark.parametrize('sample', GOLDEN['samples'], ids=lambda sample: repr(sample['answer']))
+def test_exact_match_is_the_goldens_on_both_sides(sample):
+  for official in (False, True):
+    assert exact_match(sample['answer'], sample['annotation'], official) == sample['score']
+
+
+def test_difference_any_of_several_true_answers_will_do():
+  assert exact_match('Dog.', ['cat', 'dog']) == 1 and exact_match('cow', ['cat', 'dog']) == 0
+  with pytest.raises(SphinxError, match='the official script breaks on a list'):
+    exact_match('dog', ['cat', 'dog'], official=True)
+
+
+@pytest.mark.parametrize('sample', GOLDEN['multiple_choice'], ids=lambda sample: sample['answer'])
+def test_official_choices_are_the_goldens(sample):
+  entry = {'answer': sample['answer'], 'gt_answers': sample['gt']}
+  score = PROTOCOLS['accuracy']([entry], official=True, seed=1)
+  assert score == {'accuracy': sample['score_with_random_seed_1']}
+
+
+@pytest.mark.parametrize('sample', GOLDEN['multiple_choice'], ids=lambda sample: sample['answer'])
+def test_difference_a_letter_is_read_wherever_an_answer_names_it(sample):
+  # All the goldens name the right letter, also those in which the script finds none and draws one, and 'F. no'.
+  assert PROTOCOLS['accuracy']([{'answer': sample['answer'], 'gt_answers': sample['gt']}]) == {
+    'accuracy': 1
+  }
+
+
+def test_difference_no_letter_is_wrong_and_not_a_draw():
+  entries = [{'answer': 'I do not know', 'gt_answers': letter} for letter in 'ABCDE' * 200]
+  assert PROTOCOLS['accuracy'](entries) == {'accuracy': 0}
+  drawn = [
+    PROTOCOLS['accuracy'](entries, official=True, seed=seed)['accuracy'] for seed in (1, 1, 2)
+  ]
+  assert drawn[0] == drawn[1] != drawn[2] and drawn == pytest.approx([0.2] * 3, abs=0.05)
+  rng = random.Random(1)
+  assert [multiple_choice.official_choice('?', letter, rng) for letter in 'BEACA'] == [
+    1
+  ] * 5  # One stream for a whole run.
+
+
+@pytest.mark.parametrize(
+  'answer, letter',
+  [
+    ('C', 'C'),
+    (' c.\n', 'C'),
+    ('(C)', 'C'),
+    ('C: the cat', 'C'),
+    ('C) the cat', 'C'),
+    ('The answer is (C).', 'C'),
+    ('Answer:C', 'C'),
+    ('J', 'J'),
+    ('', None),
+    ('A cat', None),
+    ('the answer is a dog', None),
+    ('AB', None),
+    ('cat', None),
+  ],
+)
+def test_the_letter_of_an_answer(answer, letter):
+  assert multiple_choice.choice_letter(answer) == letter
+
+
+def test_texts_that_are_no_letters_are_compared_whole():
+  pairs = [('Crickets.', 'crickets'), ('A', 'a'), ('4', '5')]
+  entries = [{'answer': answer, 'gt_answers': truth} for answer, truth in pairs]
+  for official in (False, True):
+    assert PROTOCOLS['accuracy'](entries, official=official) == {'accuracy': pytest.approx(2 / 3)}
+
+
+@pytest.mark.parametrize('sample', GOLDEN['gqa_dataset'], ids=lambda sample: sample['answer'])
+def test_difference_gqa_scores_the_short_answer_inside_a_sentence(sample):
+  assert gqa_match(sample['answer'], sample['gt'], official=True) == sample['score']
+  assert gqa_match(sample['answer'], sample['gt']) == 1  # Every golden is right in a sentence.
+
+
+@pytest.mark.parametrize(
+  'answer, short',
+  [
+    ('pizza slice', 'pizza slice'),
+    ('This is red', 'red'),
+    ('office', 'office'),
+    ('an island', 'island'),
+    ('', ''),
+  ],
+)
+def test_the_short_answer_is_cut_at_whole_words(answer, short):
+  assert short_answer(answer) == short
+
+
+def test_a_gqa_answer_that_is_right_as_it_stands_stays_right():
+  assert gqa_match('bottle of water', 'bottle of water') == 1
+  entries = [
+    {'answer': 'It is a dog.', 'gt_answers': 'dog'},
+    {'answer': 'a cat', 'gt_answers': 'dog'},
+  ]
+  assert PROTOCOLS['gqa_accuracy'](entries) == {'gqa_accuracy': 0.5}
+  assert PROTOCOLS['gqa_accuracy'](entries, official=True) == {'gqa_accuracy': 0}

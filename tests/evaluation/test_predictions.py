@@ -1,0 +1,50 @@
+import json
+
+import pytest
+
+from sphinx_jax.core import errors
+from sphinx_jax.evaluation import predictions
+from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark, Question
+
+QUESTIONS = tuple(Question(str(i), None, f'question {i}', {'gt_answers': 'yes'}) for i in range(3))
+BENCHMARK = Benchmark('b', QUESTIONS, '', 5, 'accuracy', False, {})
+
+
+def write(file, *lines):
+  file.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  return file
+
+
+def test_any_file_with_ids_and_answers_is_scored_against_the_truth_at_hand(tmp_path):
+  file = write(
+    tmp_path / 'x.jsonl',
+    *({'id': str(i), 'answer': 'no', 'gt_answers': 'no'} for i in (2, 0, 1, 7)),
+  )
+  entries = predictions.entries(BENCHMARK, file)
+  assert entries == [{'id': str(i), 'answer': 'no', 'gt_answers': 'yes'} for i in range(3)]
+
+
+def test_a_file_with_too_few_answers_is_not_scored(tmp_path):
+  file = write(tmp_path / 'x.jsonl', {'id': '1', 'answer': 'no'})
+  with pytest.raises(errors.SphinxError, match=r'1 of 3 answers, expected all \(0, 2'):
+    predictions.entries(BENCHMARK, file)
+
+
+def test_a_torn_last_line_is_dropped_and_a_bad_line_named(tmp_path):
+  file = write(tmp_path / 'x.jsonl', {'id': '1', 'answer': 'é'})
+  file.write_text(file.read_text() + '{"id": "2", "ans')
+  assert predictions.read(file) == [{'id': '1', 'answer': 'é'}]
+  for text in ('{"id": "2", "ans', '{"id": "2"}', '[]', '{"id": 2, "answer": ""}', '3'):
+    file.write_text(f'{text}\n' + json.dumps({'id': '1', 'answer': 'a'}) + '\n')
+    with pytest.raises(errors.SphinxError, match='line 1'):
+      predictions.read(file)
+  with pytest.raises(errors.SphinxError, match='nowhere'):
+    predictions.read(tmp_path / 'nowhere.jsonl')
+
+
+def test_benchmarks_may_come_to_a_folder_later(tmp_path):
+  other = Benchmark('c', QUESTIONS, '', 9, 'accuracy', False, {})
+  predictions.claim(tmp_path / 'out', 'a', [BENCHMARK])
+  predictions.claim(tmp_path / 'out', 'a', [other])
+  predictions.claim(tmp_path / 'out', 'a', [BENCHMARK])
+  assert set(json.loads((tmp_path / 'out' / 'run.json').read_text())['benchmarks']) == {'b', 'c'}

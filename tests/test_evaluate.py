@@ -1,0 +1,228 @@
+"""`python -m sphinx_jax.evaluate --benchmarks` from end to end, by a tiny model, on small files in the official form."""
+
+import base64
+import json
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+
+import ml_collections
+import numpy as np
+import pytest
+from PIL import Image
+
+from sphinx_jax.checkpoint import store
+from sphinx_jax.core import config as config_lib
+from tests import release
+from tests.generate import small
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+GOLDEN = ROOT / 'tests' / 'golden' / 'annotations'
+COUNTS = {'refcoco_val': 6, 'MME_benchmark': 8}
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  """The first rows of official files, with small pictures where they say; the last one is torn."""
+  folder = tmp_path_factory.mktemp('root')
+  (folder / 'annotations').mkdir()
+  rng = np.random.default_rng(0)
+  for name, count in COUNTS.items():
+    rows = json.loads((GOLDEN / f'{name}.json').read_text())[:count]
+    (folder / 'annotations' / f'{name}.json').write_text(json.dumps(rows))
+    for row in rows:
+      picture = folder / row['image_path']
+      picture.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).save(picture)
+  picture.write_bytes(picture.read_bytes()[:50])
+  questions = [{'question_id': 7 + i, 'image_id': i, 'question': 'Is it?'} for i in range(2)]
+  (folder / 'data' / 'vqav2').mkdir()
+  hidden = folder / 'data' / 'vqav2' / 'v2_OpenEnded_mscoco_test-dev2015_questions.json'
+  hidden.write_text(json.dumps({'questions': questions}))
+  (folder / 'data' / 'coco' / 'test2015').mkdir(parents=True)
+  for i in range(2):
+    Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).save(
+      folder / 'data' / 'coco' / 'test2015' / f'COCO_test2015_{i:012d}.jpg'
+    )
+  return folder
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('run')
+  config = ml_collections.ConfigDict({'model': small.config(max_length=512).to_dict()})
+  meta = {
+    'config': config_lib.to_json(config),
+    'tokenizer': base64.b64encode(small.tokenizer().model_bytes).decode(),
+    'dialog': {'system': 'Be brief.'},
+  }
+  with store.Store(folder) as saver:
+    saver.save(7, small.params(), None, meta)
+  return folder
+
+
+def start(*flags, **environment):
+  return subprocess.Popen(
+    [sys.executable, '-m', 'sphinx_jax.evaluate', *map(str, flags)],
+    cwd=ROOT,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    env=os.environ
+    | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'XLA_FLAGS': ''}
+    | environment,
+  )
+
+
+def finish(process, code=0):
+  try:
+    said = process.communicate(timeout=300)[0]
+  finally:
+    process.kill()
+  assert process.returncode == code, said
+  return said
+
+
+NAMES = '--benchmarks=refcoco_val,mme,vqav2_testdev'
+
+
+@pytest.fixture(scope='module')
+def scored(root, checkpoint, tmp_path_factory):
+  """(output, what was printed) of one process."""
+  output = tmp_path_factory.mktemp('out')
+  return output, finish(
+    start(f'--checkpoint={checkpoint}', NAMES, f'--root={root}', f'--output={output}')
+  )
+
+
+def lines(file):
+  return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_answers_scores_page_and_the_file_to_hand_in_are_written(scored):
+  output, said = scored
+  assert {file.name for file in output.iterdir()} == {
+    'run.json',
+    'results.json',
+    'report.html',
+    'cases',
+    'refcoco_val.jsonl',
+    'mme.jsonl',
+    'vqav2_testdev.jsonl',
+    'vqav2_testdev_submission.json',
+  }
+  assert [len(lines(output / f'{name}.jsonl')) for name in ('refcoco_val', 'mme')] == list(
+    COUNTS.values()
+  )
+  results = json.loads((output / 'results.json').read_text())
+  assert {name: (one['questions'], one['skipped']) for name, one in results.items()} == {
+    'refcoco_val': (6, 0),
+    'mme': (8, 2),
+    'vqav2_testdev': (2, 0),
+  }
+  assert lines(output / 'mme.jsonl')[-1]['skipped'] == 'unreadable image'
+  for line in (
+    r'refcoco_val +miou0\.5 +\d+\.\d\d +91\.1 +6 +0\n',
+    r'mme +perception +\d+\.\d +1470\.6 +8 +2\n',
+  ):
+    assert re.search(line, said)
+  handed_in = json.loads((output / 'vqav2_testdev_submission.json').read_text())
+  assert [entry['question_id'] for entry in handed_in] == [7, 8]
+  page = (output / 'report.html').read_text()
+  assert all(f'id="cases-{name}"' in page for name in results) and 'hidden' in page
+
+
+def test_two_processes_write_what_one_writes(scored, root, checkpoint, tmp_path):
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  both = [
+    start(
+      f'--checkpoint={checkpoint}',
+      NAMES,
+      f'--root={root}',
+      f'--output={tmp_path}',
+      '--mesh=serving',
+      JAX_COORDINATOR_ADDRESS=f'127.0.0.1:{port}',
+      JAX_NUM_PROCESSES='2',
+      JAX_PROCESS_ID=str(number),
+      SPHINX_JAX_COMMIT='a',
+      XLA_FLAGS='--xla_force_host_platform_device_count=2',
+    )
+    for number in range(2)
+  ]
+  said = [finish(process) for process in both]
+  assert 'refcoco_val' in said[0] and 'miou0.5' not in said[1]
+  for file in scored[0].glob('*.json*'):
+    if file.name != 'run.json':
+      assert (tmp_path / file.name).read_text() == file.read_text(), file.name
+
+
+def test_a_file_of_answers_is_scored_alone(scored, root, tmp_path):
+  answers = [
+    {'id': line['id'], 'answer': line['gt_answers']} for line in lines(scored[0] / 'mme.jsonl')
+  ]
+  (tmp_path / 'mine.jsonl').write_text(''.join(json.dumps(answer) + '\n' for answer in answers))
+  said = finish(
+    start(
+      f'--predictions={tmp_path / "mine.jsonl"}',
+      '--benchmarks=mme',
+      f'--root={root}',
+      '--official',
+      f'--output={tmp_path / "out"}',
+    )
+  )
+  assert re.search(r'mme +perception +200\.0', said)
+  assert json.loads((tmp_path / 'out' / 'results.json').read_text())['mme']['official']
+  said = finish(
+    start(
+      f'--predictions={tmp_path / "mine.jsonl"}',
+      '--benchmarks=refcoco_val',
+      f'--root={root}',
+      '--limit=4',
+    )
+  )
+  assert re.search(r'refcoco_val +miou0\.5 +0\.00 +91\.1 +4 +0', said)
+
+
+def test_an_official_folder_answers_too(root, tmp_path, monkeypatch):
+  monkeypatch.setitem(
+    release.ENCODERS, 'convnext', dict(depths=(1, 1, 1, 1), widths=(4, 4, 8, 8))
+  )  # 259 tokens a picture.
+  official = release.write_official(
+    tmp_path / 'official', release.tensors(release.official_shapes())
+  )
+  finish(
+    start(
+      f'--checkpoint={official}',
+      '--benchmarks=mme',
+      f'--root={root}',
+      f'--output={tmp_path / "out"}',
+      '--limit=2',
+    )
+  )
+  assert len(lines(tmp_path / 'out' / 'mme.jsonl')) == 2
+
+
+@pytest.mark.parametrize(
+  'flags, message',
+  [
+    (
+      ['--benchmarks=mm', '--checkpoint=x', '--root={root}', '--output={out}'],
+      "did you mean 'mme'",
+    ),
+    (['--benchmarks=mme', '--root={root}'], '--benchmarks without --checkpoint and --output'),
+    (
+      ['--benchmarks=gqa_testdev', '--checkpoint={run}', '--root={root}', '--output={out}'],
+      'gqa_testdev_balanced.json',
+    ),
+    (['--benchmarks=mme', '--checkpoint={out}', '--root={root}', '--output={out}'], 'checkpoint'),
+  ],
+)
+def test_what_is_wrong_is_said_before_anything_is_asked(flags, message, root, checkpoint, tmp_path):
+  places = dict(root=root, out=tmp_path / 'out', run=checkpoint)
+  said = finish(start(*(flag.format(**places) for flag in flags)), code=2)
+  assert message in said.splitlines()[-1] and 'Traceback' not in said

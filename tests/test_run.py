@@ -1,0 +1,126 @@
+"""What a config compiles to is one function of the data, whatever the mesh and however memory is saved."""
+
+import jax
+import numpy as np
+import pytest
+
+from sphinx_jax.core import errors, trees
+from sphinx_jax.parallel import placement
+from sphinx_jax.run import Program
+from sphinx_jax.training import state
+from tests.tiny import make_batch, tiny
+
+pytestmark = pytest.mark.usefixtures('compiled_once')
+
+
+def run(config, params=None, steps=20):
+  """(loss and gradient norm of every step, parameters after the last) from given parameters; no files."""
+  program = Program(config)
+  place = lambda tree, like: jax.tree.map(
+    lambda leaf, shape: jax.device_put(leaf, shape.sharding), tree, like
+  )
+  params = program.init() if params is None else place(params, program.params)
+  trained, frozen = state.split(params, config.trainable)
+  current = state.State(
+    place(np.int32(0), program.state.step), trained, frozen, program.init_optimizer(trained)
+  )
+  update, losses = program.compile(), []
+  for position in range(steps):
+    current, metrics = update(current, placement.put(make_batch(config, position), program.rows))
+    losses.append((float(metrics['loss']), float(metrics['grad_norm'])))
+  return losses, trees.flatten(jax.tree.map(np.asarray, current.params))
+
+
+@pytest.fixture(scope='module')
+def params():
+  return jax.tree.map(np.asarray, Program(tiny()).init())
+
+
+@pytest.fixture(scope='module', params=['adamw', 'muon'])
+def one_device(params, request):
+  return request.param, run(tiny(**{'optimizer.name': request.param}), params)
+
+
+def assert_same(found, expected):
+  """Up to the order of sums: a few units in the last place of float32."""
+  np.testing.assert_allclose(found[0], expected[0], rtol=3e-6)
+  for path, leaf in expected[1].items():
+    np.testing.assert_allclose(found[1][path], leaf, atol=3e-6, err_msg=path)
+
+
+@pytest.mark.parametrize('data, fsdp, tensor', [(2, 2, 2), (8, 1, 1), (2, 4, 1), (1, -1, 1)])
+def test_any_mesh_gives_the_losses_and_parameters_of_one_device(
+  one_device, params, data, fsdp, tensor
+):
+  name, expected = one_device
+  mesh = {'mesh.data': data, 'mesh.fsdp': fsdp, 'mesh.tensor': tensor}
+  assert_same(run(tiny(**mesh, **{'optimizer.name': name}), params), expected)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'model.remat': 'full'},
+    {'model.remat': 'dots'},
+    {'model.remat': 'attention'},
+    {'loss_chunk': 4},
+    {'loss_chunk': 4, 'optimizer.accumulate': 4, 'model.remat': 'full', 'mesh.fsdp': 2},
+  ],
+)
+def test_ways_to_save_memory_do_not_change_the_numbers(one_device, params, changes):
+  name, expected = one_device
+  assert_same(run(tiny(**changes, **{'optimizer.name': name}), params), expected)
+
+
+def test_first_moments_may_be_half_as_large(params):
+  whole, half = (
+    Program(tiny(**{'optimizer.name': 'adamw', 'optimizer.moment_dtype': dtype}))
+    for dtype in ('float32', 'bfloat16')
+  )
+  size = lambda program: sum(
+    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.state.opt_state)
+  )
+  assert size(half) == pytest.approx(0.75 * size(whole), rel=0.01)
+
+
+def test_memory_policies_keep_different_things(params):
+  size = {
+    remat: Program(tiny(**{'model.remat': remat, 'model.llm.layers': 8}))
+    .lower()
+    .compile()
+    .memory_analysis()
+    .temp_size_in_bytes
+    for remat in ('none', 'dots', 'full')
+  }
+  assert size['full'] < size['dots'] < size['none']
+
+
+def test_every_device_encodes_its_own_views():
+  """Those of the tensor axis too: the work on a device falls as the number of devices grows."""
+
+  def flops(**mesh):
+    program = Program(
+      tiny(
+        **{f'mesh.{axis}': size for axis, size in mesh.items()}, **{'model.encoders.clip.layers': 8}
+      )
+    )
+    return program.lower().compile().cost_analysis()['flops']
+
+  with_encoder = flops(data=2, fsdp=2, tensor=2)
+  assert with_encoder < 0.2 * flops(data=1, fsdp=1, tensor=1)
+
+
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'model.remat': 'ful'}, "model.remat: got 'ful'.*did you mean 'full'"),
+    ({'model.attention': 'splash'}, "'splash' on cpu.*auto"),
+    ({'model.attention': 'flash'}, "attention kernel: got 'flash'"),
+    ({'loss_chunk': 5}, 'loss_chunk: got 5, expected 0 or a divisor of batch.seq_len 16'),
+    ({'mesh.fsdp': -1, 'mesh.tensor': 3}, 'fsdp=-1 tensor=3: got 8 cpu devices'),
+    ({'mesh.fsdp': -1, 'mesh.data': -1}, 'one -1 at most'),
+  ],
+)
+def test_settings_that_cannot_be_are_named(changes, words):
+  with pytest.raises(errors.SphinxError, match=words):
+    Program(tiny(**changes)).lower()
