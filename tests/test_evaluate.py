@@ -19,7 +19,7 @@ from sphinx_jax.core import config as config_lib
 from tests import release
 from tests.generate import small
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / 'tests' / 'golden' / 'annotations'
 COUNTS = {'refcoco_val': 6, 'MME_benchmark': 8}
 

@@ -25,7 +25,7 @@ from sphinx_jax.preparation import (
 from tests.datasets import layouts, pictures
 from tests.datasets.test_laion import tar
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+ROOT = pathlib.Path(__file__).parent.parent
 NAMES = ('person', 'dog')
 
 

@@ -112,7 +112,7 @@ def box(annotation: dict) -> list[float]:
   return list(boxes.corners([number(value, 'box') for value in given]))
 
 
-def _lean(entry: dict, bar: progress) -> dict:
+def _lean(entry: dict, bar: Progress) -> dict:
   bar.update()
   return {key: value for key, value in entry.items() if key not in _UNUSED}
 

@@ -35,7 +35,7 @@ def local(build: Build, shards: Sequence[Shard], processes: int) -> None:
       _spread(build, wanted, min(processes, len(wanted)), bar)
 
 
-def _spread(build: Build, wanted: Sequence[Shard], processes: int, bar: progress) -> None:
+def _spread(build: Build, wanted: Sequence[Shard], processes: int, bar: Progress) -> None:
   context = multiprocessing.get_context(
     'spawn'
   )  # Forking after TensorFlow started threads may hang.

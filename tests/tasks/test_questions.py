@@ -11,7 +11,7 @@ import pytest
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.tasks import TASKS, questions
 
-OFFICIAL = pathlib.Path(__file__).parents[2] / 'golden' / 'annotations'
+OFFICIAL = pathlib.Path(__file__).parents[1] / 'golden' / 'annotations'
 ANSWERS = ['cup', 'A cup.', 'cup', 'mug', 'mug', 'glass', 'pot', 'vase', 'jar', 'bowl']
 
 
