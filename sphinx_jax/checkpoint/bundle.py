@@ -1,0 +1,88 @@
+"""What a checkpoint carries beside its arrays so that the model can be used from it alone.
+
+`Bundle` is the only writer and reader of the keys `config`, `tokenizer` and `dialog` of a
+checkpoint's meta.
+"""
+
+import base64
+import binascii
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from sphinx_jax.checkpoint import store
+from sphinx_jax.core import config as config_lib, errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+  """Config, tokenizer and dialog of a checkpoint.
+
+  Attributes:
+    config: the resolved config of the run; `config.model` describes the parameters.
+    tokenizer: contents of the sentencepiece tokenizer.model, or None if there is none.
+    dialog: arguments of `data.dialog.Template`.
+  """
+
+  config: ConfigDict
+  tokenizer: bytes | None
+  dialog: dict[str, Any]
+
+  def to_meta(self) -> dict[str, Any]:
+    """Returns the JSON-able entries of a checkpoint's meta: the tokenizer is base64 text."""
+    encoded = None if self.tokenizer is None else base64.b64encode(self.tokenizer).decode()
+    return {
+      'config': config_lib.to_json(self.config),
+      'tokenizer': encoded,
+      'dialog': dict(self.dialog),
+    }
+
+  @classmethod
+  def from_meta(cls, meta: Mapping[str, Any], where: store.Path) -> 'Bundle':
+    """Returns the bundle of a checkpoint's meta.
+
+    Args:
+      meta: from `store.load_meta` or `Store.newest`. Keys of older configs are renamed.
+      where: the checkpoint's directory, for error messages.
+
+    Raises:
+      SphinxError: there is no config, or the config or the tokenizer is unreadable.
+    """
+    try:
+      config = config_lib.from_json(meta['config'])
+      encoded = meta.get('tokenizer')
+      tokenizer = base64.b64decode(encoded, validate=True) if encoded else None
+    except (KeyError, TypeError, json.JSONDecodeError, binascii.Error) as error:
+      raise errors.make(
+        f"checkpoint '{where}'",
+        f'a meta without a readable config and tokenizer ({type(error).__name__}: {error})',
+        'the config as JSON text and the tokenizer as base64 text',
+        'take a checkpoint that train, convert or mix_weights wrote',
+      ) from error
+    return cls(config, tokenizer, dict(meta.get('dialog') or {}))
+
+
+def load_bundle(directory: store.Path) -> Bundle:
+  """Returns the bundle of a checkpoint: of a run's directory (its newest step) or of one step's."""
+  return Bundle.from_meta(store.load_meta(directory), directory)
+
+
+def check_same_tokenizer(
+  who: str, directories: Sequence[store.Path], bundles: Sequence[Bundle]
+) -> None:
+  """Compares the tokenizers of several checkpoints.
+
+  Raises:
+    SphinxError: one of them differs from the first; the message has `who` and the directory.
+  """
+  for directory, bundle in zip(directories[1:], bundles[1:]):
+    if bundle.tokenizer != bundles[0].tokenizer:
+      raise errors.make(
+        f"{who}, input '{directory}'",
+        'another tokenizer',
+        f"that of '{directories[0]}'",
+        'take checkpoints of one tokenizer',
+      )
