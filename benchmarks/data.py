@@ -29,6 +29,7 @@ from sphinx_jax.core import cli, tensorflow as quiet_tensorflow
 from sphinx_jax.core.progress import Progress
 from sphinx_jax.data import dialog, packing, tokenizer as tokenizers
 from sphinx_jax.data.pipeline import Pipeline
+from sphinx_jax.data.record import Source
 from sphinx_jax.datasets import jsonl
 from sphinx_jax.mix.tasks import Mixture
 
@@ -65,7 +66,7 @@ WORDS = (
 ).split()
 
 
-class Endless:
+class Endless(Source):
   """The records of a source over and over, as if there were 10^9."""
 
   def __init__(self, source):

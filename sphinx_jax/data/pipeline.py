@@ -135,7 +135,7 @@ class Pipeline:
       {
         (task, reason): number
         for task, source in zip(self.tasks, self._sources)
-        for reason, number in getattr(source, 'dropped', {}).items()
+        for reason, number in source.dropped.items()
       }
     )
 
@@ -202,7 +202,7 @@ class Pipeline:
     """An example, or None if it is bad."""
     name, source = f'example {index}', self._sources[task]
     try:
-      record = source.read(index, epoch) if hasattr(source, 'read') else source[index]
+      record = source.read(index, epoch)
       name = record.id
       return self._example(record, position, task)
     except BadExample as error:
@@ -231,7 +231,7 @@ class Pipeline:
       int(trained[-1]) + 1
     )  # What follows the last label (EOS) is never a label and nothing sees it.
     if keep > room:
-      if getattr(self._sources[task], 'too_long', 'skip') != 'cut_text':
+      if self._sources[task].too_long != 'cut_text':
         raise BadExample(
           'too long', f'{keep - room} more than the {self._length} positions of a row'
         )

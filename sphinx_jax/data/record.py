@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-from typing import Protocol, runtime_checkable
+import types
+from collections.abc import Mapping
 
 from sphinx_jax.core import errors
 
@@ -48,15 +50,32 @@ class BadExample(Exception):
     return BadExample, (self.reason, self.message)
 
 
-@runtime_checkable
-class Source(Protocol):
-  """Random access to records; record i is the same each time it is asked for.
+class Source(abc.ABC):
+  """Random access to records. Record i is the same each time it is asked for.
 
-  A source may also have `read(index, epoch)`, where the wording of a record and what it asks may differ between epochs.
+  Attributes:
+    name: shown in messages.
+    too_long: policy for an example that does not fit into a row, one of `TOO_LONG`.
+    dropped: reason -> number of boxes and keypoints that were left out of the records read so far.
   """
 
   name: str
+  too_long: str = 'skip'
+  dropped: Mapping[str, int] = types.MappingProxyType({})
 
-  def __len__(self) -> int: ...
+  @abc.abstractmethod
+  def __len__(self) -> int:
+    """The number of records."""
 
-  def __getitem__(self, index: int) -> Record: ...
+  @abc.abstractmethod
+  def __getitem__(self, index: int) -> Record:
+    """Returns record `index`. Raises BadExample for one that is counted and skipped."""
+
+  def read(self, index: int, epoch: int) -> Record:
+    """Returns record `index` as it is shown in an epoch.
+
+    Override it if the wording of a record, or what it asks, differs between epochs. `read(i, 0)`
+    must equal `self[i]`.
+    """
+    del epoch
+    return self[index]

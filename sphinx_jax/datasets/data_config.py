@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sphinx_jax.core import errors
-from sphinx_jax.data.record import Record
+from sphinx_jax.data.record import Record, Source
 from sphinx_jax.datasets.jsonl import Jsonl
 
 _KEYS = {'path': str, 'type': str, 'root': str, 'ratio': (int, float)}
@@ -103,7 +103,7 @@ def _entry(path: Path, number: int, item: Any) -> dict:
   return entry
 
 
-class DataConfig:
+class DataConfig(Source):
   """The conversations of several files, one after the other.
 
   Args:

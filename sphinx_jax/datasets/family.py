@@ -14,7 +14,7 @@ import numpy as np
 
 from sphinx_jax.core import errors
 from sphinx_jax.data import geometry, images
-from sphinx_jax.data.record import BadExample, Record, check_too_long
+from sphinx_jax.data.record import BadExample, Record, Source, check_too_long
 from sphinx_jax.tasks import TASKS
 
 _OURS = (
@@ -64,7 +64,7 @@ class Family(Protocol):
     """Raises BadExample for one that cannot be used."""
 
 
-class Records:
+class Records(Source):
   """The records of a family for one task.
 
   Args:

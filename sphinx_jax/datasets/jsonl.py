@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sphinx_jax.core import errors
-from sphinx_jax.data.record import BadExample, Record, check_too_long
+from sphinx_jax.data.record import BadExample, Record, Source, check_too_long
 
 
 def open_source(entry: Mapping[str, Any], data_dir: str | Path | None = None) -> 'Jsonl':
@@ -30,7 +30,7 @@ def open_source(entry: Mapping[str, Any], data_dir: str | Path | None = None) ->
   return Jsonl(path, entry.get('root'), entry.get('task', 'dialog'), entry.get('too_long', 'skip'))
 
 
-class Jsonl:
+class Jsonl(Source):
   """Records of a .json or .jsonl file.
 
   Raises:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sphinx_jax import tasks
 from sphinx_jax.core import errors
-from sphinx_jax.data.record import BadExample, Record
+from sphinx_jax.data.record import BadExample, Record, Source
 from sphinx_jax.miniworld.scene import SPLITS
 
 KINDS = {  # task -> the kinds of scenes it can ask about
@@ -44,7 +44,7 @@ def open_source(entry, data_dir) -> Miniworld:
   )
 
 
-class Miniworld:
+class Miniworld(Source):
   """Random access to the records of one task; record i is a function of (seed, i) and of the built data.
 
   Scenes of several kinds are interleaved in proportion, so that any stretch of records holds them all.

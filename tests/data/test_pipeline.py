@@ -16,7 +16,7 @@ from sphinx_jax.core.errors import SphinxError
 from sphinx_jax.data import geometry, images, tokenizer as tokenizers
 from sphinx_jax.data.dialog import Template
 from sphinx_jax.data.pipeline import Pipeline
-from sphinx_jax.data.record import BadExample, Record
+from sphinx_jax.data.record import BadExample, Record, Source
 from sphinx_jax.mix.tasks import Mixture
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
@@ -36,7 +36,7 @@ def _png(value):
   return _encode(np.full((SIZE, SIZE, 3), value, np.uint8))
 
 
-class Fake:
+class Fake(Source):
   """Answers that say which example it is; `spoil(index)` may raise or return another image or answer."""
 
   def __init__(self, name, size, image=True, spoil=lambda index: {}):
@@ -206,7 +206,7 @@ def test_cut_text_equals_the_official_truncation(name):
   ]
   said = [turn['value'] for turn in item['conversations']]
   source = [Record(name, 'chat', None, tuple(zip(said[::2], said[1::2])), ({},) * (len(said) // 2))]
-  source = type('Dialogs', (list,), {'name': 'chat', 'too_long': 'cut_text'})(source)
+  source = type('Dialogs', (list, Source), {'name': 'chat', 'too_long': 'cut_text'})(source)
   batch = BATCH | {'size': 1, 'seq_len': 90}
   pipeline = Pipeline({'chat': source}, {'chat': 1}, TOKENIZER, Template(), batch, VISUAL, SIZE)
   ((batch, _),) = list(pipeline.batches(examples=1))
@@ -300,7 +300,7 @@ def test_a_mirrored_picture_still_has_its_object_in_its_box(shape):
   side = max(shape)
   x1, y1, x2, y2 = (round(number * side) for number in box['box'])
   source = [Record('a/0', 'a', _encode(pixels), (('Q', 'so'),), ({},), True)]
-  source = type('Mirrored', (list,), {'name': 'a'})(source)
+  source = type('Mirrored', (list, Source), {'name': 'a'})(source)
   ((batch, _),) = list(
     Pipeline({'a': source}, {'a': 1}, TOKENIZER, Template(''), BATCH, VISUAL, side).batches(
       examples=1

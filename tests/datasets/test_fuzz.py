@@ -19,7 +19,7 @@ from sphinx_jax.core.errors import SphinxError
 from sphinx_jax.data import tokenizer as tokenizers
 from sphinx_jax.data.dialog import Template
 from sphinx_jax.data.pipeline import Pipeline
-from sphinx_jax.data.record import BadExample, Record
+from sphinx_jax.data.record import BadExample, Record, Source
 from tests.datasets.fuzz_trees import TREES
 
 CASES = 16  # of each family
@@ -119,7 +119,7 @@ def harm(path, rng):
   path.write_bytes(data)
 
 
-class All:
+class All(Source):
   """The records of many sources as one; a record counts itself."""
 
   name = 'all'
