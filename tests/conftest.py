@@ -1,14 +1,11 @@
 """Settings and fixtures of all tests.
 
-Tests run on 8 fake CPU devices, so that every sharded path is a real one. Compiled programs are kept
-in `.cache/jax` for all tests, their child processes and the next run of the tests.
+Tests run on 8 fake CPU devices, so that every sharded path is a real one. `.cache/jax` keeps compiled
+programs for all tests, their child processes and the next run of the tests.
 """
 
-import json
 import os
 import pathlib
-import subprocess
-import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
 CACHE = {
@@ -27,6 +24,8 @@ if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', '')
 import filelock  # noqa: E402  After the settings above, as all imports here.
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+from tests.recipe_run import run_recipe  # noqa: E402
 
 # The slowest test modules, slowest first: they start first, so that the workers end together.
 SLOWEST = ()
@@ -60,19 +59,6 @@ def compiled_once():
   jax.config.update('jax_disable_most_optimizations', before)
 
 
-# Every step of the recipe with the fewest updates, questions and compiled programs.
-SHORTEST = (
-  '--config.evaluate.examples=4',
-  "--config.evaluate.tasks=('detection', 'vqa')",
-  '--config.mix.coefficients=(0.0, 0.5, 1.0)',
-  *(
-    f'--config.{stage}.{setting}'
-    for stage in ('real', 'synthetic', 'stage2')
-    for setting in ('eval_every=8', 'checkpoint.every=8', 'model.scan_unroll=1')
-  ),
-)
-
-
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A folder that the workers of one test run share."""
   folder = tmp_path_factory.getbasetemp()
@@ -81,22 +67,12 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope='session')
 def finished_recipe(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """The workdir of one finished quick recipe, made once a test run; tests must not write into it."""
+  """The workdir of one finished quick recipe, made once a test run; tests leave it as it is."""
   workdir = shared_folder(tmp_path_factory) / 'recipe' / 'quick'
   workdir.parent.mkdir(exist_ok=True)
   with filelock.FileLock(workdir.parent / 'lock'):
     if not (workdir / 'report' / 'done.json').exists():
-      run_recipe(workdir)
+      done = run_recipe(workdir)
+      assert done.returncode == 0, done.stderr
+      (workdir.parent / 'output.txt').write_text(done.stdout + done.stderr)
   return workdir
-
-
-def run_recipe(workdir: pathlib.Path, *flags: str) -> str:
-  """Runs the quick recipe as a user does, on one device; returns its output."""
-  environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
-  command = [sys.executable, '-m', 'sphinx_jax.recipe', '--config=mini:quick', *SHORTEST, *flags]
-  done = subprocess.run(
-    [*command, f'--workdir={workdir}'], env=environment, capture_output=True, text=True
-  )
-  assert done.returncode == 0, done.stderr
-  (workdir.parent / 'output.json').write_text(json.dumps([done.stdout, done.stderr]))
-  return done.stdout + done.stderr

@@ -1,7 +1,10 @@
 """The notebooks run from the first cell to the last as they are, at reduced lengths."""
 
+import importlib.util
 import os
 import pathlib
+import re
+import shlex
 import sys
 import types
 
@@ -9,57 +12,52 @@ import nbclient
 import nbformat
 import pytest
 
+from tests.recipe_run import SHORTEST, one_device
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 NOTEBOOKS = sorted((ROOT / 'launch').glob('*.ipynb'))
 
-# What takes time in `mini.py:quick` is compiling, of layers one by one and for every task, and saving after every update.
-SHORTER = ' '.join(
-  [
-    '--config.evaluate.examples=4',
-    '''--config.evaluate.tasks="('detection', 'vqa')"''',
-    '--config.mix.coefficients="(0.0, 0.5, 1.0)"',
-    *(
-      f'--config.{stage}.{setting}'
-      for stage in ('real', 'synthetic', 'stage2')
-      for setting in ('eval_every=8', 'checkpoint.every=8', 'model.scan_unroll=1')
-    ),
-  ]
-)
 
-
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-  return tmp_path_factory.mktemp('notebooks')
+def load_script():
+  """launch/notebooks.py, which is no module of the package."""
+  spec = importlib.util.spec_from_file_location('notebooks', ROOT / 'launch' / 'notebooks.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
 
 
 @pytest.fixture
-def execute(workdir, monkeypatch):
-  """Runs a notebook of launch/ in a folder: [(source, text it printed, pictures it showed), ...] of its code cells."""
-  monkeypatch.setenv('SPHINX_JAX_QUICK', SHORTER)
-  monkeypatch.setenv('SPHINX_JAX_WORKDIR', str(workdir))
-  monkeypatch.delenv('XLA_FLAGS', raising=False)  # One device, as on the reader's machine.
+def execute(finished_recipe, monkeypatch):
+  """Runs a notebook: [(source, printed text, number of images), ...] of its code cells."""
+  monkeypatch.setenv('SPHINX_JAX_QUICK', shlex.join(SHORTEST))
+  monkeypatch.setenv('SPHINX_JAX_WORKDIR', str(finished_recipe.parent))
+  for name in set(os.environ) - set(one_device()):
+    monkeypatch.delenv(name)
 
   def run(name, folder):
     book = nbformat.read(ROOT / 'launch' / name, as_version=4)
-    place = {'metadata': {'path': str(folder)}}
-    nbclient.NotebookClient(book, timeout=1800, kernel_name='python3', resources=place).execute()
+    client = nbclient.NotebookClient(
+      book, timeout=1800, kernel_name='python3', resources={'metadata': {'path': str(folder)}}
+    )
+    client.execute()
     cells = []
-    for cell in (cell for cell in book.cells if cell.cell_type == 'code'):
-      text = ''.join(
+    for cell in book.cells:
+      if cell.cell_type != 'code':
+        continue
+      texts = [
         output.get('text', '') or output.get('data', {}).get('text/plain', '')
         for output in cell.outputs
-      )
-      cells.append(
-        (cell.source, text, sum('image/png' in output.get('data', {}) for output in cell.outputs))
-      )
+      ]
+      images = sum('image/png' in output.get('data', {}) for output in cell.outputs)
+      cells.append((cell.source, ''.join(texts), images))
     return cells
 
   return run
 
 
-# In this order: the second goes on with the run of the first. They are started as a reader may: in the root, in launch/.
+# The notebooks are started as a reader may start them: in the root, and in launch/.
 @pytest.mark.parametrize(
-  'name, folder, pictures, said',
+  'name, folder, images, expected',
   [
     (
       'colab_recipe.ipynb',
@@ -67,7 +65,7 @@ def execute(workdir, monkeypatch):
       6,
       {'sphinx_jax.recipe': 'step 7/7 report', 'metrics.json': '(blind ', 'model.chat': ' ->'},
     ),
-    (
+    pytest.param(
       'colab_finetune.ipynb',
       ROOT / 'launch',
       5,
@@ -78,40 +76,66 @@ def execute(workdir, monkeypatch):
         'model.chat': 'What is this? ->',
         'tpu_queued.sh': 'queued-resources create mine',
       },
+      marks=pytest.mark.slow,  # Compiles and trains; the test of the commands stands in.
     ),
   ],
 )
-def test_a_notebook_runs_as_written(name, folder, pictures, said, execute, workdir):
+def test_a_notebook_runs_as_written(name, folder, images, expected, execute, finished_recipe):
   cells = execute(name, folder)
   for source, text, _ in cells:
     assert not any(words in text for words in ('error:', 'Traceback', 'RuntimeWarning')), (
       f'{source}\n\n{text}'
     )
-  for part, words in said.items():
+  for part, words in expected.items():
     source, text, _ = next(cell for cell in cells if part in cell[0])
     assert words in text, f'{source}\n\n{text}'
   assert 'not on Colab' in cells[0][1] and 'no TPU here' in cells[1][1]
-  assert sum(shown for _, _, shown in cells) == pictures
-  assert (workdir / 'quick' / 'stage2' / 'done.json').exists() and not (
-    ROOT / 'launch' / 'workdir'
-  ).exists()
+  assert sum(count for _, _, count in cells) == images
+  assert not (ROOT / 'launch' / 'workdir').exists()
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.name)
-def test_a_notebook_is_committed_without_what_it_printed(path):
+def test_the_commands_of_a_notebook_exist_with_their_flags(path):
+  book = nbformat.read(path, as_version=4)
+  source = '\n'.join(cell.source for cell in book.cells if cell.cell_type == 'code')
+  commands = re.findall(r'!python -m sphinx_jax\.(\w+) (.*)', source)
+  assert commands
+  for name, arguments in commands:
+    text = (ROOT / 'sphinx_jax' / f'{name}.py').read_text()
+    for flag in re.findall(r'--(\w+)', arguments):
+      defined = re.search(rf"flags\.DEFINE_\w+\(\s*'{flag}'", text)
+      assert defined or (flag == 'config' and 'cli.define_config' in text), f'{name}: --{flag}'
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_is_committed_without_its_output(path):
   book = nbformat.read(path, as_version=4)
   nbformat.validate(book)
   cells = [cell for cell in book.cells if cell.cell_type == 'code']
   assert cells and not any(cell.outputs or cell.execution_count for cell in cells)
-  assert (
-    os.fspath(pathlib.Path.home()) not in path.read_text() and '/content' not in path.read_text()
-  )
+  text = path.read_text()
+  assert os.fspath(pathlib.Path.home()) not in text and '/content' not in text
+
+
+def test_notebooks_and_readme_have_the_one_address():
+  script = load_script()
+  for name in script.NAMES:
+    text = (ROOT / 'launch' / f'{name}.ipynb').read_text()
+    assert script.notebook(text, name, script.REPOSITORY) == text
+    address = 'https://github.com/someone/copy'
+    named = script.notebook(text, name, address)
+    assert f"REPOSITORY = '{address}'" in named
+    assert f'someone/copy/blob/main/launch/{name}.ipynb' in named
+    assert script.notebook(named, name, '') == script.notebook(text, name, '')
+  readme = (ROOT / 'README.md').read_text()
+  assert script.readme(readme, script.REPOSITORY) == readme
+  assert 'colab-badge' not in script.readme(readme, '')
+  assert script.readme(readme, address).count('colab-badge') == 2
 
 
 def first_cell(path):
-  return next(
-    cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == 'code'
-  )
+  book = nbformat.read(path, as_version=4)
+  return next(cell.source for cell in book.cells if cell.cell_type == 'code')
 
 
 def test_both_notebooks_are_set_up_alike():
@@ -120,7 +144,7 @@ def test_both_notebooks_are_set_up_alike():
 
 @pytest.fixture
 def colab(tmp_path, monkeypatch):
-  """Colab as the first cell sees it: an empty folder, `google.colab`, and a shell, of which the commands are returned."""
+  """Colab in the first cell: an empty folder, `google.colab`, a shell that records commands."""
   commands = []
 
   class Shell:
@@ -140,7 +164,7 @@ def colab(tmp_path, monkeypatch):
 
 def test_on_colab_the_first_cell_clones_and_installs_with_the_pinned_versions(colab, tmp_path):
   commands, names = colab
-  cell = first_cell(NOTEBOOKS[0])
+  cell = re.sub("REPOSITORY = '.*'", "REPOSITORY = ''", first_cell(NOTEBOOKS[0]))
   with pytest.raises(AssertionError, match='fill in REPOSITORY'):
     exec(cell, dict(names))
   assert not commands
