@@ -1,28 +1,30 @@
-"""What the formats share: plain reads into prepared memory, files that appear only when whole, and errors for damage."""
+"""Helpers that the readers and writers of foreign files share."""
 
 import contextlib
+import io
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.core import errors
 
-CHUNK = (
-  1 << 18
-)  # Bytes a read or write: stays in the processor's cache while its checksum is taken.
+Path = str | os.PathLike
+
+# Bytes per read or write call. The block stays in the CPU cache while its checksum is computed.
+CHUNK = 1 << 18
 
 
 @contextlib.contextmanager
-def damage(path) -> Iterator[None]:
-  """Turns whatever a broken file makes its parser raise into one clear error that names the file."""
+def explain_damage(path: Path) -> Iterator[None]:
+  """Turns any exception of a parser into a SphinxError that names the damaged file."""
   try:
     yield
   except errors.SphinxError:
     raise
-  except Exception as error:  # A damaged file can make a parser raise anything.
+  except Exception as error:  # A parser may raise any exception on a damaged file.
     raise errors.make(
       str(path),
       f'a damaged or incomplete file ({type(error).__name__}: {str(error)[:200]})',
@@ -31,21 +33,35 @@ def damage(path) -> Iterator[None]:
     ) from error
 
 
-def some(names: list[str]) -> str:
-  """The first few names of a list, for a message."""
+def first_names(names: Sequence[str]) -> str:
+  """Returns the first five names of a list as text for an error message."""
   return ', '.join(str(name)[:100] for name in names[:5]) + (', ...' if len(names) > 5 else '')
 
 
-def join(
+def join_tensors(
   folder: pathlib.Path, opened: Iterable[tuple[pathlib.Path, dict[str, Tensor]]]
 ) -> dict[str, Tensor]:
-  """The tensors of several opened files of one model. Raises SphinxError for a key that two of them hold."""
-  joined, origin = {}, {}
+  """Merges the tensors of several files of one model.
+
+  Args:
+    folder: the folder that holds the files, for error messages.
+    opened: pairs of a file and its tensors by name.
+
+  Returns:
+    Name -> tensor, in the order of the files.
+
+  Raises:
+    SphinxError: two files hold the same name.
+  """
+  joined: dict[str, Tensor] = {}
+  origin: dict[str, str] = {}
   for path, tensors in opened:
-    if twice := sorted(joined.keys() & tensors.keys()):
+    duplicates = sorted(joined.keys() & tensors.keys())
+    if duplicates:
       raise errors.make(
         str(folder),
-        f'{len(twice)} keys both in {origin[twice[0]]} and in {path.name}: {some(twice)}',
+        f'{len(duplicates)} keys both in {origin[duplicates[0]]} and in {path.name}: '
+        f'{first_names(duplicates)}',
         'every key once',
         'remove the file that does not belong here',
       )
@@ -54,8 +70,12 @@ def join(
   return joined
 
 
-def fill(file, array: np.ndarray) -> None:
-  """Reads the next bytes of an open file into all of `array` (one-dimensional uint8); EOFError where it ends before."""
+def read_into(file: io.BufferedIOBase, array: np.ndarray) -> None:
+  """Fills `array` (uint8[n]) with the next bytes of an open file.
+
+  Raises:
+    EOFError: the file ends before the array is full.
+  """
   view = memoryview(array)
   while view:
     count = file.readinto(view[:CHUNK])
@@ -64,26 +84,39 @@ def fill(file, array: np.ndarray) -> None:
     view = view[count:]
 
 
-def content(key: str, tensor: Tensor) -> Iterator[memoryview]:
-  """Reads one tensor and yields its bytes (row-major, little-endian) in pieces; it is in memory once."""
+def read_checked(key: str, tensor: Tensor) -> np.ndarray:
+  """Reads a tensor as a C-contiguous array and checks its shape and dtype.
+
+  Raises:
+    SphinxError: the array has another shape or dtype than the tensor announces.
+  """
   array = tensor.read()
   if array.shape != tensor.shape or array.dtype != tensor.dtype:
     raise errors.make(
       f'tensor {key}',
-      f'{array.dtype}{list(array.shape)} when it was read',
-      f'{tensor.dtype}{list(tensor.shape)} as announced',
-      'mend the reader that made it',
+      f'{array.dtype}{list(array.shape)} from its reader',
+      f'the announced {tensor.dtype}{list(tensor.shape)}',
+      'fix the reader that made it',
     )
-  view = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+  return np.asarray(array, order='C')
+
+
+def tensor_bytes(key: str, tensor: Tensor) -> Iterator[memoryview]:
+  """Yields the bytes of a tensor (row-major, little-endian) in pieces of `CHUNK` bytes.
+
+  The tensor is in memory once. Raises as `read_checked`.
+  """
+  view = memoryview(read_checked(key, tensor).reshape(-1).view(np.uint8))
   for start in range(0, len(view), CHUNK):
     yield view[start : start + CHUNK]
 
 
 @contextlib.contextmanager
-def whole(path) -> Iterator[pathlib.Path]:
-  """A temporary path beside `path`, renamed to it at the end of a `with` block that did not raise, removed otherwise.
+def atomic_path(path: Path) -> Iterator[pathlib.Path]:
+  """Yields a temporary path `NAME.partial` and renames it to `path` at the end of the block.
 
-  A process that is killed leaves only `NAME.partial`, which the next try overwrites.
+  If the block raises, the temporary file is removed. A killed process leaves `NAME.partial`
+  behind, and the next call overwrites it.
   """
   path = pathlib.Path(path)
   temporary = path.with_name(path.name + '.partial')

@@ -104,7 +104,7 @@ def open_pth(path) -> dict[str, Tensor]:
     raise errors.make(
       str(path), 'no such file', 'a checkpoint file of torch.save', 'check the path'
     )
-  with files.damage(path):
+  with files.explain_damage(path):
     archive = _Archive(path)
     top = archive.unpickle()
     views = _flatten(top) if isinstance(top, _Attributes) else _weights(top, path)
@@ -170,13 +170,13 @@ class _Archive:
 
   def read(self, view: _View) -> np.ndarray:
     """Reads one tensor. The whole storage goes by, as only then its CRC is known; kept is what the tensor spans."""
-    with files.damage(self._path):
+    with files.explain_damage(self._path):
       dtype = view.storage.dtype
       start, count = view.offset * dtype.itemsize, view.span * dtype.itemsize
       data = np.empty(count, np.uint8)
       with self._zip.open(view.storage.record) as file:
         _skip(file, start)
-        files.fill(file, data)
+        files.read_into(file, data)
         _skip(file, view.storage.record.file_size - start - count)
       strides = [s * dtype.itemsize for s in view.strides]
       array = np.lib.stride_tricks.as_strided(data.view(dtype), view.shape, strides)

@@ -33,14 +33,14 @@ def write_pth(path, tensors: Mapping[str, Tensor], wrapper: str = 'model') -> No
         'cast it first',
       )
   with (
-    files.whole(path) as temporary,
+    files.atomic_path(path) as temporary,
     open(temporary, 'wb') as file,
     zipfile.ZipFile(file, 'w') as archive,
   ):
     _write(file, archive, 'data.pkl', [_pickle(tensors, wrapper)])
     _write(file, archive, 'byteorder', [b'little'])
     for index, (key, tensor) in enumerate(tensors.items()):
-      _write(file, archive, f'data/{index}', files.content(key, tensor))
+      _write(file, archive, f'data/{index}', files.tensor_bytes(key, tensor))
     _write(file, archive, 'version', [b'3\n'])
 
 

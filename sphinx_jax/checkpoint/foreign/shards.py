@@ -114,7 +114,7 @@ def split(
   ]:
     raise errors.make(
       'shards',
-      f'{len(bad)} tensors that do not divide by {count}: {files.some(bad)}',
+      f'{len(bad)} tensors that do not divide by {count}: {files.first_names(bad)}',
       'a number of shards that divides them all',
       'choose another number of shards',
     )
@@ -143,7 +143,7 @@ def add_diff(base: Mapping[str, Tensor], diff: Mapping[str, Tensor]) -> dict[str
   ]:
     raise errors.make(
       'shards',
-      f'deltas of other shapes than their base: {files.some(bad)}',
+      f'deltas of other shapes than their base: {files.first_names(bad)}',
       'equal shapes',
       'give the base that the deltas were made for',
     )
@@ -169,14 +169,14 @@ def _complete(folder, matches: dict[pathlib.Path, re.Match]) -> list[pathlib.Pat
     ]
     raise errors.make(
       str(folder),
-      f'{len(by_rank)} shards of {count}; missing: {files.some(names)}',
+      f'{len(by_rank)} shards of {count}; missing: {files.first_names(names)}',
       'all of them',
       'download the missing files',
     )
   if len(by_rank) != len(matches) or len(by_rank) != count:
     raise errors.make(
       str(folder),
-      f'{len(matches)} files for {count} shards: {files.some([p.name for p in matches])}',
+      f'{len(matches)} files for {count} shards: {files.first_names([p.name for p in matches])}',
       'one file a shard',
       'move what does not belong to the set',
     )
@@ -204,7 +204,7 @@ def _check_alike(shards: list[dict[str, Tensor]]) -> None:
   if bad:
     raise errors.make(
       'shards',
-      f'{len(bad)} differences: {files.some(bad)}',
+      f'{len(bad)} differences: {files.first_names(bad)}',
       'the same keys, dtypes and shapes in every shard',
       'give the shards of one checkpoint',
     )

@@ -132,7 +132,7 @@ def _open_tensors(
       'weights (consolidated*.pth, *.safetensors, *.bin, *.pth) or a checkpoint of ours',
       'check the path',
     )
-  return files.join(path, [(file, pth.open_pth(file)) for file in pickles])
+  return files.join_tensors(path, [(file, pth.open_pth(file)) for file in pickles])
 
 
 def _merged(

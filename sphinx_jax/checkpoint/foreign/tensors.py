@@ -1,4 +1,4 @@
-"""What every foreign file is opened as: names with shapes and dtypes, and a way to read each tensor alone."""
+"""The common form of opened foreign files: tensors that are read one by one."""
 
 import dataclasses
 import math
@@ -9,12 +9,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """One tensor of a file that is not read yet.
+  """A tensor of a file, not read yet.
 
   Attributes:
-    shape: its sizes.
-    dtype: as stored; bfloat16 is ml_dtypes.bfloat16.
-    read: reads it into fresh memory; raises SphinxError where the file is damaged.
+    shape: sizes of its dimensions.
+    dtype: the stored dtype; bfloat16 is ml_dtypes.bfloat16.
+    read: reads the tensor into new memory; raises SphinxError if the file is damaged.
   """
 
   shape: tuple[int, ...]

@@ -176,7 +176,7 @@ def test_an_index_that_its_files_do_not_keep_is_refused(sharded, weight_map, mes
 
 @pytest.mark.parametrize(
   'text',
-  ['', '{', '[]', '{}', '{"weight_map": 3}', '{"weight_map": {"a": "x", "a": "y"}}', '[' * 100_000],
+  ['', '{', '[]', '{}', '{"weight_map": 3}', '[' * 100_000],
 )
 def test_a_damaged_index_is_refused(sharded, text):
   (sharded / ours.INDEX).write_text(text)
@@ -213,14 +213,6 @@ def test_a_key_in_two_files_is_refused_with_both_names(sharded):
     ({'a': {'dtype': 'F32', 'shape': [2]}}, 8),
     ({'a': 3}, 0),
     ([], 0),
-    (
-      '{"a": '
-      + json.dumps(entry([1], 0, 4))
-      + ', "a": '
-      + json.dumps(entry([1], 0, 4, 'I32'))
-      + '}',
-      4,
-    ),
     ('{', 0),
     ('[' * 100_000, 0),
   ],
@@ -253,7 +245,7 @@ def test_a_file_cut_after_it_was_opened_is_noticed(tmp_path):
   path = by_hand(tmp_path / 'a.safetensors', {'a': entry([2], 0, 8)}, bytes(8))
   opened = ours.open_safetensors(path)
   path.write_bytes(path.read_bytes()[:-1])
-  with pytest.raises(errors.SphinxError, match='a.safetensors: got a damaged.*1 bytes are missing'):
+  with pytest.raises(errors.SphinxError, match='a.safetensors: got a damaged.*whole buffer'):
     opened['a'].read()
 
 
@@ -295,16 +287,29 @@ def test_a_dtype_that_the_format_lacks_is_named(tmp_path):
     ours.write_safetensors(tmp_path, {'w': tensor(np.ones(2, np.complex64))})
 
 
-def test_a_tensor_is_in_memory_once(tmp_path):
+def test_a_shard_is_in_memory_once_while_it_is_written(tmp_path):
+  """The library does not copy the arrays, and reading holds one tensor."""
   size, small = 8 << 20, 1 << 20
   tensors = {
     f'{i}': Tensor((size // 4,), np.dtype(np.float32), lambda: np.zeros(size // 4, np.float32))
-    for i in range(4)
+    for i in range(6)
   }
   tracemalloc.start()
   try:
     ours.write_safetensors(tmp_path, tensors, shard_bytes=2 * size)
-    assert sum(each.read().sum() for each in ours.open_safetensors(tmp_path).values()) == 0
+    assert tracemalloc.get_traced_memory()[1] < 2 * size + small
+    tracemalloc.reset_peak()
+    assert sum(tensor.read().sum() for tensor in ours.open_safetensors(tmp_path).values()) == 0
     assert tracemalloc.get_traced_memory()[1] < size + small
   finally:
     tracemalloc.stop()
+
+
+def test_opening_a_file_reads_only_its_header(tmp_path):
+  """A sparse file larger than memory opens at once."""
+  size = 64 << 30
+  path = by_hand(tmp_path / 'a.safetensors', {'a': entry([size], 0, size, 'U8')})
+  with open(path, 'ab') as file:
+    file.truncate(path.stat().st_size + size)
+  tensor = ours.open_safetensors(path)['a']
+  assert (tensor.shape, tensor.dtype) == ((size,), np.uint8)
