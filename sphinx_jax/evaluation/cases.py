@@ -15,7 +15,7 @@ from sphinx_jax.data import images
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.datasets import family as base
 from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark, Question
-from sphinx_jax.evaluation.protocols import EACH
+from sphinx_jax.evaluation.protocols import PER_EXAMPLE
 
 _EDGE = 640  # Pixels at most of a kept picture.
 
@@ -44,7 +44,7 @@ def write(
   scored = (
     [None] * len(entries)
     if benchmark.hidden
-    else EACH[benchmark.protocol](entries, official=official)
+    else PER_EXAMPLE[benchmark.protocol](entries, official=official)
   )
   usable = [i for i, entry in enumerate(entries) if 'skipped' not in entry]
   known = [i for i in usable if scored[i] is not None]

@@ -1,14 +1,15 @@
-"""The published benchmarks' own metrics, each with the official SPHINX script's reading of it.
+"""Metrics of the published benchmarks, each also in the variant of the official SPHINX script.
 
-Every file scores one answer by a pure function and, as `score`, a list of entries: lines of the official annotation
-files ('gt_answers', 'question_id', 'image_path', ...) with the model's 'answer' added. The benchmark's own definition is
-the default; `official=True` repeats what the SPHINX script computes (FACTS "Evaluation quirks"), for numbers that are
-to be compared with the released ones.
+Each module scores one answer with a pure function. `score` does so for a list of entries: rows of
+an annotation file ('gt_answers', 'question_id', 'image_path', ...) with the model's 'answer' added.
+The default is the definition of the benchmark. `official=True` reproduces what the SPHINX script
+computes (docs/official_sphinx.md, "Evaluation quirks"), for comparison with the released numbers.
 """
 
 from sphinx_jax.core.tables import Table
 
-# The names are the "metric" of the official annotation_config.json; the script knows GQA by the data set's name instead.
+# The keys are values of "metric" in the official annotation_config.json. The script selects GQA by
+# its dataset name instead.
 _MODULES = {
   'vqa_score': 'vqa',
   'anls': 'anls',
@@ -17,7 +18,7 @@ _MODULES = {
   'relaxed_accuracy': 'relaxed',
   'miou0.5': 'rec',
   'mme_score': 'mme',
-  # Not in that file:
+  # Benchmarks that the official config does not have:
   'pope': 'pope',
   'mmbench': 'mmbench',
   'seed_bench': 'seed',
@@ -26,9 +27,13 @@ _MODULES = {
   'caption': 'caption',
   'phrase_grounding': 'grounding',
 }
-_PLACES = {name: f'sphinx_jax.evaluation.protocols.{module}' for name, module in _MODULES.items()}
+_PATHS = {name: f'sphinx_jax.evaluation.protocols.{module}' for name, module in _MODULES.items()}
 
-# (entries, official=False) -> {metric: value}.
-PROTOCOLS = Table('protocol', {name: f'{place}:score' for name, place in _PLACES.items()})
-# (entries, official=False) -> [how good each answer is, in [0, 1], or None where that has no meaning]; for best and worst.
-EACH = Table('protocol', {name: f'{place}:each' for name, place in _PLACES.items()})
+# Each value is a function (entries, official=False) -> {metric: value}.
+PROTOCOLS = Table('protocol', {name: f'{path}:score' for name, path in _PATHS.items()})
+
+# Each value is a function (entries, official=False) -> one score in [0, 1] per entry, or None where
+# a single answer has no score. The report picks the best and worst answers with it.
+PER_EXAMPLE = Table(
+  'protocol', {name: f'{path}:per_example_scores' for name, path in _PATHS.items()}
+)

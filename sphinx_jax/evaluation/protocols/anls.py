@@ -1,14 +1,14 @@
-"""ANLS (DocVQA, InfographicVQA, ST-VQA): normalised edit similarity to the nearest true answer, 0 below one half."""
+"""ANLS (DocVQA, InfographicVQA, ST-VQA): normalized edit similarity to the nearest true answer."""
 
 from collections.abc import Sequence
 
-from sphinx_jax.evaluation.protocols import scoring as base
+from sphinx_jax.evaluation.protocols import scoring
 
 THRESHOLD = 0.5
 
 
 def levenshtein(a: Sequence, b: Sequence) -> int:
-  """Least number of insertions, deletions and substitutions that turn a into b."""
+  """Returns the least number of insertions, deletions and substitutions that turn a into b."""
   row = list(range(len(b) + 1))
   for i, left in enumerate(a):
     above, row = row, [i + 1]
@@ -18,34 +18,45 @@ def levenshtein(a: Sequence, b: Sequence) -> int:
 
 
 def anls(answer: str, annotations: str | Sequence[str], official: bool = False) -> float:
-  """1 - edit distance / longer length, the best over the true answers; 0 when that is below 0.5.
+  """Returns 1 - edit distance / longer length, the best over the true answers; 0 if below 0.5.
 
-  Case and the amount of white space do not count. A similarity of exactly 0.5 stays, as on the benchmark's server
-  (the formula of arXiv 1905.13648 would drop it).
+  Case and the amount of white space do not count. A similarity of exactly 0.5 is kept, as on the
+  benchmark's server (the formula of arXiv 1905.13648 would drop it).
 
   Args:
-    answer: what the model says.
-    annotations: the true answers, any of which will do.
-    official: the length is that of the raw texts in upper case, as in the SPHINX script; the definition takes both
-      distance and length from the same texts.
+    answer: the model's answer.
+    annotations: the true answers, any of which is right.
+    official: take the length from the raw texts in upper case, as the SPHINX script does. The
+      definition takes distance and length from the same texts.
 
   Raises:
     SphinxError: there is no true answer.
   """
   distances = []
-  for truth in base.listed('anls', annotations):
+  for truth in scoring.as_list('anls', annotations):
     a, b = (' '.join(text.lower().split()) for text in (answer, truth))
-    longest = max(len(answer.upper()), len(truth.upper())) if official else max(len(a), len(b))
+    if official:
+      longest = max(len(answer.upper()), len(truth.upper()))
+    else:
+      longest = max(len(a), len(b))
     distances.append(levenshtein(a, b) / longest if longest else 0.0)
   similarity = 1 - min(distances)
   return similarity if similarity >= THRESHOLD else 0.0
 
 
-def each(entries: Sequence[dict], official: bool = False) -> list[float]:
-  """The score of every entry, in [0, 1]."""
-  return [anls(e['answer'], e['gt_answers'], official) for e in entries]
+def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float]:
+  """Returns the ANLS of every entry, in [0, 1]."""
+  return [anls(entry['answer'], entry['gt_answers'], official) for entry in entries]
 
 
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
-  """{'anls': mean} of entries with 'answer' and 'gt_answers', a text or a list of texts."""
-  return base.mean('anls', each(entries, official))
+  """Returns {'anls': mean} over entries.
+
+  Args:
+    entries: dicts with 'answer' and 'gt_answers', which is a text or a list of texts.
+    official: see `anls`.
+
+  Raises:
+    SphinxError: there are no entries, or one has no true answer.
+  """
+  return scoring.mean('anls', per_example_scores(entries, official))

@@ -1,147 +1,169 @@
-"""Average precision of boxes (COCO detection, DocLayNet layout) by pycocotools, from answers that are text.
+"""Average precision of boxes (COCO detection, DocLayNet layout) by pycocotools, from text answers.
 
-Text has no confidence: every box scores 1, and what is written first counts first, as pycocotools sorts stably. This is
-harsher than the ranked lists of detectors, so such an AP is comparable only with that of other models that write.
+Text has no confidence. Every box has score 1, and boxes count in the order in which they are
+written, because pycocotools sorts stably. This is harsher than a ranked list of detections, so the
+AP compares only with that of other models that write boxes as text.
 """
 
 import contextlib
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from sphinx_jax.core import boxes, coordinates, errors
-from sphinx_jax.evaluation.protocols import scoring as base
+from sphinx_jax.evaluation.protocols import scoring
 from sphinx_jax.tasks.task import normalize
 
 BOX_STATISTICS = ('AP', 'AP50', 'AP75', 'AP small', 'AP medium', 'AP large')
 
 
 def detections(entry: dict) -> list[tuple[str, boxes.Box]]:
-  """[(class in normal form, (x1, y1, x2, y2) in pixels), ...] of an answer, clipped to the picture, in the order written."""
+  """Parses the boxes of an answer, in the order in which they are written.
+
+  Args:
+    entry: a dict with 'answer', and 'width' and 'height' of the image in pixels.
+
+  Returns:
+    [(normalized class name, (x1, y1, x2, y2) in pixels, clipped to the image), ...].
+  """
   width, height = entry['width'], entry['height']
-  found = []
+  result = []
   for label, group in coordinates.parse_groups(entry['answer']):
     for box in (numbers for numbers in group if len(numbers) == 4):
       x1, y1, x2, y2 = boxes.unpad_box(box, width, height)
       clipped = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
       if clipped[0] < clipped[2] and clipped[1] < clipped[3]:
-        found.append((normalize(label), clipped))
-  return found
+        result.append((normalize(label), clipped))
+  return result
 
 
-def each(entries: Sequence[dict], official: bool = False) -> list[float | None]:
-  """F1 over (class, box) at IoU 0.5 for every picture, crowds left out; None for a picture with nothing in it."""
+def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float | None]:
+  """Returns for every image the F1 over (class, box) at IoU 0.5; None if it has no objects.
+
+  Crowd annotations are left out.
+  """
   del official
   scores = []
   for entry in entries:
-    said = detections(entry)
+    predicted = detections(entry)
     truth = [
       (normalize(thing['name']), boxes.corners(thing['bbox']))
       for thing in entry['objects']
       if not thing['iscrowd']
     ]
+    if not truth:
+      scores.append(None)
+      continue
+    predicted_labels, predicted_boxes = _labels_and_boxes(predicted)
+    truth_labels, truth_boxes = _labels_and_boxes(truth)
     hits = boxes.match(
-      [box for _, box in said],
-      [box for _, box in truth],
-      predicted_labels=[name for name, _ in said],
-      truth_labels=[name for name, _ in truth],
+      predicted_boxes,
+      truth_boxes,
+      predicted_labels=predicted_labels,
+      truth_labels=truth_labels,
     )
-    scores.append(2 * hits / (len(said) + len(truth)) if truth else None)
+    scores.append(2 * hits / (len(predicted) + len(truth)))
   return scores
 
 
+def _labels_and_boxes(pairs: Sequence[tuple[str, boxes.Box]]) -> tuple[list[str], list[boxes.Box]]:
+  """Splits (label, box) pairs into two lists."""
+  labels, corners = zip(*pairs) if pairs else ((), ())
+  return list(labels), list(corners)
+
+
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
-  """COCO's AP over IoU 0.5 to 0.95 and its usual parts, in [0, 1].
+  """Returns COCO's AP over IoU 0.5 to 0.95 and its usual parts, in [0, 1].
 
   Args:
-    entries: one a picture, with 'answer', 'image_id', 'width', 'height' and 'objects': the official annotations
-      {'name', 'bbox' [x, y, width, height], 'area', 'iscrowd'}. A box of a class that no picture has cannot count,
-      neither for nor against, as in the official evaluation.
-    official: makes no difference, the SPHINX script has no detection.
+    entries: one an image, with 'answer', 'image_id', 'width', 'height' and 'objects', which are the
+      published annotations {'name', 'bbox' [x, y, width, height], 'area', 'iscrowd'}. A box of a
+      class that no image has is ignored, as in the COCO evaluation.
+    official: has no effect, because the SPHINX script does not score detection.
 
   Returns:
-    {'AP', 'AP50', 'AP75', 'AP small', 'AP medium', 'AP large'}; without those of sizes that do not occur.
+    {'AP', 'AP50', 'AP75', 'AP small', 'AP medium', 'AP large'}, without those of sizes that do not
+    occur.
 
   Raises:
-    SphinxError: no entries, or no object.
+    SphinxError: there are no entries, or no objects.
   """
   del official
-  base.some('COCO AP', entries)
+  scoring.require_nonempty('COCO AP', entries)
   names = sorted({normalize(thing['name']) for entry in entries for thing in entry['objects']})
   if not names:
     raise errors.make(
-      'COCO AP',
-      f'{len(entries)} pictures with nothing in them',
-      'at least one object',
-      'score more pictures',
+      'COCO AP', f'{len(entries)} images without objects', 'at least one object', 'add images'
     )
-  truth, said = [], []
+  truth, predicted = [], []
   for entry in entries:
-    truth += [
-      {
-        'image_id': entry['image_id'],
-        'category_id': names.index(normalize(thing['name'])),
-        'bbox': thing['bbox'],
-        'area': thing['area'],
-        'iscrowd': thing['iscrowd'],
-      }
-      for thing in entry['objects']
-    ]
-    said += [
-      {
-        'image_id': entry['image_id'],
-        'category_id': names.index(name),
-        'bbox': [x1, y1, x2 - x1, y2 - y1],
-        'area': (x2 - x1) * (y2 - y1),
-        'iscrowd': 0,
-      }
-      for name, (x1, y1, x2, y2) in detections(entry)
-      if name in names
-    ]
-  return average_precision(
-    'bbox', [entry['image_id'] for entry in entries], names, truth, said, BOX_STATISTICS
-  )
+    for thing in entry['objects']:
+      truth.append(
+        {
+          'image_id': entry['image_id'],
+          'category_id': names.index(normalize(thing['name'])),
+          'bbox': thing['bbox'],
+          'area': thing['area'],
+          'iscrowd': thing['iscrowd'],
+        }
+      )
+    for name, (x1, y1, x2, y2) in detections(entry):
+      if name not in names:
+        continue
+      predicted.append(
+        {
+          'image_id': entry['image_id'],
+          'category_id': names.index(name),
+          'bbox': [x1, y1, x2 - x1, y2 - y1],
+          'area': (x2 - x1) * (y2 - y1),
+          'iscrowd': 0,
+        }
+      )
+  image_ids = [entry['image_id'] for entry in entries]
+  return average_precision('bbox', image_ids, names, truth, predicted, BOX_STATISTICS)
 
 
 def average_precision(
   kind: str,
-  images: Sequence,
+  image_ids: Sequence[Any],
   names: Sequence[str],
   truth: Sequence[dict],
-  said: Sequence[dict],
+  predicted: Sequence[dict],
   statistics: Sequence[str],
 ) -> dict[str, float]:
-  """The named ones of pycocotools' statistics, in their order; those that it has no truth for are left out.
+  """Runs pycocotools and returns the named statistics, without those that have no truth.
 
   Args:
     kind: 'bbox' or 'keypoints'.
-    images: ids.
-    names: of the categories, whose ids are their places here.
-    truth: annotations as in the official file; ids are given here.
-    said: the same of the answers; their score is 1.
-    statistics: the names of the first ones; '' for one that is not wanted.
+    image_ids: ids of the images; repeated ids count once.
+    names: names of the categories; the id of a category is its index here.
+    truth: annotations in COCO's form, without ids.
+    predicted: predictions in the same form, which all get score 1.
+    statistics: names of pycocotools' first statistics, in its order.
   """
-  with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does.
+  scored = [{**prediction, 'score': 1.0} for prediction in predicted]
+  with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress.
     evaluation = COCOeval(
-      _coco(images, names, truth),
-      _coco(images, names, [{**box, 'score': 1.0} for box in said]),
+      _coco(image_ids, names, truth),
+      _coco(image_ids, names, scored),
       kind,
     )
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-  return {
-    name: float(value) for name, value in zip(statistics, evaluation.stats) if name and value >= 0
-  }
+  # pycocotools gives -1 for a statistic without truth.
+  return {name: float(value) for name, value in zip(statistics, evaluation.stats) if value >= 0}
 
 
-def _coco(images, names, annotations):
+def _coco(image_ids: Sequence[Any], names: Sequence[str], annotations: Sequence[dict]) -> COCO:
+  """Builds a COCO dataset in memory."""
   coco = COCO()
-  # Ids start at 1: pycocotools takes 0 for "not matched".
+  # Ids start at 1, because pycocotools reads 0 as "not matched".
   coco.dataset = {
-    'images': [{'id': image} for image in dict.fromkeys(images)],
+    'images': [{'id': image} for image in dict.fromkeys(image_ids)],
     'categories': [{'id': i, 'name': name} for i, name in enumerate(names)],
     'annotations': [{**annotation, 'id': i} for i, annotation in enumerate(annotations, 1)],
   }

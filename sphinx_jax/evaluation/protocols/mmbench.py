@@ -1,18 +1,22 @@
-"""MMBench (arXiv 2307.06281): a question counts when it is answered rightly under every rotation of its choices."""
+"""MMBench (arXiv 2307.06281), multiple choice.
 
-from collections.abc import Sequence
+A question counts as right if it is answered correctly under every rotation of its choices.
+"""
 
-from sphinx_jax.evaluation.protocols import scoring as base
+from collections.abc import Mapping, Sequence
+
+from sphinx_jax.evaluation.protocols import scoring
 from sphinx_jax.evaluation.protocols.multiple_choice import choice_letter
 
 
-def chosen(answer: str, choices: dict[str, str]) -> str | None:
-  """The letter of the choice an answer names: by its letter, or else by the text of exactly one choice; else None.
+def chosen(answer: str, choices: Mapping[str, str]) -> str | None:
+  """Returns the letter of the choice that an answer names, or None.
 
-  The benchmark's own tool asks ChatGPT where neither is found; here such an answer is wrong.
+  The answer names a choice by its letter, or by containing the text of exactly one choice. The
+  benchmark's own tool asks ChatGPT if neither is found; here such an answer is wrong.
 
   Args:
-    answer: what the model says.
+    answer: the model's answer.
     choices: {letter: text}.
   """
   letter = choice_letter(answer)
@@ -22,40 +26,42 @@ def chosen(answer: str, choices: dict[str, str]) -> str | None:
   return named[0] if len(named) == 1 else None
 
 
-def each(entries: Sequence[dict], official: bool = False) -> list[float]:
-  """1.0 or 0.0 for every rotation of every question."""
+def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float]:
+  """Returns 1.0 or 0.0 for every rotation of every question."""
   del official
-  return [float(chosen(e['answer'], e['choices']) == e['gt_answers']) for e in entries]
+  return [
+    float(chosen(entry['answer'], entry['choices']) == entry['gt_answers']) for entry in entries
+  ]
 
 
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
-  """Circular accuracy, overall and by category, all in [0, 1].
+  """Returns the circular accuracy, overall and by category, in [0, 1].
 
   Args:
-    entries: with 'answer', 'choices' ({letter: text}), 'gt_answers' (a letter), 'group' (the same for all rotations of a
-      question), 'rotation' (0 for the question as it is), 'category' and 'l2-category' ('' where the file has none).
-    official: makes no difference, the SPHINX script has no MMBench.
+    entries: dicts with 'answer', 'choices' ({letter: text}), 'gt_answers' (a letter), 'group' (the
+      same for all rotations of a question), 'rotation' (0 for the original order), 'category' and
+      'l2-category' ('' if the file has none).
+    official: has no effect, because the SPHINX script does not score MMBench.
 
   Returns:
-    {'accuracy': share of questions right under all rotations, 'accuracy without rotation', and for each category
-    '<category>': its circular accuracy}.
+    {'accuracy': share of questions right under all rotations, 'accuracy without rotation': the
+    same of the original order, '<category>': circular accuracy of each category}.
 
   Raises:
-    SphinxError: no entries.
+    SphinxError: there are no entries.
   """
-  base.some('MMBench', entries)
-  right, first = {}, {}
-  for entry, hit in zip(entries, each(entries, official)):
+  scoring.require_nonempty('MMBench', entries)
+  right, unrotated = {}, {}  # Scores by group.
+  for entry, hit in zip(entries, per_example_scores(entries, official)):
     right[entry['group']] = min(hit, right.get(entry['group'], 1.0))
     if entry['rotation'] == 0:
-      first[entry['group']] = hit
-  result = base.mean('accuracy', right.values())
-  if first:
-    result |= base.mean('accuracy without rotation', first.values())
+      unrotated[entry['group']] = hit
+  result = scoring.mean('accuracy', right.values())
+  if unrotated:
+    result |= scoring.mean('accuracy without rotation', unrotated.values())
   for key in ('l2-category', 'category'):
-    groups = {entry['group']: entry[key] for entry in entries if entry[key]}
-    for name in sorted(set(groups.values())):
-      result |= base.mean(
-        name, (right[group] for group, category in groups.items() if category == name)
-      )
+    categories = {entry['group']: entry[key] for entry in entries if entry[key]}
+    for name in sorted(set(categories.values())):
+      in_category = [right[group] for group, category in categories.items() if category == name]
+      result |= scoring.mean(name, in_category)
   return result

@@ -1,10 +1,13 @@
-"""MME score (arXiv 2306.13394): two yes/no questions a picture; accuracy plus share of pictures with both right."""
+"""MME score (arXiv 2306.13394): accuracy of yes/no questions plus accuracy of question pairs.
+
+Every image has two questions; a pair is right if both answers are.
+"""
 
 import pathlib
 from collections.abc import Sequence
 
 from sphinx_jax.core import errors
-from sphinx_jax.evaluation.protocols import scoring as base
+from sphinx_jax.evaluation.protocols import scoring
 
 SUBTASKS = {
   'perception': (
@@ -29,20 +32,24 @@ SUBTASKS = {
 
 
 def yes_or_no(answer: str) -> str:
-  """'yes' or 'no' where it occurs in the first four characters, in this order of preference, else 'other'."""
+  """Returns 'yes' or 'no' if the first four characters contain it ('yes' first), else 'other'."""
   start = answer.lower()[:4]
   return next((word for word in ('yes', 'no') if word in start), 'other')
 
 
-def each(entries: Sequence[dict], official: bool = False) -> list[float]:
-  """1.0 or 0.0 for every question."""
+def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float]:
+  """Returns 1.0 or 0.0 for every question."""
   del official
-  return [float(yes_or_no(e['answer']) == e['gt_answers'].lower()) for e in entries]
+  return [float(yes_or_no(entry['answer']) == entry['gt_answers'].lower()) for entry in entries]
 
 
 def subtask_score(entries: Sequence[dict]) -> dict[str, float]:
-  """{'acc', 'acc+': in [0, 1], 'score': 100 (acc + acc+)} of one subtask's entries, see `score`."""
-  pictures = {}
+  """Returns {'acc', 'acc+': in [0, 1], 'score': 100 (acc + acc+)} of one subtask's entries.
+
+  Raises:
+    SphinxError: see `score`.
+  """
+  images: dict[str, list[bool]] = {}
   for entry in entries:
     truth = entry['gt_answers'].lower()
     if truth not in ('yes', 'no'):
@@ -52,33 +59,39 @@ def subtask_score(entries: Sequence[dict]) -> dict[str, float]:
         "'yes' or 'no'",
         'check the annotations',
       )
-    pictures.setdefault(entry['image_path'], []).append(yes_or_no(entry['answer']) == truth)
-  for picture, right in pictures.items():
+    images.setdefault(entry['image_path'], []).append(yes_or_no(entry['answer']) == truth)
+  for path, right in images.items():
     if len(right) != 2:
       raise errors.make(
-        f"MME picture '{picture}'", f'{len(right)} questions', '2', 'score whole pictures'
+        f"MME image '{path}'", f'{len(right)} questions', '2', 'score both questions of an image'
       )
-  accuracy = sum(map(sum, pictures.values())) / (2 * len(pictures))
-  both = sum(map(all, pictures.values())) / len(pictures)
-  return {'acc': accuracy, 'acc+': both, 'score': 100 * accuracy + 100 * both}
+  accuracy = sum(map(sum, images.values())) / (2 * len(images))
+  pair_accuracy = sum(map(all, images.values())) / len(images)
+  return {
+    'acc': accuracy,
+    'acc+': pair_accuracy,
+    'score': 100 * accuracy + 100 * pair_accuracy,
+  }
 
 
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
-  """Scores of MME's two halves and of the subtasks that occur.
+  """Returns the scores of MME's two halves and of the subtasks that occur.
 
   Args:
-    entries: with 'answer', 'gt_answers' ('Yes' or 'No') and 'image_path', in which a folder is named as the subtask.
-    official: makes no difference, the SPHINX script scores as the benchmark's own tool does.
+    entries: dicts with 'answer', 'gt_answers' ('Yes' or 'No') and 'image_path', in which a folder
+      has the name of the subtask.
+    official: has no effect, because the SPHINX script scores as the benchmark's own tool does.
 
   Returns:
-    {'perception', 'cognition': sum over their subtasks, 'total', '<subtask>': 100 (acc + acc+), '<subtask> acc',
-    '<subtask> acc+': in [0, 1]}.
+    {'perception', 'cognition': sum over their subtasks, 'total', '<subtask>': 100 (acc + acc+),
+    '<subtask> acc', '<subtask> acc+': in [0, 1]}.
 
   Raises:
-    SphinxError: no entries, a path without a subtask, a picture without exactly two questions, another true answer.
+    SphinxError: there are no entries, a path is without a subtask, an image has other than two
+      questions, or a true answer is neither yes nor no.
   """
-  base.some('MME', entries)
-  groups = {}
+  scoring.require_nonempty('MME', entries)
+  groups: dict[str, list[dict]] = {}
   for entry in entries:
     groups.setdefault(_subtask(entry['image_path']), []).append(entry)
   scores = {name: subtask_score(group) for name, group in groups.items()}
@@ -92,14 +105,14 @@ def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
   return result
 
 
-def _subtask(image_path):
+def _subtask(image_path: str) -> str:
   names = [name for half in SUBTASKS.values() for name in half]
-  found = [part for part in pathlib.PurePosixPath(image_path).parts if part in names]
-  if not found:
+  matches = [part for part in pathlib.PurePosixPath(image_path).parts if part in names]
+  if not matches:
     raise errors.make(
-      f"MME picture '{image_path}'",
+      f"MME image '{image_path}'",
       'no folder of a subtask',
       f'one of {", ".join(names)}',
       'keep the folders of the benchmark',
     )
-  return found[-1]
+  return matches[-1]

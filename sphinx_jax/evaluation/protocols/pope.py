@@ -1,52 +1,63 @@
-"""POPE (arXiv 2305.10355): is this thing in the picture? Accuracy; precision, recall, F1 of 'yes'; how often it is said."""
+"""POPE (arXiv 2305.10355), yes/no questions about objects: accuracy, precision, recall, F1."""
 
 from collections.abc import Sequence
 
 from sphinx_jax.core import errors
-from sphinx_jax.evaluation.protocols import scoring as base
+from sphinx_jax.evaluation.protocols import scoring
 
 
 def yes_or_no(answer: str) -> str:
-  """'no' where the first sentence has the word No, no or not, else 'yes', which thus is what an unreadable answer counts as.
+  """Returns 'no' if the first sentence has the word No, no or not, else 'yes'.
 
-  Source: evaluate.py of the benchmark (github.com/RUCAIBox/POPE).
+  An unreadable answer therefore counts as 'yes'. Source: evaluate.py of the benchmark
+  (github.com/RUCAIBox/POPE).
   """
   words = answer.split('.')[0].replace(',', '').split()
   return 'no' if {'No', 'no', 'not'} & set(words) else 'yes'
 
 
-def each(entries: Sequence[dict], official: bool = False) -> list[float]:
-  """1.0 or 0.0 for every question."""
+def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float]:
+  """Returns 1.0 or 0.0 for every question."""
   del official
-  return [float(_said(entry) == _truth(entry)) for entry in entries]
+  return [float(_predicted(entry) == _truth(entry)) for entry in entries]
 
 
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
-  """{'accuracy', 'precision', 'recall', 'f1', 'yes ratio'} in [0, 1] of entries with 'answer' and 'gt_answers' (yes or no).
+  """Returns {'accuracy', 'precision', 'recall', 'f1', 'yes ratio'}, in [0, 1].
 
-  A ratio of which nothing was counted is 0. `official` makes no difference: the SPHINX script has no POPE, and this is the
-  benchmark's own. Raises SphinxError without entries or with another true answer.
+  A ratio with a denominator of 0 is 0.
+
+  Args:
+    entries: dicts with 'answer' and 'gt_answers' (yes or no).
+    official: has no effect. The SPHINX script does not score POPE; this is the benchmark's own
+      definition.
+
+  Raises:
+    SphinxError: there are no entries, or a true answer is neither yes nor no.
   """
   del official
-  base.some('POPE', entries)
-  pairs = [(_said(entry) == 'yes', _truth(entry) == 'yes') for entry in entries]
-  said, true, both = (sum(yes) for yes in zip(*((*pair, all(pair)) for pair in pairs)))
+  scoring.require_nonempty('POPE', entries)
+  predicted = [_predicted(entry) == 'yes' for entry in entries]
+  truth = [_truth(entry) == 'yes' for entry in entries]
+  positives, true_yes = sum(predicted), sum(truth)
+  true_positives = sum(p and t for p, t in zip(predicted, truth))
+  right = sum(p == t for p, t in zip(predicted, truth))
   return {
-    'accuracy': sum(said_yes == true_yes for said_yes, true_yes in pairs) / len(pairs),
-    'precision': both / max(said, 1),
-    'recall': both / max(true, 1),
-    'f1': 2 * both / max(said + true, 1),
-    'yes ratio': said / len(pairs),
+    'accuracy': right / len(entries),
+    'precision': true_positives / max(positives, 1),
+    'recall': true_positives / max(true_yes, 1),
+    'f1': 2 * true_positives / max(positives + true_yes, 1),
+    'yes ratio': positives / len(entries),
   }
 
 
-def _said(entry):
-  if entry.get('skipped'):  # A question that could not be asked must not be right by being empty.
+def _predicted(entry: dict) -> str:
+  if entry.get('skipped'):  # The empty answer of a skipped question must not count as right.
     return 'no' if _truth(entry) == 'yes' else 'yes'
   return yes_or_no(entry['answer'])
 
 
-def _truth(entry):
+def _truth(entry: dict) -> str:
   truth = entry['gt_answers'].lower()
   if truth not in ('yes', 'no'):
     raise errors.make('POPE', f"true answer '{truth}'", "'yes' or 'no'", 'check the annotations')

@@ -1,4 +1,7 @@
-"""REC accuracy at IoU 0.5 (RefCOCO, RefCOCO+, RefCOCOg): answers on the padded square, truth in pixels of the picture."""
+"""REC accuracy at IoU 0.5 (RefCOCO, RefCOCO+, RefCOCOg).
+
+Boxes in answers are on the padded square, true boxes are in pixels of the image.
+"""
 
 import re
 from collections.abc import Sequence
@@ -6,68 +9,81 @@ from collections.abc import Sequence
 import numpy as np
 
 from sphinx_jax.core import boxes, coordinates, errors
-from sphinx_jax.evaluation.protocols import scoring as base
+from sphinx_jax.evaluation.protocols import scoring
 
 THRESHOLD = 0.5
 
 
 def image_size(question_id: str) -> tuple[int, int]:
-  """(width, height) from an official question id such as 'height480_width640'. Raises SphinxError without them."""
-  sizes = [re.search(rf'{side}(\d+)', question_id) for side in ('width', 'height')]
-  if None in sizes:
+  """Returns (width, height) from an official question id like 'height480_width640'.
+
+  Raises:
+    SphinxError: the id does not contain both.
+  """
+  width, height = (re.search(rf'{side}(\d+)', question_id) for side in ('width', 'height'))
+  if width is None or height is None:
     raise errors.make(
       'REC',
       f'question id {question_id!r}',
-      "one like 'height480_width640'",
-      'give the width and height of the picture',
+      "an id like 'height480_width640'",
+      'add the width and height of the image',
     )
-  return int(sizes[0][1]), int(sizes[1][1])
+  return int(width[1]), int(height[1])
 
 
 def rec_iou(
   answer: str, box: Sequence[float], width: int, height: int, official: bool = False
 ) -> float:
-  """IoU of the first box in an answer with the true one; 0 without a box.
+  """Returns the IoU of the first box in an answer with the true one; 0 if there is no box.
 
   Args:
     answer: text with '[x1, y1, x2, y2]' in [0, 1] on the padded square.
-    box: the true (x1, y1, x2, y2) in pixels of the width x height picture.
-    width: of the picture before padding, in pixels.
-    height: likewise.
-    official: reads the answer and computes as the SPHINX script does: only the first '[...]' of one line counts (or,
-      without one, the text up to ']'), anything float() takes is a number, areas are signed and float32. It may
-      then be negative zero, or NaN where the union is 0 or a number is not finite.
+    box: the true (x1, y1, x2, y2) in pixels of the width x height image.
+    width: width of the image before padding, in pixels.
+    height: height of the image before padding, in pixels.
+    official: parse and compute as the SPHINX script does. Only the first '[...]' of one line counts
+      (or, without one, the text up to ']'), anything that float() accepts is a number, and areas
+      are signed and float32. The result may then be negative zero, or NaN if the union is 0 or a
+      number is not finite.
   """
   if official:
-    return _official_iou(
-      _first_bracket(answer), boxes.expand_to_square(box, width, height), max(width, height)
-    )
+    target = boxes.expand_to_square(box, width, height)
+    return _official_iou(_first_bracket(answer), target, max(width, height))
   groups = coordinates.parse_groups(answer) or coordinates.parse_groups(f'[{answer.strip("[] ")}]')
-  found = [numbers for _, group in groups for numbers in group if len(numbers) == 4]
-  return boxes.iou(found[0], boxes.pad_box(box, width, height)) if found else 0.0
+  predicted = [numbers for _, group in groups for numbers in group if len(numbers) == 4]
+  return boxes.iou(predicted[0], boxes.pad_box(box, width, height)) if predicted else 0.0
 
 
 def rec_accuracy(
   answer: str, box: Sequence[float], width: int, height: int, official: bool = False
 ) -> float:
-  """1.0 where `rec_iou` of the same arguments is at least 0.5, else 0.0."""
+  """Returns 1.0 if `rec_iou` of the same arguments is at least 0.5, else 0.0."""
   return float(rec_iou(answer, box, width, height, official) >= THRESHOLD)
 
 
-def each(entries: Sequence[dict], official: bool = False) -> list[float]:
-  """1.0 or 0.0 for every entry."""
-  return [
-    rec_accuracy(e['answer'], e['gt_answers'], *image_size(e['question_id']), official)
-    for e in entries
-  ]
+def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float]:
+  """Returns 1.0 or 0.0 for every entry."""
+  scores = []
+  for entry in entries:
+    width, height = image_size(entry['question_id'])
+    scores.append(rec_accuracy(entry['answer'], entry['gt_answers'], width, height, official))
+  return scores
 
 
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
-  """{'miou0.5': share of hits} of entries with 'answer', 'gt_answers' (a box in pixels) and the official 'question_id'."""
-  return base.mean('miou0.5', each(entries, official))
+  """Returns {'miou0.5': share of hits} over entries.
+
+  Args:
+    entries: dicts with 'answer', 'gt_answers' (a box in pixels) and the official 'question_id'.
+    official: see `rec_iou`.
+
+  Raises:
+    SphinxError: there are no entries, or an id has no image size.
+  """
+  return scoring.mean('miou0.5', per_example_scores(entries, official))
 
 
-def _first_bracket(answer):
+def _first_bracket(answer: str) -> list[float]:
   brackets = re.findall(r'\[(.*?)\]', answer) or [answer.split(']')[0]]
   try:
     numbers = [float(part) for part in brackets[0].split(',')]
@@ -76,12 +92,13 @@ def _first_bracket(answer):
   return numbers if len(numbers) == 4 else [0.0] * 4
 
 
-def _official_iou(box, target, longer):
-  with np.errstate(
-    all='ignore'
-  ):  # Numbers of any size come in; infinity and NaN are part of the result.
-    box, target = np.array(box, np.float32) * np.float32(longer), np.array(target, np.float32)
-    sides = np.maximum(np.minimum(box[2:], target[2:]) - np.maximum(box[:2], target[:2]), 0)
-    shared = sides[0] * sides[1]
-    areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (box, target)]
-    return float(shared / (areas[0] + areas[1] - shared))
+def _official_iou(box: Sequence[float], target: Sequence[float], longer: int) -> float:
+  # Numbers of any size come in. Infinity and NaN are part of the result.
+  with np.errstate(all='ignore'):
+    predicted = np.array(box, np.float32) * np.float32(longer)
+    truth = np.array(target, np.float32)
+    low, high = np.maximum(predicted[:2], truth[:2]), np.minimum(predicted[2:], truth[2:])
+    width, height = np.maximum(high - low, 0)
+    shared = width * height
+    predicted_area, true_area = ((b[2] - b[0]) * (b[3] - b[1]) for b in (predicted, truth))
+    return float(shared / (predicted_area + true_area - shared))

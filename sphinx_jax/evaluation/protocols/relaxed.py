@@ -1,61 +1,72 @@
-"""Relaxed accuracy (ChartQA): a number may miss the true one by 5 %, other text has to be equal."""
+"""Relaxed accuracy (ChartQA): a number may be off by 5 %, any other text has to be equal."""
 
 from collections.abc import Sequence
 
-from sphinx_jax.evaluation.protocols import scoring as base
+from sphinx_jax.evaluation.protocols import scoring
 
 TOLERANCE = 0.05
 
 
 def relaxed_match(answer: str, annotations: str | Sequence[str], official: bool = False) -> float:
-  """1.0 if the answer is within 5 % of the true number, or equals the true text up to case, else 0.0.
+  """Returns 1.0 if the answer is within 5 % of the true number or equals the true text, else 0.0.
 
-  '45%' is the number 0.45. Source: arXiv 2203.10244, section 5.1 ("within 5% of the gold answer").
+  Case does not count. '45%' is the number 0.45. Source: arXiv 2203.10244, section 5.1 ("within 5%
+  of the gold answer").
 
   Args:
-    answer: what the model says.
-    annotations: the true answer, or several of which any will do.
-    official: the 5 % are of the model's answer, as the SPHINX script passes it for the target; a zero is then
-      compared as text.
+    answer: the model's answer.
+    annotations: the true answer, or several of which any is right.
+    official: take the 5 % of the model's answer, because the SPHINX script passes it as the target.
+      A zero is then compared as text.
 
   Raises:
     SphinxError: there is no true answer.
   """
-  answer, truths = answer.strip(), base.listed('relaxed accuracy', annotations)
+  answer, truths = answer.strip(), scoring.as_list('relaxed accuracy', annotations)
   if official:
-    return float(any(_official(truth, answer) for truth in truths))
+    return float(any(_official_match(truth, answer) for truth in truths))
   return float(
     any(_same(answer, truth) or _near(_number(answer), _number(truth)) for truth in truths)
   )
 
 
-def each(entries: Sequence[dict], official: bool = False) -> list[float]:
-  """The score of every entry, in [0, 1]."""
-  return [relaxed_match(e['answer'], e['gt_answers'], official) for e in entries]
+def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float]:
+  """Returns 1.0 or 0.0 for every entry."""
+  return [relaxed_match(entry['answer'], entry['gt_answers'], official) for entry in entries]
 
 
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
-  """{'relaxed_accuracy': mean} of entries with 'answer' and 'gt_answers', a text or a list of texts."""
-  return base.mean('relaxed_accuracy', each(entries, official))
+  """Returns {'relaxed_accuracy': mean} over entries.
+
+  Args:
+    entries: dicts with 'answer' and 'gt_answers', a text or a list of texts.
+    official: see `relaxed_match`.
+
+  Raises:
+    SphinxError: there are no entries, or one has no true answer.
+  """
+  return scoring.mean('relaxed_accuracy', per_example_scores(entries, official))
 
 
-def _official(truth, answer):
+def _official_match(truth: str, answer: str) -> bool:
   if _number(truth) is None or not _number(answer):
     return _same(answer, truth)
   return _near(_number(truth), _number(answer))
 
 
-def _near(number, target):
+def _near(number: float | None, target: float | None) -> bool:
   if number is None or target is None:
     return False
-  return abs(number - target) / abs(target) <= TOLERANCE if target else number == 0
+  if not target:
+    return number == 0
+  return abs(number - target) / abs(target) <= TOLERANCE
 
 
-def _same(a, b):
+def _same(a: str, b: str) -> bool:
   return a.lower() == b.lower()
 
 
-def _number(text):
+def _number(text: str) -> float | None:
   try:
     return float(text.rstrip('%')) / 100 if text.endswith('%') else float(text)
   except ValueError:

@@ -1,26 +1,34 @@
-"""What the protocols share: one true answer or several, and the mean over entries."""
+"""Helpers that all protocols share."""
 
 from collections.abc import Iterable, Sequence
 
 from sphinx_jax.core import errors
 
 
-def listed(who: str, annotation: str | Sequence[str]) -> list[str]:
-  """The true answers as a list. Raises SphinxError when there is none."""
+def as_list(who: str, annotation: str | Sequence[str]) -> list[str]:
+  """Returns the true answers as a list, also when there is a single one.
+
+  Raises:
+    SphinxError: there is no true answer.
+  """
   answers = [annotation] if isinstance(annotation, str) else list(annotation)
   if not answers:
     raise errors.make(who, 'no true answer', 'a text or a list of texts', 'check the annotations')
   return answers
 
 
-def some(who: str, entries: Sequence) -> None:
-  """Raises SphinxError when there is nothing to score."""
+def require_nonempty(who: str, entries: Sequence) -> None:
+  """Raises SphinxError if there is nothing to score."""
   if not entries:
     raise errors.make(who, 'no entries', 'at least one', 'check the predictions')
 
 
-def mean(who: str, scores: Iterable[float]) -> dict[str, float]:
-  """{who: the mean of the scores}. Raises SphinxError when there is none."""
+def mean(name: str, scores: Iterable[float]) -> dict[str, float]:
+  """Returns {name: mean of the scores}.
+
+  Raises:
+    SphinxError: there are no scores.
+  """
   scores = list(scores)
-  some(who, scores)
-  return {who: sum(scores) / len(scores)}
+  require_nonempty(name, scores)
+  return {name: sum(scores) / len(scores)}

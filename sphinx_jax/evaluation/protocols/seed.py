@@ -1,11 +1,11 @@
-"""SEED-Bench (arXiv 2307.16125), pictures only: accuracy of four choices, overall and by what is asked."""
+"""SEED-Bench (arXiv 2307.16125), questions about images: accuracy, overall and by question type."""
 
 from collections.abc import Sequence
 
-from sphinx_jax.evaluation.protocols import scoring as base
+from sphinx_jax.evaluation.protocols import scoring
 from sphinx_jax.evaluation.protocols.multiple_choice import multiple_choice
 
-# By 'question_type_id'; 10 to 12 are asked about videos.
+# Names by 'question_type_id'. Types 10 to 12 are about videos.
 TYPES = {
   1: 'scene understanding',
   2: 'instance identity',
@@ -19,22 +19,30 @@ TYPES = {
 }
 
 
-def each(entries: Sequence[dict], official: bool = False) -> list[float]:
-  """1.0 or 0.0 for every question."""
+def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float]:
+  """Returns 1.0 or 0.0 for every question."""
   del official
-  return [multiple_choice(e['answer'], e['gt_answers']) for e in entries]
+  return [multiple_choice(entry['answer'], entry['gt_answers']) for entry in entries]
 
 
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
-  """{'accuracy', and by type: its accuracy} in [0, 1] of entries with 'answer', 'gt_answers' (a letter), 'question_type_id'.
+  """Returns {'accuracy', and the accuracy of each question type that occurs}, in [0, 1].
 
-  The letter is read from the text the model writes. The benchmark ranks the choices by their likelihood instead for models
-  that do not follow instructions. `official` makes no difference. Raises SphinxError without entries.
+  The letter is parsed from the generated text. For models that do not follow instructions, the
+  benchmark itself ranks the choices by their likelihood instead.
+
+  Args:
+    entries: dicts with 'answer', 'gt_answers' (a letter) and 'question_type_id'.
+    official: has no effect, because the SPHINX script does not score SEED-Bench.
+
+  Raises:
+    SphinxError: there are no entries.
   """
-  hits = each(entries, official)
-  result = base.mean('accuracy', hits)
+  scores = per_example_scores(entries, official)
+  types = [int(entry['question_type_id']) for entry in entries]
+  result = scoring.mean('accuracy', scores)
   for number, name in TYPES.items():
-    some = [hit for entry, hit in zip(entries, hits) if int(entry['question_type_id']) == number]
-    if some:
-      result |= base.mean(name, some)
+    of_type = [value for value, type_id in zip(scores, types) if type_id == number]
+    if of_type:
+      result |= scoring.mean(name, of_type)
   return result

@@ -5,7 +5,7 @@ import pytest
 from sphinx_jax.configs import benchmarks
 from sphinx_jax.core import boxes, coordinates
 from sphinx_jax.core.errors import SphinxError
-from sphinx_jax.evaluation.protocols import EACH, PROTOCOLS
+from sphinx_jax.evaluation.protocols import PER_EXAMPLE, PROTOCOLS
 from tests.evaluation.benchmarks import official
 
 TABLE = benchmarks.get_config()
@@ -71,7 +71,7 @@ def test_perfect_answers_have_full_marks_and_wrong_ones_none(root, file):
   subtasks = {entry['image_path'].split('/')[-3] for entry in right}
   assert marks[row.metric] == pytest.approx(200 * len(subtasks) if file == 'MME_benchmark' else 1)
   assert none[row.metric] == 0
-  assert EACH[protocol](right) == pytest.approx([1] * 60) and EACH[protocol](wrong) == [0] * 60
+  assert PER_EXAMPLE[protocol](right) == pytest.approx([1] * 60) and PER_EXAMPLE[protocol](wrong) == [0] * 60
   if (
     protocol != 'vqa_score'
   ):  # There the official reading keeps articles, so that a perfect answer may fall.

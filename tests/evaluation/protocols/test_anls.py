@@ -1,4 +1,4 @@
-"""ANLS: the goldens of the official evaluator, and where the definition departs from it."""
+"""ANLS: the goldens of the official evaluator, and where the definition differs from it."""
 
 import json
 import pathlib
@@ -17,8 +17,8 @@ def test_edit_distance(a, b, distance):
 
 
 @pytest.mark.parametrize('sample', GOLDEN['samples'], ids=lambda sample: sample['pred'])
-def test_both_sides_give_the_goldens(sample):
-  # None of them has white space to lose or a character whose upper case is longer, and an error as well.
+def test_both_variants_give_the_goldens(sample):
+  # No sample with an error has extra white space or a character whose upper case is longer.
   for official in (False, True):
     assert anls.anls(sample['pred'], sample['answers'], official) == pytest.approx(
       sample['score'], abs=1e-12
@@ -28,21 +28,19 @@ def test_both_sides_give_the_goldens(sample):
 @pytest.mark.parametrize(
   'answer, truth, similarity, official',
   [
-    ('abx', ' abc ', 2 / 3, 4 / 5),  # White space makes an error weigh less.
+    ('abx', ' abc ', 2 / 3, 4 / 5),  # White space lowers the weight of an error.
     ('a   b', 'a c', 2 / 3, 4 / 5),
-    ('b', '   ', 0, 2 / 3),  # Enough of it lets any answer pass.
+    ('b', '   ', 0, 2 / 3),  # With enough white space any answer passes.
     ('strasse', 'straße', 5 / 7, 5 / 7),
     ('ß', 'ßa', 0.5, 2 / 3),  # 'ß' counts twice in upper case.
   ],
 )
-def test_difference_the_length_is_of_the_texts_that_were_compared(
-  answer, truth, similarity, official
-):
+def test_difference_the_length_is_that_of_the_compared_texts(answer, truth, similarity, official):
   assert anls.anls(answer, truth) == pytest.approx(similarity)
   assert anls.anls(answer, truth, official=True) == pytest.approx(official)
 
 
-def test_the_nearest_answer_counts_and_a_half_stays():
+def test_the_nearest_answer_counts_and_a_similarity_of_one_half_is_kept():
   assert anls.anls('abcd', ['zzzz', 'abxx']) == 0.5
   assert anls.anls('abcde', ['abxxx']) == 0
   assert anls.anls('', ['', 'x']) == anls.anls(' ', '') == 1
@@ -53,7 +51,7 @@ def test_no_true_answer_is_an_error():
     anls.anls('x', [])
 
 
-def test_the_protocol_takes_the_mean_over_texts_and_lists():
+def test_the_protocol_averages_over_texts_and_lists():
   entries = [
     {'answer': '0.28', 'gt_answers': '0.28'},
     {'answer': 'no', 'gt_answers': ['yes', 'maybe']},

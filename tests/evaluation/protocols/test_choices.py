@@ -2,11 +2,11 @@
 
 import pytest
 
-from sphinx_jax.evaluation.protocols import EACH, PROTOCOLS, mmbench
+from sphinx_jax.evaluation.protocols import PER_EXAMPLE, PROTOCOLS, mmbench
 
 
 def rotations(group, answers, category='finding', coarse='perception'):
-  """Three rotations of one question whose true answer is the cat, with what the model says to each."""
+  """Three rotations of one question whose true answer is the cat, with an answer to each."""
   lines = []
   for rotation, (answer, letter) in enumerate(zip(answers, 'ACB', strict=True)):
     texts = ['cat', 'dog', 'cow']
@@ -42,7 +42,7 @@ def test_the_choice_is_read_from_letter_or_text(answer, letter):
   assert mmbench.chosen(answer, {'A': 'cat', 'B': 'dog', 'C': 'cow'}) == letter
 
 
-def test_a_question_counts_when_all_its_rotations_are_right():
+def test_a_question_is_right_if_all_its_rotations_are():
   lines = (
     rotations(1, ['A', 'C', 'B'])
     + rotations(2, ['A', 'A', 'A'])
@@ -57,7 +57,7 @@ def test_a_question_counts_when_all_its_rotations_are_right():
     'counting': 0.5,
     'finding': 0.5,
   }
-  assert EACH['mmbench'](lines)[:6] == [1, 1, 1, 1, 0, 0]
+  assert PER_EXAMPLE['mmbench'](lines)[:6] == [1, 1, 1, 1, 0, 0]
   assert PROTOCOLS['mmbench'](lines[::-1]) == PROTOCOLS['mmbench'](lines)
 
 
@@ -76,4 +76,4 @@ def test_seed_by_type():
     'scene understanding': 1,
     'instance counting': 0,
   }
-  assert EACH['seed_bench'](lines) == [1, 1, 0, 0]
+  assert PER_EXAMPLE['seed_bench'](lines) == [1, 1, 0, 0]

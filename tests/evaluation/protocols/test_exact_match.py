@@ -1,4 +1,4 @@
-"""Exact match, multiple choice and GQA: the goldens of the official script, and where ours departs from it."""
+"""Exact match, multiple choice and GQA: the official goldens, and where ours differs from them."""
 
 import json
 import pathlib
@@ -17,14 +17,14 @@ GOLDEN = json.loads(
 
 
 @pytest.mark.parametrize('sample', GOLDEN['samples'], ids=lambda sample: repr(sample['answer']))
-def test_exact_match_is_the_goldens_on_both_sides(sample):
+def test_both_variants_of_exact_match_give_the_goldens(sample):
   for official in (False, True):
     assert exact_match(sample['answer'], sample['annotation'], official) == sample['score']
 
 
-def test_difference_any_of_several_true_answers_will_do():
+def test_difference_any_of_several_true_answers_is_right():
   assert exact_match('Dog.', ['cat', 'dog']) == 1 and exact_match('cow', ['cat', 'dog']) == 0
-  with pytest.raises(SphinxError, match='the official script breaks on a list'):
+  with pytest.raises(SphinxError, match='the official script crashes on a list'):
     exact_match('dog', ['cat', 'dog'], official=True)
 
 
@@ -36,14 +36,14 @@ def test_official_choices_are_the_goldens(sample):
 
 
 @pytest.mark.parametrize('sample', GOLDEN['multiple_choice'], ids=lambda sample: sample['answer'])
-def test_difference_a_letter_is_read_wherever_an_answer_names_it(sample):
-  # All the goldens name the right letter, also those in which the script finds none and draws one, and 'F. no'.
+def test_difference_the_letter_may_stand_anywhere_in_the_answer(sample):
+  # All goldens name the right letter, also 'F. no' and those for which the script draws a letter.
   assert PROTOCOLS['accuracy']([{'answer': sample['answer'], 'gt_answers': sample['gt']}]) == {
     'accuracy': 1
   }
 
 
-def test_difference_no_letter_is_wrong_and_not_a_draw():
+def test_difference_an_answer_without_a_letter_is_wrong_and_not_random():
   entries = [{'answer': 'I do not know', 'gt_answers': letter} for letter in 'ABCDE' * 200]
   assert PROTOCOLS['accuracy'](entries) == {'accuracy': 0}
   drawn = [
@@ -51,9 +51,8 @@ def test_difference_no_letter_is_wrong_and_not_a_draw():
   ]
   assert drawn[0] == drawn[1] != drawn[2] and drawn == pytest.approx([0.2] * 3, abs=0.05)
   rng = random.Random(1)
-  assert [multiple_choice.official_choice('?', letter, rng) for letter in 'BEACA'] == [
-    1
-  ] * 5  # One stream for a whole run.
+  # One random stream serves a whole run.
+  assert [multiple_choice.official_choice('?', letter, rng) for letter in 'BEACA'] == [1] * 5
 
 
 @pytest.mark.parametrize(
@@ -78,7 +77,7 @@ def test_the_letter_of_an_answer(answer, letter):
   assert multiple_choice.choice_letter(answer) == letter
 
 
-def test_texts_that_are_no_letters_are_compared_whole():
+def test_texts_other_than_letters_are_compared_whole():
   pairs = [('Crickets.', 'crickets'), ('A', 'a'), ('4', '5')]
   entries = [{'answer': answer, 'gt_answers': truth} for answer, truth in pairs]
   for official in (False, True):
@@ -105,7 +104,7 @@ def test_the_short_answer_is_cut_at_whole_words(answer, short):
   assert short_answer(answer) == short
 
 
-def test_a_gqa_answer_that_is_right_as_it_stands_stays_right():
+def test_a_gqa_answer_that_is_right_as_a_whole_stays_right():
   assert gqa_match('bottle of water', 'bottle of water') == 1
   entries = [
     {'answer': 'It is a dog.', 'gt_answers': 'dog'},

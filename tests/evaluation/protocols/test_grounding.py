@@ -1,10 +1,10 @@
-"""Phrase grounding: any of several true boxes, and the box around them."""
+"""Phrase grounding: any of several true boxes, and their bounding box."""
 
 import pytest
 
 from sphinx_jax.core import boxes, coordinates
 from sphinx_jax.core.errors import SphinxError
-from sphinx_jax.evaluation.protocols import EACH, PROTOCOLS
+from sphinx_jax.evaluation.protocols import PER_EXAMPLE, PROTOCOLS
 
 LEFT, RIGHT = [0, 50, 100, 150], [300, 50, 400, 150]
 AROUND = [0, 50, 400, 150]
@@ -26,7 +26,7 @@ def entry(box, truth):
     (None, [LEFT], 0, 0),
   ],
 )
-def test_both_readings_of_several_boxes(box, truth, any_box, merged):
+def test_both_variants_for_several_boxes(box, truth, any_box, merged):
   line = entry(box, truth)
   assert PROTOCOLS['phrase_grounding']([line]) == {
     'recall@1 any box': any_box,
@@ -35,7 +35,7 @@ def test_both_readings_of_several_boxes(box, truth, any_box, merged):
   assert PROTOCOLS['phrase_grounding']([line], official=True) == PROTOCOLS['phrase_grounding'](
     [line]
   )
-  assert EACH['phrase_grounding']([line]) == [any_box]
+  assert PER_EXAMPLE['phrase_grounding']([line]) == [any_box]
 
 
 def test_a_phrase_without_a_box_is_an_error():

@@ -7,7 +7,7 @@ from sphinx_jax.evaluation.protocols import PROTOCOLS, mme
 
 
 def entries(subtask, pairs):
-  """Two questions a picture, the first 'Yes' and the second 'No', with what the model says to each."""
+  """Two questions an image, the first 'Yes' and the second 'No', with an answer to each."""
   return [
     {'image_path': f'./data/MME/{subtask}/images/{i}.jpg', 'gt_answers': truth, 'answer': answer}
     for i, pair in enumerate(pairs)
@@ -69,6 +69,6 @@ def test_a_perfect_run_has_the_benchmarks_best_score():
     ),
   ],
 )
-def test_what_cannot_be_scored_is_refused(lines, message):
+def test_entries_that_cannot_be_scored_are_an_error(lines, message):
   with pytest.raises(SphinxError, match=message):
     PROTOCOLS['mme_score'](lines)

@@ -1,9 +1,9 @@
-"""POPE: how answers are read, and the five numbers by hand."""
+"""POPE: how answers are parsed, and the five metrics by hand."""
 
 import pytest
 
 from sphinx_jax.core.errors import SphinxError
-from sphinx_jax.evaluation.protocols import EACH, PROTOCOLS, pope
+from sphinx_jax.evaluation.protocols import PER_EXAMPLE, PROTOCOLS, pope
 
 
 def entries(pairs):
@@ -25,7 +25,7 @@ def entries(pairs):
     ('NO', 'yes'),
   ],
 )
-def test_answers_are_read_as_by_the_benchmarks_script(answer, word):
+def test_answers_are_parsed_as_by_the_script_of_the_benchmark(answer, word):
   assert pope.yes_or_no(answer) == word
 
 
@@ -37,7 +37,7 @@ def test_numbers_by_hand():
   assert PROTOCOLS['pope'](lines) == pytest.approx(
     {'accuracy': 0.7, 'precision': 3 / 4, 'recall': 3 / 5, 'f1': 6 / 9, 'yes ratio': 0.4}
   )
-  assert EACH['pope'](lines) == [1] * 3 + [0] * 3 + [1] * 4
+  assert PER_EXAMPLE['pope'](lines) == [1] * 3 + [0] * 3 + [1] * 4
   assert PROTOCOLS['pope'](lines, official=True) == PROTOCOLS['pope'](lines)
 
 
@@ -48,15 +48,15 @@ def test_perfect_and_wrong():
   assert (wrong['accuracy'], wrong['precision'], wrong['recall'], wrong['f1']) == (0, 0, 0, 0)
 
 
-def test_nothing_said_yes_divides_nothing_by_zero():
+def test_without_any_yes_the_ratios_are_zero():
   assert PROTOCOLS['pope'](entries([('no', 'no')]))['f1'] == 0
 
 
-def test_a_question_that_could_not_be_asked_is_wrong_either_way():
+def test_a_skipped_question_is_wrong_whatever_the_truth():
   lines = [
     {'gt_answers': truth, 'answer': '', 'skipped': 'missing image'} for truth in ('yes', 'no')
   ]
-  assert EACH['pope'](lines) == [0, 0] and PROTOCOLS['pope'](lines)['accuracy'] == 0
+  assert PER_EXAMPLE['pope'](lines) == [0, 0] and PROTOCOLS['pope'](lines)['accuracy'] == 0
 
 
 def test_another_true_answer_is_an_error():

@@ -1,4 +1,4 @@
-"""REC: the goldens of the official script, padding undone, and where the reading of answers departs from it."""
+"""REC: the goldens of the official script, and where our parsing of answers differs from it."""
 
 import json
 import math
@@ -11,8 +11,8 @@ from sphinx_jax.core.errors import SphinxError
 from sphinx_jax.evaluation.protocols import PROTOCOLS, rec
 
 GOLDEN = json.loads((pathlib.Path(__file__).parents[2] / 'golden/eval/rec.json').read_text())
-# Boxes that stand in the answer but not as the script reads it: unclosed, in double brackets, over two lines.
-STATED = {
+# Boxes that the script does not find: unclosed, in double brackets, over two lines.
+DIFFERENT = {
   'refcoco_11_height640_width640',
   'refcoco_14_height640_width640',
   'refcoco_15_height640_width640',
@@ -21,14 +21,14 @@ TRUTH = (64, 128, 320, 384)  # (0.1, 0.2, 0.5, 0.6) of 640.
 
 
 @pytest.mark.parametrize('sample', GOLDEN['samples'], ids=lambda sample: sample['answer'])
-def test_official_scores_are_the_goldens_and_ours_depart_only_where_stated(sample):
+def test_official_scores_are_the_goldens_and_ours_differ_only_as_listed(sample):
   arguments = sample['answer'], sample['gt_answers'], *rec.image_size(sample['question_id'])
   golden = math.nan if sample['iou'] is None else sample['iou']
   assert rec.rec_iou(*arguments, official=True) == pytest.approx(golden, abs=1e-7, nan_ok=True)
   assert rec.rec_accuracy(*arguments, official=True) == sample['correct']
-  stated = sample['question_id'] in STATED
-  assert rec.rec_iou(*arguments) == pytest.approx(1.0 if stated else golden, abs=1e-6)
-  assert rec.rec_accuracy(*arguments) == (1.0 if stated else sample['correct'])
+  differs = sample['question_id'] in DIFFERENT
+  assert rec.rec_iou(*arguments) == pytest.approx(1.0 if differs else golden, abs=1e-6)
+  assert rec.rec_accuracy(*arguments) == (1.0 if differs else sample['correct'])
 
 
 @pytest.mark.parametrize(
@@ -59,14 +59,14 @@ def test_an_overlap_of_exactly_one_half_is_right():
   'answer, box, overlap',
   [
     ('no box', (5, 5, 5, 5), math.nan),
-    ('[0.5, 0.2, 0.1, 0.6]', TRUTH, math.nan),  # A union of 0, by an area below 0.
+    ('[0.5, 0.2, 0.1, 0.6]', TRUTH, math.nan),  # The union is 0, because an area is negative.
     ('[nan, 0.2, 0.5, 0.6]', TRUTH, math.nan),
     ('[-inf, 0, inf, inf]', TRUTH, 0),
     ('[0, 0, 1e40, 1e40]', TRUTH, 0),
     ('[0.9, 0.2, 0.1, 0.6]', TRUTH, -0.0),
   ],
 )
-def test_difference_an_official_overlap_may_be_no_number_and_is_then_wrong(answer, box, overlap):
+def test_difference_an_official_overlap_may_be_nan_and_is_then_wrong(answer, box, overlap):
   assert repr(rec.rec_iou(answer, box, 640, 640, official=True)) == repr(float(overlap))
   assert rec.rec_iou(answer, box, 640, 640) == 0
   assert (
@@ -80,7 +80,7 @@ def test_difference_an_official_overlap_may_be_no_number_and_is_then_wrong(answe
   'answer',
   ['[] [0.1, 0.2, 0.5, 0.6]', '[1] [0.1, 0.2, 0.5, 0.6]', '[0.1, 0.2, 0.5, 0.6; 0.9, 0.9, 1, 1]'],
 )
-def test_difference_ours_takes_the_first_bracket_that_holds_a_box(answer):
+def test_difference_ours_takes_the_first_bracket_with_a_box(answer):
   assert rec.rec_accuracy(answer, TRUTH, 640, 640) == 1
   assert rec.rec_accuracy(answer, TRUTH, 640, 640, official=True) == 0
 

@@ -27,7 +27,7 @@ from sphinx_jax.evaluation.protocols.relaxed import relaxed_match
     ('inf', '5', 0),
   ],
 )
-def test_what_both_sides_say(answer, truth, right):
+def test_both_variants_agree_on_these(answer, truth, right):
   assert relaxed_match(answer, truth) == relaxed_match(answer, truth, official=True) == right
 
 
@@ -40,11 +40,11 @@ def test_what_both_sides_say(answer, truth, right):
     ('94.9', '100', 0),
   ],
 )
-def test_the_share_is_of_the_true_number(answer, truth, right):
+def test_the_tolerance_is_relative_to_the_true_number(answer, truth, right):
   assert relaxed_match(answer, truth) == right
 
 
-def test_difference_the_script_takes_the_share_of_the_answer():
+def test_difference_the_tolerance_of_the_script_is_relative_to_the_answer():
   assert relaxed_match('105.2', '100') == 0 and relaxed_match('105.2', '100', official=True) == 1
   assert relaxed_match('95', '100') == 1 and relaxed_match('95', '100', official=True) == 0
 
@@ -60,17 +60,17 @@ def test_difference_the_script_compares_an_answer_of_zero_as_text():
   )
 
 
-def test_difference_equal_text_is_right_even_where_it_reads_as_no_finite_number():
+def test_difference_equal_text_is_right_even_if_it_is_not_a_finite_number():
   assert relaxed_match('NaN', 'nan') == 1 and relaxed_match('NaN', 'nan', official=True) == 0
 
 
-def test_any_of_several_true_answers_will_do():
+def test_any_of_several_true_answers_is_right():
   assert relaxed_match('7', ['x', '7']) == relaxed_match('7', ['x', '7'], official=True) == 1
   with pytest.raises(SphinxError, match='no true answer'):
     relaxed_match('7', [])
 
 
-def test_the_protocol_takes_the_mean():
+def test_the_protocol_averages():
   entries = [{'answer': '105.2', 'gt_answers': '100'}, {'answer': 'No', 'gt_answers': 'no'}]
   assert PROTOCOLS['relaxed_accuracy'](entries) == {'relaxed_accuracy': 0.5}
   assert PROTOCOLS['relaxed_accuracy'](entries, official=True) == {'relaxed_accuracy': 1.0}

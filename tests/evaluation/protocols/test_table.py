@@ -3,19 +3,19 @@
 import pytest
 
 from sphinx_jax.core.errors import SphinxError
-from sphinx_jax.evaluation.protocols import EACH, PROTOCOLS
+from sphinx_jax.evaluation.protocols import PER_EXAMPLE, PROTOCOLS
 
 
-def test_every_protocol_is_there_and_refuses_an_empty_run():
+def test_every_protocol_refuses_an_empty_list():
   for name in PROTOCOLS:
     with pytest.raises(SphinxError, match='no entries'):
       PROTOCOLS[name]([])
 
 
-def test_every_protocol_says_how_good_each_answer_is():
-  assert list(EACH) == list(PROTOCOLS)
-  for name in EACH:
-    assert EACH[name]([]) == []
+def test_every_protocol_scores_single_answers():
+  assert list(PER_EXAMPLE) == list(PROTOCOLS)
+  for name in PER_EXAMPLE:
+    assert PER_EXAMPLE[name]([]) == []
 
 
 def test_an_unknown_metric_is_answered_with_the_nearest():

@@ -1,4 +1,4 @@
-"""VQA accuracy: the goldens of the official evaluator, and where the definition departs from it."""
+"""VQA accuracy: the goldens of the official evaluator, and where the definition differs from it."""
 
 import json
 import pathlib
@@ -9,12 +9,12 @@ from sphinx_jax.core.errors import SphinxError
 from sphinx_jax.evaluation.protocols import PROTOCOLS, vqa
 
 GOLDEN = json.loads((pathlib.Path(__file__).parents[2] / 'golden/eval/vqa.json').read_text())
-# Samples whose annotators agree only after the whole normalisation, and what the definition gives them.
-STATED = {1008: 1.0, 1014: 1.0}
+# Samples whose annotators agree only after the full normalization, and their score by definition.
+DIFFERENT = {1008: 1.0, 1014: 1.0}
 
 
 @pytest.mark.parametrize('case', GOLDEN['normalisation'], ids=lambda case: repr(case['in']))
-def test_normalisation_is_the_toolkits(case):
+def test_normalization_is_that_of_the_toolkit(case):
   text = case['in'].replace('\n', ' ').replace('\t', ' ').strip()
   assert vqa.remove_punctuation(text) == case['after_punct']
   assert vqa.normalize(case['in']) == case['after_digit_article']
@@ -30,24 +30,24 @@ def test_normalisation_is_the_toolkits(case):
     ("somebody'd", 'somebodyd'),
     ('shed', 'shed'),
     ('twas', "'twas"),  # At most one apostrophe, and only of the table.
-    ('1,5 - 2;3', '15 23'),  # One comma between digits glues every mark of the answer.
+    ('1,5 - 2;3', '15 23'),  # One comma between digits drops every mark of the answer.
     ('٣,٤', '٣٤'),
     ('Zwölf-Ä.', 'zwölf ä'),
     ('.5 .a', '.5'),
     ('.' * 33, '.'),
   ],
 )
-def test_corners_of_the_normalisation(text, normal):
+def test_corner_cases_of_the_normalization(text, normal):
   assert vqa.normalize(text) == normal
 
 
 @pytest.mark.parametrize('sample', GOLDEN['samples'], ids=lambda sample: str(sample['question_id']))
-def test_official_scores_are_the_goldens_and_the_definition_departs_only_where_stated(sample):
+def test_official_scores_are_the_goldens_and_the_definition_differs_only_as_listed(sample):
   answer, truths = sample['answer'], sample['gt_answers']
   golden = sample['score'] / 100
   assert round(vqa.vqa_accuracy(answer, truths, official=True), 4) == golden
   assert vqa.vqa_accuracy(answer, truths) == pytest.approx(
-    STATED.get(sample['question_id'], golden)
+    DIFFERENT.get(sample['question_id'], golden)
   )
 
 
@@ -59,7 +59,7 @@ def test_official_scores_are_the_goldens_and_the_definition_departs_only_where_s
     ('The dog', ['The dog', 'A dog'] * 5),
   ],
 )
-def test_difference_the_definition_normalises_the_annotators_too(answer, truths):
+def test_difference_the_definition_normalizes_the_annotators_too(answer, truths):
   assert vqa.vqa_accuracy(answer, truths) == 1 > vqa.vqa_accuracy(answer, truths, official=True)
 
 
@@ -80,7 +80,7 @@ def test_the_single_answer_of_the_annotation_files_is_refused():
     vqa.vqa_accuracy('yes', ['yes'])
 
 
-def test_the_protocol_takes_the_mean():
+def test_the_protocol_averages():
   entries = [
     {'answer': 'yes', 'gt_answers': ['Yes.'] * 10},
     {'answer': 'no', 'gt_answers': ['yes'] * 10},
