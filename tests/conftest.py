@@ -1,6 +1,6 @@
 """Settings and fixtures of all tests.
 
-Tests run on 8 fake CPU devices, so that every sharded path is a real one. `.cache/jax` keeps compiled
+Tests run on 8 fake CPU devices, so that every sharded path is real. `.cache/jax` keeps compiled
 programs for all tests, their child processes and the next run of the tests.
 """
 

@@ -1,0 +1,111 @@
+"""Every command in README and docs/ is run here, or by the test or CI step that is named here."""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from tests.recipe_run import one_device
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+CHAT = 'python -m sphinx_jax.chat --checkpoint='
+EVALUATE = 'python -m sphinx_jax.evaluate --checkpoint='
+
+# Beginnings of commands that other tests or CI run, with the place that runs them.
+ELSEWHERE = {
+  'git clone': '.ci/run',  # CI starts from a clone.
+  'pip install': 'launch/environment.sh',  # The same installation, into .venv.
+  'bash launch/local.sh': '.ci/run',
+  'bash launch/test.sh': '.ci/run',
+  'bash .ci/run': '.ci/run',
+  'bash launch/tpu_queued.sh': 'tests/launch/test_tpu.py',
+  'python -m sphinx_jax.convert': 'tests/test_convert.py',
+  'python -m sphinx_jax.mix_curve': 'tests/test_mix_curve.py',
+  'python -m sphinx_jax.prepare': 'tests/test_prepare.py',
+  'python -m sphinx_jax.peek --config=stage2': 'tests/test_peek.py',
+  f'{EVALUATE}DIR --benchmarks': 'tests/test_evaluate.py',
+  'python -m sphinx_jax.evaluate --predictions': 'tests/test_evaluate.py',
+}
+# Commands that run here, in this order, with what makes them short.
+HERE = (
+  f'{CHAT}workdir/mini/stage2 --image=cat.png --prompt="Detect all objects."',
+  'python -m sphinx_jax.peek --config=mini',
+  'python -m sphinx_jax.peek --config=forkme:my.jsonl,DIR',
+  'python -m sphinx_jax.mix_weights --inputs=REAL,SYNTHETIC --coefficients=0.5,0.5 --output=MIXED',
+  'python -m sphinx_jax.train --config=forkme:my.jsonl,workdir/mini/stage2 --workdir=workdir/mine',
+  f'{CHAT}workdir/mine --image=cat.png --prompt="What is this?"',
+  f'{EVALUATE}workdir/mini/stage2 --output=OUT --tasks=vqa --examples=8',
+  'python -m sphinx_jax.plan --config=stage2:13b,1k --topology=v5p:2x2x2',
+)
+SHORTER = {
+  'chat': ['--max_new_tokens=8'],
+  'train': ['--config.steps=2', '--config.checkpoint.every=2', '--config.eval_every=2'],
+  'plan': ['--nocompile'],
+}
+
+
+def commands(page):
+  """The shell commands of a page's bash blocks, without comments."""
+  found = []
+  for block in re.findall(r'```bash\n(.*?)```', page.read_text(), re.DOTALL):
+    for line in block.replace('\\\n', ' ').splitlines():
+      line = re.sub(r'\s+#.*', '', line)
+      found += [' '.join(part.split()) for part in line.split(' && ') if part.strip()]
+  return found
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_is_run_somewhere(page):
+  for command in commands(page):
+    if command in HERE or command.startswith(('cd ', 'source .venv/bin/activate')):
+      continue
+    places = [place for begin, place in ELSEWHERE.items() if command.startswith(begin)]
+    assert places, f'{page.name}: nothing runs {command!r}'
+    assert all((ROOT / place).exists() for place in places)
+
+
+def test_every_command_run_here_is_on_a_page():
+  written = [command for page in PAGES for command in commands(page)]
+  assert not set(HERE) - set(written)
+
+
+def test_pages_link_to_files_that_exist():
+  for page in PAGES:
+    for target in re.findall(r'\]\(([^)#]+)\)', page.read_text()):
+      if not target.startswith('http'):
+        assert (page.parent / target).exists(), f'{page.name}: {target}'
+
+
+@pytest.fixture(scope='module')
+def folder(finished_recipe, tmp_path_factory):
+  """A newcomer's folder after the recipe: its run, an image and a JSONL file."""
+  folder = tmp_path_factory.mktemp('newcomer')
+  (folder / 'workdir').mkdir()
+  (folder / 'workdir' / 'mini').symlink_to(finished_recipe)
+  Image.new('RGB', (64, 48), 'red').save(folder / 'cat.png')
+  example = re.search(r'```json\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)[1]
+  (folder / 'my.jsonl').write_text(example * 8)
+  return folder
+
+
+@pytest.mark.parametrize('command', HERE)
+def test_a_command_works_as_written(command, folder):
+  name = command.split()[2].removeprefix('sphinx_jax.')
+  words = shlex.split(command)[1:] + SHORTER.get(name, [])
+  places = {
+    'forkme:my.jsonl,DIR': 'forkme:my.jsonl,workdir/mini/stage2',
+    'REAL,SYNTHETIC': 'workdir/mini/real,workdir/mini/synthetic',
+  }
+  for placeholder, place in places.items():
+    words = [word.replace(placeholder, place) for word in words]
+  done = subprocess.run(
+    [sys.executable, *words], cwd=folder, env=one_device(), capture_output=True, text=True
+  )
+  assert done.returncode == 0, f'{os.linesep.join(words)}\n{done.stdout}{done.stderr}'
+  assert 'Traceback' not in done.stderr
