@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sphinx_jax.data import images, squares
+from sphinx_jax.data import images
 from sphinx_jax.data.record import BadExample
 
 GOLDEN = Path(__file__).parents[1] / 'golden/preproc'
@@ -34,7 +34,41 @@ def test_padded_resize_equals_official(case):
 
 
 def test_background_is_official():
-  assert list(squares.BACKGROUND) == META['bg_u8']
+  assert list(images.BACKGROUND) == META['bg_u8']
+
+
+def _pad_then_resize(pixels, size):
+  """The square as torchvision's pad and resize make it: padded as a whole, resized once."""
+  height, width = pixels.shape[:2]
+  side = max(height, width)
+  padded = Image.new('RGB', (side, side), images.BACKGROUND)
+  padded.paste(Image.fromarray(pixels), ((side - width) // 2, (side - height) // 2))
+  return np.asarray(padded.resize((size, size), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize('size', [8, 224, 336, 448, 1024])
+@pytest.mark.parametrize(
+  'shape',
+  [
+    (1, 1),
+    (1, 300),
+    (17, 300),
+    (2, 1),
+    (300, 1),
+    (480, 640),
+    (640, 480),
+    (427, 640),
+    (128, 512),
+    (97, 31),
+    (223, 224),
+    (40, 448),
+    (600, 1024),
+  ],
+)
+def test_padded_resize_equals_padding_and_then_resizing(shape, size):
+  pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+  want = _pad_then_resize(pixels, size)
+  np.testing.assert_array_equal(images.padded_resize(pixels, size), want)
 
 
 @pytest.mark.parametrize('shape, top, left', [((2, 5), 1, 0), ((5, 2), 0, 1), ((3, 3), 0, 0)])
@@ -42,7 +76,7 @@ def test_padding_is_the_floor_of_half(shape, top, left):
   image = np.full((*shape, 3), 7, np.uint8)
   square = images.padded_resize(image, max(shape))
   want = np.empty((max(shape), max(shape), 3), np.uint8)
-  want[:] = squares.BACKGROUND
+  want[:] = images.BACKGROUND
   want[top : top + shape[0], left : left + shape[1]] = 7
   assert np.array_equal(square, want)
 
