@@ -88,7 +88,7 @@ def resumed(notes, kills):
 
 def prepare(folder, steps):
   """Data and config, made once."""
-  from sphinx_jax import recipe
+  from sphinx_jax import recipe, run
   from sphinx_jax.configs import mini
   from sphinx_jax.core import config as config_lib
 
@@ -96,8 +96,8 @@ def prepare(folder, steps):
   if not file.exists():
     config = mini.get_config('quick').copy_and_resolve_references()
     (folder / 'data').mkdir(parents=True, exist_ok=True)
-    recipe.KINDS['data'](config.lock(), 'data', folder)
-    stage = recipe.stage_config(config, 'real', folder).copy_and_resolve_references()
+    recipe.data_step(config.lock(), 'data', folder)
+    stage = run.training_run(config, 'real', folder).copy_and_resolve_references()
     with stage.unlocked():
       stage.update(steps=steps, log_every=1, eval_every=10 * steps)
       stage.validation = {}

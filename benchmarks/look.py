@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from sphinx_jax import recipe, train
+from sphinx_jax import run, train
 from sphinx_jax.checkpoint import store
 from sphinx_jax.core import cli
 
@@ -23,7 +23,7 @@ FLAGS = flags.FLAGS
 def run_config():
   """The stage as one run of its own, which validates on every task with an image."""
   workdir = pathlib.Path(FLAGS.workdir)
-  config = ConfigDict(recipe.stage_config(FLAGS.config, FLAGS.stage, workdir).to_dict())
+  config = ConfigDict(run.training_run(FLAGS.config, FLAGS.stage, workdir).to_dict())
   if config.init_from == 'scratch':
     config.init_from = None
   config.validation = {
@@ -42,11 +42,11 @@ def main():
   config = run_config()
   with tempfile.TemporaryDirectory() as workdir:
     last = train.train(config, workdir)
-    program = train.Program(config)
+    program = run.Program(config)
     params = store.load_params(workdir, program.params)
   other = {
     task: [with_other_images(batch) for batch in batches]
-    for task, batches in train.open_data(config).validation.items()
+    for task, batches in run.open_data(config).validation.items()
   }
   print(f'{config.steps} updates, {last["examples_per_second"]:.0f} examples a second')
   for task, loss in program.evaluate(params, other).items():

@@ -10,13 +10,13 @@ from typing import NamedTuple
 from etils import epath
 from ml_collections import ConfigDict
 
-from sphinx_jax import train as train_door
+from sphinx_jax import run
 from sphinx_jax.checkpoint import store as checkpoints
 from sphinx_jax.core import config as config_lib, errors
 from sphinx_jax.core.progress import Progress
 from sphinx_jax.data import dialog
 from sphinx_jax.evaluation import held_out as evaluation
-from sphinx_jax.generate import decode
+from sphinx_jax.generate.model import Model
 from sphinx_jax.mix import weights
 from sphinx_jax.parallel import hosts
 from sphinx_jax.report import plots
@@ -33,7 +33,7 @@ class Line(NamedTuple):
   """
 
   program: Program
-  data: train_door.Data
+  data: run.Data
   parents: tuple[dict, dict]
 
 
@@ -44,7 +44,7 @@ def open_line(config: ConfigDict, inputs: Sequence[checkpoints.Path]) -> Line:
     SphinxError: data, mesh or checkpoints that do not fit the config.
   """
   program = Program(config)
-  data = train_door.open_data(config, hosts.local_rows(program.rows, config.batch.size))
+  data = run.open_data(config, hosts.local_rows(program.batch_sharding, config.batch.size))
   for directory in inputs:
     checkpoints.check(directory, program.params)
   return Line(
@@ -155,11 +155,11 @@ def draw_curve(
 def _scorer(
   config: ConfigDict, line: Line, asked: Mapping, examples: int, output: epath.Path, name: str
 ) -> Callable[[dict, float], dict[str, float]]:
-  """(parameters, share) -> `task/NAME` -> score; one generator, so that its programs are compiled once."""
-  generator = decode.Generator(
+  """(parameters, share) -> `task/NAME` -> score; one model, so that its programs are compiled once."""
+  model = Model(
     config.model,
     line.parents[0],
-    train_door.open_tokenizer(config),
+    run.open_tokenizer(config),
     dialog.Template(config.dialog.system),
   )
   mean = evaluation.mean_image(
@@ -167,14 +167,14 @@ def _scorer(
   )
 
   def score(params: dict, share: float) -> dict[str, float]:
-    generator.params = params
     results = evaluation.evaluate(
-      generator,
+      model,
       asked,
       examples,
       mean,
       output / 'answers' / f'{share:g}',
       run=f'{share:g} of {name}',
+      params=params,
     )
     return {f'task/{task}': result['final'] for task, result in results.items()}
 

@@ -1,18 +1,22 @@
-"""Shows what the model sees: `python -m sphinx_jax.peek --config=configs/mini.py --workdir=workdir/mini --stage=stage2`.
+"""Shows what the model sees.
 
-Prints the mixture and, for the first rows, the decoded text with the loss mask in colour, and writes the same with the
-pixels of every view to --output. A config of one training run (configs/forkme.py) needs neither --workdir nor --stage.
+    python -m sphinx_jax.peek --config=configs/mini.py --workdir=workdir/mini --stage=stage2
+
+Prints the mixture and, for the first rows of the first batch, the decoded text with the loss mask
+in color. Writes the same with the pixels of every view to --output. The config of one training run
+(configs/forkme.py) needs neither --workdir nor --stage.
 """
 
 import contextlib
-import pathlib
+import os
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from sphinx_jax import recipe, train
+from sphinx_jax import run
 from sphinx_jax.core import cli, errors
 from sphinx_jax.mix import scales
 from sphinx_jax.models import sphinx
@@ -20,107 +24,115 @@ from sphinx_jax.report import rows
 
 FLAGS = flags.FLAGS
 
-
-def run_config(config, stage, workdir) -> ConfigDict:
-  """The config of one training run: itself, or a stage of a recipe. Raises SphinxError for an unknown stage."""
-  if 'mixture' not in config:
-    stages = [name for name in config.steps if config[name].kind == 'train']
-    if stage not in stages:
-      raise errors.unknown('stage of the recipe', stage, stages)
-    config = recipe.stage_config(config, stage, pathlib.Path(workdir))
-  return ConfigDict({**config.to_dict(), 'validation': {}})
+Views = list[tuple[str, np.ndarray]]  # [(caption, uint8[V, view, view, 3]), ...]
 
 
-def narrowed(config, only, tokenizer) -> ConfigDict:
-  """The config with some entries of its mixture alone, and another tokenizer, where they are given.
+def narrowed(config: ConfigDict, only: Sequence[str] | None, tokenizer: str | None) -> ConfigDict:
+  """Returns the config without its validation sets, with the given entries and tokenizer only.
+
+  Args:
+    config: config of one training run.
+    only: names of entries; None: all.
+    tokenizer: path of a tokenizer.model; None: the config's own.
 
   Raises:
-    SphinxError: an entry that the mixture does not have.
+    SphinxError: the mixture has no such entry.
   """
-  for name in only or ():
-    if name not in config.mixture:
-      raise errors.unknown('entry of the mixture', name, config.mixture)
-  plain = config.to_dict()
+  settings = config.to_dict() | {'validation': {}}
   if only:
-    plain['mixture'] = {name: plain['mixture'][name] for name in only}
-  return ConfigDict(plain | ({'tokenizer': tokenizer} if tokenizer else {}))
+    for name in only:
+      if name not in config.mixture:
+        raise errors.unknown('entry of the mixture', name, config.mixture)
+    settings['mixture'] = {name: settings['mixture'][name] for name in only}
+  if tokenizer:
+    settings['tokenizer'] = tokenizer
+  return ConfigDict(settings)
 
 
-def views_of(pixels, model):
-  """What encoders get of one image uint8[Y, X, 3]: [(caption, uint8[V, view, view, 3]), ...], one for each view size."""
-  sizes = {}
+def views_of(pixels: np.ndarray, model: ConfigDict) -> Views:
+  """Returns the views of one image, as the encoders get them.
+
+  Args:
+    pixels: uint8[Y, X, 3].
+    model: `config.model`.
+
+  Returns:
+    One entry for each view size. Its caption names the encoders of that size.
+  """
+  encoders_by_size: dict[int, list[str]] = {}
   for name, encoder in model.encoders.items():
-    sizes.setdefault(encoder.view, []).append(name)
+    encoders_by_size.setdefault(encoder.view, []).append(name)
   shown = []
-  for size, names in sizes.items():
+  for size, names in encoders_by_size.items():
     views = np.asarray(scales.views(pixels[None].astype(np.float32), model.grid, size))[0]
     caption = f'{", ".join(names)}: {len(views)} x {size} pixels'
     shown.append((caption, np.clip(np.round(views), 0, 255).astype(np.uint8)))
   return shown
 
 
-def peek(config, count):
-  """The mixture table and the examples of the first rows.
+def peek(config: ConfigDict, count: int) -> tuple[str, list[tuple[rows.Example, Views]]]:
+  """Reads the first batch of a run.
 
   Args:
-    config: of one training run.
-    count: rows.
+    config: config of one training run.
+    count: number of rows.
 
   Returns:
-    (table, [(`rows.Example`, views as `views_of` gives them), ...]).
+    (mixture as text, the examples of the first `count` rows with their views).
   """
-  data = train.open_data(config)
-  tokenizer, visual_tokens = train.open_tokenizer(config), sphinx.visual_tokens(config.model)
+  data = run.open_data(config)
+  tokenizer = run.open_tokenizer(config)
+  visual_tokens = sphinx.visual_tokens(config.model)
   with contextlib.closing(data.batches(0)) as batches:
     batch, _ = next(iter(batches))
   shown = []
   for row in range(min(count, len(batch['tokens']))):
     for example in rows.examples(batch, row, tokenizer, tuple(config.mixture), visual_tokens):
-      views = (
-        [] if example.slot is None else views_of(batch['images'][row, example.slot], config.model)
-      )
+      views: Views = []
+      if example.slot is not None:
+        views = views_of(batch['images'][row, example.slot], config.model)
       shown.append((example, views))
   return data.table, shown
 
 
-def show(config, count, output, colour) -> None:
-  """Prints what `peek` finds and writes it as a picture. Raises SphinxError when `output` cannot be written."""
+def show(config: ConfigDict, count: int, output: str | os.PathLike, color: bool) -> None:
+  """Prints the first `count` rows and writes them as an image.
+
+  Raises:
+    SphinxError: `output` cannot be written.
+  """
   table, shown = peek(config, count)
   print(table)
   for example, _ in shown:
-    print(f'\n{rows.to_text(example, colour)}')
+    print(f'\n{rows.to_text(example, color)}')
   try:
     rows.picture(shown, table).save(output)
   except (OSError, ValueError) as error:
     raise errors.make(
-      f"output '{output}'", str(error), 'a picture file that can be written', 'change --output'
+      f"output '{output}'", str(error), 'an image file that can be written', 'change --output'
     ) from error
-  print(f'\npicture: {output}')
+  print(f'\nimage: {output}')
 
 
 def main() -> None:
-  config = narrowed(
-    run_config(FLAGS.config, FLAGS.stage, FLAGS.workdir), FLAGS.only, FLAGS.tokenizer
-  )
+  """Shows the first rows with the settings of the command line."""
+  config = run.training_run(FLAGS.config, FLAGS.stage, FLAGS.workdir)
+  config = narrowed(config, FLAGS.only, FLAGS.tokenizer)
   show(config, FLAGS.rows, FLAGS.output, sys.stdout.isatty())
 
 
 if __name__ == '__main__':
   cli.define_config('configs/mini.py')
-  flags.DEFINE_string('stage', 'stage2', 'Which training stage of a recipe.')
+  flags.DEFINE_string('stage', 'stage2', 'Training stage of a recipe.')
   flags.DEFINE_string(
-    'workdir', 'workdir/mini', 'Where the recipe runs; its data step must be finished.'
+    'workdir', 'workdir/mini', 'Directory of the recipe. Its data step must be finished.'
   )
   flags.DEFINE_list(
-    'only',
-    None,
-    'Entries of the mixture; left out: all of them, and all of their data must be there.',
+    'only', None, 'Entries of the mixture. Default: all of them, which needs the data of all.'
   )
   flags.DEFINE_string(
-    'tokenizer',
-    None,
-    'A tokenizer.model; left out: that of the config, or inside the weights it starts from.',
+    'tokenizer', None, 'A tokenizer.model. Default: that of the config or of its init_from.'
   )
-  flags.DEFINE_integer('rows', 2, 'How many rows of the first batch.', lower_bound=1)
-  flags.DEFINE_string('output', 'peek.png', 'Where the picture is written.')
+  flags.DEFINE_integer('rows', 2, 'Number of rows of the first batch.', lower_bound=1)
+  flags.DEFINE_string('output', 'peek.png', 'Image file to write.')
   cli.run(main)

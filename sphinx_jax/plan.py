@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from sphinx_jax.core import accelerator, cli, errors
 from sphinx_jax.core.progress import log
 from sphinx_jax.planning import plan as plans, search as searching, sheet, slices, table
-from sphinx_jax.run import Program
+from sphinx_jax.run import Program, training_run
 
 FLAGS = flags.FLAGS
 STAGES, SIZES, SCALES = ('stage1', 'stage2'), ('7b', '13b'), ('224', '1k', '2k')
@@ -72,7 +72,7 @@ def main() -> None:
       'the config of one training run',
       'give --config=configs/stage2.py:13b,1k',
     )
-  config = section(FLAGS.config, FLAGS.step)
+  config = training_run(FLAGS.config, FLAGS.step)
   where = slices.find(FLAGS.topology)
   if FLAGS.search:
     print(
@@ -84,20 +84,6 @@ def main() -> None:
     )
   else:
     print(sheet.text(planner.plan(config, where, compiler)))
-
-
-def section(config: ConfigDict, step: str | None) -> ConfigDict:
-  """The config of one training run: the config itself, or a step of a recipe.
-
-  Raises:
-    SphinxError: a recipe without the name of one of its training runs.
-  """
-  if 'mesh' in config:
-    return config
-  runs = [name for name in config.steps if config[name].get('kind') == 'train']
-  if step not in runs:
-    raise errors.unknown('--step', step or '', runs)
-  return config[step]
 
 
 if __name__ == '__main__':

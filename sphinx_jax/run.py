@@ -1,124 +1,224 @@
-"""What a config compiles to: mesh, shapes and layouts of everything, and the update. `train` runs it, `plan` looks at it.
+"""One training run, from its config: which run, its compiled update, its data and its first state.
 
-Nothing here reads a weight, and only `init` makes large arrays.
+The entry points train, recipe, peek, plan and mix_curve share this file. `Program` makes large
+arrays only in `init`, and nothing else here reads a weight before `restore_or_init`.
 """
 
+import contextlib
 import functools
+import itertools
+import os
+import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from sphinx_jax.core import batch as contract, trees
+from sphinx_jax import datasets
+from sphinx_jax.checkpoint import store as checkpoints
+from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
+from sphinx_jax.core import batch as batch_contract, config as config_lib, errors, trees
 from sphinx_jax.core.progress import log
+from sphinx_jax.data import dialog, pipeline, tokenizer as tokenizers
 from sphinx_jax.models import sphinx
-from sphinx_jax.parallel import mesh as meshes, placement, rules
+from sphinx_jax.parallel import hosts, mesh as meshes, placement, rules
 from sphinx_jax.training import optimizer as optimizers, state as states, step as steps
+
+# Settings that may change between starts of one run: a smaller slice needs more microbatches.
+# They change the losses by rounding errors only.
+RESIZABLE = (
+  'mesh',
+  'checkpoint',
+  'optimizer.accumulate',
+  'loss_chunk',
+  'model.remat',
+  'model.attention',
+  'model.scan_unroll',
+)
+
+
+# ---------------------------------------------------------------------------------------------
+# Which run, and where.
+
+
+def training_steps(config: ConfigDict) -> list[str]:
+  """Names of a recipe's training runs, in order."""
+  return [name for name in config.steps if name in config and config[name].get('kind') == 'train']
+
+
+def training_run(
+  config: ConfigDict, step: str | None, workdir: str | os.PathLike | None = None
+) -> ConfigDict:
+  """Returns the config of one training run.
+
+  Args:
+    config: a training run, which is returned as it is, or a recipe.
+    step: name of the recipe's step.
+    workdir: the recipe's directory. Paths that another step writes ('data/tokenizer.model', 'mix')
+      are resolved in it; None leaves them relative.
+
+  Raises:
+    SphinxError: the recipe has no such training run; lists those it has.
+  """
+  if 'mixture' in config:
+    return config
+  choices = training_steps(config)
+  if step not in choices:
+    raise errors.unknown('training run of the recipe', step or '', choices)
+  settings = config[step].to_dict()
+  del settings['kind']
+  run_config = ConfigDict(settings)
+  if workdir is not None:
+    for name in ('data_dir', 'tokenizer', 'init_from'):
+      path = run_config[name]
+      if path and path.split('/')[0] in config.steps:
+        run_config[name] = str(pathlib.Path(workdir) / path)
+  return run_config.lock()
+
+
+def claim(
+  config: ConfigDict, workdir: str | os.PathLike, ignore: tuple[str, ...] = ()
+) -> epath.Path:
+  """Claims a workdir for a config, on process 0, and checks that all processes see it.
+
+  Args:
+    config: the resolved config.
+    workdir: directory or gs:// URL; made if absent.
+    ignore: settings that may differ from those of an earlier start, see `core.config.claim`.
+
+  Returns:
+    The workdir as an absolute path.
+
+  Raises:
+    SphinxError: the directory belongs to another config, or this process does not see it.
+  """
+  hosts.on_process_0(lambda: config_lib.claim(workdir, config, ignore))
+  workdir = checkpoints.whole_path(workdir)
+  if not (workdir / 'config.json').exists():
+    raise errors.make(
+      f"workdir '{workdir}'",
+      f'no config.json on process {hosts.process_index()}',
+      'the file that process 0 wrote',
+      'give a directory that all hosts share, or a gs:// URL',
+    )
+  return workdir
+
+
+# ---------------------------------------------------------------------------------------------
+# The program: mesh, shapes, shardings and the update.
 
 
 class Program:
   """Everything that follows from a config before any array is made.
 
   Args:
-    config: one training run.
-    devices: to compile for; None: those of this machine. They need not exist (a described topology).
+    config: config of one training run.
+    devices: devices to compile for; None: those of this machine. A described topology, whose
+      devices do not exist here, works too.
 
   Attributes:
-    mesh: the devices.
-    axes: names of every parameter's dimensions.
-    params: ShapeDtypeStruct of every parameter, at its resting dtype, with its sharding.
-    rows: the sharding of a batch.
-    batch: ShapeDtypeStruct of a batch, with sharding.
-    optimizer, rate: of the trained parameters, and its learning rate by update.
-    state: training.state.State of ShapeDtypeStruct, with shardings.
+    mesh: the device mesh.
+    logical_axes: tree of the dimension names of every parameter.
+    params: tree of ShapeDtypeStruct of every parameter, with its storage dtype and sharding.
+    batch_sharding: the sharding of every field of a batch.
+    batch: field name -> ShapeDtypeStruct with sharding.
+    optimizer: optax transformation of the trained parameters.
+    learning_rate: learning rate by update.
+    state: training.state.State of ShapeDtypeStruct with shardings.
 
   Raises:
-    SphinxError: a mesh, model and batch that do not fit together.
+    SphinxError: the mesh, model and batch do not fit together.
   """
 
-  def __init__(self, config: ConfigDict, devices: Sequence[Any] | None = None):
+  def __init__(self, config: ConfigDict, devices: Sequence[Any] | None = None) -> None:
     self._config = config
+    self._loss_chunk = config.get('loss_chunk', 0)
+
     self.mesh = meshes.make_mesh(**config.mesh, devices=devices)
     placement.check_rows(config.batch.size, config.optimizer.accumulate, self.mesh)
-    self._apply = functools.partial(
-      sphinx.apply, sphinx.build(config.model, self.mesh.devices.flat[0].platform)
-    )
-    self.axes = sphinx.logical_axes(config.model)
-    resting = states.at_rest(
+    self.batch_sharding = placement.batch_sharding(self.mesh)
+    self._replicated = placement.replicated(self.mesh)
+
+    model = sphinx.build(config.model, self.mesh.devices.flat[0].platform)
+    self._apply = functools.partial(sphinx.apply, model)
+    self.logical_axes = sphinx.logical_axes(config.model)
+    shapes = states.at_rest(
       sphinx.abstract_params(config.model), config.trainable, config.model.dtype
     )
-    self.params = _with_layouts(resting, rules.shardings(self.axes, resting, self.mesh))
-    self.rows, self._everywhere = (
-      placement.batch_sharding(self.mesh),
-      placement.replicated(self.mesh),
-    )
-    shapes = contract.spec(
+    self.params = _with_shardings(shapes, rules.shardings(self.logical_axes, shapes, self.mesh))
+
+    fields = batch_contract.spec(
       config.batch.size, config.batch.seq_len, config.batch.images, config.model.image_size
     )
-    self.batch = _with_layouts(shapes, dict.fromkeys(shapes, self.rows))
+    self.batch = _with_shardings(fields, dict.fromkeys(fields, self.batch_sharding))
+
     settings = config.optimizer
-    self.rate = optimizers.schedule(settings.lr, settings.warmup, settings.decay_to, config.steps)
-    self.optimizer = optimizers.make_optimizer(
-      settings.name,
-      self.rate,
-      states.split(self.axes, config.trainable)[0],
-      settings.betas,
-      settings.weight_decay,
-      settings.clip,
-      settings.moment_dtype,
+    self.learning_rate = optimizers.schedule(
+      lr=settings.lr, warmup=settings.warmup, decay_to=settings.decay_to, steps=config.steps
     )
-    self.state = self._state()
-    self._chunk = config.get('loss_chunk', 0)
+    trained_axes, _ = states.split(self.logical_axes, config.trainable)
+    self.optimizer = optimizers.make_optimizer(
+      name=settings.name,
+      rate=self.learning_rate,
+      logical_axes=trained_axes,
+      betas=settings.betas,
+      weight_decay=settings.weight_decay,
+      clip=settings.clip,
+      moment_dtype=settings.moment_dtype,
+    )
+    self.state = self._abstract_state()
+
     self._eval_step = jax.jit(
-      steps.make_eval_step(self._apply, self._chunk), out_shardings=self._everywhere
+      steps.make_eval_step(self._apply, self._loss_chunk), out_shardings=self._replicated
     )
 
-  def _state(self) -> states.State:
+  def _abstract_state(self) -> states.State:
     trained, frozen = states.split(self.params, self._config.trainable)
-    opt_state = _with_layouts(
-      jax.eval_shape(self.optimizer.init, trained),
-      optimizers.state_shardings(self.optimizer, trained, _layouts(trained), self._everywhere),
+    opt_shardings = optimizers.state_shardings(
+      self.optimizer, trained, _shardings(trained), self._replicated
     )
     return states.State(
-      jax.ShapeDtypeStruct((), jnp.int32, sharding=self._everywhere), trained, frozen, opt_state
+      step=jax.ShapeDtypeStruct((), jnp.int32, sharding=self._replicated),
+      trained=trained,
+      frozen=frozen,
+      opt_state=_with_shardings(jax.eval_shape(self.optimizer.init, trained), opt_shardings),
     )
 
-  def evaluate(self, params: dict, validation: Mapping[str, list[dict]]) -> dict[str, float]:
-    """Mean loss in nats of each validation set (name -> numpy batches)."""
-    placed = {
-      name: (placement.put(batch, self.rows) for batch in batches)
-      for name, batches in validation.items()
-    }
-    with self._on_mesh():
-      return steps.evaluate_loss(self._eval_step, params, placed)
+  def _on_mesh(self) -> contextlib.AbstractContextManager:
+    """The context in which the model constrains its activations to the mesh.
 
-  def trace(self) -> jax.stages.Traced:
-    """The update `(state, batch) -> (state, metrics)`; the state is donated."""
-    update = steps.make_train_step(
-      self._apply,
-      self.optimizer,
-      self.rate,
-      len(self._config.mixture),
-      self._config.optimizer.accumulate,
-      self._chunk,
-    )
-    after = _layouts(self.state), self._everywhere
-    with self._on_mesh():
-      return jax.jit(update, donate_argnums=0, out_shardings=after).trace(self.state, self.batch)
-
-  def lower(self) -> jax.stages.Lowered:
-    """The update as text for the compiler."""
-    return self.trace().lower()
-
-  def _on_mesh(self) -> ContextManager:
-    """Tells the model which mesh its intermediate values lie on; the devices themselves need not exist."""
+    An abstract mesh is enough, so the devices need not exist.
+    """
     return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
-  def compile(self) -> Callable:
-    """The compiled update; says what it takes in the log."""
+  def trace(self) -> jax.stages.Traced:
+    """Traces the update `(state, batch) -> (state, metrics)`, which donates the state."""
+    update = steps.make_train_step(
+      apply=self._apply,
+      optimizer=self.optimizer,
+      rate=self.learning_rate,
+      tasks=len(self._config.mixture),
+      accumulate=self._config.optimizer.accumulate,
+      chunk=self._loss_chunk,
+    )
+    out_shardings = _shardings(self.state), self._replicated
+    with self._on_mesh():
+      return jax.jit(update, donate_argnums=0, out_shardings=out_shardings).trace(
+        self.state, self.batch
+      )
+
+  def lower(self) -> jax.stages.Lowered:
+    """Lowers the update to StableHLO."""
+    return self.trace().lower()
+
+  def compile(self) -> jax.stages.Compiled:
+    """Compiles the update; logs parameters, mesh, time and memory."""
     began = time.monotonic()
     log.info(
       '%s: %.2f M parameters trained, %.2f M frozen, on %s',
@@ -131,44 +231,234 @@ class Program:
     log.info('compiled in %.0f s, %s', time.monotonic() - began, _describe_memory(compiled))
     return compiled
 
+  def evaluate(self, params: dict, validation: Mapping[str, list[dict]]) -> dict[str, float]:
+    """Returns the mean loss in nats of each validation set (name -> list of numpy batches)."""
+    placed = {
+      name: (placement.put(batch, self.batch_sharding) for batch in batches)
+      for name, batches in validation.items()
+    }
+    with self._on_mesh():
+      return steps.evaluate_loss(self._eval_step, params, placed)
+
   def init(self) -> dict:
-    """Fresh parameters, made where they will lie."""
+    """Makes fresh parameters, each directly in its sharding and storage dtype."""
 
     def make(rng: jax.Array) -> dict:
-      return jax.tree.map(
-        lambda leaf, like: leaf.astype(like.dtype),
-        sphinx.init(self._config.model, rng),
-        self.params,
-      )
+      params = sphinx.init(self._config.model, rng)
+      return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, self.params)
 
-    options = placement.quick_options()
-    return jax.jit(make, out_shardings=_layouts(self.params), compiler_options=options)(
-      jax.random.key(self._config.seed)
+    compiled_make = jax.jit(
+      make,
+      out_shardings=_shardings(self.params),
+      compiler_options=placement.quick_options(),
     )
+    return compiled_make(jax.random.key(self._config.seed))
 
   def init_optimizer(self, trained: dict) -> Any:
-    """The optimizer's first state, made where it will lie."""
-    return jax.jit(self.optimizer.init, out_shardings=_layouts(self.state.opt_state))(trained)
+    """Makes the optimizer's first state, directly in its sharding."""
+    return jax.jit(self.optimizer.init, out_shardings=_shardings(self.state.opt_state))(trained)
 
 
-def _with_layouts(shapes: Any, layouts: Any) -> Any:
-  """A tree of ShapeDtypeStruct that carries shardings."""
-  return jax.tree.map(
-    lambda leaf, layout: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout),
-    shapes,
-    layouts,
-  )
+def _with_shardings(shapes: Any, shardings: Any) -> Any:
+  """Adds shardings to a tree of ShapeDtypeStruct."""
+
+  def add(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  return jax.tree.map(add, shapes, shardings)
 
 
-def _layouts(tree: Any) -> Any:
+def _shardings(tree: Any) -> Any:
   """The shardings of a tree of ShapeDtypeStruct."""
   return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
-def _describe_memory(compiled: Any) -> str:
-  """Bytes a device needs for a compiled step, as far as the backend says."""
+def _describe_memory(compiled: jax.stages.Compiled) -> str:
+  """Memory of one device while a compiled step runs, for the log."""
   memory = compiled.memory_analysis()
   if memory is None:
     return 'memory unknown'
-  held, work = memory.argument_size_in_bytes / 2**20, memory.temp_size_in_bytes / 2**20
-  return f'a device holds {held:.0f} MiB and works in {work:.0f} MiB'
+  arguments = memory.argument_size_in_bytes / 2**20
+  temporaries = memory.temp_size_in_bytes / 2**20
+  return f'one device: {arguments:.0f} MiB of state and batch, {temporaries:.0f} MiB of temporaries'
+
+
+# ---------------------------------------------------------------------------------------------
+# The data.
+
+
+class Data(NamedTuple):
+  """Data of a run.
+
+  Attributes:
+    batches: data position -> iterator (with `close`) of (numpy batch, next position).
+    validation: name -> list of numpy batches.
+    bundle: what a checkpoint carries for inference.
+    table: the mixture as text.
+    summary: data position -> the mixture as text with the epochs so far and the skipped examples.
+  """
+
+  batches: Callable[[int], Iterator[tuple[dict[str, np.ndarray], int]]]
+  validation: dict[str, list[dict[str, np.ndarray]]]
+  bundle: Bundle
+  table: str
+  summary: Callable[[int], str]
+
+
+def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Data:
+  """Opens the mixture and the validation sets of a run.
+
+  Args:
+    config: config of one training run.
+    local_rows: the rows of each batch that this process reads; None: all.
+
+  Raises:
+    SphinxError: a source, tokenizer or setting is wrong.
+  """
+  tokenizer = open_tokenizer(config)
+  if tokenizer.vocab_size > config.model.llm.vocab:
+    raise errors.make(
+      f"tokenizer '{config.tokenizer}'",
+      f'{tokenizer.vocab_size} ids',
+      f'at most model.llm.vocab {config.model.llm.vocab}',
+      'raise the vocabulary or take another tokenizer',
+    )
+
+  def open_pipeline(
+    entries: Mapping[str, ConfigDict],
+    sources: Mapping[str, Any],
+    loss_weighting: str,
+    **sampling: Any,
+  ) -> pipeline.Pipeline:
+    return pipeline.Pipeline(
+      sources,
+      weights={name: entry.weight for name, entry in entries.items()},
+      tokenizer=tokenizer,
+      template=dialog.Template(config.dialog.system),
+      batch=config.batch,
+      visual_tokens=sphinx.visual_tokens(config.model),
+      image_size=config.model.image_size,
+      seed=config.seed,
+      loss_weighting=loss_weighting,
+      mine=local_rows,
+      max_skipped=config.get('max_skipped', 0.5),
+      **sampling,
+    )
+
+  sources, validation_sources = open_sources(config)
+  caps = {name: entry.cap for name, entry in config.mixture.items() if entry.get('cap') is not None}
+  mixture = open_pipeline(
+    config.mixture, sources, config.loss_weighting, sampling=config.get('sampling'), caps=caps
+  )
+
+  validation = {}
+  for name, entry in config.validation.items():
+    single = open_pipeline({name: entry}, {name: validation_sources[name]}, 'token')
+    with contextlib.closing(single.batches()) as batches:
+      validation[name] = [batch for batch, _ in itertools.islice(batches, config.eval_batches)]
+
+  return Data(
+    batches=mixture.batches,
+    validation=validation,
+    bundle=Bundle(config, tokenizer.model_bytes, config.dialog.to_dict()),
+    table=mixture.table(),
+    summary=mixture.summary,
+  )
+
+
+def open_sources(config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Opens the sources of the mixture and of the validation sets.
+
+  Returns:
+    (mixture, validation), each name -> source.
+
+  Raises:
+    SphinxError: sources that cannot be opened; names all of them, not only the first.
+  """
+  sources: dict[str, dict[str, Any]] = {'mixture': {}, 'validation': {}}
+  problems = []
+  for group, opened in sources.items():
+    for name, entry in config[group].items():
+      try:
+        opened[name] = datasets.open_source(entry, config.data_dir)
+      except errors.SphinxError as error:
+        problems.append(f'{group}.{name}: {error}')
+  if problems:
+    raise errors.SphinxError('\n'.join(problems))
+  return sources['mixture'], sources['validation']
+
+
+def open_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
+  """Opens `config.tokenizer` or, if that is empty, the tokenizer inside `config.init_from`.
+
+  Raises:
+    SphinxError: there is neither, or the file is not a tokenizer.
+  """
+  if config.tokenizer:
+    return tokenizers.load(config.tokenizer)
+  if not config.init_from:
+    raise errors.make(
+      'tokenizer',
+      'neither a tokenizer nor init_from',
+      'one of them',
+      'give the path of a tokenizer.model',
+    )
+  tokenizer = load_bundle(config.init_from).tokenizer
+  if tokenizer is None:
+    raise errors.make(
+      f"init_from '{config.init_from}'",
+      'a checkpoint without a tokenizer',
+      'one with a tokenizer, because config.tokenizer is empty',
+      'set config.tokenizer to the path of a tokenizer.model',
+    )
+  return tokenizers.Tokenizer(tokenizer)
+
+
+# ---------------------------------------------------------------------------------------------
+# The first state.
+
+
+def restore_or_init(
+  config: ConfigDict, program: Program, store: checkpoints.Store
+) -> tuple[states.State, int, dict]:
+  """Returns the state to start from.
+
+  It is the run's own newest undamaged checkpoint; without one, the parameters of `init_from`;
+  without that, fresh parameters.
+
+  Returns:
+    (state, data position, sums of the open window of metrics).
+  """
+  restored = store.newest(program.params, program.state.opt_state)
+  if restored is not None:
+    params, opt_state, meta = restored
+    step, position, sums = meta['step'], meta['data_position'], meta['window']
+    log.info('resuming from step %d', step)
+  else:
+    if config.init_from:
+      log.info('starting from %s', config.init_from)
+      params = checkpoints.load_params(config.init_from, program.params)
+    else:
+      params = program.init()
+    trained, _ = states.split(params, config.trainable)
+    opt_state = program.init_optimizer(trained)
+    step, position, sums = 0, 0, {}
+  trained, frozen = states.split(params, config.trainable)
+  step = jax.device_put(jnp.int32(step), program.state.step.sharding)
+  return states.State(step, trained, frozen, opt_state), position, sums
+
+
+def check_parent(config: ConfigDict, program: Program, data: Data) -> None:
+  """Checks that `init_from` has the leaves and the tokenizer of this run; reads no weight.
+
+  Raises:
+    SphinxError: it is no checkpoint, or its leaves or its tokenizer differ.
+  """
+  checkpoints.check(config.init_from, program.params)
+  if load_bundle(config.init_from).tokenizer != data.bundle.tokenizer:
+    raise errors.make(
+      f"init_from '{config.init_from}'",
+      'another tokenizer',
+      f"that of '{config.tokenizer}'",
+      'train with the tokenizer that the checkpoint carries',
+    )

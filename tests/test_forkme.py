@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from sphinx_jax import convert, train
+from sphinx_jax import convert, run
 from sphinx_jax.configs import forkme
 from sphinx_jax.core import errors
 from sphinx_jax.models import sphinx
@@ -34,9 +34,9 @@ def released(tmp_path_factory):
 def test_released_weights_are_tuned_with_their_own_model_and_tokenizer(released):
   config = forkme.get_config(f'{released}/my.jsonl,{released}/checkpoint')
   assert config.model.llm.vocab == 512 and config.model.image_size == 512
-  data = train.open_data(config)
-  train.check_parent(
-    config, train.Program(config), data
+  data = run.open_data(config)
+  run.check_parent(
+    config, run.Program(config), data
   )  # Leaves and tokenizer fit, or this raises.
   batches = data.batches()
   batch, _ = next(batches)
@@ -53,4 +53,4 @@ def test_without_a_tokenizer_or_a_parent_it_is_said(released):
   with config.unlocked():
     config.init_from = None
   with pytest.raises(errors.SphinxError, match='neither a tokenizer nor init_from'):
-    train.open_data(config)
+    run.open_data(config)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sphinx_jax import mix_curve, train
+from sphinx_jax import mix_curve, run as run_lib
 from sphinx_jax.checkpoint import store
 from sphinx_jax.core import config as config_lib, errors
 from sphinx_jax.evaluation import held_out as evaluation
@@ -64,9 +64,9 @@ def memory(monkeypatch, runs):
 
   def open_data(config, mine=None):
     assert config.tokenizer == '' and config.init_from
-    return train.Data(None, {'real': [make_batch(config, 10**6)]}, {}, '', {})
+    return run_lib.Data(None, {'real': [make_batch(config, 10**6)]}, None, '', None)
 
-  monkeypatch.setattr(train, 'open_data', open_data)
+  monkeypatch.setattr(run_lib, 'open_data', open_data)
   monkeypatch.setattr(mix_curve, 'Program', lambda config: runs[2])
 
 
@@ -87,20 +87,16 @@ def test_tasks_are_scored_with_every_mix(runs, memory, tmp_path, monkeypatch):
   folder, *_ = runs
   asked = []
 
-  class Generator:
-    def __init__(self, model, params, tokenizer, template):
-      self.params = params
-
-  def evaluate(generator, sources, examples, mean, place, run):
+  def evaluate(model, sources, examples, mean, place, run, params):
     asked.append((list(sources), examples, place.name, run))
     norm = float(
       sum(
-        jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(generator.params)
+        jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(params)
       )
     )
     return {task: {'final': norm} for task in sources}
 
-  monkeypatch.setattr(mix_curve.decode, 'Generator', Generator)
+  monkeypatch.setattr(mix_curve, 'Model', lambda *parts: parts)
   monkeypatch.setattr(evaluation, 'evaluate', evaluate)
   monkeypatch.setattr(
     evaluation, 'mean_image', lambda sources, size: np.zeros((size, size, 3), np.uint8)
@@ -108,7 +104,7 @@ def test_tasks_are_scored_with_every_mix(runs, memory, tmp_path, monkeypatch):
   monkeypatch.setattr(
     evaluation, 'open_split', lambda config, names, split: dict.fromkeys(names, split)
   )
-  monkeypatch.setattr(train, 'open_tokenizer', lambda config: 'pieces')
+  monkeypatch.setattr(run_lib, 'open_tokenizer', lambda config: 'pieces')
   points = mix_curve.draw_curve(
     [folder / 'real', folder / 'synthetic'], (0, 1), tmp_path, tasks=['vqa'], examples=7
   )

@@ -1,4 +1,4 @@
-"""The laptop recipe from files of official datasets, from bytes to the page, with a narrow model and few updates."""
+"""The laptop recipe from dataset files, with a narrow model and few updates."""
 
 import json
 
@@ -29,7 +29,7 @@ def narrow(config):
 
 
 def test_every_family_is_trained_and_scored_from_official_files(tmp_path):
-  recipe.run(narrow(mini.get_config('quick,official')), tmp_path)
+  recipe.run_recipe(narrow(mini.get_config('quick,dataset_files')), tmp_path)
   assert not any(
     entry['source'] == 'miniworld'
     for entry in json.loads((tmp_path / 'config.json').read_text())['stage2']['mixture'].values()

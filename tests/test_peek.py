@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sphinx_jax import peek
+from sphinx_jax import peek, run
 from sphinx_jax.configs import stage2
 from sphinx_jax.core import errors
 from sphinx_jax.report import rows
@@ -91,14 +91,14 @@ def test_trained_text_is_marked_on_a_terminal_and_off_it(config):
   )
 
 
-def test_the_door_prints_and_writes_a_picture(config, tmp_path, capsys):
-  peek.show(config, 1, tmp_path / 'peek.png', colour=False)
-  said = capsys.readouterr().out
-  assert 'task mine' in said and 'epochs' in said
+def test_the_command_prints_and_writes_an_image(config, tmp_path, capsys):
+  peek.show(config, 1, tmp_path / 'peek.png', color=False)
+  printed = capsys.readouterr().out
+  assert 'task mine' in printed and 'epochs' in printed
   pixels = np.asarray(Image.open(tmp_path / 'peek.png').convert('RGB'))
   assert (pixels == SEEN[0, 0]).all(-1).sum() > 100 * 100
   with pytest.raises(errors.SphinxError, match='--output'):
-    peek.show(config, 1, '/nowhere/peek.png', colour=False)
+    peek.show(config, 1, '/nowhere/peek.png', color=False)
 
 
 def test_an_unknown_stage_of_a_recipe_is_refused():
@@ -106,7 +106,7 @@ def test_an_unknown_stage_of_a_recipe_is_refused():
     dict(steps=('data', 'real'), data=dict(kind='data'), real=dict(kind='train'))
   )
   with pytest.raises(errors.SphinxError, match="'reel'.*did you mean 'real'"):
-    peek.run_config(recipe, 'reel', '')
+    run.training_run(recipe, 'reel', '')
 
 
 def test_one_entry_of_a_mixture_is_shown_without_the_data_of_the_others(config, tmp_path):
@@ -128,7 +128,7 @@ def test_every_entry_of_stage_2_can_be_shown(name, paper_root, tmp_path, monkeyp
   monkeypatch.chdir(paper_root)
   entry = peek.narrowed(stage2.get_config('7b,224'), [name], str(release.TOKENIZER))
   with entry.unlocked():
-    entry.validation, entry.model.image_size = {}, 16
+    entry.model.image_size = 16
     entry.model.llm.vocab = 512
     entry.batch.update(size=1, window=8)
   _, shown = peek.peek(entry, 1)

@@ -70,7 +70,7 @@ def test_the_recipe_of_pods_runs_from_fresh_weights_to_stage_2(given):
     for name in ('real', 'synthetic', 'stage2'):
       config[name] = narrow(config[name])
     config.real.init_from, config.mix.coefficients = str(given / 'fresh'), (0.0, 0.5, 1.0)
-  recipe.run(config.lock(), given / 'run')
+  recipe.run_recipe(config.lock(), given / 'run')
   assert {path.parent.name for path in given.glob('run/*/done.json')} == set(config.steps)
   assert json.loads((given / 'run' / 'mix' / 'choice.json').read_text())['coefficient'] in (
     0.0,

@@ -1,4 +1,4 @@
-"""What a config compiles to is one function of the data, whatever the mesh and however memory is saved."""
+"""The update of a config computes the same on any mesh and with any way to save memory."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
 def run(config, params=None, steps=20):
-  """(loss and gradient norm of every step, parameters after the last) from given parameters; no files."""
+  """Loss and gradient norm of every step, and the parameters after the last; writes no files."""
   program = Program(config)
   place = lambda tree, like: jax.tree.map(
     lambda leaf, shape: jax.device_put(leaf, shape.sharding), tree, like
@@ -26,7 +26,9 @@ def run(config, params=None, steps=20):
   )
   update, losses = program.compile(), []
   for position in range(steps):
-    current, metrics = update(current, placement.put(make_batch(config, position), program.rows))
+    current, metrics = update(
+      current, placement.put(make_batch(config, position), program.batch_sharding)
+    )
     losses.append((float(metrics['loss']), float(metrics['grad_norm'])))
   return losses, trees.flatten(jax.tree.map(np.asarray, current.params))
 

@@ -1,4 +1,4 @@
-"""The training door, with the real model at a tiny width and batches made in memory."""
+"""The entry point train, with the real model at a tiny width and batches made in memory."""
 
 import base64
 import os
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from sphinx_jax import train as door
-from sphinx_jax.checkpoint import store
+from sphinx_jax import run, train
+from sphinx_jax.checkpoint import bundle, store
 from sphinx_jax.core import config as config_lib, errors, trees
 from sphinx_jax.models import sphinx
 from sphinx_jax.training import writer
@@ -46,17 +46,13 @@ class Stream:
 
 
 def in_memory(spoil=lambda position, batch: batch):
-  def open_data(config: ConfigDict, mine=None) -> door.Data:
-    return door.Data(
-      lambda position: Stream(config, position, spoil),
-      {'real': [make_batch(config, 10**6)]},
-      {
-        'config': config_lib.to_json(config),
-        'tokenizer': base64.b64encode(b'pieces').decode(),
-        'dialog': {},
-      },
-      'a table',
-      lambda position: f'a table at {position}',
+  def open_data(config: ConfigDict, local_rows=None) -> run.Data:
+    return run.Data(
+      batches=lambda position: Stream(config, position, spoil),
+      validation={'real': [make_batch(config, 10**6)]},
+      bundle=bundle.Bundle(config, b'pieces', {}),
+      table='a table',
+      summary=lambda position: f'a table at {position}',
     )
 
   return open_data
@@ -64,7 +60,7 @@ def in_memory(spoil=lambda position, batch: batch):
 
 @pytest.fixture(autouse=True)
 def memory(monkeypatch):
-  monkeypatch.setattr(door, 'open_data', in_memory())
+  monkeypatch.setattr(run, 'open_data', in_memory())
 
 
 def lines(workdir: pathlib.Path) -> list[dict]:
@@ -79,8 +75,8 @@ def lines(workdir: pathlib.Path) -> list[dict]:
 def unbroken(tmp_path_factory, compiled_once) -> pathlib.Path:
   workdir = tmp_path_factory.mktemp('runs') / 'unbroken'
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(door, 'open_data', in_memory())
-    door.train(tiny(), workdir)
+    patch.setattr(run, 'open_data', in_memory())
+    train.train(tiny(), workdir)
   return workdir
 
 
@@ -118,7 +114,7 @@ def test_batches_fit_the_model():
 def test_frozen_leaves_stay_and_trained_ones_move(unbroken):
   config = tiny()
   begin, end = (
-    trees.flatten(door.Program(config).init()),
+    trees.flatten(run.Program(config).init()),
     trees.flatten(store.load_params(unbroken)),
   )
   assert set(begin) == set(end)
@@ -139,8 +135,8 @@ def test_checkpoint_carries_what_inference_needs(unbroken):
 
 
 def test_finished_run_is_recognised(unbroken, monkeypatch):
-  monkeypatch.setattr(door, 'Program', None)
-  metrics = door.train(tiny(), unbroken)
+  monkeypatch.setattr(run, 'Program', None)
+  metrics = train.train(tiny(), unbroken)
   written = writer.read(unbroken)
   assert (
     metrics['loss'] == written[-2]['loss']
@@ -151,22 +147,22 @@ def test_finished_run_is_recognised(unbroken, monkeypatch):
 def test_broken_run_goes_on_bit_for_bit(unbroken, tmp_path, monkeypatch):
   # Asked to stop in the first update, in the middle of a window of metrics: it saves first.
   monkeypatch.setattr(
-    door, 'open_data', interrupt_at(0, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    run, 'open_data', interrupt_at(0, lambda: os.kill(os.getpid(), signal.SIGTERM))
   )
   with pytest.raises(SystemExit) as caught:
-    door.train(tiny(), tmp_path)
+    train.train(tiny(), tmp_path)
   assert (
     caught.value.code == 128 + signal.SIGTERM
     and store.latest(tmp_path) == 1
     and lines(tmp_path) == []
   )
-  # Dies after step 4, whose line is on disk: step 3 is the last save, and again in the middle of a window.
-  monkeypatch.setattr(door, 'open_data', interrupt_at(4, crash))
+  # Dies after step 4, whose line is on disk. The last save is step 3, inside a window again.
+  monkeypatch.setattr(run, 'open_data', interrupt_at(4, crash))
   with pytest.raises(RuntimeError):
-    door.train(tiny(), tmp_path)
+    train.train(tiny(), tmp_path)
   assert store.latest(tmp_path) == 3 and lines(tmp_path)[-1]['step'] == 4
-  monkeypatch.setattr(door, 'open_data', in_memory())
-  door.train(tiny(), tmp_path)
+  monkeypatch.setattr(run, 'open_data', in_memory())
+  train.train(tiny(), tmp_path)
   assert lines(tmp_path) == lines(unbroken)
   jax.tree.map(
     np.testing.assert_array_equal, store.load_params(tmp_path), store.load_params(unbroken)
@@ -175,12 +171,14 @@ def test_broken_run_goes_on_bit_for_bit(unbroken, tmp_path, monkeypatch):
 
 def test_run_goes_on_with_another_mesh_and_less_memory(unbroken, tmp_path, monkeypatch):
   opened = interrupt_at(4, crash)  # Without validation: its compilation would be all that it adds.
-  monkeypatch.setattr(door, 'open_data', lambda *given: opened(*given)._replace(validation={}))
+  monkeypatch.setattr(run, 'open_data', lambda *given: opened(*given)._replace(validation={}))
   with pytest.raises(RuntimeError):
-    door.train(tiny(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}), tmp_path)
-  monkeypatch.setattr(door, 'open_data', in_memory())
-  door.train(tiny(**{'optimizer.accumulate': 2, 'model.remat': 'full', 'loss_chunk': 4}), tmp_path)
-  ours, theirs = ([line for line in lines(run) if 'loss' in line] for run in (tmp_path, unbroken))
+    train.train(tiny(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}), tmp_path)
+  monkeypatch.setattr(run, 'open_data', in_memory())
+  train.train(tiny(**{'optimizer.accumulate': 2, 'model.remat': 'full', 'loss_chunk': 4}), tmp_path)
+  ours, theirs = (
+    [line for line in lines(workdir) if 'loss' in line] for workdir in (tmp_path, unbroken)
+  )
   assert [line.keys() for line in ours] == [line.keys() for line in theirs]
   for our, their in zip(ours, theirs):
     assert our == pytest.approx(their, rel=2e-4)
@@ -190,22 +188,22 @@ def test_number_that_is_not_finite_stops_and_keeps_the_last_good(tmp_path, monke
   def spoil(at: int, batch: dict) -> dict:
     return batch | {'loss_weight': batch['loss_weight'] * (np.float32('nan') if at == 3 else 1)}
 
-  monkeypatch.setattr(door, 'open_data', in_memory(spoil))
+  monkeypatch.setattr(run, 'open_data', in_memory(spoil))
   with pytest.raises(errors.SphinxError, match='steps 3 to 4: got loss nan at step 4'):
-    door.train(tiny(), tmp_path)
+    train.train(tiny(), tmp_path)
   assert store.latest(tmp_path) == 3
 
 
 def test_workdir_of_another_config_is_refused(unbroken):
   with pytest.raises(errors.SphinxError, match='optimizer.lr: 0.01 there, 0.5 here'):
-    door.train(tiny(**{'optimizer.lr': 0.5}), unbroken)
+    train.train(tiny(**{'optimizer.lr': 0.5}), unbroken)
 
 
 def test_init_from_takes_the_parameters_only(unbroken, tmp_path):
   config = tiny(init_from=str(unbroken))
-  program = door.Program(config)
+  program = run.Program(config)
   with store.Store(tmp_path) as own:
-    begun, position, sums = door.start(config, program, own)
+    begun, position, sums = run.restore_or_init(config, program, own)
   jax.tree.map(np.testing.assert_array_equal, begun.params, store.load_params(unbroken))
   assert int(begun.step) == 0 and position == 0 and sums == {}
   fresh = program.optimizer.init(begun.trained)
@@ -222,21 +220,21 @@ def test_init_from_takes_the_parameters_only(unbroken, tmp_path):
 def test_init_from_that_does_not_fit_is_refused_before_compilation(
   unbroken, tmp_path, monkeypatch, changes, words
 ):
-  monkeypatch.setattr(door.Program, 'compile', None)
+  monkeypatch.setattr(run.Program, 'compile', None)
   with pytest.raises(errors.SphinxError, match=words):
-    door.train(tiny(**({'init_from': str(unbroken)} | changes)), tmp_path)
+    train.train(tiny(**({'init_from': str(unbroken)} | changes)), tmp_path)
 
 
 def test_init_from_of_another_tokenizer_is_refused(unbroken, tmp_path, monkeypatch):
   opened = in_memory()(tiny())
   monkeypatch.setattr(
-    door, 'open_data', lambda *given: opened._replace(carried={'tokenizer': 'other'})
+    run, 'open_data', lambda *given: opened._replace(bundle=bundle.Bundle(tiny(), b'other', {}))
   )
   with pytest.raises(errors.SphinxError, match='another tokenizer'):
-    door.train(tiny(init_from=str(unbroken)), tmp_path)
+    train.train(tiny(init_from=str(unbroken)), tmp_path)
 
 
-def test_door_without_workdir_says_what_to_do(tmp_path):
+def test_a_missing_workdir_is_refused_with_what_to_do(tmp_path):
   config = tmp_path / 'config.py'
   config.write_text('import ml_collections\ndef get_config(): return ml_collections.ConfigDict()\n')
   done = subprocess.run(
@@ -260,7 +258,7 @@ def test_all_sources_that_cannot_be_opened_are_named_together(tmp_path):
     }
   )
   with pytest.raises(errors.SphinxError) as caught:
-    door.open_sources(config)
+    run.open_sources(config)
   text, vqa, rec = str(caught.value).splitlines()
   assert vqa.startswith('mixture.vqa: ') and 'vqa.jsonl' in vqa and 'no such file' in vqa
   assert text.startswith('mixture.text: ') and 'an empty file' in text

@@ -42,7 +42,7 @@ def write(
   peak_rss_bytes,
   config,
   mixed=0.5,
-  aims=None,
+  targets=None,
   title='SPHINX, the joint-mixing recipe',
 ):
   """Writes the page, its pictures and metrics.json.
@@ -56,7 +56,7 @@ def write(
     peak_rss_bytes: most host memory that the recipe used.
     config: the resolved config as a plain dict.
     mixed: the coefficient of the real parent that the recipe went on with.
-    aims: {task: least value wished for}.
+    targets: {task: the score to reach}.
     title: of the page.
 
   Returns:
@@ -91,7 +91,7 @@ def write(
     (pictures / f'{name}.png').write_bytes(png)
   page = template('template.html').render(
     title=title,
-    tasks=_task_rows(results, aims or {}),
+    tasks=_task_rows(results, targets or {}),
     images={name: _inline(png) for name, png in images.items()},
     curve=curve_verdict(curve, mixed) if curve else None,
     samples=samples,
@@ -126,14 +126,14 @@ def curve_verdict(curve, mixed) -> dict:
   }
 
 
-def _task_rows(results, aims):
+def _task_rows(results, targets):
   return [
     {
       'name': task,
       **result,
       'beats': result['low'] > result.get('blind_high', result['blind']),
-      'aim': aims.get(task),
-      'reached': task in aims and result['final'] >= aims[task],
+      'target': targets.get(task),
+      'reached': task in targets and result['final'] >= targets[task],
     }
     for task, result in results.items()
   ]

@@ -6,7 +6,7 @@ import sys
 import jax
 import pytest
 
-from sphinx_jax import plan as door, train as train_door
+from sphinx_jax import plan as plan_command, run as run_lib, train
 from sphinx_jax.configs import recipe, stage2
 from sphinx_jax.core import errors
 from sphinx_jax.planning import plan as plans, search, sheet, slices, table
@@ -79,7 +79,7 @@ def test_every_shipped_config_has_a_row_and_an_interrupted_table_goes_on(
   planner, tmp_path, monkeypatch
 ):
   monkeypatch.chdir(ROOT)
-  runs = door.shipped()
+  runs = plan_command.shipped()
   assert len(runs) == 12
   some = {run: runs[run] for run in ('stage1.py:7b,224', 'stage2.py:13b,2k')}
   rows = table.fill(some, planner, tmp_path / 'rows.json', compiler=False)
@@ -121,9 +121,9 @@ def test_plan_compiles_what_train_runs(tmp_path, monkeypatch):
     raise Compiling
 
   monkeypatch.setattr(jax.stages.Lowered, 'compile', compile)
-  monkeypatch.setattr(train_door, 'open_data', lambda *_: train_door.Data(None, {}, {}, '', {}))
+  monkeypatch.setattr(run_lib, 'open_data', lambda *_: run_lib.Data(None, {}, None, '', None))
   with pytest.raises(Compiling):
-    train_door.train(config, tmp_path)
+    train.train(config, tmp_path)
   monkeypatch.setattr(slices, 'devices', lambda where: jax.devices())
   with pytest.raises(Compiling):
     plans.Planner(Program).plan(config, slices.find('v5e:2x4'), compile_it=True)
@@ -132,10 +132,10 @@ def test_plan_compiles_what_train_runs(tmp_path, monkeypatch):
 
 def test_a_step_of_a_recipe_is_planned_by_name():
   config = recipe.get_config('7b,224')
-  assert door.section(config, 'stage2').batch.size == stage2.get_config('7b,224').batch.size
+  assert run_lib.training_run(config, 'stage2').batch.size == stage2.get_config('7b,224').batch.size
   for name in (None, 'mix'):
     with pytest.raises(errors.SphinxError, match='real, stage2, synthetic'):
-      door.section(config, name)
+      run_lib.training_run(config, name)
 
 
 def run(*arguments):

@@ -77,7 +77,7 @@ def made(tmp_path_factory):
     seconds={'data': 12.5, 'stage2': 100.0},
     peak_rss_bytes=3 * 2**30,
     config={'name': 'tiny <config>', 'steps': ['data', 'stage2']},
-    aims={'vqa': 0.8, 'rec': 0.6},
+    targets={'vqa': 0.8, 'rec': 0.6},
   )
   file = page.write(work, **arguments)
   return arguments, work, file.read_text()
@@ -199,7 +199,7 @@ def test_a_mix_that_is_worse_than_its_parents_is_called_so(made, tmp_path):
 
 def test_a_recipe_without_a_mix_has_a_page_too(made, tmp_path):
   arguments, _, _ = made
-  text = page.write(tmp_path, **(arguments | {'curve': [], 'aims': None})).read_text()
+  text = page.write(tmp_path, **(arguments | {'curve': [], 'targets': None})).read_text()
   assert 'id="mix"' not in text and not (tmp_path / 'report' / 'mix_curve.png').exists()
 
 
