@@ -225,7 +225,7 @@ def verify(first: str, second: str, **options) -> float:
     SphinxError: models of other parameters.
   """
   (config, a), (other, b) = _arrays(first, **options), _arrays(second)
-  for line in config_lib.differing_keys(config_lib.to_dict(config), config_lib.to_dict(other)):
+  for line in config_lib.differences(config_lib.to_dict(config), config_lib.to_dict(other)):
     print(f'config: {line}')
   if lines := trees.difference(a, b):
     raise errors.make(

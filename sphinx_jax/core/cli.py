@@ -1,88 +1,229 @@
-"""How a door is opened: absl flags, `--config=file.py:arg` with dotted overrides, and errors as one clear line."""
+"""Command lines of the entry points: absl flags, `--config`, and errors as one line.
 
+`--config` takes the name of a shipped config ('mini', 'stage2:13b,1k') or the path of a config file
+('my/config.py'). The text after the colon is the argument of its `get_config`.
+`--config.a.b=value` changes a setting.
+"""
+
+import difflib
+import importlib.util
 import os
+import pathlib
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
+from types import ModuleType
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from sphinx_jax.core import errors, progress
+from sphinx_jax.core import errors, progress, renames
 
 FLAGS = flags.FLAGS
+flags.disclaim_key_flags()  # So that --help of an entry point lists --config among its own flags.
+_OVERRIDES = tuple(f'{dashes}{no}config.' for dashes in ('--', '-') for no in ('', 'no'))
 
 
 def define_config(default: str | None = None, optional: bool = False) -> None:
-  """Defines `--config=configs/file.py:arg` and its `--config.a.b=value` overrides; an optional one may be None."""
-  config_flags.DEFINE_config_file(
+  """Defines `--config` and its overrides `--config.a.b=value`.
+
+  `FLAGS.config` is then a locked ConfigDict, or None if the flag is optional and not given.
+
+  Args:
+    default: value of the flag if it is not given, for example 'mini:quick'.
+    optional: whether the flag may be left out although there is no default.
+  """
+  flags.DEFINE_string(
     'config',
     default,
-    'Config file, with an argument after a colon: configs/mini.py:quick. '
-    'Any setting in it can be changed: --config.train.steps=100.',
-    lock_config=True,
+    f'A shipped config ({", ".join(shipped_configs())}) or the path of a config file, then its '
+    'argument after a colon: --config=mini:quick, --config=my/config.py. '
+    'Any setting can be changed: --config.optimizer.lr=1e-4.',
   )
-  FLAGS['config'].optional = optional
+  if default is None and not optional:
+    flags.mark_flag_as_required('config')
 
 
 def run(main: Callable[[], None]) -> None:
-  """Parses the command line and calls `main()`; a SphinxError or a bad flag ends as one line on stderr and exit code 2."""
-  os.environ.setdefault(
-    'TF_CPP_MIN_LOG_LEVEL', '2'
-  )  # TensorFlow's start-up notes are not ours to pass on.
-  app.run(lambda _: _guarded(main), flags_parser=_parse)
+  """Parses the command line and calls `main()`.
+
+  A SphinxError, a wrong flag or an error in a config file ends the program with one line on stderr
+  and exit code 2.
+  """
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # Hides TensorFlow's start-up notes.
+  app.run(lambda _: _run_guarded(main), flags_parser=_parse)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def shipped_configs() -> list[str]:
+  """Returns the names of the configs that are installed as `sphinx_jax.configs`."""
+  folder = _shipped_folder()
+  if folder is None:
+    return []
+  return sorted(file.stem for file in folder.glob('*.py') if 'def get_config(' in file.read_text())
+
+
+def load_config(name: str) -> ConfigDict:
+  """Returns the locked config that a value of `--config` names.
+
+  Args:
+    name: 'NAME' or 'NAME:ARGUMENT' of a shipped config, or the path of a config file, also with
+      ':ARGUMENT'. The path 'configs/NAME.py' is the shipped config if there is no such file.
+
+  Raises:
+    SphinxError: there is no such config, or its file raises an exception. The message has the
+      file and the line.
+  """
+  path, colon, argument = name.partition(':')
+  file = _find_config(path)
   try:
-    rest = FLAGS(argv, known_only=False)
-    if 'config' in FLAGS and not (FLAGS['config'].optional and FLAGS.config is None):
-      FLAGS.config.is_locked  # A file that cannot be read is only complained of when the config is used.
-    if len(rest) > 1:
-      raise errors.make(
-        'command line', f"'{rest[1]}'", 'only flags like --name=value', 'see --help'
-      )
+    module = _load_module(file)
+    config = module.get_config(*([argument] if colon else []))
+    if not isinstance(config, (dict, ConfigDict)):
+      raise TypeError(f'get_config returned {type(config).__name__}, not a ConfigDict')
+    config = ConfigDict(config) if isinstance(config, dict) else config
+    return renames.upgrade_loaded(config)
+  except errors.SphinxError:
+    raise
+  except Exception as error:  # The file is the user's: any exception may come out of it.
+    raise errors.make(
+      f"config '{name}'",
+      _describe(error, file),
+      'a get_config(arg) that returns a ConfigDict',
+      'correct the file',
+    ) from error
+
+
+def _shipped_folder() -> pathlib.Path | None:
+  """Returns the folder of `sphinx_jax.configs`, or None if the package is not installed."""
+  spec = importlib.util.find_spec('sphinx_jax.configs')
+  return pathlib.Path(spec.origin).parent if spec and spec.origin else None
+
+
+def _find_config(path: str) -> pathlib.Path:
+  file = pathlib.Path(path)
+  if file.is_file():
+    return file.absolute()
+  is_shipped = file.suffix == '' and len(file.parts) == 1
+  is_shipped |= file.suffix == '.py' and file.parent == pathlib.Path('configs')
+  names = shipped_configs()
+  if is_shipped and file.stem in names:
+    return _shipped_folder() / f'{file.stem}.py'
+  near = difflib.get_close_matches(file.stem, names, n=1)
+  if near:
+    advice = f"did you mean '{near[0]}'?"
+  elif names:
+    advice = 'check the path'
+  else:
+    advice = "install the package with 'pip install -e .'"
+  expected = f'a config file or one of {", ".join(names) or "the shipped configs"}'
+  raise errors.make('--config', f"'{path}'", expected, advice)
+
+
+def _load_module(file: pathlib.Path) -> ModuleType:
+  name = f'sphinx_jax_config_{file.stem}'
+  spec = importlib.util.spec_from_file_location(name, file)
+  if spec is None:
+    raise ImportError(f'{file.name} has no suffix .py')
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module  # Dataclasses and pickle look their module up here.
+  spec.loader.exec_module(module)
+  return module
+
+
+def _describe(error: Exception, file: pathlib.Path) -> str:
+  """Returns the exception and where it was raised: the line of the config file if there is one."""
+  text = f'{type(error).__name__}: {" ".join(str(error).split())}'
+  if isinstance(error, SyntaxError) and error.filename:
+    return f'{text} in {error.filename}, line {error.lineno}'
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [frame.lineno for frame in frames if pathlib.Path(frame.filename) == file]
+  return f'{text} in {file}, line {lines[-1]}' if lines else f'{text} in {file}'
+
+
+def _parse(arguments: list[str]) -> list[str]:
+  progress.setup_logging()
+  try:
+    arguments = [arguments[0], *FLAGS.read_flags_from_files(arguments[1:], force_gnu=False)]
+    moved = renames.command_of_flags(arguments)
+    if moved is not None:
+      os.execv(sys.executable, [sys.executable, *moved])
+    arguments = renames.upgrade_arguments(arguments)
+    others, overrides = _split_overrides(arguments)
+    rest = FLAGS(others)
+    if 'config' in FLAGS and FLAGS.config is not None:
+      FLAGS.config = _override(load_config(FLAGS.config), overrides)
+    elif overrides:
+      others.extend(overrides)
+      rest = FLAGS(others)  # Reports the unknown flag.
+    _check_no_positional(rest)
     return rest
   except flags.Error as error:
     lines = [line for line in str(error).splitlines() if line.strip()]
-    _die(
-      lines[-1].partition('SphinxError: ')[2] or lines[0]
-    )  # A config file's own error comes as a printed traceback.
-  except (
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-  ) as error:  # What a wrong --config.a.b raises.
-    _die(f'config: {str(error.args[0] if error.args else error)}'.replace('\n', ' '))
-  except OSError:
-    path = next(
-      (arg.partition('=')[2] for arg in argv if arg.startswith('--config=')), 'the default'
-    )
-    _die(
-      str(
-        errors.make(
-          '--config',
-          f"'{path}'",
-          'a readable config file',
-          'start from the project root, or see configs/',
-        )
-      )
+    _exit_with_error(lines[0])
+  except errors.SphinxError as error:
+    _exit_with_error(str(error))
+
+
+def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Separates `--config.a.b=value` and `--config.a.b value` from the other arguments."""
+  others, overrides = [], []
+  takes_value = False  # Whether the argument before is an override without '='.
+  for argument in arguments:
+    if argument.startswith(_OVERRIDES):
+      overrides.append(argument)
+      takes_value = '=' not in argument
+    elif takes_value and not argument.startswith('-'):
+      overrides.append(argument)
+      takes_value = False
+    else:
+      others.append(argument)
+      takes_value = False
+  return others, overrides
+
+
+def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+  """Applies `--config.a.b=value` flags, checked by the types of the config's own values."""
+  for override in overrides:
+    if override.startswith(_OVERRIDES):
+      _check_key(config, override.partition('=')[0].partition('config.')[2])
+  arguments = ['', *overrides]
+  values = flags.FlagValues()
+  try:
+    config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=arguments)
+    rest = values(arguments)
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise errors.SphinxError(f'--config: {" ".join(str(error).split())}') from error
+  _check_no_positional(rest)
+  return renames.upgrade_loaded(values.config)
+
+
+def _check_key(config: ConfigDict, path: str) -> None:
+  section = config
+  for key in path.split('.'):
+    if not isinstance(section, ConfigDict) or '[' in key:
+      return  # An item of a tuple: ml_collections checks it.
+    if key not in section:
+      raise errors.unknown(f'--config.{path}', key, section)
+    section = section[key]
+
+
+def _check_no_positional(arguments: Sequence[str]) -> None:
+  if len(arguments) > 1:
+    raise errors.make(
+      'command line', f"'{arguments[1]}'", 'only flags like --name=value', 'see --help'
     )
 
 
-def _guarded(main: Callable[[], None]) -> None:
-  progress.setup_logging()
-  logging.set_verbosity(
-    logging.WARNING
-  )  # What libraries note in passing would drown our own lines.
+def _run_guarded(main: Callable[[], None]) -> None:
+  logging.set_verbosity(logging.WARNING)  # Libraries log more than the package does.
   try:
     main()
   except errors.SphinxError as error:
-    _die(str(error))
+    _exit_with_error(str(error))
   except KeyboardInterrupt:
-    _die('interrupted; run the same command again to go on', code=130)
+    _exit_with_error('interrupted; run the same command again to resume', code=130)
 
 
-def _die(line: str, code: int = 2) -> None:
+def _exit_with_error(line: str, code: int = 2) -> None:
   print(f'error: {line}', file=sys.stderr)
   sys.exit(code)

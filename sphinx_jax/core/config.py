@@ -1,35 +1,50 @@
-"""Configs: locked `ml_collections.ConfigDict`s made by `configs/*.py:get_config(arg)`, and their JSON form beside a run."""
+"""Configs as JSON: written beside a run and into its checkpoints, compared, and read back.
+
+A config is a locked `ml_collections.ConfigDict` that a `get_config(arg)` in configs/ returns.
+"""
 
 import json
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import ml_collections
 from etils import epath
 
-from sphinx_jax.core import errors
+from sphinx_jax.core import errors, files, renames
+from sphinx_jax.core.files import is_remote, write_atomic as write_whole  # noqa: F401
 
 Path = str | os.PathLike
 
 
-def lock(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Locks a config and all that is in it, so that a mistyped key dies; returns it."""
-  return config.lock()
+class Difference(NamedTuple):
+  """A setting with another value in each of two configs; an absent setting has the value None."""
+
+  key: str  # Dotted: 'optimizer.lr'.
+  first: Any
+  second: Any
+
+  def __str__(self) -> str:
+    return f'{self.key}: {self.first!r} there, {self.second!r} here'
 
 
 def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Plain nested dictionaries and lists, as JSON would give them back."""
+  """Returns nested dictionaries and lists, as JSON has them: tuples become lists."""
   return json.loads(to_json(config))
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
-  """The resolved config as JSON text, in the config's own order of keys."""
+  """Returns the resolved config as JSON text, keys in the config's own order."""
   return json.dumps(config.to_dict(), indent=2)
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:
-  """A locked config from its JSON text; JSON's lists become tuples, as configs write them."""
-  return lock(ml_collections.ConfigDict(_tuples(json.loads(text))))
+  """Returns the locked config of a JSON text.
+
+  Lists become tuples, as config files write them. Old names are replaced, and settings that were
+  added later get their defaults (core/renames.py).
+  """
+  return ml_collections.ConfigDict(renames.upgrade_config(_tuples(json.loads(text)))).lock()
 
 
 def _tuples(value: Any) -> Any:
@@ -40,67 +55,44 @@ def _tuples(value: Any) -> Any:
   return value
 
 
-def differing(a: dict[str, Any], b: dict[str, Any], prefix: str = '') -> list[tuple[str, Any, Any]]:
-  """(dotted key, value in `a`, value in `b`) of every difference between two plain configs; None where there is none."""
-  found = []
-  for key in dict.fromkeys([*a, *b]):
-    name = f'{prefix}{key}'
-    left, right = a.get(key), b.get(key)
+def differences(
+  first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = ''
+) -> list[Difference]:
+  """Returns every setting in which two plain configs differ."""
+  different = []
+  for key in dict.fromkeys([*first, *second]):
+    left, right = first.get(key), second.get(key)
     if isinstance(left, dict) and isinstance(right, dict):
-      found += differing(left, right, name + '.')
+      different += differences(left, right, f'{prefix}{key}.')
     elif left != right:
-      found.append((name, left, right))
-  return found
-
-
-def differing_keys(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-  """Dotted keys in which two plain configs differ, with both values."""
-  return [_line(*each) for each in differing(a, b)]
-
-
-def _line(key: str, left: Any, right: Any) -> str:
-  return f'{key}: {left!r} there, {right!r} here'
+      different.append(Difference(f'{prefix}{key}', left, right))
+  return different
 
 
 def claim(
   workdir: Path, config: ml_collections.ConfigDict, ignore: tuple[str, ...] = ()
 ) -> epath.Path:
-  """Writes the resolved config into a new workdir, or checks that the workdir belongs to this config.
+  """Writes the config into a new workdir, or checks that an existing workdir has the same config.
 
   Args:
-    workdir: directory of the run, which may be a gs:// URL; made if absent.
+    workdir: directory of the run, which may be a gs:// URL. It is created if absent.
     config: the resolved config.
-    ignore: settings ('mesh', 'model.remat') that may change between starts of one run, with all that is under them.
+    ignore: settings or sections ('mesh', 'model.remat') that may change between starts of a run.
 
   Returns:
     The workdir as a path.
 
   Raises:
-    SphinxError: when the directory belongs to another config; names the keys that differ.
+    SphinxError: the directory belongs to another config (the message has the differing settings),
+      or it has files but no config.json.
   """
   workdir = epath.Path(workdir)
   file = workdir / 'config.json'
-  mine = to_dict(config)
   if file.exists():
-    theirs = json.loads(file.read_text())
-    ignored = tuple(f'{name}.' for name in ignore)
-    lines = [
-      _line(key, *values)
-      for key, *values in differing(theirs, mine)
-      if not f'{key}.'.startswith(ignored)
-    ]
-    if lines:
-      raise errors.make(
-        f"workdir '{workdir}'",
-        'a run of another config ('
-        + '; '.join(lines[:5])
-        + ('; ...' if len(lines) > 5 else '')
-        + ')',
-        'the config it was started with',
-        'give another --workdir, or the flags of that run',
-      )
+    stored = renames.upgrade_config(json.loads(file.read_text()))
+    _check_same(workdir, renames.upgrade_config(to_dict(config)), stored, ignore)
     return workdir
-  # A temporary file is what a start that was killed while claiming leaves behind.
+  # A start that was killed while it wrote config.json leaves a temporary file.
   others = [p.name for p in workdir.iterdir() if p.suffix != '.tmp'] if workdir.is_dir() else []
   if others:
     raise errors.make(
@@ -110,20 +102,24 @@ def claim(
       'give another --workdir',
     )
   workdir.mkdir(parents=True, exist_ok=True)
-  write_whole(file, to_json(config))
+  files.write_atomic(file, to_json(config))
   return workdir
 
 
-def write_whole(file: epath.Path, text: str) -> None:
-  """Writes a small file so that it is there whole or not at all."""
-  if is_remote(file):
-    file.write_text(text)  # An object appears when it is complete.
-    return
-  temporary = file.with_suffix('.tmp')
-  temporary.write_text(text)
-  temporary.replace(file)
-
-
-def is_remote(path: Path) -> bool:
-  """Whether a path is that of a bucket: no appending there, and a rename copies."""
-  return '://' in os.fspath(path)
+def _check_same(
+  workdir: epath.Path, config: dict[str, Any], stored: dict[str, Any], ignore: tuple[str, ...]
+) -> None:
+  ignored = tuple(f'{name}.' for name in ignore)
+  different = [
+    str(difference)
+    for difference in differences(stored, config)
+    if not f'{difference.key}.'.startswith(ignored)
+  ]
+  if different:
+    shown = '; '.join(different[:5]) + ('; ...' if len(different) > 5 else '')
+    raise errors.make(
+      f"workdir '{workdir}'",
+      f'a run of another config ({shown})',
+      'the config it was started with',
+      'give another --workdir, or the flags of that run',
+    )

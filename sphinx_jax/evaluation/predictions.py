@@ -73,7 +73,7 @@ def claim(folder: Path, checkpoint: str, benchmarks: Iterable[Benchmark]) -> epa
     },
   }
   theirs = mine | found | {'benchmarks': mine['benchmarks'] | found.get('benchmarks', {})}
-  other = config_lib.differing_keys(theirs, mine)
+  other = [str(difference) for difference in config_lib.differences(theirs, mine)]
   if other:
     raise errors.make(
       f"evaluation folder '{folder}'",

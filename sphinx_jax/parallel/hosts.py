@@ -1,7 +1,9 @@
-"""Several processes as one run: how they find each other, agree, wait for each other, and end together.
+"""Several processes as one run: joining, comparing settings, exchanging values, ending together.
 
-Everything here is nothing where there is one process. Words between processes go through the key-value store of jax's
-coordination service, which process 0 holds; every process must make the same calls in the same order.
+With one process, every function here is a no-op or returns its argument. With several, all
+processes must make the same calls in the same order. Barriers are device collectives
+(`jax.experimental.multihost_utils`). JSON values, which are also needed before devices exist, and
+error messages go through the key-value store of jax.distributed (parallel/kv_store.py).
 """
 
 import contextlib
@@ -13,99 +15,106 @@ import os
 import pathlib
 import platform
 import subprocess
+import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
-from jax._src import distributed  # The store has no public door; Orbax takes this one too.
+from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from sphinx_jax.core import config as config_lib, errors
 from sphinx_jax.core.progress import log
-from sphinx_jax.parallel import watch
+from sphinx_jax.parallel import kv_store
 
+# Environment variables. The first three are jax's own.
 ADDRESS, COUNT, INDEX = 'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'
-FIND = 'SPHINX_JAX_DISTRIBUTED'  # 1: jax finds the three itself (a TPU slice, Slurm).
-LOST_AFTER = 'SPHINX_JAX_HEARTBEAT_TIMEOUT'  # Seconds, after which a silent process is lost.
-JOIN_WITHIN = 'SPHINX_JAX_JOIN_TIMEOUT'  # Seconds, for all processes to come.
+DETECT = 'SPHINX_JAX_DISTRIBUTED'  # 1: jax detects the three itself (TPU slices, Slurm).
+HEARTBEAT_TIMEOUT = 'SPHINX_JAX_HEARTBEAT_TIMEOUT'  # Seconds until a silent process is dead.
+JOIN_TIMEOUT = 'SPHINX_JAX_JOIN_TIMEOUT'  # Seconds until all processes must have joined.
 COMMIT = 'SPHINX_JAX_COMMIT'
+# Versions that must be equal on all processes.
 PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'orbax-checkpoint', 'sphinx_jax')
-_ROOM = 'sphinx_jax/words'
-_DAY = (
-  86_400_000  # Milliseconds. The watch, not a time limit, ends a wait for a process that is gone.
-)
-_numbers = itertools.count()
+
+EXIT_RESTART = 75  # EX_TEMPFAIL: the run is fine; start it again on all hosts.
+_FAILURE = 'failure'  # Key of the first process's failure: JSON [exit code, message].
+_POLL_SECONDS = 1.0  # Time between two looks at _FAILURE while waiting for a value.
+# How errors of jax begin when a collective or a message finds the other process gone. Gloo, the
+# collectives of CPU devices, has an error text of its own.
+_LOST_PEER = ('ABORTED', 'CANCELLED', 'DEADLINE_EXCEEDED', 'UNAVAILABLE')
+
+_counter = itertools.count()  # Numbers the messages, equally on all processes.
 
 
 class SharedError(errors.SphinxError):
   """An error that every process raises."""
 
 
+class _PeerFailure(Exception):
+  """Another process has published a failure while this one waited for a value."""
+
+
 def process_count() -> int:
-  """Number of processes."""
-  return distributed.global_state.num_processes
+  """The number of processes of this run."""
+  return kv_store.process_count()
 
 
 def process_index() -> int:
-  """Which of them this is."""
-  return distributed.global_state.process_id
+  """The index of this process, from 0."""
+  return kv_store.process_index()
 
 
 def initialize() -> None:
-  """Joins the processes that the environment names; without a word there, this is the only one.
+  """Initializes jax.distributed from the environment. Does nothing if no variable is set.
+
+  If not all processes join in time, jax aborts this process with exit code 134.
 
   Raises:
-    SphinxError: settings that are incomplete or no numbers.
+    SphinxError: variables are missing or are not numbers.
   """
-  given = {name: os.environ[name] for name in (ADDRESS, COUNT, INDEX) if os.environ.get(name)}
-  if distributed.global_state.client is not None or not given and os.environ.get(FIND) != '1':
+  settings = {name: os.environ[name] for name in (ADDRESS, COUNT, INDEX) if os.environ.get(name)}
+  if jax.distributed.is_initialized() or not settings and os.environ.get(DETECT) != '1':
     return
-  if given and len(given) < 3:
+  if settings and len(settings) < 3:
     raise errors.make(
       'environment',
-      f'only {", ".join(given)}',
+      f'only {", ".join(settings)}',
       f'{ADDRESS}, {COUNT} and {INDEX}',
       'set all three, or none for a single process',
     )
-  number, total = (_seconds(name, -1) for name in (INDEX, COUNT)) if given else (0, 1)
-  if not (0 <= number < total and number == int(number) and total == int(total)):
-    raise errors.make(
-      'environment',
-      f'{INDEX}={number:g} and {COUNT}={total:g}',
-      'a whole number below another',
-      'count the processes from 0',
-    )
-  within, lost_after = int(_seconds(JOIN_WITHIN, 300)), int(_seconds(LOST_AFTER, 100))
-  place = [f'process {int(number)} of {int(total)}' if given else 'this process']
-  watch.catch_abort(
-    lambda: str(
-      errors.make(
-        place[0],
-        f'no connection in {within} s',
-        f'all processes at {given.get(ADDRESS, "process 0")}',
-        'see that all of them run, then run the same command again on all hosts',
+  arguments = {}
+  if settings:
+    index, count = _number(INDEX, -1), _number(COUNT, -1)
+    if not (0 <= index < count and index == int(index) and count == int(count)):
+      raise errors.make(
+        'environment',
+        f'{INDEX}={index:g} and {COUNT}={count:g}',
+        'a process number below the number of processes',
+        'number the processes from 0',
       )
+    arguments = dict(
+      coordinator_address=settings[ADDRESS], num_processes=int(count), process_id=int(index)
     )
+  join_timeout = int(_number(JOIN_TIMEOUT, 300))
+  log.info(
+    '%s: joining the other processes at %s, for at most %d s',
+    f'process {int(index)} of {int(count)}' if settings else 'this process',
+    settings.get(ADDRESS, 'the address that jax detects'),
+    join_timeout,
   )
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  jax.config.update(
-    'jax_enable_preemption_service', False
-  )  # It would take SIGTERM; training/stopping.py does.
-  where = (
-    dict(coordinator_address=given[ADDRESS], num_processes=int(total), process_id=int(number))
-    if given
-    else {}
-  )
-  # Ours is the first to notice; jax's own time is for what we overlooked.
+  # JAX's preemption service would catch SIGTERM; training/stopping.py handles it.
+  jax.config.update('jax_enable_preemption_service', False)
   jax.distributed.initialize(
-    **where, initialization_timeout=within, heartbeat_timeout_seconds=lost_after + 60
+    **arguments,
+    initialization_timeout=join_timeout,
+    heartbeat_timeout_seconds=int(_number(HEARTBEAT_TIMEOUT, 100)),
   )
-  address = distributed.global_state.coordinator_address
-  watch.catch_abort(lambda: watch.explain_lost(address))
 
 
-def _seconds(name: str, default: float) -> float:
+def _number(name: str, default: float) -> float:
   value = os.environ.get(name) or str(default)
   try:
     return float(value)
@@ -115,53 +124,82 @@ def _seconds(name: str, default: float) -> float:
 
 @contextlib.contextmanager
 def session(facts: Mapping[str, Any]) -> Iterator[None]:
-  """The time in which the processes are one run: they agree on how it starts, and end together.
+  """The time in which the processes are one run: they compare settings first and end together.
 
-  An error of one process ends them all, and so does a process that is gone (parallel/watch.py). Those that mend
-  themselves by starting again have the code 75.
+  An error of one process ends all of them:
+
+  - The failing process publishes its message and leaves with code 2 (SphinxError), 130 (Ctrl-C) or
+    1 (anything else).
+  - A process that waits for a value, or whose collective fails, finds the message and leaves with
+    the same code.
+  - Any other process is aborted by jax with code 134 when the heartbeat of the failed one is
+    overdue (SPHINX_JAX_HEARTBEAT_TIMEOUT, 100 s by default).
+
+  A process that dies without a message ends the others with code 75 (EXIT_RESTART) if a collective
+  fails, else with jax's 134. A restart fixes both.
 
   Args:
-    facts: see `agree`.
+    facts: see `assert_equal`.
   """
   initialize()
   if process_count() == 1:
     yield
     return
-  guard = watch.Watch(
-    distributed.global_state.client, process_index(), process_count(), _seconds(LOST_AFTER, 100)
-  )
   try:
     assert_equal(facts)
     yield
     barrier()
-  except SystemExit:  # All agreed to it.
-    barrier()
+  except (SystemExit, SharedError):  # Raised on every process. jax's exit handler waits for all.
     raise
-  except errors.SphinxError as error:
-    stopped = (
-      ''
-      if isinstance(error, SharedError)
-      else f'process {process_index()} of {process_count()} stopped: '
-    )
-    guard.stop_all(2, f'{stopped}{error}', str(error))
-  except KeyboardInterrupt:
-    guard.stop_all(
-      130,
-      f'process {process_index()} of {process_count()} was interrupted; run the same command again to go on',
-    )
   except BaseException as error:
-    traceback.print_exc()
-    if watch.is_connection(error):
-      log.info('a connection is broken: looking for the process that is gone')
-      guard.wait_for_end()
-    guard.stop_all(
-      1,
-      f'process {process_index()} of {process_count()} failed: {type(error).__name__}: {error}'.splitlines()[
-        0
-      ],
-    )
-  finally:
-    guard.close()
+    _leave(*_failure(error))
+
+
+def _failure(error: BaseException) -> tuple[int, str]:
+  """Returns the exit code and the last line for an error, after publishing it to the others."""
+  this = f'process {process_index()} of {process_count()}'
+  if isinstance(error, errors.SphinxError):
+    code, line, published = 2, str(error), f'{this} stopped: {error}'
+  elif isinstance(error, KeyboardInterrupt):
+    code, line = 130, f'{this} was interrupted; run the same command again to resume'
+    published = line
+  else:
+    with contextlib.suppress(Exception):  # The store is gone if process 0 is.
+      if published := kv_store.get(_FAILURE):
+        code, line = json.loads(published)
+        return code, line
+    traceback.print_exception(error)
+    if _is_lost_peer(error):  # Not published: the process that is gone may have failed first.
+      return EXIT_RESTART, (
+        f'{this} lost the connection to another process ({_first_line(error)}); '
+        'run the same command again on all hosts: it resumes from the last save'
+      )
+    code, line = 1, f'{this} failed: {_first_line(error)}'
+    published = line
+  with contextlib.suppress(Exception):
+    if kv_store.set_once(_FAILURE, json.dumps([code, published])) and process_index() == 0:
+      time.sleep(3 * _POLL_SECONDS)  # Process 0 holds the store: the others read it meanwhile.
+  return code, line
+
+
+def _first_line(error: BaseException) -> str:
+  return f'{type(error).__name__}: {error}'.splitlines()[0]
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+  """Whether an error may be that of a collective or message whose other side is gone."""
+  return 'gloo' in str(error).lower() or str(error).startswith(_LOST_PEER)
+
+
+def _leave(code: int, line: str) -> NoReturn:
+  """Ends this process at once, with a last line on stderr.
+
+  A normal exit would run jax's exit handler, which waits for the other processes at a barrier and
+  aborts with code 134 because they do not come.
+  """
+  print(f'error: {line}', file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  os._exit(code)
 
 
 def _version(package: str) -> str:
@@ -172,119 +210,118 @@ def _version(package: str) -> str:
 
 
 def assert_equal(facts: Mapping[str, Any]) -> None:
-  """Compares what must be the same everywhere with process 0: the facts, the commit, and the versions.
+  """Checks that the facts, the commit and the versions of all processes equal those of process 0.
 
   Args:
-    facts: JSON-able and nested, such as the config.
+    facts: nested values that JSON can hold, for instance the config.
 
   Raises:
-    SphinxError (on every process): which process has what.
+    SharedError: names the differing values and their processes.
   """
   if process_count() == 1:
     return
   versions = {name: _version(name) for name in PACKAGES} | {'python': platform.python_version()}
-  mine = json.loads(json.dumps({**facts, 'commit': commit(), 'versions': versions}))
-  first = broadcast(mine)
-  lines = [
-    f'{key} is {ours!r} on process {process_index()}, {theirs!r} on process 0'
-    for key, theirs, ours in config_lib.differing(first, mine)
+  local = json.loads(json.dumps({**facts, 'commit': commit(), 'versions': versions}))
+  first = broadcast(local)
+  local_differences = [
+    f'{key} is {value!r} on process {process_index()}, {first_value!r} on process 0'
+    for key, first_value, value in config_lib.differing(first, local)
   ]
-  found = [line for lines in all_gather(lines) for line in lines]
-  if found:
+  differences = list(itertools.chain.from_iterable(all_gather(local_differences)))
+  if differences:
+    more = '; ...' if len(differences) > 5 else ''
     raise SharedError(
       errors.make(
         f'{process_count()} processes',
-        '; '.join(found[:5]) + ('; ...' if len(found) > 5 else ''),
+        '; '.join(differences[:5]) + more,
         'the same on all',
         'start all of them with the same command, from the same commit and environment',
       )
     )
-  digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
   log.info(
     'process %d of %d: all agree on config %s, commit %s, jax %s',
     process_index(),
     process_count(),
-    digest,
-    mine['commit'][:8],
+    hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8],
+    local['commit'][:8],
     versions['jax'],
   )
 
 
 def commit() -> str:
-  """The commit of the package: what the launch script says, else git of its checkout, else 'unknown'."""
+  """The commit of the package: SPHINX_JAX_COMMIT, or git's answer, or 'unknown'."""
   if os.environ.get(COMMIT):
     return os.environ[COMMIT]
-  here = pathlib.Path(__file__).parent
+  command = ['git', '-C', pathlib.Path(__file__).parent, 'rev-parse', 'HEAD']
   try:
-    return subprocess.run(
-      ['git', '-C', here, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
   except (OSError, subprocess.CalledProcessError):
     return 'unknown'
 
 
 def barrier() -> None:
-  """Returns when every process is here."""
+  """Waits until every process is here. A device collective: it initializes the devices."""
   if process_count() > 1:
-    distributed.global_state.client.wait_at_barrier(f'{_ROOM}/{next(_numbers)}', _DAY)
+    multihost_utils.sync_global_devices(f'sphinx_jax/{next(_counter)}')
 
 
 def broadcast(value: Any) -> Any:
-  """Process 0's value, on every process. It must be JSON-able."""
+  """Returns process 0's value on every process. JSON must be able to hold it."""
   if process_count() == 1:
     return value
-  key, client = f'{_ROOM}/{next(_numbers)}', distributed.global_state.client
+  key = f'message/{next(_counter)}'
   if process_index() == 0:
-    client.key_value_set(key, json.dumps(value))
-  return json.loads(client.blocking_key_value_get(key, _DAY))
+    kv_store.set_once(key, json.dumps(value))
+  return json.loads(_wait_for(key))
 
 
 def all_gather(value: Any) -> list:
-  """The values of all processes, in their order, on every process. They must be JSON-able."""
+  """Returns the values of all processes, by process index. JSON must be able to hold them."""
   if process_count() == 1:
     return [value]
-  room, client = f'{_ROOM}/{next(_numbers)}', distributed.global_state.client
-  client.key_value_set(f'{room}/{process_index()}', json.dumps(value))
-  barrier()
-  found = {
-    int(key.rpartition('/')[2]): json.loads(text)
-    for key, text in client.key_value_dir_get(f'{room}/')
-  }
-  return [found[process] for process in range(process_count())]
+  key = f'message/{next(_counter)}'
+  kv_store.set_once(f'{key}/{process_index()}', json.dumps(value))
+  return [json.loads(_wait_for(f'{key}/{index}')) for index in range(process_count())]
+
+
+def _wait_for(key: str) -> str:
+  """Waits for a value, as long as no process publishes a failure. jax ends the wait for a dead one."""
+  while True:
+    value = kv_store.wait(key, _POLL_SECONDS)
+    if value is not None:
+      return value
+    if kv_store.get(_FAILURE) is not None:
+      raise _PeerFailure  # `session` reads the message.
 
 
 def on_process_0(work: Callable[[], Any]) -> None:
-  """Process 0 does it, while the others wait; its SphinxError is that of all."""
-  line = ''
+  """Runs `work` on process 0 while the others wait. Its SphinxError is raised on every process."""
+  message = ''
   if process_index() == 0:
     try:
       work()
     except errors.SphinxError as error:
       if process_count() == 1:
         raise
-      line = str(error)
-  line = broadcast(line)
-  if line:
-    raise SharedError(line)
+      message = str(error)
+  message = broadcast(message)
+  if message:
+    raise SharedError(message)
 
 
 def publish(key: str, value: str) -> None:
-  """Leaves a word for all processes under a name; the first one stands."""
-  with contextlib.suppress(jax.errors.JaxRuntimeError):  # ALREADY_EXISTS.
-    distributed.global_state.client.key_value_set(f'{_ROOM}/{key}', value)
+  """Publishes a value for all processes under a key. The first value stays."""
+  kv_store.set_once(f'published/{key}', value)
 
 
 def lookup(key: str) -> str | None:
-  """The word left under a name, or None."""
-  try:
-    return distributed.global_state.client.key_value_try_get(f'{_ROOM}/{key}')
-  except jax.errors.JaxRuntimeError as error:
-    if 'NOT_FOUND' not in str(error):
-      raise
-    return None
+  """Returns the value published under a key, or None."""
+  return kv_store.get(f'published/{key}')
 
 
 def local_rows(sharding: Sharding, total: int) -> tuple[int, ...]:
-  """Which rows of an array of `total` rows lie on this process's devices, ascending."""
-  parts = sharding.addressable_devices_indices_map((total,)).values()
-  return tuple(sorted({row for part in parts for row in range(*part[0].indices(total))}))
+  """Returns the rows, ascending, of an array of `total` rows that this process's devices hold."""
+  rows = set()
+  for (part,) in sharding.addressable_devices_indices_map((total,)).values():
+    rows.update(range(*part.indices(total)))
+  return tuple(sorted(rows))

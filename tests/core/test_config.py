@@ -7,7 +7,7 @@ from tests.checkpoint import bucket
 
 def _config(**changes):
   values = {'name': 'run', 'optimizer': {'lr': 0.1, 'betas': (0.9, 0.95)}, 'log_every': 10}
-  return config_lib.lock(ml_collections.ConfigDict(values | changes))
+  return ml_collections.ConfigDict(values | changes).lock()
 
 
 def test_json_gives_the_config_back_locked():
