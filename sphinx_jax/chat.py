@@ -1,32 +1,36 @@
-"""Asks a checkpoint about a picture: `python -m sphinx_jax.chat --checkpoint=DIR --image=FILE --prompt="Where is the red circle?"`.
+"""Asks a checkpoint about an image.
 
-Without --prompt it reads one question a line and remembers the turns. Boxes, points and poses in an answer are drawn on
-the original picture and written to --output. Everything else the model needs travels inside the checkpoint (or beside
-released weights: an official SPHINX folder is read as it is).
+    python -m sphinx_jax.chat --checkpoint=DIR --image=FILE --prompt="Where is the red circle?"
+
+Without --prompt it reads one question a line and remembers the turns. Boxes, points and poses in an
+answer are drawn on the original image and written to --output. A checkpoint carries everything else
+that the model needs. An official SPHINX folder is read as it is.
 """
 
 import pathlib
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from absl import flags
 
 from sphinx_jax.core import cli, errors
 from sphinx_jax.data import images, record
-from sphinx_jax.generate import conversation, load
+from sphinx_jax.generate import load
 from sphinx_jax.parallel import mesh as meshes
 from sphinx_jax.report import draw
 
 FLAGS = flags.FLAGS
 
 
-def read_image(path) -> np.ndarray:
-  """The picture in a file, uint8[Y, X, 3]. Raises SphinxError when there is none."""
+def read_image(path: str | pathlib.Path) -> np.ndarray:
+  """Reads an image file as uint8[Y,X,3]. Raises SphinxError if it is absent or unreadable."""
   try:
     return images.decode(pathlib.Path(path).read_bytes())
   except OSError as error:
     raise errors.make(
-      f"image '{path}'", error.strerror or str(error), 'a picture file', 'check --image'
+      f"image '{path}'", error.strerror or str(error), 'an image file', 'check --image'
     ) from error
   except record.BadExample as error:
     raise errors.make(
@@ -34,24 +38,39 @@ def read_image(path) -> np.ndarray:
     ) from error
 
 
-def write_drawing(picture, question, answer, output) -> bool:
-  """Draws an answer's boxes and points on the original picture; False when there is nothing to draw."""
-  if picture is None or not output or not draw.is_drawable(answer):
+def write_drawing(
+  image: np.ndarray | None, question: str, answer: str, output: str | pathlib.Path
+) -> bool:
+  """Draws an answer's boxes and points on the original image.
+
+  Args:
+    image: uint8[Y,X,3], or None.
+    question: what was asked.
+    answer: the model's answer.
+    output: image file to write; '' writes none.
+
+  Returns:
+    Whether a file was written: the answer may have nothing to draw.
+
+  Raises:
+    SphinxError: the file cannot be written.
+  """
+  if image is None or not output or not draw.is_drawable(answer):
     return False
   try:
-    draw.draw(picture, answer, asked=question, edge=640).save(output)
+    draw.draw(image, answer, asked=question, edge=640).save(output)
   except (OSError, ValueError) as error:
     raise errors.make(
       f"output '{output}'",
       str(error),
-      'a picture file that can be written, such as answer.png',
+      'an image file that can be written, such as answer.png',
       'change --output',
     ) from error
   return True
 
 
-def questions(prompt):
-  """The one question of the command line, or lines of the standard input until an empty one."""
+def questions(prompt: str | None) -> Iterator[str]:
+  """Yields the one question of the command line, or lines of stdin until an empty one."""
   if prompt:
     yield prompt
     return
@@ -65,26 +84,38 @@ def questions(prompt):
     yield line
 
 
-def chat(checkpoint, image, prompt, output, mesh=None, **sampling) -> None:
-  """Prints the answers, and writes what is drawn.
+def chat(
+  checkpoint: str | pathlib.Path,
+  image: str | pathlib.Path | None,
+  prompt: str | None,
+  output: str | pathlib.Path,
+  mesh: str | None = None,
+  **sampling: Any,
+) -> None:
+  """Prints the answers, and writes an image where an answer has boxes, points or a pose.
+
+  The image is encoded once for all questions.
 
   Args:
     checkpoint: directory of a run or of one of its checkpoints, or an official SPHINX folder.
-    image: picture file, or None to talk about none.
-    prompt: one question, or None to read questions from the standard input.
-    output: picture file for drawings; '' for none.
-    mesh: as of `sphinx_jax.load`.
-    sampling: as in `Generator.answers`.
+    image: image file, or None to talk about text only.
+    prompt: one question, or None to read questions from stdin.
+    output: image file for drawings; '' for none.
+    mesh: as in `sphinx_jax.load`.
+    sampling: `max_new_tokens`, `temperature`, `top_p`, `seed`, as in `Model.complete`.
 
   Raises:
     SphinxError: no checkpoint, an image that cannot be read, an output that cannot be written.
   """
-  picture = read_image(image) if image else None
-  talk = conversation.Conversation(load.load_model(checkpoint, mesh=mesh).generator, picture)
+  pixels = read_image(image) if image else None
+  model = load.load_model(checkpoint, mesh=mesh)
+  visual = None if pixels is None else model.encode([pixels])
+  turns = []
   for question in questions(prompt):
-    answer = talk.ask(question, **sampling)
+    (answer,) = model.answers([[*turns, (question, None)]], visual=visual, **sampling)
+    turns.append((question, answer))
     print(answer, flush=True)
-    if write_drawing(picture, question, answer, output):
+    if write_drawing(pixels, question, answer, output):
       print(f'drawn: {output}', flush=True)
 
 
@@ -106,26 +137,26 @@ if __name__ == '__main__':
   flags.DEFINE_string(
     'checkpoint',
     None,
-    'Directory of a run or of one of its checkpoints, or an official folder.',
+    'Directory of a run or of one of its checkpoints, or an official SPHINX folder.',
     required=True,
   )
-  flags.DEFINE_string('image', None, 'The picture to talk about; leave out to talk about none.')
-  flags.DEFINE_string('prompt', None, 'One question; leave out to be asked for questions.')
+  flags.DEFINE_string('image', None, 'Image to talk about. Without it, the chat is text only.')
+  flags.DEFINE_string('prompt', None, 'One question. Without it, questions are read from stdin.')
   flags.DEFINE_string(
-    'output', 'answer.png', 'Where a picture with the boxes or the pose of an answer is written.'
+    'output', 'answer.png', "Image file for the boxes, points or pose of an answer; '' for none."
   )
   flags.DEFINE_enum(
     'mesh',
     None,
     list(meshes.PRESETS),
-    'Layout over all devices; leave out for the first device alone.',
+    'Mesh over all devices. Without it, the model is on the first device.',
   )
   flags.DEFINE_float(
-    'temperature', 0.0, '0 takes the likeliest token, more is more random.', lower_bound=0.0
+    'temperature', 0.0, '0 takes the likeliest token; larger is more random.', lower_bound=0.0
   )
   flags.DEFINE_float(
     'top_p', 1.0, 'Share of the probability sampled from.', lower_bound=1e-6, upper_bound=1.0
   )
-  flags.DEFINE_integer('max_new_tokens', 512, 'Longest answer.', lower_bound=1)
-  flags.DEFINE_integer('seed', 0, 'Of the sampling.')
+  flags.DEFINE_integer('max_new_tokens', 512, 'Most tokens of an answer.', lower_bound=1)
+  flags.DEFINE_integer('seed', 0, 'Random seed for sampling.')
   cli.run(main)

@@ -61,7 +61,7 @@ def _need(mode: str, *names: str) -> None:
 
 def score_tasks() -> None:
   """Answers held-out questions of the checkpoint's own tasks, with the picture and blind."""
-  generator, meta, config = load.load(FLAGS.checkpoint, rows=FLAGS.rows)
+  model, meta, config = load.load_run(FLAGS.checkpoint)
   if 'mixture' not in config:
     raise errors.make(
       f"checkpoint '{FLAGS.checkpoint}'",
@@ -73,12 +73,13 @@ def score_tasks() -> None:
   held_out = tasks.open_split(config, names, FLAGS.split, FLAGS.data_dir)
   mean = tasks.mean_image(held_out, config.model.image_size)
   results = tasks.evaluate(
-    generator,
+    model,
     held_out,
     FLAGS.examples,
     mean,
     FLAGS.output,
     f'{FLAGS.checkpoint} at step {meta["step"]}',
+    FLAGS.rows,
   )
   print('\n'.join(tasks.line(name, result) for name, result in results.items()))
 
@@ -93,10 +94,9 @@ def score_benchmarks() -> None:
     opened = open_all(FLAGS.config, FLAGS.benchmarks, FLAGS.root, FLAGS.limit)
     place, run = epath.Path(FLAGS.output), identity(FLAGS.checkpoint)
     hosts.on_process_0(lambda: predictions.claim(place, run, opened))
-    generator = load.load_model(FLAGS.checkpoint, mesh=FLAGS.mesh).generator
-    generator.rows = FLAGS.rows
+    model = load.load_model(FLAGS.checkpoint, mesh=FLAGS.mesh)
     for benchmark in opened:
-      answering.answer(generator, benchmark, place)
+      answering.answer(model, benchmark, place, FLAGS.rows)
       hosts.on_process_0(
         functools.partial(record, benchmark, place / f'{benchmark.name}.jsonl', place, run)
       )

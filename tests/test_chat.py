@@ -7,7 +7,7 @@ from PIL import Image
 
 from sphinx_jax import chat
 from sphinx_jax.core import errors
-from sphinx_jax.generate import decode
+from sphinx_jax.generate.model import Model
 from tests.generate import small
 
 
@@ -17,38 +17,46 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def picture(tmp_path):
-  Image.fromarray(small.pictures(1)[0][:, :12]).save(tmp_path / 'cat.png')
+def image_file(tmp_path):
+  Image.fromarray(small.images(1)[0][:, :12]).save(tmp_path / 'cat.png')
   return tmp_path / 'cat.png'
 
 
-def test_the_door_answers_as_the_model_does(checkpoint, picture, capsys):
-  chat.chat(checkpoint, picture, 'What is the color?', '', max_new_tokens=6)
-  image = small.pictures(1)[0][:, :12]
-  expected = small.generator().answers([[('What is the color?', None)]], [image], max_new_tokens=6)[
-    0
-  ]
+def test_the_command_answers_as_the_model_does(checkpoint, image_file, capsys):
+  chat.chat(checkpoint, image_file, 'What is the color?', '', max_new_tokens=6)
+  image = small.images(1)[0][:, :12]
+  turns = [('What is the color?', None)]
+  (expected,) = small.model().answers([turns], [image], max_new_tokens=6)
   assert expected and capsys.readouterr().out == f'{expected}\n'
 
 
-def says(monkeypatch, answer):
-  """Makes every generator answer this; returns the prompts it gets."""
-  prompts = []
-  monkeypatch.setattr(
-    decode.Generator, 'answers', lambda self, asked, **_: prompts.extend(asked) or [answer]
-  )
-  return prompts
+def test_a_conversation_remembers_its_turns_and_its_image(
+  checkpoint, image_file, monkeypatch, capsys
+):
+  monkeypatch.setattr(sys, 'stdin', io.StringIO('red\nblue\n'))
+  chat.chat(checkpoint, image_file, None, '', max_new_tokens=5)
+  model, image = small.model(), small.images(1)[0][:, :12]
+  (first,) = model.answers([[('red', None)]], [image], max_new_tokens=5)
+  (second,) = model.answers([[('red', first), ('blue', None)]], [image], max_new_tokens=5)
+  assert capsys.readouterr().out == f'{first}\n{second}\n'
+
+
+def answer_with(monkeypatch, answer):
+  """Makes every model give this answer; returns the list of dialogs that it is asked."""
+  dialogs = []
+  monkeypatch.setattr(Model, 'answers', lambda self, asked, **_: dialogs.extend(asked) or [answer])
+  return dialogs
 
 
 def test_boxes_of_the_answer_are_drawn_on_the_original_picture(
-  checkpoint, picture, tmp_path, monkeypatch, capsys
+  checkpoint, image_file, tmp_path, monkeypatch, capsys
 ):
-  says(monkeypatch, '[0.25, 0.25, 0.75, 0.75]')
+  answer_with(monkeypatch, '[0.25, 0.25, 0.75, 0.75]')
   output = tmp_path / 'answer.png'
-  chat.chat(checkpoint, picture, 'Where?', output)
+  chat.chat(checkpoint, image_file, 'Where?', output)
   drawn = np.asarray(Image.open(output).convert('RGB')).astype(int)
   plain = np.asarray(
-    Image.open(picture).convert('RGB').resize(drawn.shape[1::-1], Image.Resampling.NEAREST)
+    Image.open(image_file).convert('RGB').resize(drawn.shape[1::-1], Image.Resampling.NEAREST)
   )
   ys, xs = np.nonzero((drawn != plain).any(-1))
   scale = drawn.shape[0] / 16  # 12 x 16 pixels; the padding is 2 on the left
@@ -58,17 +66,17 @@ def test_boxes_of_the_answer_are_drawn_on_the_original_picture(
   assert f'drawn: {output}' in capsys.readouterr().out
 
 
-def test_an_answer_without_places_writes_no_picture(checkpoint, picture, tmp_path, monkeypatch):
-  says(monkeypatch, 'a red circle')
-  chat.chat(checkpoint, picture, 'What?', tmp_path / 'answer.png')
+def test_an_answer_without_places_writes_no_picture(checkpoint, image_file, tmp_path, monkeypatch):
+  answer_with(monkeypatch, 'a red circle')
+  chat.chat(checkpoint, image_file, 'What?', tmp_path / 'answer.png')
   assert not (tmp_path / 'answer.png').exists()
 
 
 def test_without_a_prompt_lines_are_asked_in_one_conversation(checkpoint, monkeypatch, capsys):
-  prompts = says(monkeypatch, 'yes')
+  dialogs = answer_with(monkeypatch, 'yes')
   monkeypatch.setattr(sys, 'stdin', io.StringIO('one?\ntwo?\n'))
   chat.chat(checkpoint, None, None, '')
-  assert prompts == [[('one?', None)], [('one?', 'yes'), ('two?', None)]]
+  assert dialogs == [[('one?', None)], [('one?', 'yes'), ('two?', None)]]
   assert capsys.readouterr().out == 'yes\nyes\n'
 
 
@@ -87,7 +95,7 @@ def test_a_folder_that_is_no_checkpoint_is_one_clear_line(tmp_path):
     chat.chat(tmp_path, None, 'hi', '')
 
 
-def test_an_output_that_cannot_be_written_is_one_clear_line(checkpoint, picture, monkeypatch):
-  says(monkeypatch, '[0.25, 0.25, 0.75, 0.75]')
+def test_an_output_that_cannot_be_written_is_one_clear_line(checkpoint, image_file, monkeypatch):
+  answer_with(monkeypatch, '[0.25, 0.25, 0.75, 0.75]')
   with pytest.raises(errors.SphinxError, match='--output'):
-    chat.chat(checkpoint, picture, 'Where?', '/nowhere/answer.png')
+    chat.chat(checkpoint, image_file, 'Where?', '/nowhere/answer.png')

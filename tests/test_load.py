@@ -170,12 +170,12 @@ def test_chat_renders_the_dialog_that_the_checkpoint_carries(seer):
 
 
 def test_options_change_what_they_should_and_nothing_else(seeing, seer):
-  plain = np.asarray(seer.generator.encode(TWO))
-  float_ = np.asarray(sphinx_jax.load(seeing, half_round=False).generator.encode(TWO))
-  quick = np.asarray(sphinx_jax.load(seeing, clip_activation='quick_gelu').generator.encode(TWO))
+  plain = np.asarray(seer.encode(TWO))
+  float_ = np.asarray(sphinx_jax.load(seeing, half_round=False).encode(TWO))
+  quick = np.asarray(sphinx_jax.load(seeing, clip_activation='quick_gelu').encode(TWO))
   assert 0 < np.abs(float_ - plain).max() < 0.02 < np.abs(quick - plain).max() < 1
   np.testing.assert_array_equal(
-    sphinx_jax.load(seeing, half_round=True, clip_activation='gelu').generator.encode(TWO), plain
+    sphinx_jax.load(seeing, half_round=True, clip_activation='gelu').encode(TWO), plain
   )
   assert seer.config.half_round and seer.config.encoders.clip.activation == 'gelu'
 

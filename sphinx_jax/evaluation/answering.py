@@ -16,7 +16,7 @@ from sphinx_jax.data.skips import Skips
 from sphinx_jax.datasets import family as base
 from sphinx_jax.evaluation import predictions
 from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark, Question
-from sphinx_jax.generate.decode import Generator
+from sphinx_jax.generate.model import Model
 from sphinx_jax.parallel import hosts
 
 _BATCHES = 4  # Decoded together; their prompts are sorted by length, and their pictures and the next ones' are in memory.
@@ -32,7 +32,7 @@ class _Asked(NamedTuple):
   trouble: BadExample | None
 
 
-def answer(generator: Generator, benchmark: Benchmark, folder: predictions.Path) -> None:
+def answer(model: Model, benchmark: Benchmark, folder: predictions.Path, batch_size: int = 128) -> None:
   """Asks what is not answered yet, and leaves folder/NAME.jsonl with a line for each question, in their order.
 
   Each process of the run asks its share with its own copy of the weights, and process 0 joins what they wrote. A question
@@ -40,9 +40,10 @@ def answer(generator: Generator, benchmark: Benchmark, folder: predictions.Path)
   count it as wrong.
 
   Args:
-    generator: of this process's own devices.
+    model: of this process's own devices.
     benchmark: the same on every process.
     folder: claimed for it (`predictions.claim`), seen by every process.
+    batch_size: most prompts decoded together.
 
   Raises:
     SphinxError: most questions cannot be asked; files of another run; a disk that is full.
@@ -55,25 +56,27 @@ def answer(generator: Generator, benchmark: Benchmark, folder: predictions.Path)
   ]
   if questions:
     _ask(
-      generator,
+      model,
       benchmark,
       questions,
       predictions.Writer(folder / f'{benchmark.name}.{hosts.process_index()}.jsonl'),
+      batch_size,
     )
   hosts.barrier()
   hosts.on_process_0(lambda: predictions.merge(folder, benchmark))
 
 
 def _ask(
-  generator: Generator,
+  model: Model,
   benchmark: Benchmark,
   questions: Sequence[Question],
   writer: predictions.Writer,
+  batch_size: int,
 ) -> None:
   skips, total, position = Skips(Counter(), len(questions)), len(benchmark.questions), 0
   share = total // hosts.process_count()
   with (
-    prefetch.Prefetch(_chunks(generator, benchmark, questions), depth=1) as chunks,
+    prefetch.Prefetch(_chunks(model, benchmark, questions, batch_size), depth=1) as chunks,
     Progress(total=share, start=share - len(questions), what=benchmark.name, unit='answers') as bar,
   ):
     for chunk in chunks:
@@ -83,10 +86,11 @@ def _ask(
         position += 1
       usable = [asked for asked in chunk if asked.trouble is None]
       texts = iter(
-        generator.complete(
+        model.complete(
           [asked.ids for asked in usable],
           [asked.picture for asked in usable],
           max_new_tokens=benchmark.max_new_tokens,
+          batch_size=batch_size,
         )
       )
       writer.write(
@@ -101,22 +105,22 @@ def _ask(
 
 
 def _chunks(
-  generator: Generator, benchmark: Benchmark, questions: Sequence[Question]
+  model: Model, benchmark: Benchmark, questions: Sequence[Question], batch_size: int
 ) -> Iterator[list[_Asked]]:
   """Questions with ids and pictures read, as many at a time as are decoded by one call."""
-  size = _BATCHES * generator.rows
+  size = _BATCHES * batch_size
   with ThreadPoolExecutor(_READERS) as pool:
     for begin in range(0, len(questions), size):
       chunk = questions[begin : begin + size]
       different = {
         question.image: question for question in chunk if question.image is not None
       }  # One is encoded once.
-      side = generator.model_config.image_size
+      side = model.config.image_size
       read = dict(
         zip(different, pool.map(lambda question: _picture(question, side), different.values()))
       )
       yield [
-        _asked(generator, benchmark.prefix, question, read.get(question.image))
+        _asked(model, benchmark.prefix, question, read.get(question.image))
         for question in chunk
       ]
 
@@ -130,18 +134,18 @@ def _picture(question: Question, side: int) -> np.ndarray | BadExample:
 
 
 def _asked(
-  generator: Generator, prefix: str, question: Question, picture: np.ndarray | BadExample | None
+  model: Model, prefix: str, question: Question, picture: np.ndarray | BadExample | None
 ) -> _Asked:
-  text = generator.template.render([(question.prompt, None)], open_ended=True) + prefix
-  ids = generator.tokenizer.encode(text, bos=True)
+  text = model.template.render([(question.prompt, None)], open_ended=True) + prefix
+  ids = model.tokenizer.encode(text, bos=True)
   if isinstance(picture, BadExample):
     return _Asked(question, ids, None, picture)
-  length = len(ids) + (0 if picture is None else generator.visual_tokens)
-  if length >= generator.max_length:
+  length = len(ids) + (0 if picture is None else model.visual_tokens)
+  if length >= model.max_length:
     return _Asked(
       question,
       ids,
       None,
-      BadExample('prompt too long', f'{length} positions of {generator.max_length}'),
+      BadExample('prompt too long', f'{length} positions of {model.max_length}'),
     )
   return _Asked(question, ids, picture, None)

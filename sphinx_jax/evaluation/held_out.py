@@ -24,16 +24,19 @@ _CHUNK = 512  # questions whose pictures are in memory at once
 _SAMPLES = 8  # pictures a task kept for the report
 
 
-def evaluate(generator, sources, examples, mean_image, folder, run='') -> dict:
+def evaluate(
+  model, sources, examples, mean_image, folder, run='', batch_size=128, params=None
+) -> dict:
   """Generates, scores and writes answers for every task, with and without the picture.
 
   Args:
-    generator: `generate.decode.Generator`.
+    model: `generate.model.Model`.
     sources: {name: `data.record.Source`} of held-out records; a record's own task says how it is scored.
     examples: most questions a name; every turn of a record is one question, asked after the record's true turns before it.
     mean_image: uint8[Y, X, 3], what the blind model sees.
     folder: where everything is written.
     run: any text that stands for the weights; a folder of another run is refused.
+    batch_size, params: as in `Model.complete`.
 
   Returns:
     {name: {'metric': str, 'blind', 'blind_low', 'blind_high', 'final', 'low', 'high': float, 'examples': int}};
@@ -53,7 +56,8 @@ def evaluate(generator, sources, examples, mean_image, folder, run='') -> dict:
       questions = _questions(name, source, examples)
       for kind, file in files.items():
         if not file.exists():
-          _answer(generator, questions, mean_image if kind == 'blind' else None, name, file)
+          blind_image = mean_image if kind == 'blind' else None
+          _answer(model, questions, blind_image, name, file, batch_size, params)
     results[name] = summary(*(read(files[kind]) for kind in KINDS))
     log.info('%s', line(name, results[name]))
   write_json(folder / 'results.json', results)
@@ -201,10 +205,10 @@ def _questions(name, source, examples):
   return questions[:examples]
 
 
-def _answer(generator, questions, blind_image, name, file):
+def _answer(model, questions, blind_image, name, file, batch_size, params):
   """Asks all questions and writes their scored lines; the file appears when it is complete."""
   kind = 'final' if blind_image is None else 'blind'
-  longest = max(len(generator.tokenizer.encode(item.turns[t][1])) for item, t in questions)
+  longest = max(len(model.tokenizer.encode(item.turns[t][1])) for item, t in questions)
   limit = longest + longest // 2 + 8  # half again as long as the longest true answer
   temporary = file.with_suffix('.tmp')
   with (
@@ -219,11 +223,13 @@ def _answer(generator, questions, blind_image, name, file):
       shown = [pixels[id(item)] for item, _ in chunk]
       if blind_image is not None:
         shown = [None if picture is None else blind_image for picture in shown]
-      texts = generator.answers(
+      texts = model.answers(
         [[*item.turns[:t], (item.turns[t][0], None)] for item, t in chunk],
         shown,
         max_new_tokens=limit,
         expected=[len(item.turns[t][1]) for item, t in chunk],
+        batch_size=batch_size,
+        params=params,
       )
       for n, ((item, turn), text) in enumerate(zip(chunk, texts), begin):
         scored = _score(item, turn, text)

@@ -58,19 +58,19 @@ class Sphinx(lmms):
       raise errors.make(
         'lmms-eval', f'batch_size {batch_size!r}', 'a number', 'give --batch_size 32, for instance'
       )
-    self._generator = load.load_model(str(pretrained), dtype=dtype, mesh=mesh).generator
-    self._generator.rows = int(batch_size)
+    self._sphinx = load.load_model(str(pretrained), dtype=dtype, mesh=mesh)
+    self._batch_size = int(batch_size)
 
   def generate_until(self, requests: Sequence[Any]) -> list[str]:
     """Answers in the order of the requests, whose args are (context, generation kwargs, doc_to_visual, doc id, task, split).
 
     Raises:
-      SphinxError: a question with several pictures or a film; beam search; as `Generator.complete`.
+      SphinxError: a question with several pictures or a film; beam search; as `Model.complete`.
     """
     groups: dict[str, list[int]] = {}
     for i, request in enumerate(requests):
       groups.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(i)
-    texts, size = [''] * len(requests), _BATCHES * self._generator.rows
+    texts, size = [''] * len(requests), _BATCHES * self._batch_size
     with Progress(total=len(requests), what='lmms-eval', unit='answers') as bar:
       for group in groups.values():
         for begin in range(0, len(group), size):
@@ -85,7 +85,9 @@ class Sphinx(lmms):
     until, sampling = _sampling(asked[0][1])
     turns = [[(_question(context), None)] for context, *_ in asked]
     pictures = [self._picture(visual, doc, task, split) for _, _, visual, doc, task, split in asked]
-    texts = self._generator.answers(turns, pictures, **sampling)
+    texts = self._sphinx.answers(
+      turns, pictures, batch_size=self._batch_size, **sampling
+    )
     return [_cut(text, until) for text in texts]
 
   def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
@@ -117,7 +119,7 @@ class Sphinx(lmms):
         'one picture or none',
         'leave the task out; SPHINX sees one picture',
       )
-    side = self._generator.model_config.image_size
+    side = self._sphinx.config.image_size
     return images.padded_resize(np.asarray(shown[0].convert('RGB')), side) if shown else None
 
 
@@ -135,7 +137,7 @@ def _question(context: str) -> str:
 
 
 def _sampling(kwargs: dict) -> tuple[list[str], dict[str, Any]]:
-  """(texts that end an answer, arguments of `Generator.complete`) from lmms-eval's generation kwargs."""
+  """(texts that end an answer, arguments of `Model.complete`) from lmms-eval's generation kwargs."""
   if int(kwargs.get('num_beams') or 1) > 1:
     raise errors.make(
       'lmms-eval', f'num_beams={kwargs["num_beams"]}', '1', 'give --gen_kwargs num_beams=1'

@@ -1,16 +1,21 @@
-"""Models from a checkpoint alone: config, tokenizer and dialog travel inside ours, or lie beside an official one."""
+"""Loads models from a checkpoint alone, or from a folder as others release it.
 
-import base64
+A checkpoint of sphinx_jax carries config, tokenizer and dialog. In an official folder they are
+files beside the weights.
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
+import ml_collections
 from etils import epath
 
-from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint import bundle, store
 from sphinx_jax.checkpoint.foreign import assemble, sources
-from sphinx_jax.core import config as config_lib, errors, trees
+from sphinx_jax.core import errors, trees
 from sphinx_jax.core.progress import Progress
 from sphinx_jax.data import dialog, tokenizer
-from sphinx_jax.generate.decode import Generator
 from sphinx_jax.generate.model import Model
 from sphinx_jax.models import sphinx
 from sphinx_jax.parallel import mesh as meshes, rules
@@ -19,52 +24,53 @@ DTYPES = ('float32', 'bfloat16')
 ACTIVATIONS = ('gelu', 'quick_gelu')
 
 
-def load(directory, **options):
-  """Reads one of our checkpoints.
+def load_run(directory: store.Path) -> tuple[Model, dict[str, Any], ml_collections.ConfigDict]:
+  """Loads a checkpoint of a training run.
 
   Args:
-    directory: a run's directory or one step's.
-    options: `rows` and `bucket` of the Generator.
+    directory: a run's directory, for its newest step, or one step's.
 
   Returns:
-    (Generator, the checkpoint's meta, its config as a ConfigDict).
+    The model on the first device, the checkpoint's meta, and the config of the whole run.
 
   Raises:
     SphinxError: not a checkpoint.
   """
   meta = store.load_meta(directory)
-  config = config_lib.from_json(meta['config'])
-  text, template = _carried(meta)
-  return (
-    Generator(config.model, store.load_params(directory), text, template, **options),
-    meta,
-    config,
-  )
+  carried = bundle.Bundle.from_meta(meta, directory)
+  params = store.load_params(directory)
+  return _model(carried, carried.config.model, params), meta, carried.config
 
 
-def load_model(directory, dtype=None, half_round=None, clip_activation=None, mesh=None) -> Model:
+def load_model(
+  directory: store.Path,
+  dtype: str | None = None,
+  half_round: bool | None = None,
+  clip_activation: str | None = None,
+  mesh: str | None = None,
+) -> Model:
   """See `sphinx_jax.load`."""
-  for kind, given, known in (
+  for kind, value, choices in (
     ('dtype', dtype, DTYPES),
     ('clip_activation', clip_activation, ACTIVATIONS),
     ('mesh', mesh, meshes.PRESETS),
   ):
-    if given is not None and given not in known:
-      raise errors.unknown(kind, given, known)
+    if value is not None and value not in choices:
+      raise errors.unknown(kind, value, choices)
   if is_ours(directory):
-    meta = store.load_meta(directory)
-    config = config_lib.from_json(meta['config']).model
-    params = store.load_params(
-      directory, mesh and _laid_out(config, store.stored(store.locate(directory)), mesh)
-    )
-    text, template = _carried(meta)
+    carried = bundle.load_bundle(directory)
+    config = carried.config.model
+    arrays = store.stored(store.locate(directory))
+    expected = None if mesh is None else _sharded_shapes(config, arrays, mesh)
+    params = store.load_params(directory, expected)
   else:
     assembly = assemble.assemble([sources.open_source(directory)])
     config = assembly.config
-    params = read(assembly, mesh and _laid_out(config, assemble.arrays(assembly), mesh))
-    text = None if assembly.tokenizer is None else tokenizer.Tokenizer(assembly.tokenizer)
-    template = dialog.Template()
-  changes = dict(dtype=dtype, half_round=half_round)
+    carried = bundle.Bundle(config, assembly.tokenizer, {})
+    arrays = assemble.arrays(assembly)
+    expected = None if mesh is None else _sharded_shapes(config, arrays, mesh)
+    params = read(assembly, expected)
+  changes = {'dtype': dtype, 'half_round': half_round}
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.update({name: value for name, value in changes.items() if value is not None})
@@ -74,41 +80,59 @@ def load_model(directory, dtype=None, half_round=None, clip_activation=None, mes
           'load', f'clip_activation={clip_activation!r}', 'a model with CLIP in it', 'leave it out'
         )
       config.encoders.clip.activation = clip_activation
-  return Model(config, params, text, template)
+  return _model(carried, config, params)
 
 
-def is_ours(directory) -> bool:
-  """Whether a directory is one of our runs or checkpoints, and not somebody else's."""
+def _model(carried: bundle.Bundle, config: ml_collections.ConfigDict, params: dict) -> Model:
+  pieces = None if carried.tokenizer is None else tokenizer.Tokenizer(carried.tokenizer)
+  return Model(config, params, pieces, dialog.Template(**carried.dialog))
+
+
+def is_ours(directory: store.Path) -> bool:
+  """Whether a directory is a run or checkpoint of sphinx_jax, and not of another library."""
   return store.latest(directory) is not None or (epath.Path(directory) / 'params').is_dir()
 
 
-def _laid_out(config, arrays, mesh: str) -> dict:
-  """ShapeDtypeStructs of stored arrays (path -> shape and dtype), in the layout that a mesh by name gives a model's parameters.
+def _sharded_shapes(
+  config: ml_collections.ConfigDict, arrays: Mapping[str, Any], preset: str
+) -> dict:
+  """Shapes, dtypes and shardings of a model's parameters on this process's devices.
 
-  The mesh is over this process's devices: each process of a run that answers has a model of its own.
+  Each process of a run that answers has a model of its own, so the mesh is local.
+
+  Args:
+    config: the model config.
+    arrays: path -> stored array with `shape` and `dtype`.
+    preset: name of a mesh.
+
+  Returns:
+    Parameter tree of ShapeDtypeStruct.
   """
-  devices = meshes.make_mesh(**meshes.PRESETS[mesh], devices=jax.local_devices())
-  layouts = rules.shardings(sphinx.logical_axes(config), sphinx.abstract_params(config), devices)
+  mesh = meshes.make_mesh(**meshes.PRESETS[preset], devices=jax.local_devices())
+  shardings = rules.shardings(sphinx.logical_axes(config), sphinx.abstract_params(config), mesh)
   return trees.unflatten(
     {
-      path: jax.ShapeDtypeStruct(arrays[path].shape, arrays[path].dtype, sharding=layout)
-      for path, layout in trees.flatten(layouts).items()
+      path: jax.ShapeDtypeStruct(arrays[path].shape, arrays[path].dtype, sharding=sharding)
+      for path, sharding in trees.flatten(shardings).items()
       if path in arrays
     }
   )
 
 
 def read(assembly: assemble.Assembly, expected: dict | None = None) -> dict:
-  """The parameter tree of foreign files, in their dtypes and, where given, the layouts of `expected`."""
+  """Reads the parameters of foreign files.
+
+  Args:
+    assembly: the files.
+    expected: parameter tree whose leaves have a `sharding`; None puts all on the first device.
+
+  Returns:
+    Parameter tree in the files' dtypes.
+  """
   arrays, params = assemble.arrays(assembly), {}
-  layouts = {path: leaf.sharding for path, leaf in trees.flatten(expected or {}).items()}
+  shardings = {path: leaf.sharding for path, leaf in trees.flatten(expected or {}).items()}
   with Progress(total=trees.nbytes(arrays), what='reading', unit='B') as bar:
     for path, array in arrays.items():
-      params[path] = jax.device_put(array.read(()), layouts.get(path))
+      params[path] = jax.device_put(array.read(()), shardings.get(path))
       bar.update(array.nbytes)
   return trees.unflatten(params)
-
-
-def _carried(meta):
-  """Tokenizer and dialog template inside a checkpoint."""
-  return tokenizer.Tokenizer(base64.b64decode(meta['tokenizer'])), dialog.Template(**meta['dialog'])

@@ -13,16 +13,16 @@ from tests.generate import small
 
 
 class Painter:
-  """Stands for a Generator that sees colours perfectly; keeps what it was asked, and is killed after some calls."""
+  """Stands for a Model that sees colours perfectly; keeps what it was asked, and is killed after some calls."""
 
-  template, tokenizer = small.generator().template, small.tokenizer()
-  model_config = small.config()
-  rows, visual_tokens, max_length = 1, 3, 256
+  template, tokenizer = small.model().template, small.tokenizer()
+  config = small.config()
+  visual_tokens, max_length = 3, 256
 
   def __init__(self, calls=None):
     self.calls, self.prompts, self.pictures = calls, [], []
 
-  def complete(self, ids, pictures, max_new_tokens):
+  def complete(self, ids, pictures, max_new_tokens, batch_size):
     if self.calls == 0:
       raise KeyboardInterrupt
     self.calls = None if self.calls is None else self.calls - 1
@@ -42,9 +42,10 @@ def opened(root, **settings):
   return open_benchmark('colors', questions.SETTINGS | settings, root)
 
 
-def ask(root, folder, generator, checkpoint='a', **settings):
+def ask(root, folder, model, checkpoint='a', batch_size=1, **settings):
   benchmark = opened(root, **settings)
-  answering.answer(generator, benchmark, predictions.claim(folder, checkpoint, [benchmark]))
+  claimed = predictions.claim(folder, checkpoint, [benchmark])
+  answering.answer(model, benchmark, claimed, batch_size)
   return (folder / 'colors.jsonl').read_text()
 
 
@@ -140,11 +141,13 @@ def test_a_folder_of_another_checkpoint_or_prompt_is_refused(root, tmp_path):
 
 
 def test_a_real_model_answers_alike_in_batches_of_any_size(root, tmp_path):
-  texts = [ask(root, tmp_path / str(rows), small.generator(rows=rows)) for rows in (1, 4, 8)]
+  texts = [
+    ask(root, tmp_path / str(size), small.model(), batch_size=size) for size in (1, 4, 8)
+  ]
   assert texts[0] == texts[1] == texts[2]
   lines = [json.loads(line) for line in texts[0].splitlines()]
   red = np.full((8, 12, 3), questions.COLORS['red'], np.uint8)
-  expected = small.generator().answers([[(lines[1]['prompt'], None)]], [red], max_new_tokens=6)
+  expected = small.model().answers([[(lines[1]['prompt'], None)]], [red], max_new_tokens=6)
   assert lines[1]['answer'] == expected[0]
   assert len({line['answer'] for line in lines}) > 1
 
@@ -155,6 +158,5 @@ def test_questions_about_one_picture_share_it(root, tmp_path):
     row['image_path'] = 'data/1.png'
   (root / 'annotations' / 'colors.json').write_text(json.dumps(rows))
   painter = Painter()
-  painter.rows = 4
-  ask(root, tmp_path / 'out', painter)
+  ask(root, tmp_path / 'out', painter, batch_size=4)
   assert len(painter.pictures) == 10 and len({id(picture) for picture in painter.pictures}) == 1

@@ -68,14 +68,14 @@ class Records(list):
 
 
 class Painter:
-  """Stands for a Generator that sees colours perfectly; counts what it was asked."""
+  """Stands for a Model that sees colours perfectly; counts what it was asked."""
 
   tokenizer = small.tokenizer()
 
   def __init__(self):
     self.asked = []
 
-  def answers(self, prompts, images, max_new_tokens, expected):
+  def answers(self, prompts, images, max_new_tokens, expected, batch_size, params):
     self.asked += prompts
     return [
       'red' if image[..., 0].mean() > 200 else 'blue' if image[..., 2].mean() > 200 else 'grey'
@@ -186,5 +186,5 @@ def test_the_mean_image_is_the_mean_over_all_sources(sources):
 
 
 def test_a_real_model_is_evaluated(tmp_path, sources):
-  result = run(tmp_path, sources, small.generator(), examples=3)['vqa']
+  result = run(tmp_path, sources, small.model(), examples=3)['vqa']
   assert result['examples'] == 3 and 0 <= result['low'] <= result['final'] <= result['high'] <= 1

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sphinx_jax.core import errors
-from sphinx_jax.generate import decode
+from sphinx_jax.generate.model import Model
 from tests.generate import small
 
 
@@ -79,7 +79,7 @@ def model(adapter, checkpoint):
   assert issubclass(kind, lmms) and kind.is_simple
   more = {'batch_size': '2', 'max_batch_size': None, 'device': 'cuda:0'}
   made = kind.create_from_arg_string(f'pretrained={checkpoint}', more)
-  pictures = [Image.fromarray(picture) for picture in small.pictures(3)]
+  pictures = [Image.fromarray(picture) for picture in small.images(3)]
   made.task_dict = {'task': {'test': [[picture] for picture in pictures] + [[]]}}
   return made
 
@@ -90,13 +90,13 @@ def request(doc, context='What is it?', visual=lambda doc: doc, **kwargs):
 
 
 def test_answers_are_those_of_the_model_in_the_order_asked(model):
-  pictures = [*small.pictures(3), None]
+  pictures = [*small.images(3), None]
   asked = [
     request(doc, context=f'<image>\nWhat is it? {doc}', max_new_tokens=[6, 3][doc % 2])
     for doc in (3, 0, 2, 1)
   ]
   expected = [
-    small.generator().answers(
+    small.model().answers(
       [[(f'What is it? {doc}', None)]], [pictures[doc]], max_new_tokens=[6, 3][doc % 2]
     )[0]
     for doc in (3, 0, 2, 1)
@@ -111,10 +111,11 @@ def test_generation_settings_are_those_of_the_task(model, monkeypatch):
   seen = []
 
   def answers(self, turns, images, **more):
+    assert more.pop('batch_size') == 2
     seen.append(more)
     return ['one\n\ntwo. three'] * len(turns)
 
-  monkeypatch.setattr(decode.Generator, 'answers', answers)
+  monkeypatch.setattr(Model, 'answers', answers)
   texts = model.generate_until(
     [
       request(0, until='\n\n', do_sample=True, temperature=0.7, top_p=0.9),
@@ -145,9 +146,9 @@ def test_what_it_cannot_do_is_said(model, adapter, checkpoint):
 
 
 def test_a_grey_picture_is_seen_in_color(model):
-  grey = Image.fromarray(small.pictures(1)[0][..., 0])
+  grey = Image.fromarray(small.images(1)[0][..., 0])
   model.task_dict['task']['test'].append([grey])
-  image = np.repeat(small.pictures(1)[0][..., :1], 3, axis=2)
-  assert model.generate_until([request(4)]) == small.generator().answers(
+  image = np.repeat(small.images(1)[0][..., :1], 3, axis=2)
+  assert model.generate_until([request(4)]) == small.model().answers(
     [[('What is it?', None)]], [image], max_new_tokens=6
   )

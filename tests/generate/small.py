@@ -1,6 +1,5 @@
 """A tiny model, tokenizer and template to generate with."""
 
-import base64
 import functools
 
 import jax
@@ -8,12 +7,12 @@ import ml_collections
 import numpy as np
 
 from sphinx_jax.checkpoint import store
-from sphinx_jax.core import config as config_lib
+from sphinx_jax.checkpoint.bundle import Bundle
 from sphinx_jax.data import dialog, tokenizer as tokenizers
-from sphinx_jax.generate import decode
+from sphinx_jax.generate.model import Model
 from sphinx_jax.models import sphinx
 
-WORDS = [
+TEXTS = [
   'red circle',
   'blue square',
   'What is the color of the shape?',
@@ -24,7 +23,7 @@ WORDS = [
 
 @functools.cache
 def tokenizer():
-  return tokenizers.Tokenizer(tokenizers.train(WORDS * 20, 320))
+  return tokenizers.Tokenizer(tokenizers.train(TEXTS * 20, 320))
 
 
 def config(**llm):
@@ -55,7 +54,7 @@ def config(**llm):
 
 @functools.cache
 def params():
-  """Random weights, large enough for answers to differ between prompts and pictures."""
+  """Random weights, large enough for answers to differ between prompts and images."""
   rng = np.random.default_rng(1)
   return jax.tree.map(
     lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), sphinx.abstract_params(config())
@@ -63,27 +62,21 @@ def params():
 
 
 @functools.cache
-def generator(**options):
-  return decode.Generator(
-    config(),
-    params(),
-    tokenizer(),
-    dialog.Template('Be brief.'),
-    **{'rows': 4, 'bucket': 32} | options,
-  )
+def model(bucket=32):
+  return Model(config(), params(), tokenizer(), dialog.Template('Be brief.'), bucket)
 
 
 def save(folder):
-  """Writes a checkpoint of it and returns the folder."""
-  meta = {
-    'config': config_lib.to_json(ml_collections.ConfigDict({'model': config().to_dict()})),
-    'tokenizer': base64.b64encode(tokenizer().model_bytes).decode(),
-    'dialog': {'system': 'Be brief.'},
-  }
+  """Writes a checkpoint of the model and returns the folder."""
+  carried = Bundle(
+    ml_collections.ConfigDict({'model': config().to_dict()}),
+    tokenizer().model_bytes,
+    {'system': 'Be brief.'},
+  )
   with store.Store(folder) as saver:
-    saver.save(7, params(), None, meta)
+    saver.save(7, params(), None, carried.to_meta())
   return folder
 
 
-def pictures(count):
+def images(count):
   return list(np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), np.uint8))

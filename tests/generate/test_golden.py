@@ -136,7 +136,7 @@ def test_greedy_continuations_are_the_official_ones(case):
 @first
 def test_the_generator_says_what_the_official_one_does(case):
   prompts = [tokens[:n].tolist() for tokens, n in zip(case.base['tokens'], case.base['lengths'])]
-  said = case.ours.model.generator.complete(
+  said = case.ours.model.complete(
     prompts, visual=case.ours.image_tokens, max_new_tokens=8
   )
   assert said == [
@@ -151,7 +151,7 @@ def test_an_over_long_prompt_is_an_error_where_the_official_code_loses_its_head(
   with pytest.raises(
     errors.SphinxError, match='a prompt of 1024 positions.*fewer than llm.max_length=1024'
   ):
-    model.generator.complete(
+    model.complete(
       [[1] + [5] * (1024 - 291 - 1)], visual=case.ours.image_tokens[:1], max_new_tokens=8
     )
 
