@@ -138,7 +138,7 @@ class Program:
 
   def __init__(self, config: ConfigDict, devices: Sequence[Any] | None = None) -> None:
     self._config = config
-    self._loss_chunk = config.get('loss_chunk', 0)
+    self._loss_chunk = config.loss_chunk
 
     self.mesh = meshes.make_mesh(**config.mesh, devices=devices)
     placement.check_rows(config.batch.size, config.optimizer.accumulate, self.mesh)
@@ -250,7 +250,7 @@ class Program:
     compiled_make = jax.jit(
       make,
       out_shardings=_shardings(self.params),
-      compiler_options=placement.quick_options(),
+      compiler_options=placement.fast_compile_options(),
     )
     return compiled_make(jax.random.key(self._config.seed))
 
@@ -341,14 +341,14 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
       seed=config.seed,
       loss_weighting=loss_weighting,
       mine=local_rows,
-      max_skipped=config.get('max_skipped', 0.5),
+      max_skipped=config.max_skipped,
       **sampling,
     )
 
   sources, validation_sources = open_sources(config)
   caps = {name: entry.cap for name, entry in config.mixture.items() if entry.get('cap') is not None}
   mixture = open_pipeline(
-    config.mixture, sources, config.loss_weighting, sampling=config.get('sampling'), caps=caps
+    config.mixture, sources, config.loss_weighting, sampling=config.sampling, caps=caps
   )
 
   validation = {}

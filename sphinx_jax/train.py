@@ -72,7 +72,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   with contextlib.ExitStack() as stack:
     # Arrays, and everything that has to be closed.
     store = stack.enter_context(
-      checkpoints.Store(workdir, config.checkpoint.keep, config.checkpoint.get('keep_every', 0))
+      checkpoints.Store(workdir, config.checkpoint.keep, config.checkpoint.keep_every)
     )
     state, position, sums = run.restore_or_init(config, program, store)
     first = int(state.step)

@@ -38,6 +38,8 @@ def config(tmp_path):
       validation=dict(),
       batch=dict(size=1, seq_len=96, images=2, window=4),
       loss_weighting='token',
+      max_skipped=0.5,
+      sampling=dict(by='examples', temperature=1.0, stages=()),
       eval_batches=1,
     )
   )

@@ -31,6 +31,8 @@ def tiny(**changes) -> ConfigDict:
       batch=dict(size=8, seq_len=16, images=1, window=16),
       loss_weighting='token',
       loss_chunk=0,
+      max_skipped=0.5,
+      sampling=dict(by='examples', temperature=1.0, stages=()),
       trainable=(('encoders/.*', 'frozen'), ('.*', 'train')),
       optimizer=dict(
         name='muon',
@@ -47,7 +49,7 @@ def tiny(**changes) -> ConfigDict:
       log_every=2,
       eval_every=3,
       eval_batches=1,
-      checkpoint=dict(every=3, keep=2),
+      checkpoint=dict(every=3, keep=2, keep_every=0),
       mesh=dict(data=1, fsdp=1, tensor=1),
       init_from=config_dict.placeholder(str),
       validation=dict(real=source),

@@ -71,7 +71,7 @@ _OVERRIDES = (
 )
 _FLAG = re.compile(r'(--?)(no)?([A-Za-z_][\w.]*)(=.*)?', re.DOTALL)
 
-_reported: set[str] = set()
+_reported: set[tuple[str, str]] = set()
 
 
 def upgrade_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def upgrade_arguments(arguments: Sequence[str]) -> list[str]:
       else:
         new_name = flags.get(name, name)
       if new_name != name:
-        _report(f'--{name}', f'--{new_name}')
+        _report('flag', f'--{name}', f'--{new_name}')
         argument = f'{dashes}{negation}{new_name}{value}'
     upgraded.append(argument)
   return upgraded
@@ -123,25 +123,25 @@ def command_of_flags(arguments: Sequence[str]) -> list[str] | None:
   for (command, flag), module in COMMANDS_OF_FLAGS.items():
     given = [argument for argument in arguments[1:] if argument in (f'--{flag}', f'-{flag}')]
     if command == _command(arguments[0]) and given:
-      _report(f'{command} --{flag}', f'python -m {module}')
+      _report('command', f'{command} --{flag}', f'python -m {module}')
       return ['-m', module, *(item for item in arguments[1:] if item not in given)]
   return None
 
 
 def run_command(old: str) -> None:
   """Runs the module that replaced the command `python -m old`."""
-  _report(f'python -m {old}', f'python -m {COMMANDS[old]}')
+  _report('command', f'python -m {old}', f'python -m {COMMANDS[old]}')
   runpy.run_module(COMMANDS[old], run_name='__main__', alter_sys=True)
 
 
 def config_argument(config: str, word: str) -> str:
   """Returns the current form of a word in a config's argument (`--config=mini:quick`)."""
-  return _new_name(CONFIG_ARGUMENTS.get(config, {}), word, f'argument of config {config}: ')
+  return _new_name(CONFIG_ARGUMENTS.get(config, {}), word, f'argument of config {config}')
 
 
 def source(name: str) -> str:
   """Returns the current name of a dataset source."""
-  return _new_name(SOURCES, name, 'source ')
+  return _new_name(SOURCES, name, 'source')
 
 
 def _upgrade(config: Any) -> None:
@@ -161,7 +161,7 @@ def _upgrade_section(section: Any, kind: str | None) -> None:
       # A file that changes an old key of a shipped config has both; its own value is the old one.
       parent[new.split('.')[-1]] = parent[old_key]
       del parent[old_key]
-      _report(f'config key {old}', new)
+      _report('config key', old, new)
   if kind == 'train':
     _upgrade_values(section)
     _add_defaults(section)
@@ -171,7 +171,7 @@ def _upgrade_values(run: Any) -> None:
   rules = run.get('trainable')
   if isinstance(rules, (list, tuple)) and any(_has_old_value(rule) for rule in rules):
     run['trainable'] = type(rules)(
-      type(rule)((rule[0], _new_name(TRAINABLE, rule[1], 'value of trainable: ')))
+      type(rule)((rule[0], _new_name(TRAINABLE, rule[1], 'value of trainable')))
       if _has_old_value(rule)
       else rule
       for rule in rules
@@ -219,17 +219,17 @@ def _upgrade_override(path: str) -> str:
   return path
 
 
-def _new_name(names: Mapping[str, str], name: str, what: str) -> str:
+def _new_name(names: Mapping[str, str], name: str, kind: str) -> str:
   if name not in names:
     return name
-  _report(f'{what}{name}', names[name])
+  _report(kind, name, names[name])
   return names[name]
 
 
-def _report(old: str, new: str) -> None:
-  if old not in _reported:
-    _reported.add(old)
-    log.warning("the old name '%s' is read as '%s'; please use the new name", old, new)
+def _report(kind: str, old: str, new: str) -> None:
+  if (kind, old) not in _reported:
+    _reported.add((kind, old))
+    log.warning("%s '%s' has been renamed: use '%s'", kind, old, new)
 
 
 def _command(program: str) -> str:

@@ -1,6 +1,7 @@
-"""Working memory of an update without a compiler: what remat keeps, read from the traced shapes, and a formula for the rest.
+"""Estimate of the working memory of an update, without a compiler.
 
-An estimate: benchmarks/RESULTS.md has it beside compiled figures.
+What remat keeps is read from the traced shapes. The rest is a formula with two constants that are
+fitted to compiled programs. docs/results.md compares the estimate with compiled bytes.
 """
 
 import math
@@ -13,73 +14,100 @@ from ml_collections import ConfigDict
 from sphinx_jax.core import trees
 from sphinx_jax.planning import flops, leaves
 
-# What the backward pass of one layer has in flight, in bfloat16 activations of the model width and of the feed-forward
-# width: inputs and gradients of each product, six of them in float32 (rotary). Fitted to the compiled programs of
-# benchmarks/RESULTS.md, which it meets within 8 % of a device's total.
-_WIDE, _HIDDEN = 32, 6
-_GATHERED = 2  # layers whose weights are on a device at once: one in use, one on its way
-_COMPUTE = 2  # bytes of bfloat16
+# Number of arrays [positions, width] and [positions, feed-forward width], in bfloat16, that are
+# live in the backward pass of one layer: the inputs and gradients of each product, six of them in
+# float32 (rotary). Both are fitted to the compiled programs of docs/results.md. With them the
+# estimate is within 8 % of a device's total.
+_LIVE_MODEL_WIDTH = 32
+_LIVE_FEED_FORWARD_WIDTH = 6
+_GATHERED_LAYERS = 2  # Layers whose weights are all-gathered at once: one in use, the next one.
+_BFLOAT16_BYTES = 2
+_FLOAT32_BYTES = 4
+
+SavedStacks = Sequence[tuple[tuple[int, ...], int]]  # [(shape [layers,...], item size), ...]
 
 
-Stacks = Sequence[tuple[tuple[int, ...], int]]
-
-
-def estimate(config: ConfigDict, program: Any, saved: Stacks) -> dict[str, int]:
-  """Bytes of working memory on one device, by what they are for.
+def estimate(config: ConfigDict, program: Any, saved: SavedStacks) -> dict[str, int]:
+  """Estimates the working memory on one device.
 
   Args:
-    config: of the run.
-    program: `sphinx_jax.run.Program` of it.
-    saved: `saved_stacks` of the same config with one row a microbatch.
+    config: the run's config.
+    program: its `sphinx_jax.run.Program`.
+    saved: `saved_stacks` of the same config with one row per microbatch.
 
   Returns:
-    'gradients': exact, as the trained parameters lie. 'casts': a device's part of the trained parameters in bfloat16, which
-    the compiler makes before the loop over layers. 'saved': what the forward pass keeps for the backward pass by
-    `model.remat`, exact up to padding. 'weights': of layers that are gathered at a time, and a layer's gradient before it
-    is scattered. 'layer': what a layer's backward pass has in flight. 'head': logits of one chunk, their gradient and the
-    output matrix.
+    Bytes by purpose:
+      'gradients': exact; they are sharded like the trained parameters.
+      'casts': the device's part of the trained parameters in bfloat16, which the compiler makes
+        before the loop over layers.
+      'saved': what the forward pass keeps for the backward pass under `model.remat`, exact up to
+        padding.
+      'weights': weights of the layers that are all-gathered at once, and the gradient of one layer
+        before it is scattered.
+      'layer': what the backward pass of one layer has live.
+      'head': the logits of one chunk, their gradient, and the output matrix.
   """
-  ways = program.mesh.shape['data'] * program.mesh.shape['fsdp']
-  tensor = program.mesh.shape['tensor']
-  rows = config.batch.size // config.optimizer.accumulate
-  positions = rows // ways * config.batch.seq_len
+  mesh, model = program.mesh.shape, config.model
+  batch_ways = mesh['data'] * mesh['fsdp']
+  rows = config.batch.size // config.optimizer.accumulate // batch_ways
+  positions = rows * config.batch.seq_len
+
+  layer_leaves = {
+    path: leaf
+    for path, leaf in trees.flatten(program.state.params['llm']).items()
+    if path.startswith('layers/')
+  }
+  layer_weights = sum(math.prod(leaf.shape[1:]) for leaf in layer_leaves.values())
+  layer_weights //= mesh['tensor']
+  feed_forward_width = layer_leaves['layers/feed_forward/w1/kernel'].shape[-1]
+
+  trained = sum(leaves.local_bytes(leaf) for leaf in trees.flatten(program.state.trained).values())
+  gradients = trained * 2 if config.optimizer.accumulate > 1 else trained
+
+  if mesh['fsdp'] > 1:
+    bytes_per_weight = _BFLOAT16_BYTES * _GATHERED_LAYERS + _FLOAT32_BYTES
+  else:
+    bytes_per_weight = _BFLOAT16_BYTES
+
+  live = _LIVE_MODEL_WIDTH * model.llm.width
+  live += _LIVE_FEED_FORWARD_WIDTH * feed_forward_width // mesh['tensor']
+
   chunk = config.get('loss_chunk', 0) or config.batch.seq_len
-  llm = trees.flatten(program.state.params['llm'])
-  stacked = {path: leaf for path, leaf in llm.items() if path.startswith('layers/')}
-  layer = sum(math.prod(leaf.shape[1:]) for leaf in stacked.values()) // tensor
-  width, hidden = config.model.llm.width, stacked['layers/feed_forward/w1/kernel'].shape[-1]
-  sharded = program.mesh.shape['fsdp'] > 1
-  gradients = sum(
-    leaves.local_bytes(leaf) for leaf in trees.flatten(program.state.trained).values()
-  )
+  logits = 2 * _FLOAT32_BYTES * positions * chunk // config.batch.seq_len
+  output_matrix = model.llm.width * (_BFLOAT16_BYTES + _FLOAT32_BYTES)
+
   return {
-    'gradients': gradients * (2 if config.optimizer.accumulate > 1 else 1),
-    'casts': gradients // 2,
-    'saved': sum(_split(shape, size, rows // ways, program.mesh.size) for shape, size in saved),
-    'weights': layer * (_COMPUTE * (_GATHERED if sharded else 1) + (4 if sharded else 0)),
-    'layer': positions * _COMPUTE * (_WIDE * width + _HIDDEN * hidden // tensor),
-    'head': config.model.llm.vocab
-    // tensor
-    * (2 * 4 * positions * chunk // config.batch.seq_len + width * (_COMPUTE + 4)),
+    'gradients': gradients,
+    'casts': trained // 2,
+    'saved': sum(_local_stack_bytes(*stack, rows, program.mesh.size) for stack in saved),
+    'weights': layer_weights * bytes_per_weight,
+    'layer': positions * _BFLOAT16_BYTES * live,
+    'head': model.llm.vocab // mesh['tensor'] * (logits + output_matrix),
   }
 
 
-def _split(shape: tuple[int, ...], size: int, rows: int, devices: int) -> int:
-  """Bytes on one device of a stack [layers,...]: of activations [layers,1,...] for all its rows, of weights its part."""
-  nbytes = math.prod(shape) * size
-  return nbytes * rows if len(shape) > 2 and shape[1] == 1 else nbytes // devices
+def _local_stack_bytes(shape: tuple[int, ...], itemsize: int, rows: int, devices: int) -> int:
+  """Returns the bytes on one device of a stack over layers that the forward pass keeps.
+
+  A stack of activations [layers,1,...] was traced with one row and has `rows` rows on a device. A
+  stack of weights is split over all devices.
+  """
+  nbytes = math.prod(shape) * itemsize
+  is_activation = len(shape) > 2 and shape[1] == 1
+  return nbytes * rows if is_activation else nbytes // devices
 
 
-def saved_stacks(traced: Any) -> Stacks:
-  """Shape and item size, over all devices, of what `Program.trace()` keeps of its layers for the backward pass."""
+def saved_stacks(traced: Any) -> SavedStacks:
+  """Returns what the layers of `Program.trace()` keep for the backward pass, over all devices."""
   return tuple(_saved(traced.jaxpr.jaxpr))
 
 
 def _saved(jaxpr: Any) -> Iterator[tuple[tuple[int, ...], int]]:
-  """What scans over layers stack up in the forward pass of a differentiated function."""
+  """Yields shape and item size of the stacked outputs of scans in the forward pass."""
   for eqn in jaxpr.eqns:
     names = str(eqn.source_info.name_stack)
-    if eqn.primitive.name == 'scan' and 'jvp(' in names and 'transpose(' not in names:
+    is_forward_pass = 'jvp(' in names and 'transpose(' not in names
+    if eqn.primitive.name == 'scan' and is_forward_pass:
       for out in eqn.outvars[eqn.params['num_carry'] :]:
         yield out.aval.shape, np.dtype(out.aval.dtype).itemsize
     else:

@@ -140,7 +140,7 @@ class Planner:
         config.batch.images,
         config.optimizer,
         config.trainable,
-        config.get('loss_chunk', 0),
+        config.loss_chunk,
       ]
     )
     if key not in self._counted:

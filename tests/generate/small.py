@@ -35,6 +35,7 @@ def config(**llm):
       half_round=False,
       dtype='float32',
       remat='none',
+      attention='auto',
       scan_unroll=1,
       encoders=dict(convnext=dict(view=16, input=16, depths=(1,), widths=(16,))),
       llm=dict(

@@ -20,6 +20,7 @@ def config(**changes):
     half_round=False,
     dtype='float32',
     remat='none',
+    attention='auto',
     scan_unroll=1,
     encoders=dict(
       clip=dict(view=8, patch=2, width=8, layers=1, heads=2),
