@@ -1,1 +1,1 @@
-"""Configs: plain Python files with `get_config(arg)`; start from `forkme.py` for your own data."""
+"""Shipped configs: files with `get_config(arg)`. Copy forkme.py to train on your own data."""

@@ -1,9 +1,11 @@
-"""What the pod configs share: sizes, rows, optimizer and layout of one training run. `stage1.py`, `stage2.py` and `recipe.py` use it.
+"""What the pod configs share: `stage1.py`, `stage2.py` and `recipe.py` build their runs with it.
 
-Every setting that differs between stages is an argument of `run`; rows and positions follow from the scale.
+`run` takes every setting that differs between stages as an argument. Image slots and sequence
+length follow from the scale.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
 
@@ -12,18 +14,20 @@ from sphinx_jax.core import errors
 from sphinx_jax.parallel.mesh import PRESETS
 
 SIZES = ('7b', '13b')
-# Positions of a row and images in it, so that most of a row is used: an image takes 291, 1455 or 2910 of them.
-ROWS = {
+# Sequence length and image slots of a packed row, chosen so that most positions are used: an image
+# takes 291 (224), 1455 (1k) or 2910 (2k) of them.
+PACKING = {
   '224': dict(seq_len=2048, images=6),
   '1k': dict(seq_len=2048, images=1),
   '2k': dict(seq_len=4096, images=1),
 }
-# Encoders are pretrained and stay as they are; their projections and the language model learn (FACTS "Training").
+# Encoders are pretrained and frozen. Their projections and the language model are trained
+# (docs/official_sphinx.md, "Training").
 TRAINABLE = (('encoders/.*', 'frozen'), ('.*', 'train'))
 
 
 class Choice(NamedTuple):
-  """What the argument of a pod config says."""
+  """The parsed argument of a pod config: names of SIZES, PACKING and PRESETS, and a word or ''."""
 
   size: str
   scale: str
@@ -31,62 +35,71 @@ class Choice(NamedTuple):
   word: str
 
 
-def parse(arg: str, default: str, file: str, words: tuple[str, ...] = ()) -> Choice:
-  """'13b,1k[,MESH][,WORD]'; what is left out comes from `default`, the mesh is 'fsdp' and the word ''.
+def parse(arg: str, default: str, config: str, words: tuple[str, ...] = ()) -> Choice:
+  """Parses '13b,1k[,MESH][,WORD]', in any order.
+
+  Args:
+    arg: the argument of the config.
+    default: size and scale if `arg` has none. The default mesh is 'fsdp', the default word ''.
+    config: name of the config, for the error message.
+    words: other words that the config takes.
 
   Raises:
-      SphinxError: a part that is none of these.
+    SphinxError: a part of `arg` is in none of the tables.
   """
-  known = dict(size=SIZES, scale=ROWS, mesh=PRESETS, word=words)
+  choices = dict(size=SIZES, scale=PACKING, mesh=PRESETS, word=words)
   choice = Choice(*default.split(','), 'fsdp', '')
   for part in filter(None, arg.split(',')):
-    name = next((name for name, values in known.items() if part in values), None)
-    if name is None:
-      raise errors.unknown(
-        f'argument of configs/{file}',
-        part,
-        [value for values in known.values() for value in values],
-      )
-    choice = choice._replace(**{name: part})
+    fields = [field for field, names in choices.items() if part in names]
+    if not fields:
+      names = [name for group in choices.values() for name in group]
+      raise errors.unknown(f'argument of config {config}', part, names)
+    choice = choice._replace(**{fields[0]: part})
   return choice
 
 
-def entry(source: str, task: str, root: str, split: str, weight: float, **settings) -> dict:
-  """A mixture entry: a dataset in its official tree (sphinx_jax/datasets shows each), or as data.build wrote it.
+def entry(
+  source: str, task: str, root: str, split: str, weight: float, **settings: Any
+) -> dict[str, Any]:
+  """Returns a mixture entry.
 
   Args:
-      source, task: names in the tables of sphinx_jax/data.
-      root: folder of the dataset under `data_dir`.
-      split: as the dataset calls it.
-      weight: share of examples.
-      settings: max_turns (most questions about a picture in an example), and the source's own.
+    source: name in the tables of sphinx_jax/datasets; each file there shows the directory tree.
+    task: name in the table of sphinx_jax/tasks.
+    root: the dataset's folder inside `data_dir`.
+    split: the dataset's own name of the split.
+    weight: share of the examples.
+    settings: `max_turns` (most questions about one image in an example) and the source's own.
   """
-  return (
-    dict(source=source, task=task, root=root, split=split, weight=weight, max_turns=8) | settings
-  )
+  shared = dict(source=source, task=task, root=root, split=split, weight=weight, max_turns=8)
+  return shared | settings
 
 
 def run(
   name: str,
   choice: Choice,
-  mixture: dict,
-  validation: dict,
-  rows: int,
+  mixture: Mapping[str, Mapping[str, Any]],
+  validation: Mapping[str, Mapping[str, Any]],
+  batch_size: int,
   steps: int,
   lr: float,
   decay_to: float,
   warmup: int,
   init_from: str,
 ) -> ConfigDict:
-  """The config of one training run.
+  """Returns the config of one training run, not locked yet.
 
   Args:
-      name: of the run.
-      choice: sizes and scales are rows of the tables in configs/sphinx.py, the mesh one of parallel/mesh.py.
-      mixture, validation: name -> entry.
-      rows: of a batch, over all devices.
-      steps, lr, decay_to, warmup: of the optimizer.
-      init_from: the checkpoint to start from; its tokenizer is used.
+    name: the run's name in logs.
+    choice: sizes, scale and mesh.
+    mixture: name -> entry.
+    validation: name -> entry.
+    batch_size: rows of a batch over all devices.
+    steps: number of updates.
+    lr: peak learning rate.
+    decay_to: final learning rate as a share of `lr`.
+    warmup: updates until the peak.
+    init_from: directory of the checkpoint to start from. Its tokenizer is used.
   """
   model = sphinx.model(choice.size, 'full', choice.scale, dtype='bfloat16', max_length=4096)
   model.remat, model.attention = 'full', 'auto'
@@ -100,15 +113,16 @@ def run(
       data_dir='data',
       mixture=mixture,
       validation=validation,
-      # Weights are shares of examples; by 'tokens' or 'temperature' (then entries may have a `cap`): sphinx_jax/mix/tasks.py.
-      # stages=((position, {name: weight}), ...) are other weights from a position of the order of examples on.
+      # `by` is 'examples', 'tokens' or 'temperature', see sphinx_jax/mix/tasks.py. With
+      # 'temperature' an entry may have a `cap`. `stages` is ((position, {name: weight}), ...): the
+      # weights from this position of the order of examples on.
       sampling=dict(by='examples', temperature=1.0, stages=()),
       max_skipped=0.2,
-      batch=dict(size=rows, **ROWS[choice.scale], window=1024),
+      batch=dict(size=batch_size, **PACKING[choice.scale], window=1024),
       loss_weighting='token',
       loss_chunk=512,
       trainable=TRAINABLE,
-      # FACTS "Fine-tuning recipe": AdamW (0.9, 0.95), no weight decay, clip 8.
+      # AdamW (0.9, 0.95), no weight decay, clip 8: docs/official_sphinx.md, "Fine-tuning recipe".
       optimizer=dict(
         name='adamw',
         lr=lr,

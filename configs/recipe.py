@@ -1,13 +1,16 @@
-"""The paper's recipe on a pod: both domains of stage 1, the mix of their weights, stage 2.
+"""The paper's recipe on a pod: stage 1 in two domains, the mix of their weights, stage 2.
 
-    python -m sphinx_jax.recipe --config=configs/recipe.py:13b,1k --workdir=workdir/13b
+    python -m sphinx_jax.recipe --config=recipe:13b,1k --workdir=workdir/13b
 
-The argument: 7b or 13b; the scale of stage 2 (224, 1k or 2k); stage 1 runs at 224. It starts from weights/fresh (see
-configs/stage1.py) and reads data/*.jsonl, from the folder it is started in. configs/mini.py is the same recipe on a
-laptop, with its own data and scores.
+Argument: the size (7b, 13b) and the scale of stage 2 (224, 1k, 2k). Stage 1 runs at 224.
 
-What to expect of the smallest v5p slice on which every stage fits, from the tables in stage1.py and stage2.py (at 40 %
-MFU, nearly all of it in stage 1; four times the chips take a quarter):
+The recipe starts from weights/fresh and reads the datasets under data/, both in the current
+directory: configs/stage1.py and configs/stage2.py show how to make them. configs/mini.py is the
+same recipe at laptop size, with a dataset of its own and with scores.
+
+Hardware: the smallest v5p slice on which every stage fits, from the tables in stage1.py and
+stage2.py. Times assume 40 % MFU. Nearly all of the time is stage 1. Four times the chips take a
+quarter of it.
 
     argument  slice   GiB a device  whole recipe
     7b,224    v5p-16          63.8       72 days
@@ -22,15 +25,16 @@ from sphinx_jax.configs import pod, stage1, stage2
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  """The config of all steps; `arg` as above, '13b,1k' by default."""
-  size, scale, mesh, _ = pod.parse(arg, '13b,1k', 'recipe.py')
+  """Returns the config of all steps. The default of `arg` is '13b,1k'."""
+  size, scale, mesh, _ = pod.parse(arg, '13b,1k', 'recipe')
   stages = dict(
     real=stage1.get_config(f'{size},224,{mesh},real'),
     synthetic=stage1.get_config(f'{size},224,{mesh},synthetic'),
     stage2=stage2.get_config(f'{size},{scale},{mesh}'),
   )
   sections = {name: dict(kind='train', **stage.to_dict()) for name, stage in stages.items()}
-  sections['synthetic']['init_from'], sections['stage2']['init_from'] = 'real', 'mix'
+  sections['synthetic']['init_from'] = 'real'
+  sections['stage2']['init_from'] = 'mix'
   sections['mix'] = dict(
     kind='mix', inputs=('real', 'synthetic'), coefficients=tuple(i / 10 for i in range(11))
   )

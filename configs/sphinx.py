@@ -1,13 +1,16 @@
-"""Sizes and scales of SPHINX, as numbers: one model code, from the laptop to 13B.
+"""Model sizes and scales as numbers: the `model` section of every shipped config.
 
-`model(llm, encoders, scale)` puts a model together from three tables: LLMS (the language model), ENCODERS (the visual
-embeddings in the mix) and SCALES (pixels and sub-images). Full-size numbers are those of the released models and stand
-beside the code of each part (`SIZES`) and in `sphinx_jax/models/variants.py` (`VARIANTS`).
+`model(llm, encoders, scale)` takes a row of each of three tables: LLMS (language models), ENCODERS
+(the visual embeddings in the mix) and SCALES (image size and sub-images). The full-size numbers are
+those of the released models. They are kept beside the code of each part (`SIZES`) and in
+sphinx_jax/models/variants.py (`VARIANTS`).
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from sphinx_jax.models import variants as official
+from sphinx_jax.models import variants
 from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer
 from sphinx_jax.models.llms import llama
 
@@ -43,35 +46,43 @@ ENCODERS = {
   ),
 }
 
-# Of the full encoders: the official variant that has these pixels and views.
-SCALES = {
-  '224': 'llama_ens',
-  '1k': 'llama_ens5',
-  '2k': 'llama_ens10',
-  '1k_pooled': 'llama_ens5p2',
-  'light': 'llama_ens_light',
-  'light_1k': 'llama_ens5_light',
-}
-MINI = dict(image_size=64, grid=2, pool=2)
+# Scale -> the official variant with this image size and this number of sub-images.
+SCALES = {'224': 'llama_ens', '1k': 'llama_ens5', '2k': 'llama_ens10'}
+MINI_SCALE = dict(image_size=64, grid=2, pool=2)
 
 
 def model(
-  llm: str, encoders: str, scale: str, dtype: str = 'float32', scan_unroll: int = 1, **llm_settings
+  llm: str,
+  encoders: str,
+  scale: str,
+  dtype: str = 'float32',
+  scan_unroll: int = 1,
+  **llm_settings: Any,
 ) -> ConfigDict:
-  """The `model` section of a run: a row of each table, and changes to the language model (`rope_scaling=0.5`)."""
+  """Returns the `model` section of a run.
+
+  Args:
+    llm: row of LLMS.
+    encoders: row of ENCODERS.
+    scale: row of SCALES, or 'mini'.
+    dtype: compute dtype.
+    scan_unroll: layers that are unrolled in each iteration of the scan over layers.
+    llm_settings: changes to the row of LLMS (`rope_scaling=0.5`).
+  """
   llm_row = {**LLMS[llm], **llm_settings}
   if scale == 'mini':
     return ConfigDict(
       dict(
-        **MINI,
+        **MINI_SCALE,
         half_round=False,
         dtype=dtype,
         remat='none',
+        attention='auto',
         scan_unroll=scan_unroll,
         encoders=ENCODERS[encoders],
         llm={'name': 'llama', **llm_row},
       )
     )
-  config = official.model(SCALES[scale], llm_row, ENCODERS[encoders], dtype, half_round=False)
+  config = variants.model(SCALES[scale], llm_row, ENCODERS[encoders], dtype, half_round=False)
   config.scan_unroll = scan_unroll
   return config

@@ -1,19 +1,25 @@
-"""Stage 1 on a pod: captions of one domain beside text alone, from pretrained parts.
+"""Stage 1 on a pod: captions of one domain and plain text, from pretrained parts.
 
-    python -m sphinx_jax.convert --source=LLAMA,CLIP,CONVNEXT,DINOV2,BLIP2 --variant=llama_ens --output=weights/fresh
+    python -m sphinx_jax.convert --source=LLAMA,CLIP,CONVNEXT,DINOV2,BLIP2 --variant=llama_ens \\
+      --output=weights/fresh
     python -m sphinx_jax.prepare --source=laion --root=LAION400M --output=data/laion400m --beam
-    python -m sphinx_jax.train --config=configs/stage1.py:13b,224 --workdir=workdir/real
-    python -m sphinx_jax.train --config=configs/stage1.py:13b,224,synthetic --workdir=workdir/synthetic
+    python -m sphinx_jax.train --config=stage1:13b,224 --workdir=workdir/real
+    python -m sphinx_jax.train --config=stage1:13b,224,synthetic --workdir=workdir/synthetic
 
-The argument: 7b or 13b; 224, 1k or 2k; `synthetic` is the second domain, which goes on from the first one's weights, and
-that keeps the two mixable. Captions and text are read as `data.build` writes them (array_record), from data/laion400m,
-data/laion_coco and data/refinedweb; a few tars of each domain, built apart (--set=files=...), are held out as
-data/laion400m_heldout and data/laion_coco_heldout. On a slice `--data` of launch/tpu_queued.sh copies a bucket's folder
-there; what is too large for that is mounted at data/ (with gcsfuse, say). Learning rates and lengths are the paper's as far
-as known (FACTS "The paper's recipe", from memory there); rows a batch are ours.
+Argument: the size (7b, 13b), the scale (224, 1k, 2k) and `synthetic` for the second domain. The
+second domain starts from the weights of the first, so that their weights can be mixed.
 
-What to expect of the smallest v5p slice, as `plan` says: bytes are the compiler's, times suppose 40 % MFU and fall with the
-number of chips. The slices of other kinds: README "Will it fit".
+Data: data/laion400m, data/laion_coco and data/refinedweb, written by `sphinx_jax.prepare`. Some
+tars of each domain, prepared apart with --set=files=..., are held out as data/laion400m_heldout and
+data/laion_coco_heldout. On a slice, launch/tpu_queued.sh copies a bucket's folder (`--data`). Mount
+larger data at data/, for example with gcsfuse.
+
+Learning rates and lengths follow the paper as far as they are known (docs/official_sphinx.md, "The
+paper's recipe"). The batch size is our choice.
+
+Hardware: the smallest v5p slice that fits, from `python -m sphinx_jax.plan`. Memory is the
+compiler's figure. Times assume 40 % MFU and shrink with the number of chips. docs/pods.md has other
+kinds of slices.
 
     argument  slice   GiB a device  a step  whole run
     7b,224    v5p-16          63.8    17 s    35 days
@@ -28,19 +34,20 @@ from ml_collections import ConfigDict
 
 from sphinx_jax.configs import pod
 
+# Domain of the captions -> folder under data/.
 DOMAINS = {'real': 'laion400m', 'synthetic': 'laion_coco'}
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  """The config of one run; `arg` as above, '13b,224' by default."""
-  choice = pod.parse(arg, '13b,224', 'stage1.py', tuple(DOMAINS))
+  """Returns the config of one run. The default of `arg` is '13b,224'."""
+  choice = pod.parse(arg, '13b,224', 'stage1', tuple(DOMAINS))
   domain = choice.word or 'real'
   mixture = dict(
-    caption=pod.entry('built', 'caption', DOMAINS[domain], 'train', 0.9),
-    text=pod.entry('built', 'text', 'refinedweb', 'train', 0.1),
+    caption=pod.entry('array_record', 'caption', DOMAINS[domain], 'train', 0.9),
+    text=pod.entry('array_record', 'text', 'refinedweb', 'train', 0.1),
   )
   validation = {
-    name: pod.entry('built', 'caption', f'{root}_heldout', 'train', 1.0)
+    name: pod.entry('array_record', 'caption', f'{root}_heldout', 'train', 1.0)
     for name, root in DOMAINS.items()
   }
   init_from = 'workdir/real' if domain == 'synthetic' else 'weights/fresh'
@@ -49,7 +56,7 @@ def get_config(arg: str = '') -> ConfigDict:
     choice,
     mixture,
     validation,
-    rows=256,
+    batch_size=256,
     steps=180_000,
     lr=5e-5,
     decay_to=0.1,

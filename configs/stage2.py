@@ -1,19 +1,28 @@
 """Stage 2 on a pod: all tasks jointly, from the mixed weights of stage 1.
 
-    python -m sphinx_jax.mix_weights --inputs=workdir/real,workdir/synthetic --coefficients=0.5,0.5 --output=workdir/mix
-    python -m sphinx_jax.train --config=configs/stage2.py:13b,1k --workdir=workdir/stage2
+    python -m sphinx_jax.mix_weights --inputs=workdir/real,workdir/synthetic \\
+      --coefficients=0.5,0.5 --output=workdir/mix
+    python -m sphinx_jax.train --config=stage2:13b,1k --workdir=workdir/stage2
 
-The argument: 7b or 13b; 224, 1k or 2k. Every dataset lies under data/ as it is downloaded (its file in
-sphinx_jax/datasets shows the tree), on a slice too (`--data` of launch/tpu_queued.sh brings it there). Tasks and datasets
-are the paper's; weights, rows a batch and the number of steps are ours. `python -m sphinx_jax.peek
---config=configs/stage2.py:13b,1k --only=refcoco_rec --tokenizer=tokenizer.model` shows what one of them becomes.
+Argument: the size (7b, 13b) and the scale (224, 1k, 2k).
 
-A row of 1k or 2k holds one image, so about a quarter of its positions stays empty, and texts of over 590 (1180) tokens are
-skipped. On up to 32 devices `13b,1k --config.batch.size=32 --config.batch.seq_len=8192 --config.batch.images=5` fills 98 % of
-as many positions; it compiles to 62.9 GiB on v5p-16 (benchmarks/RESULTS.md "Data pipeline").
+Data: every dataset is under data/ as it is downloaded; its file in sphinx_jax/datasets shows the
+directory tree. On a slice, `--data` of launch/tpu_queued.sh copies it there. This command shows the
+examples of one dataset:
 
-What to expect of the smallest v5p slice, as `plan` says: bytes are the compiler's, times suppose 40 % MFU and fall with the
-number of chips. The slices of other kinds: README "Will it fit".
+    python -m sphinx_jax.peek --config=stage2:13b,1k --only=refcoco_rec --tokenizer=tokenizer.model
+
+Tasks and datasets are the paper's. Mixture weights, batch size and number of steps are our choice.
+
+At 1k and 2k a packed row has one image, so about a quarter of its positions stays empty, and
+examples with over 590 (1k) or 1180 (2k) text tokens are skipped. On up to 32 devices,
+`13b,1k --config.batch.size=32 --config.batch.seq_len=8192 --config.batch.images=5` has as many
+positions and fills 98 % of them. It compiles to 62.9 GiB on v5p-16 (docs/results.md, "Data
+pipeline").
+
+Hardware: the smallest v5p slice that fits, from `python -m sphinx_jax.plan`. Memory is the
+compiler's figure. Times assume 40 % MFU and shrink with the number of chips. docs/pods.md has other
+kinds of slices.
 
     argument  slice   GiB a device  a step  whole run
     7b,224    v5p-8           75.5    17 s     6 days
@@ -28,7 +37,7 @@ from ml_collections import ConfigDict
 
 from sphinx_jax.configs import pod
 
-# Name -> (source, task, folder under data/, split, share of examples, the source's own settings).
+# Name -> (source, task, folder under data/, split, share of the examples, settings of the source).
 MIXTURE = {
   'vqav2': ('vqav2', 'vqa', 'coco', 'train2014', 0.10, {}),
   'gqa': ('gqa', 'vqa', 'gqa', 'train_balanced', 0.07, {}),
@@ -56,9 +65,9 @@ MIXTURE = {
   'coco_pose': ('coco', 'pose', 'coco', 'train2017', 0.04, dict(mirror=0.5)),
   'llava': ('llava', 'dialog', 'llava', 'train', 0.08, dict(too_long='cut_text')),
   'sharegpt': ('sharegpt', 'dialog', 'sharegpt', 'train', 0.04, dict(too_long='cut_text')),
-  'text': ('built', 'text', 'refinedweb', 'train', 0.02, {}),
+  'text': ('array_record', 'text', 'refinedweb', 'train', 0.02, {}),
 }
-# What is measured while training: entry of the mixture -> the held-out split of the same files.
+# Validation losses during training: mixture entry -> held-out split of the same files.
 VALIDATION = {
   'vqav2': 'val2014',
   'refcoco_rec': 'val',
@@ -73,8 +82,8 @@ VALIDATION = {
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  """The config of one run; `arg` as above, '13b,1k' by default."""
-  choice = pod.parse(arg, '13b,1k', 'stage2.py')
+  """Returns the config of one run. The default of `arg` is '13b,1k'."""
+  choice = pod.parse(arg, '13b,1k', 'stage2')
   mixture = {name: pod.entry(*row, **settings) for name, (*row, settings) in MIXTURE.items()}
   validation = {
     name: {**mixture[name], 'split': split, 'mirror': 0.0, 'weight': 1.0}
@@ -85,7 +94,7 @@ def get_config(arg: str = '') -> ConfigDict:
     choice,
     mixture,
     validation,
-    rows=128,
+    batch_size=128,
     steps=30_000,
     lr=2e-5,
     decay_to=0.0,
