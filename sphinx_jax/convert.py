@@ -20,9 +20,10 @@ import numpy as np
 import psutil
 from absl import flags
 
-from sphinx_jax.checkpoint import ahead, store, stream
+from sphinx_jax.checkpoint import store, stream
 from sphinx_jax.checkpoint.foreign import assemble, export, sources
-from sphinx_jax.core import cli, config as config_lib, errors, memory, trees
+from sphinx_jax.checkpoint.read_ahead import read_ahead
+from sphinx_jax.core import cli, config as config_lib, errors, trees
 from sphinx_jax.core.progress import log, Progress
 from sphinx_jax.data import dialog
 from sphinx_jax.generate import load as loading
@@ -119,7 +120,7 @@ def read_in(assembly: assemble.Assembly, output: str, seed: int = 0) -> None:
       for path, array in group.items()
       for index, size in array.pieces()
     ]
-    values = ahead.ahead(
+    values = read_ahead(
       [(size, functools.partial(array.read, index)) for _, _, array, index, size in pieces]
     )
     with Progress(total=sum(size for *_, size in pieces), what='writing', unit='B') as bar:
@@ -307,7 +308,6 @@ def print_table(assembly: assemble.Assembly) -> None:
 
 
 def main() -> None:
-  memory.reuse()
   if not FLAGS.source:
     raise errors.make(
       '--source', 'nothing', 'a folder or file of weights', 'for instance --source=DIR --output=DIR'

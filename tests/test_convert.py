@@ -429,8 +429,6 @@ def test_a_flipped_byte_found_late_removes_what_was_written(tmp_path):
 MEMORY = """
 import re, sys
 from sphinx_jax import convert
-from sphinx_jax.core import memory
-memory.reuse()  # As the command does.
 def status(field):
   return int(re.search(field + r':\\s+(\\d+) kB', open('/proc/self/status').read())[1]) / 1024
 source, ours, official = sys.argv[1:]

@@ -180,7 +180,7 @@ def test_two_sets_of_shards_in_one_folder_are_refused(arrays, folder, tmp_path):
   'flags, words',
   [
     ([], ['--source', 'nothing']),
-    (['--source={}/nowhere', '--output={}/ours'], ['nowhere', 'nothing there']),
+    (['--source={}/nowhere', '--output={}/ours'], ['nowhere', 'no such file or folder']),
     (['--source={}', '--output={}/ours', '--to=offical'], ['--to', 'official']),
   ],
 )
@@ -246,7 +246,7 @@ def test_shards_that_do_not_divide_are_refused(folder, tmp_path):
 
 
 def test_only_our_checkpoints_are_taken_out(folder, tmp_path):
-  for place, words in ((folder, WEIGHTS), (tmp_path / 'nowhere', 'nothing there')):
+  for place, words in ((folder, WEIGHTS), (tmp_path / 'nowhere', 'no such directory')):
     message = refused(
       lambda: convert.take_out(place, tmp_path / 'out', 'official'), tmp_path / 'out'
     )

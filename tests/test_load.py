@@ -247,7 +247,7 @@ def test_what_cannot_be_is_one_clear_line(reader, seer, call, words):
 
 def test_what_is_loaded_wrong_is_one_clear_line(reading, tmp_path):
   for call, words in (
-    (lambda: sphinx_jax.load(tmp_path / 'x'), 'nothing there'),
+    (lambda: sphinx_jax.load(tmp_path / 'x'), 'no such file or folder'),
     (lambda: sphinx_jax.load(tmp_path), r'a folder with \[\]'),
     (lambda: sphinx_jax.load(reading, clip_activation='gelu'), 'a model with CLIP'),
     (

@@ -27,9 +27,9 @@ def params(value: float) -> dict:
 @pytest.fixture
 def parents(tmp_path):
   for name, value, tokenizer in (
-    ('real', 1.0, 'pieces'),
-    ('synthetic', 3.0, 'pieces'),
-    ('foreign', 2.0, 'others'),
+    ('real', 1.0, 'cGllY2Vz'),
+    ('synthetic', 3.0, 'cGllY2Vz'),
+    ('foreign', 2.0, 'b3RoZXJz'),
   ):
     with store.Store(tmp_path / name) as run:
       run.save(
@@ -58,7 +58,7 @@ def drawn(seed: int) -> dict[str, np.ndarray]:
   return values
 
 
-def write(directory, values, tokenizer='pieces'):
+def write(directory, values, tokenizer='cGllY2Vz'):
   writer = stream.Writer(
     directory,
     {'params': values},
@@ -73,13 +73,20 @@ def write(directory, values, tokenizer='pieces'):
 @pytest.fixture
 def small_parts(monkeypatch):
   """Every leaf of `drawn` is cut, as one of a 13B model is."""
-  monkeypatch.setattr(mixing, '_READ', 4096)
+  monkeypatch.setattr(mixing, '_PART_BYTES', 4096)
 
 
 @pytest.fixture(scope='module')
 def written(tmp_path_factory):
   folder = tmp_path_factory.mktemp('written')
   return [write(folder / str(seed), drawn(seed)) for seed in range(3)]
+
+
+def content_hash(tree) -> str:
+  content = mixing.ContentHash()
+  for path, array in tree.items():
+    content.update(path, array, array.read(()))
+  return content.hexdigest()
 
 
 def load(directory) -> dict[str, np.ndarray]:
@@ -95,7 +102,7 @@ def same_bits(a, b) -> bool:
 
 
 def test_mix_is_a_checkpoint_that_knows_its_parents(parents):
-  output = mix_weights.mix_checkpoints(
+  output = mixing.mix_checkpoints(
     [parents / 'real', parents / 'synthetic'], (0.25, 0.75), parents / 'mix'
   )
   mixed, meta = store.load_params(output), store.load_meta(output)
@@ -105,15 +112,15 @@ def test_mix_is_a_checkpoint_that_knows_its_parents(parents):
   ]
   assert (
     meta['coefficients'] == [0.25, 0.75]
-    and meta['tokenizer'] == 'pieces'
+    and meta['tokenizer'] == 'cGllY2Vz'
     and meta['config'] == '{}'
   )
 
 
 def test_hashes_in_the_meta_are_those_of_the_content(written, tmp_path, small_parts):
-  mix_weights.mix_checkpoints(written[:2], (0.25, 0.75), tmp_path / 'mix', base=written[2])
+  mixing.mix_checkpoints(written[:2], (0.25, 0.75), tmp_path / 'mix', base=written[2])
   meta = store.load_meta(tmp_path / 'mix')
-  found = [mixing.content_hash(stream.read(place)) for place in (*written, tmp_path / 'mix')]
+  found = [content_hash(stream.read(place)) for place in (*written, tmp_path / 'mix')]
   assert [
     meta['parents'][0]['hash'],
     meta['parents'][1]['hash'],
@@ -126,12 +133,10 @@ def test_hashes_in_the_meta_are_those_of_the_content(written, tmp_path, small_pa
 def test_a_hash_is_of_numbers_and_not_of_how_they_lie(written, tmp_path, small_parts):
   with store.Store(tmp_path / 'packed') as run:
     run.save(1, trees.unflatten(jax.tree.map(jnp.asarray, drawn(0))), None, {'config': '{}'})
-  assert mixing.content_hash(stream.read(tmp_path / 'packed')) == mixing.content_hash(
-    stream.read(written[0])
-  )
+  assert content_hash(stream.read(tmp_path / 'packed')) == content_hash(stream.read(written[0]))
   other = drawn(0)
   other['llm/embed'][5, 5] += 1
-  assert mixing.content_hash(stream.read(write(tmp_path / 'other', other))) != mixing.content_hash(
+  assert content_hash(stream.read(write(tmp_path / 'other', other))) != content_hash(
     stream.read(written[0])
   )
 
@@ -149,7 +154,7 @@ def test_a_hash_is_of_numbers_and_not_of_how_they_lie(written, tmp_path, small_p
 def test_streamed_is_the_law_of_trees(
   written, tmp_path, small_parts, method, coefficients, based, dtype
 ):
-  mix_weights.mix_checkpoints(
+  mixing.mix_checkpoints(
     written[:2],
     coefficients,
     tmp_path / 'mix',
@@ -179,7 +184,7 @@ def test_streamed_is_the_law_of_trees(
 
 @pytest.mark.parametrize('method, base', [('linear', None), ('slerp', None), ('linear', 2)])
 def test_one_and_zero_give_the_first_back_bit_for_bit(written, tmp_path, small_parts, method, base):
-  mix_weights.mix_checkpoints(
+  mixing.mix_checkpoints(
     written[:2], (1, 0), tmp_path / 'mix', method=method, base=base and written[base]
   )
   assert same_bits(load(tmp_path / 'mix'), drawn(0))
@@ -187,9 +192,9 @@ def test_one_and_zero_give_the_first_back_bit_for_bit(written, tmp_path, small_p
 
 def test_same_mix_again_is_recognised_and_another_refused(parents):
   inputs = [parents / 'real', parents / 'synthetic']
-  mix_weights.mix_checkpoints(inputs, (0.5, 0.5), parents / 'mix')
+  mixing.mix_checkpoints(inputs, (0.5, 0.5), parents / 'mix')
   before = (parents / 'mix' / 'checkpoints' / '0').stat().st_mtime_ns
-  mix_weights.mix_checkpoints(inputs, (0.5, 0.5), parents / 'mix')
+  mixing.mix_checkpoints(inputs, (0.5, 0.5), parents / 'mix')
   assert (parents / 'mix' / 'checkpoints' / '0').stat().st_mtime_ns == before
   for changed in (
     dict(coefficients=(0.25, 0.75)),
@@ -198,18 +203,16 @@ def test_same_mix_again_is_recognised_and_another_refused(parents):
     dict(method='slerp'),
   ):
     with pytest.raises(errors.SphinxError, match='--output'):
-      mix_weights.mix_checkpoints(
+      mixing.mix_checkpoints(
         **{'inputs': inputs, 'coefficients': (0.5, 0.5), 'output': parents / 'mix', **changed}
       )
   with pytest.raises(errors.SphinxError, match='a checkpoint of a training run'):
-    mix_weights.mix_checkpoints(inputs, (0.5, 0.5), parents / 'foreign')
+    mixing.mix_checkpoints(inputs, (0.5, 0.5), parents / 'foreign')
 
 
 def test_another_tokenizer_is_refused(parents):
   with pytest.raises(errors.SphinxError, match='foreign.*another tokenizer'):
-    mix_weights.mix_checkpoints(
-      [parents / 'real', parents / 'foreign'], (0.5, 0.5), parents / 'mix'
-    )
+    mixing.mix_checkpoints([parents / 'real', parents / 'foreign'], (0.5, 0.5), parents / 'mix')
 
 
 def test_other_leaves_are_named_before_anything_is_read(written, tmp_path, monkeypatch):
@@ -217,12 +220,12 @@ def test_other_leaves_are_named_before_anything_is_read(written, tmp_path, monke
   other['llm/embed'] = other['llm/embed'][:7]
   del other['encoders/b']
   write(tmp_path / 'other', other)
-  monkeypatch.setattr(stream, '_start', lambda *_: pytest.fail('something is read'))
+  monkeypatch.setattr(stream.StoredArray, 'start_read', lambda *_: pytest.fail('something is read'))
   with pytest.raises(
     errors.SphinxError,
     match=r"other'.*missing encoders/b; llm/embed: shape \(7, 33\), expected \(301, 33\)",
   ):
-    mix_weights.mix_checkpoints([written[0], tmp_path / 'other'], (0.5, 0.5), tmp_path / 'mix')
+    mixing.mix_checkpoints([written[0], tmp_path / 'other'], (0.5, 0.5), tmp_path / 'mix')
   assert not (tmp_path / 'mix').exists()
 
 
@@ -241,9 +244,7 @@ def test_what_does_not_fit_leaves_no_output(written, tmp_path, changed, words):
     {'base': written[0]} if 'base' in changed else {}
   )
   with pytest.raises(errors.SphinxError, match=words):
-    mix_weights.mix_checkpoints(
-      written[:2], changed.pop('coefficients'), tmp_path / 'mix', **changed
-    )
+    mixing.mix_checkpoints(written[:2], changed.pop('coefficients'), tmp_path / 'mix', **changed)
   assert not (tmp_path / 'mix').exists()
 
 
@@ -256,17 +257,16 @@ def test_a_disk_that_takes_no_more_is_said_and_left_clean(written, tmp_path):
     with pytest.raises(
       errors.SphinxError, match="mix': got 'File too large', expected a place with room.*--output"
     ):
-      mix_weights.mix_checkpoints(written[:2], (0.5, 0.5), tmp_path / 'mix')
+      mixing.mix_checkpoints(written[:2], (0.5, 0.5), tmp_path / 'mix')
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
   assert not (tmp_path / 'mix').exists()
-  mix_weights.mix_checkpoints(written[:2], (0.5, 0.5), tmp_path / 'mix')
+  mixing.mix_checkpoints(written[:2], (0.5, 0.5), tmp_path / 'mix')
   assert store.latest(tmp_path / 'mix') == 0
 
 
 SLOW = """
 import time
-from sphinx_jax import mix_weights
 from sphinx_jax.checkpoint import mixing
 add = mixing.weights.mix_leaf
 def slow(*arguments):
@@ -275,7 +275,7 @@ def slow(*arguments):
   return add(*arguments)
 mixing.weights.mix_leaf = slow
 import sys
-mix_weights.mix_checkpoints(sys.argv[1:3], (0.5, 0.5), sys.argv[3])
+mixing.mix_checkpoints(sys.argv[1:3], (0.5, 0.5), sys.argv[3])
 """
 
 
@@ -291,23 +291,20 @@ def test_killed_while_mixing_leaves_no_checkpoint_and_the_same_again_works(writt
     process.kill()
   assert process.returncode == -signal.SIGKILL and (tmp_path / 'mix').exists()
   assert store.latest(tmp_path / 'mix') is None
-  mix_weights.mix_checkpoints(written[:2], (0.5, 0.5), tmp_path / 'mix')
+  mixing.mix_checkpoints(written[:2], (0.5, 0.5), tmp_path / 'mix')
   assert [path.name for path in (tmp_path / 'mix' / 'checkpoints').iterdir()] == ['0']
-  mix_weights.mix_checkpoints(written[:2], (0.5, 0.5), tmp_path / 'unbroken')
+  mixing.mix_checkpoints(written[:2], (0.5, 0.5), tmp_path / 'unbroken')
   assert same_bits(load(tmp_path / 'mix'), load(tmp_path / 'unbroken'))
 
 
 LARGE = """
 import re, sys
 import numpy as np
-from sphinx_jax import mix_weights
-from sphinx_jax.checkpoint import stream
-from sphinx_jax.core import memory
-memory.reuse()
+from sphinx_jax.checkpoint import mixing, stream
 leaf = stream.Array((110_000, 10_000), np.dtype(np.float32), None)  # 4.4 GB, no stack; what is not written is zero.
 for name in ('a', 'b'):
   stream.Writer(f'{sys.argv[1]}/{name}', {'params': {'w': leaf}}, {'config': '{}'}).finish()
-mix_weights.mix_checkpoints([f'{sys.argv[1]}/a', f'{sys.argv[1]}/b'], (0.5, 0.5), f'{sys.argv[1]}/mix')
+mixing.mix_checkpoints([f'{sys.argv[1]}/a', f'{sys.argv[1]}/b'], (0.5, 0.5), f'{sys.argv[1]}/mix')
 # Not ru_maxrss: that begins with the peak of the process that started this one.
 print(int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1]) / 2**20)
 """
@@ -333,14 +330,14 @@ def test_buckets_are_as_good_as_folders(written, tmp_path, small_parts):
     broken = stream.Writer('gs://models/mix', {'params': drawn(0)}, {})  # Killed, say.
     broken.write('params', 'llm/embed', drawn(0)['llm/embed'])
     assert store.latest('gs://models/mix') is None
-    mix_weights.mix_checkpoints(places, (0.25, 0.75), 'gs://models/mix')
+    mixing.mix_checkpoints(places, (0.25, 0.75), 'gs://models/mix')
     meta, mixed = store.load_meta('gs://models/mix'), load('gs://models/mix')
     with pytest.raises(errors.SphinxError, match='--output'):
-      mix_weights.mix_checkpoints(places, (0.5, 0.5), 'gs://models/mix')
+      mixing.mix_checkpoints(places, (0.5, 0.5), 'gs://models/mix')
   assert any('POST' in line and 'mix' in line for line in requests) and any(
     'GET' in line and 'run1' in line for line in requests
   )
-  mix_weights.mix_checkpoints(written[:2], (0.25, 0.75), tmp_path / 'mix')
+  mixing.mix_checkpoints(written[:2], (0.25, 0.75), tmp_path / 'mix')
   assert (
     same_bits(mixed, load(tmp_path / 'mix'))
     and meta['hash'] == store.load_meta(tmp_path / 'mix')['hash']
@@ -377,17 +374,17 @@ def test_door_says_what_is_wrong_in_one_line(parents):
     f'--output={parents}/mix',
   )
   assert done.returncode == 2 and done.stderr.strip().count('\n') == 0
-  assert done.stderr.startswith('error: checkpoint') and 'nothing there' in done.stderr
+  assert done.stderr.startswith('error: checkpoint') and 'no such directory' in done.stderr
 
 
 @pytest.mark.parametrize(
   'call, words',
   [
     (
-      lambda: mix_weights._numbers(['0.5', 'half'], '--coefficients'),
+      lambda: mix_weights._parse_numbers(['0.5', 'half'], '--coefficients'),
       '--coefficients: got 0.5,half',
     ),
-    (lambda: mix_weights._rules(['llm'], (0.5, 0.5)), '--rule: got llm'),
+    (lambda: mix_weights._parse_rules(['llm'], (0.5, 0.5)), '--rule: got llm'),
   ],
 )
 def test_mistyped_flags_are_named(call, words):

@@ -214,7 +214,7 @@ def test_init_from_takes_the_parameters_only(unbroken, tmp_path):
   'changes, words',
   [
     ({'model.llm.width': 24}, r'llm/norm/scale: shape \(16,\), expected \(24,\)'),
-    ({'init_from': 'nowhere'}, 'nothing there'),
+    ({'init_from': 'nowhere'}, 'no such directory'),
   ],
 )
 def test_init_from_that_does_not_fit_is_refused_before_compilation(

@@ -1,1 +1,1 @@
-"""Checkpoints on disk: one layout, everything inside that inference needs, restored onto the mesh in hand."""
+"""Checkpoints on disk: Orbax checkpoints of runs, mixes of them, and foreign formats."""

@@ -1,8 +1,10 @@
-"""One integer for the bits of every array, the same on any mesh, so that a checkpoint that rotted on disk is noticed.
+"""Fingerprints of arrays and a seal of JSON values, to notice a checkpoint that changed on disk.
 
-The bits of each element, as uint32, times an odd weight that depends on its place, summed modulo 2^32. Sums have no order:
-every device adds up what it holds and nothing is gathered. An odd weight loses no bit, so one changed element is always
-noticed. Hashes of a library (xxhash, as weight mixing takes) need the bytes in order, on one host.
+The fingerprint of an array is the sum, modulo 2^32, of the bits of every element (as uint32) times
+an odd weight that depends on its position. A sum has no order: every device sums what it holds and
+nothing is gathered, so the result is the same on any mesh. An odd weight loses no bit, so a single
+changed element is always noticed. A library's hash (xxhash, as weight mixing uses) needs the bytes
+in order on one host.
 """
 
 import functools
@@ -19,72 +21,75 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sphinx_jax.parallel import placement
 
 SEAL = 'seal'
-_ODD = 0x9E3779B1  # 2^32 / golden ratio; neighbours get weights that are far apart.
+_ODD = 0x9E3779B1  # 2^32 / golden ratio: neighbors get weights that are far apart.
 
 
-def of(tree: Any) -> dict[str, str]:
-  """Path of every leaf -> dtype, shape and the integer in hexadecimal, such as 'float32[16,8] 5d0c1f7a'."""
-  paths, leaves = _leaves(tree)
+def fingerprint_tree(tree: Any) -> dict[str, str]:
+  """Returns path -> dtype, shape and fingerprint of every leaf, 'float32[16,8] 5d0c1f7a'."""
+  paths, leaves = _flatten(tree)
+  # On accelerators all computations start before the first result is read.
+  sums = [
+    placement.block_on_cpu(_compiled_checksum(_replicated_like(leaf))(leaf)) for leaf in leaves
+  ]
   return {
-    path: f'{describe(leaf)} {number:08x}'
-    for path, leaf, number in zip(paths, leaves, _numbers(leaves))
+    path: f'{_describe(leaf)} {int(checksum):08x}'
+    for path, leaf, checksum in zip(paths, leaves, sums)
   }
 
 
 def shapes(tree: Any) -> dict[str, str]:
-  """Path of every leaf (array or ShapeDtypeStruct) -> dtype and shape: what `of` begins with."""
-  return dict(zip(_leaves(tree)[0], map(describe, _leaves(tree)[1])))
-
-
-def describe(leaf: Any) -> str:
-  """Dtype and shape."""
-  return f'{np.dtype(leaf.dtype).name}[{",".join(map(str, leaf.shape))}]'
-
-
-def _leaves(tree: Any) -> tuple[list[str], list]:
-  found = jax.tree_util.tree_leaves_with_path(tree)
-  return [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in found], [
-    leaf for _, leaf in found
-  ]
-
-
-def _numbers(leaves: list) -> list[int]:
-  """Of each leaf; on accelerators all are sent off before the first is read."""
-  return [
-    int(number)
-    for number in [placement.settled(_compiled(_everywhere(leaf))(leaf)) for leaf in leaves]
-  ]
-
-
-def _everywhere(leaf: Any) -> NamedSharding | None:
-  layout = getattr(leaf, 'sharding', None)
-  return NamedSharding(layout.mesh, PartitionSpec()) if isinstance(layout, NamedSharding) else None
-
-
-@functools.cache
-def _compiled(layout: NamedSharding | None) -> Callable:
-  # One small program for each shape: parameters and moments share them.
-  return jax.jit(_number, out_shardings=layout, compiler_options=placement.quick_options())
-
-
-def _number(leaf: jax.Array) -> jax.Array:
-  """uint32[]"""
-  place = jnp.zeros(leaf.shape, jnp.uint32)
-  for axis, size in enumerate(leaf.shape):
-    place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-  bits = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
-  bits = jax.lax.bitcast_convert_type(bits, f'uint{8 * leaf.dtype.itemsize}').astype(jnp.uint32)
-  return jnp.sum(bits * (place * jnp.uint32(2 * _ODD & 0xFFFFFFFF) | 1), dtype=jnp.uint32)
+  """Returns path -> dtype and shape of every leaf: the first word of its fingerprint."""
+  paths, leaves = _flatten(tree)
+  return {path: _describe(leaf) for path, leaf in zip(paths, leaves)}
 
 
 def seal(meta: Mapping[str, Any]) -> dict[str, Any]:
-  """JSON-able values with their own hash, so that a changed digit is noticed."""
+  """Returns JSON-able values together with their hash."""
   return {**meta, SEAL: _hash(meta)}
 
 
 def is_sealed(meta: Mapping[str, Any]) -> bool:
   """Whether the values are those that were sealed."""
   return meta.get(SEAL) == _hash({name: value for name, value in meta.items() if name != SEAL})
+
+
+def _flatten(tree: Any) -> tuple[list[str], list[Any]]:
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  paths = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in leaves]
+  return paths, [leaf for _, leaf in leaves]
+
+
+def _describe(leaf: Any) -> str:
+  return f'{np.dtype(leaf.dtype).name}[{",".join(map(str, leaf.shape))}]'
+
+
+def _replicated_like(leaf: Any) -> NamedSharding | None:
+  """Returns the replicated sharding on the leaf's mesh, or None if it has no mesh."""
+  sharding = getattr(leaf, 'sharding', None)
+  if not isinstance(sharding, NamedSharding):
+    return None
+  return NamedSharding(sharding.mesh, PartitionSpec())
+
+
+@functools.cache
+def _compiled_checksum(out_sharding: NamedSharding | None) -> Callable[[jax.Array], jax.Array]:
+  # One small program per shape, which parameters and moments share.
+  return jax.jit(
+    _checksum, out_shardings=out_sharding, compiler_options=placement.fast_compile_options()
+  )
+
+
+def _checksum(leaf: jax.Array) -> jax.Array:
+  """Returns the weighted sum of a leaf's bits, uint32[]."""
+  position = jnp.zeros(leaf.shape, jnp.uint32)
+  for axis, size in enumerate(leaf.shape):
+    index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+    position = position * jnp.uint32(size) + index
+  numbers = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
+  unsigned = f'uint{8 * leaf.dtype.itemsize}'
+  bits = jax.lax.bitcast_convert_type(numbers, unsigned).astype(jnp.uint32)
+  weight = position * jnp.uint32(2 * _ODD & 0xFFFFFFFF) | 1
+  return jnp.sum(bits * weight, dtype=jnp.uint32)
 
 
 def _hash(meta: Mapping[str, Any]) -> str:

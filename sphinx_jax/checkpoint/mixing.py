@@ -1,35 +1,41 @@
-"""Mixes checkpoints part by part, by the law of mix/weights.py: parts are read, mixed and written at the same time."""
+"""Mixes the weights of checkpoints into a new checkpoint of any size in at most 2 GiB of memory.
+
+`mix_checkpoints` cuts every parameter into parts. It reads, mixes (mix/weights.py) and writes
+different parts at the same time.
+"""
 
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import xxhash
 
-from sphinx_jax.checkpoint import stream
-from sphinx_jax.checkpoint.ahead import ahead
-from sphinx_jax.core import trees
-from sphinx_jax.core.progress import Progress
+from sphinx_jax.checkpoint import store, stream
+from sphinx_jax.checkpoint.bundle import Bundle, check_same_tokenizer
+from sphinx_jax.checkpoint.read_ahead import read_ahead
+from sphinx_jax.core import errors, trees
+from sphinx_jax.core.progress import Progress, log
 from sphinx_jax.mix import weights
 
-Tree = Mapping[str, stream.Stored]  # Path -> array.
-Numbers = Mapping[str, tuple[Any, ...]]  # Path -> one coefficient per parent.
+Tree = Mapping[str, stream.StoredArray]  # Path -> array of an opened checkpoint.
+LeafCoefficients = Mapping[str, tuple[Any, ...]]  # Path -> one coefficient per parent.
 
-_READ = 96 << 20  # Bytes of one part of all inputs together.
-WRITING = 128 << 20  # Bytes on their way to the disk.
-_PACKED = 128 << 20  # A chunk that is larger is taken apart alone.
-_THREADS = 4  # Far away places answer late.
+_PART_BYTES = 96 << 20  # Of one part of all inputs together.
+_PENDING_BYTES = 128 << 20  # Waiting for the disk.
+_LARGE_CHUNK = 128 << 20  # A compressed chunk above this size is decompressed alone.
+_THREADS = 4  # Buckets answer late.
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaf:
-  """What is written of one array.
+class OutputArray:
+  """An array of the mixed checkpoint.
 
   Attributes:
     shape, dtype: of the array.
-    part: the shape of the parts it is mixed in.
+    part: shape of the parts in which it is mixed and stored.
   """
 
   shape: tuple[int, ...]
@@ -38,133 +44,260 @@ class Leaf:
 
   @property
   def chunk(self) -> tuple[int, ...]:
-    """Parts are written whole."""
+    """Shape of the stored chunks: each part is one chunk."""
     return self.part
 
 
-def leaves(inputs: Sequence[Tree], dtype: Any = None) -> dict[str, Leaf]:
-  """Path -> what is written of a mix of these inputs, the first of which gives dtypes where `dtype` is None."""
-  found = {}
-  for path, array in inputs[0].items():
-    out = weights.out_dtype(array.dtype, dtype)
-    widest = max(out.itemsize, *(other[path].dtype.itemsize for other in inputs))
-    limit = min(_READ // len(inputs), 32 << 20)
-    small = array.nbytes <= limit  # Its chunks do not matter, and looking at them would open it.
-    found[path] = Leaf(
-      array.shape, out, stream.grid(array.shape, widest, limit, None if small else array.chunk)
+def mix_checkpoints(
+  inputs: Sequence[store.Path],
+  coefficients: weights.Coefficients,
+  output: store.Path,
+  unnormalized: bool = False,
+  base: store.Path | None = None,
+  method: str = 'linear',
+  dtype: str | None = None,
+) -> store.Path:
+  """Writes the mix of several checkpoints. An output that already holds the same mix is kept.
+
+  The config, tokenizer and dialog are those of the first input. The meta records the parents, their
+  content hashes and the coefficients.
+
+  Args:
+    inputs: directories of runs (their newest checkpoint) or of single steps.
+    coefficients: one per input, or ordered rules `(pattern, coefficients)`; see mix/weights.py.
+    output: directory of the mixed checkpoint, in the form of a run's directory.
+    unnormalized: allow coefficients that do not sum to 1.
+    base: the checkpoint that the inputs started from, for task arithmetic.
+    method: 'linear' or 'slerp'.
+    dtype: numpy name of the dtype of floating-point parameters; None: the first input's.
+
+  Returns:
+    The output directory.
+
+  Raises:
+    SphinxError: an input is no checkpoint, the inputs differ in leaves or tokenizer, the
+      coefficients are wrong, or the output holds another checkpoint or cannot be written.
+  """
+  has_base = base is not None
+  rules = weights.as_rules(coefficients, len(inputs), unnormalized or has_base, method, has_base)
+  directories = [*inputs, base] if has_base else [*inputs]
+  metas = [store.load_meta(directory) for directory in directories]
+  bundles = [Bundle.from_meta(meta, directory) for meta, directory in zip(metas, directories)]
+  check_same_tokenizer('mix_weights', directories, bundles)
+  sources = [
+    {'directory': str(directory), 'step': meta['step']}
+    for directory, meta in zip(directories, metas)
+  ]
+  recipe = {
+    'parents': sources[: len(inputs)],
+    'coefficients': _as_json(coefficients),
+    'base': sources[len(inputs) :],
+    'method': method,
+    'dtype': dtype,
+  }
+  if _holds_mix(output, recipe):
+    log.info('%s: this mix was written before', output)
+    return output
+  opened = [stream.read(directory, mapped=True) for directory in directories]
+  for directory, tree in zip(directories[1:], opened[1:]):
+    weights.check_same_leaves(
+      trees.unflatten(opened[0]),
+      trees.unflatten(tree),
+      f"input '{directory}'",
+      f"'{directories[0]}'",
     )
-  return found
+  leaf_coefficients = {path: trees.first_match(rules, path) for path in opened[0]}
+  outputs = _plan_outputs(opened, dtype)
+  meta = {**bundles[0].to_meta(), **recipe}
+  writer = stream.Writer(output, {'params': outputs}, meta, _PENDING_BYTES)
+  try:
+    with jax.default_device(jax.local_devices(backend='cpu')[0]):
+      if method == 'slerp':
+        leaf_coefficients = _to_slerp_coefficients(opened, leaf_coefficients, outputs)
+      input_hashes, output_hash = _write_mix(opened, has_base, leaf_coefficients, outputs, writer)
+    hashed = [{**source, 'hash': input_hash} for source, input_hash in zip(sources, input_hashes)]
+    writer.finish(parents=hashed[: len(inputs)], base=hashed[len(inputs) :], hash=output_hash)
+  except BaseException:
+    writer.abandon()
+    raise
+  log.info(
+    '%s: %s of %s%s',
+    output,
+    recipe['coefficients'],
+    ', '.join(map(str, inputs)),
+    f', from {base}' if has_base else '',
+  )
+  return output
 
 
-def angles(parents: Sequence[Tree], numbers: Numbers, made: Mapping[str, Leaf]) -> Numbers:
-  """What slerp multiplies every leaf of its two parents with: a first pass over all that is turned."""
-  turned = {path: leaf for path, leaf in made.items() if weights.is_turned(numbers[path])}
-  sums = {path: np.zeros(3) for path in turned}
-  for path, _, values in _read(parents, turned, 'measuring'):
-    sums[path] += [float(product) for product in weights.products(*values)]
+def _holds_mix(output: store.Path, recipe: Mapping[str, Any]) -> bool:
+  """Whether the output holds the mix of this recipe.
+
+  Raises:
+    SphinxError: it holds another checkpoint.
+  """
+  if store.latest(output) is None:
+    return False
+  stored = store.load_meta(output)
+  for name in ('parents', 'base'):  # The recipe has no hashes: they are computed while mixing.
+    stored[name] = [
+      {key: value for key, value in source.items() if key != 'hash'}
+      for source in stored.get(name, [])
+    ]
+  if any(stored.get(key) != value for key, value in recipe.items()):
+    raise errors.make(
+      f"mix_weights, output '{output}'",
+      f'a checkpoint of {stored["parents"] or "a training run"}',
+      'a new directory',
+      'give another --output',
+    )
+  return True
+
+
+def _as_json(coefficients: weights.Coefficients) -> list:
+  """Returns coefficients as JSON gives them back: tuples become lists."""
+  return [
+    item if isinstance(item, (int, float)) else [item[0], list(item[1])] for item in coefficients
+  ]
+
+
+def _plan_outputs(inputs: Sequence[Tree], dtype: Any) -> dict[str, OutputArray]:
+  """Returns dtype and parts of every array of a mix; None as dtype: the first input's dtypes."""
+  limit = min(_PART_BYTES // len(inputs), 32 << 20)
+  outputs = {}
+  for path, array in inputs[0].items():
+    out_dtype = weights.out_dtype(array.dtype, dtype)
+    itemsize = max(out_dtype.itemsize, *(tree[path].dtype.itemsize for tree in inputs))
+    # The chunks of a small array do not matter, and asking for them would open it.
+    stored_chunk = None if array.nbytes <= limit else array.chunk
+    part = stream.chunk_shape(array.shape, itemsize, limit, stored_chunk)
+    outputs[path] = OutputArray(array.shape, out_dtype, part)
+  return outputs
+
+
+def _to_slerp_coefficients(
+  parents: Sequence[Tree], coefficients: LeafCoefficients, outputs: Mapping[str, OutputArray]
+) -> LeafCoefficients:
+  """Returns the factors of slerp for every leaf; a first pass over the parents measures angles."""
+  measured = {
+    path: output for path, output in outputs.items() if weights.needs_slerp(coefficients[path])
+  }
+  dot_products = {path: np.zeros(3) for path in measured}
+  for path, _, values in _read_parts(parents, measured, 'measuring'):
+    dot_products[path] += [float(product) for product in weights.dot_products(*values)]
   return {
-    path: weights.turned(numbers[path], *sums[path]) if path in turned else numbers[path]
-    for path in made
+    path: weights.slerp_coefficients(coefficients[path], *dot_products[path])
+    if path in measured
+    else coefficients[path]
+    for path in outputs
   }
 
 
-def stream_mix(
-  parents: Sequence[Tree],
-  base: Tree | None,
-  numbers: Numbers,
-  made: Mapping[str, Leaf],
+def _write_mix(
+  inputs: Sequence[Tree],
+  has_base: bool,
+  coefficients: LeafCoefficients,
+  outputs: Mapping[str, OutputArray],
   writer: stream.Writer,
 ) -> tuple[list[str], str]:
-  """Writes a mix.
+  """Reads, mixes and writes every part.
 
   Args:
-    parents, base: what is read; leaves are alike.
-    numbers: of every leaf.
-    made: from `leaves`, of all inputs.
+    inputs: the parents, then the base if there is one.
+    has_base: whether the last input is the base.
+    coefficients: of every leaf.
+    outputs: what is written.
     writer: of the item 'params'.
 
   Returns:
-    Content hashes of the inputs (parents, then the base), and of what was written.
+    Content hashes of the inputs, and of the mix.
   """
-  inputs = [*parents] if base is None else [*parents, base]
-  hashes, written = [Hash() for _ in inputs], Hash()
-  for path, index, values in _read(inputs, made, 'mixing'):
-    leaf = made[path]
-    for each, value, tree in zip(hashes, values, inputs):
-      each.update(path, tree[path], value)
-    start = values[len(parents)] if base is not None else None
-    mixed = weights.mix_leaf(values[: len(parents)], numbers[path], start, leaf.dtype)
-    mixed = np.asarray(mixed).astype(leaf.dtype, copy=False)
-    written.update(path, leaf, mixed)
+  input_hashes = [ContentHash() for _ in inputs]
+  output_hash = ContentHash()
+  for path, index, values in _read_parts(inputs, outputs, 'mixing'):
+    output = outputs[path]
+    for content, value, tree in zip(input_hashes, values, inputs):
+      content.update(path, tree[path], value)
+    parent_values = values[:-1] if has_base else values
+    base_value = values[-1] if has_base else None
+    mixed = weights.mix_leaf(parent_values, coefficients[path], base_value, output.dtype)
+    mixed = np.asarray(mixed).astype(output.dtype, copy=False)
+    output_hash.update(path, output, mixed)
     writer.write('params', path, mixed, index)
-  return [each.hexdigest() for each in hashes], written.hexdigest()
+  return [content.hexdigest() for content in input_hashes], output_hash.hexdigest()
 
 
-def _read(
-  inputs: Sequence[Tree], made: Mapping[str, Leaf], what: str
+def _read_parts(
+  inputs: Sequence[Tree], outputs: Mapping[str, OutputArray], what: str
 ) -> Iterator[tuple[str, stream.Index, list[np.ndarray]]]:
-  """(path, index, that part of every input), in order; the next parts are on their way meanwhile."""
+  """Yields (path, index, that part of every input) in order, and reads the next parts meanwhile."""
   pieces = [
-    (path, index, _cost(inputs, path, leaf))
-    for path, leaf in made.items()
-    for index in stream.parts(leaf.shape, leaf.part)
+    (path, index)
+    for path, output in outputs.items()
+    for index in stream.part_indices(output.shape, output.part)
   ]
-  values = ahead(
-    [(cost, functools.partial(_part, inputs, path, index)) for path, index, cost in pieces],
-    _THREADS,
-  )
+  reads = [
+    (_read_bytes(inputs, path, outputs[path]), functools.partial(_read_part, inputs, path, index))
+    for path, index in pieces
+  ]
+  values = read_ahead(reads, _THREADS)
   with Progress(total=sum(trees.nbytes(tree) for tree in inputs), what=what, unit='B') as bar:
-    for path, index, _ in pieces:
-      value = next(values)
-      size = sum(each.nbytes for each in value)
-      yield path, index, value
+    for path, index in pieces:
+      part = next(values)
+      size = sum(value.nbytes for value in part)
+      yield path, index, part
       bar.update(size)
 
 
-def _part(inputs: Sequence[Tree], path: str, index: stream.Index) -> list[np.ndarray]:
-  if any(_is_packed_large(tree[path]) for tree in inputs):
-    return [tree[path].read(index) for tree in inputs]
-  return [wait() for wait in [tree[path].start(index) for tree in inputs]]
+def _read_part(inputs: Sequence[Tree], path: str, index: stream.Index) -> list[np.ndarray]:
+  if any(_has_large_chunks(tree[path]) for tree in inputs):
+    return [tree[path].read(index) for tree in inputs]  # One after the other, to save memory.
+  pending = [tree[path].start_read(index) for tree in inputs]
+  return [read.result() for read in pending]
 
 
-def _is_packed_large(array: stream.Stored) -> bool:
-  return array.nbytes > _PACKED and np.prod(array.chunk) * array.dtype.itemsize > _PACKED
+def _has_large_chunks(array: stream.StoredArray) -> bool:
+  return array.nbytes > _LARGE_CHUNK and _chunk_bytes(array) > _LARGE_CHUNK
 
 
-def _cost(inputs: Sequence[Tree], path: str, leaf: Leaf) -> int:
-  """Bytes that reading a part of a leaf takes: its own, and of a large chunk the packed and the unpacked ones."""
-  own = int(np.prod(leaf.part)) * sum(tree[path].dtype.itemsize for tree in inputs)
-  packed = [
-    2 * int(np.prod(tree[path].chunk)) * tree[path].dtype.itemsize
-    for tree in inputs
-    if _is_packed_large(tree[path])
-  ]
-  return own + max(packed, default=0)
+def _chunk_bytes(array: stream.StoredArray) -> int:
+  return int(np.prod(array.chunk)) * array.dtype.itemsize
 
 
-class Hash:
-  """The content of a tree of arrays, whatever its chunks: xxh3_64 of one line an array in the order of their paths,
-  `path dtype shape xxh3_64`, the last being that of its bytes in row-major order."""
+def _read_bytes(inputs: Sequence[Tree], path: str, output: OutputArray) -> int:
+  """Returns the memory that reading one part takes.
 
-  def __init__(self):
+  It is the part of each input. A large chunk adds its compressed and its decompressed bytes.
+  """
+  part_bytes = int(np.prod(output.part)) * sum(tree[path].dtype.itemsize for tree in inputs)
+  chunk_bytes = [2 * _chunk_bytes(tree[path]) for tree in inputs if _has_large_chunks(tree[path])]
+  return part_bytes + max(chunk_bytes, default=0)
+
+
+class ContentHash:
+  """The hash of a tree of arrays, independent of its chunks.
+
+  It is the xxh3_64 of one line per array, `path dtype shape xxh3_64`, in the order of the lines.
+  The hash in a line is that of the array's bytes in row-major order.
+  """
+
+  def __init__(self) -> None:
     self._arrays: dict[str, xxhash.xxh3_64] = {}
 
   def update(self, path: str, array: Any, part: np.ndarray) -> None:
-    """Adds the next part of an array, which has shape and dtype."""
+    """Adds the next part of an array.
+
+    Args:
+      path: path of the array.
+      array: anything with the shape and dtype of the whole array.
+      part: its next numbers in row-major order.
+    """
     name = f'{path} {array.dtype} {tuple(array.shape)}'
     if name not in self._arrays:
       self._arrays[name] = xxhash.xxh3_64()
     self._arrays[name].update(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
 
   def hexdigest(self) -> str:
-    """16 hexadecimal digits."""
+    """Returns 16 hexadecimal digits."""
     lines = (f'{name} {self._arrays[name].hexdigest()}' for name in sorted(self._arrays))
     return xxhash.xxh3_64('\n'.join(lines).encode()).hexdigest()
-
-
-def content_hash(tree: Tree) -> str:
-  """The hash of a checkpoint's arrays; it reads them."""
-  found = Hash()
-  for path, _, (value,) in _read([tree], leaves([tree]), 'hashing'):
-    found.update(path, tree[path], value)
-  return found.hexdigest()

@@ -1,16 +1,19 @@
-"""Checkpoints read and written part by part, so that a stacked parameter of a 13B model (11 GB) need not fit in memory.
+"""Reads and writes checkpoints part by part: a stacked parameter of a 13B model has 11 GB.
 
-The layout is `store.Store`'s and Orbax reads it. Orbax itself takes and gives whole arrays: it writes the checkpoint's
-frame here, with placeholders, and tensorstore (which Orbax writes arrays with) the arrays, a part of them to a chunk.
-Directories may be local or gs:// URLs.
+Orbax saves and restores whole arrays only. Here Orbax writes a checkpoint with placeholders, and
+tensorstore, which Orbax itself uses for arrays, writes and reads the real arrays in parts. Orbax
+reads the result like any other checkpoint. Directories may be local or gs:// URLs.
+
+This is the only file that knows Orbax's format on disk: its `_METADATA`, the name of the meta file,
+zarr arrays in folders or in an OCDBT store, and the mark of a complete checkpoint.
 """
 
 import collections
 import contextlib
 import dataclasses
-import functools
 import json
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,30 +23,36 @@ import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
 
-from sphinx_jax.checkpoint import places, store
-from sphinx_jax.core import config as config_lib, errors, trees
+from sphinx_jax.checkpoint import store
+from sphinx_jax.core import errors, files, trees
 
-Index = tuple[Any, ...]  # Into an array, as numpy takes it; () is all of it.
-Shapes = Mapping[
-  str, Any
-]  # Path -> anything with shape and dtype, and with `chunk` where its maker knows a good one.
+# Orbax releases whose format was checked; tests/checkpoint/test_stream.py fails with any other one.
+CHECKED_ORBAX = '>=0.12,<0.13'
+_COMPLETE = 'commit_success.txt'  # Orbax's mark of a complete checkpoint in a bucket.
+_METADATA = '_METADATA'
 
-_SMALL = 32 << 20  # Bytes of a stack that is read at once, and of a chunk that is written.
-_ALIGNED = 64  # What XLA takes without copying.
+# An index into an array, as numpy takes it; () is the whole array.
+Index = tuple[Any, ...]
+# Path -> anything with shape and dtype, and optionally `chunk`, the shape of its stored chunks.
+Shapes = Mapping[str, Any]
+
+_MAX_CHUNK_BYTES = 32 << 20  # Of a chunk that is written, and of a stack that is read at once.
+_ALIGNMENT = 64  # XLA does not copy arrays that start at a multiple of 64 bytes.
 _READING = tensorstore.Context()
 _MAPPING = tensorstore.Context({'file_io_mode': {'mode': 'memmap'}})
-# A crash of the machine may lose what was written, as with `cp`; a crash of the process does not.
+# If the machine crashes, written data may be lost, as with `cp`. If the process crashes, it is not.
 _UNSYNCED = {'file_io_sync': False}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class Array:
   """An array that is not read yet.
 
   Attributes:
-    shape, dtype: as stored.
-    read: index -> that part as an np.ndarray; () is all of it, (i,) one layer of a stacked parameter.
-    layers: along the leading axis, each of which can be read alone; 1 where it is no stack.
+    shape: sizes of its dimensions.
+    dtype: the stored dtype.
+    read: index -> that part of the array; () is all of it, (i,) one layer of a stacked parameter.
+    layers: number of layers along the first axis that can be read alone; 1 if it is no stack.
   """
 
   shape: tuple[int, ...]
@@ -57,120 +66,150 @@ class Array:
     return math.prod(self.shape) * self.dtype.itemsize
 
   def pieces(self) -> list[tuple[Index, int]]:
-    """(index, bytes) of what is best read at once: all of it where it is small or no stack, else layer by layer."""
-    if self.layers == 1 or self.nbytes <= _SMALL:
+    """Returns the reads that cover the array, as (index, bytes).
+
+    A large stack is read layer by layer, any other array at once.
+    """
+    if self.layers == 1 or self.nbytes <= _MAX_CHUNK_BYTES:
       return [((), self.nbytes)]
-    return [((i,), self.nbytes // self.layers) for i in range(self.layers)]
+    return [((layer,), self.nbytes // self.layers) for layer in range(self.layers)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Stored(Array):
-  """An array of a checkpoint: `read` takes any index.
+class StoredArray(Array):
+  """An array of a checkpoint. It takes any index and can be read in the background.
 
-  Attributes:
-    start: index -> a function that waits for that part, which is on its way meanwhile.
-    opened: -> the tensorstore, opened once.
+  Args:
+    folder: folder of the checkpoint's item.
+    path: path of the parameter.
+    shape, dtype: of the array.
+    context: tensorstore's way of reading files.
   """
 
-  start: Callable[[Index], Callable[[], np.ndarray]] = None
-  opened: Callable[[], tensorstore.TensorStore] = None
+  def __init__(
+    self,
+    folder: epath.Path,
+    path: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    context: tensorstore.Context,
+  ) -> None:
+    super().__init__(shape, dtype, self._read_part, shape[0] if _is_stack(shape) else 1)
+    self._folder, self._path, self._context = folder, path, context
+    self._opened: tensorstore.TensorStore | None = None
+
+  def start_read(self, index: Index) -> 'PendingRead':
+    """Starts reading a part of the array."""
+    part = self._open()[index]
+    value = _empty_aligned(part.shape, self.dtype)
+    # tensorstore keeps the origin of a slice; the target starts at 0.
+    source = part[tensorstore.d[:].translate_to[0]] if part.rank else part
+    return PendingRead(value, tensorstore.array(value).write(source))
 
   @property
   def chunk(self) -> tuple[int, ...]:
-    """Shape of what is stored together, and is best read together."""
-    return self.opened().chunk_layout.read_chunk.shape
+    """Shape of a stored chunk: its numbers are best read together."""
+    return self._open().chunk_layout.read_chunk.shape
+
+  def _read_part(self, index: Index) -> np.ndarray:
+    return self.start_read(index).result()
+
+  def _open(self) -> tensorstore.TensorStore:
+    if self._opened is None:
+      spec = array_spec(self._folder, self._path)
+      self._opened = tensorstore.open(spec, context=self._context, read=True).result()
+    return self._opened
 
 
-def read(directory: store.Path, item: str = 'params', mapped: bool = False) -> dict[str, Stored]:
-  """Path -> array of one item of a checkpoint; nothing is read yet.
+class PendingRead:
+  """A part of an array that is being read."""
+
+  def __init__(self, value: np.ndarray, future: tensorstore.WriteFutures) -> None:
+    self._value, self._future = value, future
+
+  def result(self) -> np.ndarray:
+    """Waits until the part is read and returns it."""
+    self._future.result()
+    return self._value
+
+
+def read(
+  directory: store.Path, item: str = 'params', mapped: bool = False
+) -> dict[str, StoredArray]:
+  """Opens the arrays of one item of a checkpoint; nothing is read yet.
 
   Args:
-    directory: a run's directory (its newest checkpoint is read) or one step's.
-    item: 'params', or what else `Writer` was given.
-    mapped: maps local files while they are read, which saves a copy and counts as resident memory.
+    directory: a run's directory (its newest checkpoint is opened) or one step's.
+    item: 'params', or another item that `Writer` was given.
+    mapped: map local files into memory while they are read. It saves a copy, but the mapped pages
+      count as resident memory.
+
+  Returns:
+    Path -> array.
 
   Raises:
-    SphinxError: as `store.stored`.
+    SphinxError: as `store.stored_leaves`.
   """
-  place = store.locate(directory)
+  step_folder = store.locate(directory)
+  context = _MAPPING if mapped else _READING
   return {
-    path: _stored(place / item, path, leaf, _MAPPING if mapped else _READING)
-    for path, leaf in store.stored(place, item).items()
+    path: StoredArray(step_folder / item, path, tuple(leaf.shape), np.dtype(leaf.dtype), context)
+    for path, leaf in store.stored_leaves(step_folder, item).items()
   }
 
 
-def _stored(folder: Any, path: str, leaf: Any, context: tensorstore.Context) -> Stored:
-  opened = functools.cache(
-    lambda: tensorstore.open(_spec(folder, path), context=context, read=True).result()
-  )
-  start = functools.partial(_start, opened, np.dtype(leaf.dtype))
-  return Stored(
-    tuple(leaf.shape),
-    np.dtype(leaf.dtype),
-    lambda index: start(index)(),
-    leaf.shape[0] if _is_cut(leaf.shape) else 1,
-    start,
-    opened,
-  )
-
-
-def _start(
-  opened: Callable[[], tensorstore.TensorStore], dtype: np.dtype, index: Index
-) -> Callable[[], np.ndarray]:
-  part = opened()[index]
-  value = _aligned(part.shape, dtype)
-  future = tensorstore.array(value).write(
-    part[tensorstore.d[:].translate_to[0]] if part.rank else part
-  )
-
-  def wait() -> np.ndarray:
-    future.result()
-    return value
-
-  return wait
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-  """An empty array that XLA need not copy."""
-  size = math.prod(shape) * dtype.itemsize
-  memory = np.empty(size + _ALIGNED, np.uint8)
-  begin = -memory.ctypes.data % _ALIGNED
-  return memory[begin : begin + size].view(dtype).reshape(shape)
-
-
-def grid(
-  shape: Sequence[int], itemsize: int, limit: int = _SMALL, chunk: Sequence[int] | None = None
+def chunk_shape(
+  shape: Sequence[int],
+  itemsize: int,
+  limit: int | None = None,
+  stored: Sequence[int] | None = None,
 ) -> tuple[int, ...]:
-  """The shape of parts that follow each other in row-major order.
+  """Returns the shape of parts that cover an array in row-major order.
 
   Args:
-    shape: of the array.
-    itemsize: bytes of a number.
-    limit: bytes of a part. Where chunks are up to four times as large, a part is a chunk's rows.
-    chunk: of the stored array, where parts should not divide chunks.
+    shape: shape of the array.
+    itemsize: bytes of one number.
+    limit: bytes of a part at most; None: 32 MiB. If stored chunks are up to four times as large, a
+      part has the rows of one chunk.
+    stored: shape of the array's stored chunks, if parts should not divide them.
   """
+  limit = _MAX_CHUNK_BYTES if limit is None else limit
   if math.prod(shape) * itemsize <= limit:
     return tuple(shape)
-  after = [math.prod(shape[axis + 1 :]) * itemsize for axis in range(len(shape))]
-  axis = next(axis for axis, size in enumerate(after) if size <= limit)
-  rows, step = max(limit // after[axis], 1), chunk[axis] if chunk else 1
-  if rows >= step:
-    rows = step * _even(-(-shape[axis] // step), rows // step)
-  elif step * after[axis] <= 4 * limit:
-    rows = step
+  bytes_of_row = [math.prod(shape[axis + 1 :]) * itemsize for axis in range(len(shape))]
+  axis = next(axis for axis, size in enumerate(bytes_of_row) if size <= limit)
+  row_bytes = bytes_of_row[axis]
+  rows = max(limit // row_bytes, 1)
+  stored_rows = stored[axis] if stored else 1
+  if rows >= stored_rows:
+    stored_chunks = -(-shape[axis] // stored_rows)
+    rows = stored_rows * _even_size(stored_chunks, rows // stored_rows)
+  elif stored_rows * row_bytes <= 4 * limit:
+    rows = stored_rows
   else:
-    rows = _even(shape[axis], rows)
+    rows = _even_size(shape[axis], rows)
   return (*(1 for _ in shape[:axis]), rows, *shape[axis + 1 :])
 
 
-def _even(count: int, most: int) -> int:
-  """The size of parts of at most `most`, the last one as large as the others where that can be: zarr fills it up."""
-  divisor = next((size for size in range(most, most // 2, -1) if count % size == 0), None)
-  return divisor or -(-count // -(-count // most))
+def _even_size(count: int, limit: int) -> int:
+  """Returns the largest part size <= `limit` that divides `count`, if one is above limit / 2.
+
+  zarr pads the last chunk, so equal parts waste nothing. Otherwise the parts are as equal as they
+  can be.
+  """
+  divisor = next((size for size in range(limit, limit // 2, -1) if count % size == 0), None)
+  if divisor:
+    return divisor
+  parts = -(-count // limit)
+  return -(-count // parts)
 
 
-def parts(shape: Sequence[int], part: Sequence[int]) -> list[Index]:
-  """Where the parts of a grid lie, in row-major order; () where there is one."""
+def part_indices(shape: Sequence[int], part: Sequence[int]) -> list[Index]:
+  """Returns the index of every part of an array, in row-major order; [()] if there is one.
+
+  Args:
+    shape: shape of the array.
+    part: from `chunk_shape`.
+  """
   if tuple(part) == tuple(shape):
     return [()]
   axis = next((axis for axis, size in enumerate(part) if size != 1), len(shape) - 1)
@@ -182,18 +221,19 @@ def parts(shape: Sequence[int], part: Sequence[int]) -> list[Index]:
 
 
 class Writer:
-  """Writes a checkpoint part by part; a run's directory with it in appears only at `finish`.
+  """Writes a checkpoint part by part. The checkpoint appears in the directory only at `finish`.
 
-  On gs://, where folders cannot be renamed, Orbax's mark of a complete checkpoint is written last.
+  In a bucket, where folders cannot be renamed, Orbax's mark of a complete checkpoint is written
+  last.
 
   Args:
-    directory: of a run; it must not hold checkpoints yet.
+    directory: directory of a run; it must not hold checkpoints yet.
     items: item name -> path -> shape and dtype.
-    meta: JSON-able; `layout` and `step` are added.
-    writing: most bytes on their way to the disk while the next part is made.
+    meta: JSON-able; `layout` (the format version) and `step` are added.
+    max_pending: bytes that may be waiting for the disk while the next part is made.
 
   Raises:
-    SphinxError: a directory that holds checkpoints already, or cannot be written.
+    SphinxError: the directory holds checkpoints already, or cannot be written.
   """
 
   def __init__(
@@ -201,8 +241,8 @@ class Writer:
     directory: store.Path,
     items: Mapping[str, Shapes],
     meta: Mapping[str, Any],
-    writing: int = 0,
-  ):
+    max_pending: int = 0,
+  ) -> None:
     if store.latest(directory) is not None:
       raise errors.make(
         f"output '{directory}'",
@@ -210,153 +250,132 @@ class Writer:
         'a new one',
         'give another --output',
       )
-    root = store.whole_path(directory) / store.FOLDER
-    self._final, self._meta = root / '0', {'layout': store.LAYOUT, 'step': 0, **meta}
-    self._partial = self._final if config_lib.is_remote(root) else root / 'partial'
-    self._most, self._writing = writing, collections.deque()  # (Bytes, future).
-    _remove(self._partial)  # What an interrupted call left behind.
+    root = store.absolute_path(directory) / store.FOLDER
+    self._final = root / '0'
+    self._meta = {'layout': store.FORMAT_VERSION, 'step': 0, **meta}
+    self._partial = self._final if files.is_remote(root) else root / 'partial'
+    self._max_pending = max_pending
+    self._pending = collections.deque()  # (bytes, future) of each write.
+    _remove(self._partial)  # An interrupted call may have left it.
     try:
-      with self._writable():
-        _frame(self._partial, items, self._meta)
-        context = tensorstore.Context(
-          _UNSYNCED
-        )  # Its own: a traceback may hold an earlier try, files cached.
-        opening = {
-          (name, path): tensorstore.open(
-            _spec(self._partial / name, path) | _created(leaf),
-            context=context,
-            read=True,
-            write=True,
-          )
-          for name, shapes in items.items()
-          for path, leaf in shapes.items()
-        }
-        self._arrays = {key: future.result() for key, future in opening.items()}
+      with self._explain_write_errors():
+        _write_frame(self._partial, items, self._meta)
+        self._arrays = self._create_arrays(items)
     except BaseException:
       self.abandon()
       raise
 
+  def _create_arrays(
+    self, items: Mapping[str, Shapes]
+  ) -> dict[tuple[str, str], tensorstore.TensorStore]:
+    # A context of its own: a traceback may hold an earlier writer, whose context caches files.
+    context = tensorstore.Context(_UNSYNCED)
+    opening = {
+      (name, path): tensorstore.open(
+        array_spec(self._partial / name, path) | _creation_spec(leaf),
+        context=context,
+        read=True,
+        write=True,
+      )
+      for name, shapes in items.items()
+      for path, leaf in shapes.items()
+    }
+    return {key: future.result() for key, future in opening.items()}
+
   def write(self, item: str, path: str, value: np.ndarray, index: Index = ()) -> None:
-    """Writes a part of an array; what is still on its way afterwards must not change."""
-    with self._writable():
+    """Writes a part of an array.
+
+    Args:
+      item, path: the array.
+      value: the part; its memory must not change afterwards, as it may still be on its way.
+      index: where the part belongs.
+
+    Raises:
+      SphinxError: this write, or an earlier one, failed.
+    """
+    with self._explain_write_errors():
       future = self._arrays[item, path][index].write(
         value, can_reference_source_data_indefinitely=True
       )
-      self._writing.append((value.nbytes, future))
-      while sum(size for size, _ in self._writing) > self._most:
-        self._writing[0][1].result()
-        self._writing.popleft()
+      self._pending.append((value.nbytes, future))
+      while sum(size for size, _ in self._pending) > self._max_pending:
+        self._pending[0][1].result()
+        self._pending.popleft()
 
-  def finish(self, **more: Any) -> None:
-    """Makes the checkpoint appear, with more meta, when all is written."""
-    with self._writable():
-      while self._writing:
-        self._writing.popleft()[1].result()
-      if more:
-        (self._partial / 'meta' / 'metadata').write_text(json.dumps({**self._meta, **more}))
+  def finish(self, **meta: Any) -> None:
+    """Waits for all writes, adds entries to the meta, and makes the checkpoint appear."""
+    with self._explain_write_errors():
+      while self._pending:
+        self._pending.popleft()[1].result()
+      if meta:
+        (self._partial / 'meta' / 'metadata').write_text(json.dumps({**self._meta, **meta}))
       (self._partial / _COMPLETE).write_text('')
       if self._partial != self._final:
         self._partial.rename(self._final)
 
   def abandon(self) -> None:
-    """Removes what was written."""
-    for _, future in self._writing:  # A write on its way would bring files back.
+    """Removes the unfinished checkpoint, and the directory if it is empty then."""
+    for _, future in self._pending:  # A pending write would create its file again.
       with contextlib.suppress(Exception):
         future.result()
     _remove(self._partial)
     for folder in (self._final.parent, self._final.parent.parent):
-      if not config_lib.is_remote(folder) and folder.is_dir() and not any(folder.iterdir()):
+      if not files.is_remote(folder) and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
   @contextlib.contextmanager
-  def _writable(self) -> Iterator[None]:
-    """Says a full disk, and what else the place answers, in one line."""
+  def _explain_write_errors(self) -> Iterator[None]:
+    """Re-raises write errors as one SphinxError that names the directory and the reason."""
     try:
       yield
-    except (
-      OSError,
-      ValueError,
-      RuntimeError,
-    ) as error:  # tensorstore raises ValueError for most of what a disk answers.
-      if isinstance(error, errors.SphinxError):
-        raise
+    except errors.SphinxError:
+      raise
+    # tensorstore raises ValueError for most errors of a disk.
+    except (OSError, ValueError, RuntimeError) as error:
       raise errors.make(
         f"output '{self._final.parent.parent}'",
-        _reason(error),
+        _short_reason(error),
         'a place with room that can be written to',
-        'free some, or give another --output; what was written of it is removed',
+        'free some space, or give another --output; the unfinished output is removed',
       ) from error
 
 
-_COMPLETE = 'commit_success.txt'  # Orbax's mark.
+def kvstore_spec(directory: store.Path) -> dict[str, Any]:
+  """Returns tensorstore's key-value store of a local folder or gs:// URL.
+
+  Raises:
+    SphinxError: the URL has another scheme.
+  """
+  text = os.fspath(directory).rstrip('/')
+  if not files.is_remote(text):
+    return {'driver': 'file', 'path': f'{text}/'}
+  scheme, _, rest = text.partition('://')
+  if scheme != 'gs':
+    raise errors.unknown('scheme of a URL', scheme, ['gs'])
+  bucket, _, name = rest.partition('/')
+  return {'driver': 'gcs', 'bucket': bucket, 'path': f'{name}/'}
 
 
-def _reason(error: Exception) -> str:
-  """What the system said, out of tensorstore's long messages."""
-  text = ' '.join(str(error).split())
-  for known in (
-    'No space left on device',
-    'File too large',
-    'Disk quota exceeded',
-    'Permission denied',
-    'Read-only file system',
-  ):
-    if known in text:
-      return f"'{known}'"
-  return f"'{text[:300]}'"
+def array_spec(folder: epath.Path, path: str) -> dict[str, Any]:
+  """Returns the tensorstore spec of an array of a checkpoint's item.
 
-
-def _remove(folder: epath.Path) -> None:
-  if folder.exists():
-    folder.rmtree()
-
-
-def _frame(folder: epath.Path, items: Mapping[str, Shapes], meta: Mapping[str, Any]) -> None:
-  """Writes all of a checkpoint but its arrays."""
-  shapes = {
-    name: ocp.args.StandardSave(_placeholders(group)) for name, group in items.items() if group
-  }
-  handler = ocp.CompositeCheckpointHandler(  # Plain files: chunks packed together are written at half the speed.
-    meta=ocp.JsonCheckpointHandler(),
-    **{name: ocp.StandardCheckpointHandler(use_ocdbt=False) for name in shapes},
-  )
-  with tempfile.TemporaryDirectory() as made, ocp.Checkpointer(handler) as checkpointer:
-    frame = epath.Path(made) / 'frame'
-    checkpointer.save(frame, args=ocp.args.Composite(meta=ocp.args.JsonSave(dict(meta)), **shapes))
-    for source in (frame, *(frame / name for name in ('meta', *shapes))):
-      target = folder / source.relative_to(frame)
-      target.mkdir(parents=True, exist_ok=True)
-      for file in source.iterdir():
-        if file.is_file() and (file.name != _COMPLETE or source != frame):
-          (target / file.name).write_bytes(file.read_bytes())
-
-
-def _is_cut(shape: tuple[int, ...]) -> bool:
-  # A stack of matrices has a chunk a layer. So have convolutions, which lose nothing by it.
-  return len(shape) > 2
-
-
-def _placeholders(shapes: Shapes) -> dict:
-  return trees.unflatten(
-    {path: np.zeros((1,) * len(leaf.shape), leaf.dtype) for path, leaf in shapes.items()}
-  )
-
-
-def _spec(folder: Any, path: str) -> dict[str, Any]:
+  Args:
+    folder: folder of the item, as Orbax wrote it.
+    path: path of the parameter, 'a/b/c'.
+  """
   name = path.replace('/', '.') + '/'
-  packed = json.loads((folder / '_METADATA').read_text())['use_ocdbt']
-  if packed:
-    return {
-      'driver': 'zarr',
-      'kvstore': {'driver': 'ocdbt', 'base': places.kvstore(folder), 'path': name},
-    }
-  return {'driver': 'zarr', 'kvstore': places.kvstore(folder / name)}
+  if json.loads((folder / _METADATA).read_text())['use_ocdbt']:
+    kvstore = {'driver': 'ocdbt', 'base': kvstore_spec(folder), 'path': name}
+  else:
+    kvstore = kvstore_spec(folder / name)
+  return {'driver': 'zarr', 'kvstore': kvstore}
 
 
-def _created(leaf: Any) -> dict[str, Any]:
+def _creation_spec(leaf: Any) -> dict[str, Any]:
+  """Returns the entries of a spec that create an array."""
   shape, dtype = tuple(leaf.shape), np.dtype(leaf.dtype)
-  chunk = getattr(leaf, 'chunk', None) or grid(shape, dtype.itemsize)
-  if _is_cut(shape):
+  chunk = getattr(leaf, 'chunk', None) or chunk_shape(shape, dtype.itemsize)
+  if _is_stack(shape):
     chunk = (1, *chunk[1:])
   metadata = {
     'shape': shape,
@@ -368,3 +387,66 @@ def _created(leaf: Any) -> dict[str, Any]:
     'dimension_separator': '.',
   }
   return {'metadata': metadata, 'create': True, 'delete_existing': True}
+
+
+def _write_frame(folder: epath.Path, items: Mapping[str, Shapes], meta: Mapping[str, Any]) -> None:
+  """Writes everything of a checkpoint but its arrays."""
+  placeholders = {
+    name: ocp.args.StandardSave(_placeholders(shapes)) for name, shapes in items.items() if shapes
+  }
+  # Without OCDBT each chunk is a file. An OCDBT store is written at half the speed.
+  handler = ocp.CompositeCheckpointHandler(
+    meta=ocp.JsonCheckpointHandler(),
+    **{name: ocp.StandardCheckpointHandler(use_ocdbt=False) for name in placeholders},
+  )
+  with tempfile.TemporaryDirectory() as temporary, ocp.Checkpointer(handler) as checkpointer:
+    frame = epath.Path(temporary) / 'frame'
+    args = ocp.args.Composite(meta=ocp.args.JsonSave(dict(meta)), **placeholders)
+    checkpointer.save(frame, args=args)
+    for source in (frame, *(frame / name for name in ('meta', *placeholders))):
+      target = folder / source.relative_to(frame)
+      target.mkdir(parents=True, exist_ok=True)
+      for file in source.iterdir():
+        is_mark = file.name == _COMPLETE and source == frame
+        if file.is_file() and not is_mark:
+          (target / file.name).write_bytes(file.read_bytes())
+
+
+def _placeholders(shapes: Shapes) -> dict:
+  return trees.unflatten(
+    {path: np.zeros((1,) * len(leaf.shape), leaf.dtype) for path, leaf in shapes.items()}
+  )
+
+
+def _is_stack(shape: Sequence[int]) -> bool:
+  """Whether an array is chunked by layer: stacks of matrices, and convolutions, which may be."""
+  return len(shape) > 2
+
+
+def _empty_aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+  """Returns an uninitialized array that XLA can use without a copy."""
+  size = math.prod(shape) * dtype.itemsize
+  memory = np.empty(size + _ALIGNMENT, np.uint8)
+  begin = -memory.ctypes.data % _ALIGNMENT
+  return memory[begin : begin + size].view(dtype).reshape(shape)
+
+
+def _short_reason(error: Exception) -> str:
+  """Returns the operating system's message out of tensorstore's long ones."""
+  text = ' '.join(str(error).split())
+  known_reasons = (
+    'No space left on device',
+    'File too large',
+    'Disk quota exceeded',
+    'Permission denied',
+    'Read-only file system',
+  )
+  for reason in known_reasons:
+    if reason in text:
+      return f"'{reason}'"
+  return f"'{text[:300]}'"
+
+
+def _remove(folder: epath.Path) -> None:
+  if folder.exists():
+    folder.rmtree()

@@ -60,7 +60,7 @@ def load_model(
   if is_ours(directory):
     carried = bundle.load_bundle(directory)
     config = carried.config.model
-    arrays = store.stored(store.locate(directory))
+    arrays = store.stored_leaves(store.locate(directory))
     expected = None if mesh is None else _sharded_shapes(config, arrays, mesh)
     params = store.load_params(directory, expected)
   else:

@@ -1,9 +1,12 @@
 """The mix of weights: several models of one shape become one, leaf by leaf.
 
-The paper trains the LLM on real-world captions and on synthetic captions, the second run starting from the first, and
-mixes them as `W = b * W_real + (1 - b) * W_synthetic` (arXiv 2311.07575, section 3.1). Beside that sum stand task
-arithmetic, `base + sum of c_i * (W_i - base)` (arXiv 2212.04089), and slerp. `mix_weights` streams checkpoints of any size
-through `mix_leaf`, and `mix` does whole trees with it, on any mesh.
+The paper trains the LLM on real-world captions and on synthetic captions, the second run starting
+from the first, and mixes them as `W = b * W_real + (1 - b) * W_synthetic` (arXiv 2311.07575,
+section 3.1). Two other methods are task arithmetic, `base + sum of c_i * (W_i - base)`
+(arXiv 2212.04089), and slerp.
+
+`mix` mixes whole trees on any mesh. `checkpoint/mixing.py` streams checkpoints of any size through
+`mix_leaf`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +19,13 @@ import numpy as np
 from sphinx_jax.core import errors, trees
 
 METHODS = ('linear', 'slerp')
-PARALLEL = 0.9995  # Cosine from which slerp is the straight line; mergekit's.
+# Above this cosine slerp falls back to the straight line, as in mergekit.
+PARALLEL = 0.9995
 
-# One coefficient per tree, or an ordered list of (pattern of parameter paths, one coefficient per tree).
+# One coefficient per tree, or an ordered list of (pattern of parameter paths, one per tree).
 Coefficients = Sequence[float] | Sequence[tuple[str, Sequence[float]]]
 Rules = list[tuple[str, tuple[float, ...]]]
+Array = jax.Array | np.ndarray
 
 
 def mix(
@@ -32,28 +37,31 @@ def mix(
   method: str = 'linear',
   dtype: Any = None,
 ) -> dict:
-  """One parameter tree of several.
+  """Mixes several parameter trees into one.
 
-  Coefficients are plain numbers, so the function can stand inside `jax.jit` (the trees traced, on any mesh): every sum is
-  leaf by leaf, and only slerp's three inner products of a leaf cross devices. A parent whose coefficient is 0 is not read,
-  and a lone coefficient of 1 returns that parent's leaf bit for bit.
+  Coefficients are Python numbers, so the function works inside `jax.jit` with traced trees on any
+  mesh. Every sum is leaf by leaf; only the three dot products of slerp cross devices. A parent
+  whose coefficient is 0 is not read, and a single coefficient of 1 returns that parent's leaf bit
+  for bit.
 
   Args:
     parents: trees of arrays with equal paths and shapes.
-    coefficients: one number per parent; or ordered rules `(pattern, numbers)`, where the first pattern that matches the
-      whole path of a leaf decides and every leaf must be covered.
-    unnormalized: allows coefficients that do not sum to 1.
-    base: what the parents started from; the result is `base + sum of c_i * (parent_i - base)`, for any coefficients.
-    method: 'linear', or 'slerp': two parents, each leaf turned from the first to the second as one long vector (a stack of
-      layers as one), the second coefficient being the share of the angle.
-    dtype: of the result's floating leaves; None: the first parent's dtypes.
+    coefficients: one number per parent; or ordered rules `(pattern, coefficients)`. The first
+      pattern that matches the whole path of a leaf decides, and every leaf must be covered.
+    unnormalized: allow coefficients that do not sum to 1.
+    base: the tree that the parents started from. The result is then
+      `base + sum of c_i * (parent_i - base)`, for any coefficients.
+    method: 'linear', or 'slerp' for two parents. Slerp rotates each leaf, taken as one vector (a
+      stack of layers as one), from the first parent to the second; the second coefficient is the
+      share of the angle.
+    dtype: dtype of the result's floating-point leaves; None: the first parent's dtypes.
 
   Returns:
-    A tree like the first parent; the arithmetic is float32.
+    A tree like the first parent. The arithmetic is float32.
 
   Raises:
-    SphinxError: parents that differ (naming the leaves), a wrong number of coefficients, a sum that is not 1, a leaf that
-      no pattern matches.
+    SphinxError: the parents differ (the leaves are named), the number of coefficients is wrong,
+      their sum is not 1, or no pattern matches a leaf.
   """
   if not parents:
     raise errors.make('mix', 'no parents', 'at least one tree', 'name the checkpoints to mix')
@@ -61,112 +69,133 @@ def mix(
     coefficients, len(parents), unnormalized or base is not None, method, base is not None
   )
   for index, other in enumerate(parents[1:], start=1):
-    check_alike(parents[0], other, f'parent {index}', 'the first parent')
+    check_same_leaves(parents[0], other, f'parent {index}', 'the first parent')
   if base is not None:
-    check_alike(parents[0], base, 'base', 'the first parent')
-  flat, start = (
-    [trees.flatten(parent) for parent in parents],
-    None if base is None else trees.flatten(base),
-  )
+    check_same_leaves(parents[0], base, 'base', 'the first parent')
+  flat_parents = [trees.flatten(parent) for parent in parents]
+  flat_base = None if base is None else trees.flatten(base)
 
-  def leaf(path: str) -> jax.Array:
-    leaves, numbers = [tree[path] for tree in flat], trees.first_match(rules, path)
-    if method == 'slerp' and is_turned(numbers):
-      numbers = turned(numbers, *products(*leaves))
-    mixed = mix_leaf(leaves, numbers, None if start is None else start[path], dtype)
-    return jnp.asarray(mixed)
+  def mix_path(path: str) -> jax.Array:
+    leaves = [parent[path] for parent in flat_parents]
+    leaf_coefficients = trees.first_match(rules, path)
+    if method == 'slerp' and needs_slerp(leaf_coefficients):
+      leaf_coefficients = slerp_coefficients(leaf_coefficients, *dot_products(*leaves))
+    base_leaf = None if flat_base is None else flat_base[path]
+    return jnp.asarray(mix_leaf(leaves, leaf_coefficients, base_leaf, dtype))
 
-  return trees.unflatten({path: leaf(path) for path in flat[0]})
+  return trees.unflatten({path: mix_path(path) for path in flat_parents[0]})
 
 
 def mix_leaf(
-  leaves: Sequence[Any], numbers: Sequence[Any], base: Any = None, dtype: Any = None
-) -> Any:
-  """One leaf of a linear mix, or a part of it, as all of it is elementwise.
+  leaves: Sequence[Array],
+  coefficients: Sequence[Any],
+  base: Array | None = None,
+  dtype: Any = None,
+) -> Array:
+  """Mixes one leaf linearly, or a part of it: the operation is elementwise.
 
   Args:
-    leaves: one array per parent, of one shape.
-    numbers: one coefficient per parent. A plain 0 leaves its parent unread, and a lone plain 1 gives its parent back.
-    base: where the parents started, or None.
-    dtype: of a floating result; None: the first leaf's.
+    leaves: one array per parent, all of one shape.
+    coefficients: one per parent, Python numbers or float32[]. A Python 0 leaves its parent unread,
+      and a single Python 1 returns its parent.
+    base: the leaf that the parents started from, or None.
+    dtype: dtype of a floating-point result; None: the first leaf's.
 
   Returns:
-    The sum in float32, cast. Compiled on a CPU, a multiplication and an addition may become one operation that rounds once.
+    The float32 sum, cast to the dtype. The compiler may fuse a multiplication and an addition on a
+    CPU into one operation that rounds once.
   """
   dtype = out_dtype(leaves[0].dtype, dtype)
-  used = [(leaf, number) for leaf, number in zip(leaves, numbers) if not _is(number, 0)]
+  used = [
+    (leaf, coefficient)
+    for leaf, coefficient in zip(leaves, coefficients)
+    if not _is_plain(coefficient, 0)
+  ]
   if base is not None and not used:
     used = [(base, 1)]
-  if len(used) == 1 and _is(used[0][1], 1):
-    return used[0][0] if used[0][0].dtype == dtype else jnp.asarray(used[0][0]).astype(dtype)
+  if len(used) == 1 and _is_plain(used[0][1], 1):
+    leaf = used[0][0]
+    return leaf if leaf.dtype == dtype else jnp.asarray(leaf).astype(dtype)
   if not used:
     return jnp.zeros(leaves[0].shape, dtype)
-  return _add([leaf for leaf, _ in used], [jnp.float32(number) for _, number in used], base, dtype)
+  used_leaves = [leaf for leaf, _ in used]
+  used_coefficients = [jnp.float32(coefficient) for _, coefficient in used]
+  return _weighted_sum(used_leaves, used_coefficients, base, dtype)
 
 
-def _is(number: Any, value: int) -> bool:
-  return isinstance(number, (int, float)) and number == value
+def _is_plain(coefficient: Any, value: int) -> bool:
+  """Whether a coefficient is a Python number (not a traced or computed one) of this value."""
+  return isinstance(coefficient, (int, float)) and coefficient == value
 
 
 def _sum(
-  leaves: Sequence[jax.Array], numbers: Sequence[jax.Array], base: jax.Array | None, dtype: Any
+  leaves: Sequence[jax.Array],
+  coefficients: Sequence[jax.Array],
+  base: jax.Array | None,
+  dtype: Any,
 ) -> jax.Array:
   wide = [leaf.astype(jnp.float32) for leaf in leaves]
   if base is None:
-    return sum(number * leaf for leaf, number in zip(wide, numbers)).astype(dtype)
+    return sum(c * leaf for leaf, c in zip(wide, coefficients)).astype(dtype)
   start = base.astype(jnp.float32)
-  return (start + sum(number * (leaf - start) for leaf, number in zip(wide, numbers))).astype(dtype)
+  return (start + sum(c * (leaf - start) for leaf, c in zip(wide, coefficients))).astype(dtype)
 
 
-_add = jax.jit(
-  _sum, static_argnums=3
-)  # Compiled wherever it is called from: one rounding everywhere, one pass over memory.
+# Compiled for every caller, so that rounding is the same everywhere; one pass over memory.
+_weighted_sum = jax.jit(_sum, static_argnums=3)
 
 
-def out_dtype(of: Any, wanted: Any = None) -> np.dtype:
-  """The dtype of a leaf's mix: the wanted one where the leaf is floating, else its own."""
-  return np.dtype(wanted if wanted is not None and jnp.issubdtype(of, jnp.floating) else of)
+def out_dtype(stored: Any, requested: Any = None) -> np.dtype:
+  """Returns the dtype of a mixed leaf: the requested one if the leaf is floating-point."""
+  is_cast = requested is not None and jnp.issubdtype(stored, jnp.floating)
+  return np.dtype(requested if is_cast else stored)
 
 
 @jax.jit
-def products(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """(first . first, first . second, second . second) of two leaves, or of equal parts of them, in float32."""
+def dot_products(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns the dot products that slerp needs, of two leaves or of equal parts of them.
 
-  def product(a, b):
-    rows = (
-      (a * b).sum(-1) if a.ndim else a * b
-    )  # Row by row first: a long float32 sum would lose its small terms.
+  Returns:
+    (first . first, first . second, second . second), each float32[].
+  """
+
+  def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    # Sum each row first: one long float32 sum would lose its small terms.
+    rows = (a * b).sum(-1) if a.ndim else a * b
     return rows.sum()
 
   a, b = (leaf.astype(jnp.float32) for leaf in (first, second))
   return product(a, a), product(a, b), product(b, b)
 
 
-def is_turned(numbers: Sequence[float]) -> bool:
+def needs_slerp(coefficients: Sequence[float]) -> bool:
   """Whether slerp with these coefficients is more than one of its parents."""
-  return 0 not in numbers
+  return 0 not in coefficients
 
 
-def turned(numbers: Sequence[float], aa: Any, ab: Any, bb: Any) -> tuple[jax.Array, jax.Array]:
-  """What slerp multiplies its two parents with: sines of shares of the angle between them, as mergekit has it.
+def slerp_coefficients(
+  coefficients: Sequence[float], aa: Any, ab: Any, bb: Any
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the factors by which slerp multiplies its two parents, as mergekit computes them.
 
   Args:
-    numbers: coefficients of the two parents, of sum 1.
-    aa, ab, bb: from `products`.
+    coefficients: of the two parents, with sum 1.
+    aa, ab, bb: from `dot_products`.
 
   Returns:
-    Two factors float32[]; the plain coefficients where the parents are parallel.
+    Two float32[]: the sines of the shares of the angle, over the sine of the angle. If the parents
+    are parallel, the coefficients themselves.
   """
-  first, second = (jnp.float32(number) for number in numbers)
+  first, second = (jnp.float32(coefficient) for coefficient in coefficients)
   lengths = [jnp.sqrt(jnp.float32(square)) for square in (aa, bb)]
   cosine = jnp.float32(ab)
   for length in lengths:
     cosine /= jnp.where(length > 1e-8, length, 1)
-  straight = jnp.abs(cosine) > PARALLEL
-  angle = jnp.arccos(jnp.where(straight, 0, cosine))
+  is_parallel = jnp.abs(cosine) > PARALLEL
+  angle = jnp.arccos(jnp.where(is_parallel, 0, cosine))
   return (
-    jnp.where(straight, first, jnp.sin(first * angle) / jnp.sin(angle)),
-    jnp.where(straight, second, jnp.sin(second * angle) / jnp.sin(angle)),
+    jnp.where(is_parallel, first, jnp.sin(first * angle) / jnp.sin(angle)),
+    jnp.where(is_parallel, second, jnp.sin(second * angle) / jnp.sin(angle)),
   )
 
 
@@ -175,72 +204,77 @@ def as_rules(
   parents: int,
   unnormalized: bool = False,
   method: str = 'linear',
-  based: bool = False,
+  has_base: bool = False,
 ) -> Rules:
-  """Ordered rules of checked coefficients; one sequence of numbers is the rule that matches everything.
+  """Returns coefficients as checked, ordered rules; plain numbers become the rule '.*'.
+
+  Args:
+    coefficients: as in `mix`.
+    parents: the number of parents.
+    unnormalized: allow linear coefficients that do not sum to 1.
+    method: 'linear' or 'slerp'.
+    has_base: whether the mix has a base.
 
   Raises:
-    SphinxError: a wrong number of coefficients, a sum that is not 1, an unknown method, slerp of anything but two.
+    SphinxError: the number of coefficients is wrong, their sum is not 1, the method is unknown, or
+      slerp does not have exactly two parents.
   """
   if method not in METHODS:
     raise errors.unknown('method of mixing', method, METHODS)
-  if method == 'slerp' and (parents != 2 or based):
+  if method == 'slerp' and (parents != 2 or has_base):
     raise errors.make(
       'slerp',
-      f'{parents} inputs' + (' and a base' if based else ''),
+      f'{parents} inputs and a base' if has_base else f'{parents} inputs',
       'two inputs and no base',
-      'take the linear method',
+      'use the linear method',
     )
   if all(isinstance(item, (int, float)) for item in coefficients):
     coefficients = [('.*', coefficients)]
-  rules = [
-    (pattern, tuple(float(number) for number in numbers)) for pattern, numbers in coefficients
-  ]
-  for pattern, numbers in rules:
-    _check(pattern, numbers, parents, unnormalized and method == 'linear')
+  rules = [(pattern, tuple(float(c) for c in row)) for pattern, row in coefficients]
+  for pattern, row in rules:
+    _check_coefficients(pattern, row, parents, unnormalized and method == 'linear')
   return rules
 
 
-def _check(pattern: str, numbers: Sequence[float], parents: int, unnormalized: bool) -> None:
+def _check_coefficients(
+  pattern: str, coefficients: Sequence[float], parents: int, unnormalized: bool
+) -> None:
   who = f"mix of '{pattern}'"
-  if len(numbers) != parents:
+  if len(coefficients) != parents:
     raise errors.make(
       who,
-      f'{len(numbers)} coefficients',
+      f'{len(coefficients)} coefficients',
       f'{parents}, one per parent',
       'give one number for each input',
     )
-  if not np.all(np.isfinite(numbers)):
-    raise errors.make(
-      who, f'coefficients {list(numbers)} of sum {sum(numbers):g}', 'finite numbers', 'correct them'
-    )
-  if not unnormalized and not abs(sum(numbers) - 1) < 1e-6:
-    raise errors.make(
-      who,
-      f'coefficients {list(numbers)} of sum {sum(numbers):g}',
-      'a sum of 1',
-      'correct them, or set unnormalized',
-    )
+  described = f'coefficients {list(coefficients)} of sum {sum(coefficients):g}'
+  if not np.all(np.isfinite(coefficients)):
+    raise errors.make(who, described, 'finite numbers', 'correct them')
+  if not unnormalized and not abs(sum(coefficients) - 1) < 1e-6:
+    raise errors.make(who, described, 'a sum of 1', 'correct them, or set unnormalized')
 
 
-def check_alike(first: Mapping, other: Mapping, name: str, than: str) -> None:
-  """Refuses trees of other leaves; dtypes may differ, as parents are added in float32.
+def check_same_leaves(first: Mapping, other: Mapping, name: str, reference: str) -> None:
+  """Compares the leaves of two trees by path and shape; dtypes may differ, sums are float32.
+
+  Args:
+    first, other: trees of arrays or shape structs.
+    name: what `other` is, for the error message.
+    reference: what `first` is, for the error message.
 
   Raises:
     SphinxError: names every leaf that is missing, extra or of another shape.
   """
-  dtypes = trees.flatten(first)
-  got = trees.unflatten(
-    {
-      path: jax.ShapeDtypeStruct(leaf.shape, dtypes[path].dtype if path in dtypes else leaf.dtype)
-      for path, leaf in trees.flatten(other).items()
-    }
-  )
-  lines = trees.difference(first, got)
+  dtypes = {path: leaf.dtype for path, leaf in trees.flatten(first).items()}
+  structs = {
+    path: jax.ShapeDtypeStruct(leaf.shape, dtypes.get(path, leaf.dtype))
+    for path, leaf in trees.flatten(other).items()
+  }
+  lines = trees.difference(first, trees.unflatten(structs))
   if lines:
     raise errors.make(
       f'mix, {name}',
       f'{len(lines)} differences: ' + '; '.join(lines),
-      f'the leaves of {than}',
+      f'the leaves of {reference}',
       'mix checkpoints of one model config',
     )

@@ -29,21 +29,21 @@ def test_any_mesh_gives_the_same(shape):
     )
     for name, leaf in tree().items()
   }
-  assert fingerprint.of(spread) == fingerprint.of(tree())
+  assert fingerprint.fingerprint_tree(spread) == fingerprint.fingerprint_tree(tree())
 
 
 def test_one_bit_or_two_elements_that_change_places_are_noticed():
-  before = fingerprint.of(tree())
+  before = fingerprint.fingerprint_tree(tree())
   assert before['w'].startswith('float32[8,6,4] ') and before['count'].startswith('int32[] ')
   rng = np.random.default_rng(1)
   for _ in range(20):
     changed = tree()
     bits = changed['w'].view(np.uint32).reshape(-1)
     bits[rng.integers(bits.size)] ^= np.uint32(1) << np.uint32(rng.integers(32))
-    assert fingerprint.of(changed)['w'] != before['w']
+    assert fingerprint.fingerprint_tree(changed)['w'] != before['w']
   swapped = tree()
   swapped['w'][[0, 1]] = swapped['w'][[1, 0]]
-  assert fingerprint.of(swapped)['w'] != before['w']
+  assert fingerprint.fingerprint_tree(swapped)['w'] != before['w']
   assert fingerprint.shapes(tree()) == {
     name: text.rpartition(' ')[0] for name, text in before.items()
   }

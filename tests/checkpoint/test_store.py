@@ -65,7 +65,12 @@ def test_newest_are_kept_with_their_meta(saved):
     'opt_state/mu/llm/w',
     'opt_state/nu/llm/w',
   }
-  assert meta == {'layout': store.LAYOUT, 'step': 3, 'config': '{"a": 1}', 'data_position': 30}
+  assert meta == {
+    'layout': store.FORMAT_VERSION,
+    'step': 3,
+    'config': '{"a": 1}',
+    'data_position': 30,
+  }
   assert store.load_meta(saved / 'checkpoints' / '2')['step'] == 2
 
 
@@ -128,7 +133,7 @@ def test_what_is_not_a_checkpoint_is_refused(saved, tmp_path):
   (tmp_path / 'half' / 'params').mkdir(parents=True)
   for place, words in (
     (tmp_path, 'notes.txt'),
-    (tmp_path / 'absent', 'nothing there'),
+    (tmp_path / 'absent', 'no such directory'),
     (tmp_path / 'half', 'without readable meta'),
   ):
     with pytest.raises(errors.SphinxError, match=words):
@@ -221,7 +226,7 @@ def three(tmp_path_factory):
 
 def newest(directory):
   with store.Store(directory, keep=3) as run:
-    return run.newest(*shapes(everything(params())))
+    return run.restore_newest(*shapes(everything(params())))
 
 
 def files(directory, step):
@@ -320,7 +325,7 @@ def test_other_leaves_are_no_damage(three):
     store.Store(three, keep=3) as run,
     pytest.raises(errors.SphinxError, match='the arrays of the config') as caught,
   ):
-    run.newest(*shapes(other))
+    run.restore_newest(*shapes(other))
   assert not isinstance(caught.value, store.Damaged) and not list(three.rglob('*damaged'))
 
 
@@ -385,7 +390,7 @@ def test_full_disk_is_said_and_earlier_checkpoints_are_whole(tmp_path):
     )
     assert 'bytes free' in str(caught.value)
     with store.Store(tmp_path, keep=9) as run:
-      found, _, meta = run.newest(shapes(tree), None)
+      found, _, meta = run.restore_newest(shapes(tree), None)
     assert meta['data_position'] == 2
     np.testing.assert_array_equal(found['w'], tree['w'] * 2)
   finally:

@@ -81,7 +81,7 @@ def test_a_slice_is_that_slice_of_the_whole(written):
 
 def test_orbax_reads_it_whole_as_any_checkpoint_of_a_run(written):
   assert store.latest(written) == 0
-  assert store.load_meta(written) == {'layout': store.LAYOUT, 'step': 0, **META}
+  assert store.load_meta(written) == {'layout': store.FORMAT_VERSION, 'step': 0, **META}
   got = trees.flatten(store.load_params(written))
   # JAX itself has no 64 bits; those are compared above.
   assert got.keys() == arrays().keys()
@@ -134,21 +134,20 @@ def test_restored_onto_a_mesh(written):
   ],
 )
 def test_parts_are_rows_that_follow_each_other_within_bytes(shape, limit, chunk, expected):
-  part = stream.grid(shape, 4, limit, chunk)
+  part = stream.chunk_shape(shape, 4, limit, chunk)
   assert part == expected
   whole = np.arange(np.prod(shape)).reshape(shape)
-  pieces = [whole[index] for index in stream.parts(shape, part)]
+  pieces = [whole[index] for index in stream.part_indices(shape, part)]
   assert np.array_equal(np.concatenate([piece.ravel() for piece in pieces]), whole.ravel())
 
 
 def test_a_large_leaf_that_is_no_stack_is_cut_into_chunks(tmp_path, monkeypatch):
-  monkeypatch.setattr(stream, '_SMALL', 1000)
-  monkeypatch.setattr(stream.grid, '__defaults__', (1000, None))
+  monkeypatch.setattr(stream, '_MAX_CHUNK_BYTES', 1000)
   value = np.random.default_rng(0).standard_normal((97, 21)).astype(np.float32)
   layers = np.random.default_rng(1).standard_normal((2, 50, 21)).astype(np.float32)
   writer = stream.Writer(tmp_path, {'params': {'w': value, 'layers': layers}}, META)
   for path, array in (('w', value), ('layers', layers)):
-    for index in stream.parts(array.shape, stream.grid(array.shape, 4)):
+    for index in stream.part_indices(array.shape, stream.chunk_shape(array.shape, 4)):
       writer.write('params', path, array[index], index)
   writer.finish()
   found = stream.read(tmp_path)
@@ -211,7 +210,7 @@ def test_a_layer_of_a_training_run_is_packed_alone(tmp_path):
     run.save(1, {'w': w, 'embed': jnp.ones((5, 4))}, None, META)
   folder = tmp_path / 'checkpoints' / '1' / 'params'
   opened = {
-    path: tensorstore.open(stream._spec(folder, path), read=True).result()
+    path: tensorstore.open(stream.array_spec(folder, path), read=True).result()
     for path in ('w', 'embed')
   }
   chunks = {path: array.chunk_layout.read_chunk.shape for path, array in opened.items()}

@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from sphinx_jax.checkpoint.ahead import ahead
+from sphinx_jax.checkpoint.read_ahead import read_ahead
 from sphinx_jax.checkpoint.foreign import pth_writer, safetensors, shards, sources
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.checkpoint.stream import Array
@@ -163,7 +163,7 @@ def _counted(*parts: Mapping[str, Tensor]) -> Iterator[list[dict[str, Tensor]]]:
   """The same tensors, to be read once; a bar counts the bytes, and in their order they are read ahead."""
   ordered = [tensor for part in parts for tensor in part.values()]
   with Progress(total=sum(map(trees.nbytes, parts)), what='writing', unit='B') as bar:
-    values = ahead([(tensor.nbytes, tensor.read) for tensor in ordered])
+    values = read_ahead([(tensor.nbytes, tensor.read) for tensor in ordered])
     waiting = collections.deque(ordered)
 
     def read(tensor):

@@ -111,7 +111,7 @@ def _open_tensors(
   if not path.exists():
     raise errors.make(
       f"source '{path}'",
-      'nothing there',
+      'no such file or folder',
       'a file of weights or a folder with them',
       'check the path',
     )

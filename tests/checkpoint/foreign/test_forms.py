@@ -68,7 +68,7 @@ def test_features_are_those_of_the_libraries():
   config = parts(LLAMA, *FIRST).config.copy_and_resolve_references()
   config.half_round, config.dtype = False, 'float32'  # Without the official code's habits.
   encoders = trees.unflatten(parameters(LLAMA, *FIRST))['encoders']
-  images = sphinx.normalise(OUTPUTS['picture'][None])
+  images = sphinx.normalize(OUTPUTS['picture'][None])
   model = sphinx.Encoders(ml_collections.FrozenConfigDict(config))
   queries, (mixed,) = jax.jit(lambda params: model.apply({'params': params}, images))(encoders)
   clip, convnext, dinov2 = np.split(mixed[0, 0], (32, 64), axis=-1)
@@ -85,7 +85,7 @@ def test_features_are_those_of_the_libraries():
 def test_clip_of_open_clip_has_the_exact_gelu():
   params = trees.unflatten(parameters(LLAMA, *SECOND))['encoders']['clip']
   module = clip_encoder.Clip(**parts(LLAMA, *SECOND).config.encoders.clip)
-  images = sphinx.normalise(OUTPUTS['picture'][None])
+  images = sphinx.normalize(OUTPUTS['picture'][None])
   cls, grid = jax.jit(lambda params: module.apply({'params': params}, images))(params)
   assert_close(np.concatenate([cls, grid.reshape(256, 32)]), 'clip_gelu')
 

@@ -2,13 +2,13 @@ import threading
 
 import pytest
 
-from sphinx_jax.checkpoint import ahead
+from sphinx_jax.checkpoint.read_ahead import MAX_BYTES, read_ahead
 
 
 def test_values_come_in_order_and_the_next_is_read_meanwhile():
   second = threading.Event()
   reads = [(1, lambda: 0), (1, lambda: second.set() or 1), (1, lambda: 2)]
-  values = ahead.ahead(reads)
+  values = read_ahead(reads)
   assert next(values) == 0
   assert second.wait(10)  # Nobody has asked for it yet.
   assert list(values) == [1, 2]
@@ -23,7 +23,7 @@ def test_large_values_are_read_one_at_a_time():
     return len(most)
 
   got = []
-  for value in ahead.ahead([(ahead.BYTES, read)] * 4):
+  for value in read_ahead([(MAX_BYTES, read)] * 4):
     got.append(value)
     held.pop()
   assert got == [1, 2, 3, 4] and max(most) == 1
@@ -33,7 +33,7 @@ def test_an_error_comes_in_its_place():
   def broken():
     raise OSError('damaged')
 
-  values = ahead.ahead([(1, lambda: 0), (1, broken), (1, lambda: 2)])
+  values = read_ahead([(1, lambda: 0), (1, broken), (1, lambda: 2)])
   assert next(values) == 0
   with pytest.raises(OSError, match='damaged'):
     next(values)
@@ -42,4 +42,4 @@ def test_an_error_comes_in_its_place():
 def test_as_many_are_under_way_as_there_are_threads():
   together = threading.Barrier(4, timeout=10)  # Broken, unless four come at once.
   reads = [(1, together.wait) for _ in range(4)]
-  assert sorted(ahead.ahead([(1, lambda: 9), *reads], threads=4)) == [0, 1, 2, 3, 9]
+  assert sorted(read_ahead([(1, lambda: 9), *reads], threads=4)) == [0, 1, 2, 3, 9]
