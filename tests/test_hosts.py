@@ -1,9 +1,10 @@
-"""Several processes as one run: real ones on loopback, each with a few CPU devices, at a tiny width."""
+"""Several processes as one run: real processes on loopback with a few CPU devices, tiny models."""
 
 import contextlib
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -14,10 +15,14 @@ import pytest
 from PIL import Image
 
 from sphinx_jax.checkpoint import store
+from sphinx_jax.core import errors
+from sphinx_jax.parallel import hosts
 from sphinx_jax.training import writer
 
 ROOT = pathlib.Path(__file__).parent.parent
-LOST_AFTER = 12  # Seconds; less would take a busy machine for a dead one.
+HEARTBEAT_TIMEOUT = 10  # Seconds. With a shorter one, a busy machine looks like a dead process.
+ABORTED = -signal.SIGABRT  # By jax; a shell shows it as exit code 134.
+# Metrics that measure the machine.
 MACHINE = (
   'steps_per_second',
   'examples_per_second',
@@ -29,13 +34,13 @@ CONFIG = """
 from ml_collections import ConfigDict
 
 def get_config():
-  mine = dict(source='jsonl', path='my.jsonl', root='', task='dialog', weight=1.0, too_long='skip')
+  entry = dict(source='jsonl', path='my.jsonl', root='', task='dialog', weight=1.0, too_long='skip')
   return ConfigDict(dict(
       name='tiny', seed=0,
       model=dict(image_size=16, grid=1, pool=1, half_round=False, dtype='float32', remat='none', scan_unroll=1,
                  encoders=dict(clip=dict(view=16, patch=8, width=8, layers=1, heads=2)),
                  llm=dict(name='llama', vocab=512, width=16, layers=1, heads=4, kv_heads=4, multiple_of=8)),
-      tokenizer='{root}/tests/golden/tokenizer.model', dialog=dict(system=''), data_dir='{data}', mixture=dict(mine=mine),
+      tokenizer='{root}/tests/golden/tokenizer.model', dialog=dict(system=''), data_dir='{data}', mixture=dict(mine=entry),
       batch=dict(size=4, seq_len=64, images=2, window=16), loss_weighting='token', trainable=(('.*', 'train'),),
       optimizer=dict(name='adamw', lr=1e-2, warmup=2, decay_to=0.1, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0,
                      accumulate=1, moment_dtype='float32'),
@@ -45,9 +50,9 @@ def get_config():
 
 
 @pytest.fixture(scope='module')
-def given(tmp_path_factory) -> pathlib.Path:
-  """A folder with a config, data, and a place for compiled programs."""
-  folder = tmp_path_factory.mktemp('given')
+def folder(tmp_path_factory) -> pathlib.Path:
+  """A folder with a config and data. Compiled programs are cached there."""
+  folder = tmp_path_factory.mktemp('hosts')
   with (folder / 'my.jsonl').open('w') as file:
     for i in range(60):
       Image.fromarray(np.full((16, 16, 3), 4 * i, np.uint8)).save(folder / f'{i}.png')
@@ -56,116 +61,124 @@ def given(tmp_path_factory) -> pathlib.Path:
         {'from': 'gpt', 'value': f'number {i}' + ' and so on' * (i % 3)},
       ]
       file.write(json.dumps({'image': f'{i}.png', 'conversations': turns}) + '\n')
-  (folder / 'config.py').write_text(
-    CONFIG.replace('{root}', str(ROOT)).replace('{data}', str(folder))
-  )
+  config = CONFIG.replace('{root}', str(ROOT)).replace('{data}', str(folder))
+  (folder / 'config.py').write_text(config)
   return folder
 
 
-# `python -m sphinx_jax.train`, which notes what goes to each update, and sends itself a signal where the test says so.
-HOOKED = """
+# `python -m sphinx_jax.train` with a hook before each update. It writes hashes of the rows, and
+# sends SIGTERM to its own process at the update and on the processes of SIGTERM_AT.
+HOOKED_TRAIN = """
 import os, runpy, signal, sys, xxhash
 from sphinx_jax.parallel import hosts, placement
-put, asked = placement.put, os.environ.get('ASKED_AT', '0:').split(':')
-file, number = open(os.environ['NOTES'] + os.environ.get('JAX_PROCESS_ID', '0'), 'a', buffering=1), 0
+put, (stop_update, stop_processes) = placement.put, os.environ.get('SIGTERM_AT', '0:').split(':')
+file, update = open(os.environ['NOTES'] + os.environ.get('JAX_PROCESS_ID', '0'), 'a', buffering=1), 0
 
-def noted(batch, sharding):
-  global number
-  number += 1
+def noted_put(batch, sharding):
+  global update
+  update += 1
   for row, tokens, images in zip(hosts.local_rows(sharding, 4), batch['tokens'], batch['images']):
-    file.write(f'{number} {row} {xxhash.xxh3_64_hexdigest(tokens.tobytes() + images.tobytes())}\\n')
-  if number == int(asked[0]) and str(hosts.process_index()) in asked[1]:
+    file.write(f'{update} {row} {xxhash.xxh3_64_hexdigest(tokens.tobytes() + images.tobytes())}\\n')
+  if update == int(stop_update) and str(hosts.process_index()) in stop_processes:
     os.kill(os.getpid(), signal.SIGTERM)
   return put(batch, sharding)
 
-placement.put = noted
+placement.put = noted_put
 runpy.run_module('sphinx_jax.train', run_name='__main__')
 """
-# Several processes without a model: a collective now and then, or none, and a wait.
-WAITING = """
+# A session without a model. Each process does what its word in the arguments says.
+SESSION = """
 import sys, time
-from sphinx_jax.core import progress
+from sphinx_jax.core import errors, progress
 from sphinx_jax.parallel import hosts
 progress.setup_logging()
 with hosts.session({'facts': 1}):
-  import jax, jax.numpy as jnp
-  from jax.experimental import multihost_utils
+  action = sys.argv[1:][hosts.process_index()]
+  if 'collective' in sys.argv:  # All take part until one ends.
+    import jax, jax.numpy as jnp
+    from jax.experimental import multihost_utils
+    multihost_utils.process_allgather(jnp.ones(2))
   print('joined', flush=True)
-  while True:
-    if sys.argv[1] == 'collective':
-      multihost_utils.process_allgather(jnp.ones(2))
-    time.sleep(0.1)
+  hosts.all_gather(None)
+  if action == 'fail':
+    raise errors.make('data', 'a', 'b', 'c')
+  if action == 'gather':
+    hosts.all_gather(None)
+  while action == 'collective':
+    multihost_utils.process_allgather(jnp.ones(2))
+  time.sleep(300)
 """
 
 
 class Run:
-  """Processes of `python -m sphinx_jax.train`, or of other code, with four devices in all; none is left behind."""
+  """Processes of `python -m sphinx_jax.train`, or of other code, with up to four devices in all.
+
+  All of them are killed when the context ends.
+  """
 
   def __init__(
     self,
-    given: pathlib.Path,
+    folder: pathlib.Path,
     workdir: pathlib.Path,
     processes: int,
     *flags: str,
     code: tuple[str, ...] = (),
-    only: dict[int, tuple[str, ...]] | None = None,
+    flags_of: dict[int, tuple[str, ...]] | None = None,
     commits: str = 'aaaa',
     **environment: str,
   ):
     with socket.socket() as free:
       free.bind(('127.0.0.1', 0))
       port = free.getsockname()[1]
-    self.files = [
-      workdir.parent / f'{workdir.name}.{number}.{time.monotonic_ns()}'
-      for number in range(processes)
-    ]
-    common = (
-      os.environ
-      | environment
-      | {
-        'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={4 // processes}',
-        'JAX_COMPILATION_CACHE_DIR': str(given / 'programs'),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-        'SPHINX_JAX_HEARTBEAT_TIMEOUT': str(LOST_AFTER),
-        'PYTHONPATH': str(ROOT),
-        'NOTES': str(workdir) + '.notes.',
-      }
-    )
+    began = time.monotonic_ns()
+    self.files = [workdir.parent / f'{workdir.name}.{i}.{began}' for i in range(processes)]
+    common = {
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count={4 // processes}',
+      'JAX_COMPILATION_CACHE_DIR': str(folder / 'programs'),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+      'SPHINX_JAX_HEARTBEAT_TIMEOUT': str(HEARTBEAT_TIMEOUT),
+      'PYTHONPATH': str(ROOT),
+      'NOTES': f'{workdir}.notes.',
+    }
     self.processes = []
-    for number, file in enumerate(self.files):
-      own = (
-        {}
-        if processes == 1
-        else {
+    for index, file in enumerate(self.files):
+      own = {'SPHINX_JAX_COMMIT': commits[index]}
+      if processes > 1:
+        own |= {
           'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
           'JAX_NUM_PROCESSES': str(processes),
-          'JAX_PROCESS_ID': str(number),
+          'JAX_PROCESS_ID': str(index),
         }
-      )
-      own['SPHINX_JAX_COMMIT'] = commits[number]
-      extra = (only or {}).get(number, ())
-      train = '-c', HOOKED, f'--config={given}/config.py', f'--workdir={workdir}', *flags, *extra
+      own_flags = (flags_of or {}).get(index, ())
+      train = (f'--config={folder}/config.py', f'--workdir={workdir}', *flags, *own_flags)
       self.processes.append(
         subprocess.Popen(
-          [sys.executable, *(code or train)],
-          env=common | own,
+          [sys.executable, '-c', *(code or (HOOKED_TRAIN, *train))],
+          env=os.environ | common | own | environment,
           stdout=file.open('w'),
           stderr=subprocess.STDOUT,
-          cwd=given,
+          cwd=folder,
         )
       )
 
-  def wait(self) -> list[int]:
-    """Exit codes."""
+  def exit_codes(self) -> list[int]:
+    """Waits for all processes."""
     return [process.wait(400) for process in self.processes]
 
-  def said(self, number: int) -> str:
-    return self.files[number].read_text()
+  def wait_until_joined(self) -> None:
+    deadline = time.monotonic() + 120
+    while not all('joined' in self.output(index) for index in range(len(self.processes))):
+      assert time.monotonic() < deadline, self.output(0)
+      assert all(process.poll() is None for process in self.processes), self.output(0)
+      time.sleep(0.1)
 
-  def last(self, number: int) -> str:
-    return self.said(number).splitlines()[-1]
+  def output(self, index: int) -> str:
+    return self.files[index].read_text()
+
+  def last_line(self, index: int) -> str:
+    return self.output(index).splitlines()[-1]
 
   def __enter__(self) -> 'Run':
     return self
@@ -177,125 +190,133 @@ class Run:
       process.wait()
 
 
-def lines(workdir: pathlib.Path) -> list[dict]:
+def metrics(workdir: pathlib.Path) -> list[dict]:
   return [
     {name: value for name, value in line.items() if name not in MACHINE}
     for line in writer.read(workdir)
   ]
 
 
-def examples(workdir: pathlib.Path, begin: int) -> dict[tuple[int, int], str]:
-  """(step, row) -> hash of what a start from step `begin` trained on; several processes may have had the same row."""
-  found = {}
+def examples(workdir: pathlib.Path, first_step: int) -> dict[tuple[int, int], str]:
+  """(step, row) -> hash of what a start trained on. Several processes may have had the same row."""
+  hashes = {}
   for file in workdir.parent.glob(f'{workdir.name}.notes.*'):
-    for number, row, value in map(str.split, file.read_text().splitlines()):
-      assert found.setdefault((begin + int(number), int(row)), value) == value
+    for update, row, value in map(str.split, file.read_text().splitlines()):
+      assert hashes.setdefault((first_step + int(update), int(row)), value) == value
     file.unlink()
-  return found
+  return hashes
 
 
 @pytest.fixture(scope='module')
-def single(given, tmp_path_factory) -> tuple[list[dict], dict]:
-  """What an unbroken run of one process writes, and what it trains on."""
+def single(folder, tmp_path_factory) -> tuple[list[dict], dict]:
+  """The metrics and the examples of an uninterrupted run of one process."""
   workdir = tmp_path_factory.mktemp('runs') / 'single'
-  with Run(given, workdir, 1) as run:
-    assert run.wait() == [0], run.said(0)
-  return lines(workdir), examples(workdir, 0)
+  with Run(folder, workdir, 1) as run:
+    assert run.exit_codes() == [0], run.output(0)
+  return metrics(workdir), examples(workdir, 0)
 
 
-def test_four_processes_then_two_then_one_are_the_single_run(given, single, tmp_path):
+def test_four_processes_then_one_then_two_equal_the_single_run(folder, single, tmp_path):
   workdir, trained = tmp_path / 'run', {}
-  # SIGTERM reaches one process at its first update, or both; all stop after the same one, two later, and save.
-  for processes, asked, begin, end in ((4, '1:2', 0, 3), (2, '1:01', 3, 6), (1, '0:', 6, 8)):
-    with Run(given, workdir, processes, ASKED_AT=asked) as run:
-      assert run.wait() == [143 if end < 8 else 0] * processes, run.said(0)
+  # SIGTERM reaches two of four processes at their first update, then the only one. Of several
+  # processes all stop after the same update, two later, and save.
+  for processes, sigterm_at, begin, end in ((4, '1:23', 0, 3), (1, '1:0', 3, 4), (2, '0:', 4, 8)):
+    with Run(folder, workdir, processes, SIGTERM_AT=sigterm_at) as run:
+      assert run.exit_codes() == [143 if end < 8 else 0] * processes, run.output(0)
       assert store.latest(workdir) == end
       if processes > 1:
-        assert f'process 1 of {processes}: all agree' in run.said(1)
-        assert all(f'stopped at step {end}' in run.said(number) for number in range(processes))
-    found = examples(workdir, begin)
-    assert {step for step, _ in found} == set(range(begin + 1, end + 1))
-    trained |= found
+        assert f'process 1 of {processes}: all agree' in run.output(1)
+      if end < 8:
+        assert all(f'stopped at step {end}' in run.output(index) for index in range(processes))
+    result = examples(workdir, begin)
+    assert {step for step, _ in result} == set(range(begin + 1, end + 1))
+    trained |= result
   assert trained == single[1]
-  ours = lines(workdir)
-  assert [line['step'] for line in ours] == list(range(1, 9))
-  for our, their in zip(ours, single[0]):
-    assert our == pytest.approx(their, rel=2e-4)
+  lines = metrics(workdir)
+  assert [line['step'] for line in lines] == list(range(1, 9))
+  for line, single_line in zip(lines, single[0], strict=True):
+    assert line == pytest.approx(single_line, rel=2e-4)
 
 
-def test_two_processes_are_the_single_run(given, single, tmp_path):
-  with Run(given, tmp_path / 'run', 2) as run:
-    assert run.wait() == [0, 0], run.said(0)
-  assert examples(tmp_path / 'run', 0) == single[1]
-  for our, their in zip(lines(tmp_path / 'run'), single[0], strict=True):
-    assert our == pytest.approx(their, rel=2e-4)
-
-
-def test_processes_that_disagree_all_stop_and_say_which_has_what(given, tmp_path):
-  with Run(
-    given,
-    tmp_path / 'run',
-    2,
-    only={1: ('--config.optimizer.lr=0.5', '--config.seed=3')},
-    commits='ab',
-  ) as run:
-    assert run.wait() == [2, 2]
-    for number in (0, 1):
-      assert run.last(number).startswith(
+def test_processes_with_other_settings_all_stop_and_name_the_differences(folder, tmp_path):
+  flags_of = {1: ('--config.optimizer.lr=0.5', '--config.seed=3')}
+  with Run(folder, tmp_path / 'run', 2, flags_of=flags_of, commits='ab') as run:
+    assert run.exit_codes() == [2, 2]
+    for index in (0, 1):
+      assert run.last_line(index).startswith(
         'error: 2 processes: got config.optimizer.lr is 0.5 on process 1, 0.01 on process 0; '
-        "config.seed is 3 on process 1, 0 on process 0; commit is 'b' on process 1, 'a' on process 0, expected the same on all"
+        'config.seed is 3 on process 1, 0 on process 0; '
+        "commit is 'b' on process 1, 'a' on process 0, expected the same on all"
       )
   assert not (tmp_path / 'run').exists()
 
 
+def test_a_killed_process_ends_a_busy_one_within_the_heartbeat_timeout(folder, tmp_path):
+  kill_one_of_two(folder, tmp_path, victim=1, action='sleep')
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('victim', [0, 1])
-@pytest.mark.parametrize('doing', ['collective', 'nothing'])
-def test_process_that_is_killed_stops_the_other_within_its_time(given, tmp_path, victim, doing):
-  with Run(given, tmp_path / 'run', 2, code=('-c', WAITING, doing)) as run:
-    until = time.monotonic() + 120
-    while not all('joined' in run.said(number) for number in (0, 1)):
-      assert time.monotonic() < until and all(
-        process.poll() is None for process in run.processes
-      ), run.said(0)
-      time.sleep(0.1)
+@pytest.mark.parametrize('action', ['collective', 'gather', 'sleep'])
+def test_a_killed_process_ends_the_other_whatever_it_does(folder, tmp_path, victim, action):
+  kill_one_of_two(folder, tmp_path, victim, action)
+
+
+def kill_one_of_two(folder, tmp_path, victim, action):
+  actions = [action, action]
+  if action == 'gather':
+    actions[victim] = 'sleep'
+  with Run(folder, tmp_path / 'run', 2, code=(SESSION, *actions)) as run:
+    run.wait_until_joined()
     time.sleep(0.5)
     run.processes[victim].kill()
-    assert run.wait()[1 - victim] == 75  # Or this gives up, much later.
-    assert run.last(1 - victim).startswith(f'error: process {victim}'), run.last(1 - victim)
-    assert 'run the same command again on all hosts' in run.last(1 - victim)
+    killed = time.monotonic()
+    code = run.exit_codes()[1 - victim]
+    seconds = time.monotonic() - killed
+    print(f'{action}, process {victim} killed: the other left with {code} after {seconds:.1f} s')
+    output = run.output(1 - victim)
+    assert seconds < HEARTBEAT_TIMEOUT + 20
+    if code == ABORTED:
+      assert 'another task died' in output
+    else:
+      assert code == hosts.EXIT_RESTART
+      last_line = run.last_line(1 - victim)
+      assert last_line.startswith(f'error: process {1 - victim} of 2 lost the connection'), output
+      assert 'run the same command again on all hosts' in last_line
 
 
-def test_error_of_one_process_is_that_of_all(given, tmp_path):
-  code = (
-    'from sphinx_jax.core import errors\nfrom sphinx_jax.parallel import hosts\nimport time\n'
-    'with hosts.session({}):\n  if hosts.process_index() == 1:\n    raise errors.make("data", "a", "b", "c")\n  time.sleep(200)'
-  )
-  with Run(given, tmp_path / 'run', 2, code=('-c', code)) as run:
-    assert run.wait() == [2, 2]
-    assert run.last(1) == 'error: data: got a, expected b; c'
-    assert run.last(0) == 'error: process 1 of 2 stopped: data: got a, expected b; c'
+@pytest.mark.parametrize('actions', [('gather', 'fail', 'sleep'), ('collective', 'fail')])
+def test_an_error_of_one_process_ends_all(folder, tmp_path, actions):
+  with Run(folder, tmp_path / 'run', len(actions), code=(SESSION, *actions)) as run:
+    codes = run.exit_codes()
+    assert codes[:2] == [2, 2], run.output(0)
+    assert run.last_line(1) == 'error: data: got a, expected b; c'
+    message = f'error: process 1 of {len(actions)} stopped: data: got a, expected b; c'
+    assert run.last_line(0) == message
+    # jax ends a process that neither waits for a message nor for a collective.
+    assert codes[2:] == [ABORTED] * len(codes[2:])
 
 
-def test_settings_that_are_incomplete_are_named(given, tmp_path):
-  with Run(given, tmp_path / 'run', 1, JAX_PROCESS_ID='0') as run:
-    assert run.wait() == [2]
-    assert (
-      'only JAX_PROCESS_ID, expected JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID'
-      in run.last(0)
-    )
+@pytest.mark.parametrize(
+  'settings, message',
+  [
+    ({'JAX_PROCESS_ID': '0'}, 'only JAX_PROCESS_ID, expected JAX_COORDINATOR_ADDRESS, JAX_NUM'),
+    ({hosts.ADDRESS: 'a:1', hosts.COUNT: '2', hosts.INDEX: '2'}, 'JAX_PROCESS_ID=2 and JAX_NUM'),
+    ({hosts.ADDRESS: 'a:1', hosts.COUNT: 'two', hosts.INDEX: '0'}, "JAX_NUM_PROCESSES: got 'two'"),
+  ],
+)
+def test_wrong_settings_are_named(monkeypatch, settings, message):
+  for name, value in settings.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(errors.SphinxError, match=message):
+    hosts.initialize()
 
 
-def test_processes_that_do_not_come_are_not_waited_for(given, tmp_path):
-  code = 'from sphinx_jax.parallel import hosts\nhosts.initialize()'
+def test_processes_that_do_not_join_are_not_waited_for(folder, tmp_path):
+  settings = {hosts.ADDRESS: '127.0.0.1:9', hosts.COUNT: '2', hosts.INDEX: '1'}
   with Run(
-    given,
-    tmp_path / 'run',
-    1,
-    code=('-c', code),
-    JAX_COORDINATOR_ADDRESS='127.0.0.1:9',
-    JAX_NUM_PROCESSES='2',
-    JAX_PROCESS_ID='1',
-    SPHINX_JAX_JOIN_TIMEOUT='2',
+    folder, tmp_path / 'run', 1, code=(SESSION,), SPHINX_JAX_JOIN_TIMEOUT='2', **settings
   ) as run:
-    assert run.wait() == [75]
-    assert run.last(0).startswith('error: process 1 of 2: got no connection in 2 s')
+    assert run.exit_codes() == [ABORTED]
+    expected = 'process 1 of 2: joining the other processes at 127.0.0.1:9, for at most 2 s'
+    assert expected in run.output(0)

@@ -1,5 +1,6 @@
-"""The mesh, and where everything lies on it.
+"""The device mesh, the sharding rules of parameters and batches, and runs of several processes.
 
-Goals: one code path for one device and for a pod; the layout of a parameter follows from the names of its dimensions,
-given where the parameter is made; nothing is replicated or left unsplit without a word.
+One code path serves one device and a pod. The sharding of a parameter follows from the names of
+its dimensions, which are given where the parameter is created. Large parameters that end up
+replicated are logged.
 """

@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -152,7 +152,14 @@ def session(facts: Mapping[str, Any]) -> Iterator[None]:
   except (SystemExit, SharedError):  # Raised on every process. jax's exit handler waits for all.
     raise
   except BaseException as error:
-    _leave(*_failure(error))
+    code, line = _failure(error)
+    print(f'error: {line}', file=sys.stderr, flush=True)
+    if process_index() == 0:
+      time.sleep(3 * _POLL_SECONDS)  # It holds the store; the others read the message meanwhile.
+    # A normal exit would run jax's exit handler, which waits for the other processes at a barrier
+    # and aborts with code 134 when they do not come.
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def _failure(error: BaseException) -> tuple[int, str]:
@@ -165,8 +172,8 @@ def _failure(error: BaseException) -> tuple[int, str]:
     published = line
   else:
     with contextlib.suppress(Exception):  # The store is gone if process 0 is.
-      if published := kv_store.get(_FAILURE):
-        code, line = json.loads(published)
+      if failure := kv_store.get(_FAILURE):
+        code, line = json.loads(failure)
         return code, line
     traceback.print_exception(error)
     if _is_lost_peer(error):  # Not published: the process that is gone may have failed first.
@@ -176,9 +183,8 @@ def _failure(error: BaseException) -> tuple[int, str]:
       )
     code, line = 1, f'{this} failed: {_first_line(error)}'
     published = line
-  with contextlib.suppress(Exception):
-    if kv_store.set_once(_FAILURE, json.dumps([code, published])) and process_index() == 0:
-      time.sleep(3 * _POLL_SECONDS)  # Process 0 holds the store: the others read it meanwhile.
+  with contextlib.suppress(Exception):  # The store is gone if process 0 is.
+    kv_store.set_once(_FAILURE, json.dumps([code, published]))
   return code, line
 
 
@@ -189,17 +195,6 @@ def _first_line(error: BaseException) -> str:
 def _is_lost_peer(error: BaseException) -> bool:
   """Whether an error may be that of a collective or message whose other side is gone."""
   return 'gloo' in str(error).lower() or str(error).startswith(_LOST_PEER)
-
-
-def _leave(code: int, line: str) -> NoReturn:
-  """Ends this process at once, with a last line on stderr.
-
-  A normal exit would run jax's exit handler, which waits for the other processes at a barrier and
-  aborts with code 134 because they do not come.
-  """
-  print(f'error: {line}', file=sys.stderr, flush=True)
-  sys.stdout.flush()
-  os._exit(code)
 
 
 def _version(package: str) -> str:
@@ -285,7 +280,7 @@ def all_gather(value: Any) -> list:
 
 
 def _wait_for(key: str) -> str:
-  """Waits for a value, as long as no process publishes a failure. jax ends the wait for a dead one."""
+  """Waits for a value until a process publishes a failure. jax aborts the wait for a dead one."""
   while True:
     value = kv_store.wait(key, _POLL_SECONDS)
     if value is not None:

@@ -1,10 +1,11 @@
-"""Batches on a mesh: rows are split over `data` and `fsdp`, and every process brings only its own rows."""
+"""Placement of batches and activations on the mesh. A batch is split over `data` and `fsdp`."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from sphinx_jax.core import errors
@@ -12,32 +13,35 @@ from sphinx_jax.parallel import rules
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The sharding of every field of a batch: its first dimension (B) over the mesh."""
+  """The sharding of every field of a batch: its first dimension (B) is split over the mesh."""
   return NamedSharding(mesh, rules.partition(('batch',)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """A copy on every device."""
+  """The sharding of an array that every device holds whole."""
   return NamedSharding(mesh, rules.partition(()))
 
 
 def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
-  """Fixes how a value lies on the mesh in context while it is computed with.
+  """Fixes the sharding of a value during computation, on the mesh in context.
 
-  Without a mesh, or with one device, it does nothing.
+  Does nothing without a mesh or with one device.
 
   Args:
-    x: any array under `jax.jit`: an activation, or a parameter, which is put together here.
-    names: of its dimensions, as in `rules.RULES`. A dimension need not divide.
+    x: any array under `jax.jit`: an activation, or a parameter, which is all-gathered here.
+    names: names of its dimensions, see `rules.RULES`. A dimension need not divide evenly.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x
-  return jax.lax.with_sharding_constraint(x, rules.partition(names, at_work=True))
+  return jax.lax.with_sharding_constraint(x, rules.partition(names, compute=True))
 
 
 def on_mesh_of(tree: Any, function: Callable) -> Callable:
-  """A function to give to `jax.jit`, which `constrain` then knows the mesh of: the one that a tree's arrays lie on, if any."""
+  """Wraps a function for `jax.jit` so that `constrain` inside it uses the mesh of a tree's arrays.
+
+  Returns the function unchanged if no array of the tree has a NamedSharding.
+  """
   meshes = [
     leaf.sharding.mesh
     for leaf in jax.tree.leaves(tree)
@@ -54,26 +58,32 @@ def on_mesh_of(tree: Any, function: Callable) -> Callable:
   return traced
 
 
-def settled(result: Any) -> Any:
-  """A result of one of several independent programs with collectives.
+def block_on_cpu(result: Any) -> Any:
+  """Blocks until a pytree of arrays is computed, on CPU only. Returns it.
 
-  On accelerators they are all sent off. CPU devices share a few threads, and those that wait in one program for others
-  can take all of them from the next, for good: there each is waited for.
+  Programs with collectives that run at the same time can deadlock on CPU, where all devices share
+  one pool of threads. On accelerators this is a no-op.
   """
   return jax.block_until_ready(result) if jax.default_backend() == 'cpu' else result
 
 
-def quick_options() -> dict[str, Any] | None:
-  """Compiler options of a small program that runs once: XLA:CPU would optimise it for longer than it runs."""
-  quick = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
-  return quick if jax.default_backend() == 'cpu' else None
+def fast_compile_options() -> dict[str, Any] | None:
+  """Compiler options for small programs that run once: XLA:CPU optimizes longer than they run."""
+  if jax.default_backend() != 'cpu':
+    return None
+  return {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
 
 def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:
-  """Refuses a batch whose rows do not divide into microbatches, or these over the mesh.
+  """Checks that a batch divides into microbatches, and these over the mesh.
+
+  Args:
+    rows: batch size.
+    accumulate: number of microbatches.
+    mesh: from `mesh.make_mesh`.
 
   Raises:
-    SphinxError: naming rows, microbatches and mesh.
+    SphinxError: they do not divide.
   """
   ways = mesh.shape['data'] * mesh.shape['fsdp']
   if rows % (accumulate * ways):
@@ -85,8 +95,8 @@ def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:
     )
 
 
-def put(batch: Mapping[str, Any], sharding: NamedSharding) -> dict[str, jax.Array]:
-  """Host arrays -> global arrays; in a run of several processes each gives its own rows."""
+def put(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+  """Puts a batch onto the devices as global arrays. Each process passes its own rows only."""
   return {
     name: jax.make_array_from_process_local_data(sharding, field) for name, field in batch.items()
   }

@@ -1,13 +1,15 @@
-"""From the names of a parameter's dimensions to its layout on the mesh: one short table.
+"""The sharding rules: one short table from the names of dimensions to axes of the mesh.
 
-Models name every dimension where the parameter is made. `tensor` splits the arithmetic as Megatron does (heads and
-hidden features), `fsdp` splits the model width of every matrix, so that each is whole on no device. A layer's matrices are
-put together over `fsdp` when the layer is computed; without being told, the partitioner would rather move activations
-between devices, which are larger.
+Models name every dimension where a parameter is created. `tensor` splits the arithmetic as Megatron
+does (heads and feed-forward features). `fsdp` splits the model width of every matrix, so that no
+device stores a whole one. The matrices of a layer are all-gathered over `fsdp` when the layer is
+computed. This is stated explicitly because the partitioner would rather move activations between
+devices, and these are larger.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -16,75 +18,98 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sphinx_jax.core import errors, trees
 from sphinx_jax.core.progress import log
 
-# Name of a dimension -> the mesh axes that split it at rest, and those that still do when it is computed with.
-# Encoders divide their views over all devices, so their parameters (and the projections') are computed with whole.
-RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-  'batch': (('data', 'fsdp'),) * 2,
-  'views': (('data', 'fsdp', 'tensor'),) * 2,  # of all rows' images, in the encoders
-  'layers': ((), ()),  # the leading axis of scanned layers
-  'vocab': (('tensor',), ('tensor',)),
-  'lookup': (
-    ('fsdp',),
-    ('fsdp',),
-  ),  # width of the embedding table: each device looks up its channels
-  'lookup_rows': (('data',), ('data',)),  # of all rows, meanwhile
-  'embed': (('fsdp',), ()),  # width of the language model
-  'heads': (('tensor',), ('tensor',)),
-  'kv_heads': (('tensor',), ('tensor',)),
-  'ffn': (('tensor',), ('tensor',)),  # hidden features of a feed-forward layer
-  'visual': (('tensor',), ()),  # channels that the projections read
-  'encoder_embed': (('fsdp',), ()),
-  'encoder_heads': (('tensor',), ()),
-  'encoder_ffn': (('tensor',), ()),
-  'encoder_out': (('tensor',), ()),
+
+class MeshAxes(NamedTuple):
+  """The mesh axes that split a dimension of an array in storage, and those during computation."""
+
+  storage: tuple[str, ...]
+  compute: tuple[str, ...]
+
+
+def _always(*axes: str) -> MeshAxes:
+  return MeshAxes(axes, axes)
+
+
+def _storage_only(*axes: str) -> MeshAxes:
+  return MeshAxes(axes, ())
+
+
+# Encoders split their views over all devices, so their parameters, and those of the projections,
+# are whole during computation.
+RULES: dict[str, MeshAxes] = {
+  'batch': _always('data', 'fsdp'),
+  'views': _always('data', 'fsdp', 'tensor'),  # the views of all images, in the encoders
+  'layers': _always(),  # leading axis of scanned layers
+  'vocab': _always('tensor'),
+  'lookup': _always('fsdp'),  # width of the embedding table: each device looks up its channels
+  'lookup_rows': _always('data'),  # the batch during this lookup
+  'embed': _storage_only('fsdp'),  # width of the language model
+  'heads': _always('tensor'),
+  'kv_heads': _always('tensor'),
+  'ffn': _always('tensor'),  # hidden features of a feed-forward layer
+  'visual': _storage_only('tensor'),  # channels that the projections read
+  'encoder_embed': _storage_only('fsdp'),
+  'encoder_heads': _storage_only('tensor'),
+  'encoder_ffn': _storage_only('tensor'),
+  'encoder_out': _storage_only('tensor'),
 }
 
-LARGE = 2**20  # bytes; a larger leaf that is on every device is worth a line in the log
+LARGE = 2**20  # Bytes. Larger leaves that are replicated are logged.
 
 
 def partition(
-  names: Sequence[str | None], path: str = 'array', at_work: bool = False
+  names: Sequence[str | None], path: str = 'array', compute: bool = False
 ) -> PartitionSpec:
-  """The partition of an array whose dimensions have these names (None: never split), at rest or at work.
+  """The partition of an array from the names of its dimensions.
+
+  Args:
+    names: a name of RULES for each dimension; None for one that is never split.
+    path: path of the array, for errors.
+    compute: the partition during computation, instead of the one in storage.
 
   Raises:
-    SphinxError: a name that is not in the table, or a mesh axis that would split two dimensions.
+    SphinxError: a name is not in the table, or one mesh axis would split two dimensions.
   """
   parts = []
   for name in names:
     if name is not None and name not in RULES:
       raise errors.unknown(f"dimension of '{path}'", name, RULES)
-    parts.append(_axes(name, at_work))
+    parts.append(_axes(name, compute))
   used = [axis for part in parts for axis in part]
   for axis in used:
     if used.count(axis) > 1:
       raise errors.make(
-        f"layout of '{path}'",
+        f"sharding of '{path}'",
         f'dimensions {tuple(names)} that both use mesh axis {axis!r}',
         'each mesh axis once',
-        'rename one of the dimensions where the parameter is made',
+        'rename one of the dimensions where the parameter is created',
       )
   return PartitionSpec(*[part or None for part in parts])
 
 
-def _axes(name: str | None, at_work: bool = False) -> tuple[str, ...]:
-  return () if name is None else RULES[name][at_work]
+def _axes(name: str | None, compute: bool = False) -> tuple[str, ...]:
+  if name is None:
+    return ()
+  return RULES[name].compute if compute else RULES[name].storage
 
 
 def shardings(logical_axes: Mapping, abstract: Mapping, mesh: Mesh) -> dict:
-  """The layout of every leaf of a parameter tree.
+  """The storage sharding of every leaf of a parameter tree.
+
+  Vectors are replicated: all-gathering them costs more than it saves. Leaves over 1 MiB that are
+  replicated on several devices are logged.
 
   Args:
     logical_axes: tree of tuples of dimension names.
-    abstract: the tree of shapes (ShapeDtypeStruct) of the same paths.
-    mesh: from `make_mesh`.
+    abstract: tree of ShapeDtypeStruct with the same paths.
+    mesh: from `mesh.make_mesh`.
 
   Returns:
-    The same tree of NamedSharding. Vectors are on every device: to put one together would take longer than its bytes are
-    worth. Leaves over 1 MiB that end up on every device of a larger mesh are named in the log.
+    The same tree of NamedSharding.
 
   Raises:
-    SphinxError: trees that differ; a mesh axis used twice; a dimension that the mesh does not divide (path, shape, axis).
+    SphinxError: the trees differ, a mesh axis is used twice, or the mesh does not divide a
+      dimension. The message has path, shape and axis.
   """
   axes, shapes = trees.flatten(logical_axes), trees.flatten(abstract)
   if set(axes) != set(shapes):
@@ -92,36 +117,36 @@ def shardings(logical_axes: Mapping, abstract: Mapping, mesh: Mesh) -> dict:
       'logical axes',
       f'other paths: {sorted(set(axes) ^ set(shapes))[:5]}',
       'one entry for each parameter',
-      'name the dimensions where the parameter is made',
+      'name the dimensions where the parameter is created',
     )
-  layouts = {
-    path: NamedSharding(mesh, _checked(axes[path], leaf, path, mesh))
+  flat = {
+    path: NamedSharding(mesh, _checked_partition(axes[path], leaf, path, mesh))
     for path, leaf in shapes.items()
   }
   if mesh.size > 1:
-    _list_replicated(layouts, shapes)
-  return trees.unflatten(layouts)
+    _log_replicated(flat, shapes)
+  return trees.unflatten(flat)
 
 
-def _checked(
+def _checked_partition(
   names: Sequence[str | None], leaf: jax.ShapeDtypeStruct, path: str, mesh: Mesh
 ) -> PartitionSpec:
   if len(names) != len(leaf.shape):
     raise errors.make(
-      f"layout of '{path}'",
+      f"sharding of '{path}'",
       f'{len(names)} names {tuple(names)}',
       f'{len(leaf.shape)} for shape {leaf.shape}',
       'name every dimension',
     )
   spec = partition(names, path)
   for size, name in zip(leaf.shape, names):
-    split_by = _axes(name)
-    ways = math.prod(mesh.shape[axis] for axis in split_by)
+    axes = _axes(name)
+    ways = math.prod(mesh.shape[axis] for axis in axes)
     if size % ways:
       raise errors.make(
-        f"layout of '{path}'",
+        f"sharding of '{path}'",
         f"shape {leaf.shape} whose '{name}' {size} is not divided by mesh axis "
-        f'{"*".join(split_by)} of {ways}',
+        f'{"*".join(axes)} of {ways}',
         f'a multiple of {ways}',
         'change the mesh or the model width',
       )
@@ -129,10 +154,10 @@ def _checked(
   return PartitionSpec() if is_vector else spec
 
 
-def _list_replicated(
-  layouts: Mapping[str, NamedSharding], shapes: Mapping[str, jax.ShapeDtypeStruct]
+def _log_replicated(
+  flat: Mapping[str, NamedSharding], shapes: Mapping[str, jax.ShapeDtypeStruct]
 ) -> None:
-  for path, layout in layouts.items():
+  for path, sharding in flat.items():
     size = math.prod(shapes[path].shape) * np.dtype(shapes[path].dtype).itemsize
-    if layout.is_fully_replicated and size > LARGE:
-      log.info('on every device: %s %s, %.1f MiB', path, tuple(shapes[path].shape), size / 2**20)
+    if sharding.is_fully_replicated and size > LARGE:
+      log.info('replicated: %s %s, %.1f MiB', path, tuple(shapes[path].shape), size / 2**20)

@@ -1,4 +1,7 @@
-"""Splash attention, Pallas' blockwise kernel for TPU: scores never leave the chip, and blocks that nothing sees are skipped."""
+"""Splash attention, the blockwise Pallas kernel for TPU.
+
+Scores never leave the chip, and blocks that are fully masked are skipped.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -8,37 +11,36 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
   splash_attention_kernel as kernels,
   splash_attention_mask as masks,
 )
-from jax.sharding import PartitionSpec
 
 from sphinx_jax.core import errors
 from sphinx_jax.parallel import rules
 
-_LANES = 128  # of a TPU's vector registers: positions and head width come in multiples of it
-_BLOCKS = (512, 256, 128)  # positions of a block, the largest that divides is taken
+_LANES = 128  # Lanes of a TPU vector register: T and C must be multiples of it.
+_BLOCKS = (512, 256, 128)  # Positions of a block; the first that divides T is used.
 
 
 def fits(shape: Sequence[int]) -> bool:
-  """Whether the kernel takes queries of this shape [B,T,H,C]."""
+  """Whether the kernel accepts queries of this shape [B,T,H,C]."""
   return shape[1] % _LANES == 0 and shape[3] % _LANES == 0
 
 
 def splash_attention(
   query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, interpret: bool = False
 ) -> jax.Array:
-  """Causal attention within the segments of packed rows, each device with its own rows and heads.
+  """Causal attention within the segments of packed rows. Each device computes its rows and heads.
 
   Args:
-    query: [B,T,H,C].
-    key: [B,T,K,C].
-    value: [B,T,K,C].
-    segments: int32[B,T].
-    interpret: runs the kernel without a TPU, slowly, for tests.
+    query: float[B,T,H,C].
+    key: float[B,T,K,C].
+    value: float[B,T,K,C].
+    segments: int32[B,T]; 0 is padding.
+    interpret: run the kernel without a TPU, slowly, for tests.
 
   Returns:
     [B,T,H,C] in the dtype of the query.
 
   Raises:
-    SphinxError: positions or a head width that are not multiples of 128.
+    SphinxError: T or C is not a multiple of 128.
   """
   if not fits(query.shape):
     raise errors.make(
@@ -50,14 +52,12 @@ def splash_attention(
   attend = functools.partial(_attend, interpret=interpret)
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty and mesh.size > 1:
-    heads, kv_heads = (
-      rules.partition(('batch', None, name, None), at_work=True) for name in ('heads', 'kv_heads')
-    )
-    rows: PartitionSpec = rules.partition(('batch', None))
+    heads = rules.partition(('batch', None, 'heads', None), compute=True)
+    kv_heads = rules.partition(('batch', None, 'kv_heads', None), compute=True)
     attend = jax.shard_map(
       attend,
       mesh=mesh,
-      in_specs=(heads, kv_heads, kv_heads, rows),
+      in_specs=(heads, kv_heads, kv_heads, rules.partition(('batch', None))),
       out_specs=heads,
       check_vma=False,
     )
@@ -81,8 +81,11 @@ def _attend(
   kernel = kernels.make_splash_mha_single_device(
     mask, block_sizes=sizes, residual_checkpoint_name='attention', interpret=interpret
   )
-  lead = lambda x: x.swapaxes(1, 2)  # Heads before positions.
-  ids = kernels.SegmentIds(segments, segments)
-  return lead(jax.vmap(kernel)(lead(query * width**-0.5), lead(key), lead(value), ids)).astype(
-    query.dtype
+  heads_first = lambda x: x.swapaxes(1, 2)
+  out = jax.vmap(kernel)(
+    heads_first(query * width**-0.5),
+    heads_first(key),
+    heads_first(value),
+    kernels.SegmentIds(segments, segments),
   )
+  return heads_first(out).astype(query.dtype)

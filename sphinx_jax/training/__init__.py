@@ -1,5 +1,6 @@
-"""What one update is: state, loss, optimizer, step; and what a run says about itself.
+"""One update of a run: state, loss, optimizer and step; and the metrics that a run writes.
 
-Goals: frozen parameters cost no gradient, no moments and no precision; the loss is a mean over the tokens of the global
-batch, however the batch is cut; a run says per task what it learns, and stops at the first number that is not finite.
+Frozen parameters cost no gradient and no moments, and are stored in the compute dtype. The loss is
+a mean over the tokens of the global batch, however the batch is split. Metrics are written per
+task. A run stops at the first loss or gradient that is not finite.
 """

@@ -1,7 +1,8 @@
-"""AdamW or Muon with warmup and cosine decay, clipping by global norm, and no decay of norms, biases and vectors.
+"""AdamW or Muon with linear warmup, cosine decay and clipping by global norm.
 
-Defaults of the official fine-tuning recipe (FACTS, from the official README): AdamW, betas (0.9, 0.95), clip 8, weight
-decay 0, cosine to 0 after a linear warmup. Muon is for runs in which nothing is pretrained.
+Norms, biases and vectors do not decay. The defaults of the configs are those of the official
+fine-tuning recipe (docs/official_sphinx.md, "Fine-tuning recipe"): AdamW, betas (0.9, 0.95), clip 8, weight
+decay 0, cosine to 0 after a linear warmup. Muon is meant for runs without pretrained parameters.
 """
 
 import itertools
@@ -18,53 +19,58 @@ from sphinx_jax.core import errors, trees
 
 NAMES = ('adamw', 'muon')
 _UNDECAYED = ('bias', 'scale')
-_MUON_RMS = 0.2  # Of an entry of Muon's step at rate 1, as AdamW's is, so that one rate serves both (arXiv 2502.16982).
+# Root mean square of an entry of Muon's step at rate 1. It equals AdamW's, so that one learning
+# rate serves both (arXiv 2502.16982).
+_MUON_RMS = 0.2
 
 
 def schedule(lr: float, warmup: int, decay_to: float, steps: int) -> optax.Schedule:
-  """Learning rate by update: linear to `lr` over `warmup` updates, then a cosine to `decay_to * lr` at the last one.
+  """Learning rate by update: linear warmup, then a cosine.
 
   The first update already moves: its rate is lr / warmup, not 0.
+
+  Args:
+    lr: the highest rate.
+    warmup: number of updates of the linear part.
+    decay_to: rate of the last update, as a share of `lr`.
+    steps: number of updates of the run.
   """
 
   def rate(count: jax.Array) -> jax.Array:
-    done = (count - warmup + 1) / max(steps - warmup, 1)
-    cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
-    return lr * jnp.where(
-      count < warmup, (count + 1) / max(warmup, 1), decay_to + (1 - decay_to) * cosine
-    )
+    progress = jnp.clip((count - warmup + 1) / max(steps - warmup, 1), 0, 1)
+    cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+    warm = (count + 1) / max(warmup, 1)
+    return lr * jnp.where(count < warmup, warm, decay_to + (1 - decay_to) * cosine)
 
   return rate
 
 
-def decays(logical_axes: Mapping) -> dict:
+def decay_mask(logical_axes: Mapping) -> dict:
   """Tree of bool: whether weight decay applies to a parameter, from the names of its dimensions.
 
-  Matrices and kernels decay. Whatever has fewer than two dimensions besides the stacked 'layers' does not, nor does
-  anything called bias or scale.
+  Matrices and kernels decay. A parameter with fewer than two dimensions besides the stacked
+  'layers' does not, nor does one with the name bias or scale.
   """
-  flat = trees.flatten(logical_axes)
-  return trees.unflatten(
-    {
-      path: sum(name != 'layers' for name in names) >= 2
-      and path.rsplit('/', 1)[-1] not in _UNDECAYED
-      for path, names in flat.items()
-    }
-  )
+  mask = {}
+  for path, names in trees.flatten(logical_axes).items():
+    dimensions = sum(name != 'layers' for name in names)
+    mask[path] = dimensions >= 2 and path.rsplit('/', 1)[-1] not in _UNDECAYED
+  return trees.unflatten(mask)
 
 
-def muon_axes(logical_axes: Mapping) -> dict:
-  """Tree of the (input, output) dimensions of what Muon moves, None for what it leaves to AdamW.
+def muon_dimensions(logical_axes: Mapping) -> dict:
+  """Tree of the (input, output) dimensions of the parameters of Muon; None for those of AdamW.
 
-  Muon moves kernels between two named dimensions; those without a name, and the stacked 'layers', count matrices. What
-  reads or writes the vocabulary, and kernels of patches, stay with AdamW.
+  Muon moves kernels between two named dimensions. Dimensions without a name, and the stacked
+  'layers', count matrices. AdamW moves kernels that read or write the vocabulary, and kernels of
+  patches.
   """
-  flat = {}
+  dimensions = {}
   for path, names in trees.flatten(logical_axes).items():
     named = [index for index, name in enumerate(names) if name not in (None, 'layers')]
-    matrix = path.endswith('kernel') and len(named) == 2 and 'vocab' not in names
-    flat[path] = optax.contrib.MuonDimensionNumbers(*named) if matrix else None
-  return trees.unflatten(flat)
+    is_matrix = path.endswith('kernel') and len(named) == 2 and 'vocab' not in names
+    dimensions[path] = optax.contrib.MuonDimensionNumbers(*named) if is_matrix else None
+  return trees.unflatten(dimensions)
 
 
 def make_optimizer(
@@ -76,19 +82,21 @@ def make_optimizer(
   clip: float,
   moment_dtype: str = 'float32',
 ) -> optax.GradientTransformation:
-  """The optimizer of the trained tree.
+  """Builds the optimizer of the trained tree.
 
   Args:
     name: one of NAMES.
     rate: learning rate by update.
-    logical_axes: names of the dimensions of the trained parameters.
-    betas: decay of AdamW's first and second moment.
-    weight_decay: times the learning rate, subtracted from what `decays` names.
+    logical_axes: tree of the dimension names of the trained parameters.
+    betas: decay rates of AdamW's first and second moment.
+    weight_decay: factor of the parameters that `decay_mask` selects. Their product with it and the
+      learning rate is subtracted from them.
     clip: largest global norm of the gradient.
-    moment_dtype: of the first moment; the second stays float32, for its small changes vanish in bfloat16.
+    moment_dtype: dtype of the first moment. The second one stays float32, because its small changes
+      would vanish in bfloat16.
 
   Raises:
-    SphinxError: an unknown name, a clip that is not positive.
+    SphinxError: unknown name, or a clip that is not positive.
   """
   if name not in NAMES:
     raise errors.unknown('optimizer.name', name, NAMES)
@@ -97,15 +105,15 @@ def make_optimizer(
       'optimizer.clip', f'{clip}', 'a positive number', 'set a large one not to clip'
     )
   moment_dtype = jnp.dtype(moment_dtype)
-  if (
-    name == 'muon'
-  ):  # A rate of -1 leaves the direction alone: decay and rate are the same for both, below.
+  if name == 'muon':
+    # optax's muon multiplies by its own rate; -1 leaves the direction unchanged. Decay and learning
+    # rate follow below, the same for both optimizers.
     direction = optax.contrib.muon(
       -1.0,
       mu_dtype=moment_dtype,
       adam_b1=betas[0],
       adam_b2=betas[1],
-      muon_weight_dimension_numbers=muon_axes(logical_axes),
+      muon_weight_dimension_numbers=muon_dimensions(logical_axes),
       consistent_rms=_MUON_RMS,
     )
   else:
@@ -113,23 +121,34 @@ def make_optimizer(
   return optax.chain(
     optax.clip_by_global_norm(clip),
     direction,
-    optax.add_decayed_weights(weight_decay, mask=decays(logical_axes)),
+    optax.add_decayed_weights(weight_decay, mask=decay_mask(logical_axes)),
     optax.scale_by_learning_rate(rate),
   )
 
 
 def state_shardings(
-  optimizer: optax.GradientTransformation, abstract: Any, layouts: Any, other: NamedSharding
+  optimizer: optax.GradientTransformation,
+  abstract: Any,
+  param_shardings: Any,
+  other: NamedSharding,
 ) -> Any:
-  """Layout of the optimizer's state: moments lie as their parameters do, counts as `other` (a copy everywhere).
+  """The shardings of the optimizer's state.
 
-  A moment is known by the names that end its path, which are its parameter's: optax.tree_map_params cannot open Muon's
-  state, in which some parameters are missing.
+  A moment is matched to its parameter by the dictionary keys that end its path.
+  optax.tree_map_params does not work here: Muon's state lacks some of the parameters.
+
+  Args:
+    optimizer: from `make_optimizer`.
+    abstract: tree of ShapeDtypeStruct of the trained parameters.
+    param_shardings: their shardings; moments get the same.
+    other: sharding of everything else, for instance counts.
   """
-  by_path = dict(jax.tree_util.tree_leaves_with_path(layouts))
+  by_path = dict(jax.tree_util.tree_leaves_with_path(param_shardings))
 
   def find(path: tuple, _: Any) -> NamedSharding:
-    names = itertools.takewhile(lambda key: isinstance(key, jax.tree_util.DictKey), reversed(path))
-    return by_path.get(tuple(names)[::-1], other)
+    reversed_keys = itertools.takewhile(
+      lambda key: isinstance(key, jax.tree_util.DictKey), reversed(path)
+    )
+    return by_path.get(tuple(reversed_keys)[::-1], other)
 
   return jax.tree_util.tree_map_with_path(find, jax.eval_shape(optimizer.init, abstract))

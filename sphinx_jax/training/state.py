@@ -1,4 +1,4 @@
-"""The state of a run, with trained and frozen parameters apart: what is frozen has no gradient and no moments."""
+"""The state of a run. Trained and frozen parameters are separate: frozen ones have no gradient."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ class State:
   """Everything an update changes, and the frozen parameters it reads.
 
   Attributes:
-    step: int32[], updates done.
+    step: int32[], number of finished updates.
     trained: tree of float32 parameters.
-    frozen: tree of parameters at rest in the compute dtype.
-    opt_state: of the optimizer, for the trained parameters only.
+    frozen: tree of parameters, stored in the compute dtype.
+    opt_state: the optimizer's state, of the trained parameters only.
   """
 
   step: jax.Array
@@ -31,22 +31,26 @@ class State:
 
   @property
   def params(self) -> dict:
-    """Trained and frozen parameters as the one tree that the model takes."""
+    """Trained and frozen parameters as one tree, as the model takes them."""
     return merge(self.trained, self.frozen)
 
 
-def split(params: Mapping, rules: Sequence[tuple[str, str]]) -> tuple[dict, dict]:
-  """Parameters -> (trained, frozen) by ordered patterns `(regex of the whole path, 'train' | 'frozen')`, first match wins.
+def split(params: Mapping, trainable: Sequence[tuple[str, str]]) -> tuple[dict, dict]:
+  """Splits a parameter tree into (trained, frozen).
+
+  Args:
+    params: tree of parameters, or of anything that each parameter has one of.
+    trainable: pairs (regex of the whole path, 'train' or 'frozen'); the first match decides.
 
   Raises:
-    SphinxError: a parameter no pattern covers, or a word that is neither 'train' nor 'frozen'.
+    SphinxError: no pattern matches a parameter, or a value is neither 'train' nor 'frozen'.
   """
-  for _, word in rules:
-    if word not in CHOICES:
-      raise errors.unknown("value in 'trainable'", word, CHOICES)
-  parts = {word: {} for word in CHOICES}
+  for _, choice in trainable:
+    if choice not in CHOICES:
+      raise errors.unknown("value in 'trainable'", choice, CHOICES)
+  parts = {choice: {} for choice in CHOICES}
   for path, leaf in trees.flatten(params).items():
-    parts[trees.first_match(rules, path)][path] = leaf
+    parts[trees.first_match(trainable, path)][path] = leaf
   return trees.unflatten(parts['train']), trees.unflatten(parts['frozen'])
 
 
@@ -55,16 +59,26 @@ def merge(trained: Mapping, frozen: Mapping) -> dict:
   return trees.unflatten(trees.flatten(trained) | trees.flatten(frozen))
 
 
-def at_rest(abstract: Mapping, rules: Sequence[tuple[str, str]], dtype: str) -> dict:
-  """Shapes of parameters with the dtype they have between updates: float32 if trained, the compute dtype if frozen."""
+def storage_dtypes(
+  abstract: Mapping, trainable: Sequence[tuple[str, str]], compute_dtype: str
+) -> dict:
+  """Shapes of parameters with their storage dtype: float32 if trained, the compute dtype if frozen.
 
-  def cast(leaf: jax.ShapeDtypeStruct, target: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(
-      leaf.shape, target if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
-    )
+  Args:
+    abstract: tree of ShapeDtypeStruct. Leaves that are not floating point keep their dtype.
+    trainable: see `split`.
+    compute_dtype: name of the dtype of frozen parameters.
 
-  trained, frozen = split(abstract, rules)
+  Returns:
+    The tree with the new dtypes.
+  """
+
+  def cast(leaf: jax.ShapeDtypeStruct, dtype: Any) -> jax.ShapeDtypeStruct:
+    is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jax.ShapeDtypeStruct(leaf.shape, dtype if is_float else leaf.dtype)
+
+  trained, frozen = split(abstract, trainable)
   return merge(
     jax.tree.map(lambda leaf: cast(leaf, jnp.float32), trained),
-    jax.tree.map(lambda leaf: cast(leaf, jnp.dtype(dtype)), frozen),
+    jax.tree.map(lambda leaf: cast(leaf, jnp.dtype(compute_dtype)), frozen),
   )

@@ -1,7 +1,7 @@
-"""What a run says about itself: metrics.jsonl and TensorBoard, averaged over windows of steps.
+"""The metrics of a run: metrics.jsonl and TensorBoard, averaged over windows of steps.
 
-A window's sums are part of the checkpoint, so a run that stops in the middle of a window writes, after its restart, the
-very line that an unbroken run writes.
+The sums of the open window are part of the checkpoint. A run that stops in the middle of a window
+therefore writes, after its restart, the same line as an uninterrupted run.
 """
 
 import contextlib
@@ -16,45 +16,50 @@ import numpy as np
 import psutil
 from etils import epath
 
-from sphinx_jax.core import config as config_lib, errors, tensorflow as quiet_tensorflow
+from sphinx_jax.core import errors, files, tensorflow
 
 FILE = 'metrics.jsonl'
 
 
 class Window:
-  """Sums of step metrics since the last line, and the seconds they took.
+  """Sums of the step metrics since the last written line, and the time they took.
 
   Args:
     tasks: names of the mixture's tasks, in order.
-    sums: what `state` gave, to go on inside a window.
+    sums: the value of `state` from which to resume inside a window.
   """
 
-  def __init__(self, tasks: Sequence[str], sums: Mapping[str, Any] | None = None):
+  def __init__(self, tasks: Sequence[str], sums: Mapping[str, Any] | None = None) -> None:
     self._tasks = tuple(tasks)
     self._sums = dict(sums or {})
     self._unread: tuple[int, Mapping[str, Any]] | None = None
-    self._restart()
+    self._start_clock()
 
-  def _restart(self) -> None:
+  def _start_clock(self) -> None:
     self._began, self._waited, self._paused = time.perf_counter(), 0.0, 0.0
-    self._here = {'steps': 0.0, 'examples': 0.0, 'useful': 0.0}  # Since `_began`, for the rates.
+    # Counts since `_began`, for the rates. `_sums` may begin earlier, before a restart.
+    self._timed = {'steps': 0.0, 'examples': 0.0, 'useful': 0.0}
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:
-    """Time inside is reported as waiting for data."""
+    """A context whose time counts as waiting for data."""
     began = time.perf_counter()
     yield
     self._waited += time.perf_counter() - began
 
   @contextlib.contextmanager
   def pause(self) -> Iterator[None]:
-    """Time inside does not count (evaluation)."""
+    """A context whose time does not count, for evaluation."""
     began = time.perf_counter()
     yield
     self._paused += time.perf_counter() - began
 
   def add(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Takes the metrics of a step that has been sent off, and reads those of the step before it.
+    """Takes the metrics of a dispatched step, and reads those of the step before it.
+
+    Args:
+      step: number of the step.
+      metrics: see `step.make_train_step`. They may still be in computation.
 
     Raises:
       SphinxError: see `read`.
@@ -66,7 +71,7 @@ class Window:
     """Waits for the last step and adds its metrics to the sums.
 
     Raises:
-      SphinxError: a loss or gradient that is not finite; names the steps since the last line.
+      SphinxError: the loss or the gradient norm is not finite; names the steps since the last line.
     """
     if self._unread is None:
       return
@@ -86,15 +91,15 @@ class Window:
     for name, value in values.items():
       self._sums[name] = (np.asarray(self._sums.get(name, 0.0)) + value).tolist()
     self._sums['learning_rate'] = float(values['learning_rate'])
-    for name in self._here:
-      self._here[name] += float(values[name])
+    for name in self._timed:
+      self._timed[name] += float(values[name])
 
   def state(self) -> dict[str, Any]:
-    """The sums as JSON-able numbers."""
+    """The sums, as values that JSON can hold."""
     return dict(self._sums)
 
   def close(self) -> dict[str, float]:
-    """The averages by name; the next window starts empty."""
+    """Returns the averages by name, and starts an empty window."""
     sums, seconds = self._sums, max(time.perf_counter() - self._began - self._paused, 1e-9)
     line = {'loss': _mean(sums['loss'], sums['weight'])}
     for name, loss, weight in zip(self._tasks, sums['task_loss'], sums['task_weight']):
@@ -104,14 +109,14 @@ class Window:
       'learning_rate': sums['learning_rate'],
       'grad_norm': sums['grad_norm'] / sums['steps'],
       'useful_share': sums['useful'] / sums['positions'],
-      'steps_per_second': self._here['steps'] / seconds,
-      'examples_per_second': self._here['examples'] / seconds,
-      'tokens_per_second': self._here['useful'] / seconds,
+      'steps_per_second': self._timed['steps'] / seconds,
+      'examples_per_second': self._timed['examples'] / seconds,
+      'tokens_per_second': self._timed['useful'] / seconds,
       'data_wait_share': self._waited / seconds,
       'rss_bytes': float(psutil.Process().memory_info().rss),
     }
     self._sums = {}
-    self._restart()
+    self._start_clock()
     return line
 
 
@@ -120,20 +125,23 @@ def _mean(total: float, weight: float) -> float:
 
 
 class Writer:
-  """Writes lines of metrics to `metrics.jsonl` and to TensorBoard in a run's directory.
+  """Writes lines of metrics to metrics.jsonl and to TensorBoard, in the directory of a run.
 
-  Lines after `step` are dropped first, in both: they belong to updates that the restored run will do again.
+  Lines after `step` are dropped first, from both: the resumed run repeats their updates.
 
   Args:
     workdir: the run's directory.
-    step: the step that the run goes on from.
-    enabled: False on all but one process.
+    step: the step from which the run resumes.
+    enabled: False on all processes but one.
 
   Attributes:
-    last: the newest value of every name.
+    last: the newest value of every metric.
+
+  Raises:
+    SphinxError: the files cannot be written, for instance to a full disk.
   """
 
-  def __init__(self, workdir: str | os.PathLike, step: int, enabled: bool = True):
+  def __init__(self, workdir: str | os.PathLike, step: int, enabled: bool = True) -> None:
     self.last: dict[str, float] = {}
     self._enabled = enabled
     self._lines = [line for line in read(workdir) if line['step'] <= step]
@@ -141,40 +149,41 @@ class Writer:
       self._remember(line)
     if not enabled:
       return
-    self._summary = quiet_tensorflow.load().summary
-    self._file, board = epath.Path(workdir) / FILE, epath.Path(workdir) / 'tensorboard'
-    with self._writing():
-      config_lib.write_whole(self._file, self._text())
+    self._file = epath.Path(workdir) / FILE
+    self._summary = tensorflow.load().summary
+    board = epath.Path(workdir) / 'tensorboard'
+    with self._write_errors():
+      files.write_atomic(self._file, self._text())
       if board.exists():
         board.rmtree()
       self._board = self._summary.create_file_writer(os.fspath(board))
       for line in self._lines:
-        self._draw(line)
+        self._write_scalars(line)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """One line; handed to the operating system before this returns.
+    """Writes one line. It has reached the operating system when this returns.
 
     Raises:
-      SphinxError: it cannot be written: a full disk.
+      SphinxError: the line cannot be written, for instance to a full disk.
     """
     line = {'step': step, **values}
     self._remember(line)
     if not self._enabled:
       return
     self._lines.append(line)
-    with self._writing():
-      if config_lib.is_remote(self._file):  # Objects of a bucket cannot grow.
+    with self._write_errors():
+      if files.is_remote(self._file):  # An object in a bucket cannot be appended to.
         self._file.write_text(self._text())
       else:
         with self._file.open('a') as file:
           file.write(json.dumps(line) + '\n')
-      self._draw(line)
+      self._write_scalars(line)
 
   def _text(self) -> str:
     return ''.join(json.dumps(line) + '\n' for line in self._lines)
 
   @contextlib.contextmanager
-  def _writing(self) -> Iterator[None]:
+  def _write_errors(self) -> Iterator[None]:
     try:
       yield
     except OSError as error:
@@ -183,20 +192,19 @@ class Writer:
   def _remember(self, line: Mapping[str, float]) -> None:
     self.last |= {name: value for name, value in line.items() if name != 'step'}
 
-  def _draw(self, line: Mapping[str, float]) -> None:
+  def _write_scalars(self, line: Mapping[str, float]) -> None:
     with self._board.as_default(step=line['step']):
       for name, value in line.items():
         if name != 'step':
           self._summary.scalar(name, value)
 
   def close(self) -> None:
-    """Ends the drawing."""
+    """Closes the TensorBoard file."""
     if self._enabled:
       self._board.close()
 
 
 def read(workdir: str | os.PathLike) -> list[dict]:
-  """The lines of a run's metrics.jsonl; an unfinished last line (the run was killed) is left out."""
+  """The lines of a run's metrics.jsonl, without a last line that a killed run did not finish."""
   file = epath.Path(workdir) / FILE
-  lines = file.read_text().split('\n')[:-1] if file.exists() else []
-  return [json.loads(line) for line in lines]
+  return files.read_jsonl(file, drop_partial=True) if file.exists() else []

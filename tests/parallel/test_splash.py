@@ -1,4 +1,4 @@
-"""Splash attention beside the plain one; Pallas' interpreter stands for the TPU."""
+"""Splash attention compared with plain attention, in Pallas' interpreter instead of on a TPU."""
 
 import functools
 
@@ -11,24 +11,23 @@ from sphinx_jax.core import errors
 from sphinx_jax.models import attention
 from sphinx_jax.parallel import mesh as meshes, splash
 
-ROWS, LENGTH, WIDTH = 2, 256, 128
+BATCH_SIZE, LENGTH, WIDTH = 2, 256, 128
 
 
 def inputs(heads, kv_heads):
   keys = jax.random.split(jax.random.key(0), 3)
   arrays = [
-    jax.random.normal(key, (ROWS, LENGTH, count, WIDTH))
+    jax.random.normal(key, (BATCH_SIZE, LENGTH, count, WIDTH))
     for key, count in zip(keys, (heads, kv_heads, kv_heads))
   ]
-  segments = np.sort(np.random.default_rng(0).integers(1, 5, (ROWS, LENGTH)), axis=1).astype(
-    np.int32
-  )
+  segments = np.random.default_rng(0).integers(1, 5, (BATCH_SIZE, LENGTH), dtype=np.int32)
+  segments.sort(axis=1)
   segments[:, -40:] = 0  # Padding.
   return *arrays, segments
 
 
-def both(attend, query, key, value, segments):
-  """Output, and gradients of a sum that weighs every real position differently."""
+def output_and_gradients(attend, query, key, value, segments):
+  """The output, and the gradients of a sum that weights every valid position differently."""
   weight = np.linspace(0.5, 1.5, LENGTH)[:, None, None] * (segments > 0)[:, :, None, None]
 
   def total(query, key, value):
@@ -40,24 +39,25 @@ def both(attend, query, key, value, segments):
 
 
 @pytest.mark.parametrize('heads, kv_heads', [(2, 2), (4, 2)])
-def test_outputs_and_gradients_are_those_of_plain_attention(heads, kv_heads):
+def test_outputs_and_gradients_equal_those_of_plain_attention(heads, kv_heads):
   arguments = inputs(heads, kv_heads)
-  want = jax.jit(functools.partial(both, attention.xla_attention))(*arguments)
-  found = jax.jit(
-    functools.partial(both, functools.partial(splash.splash_attention, interpret=True))
-  )(*arguments)
+  plain = functools.partial(output_and_gradients, attention.xla_attention)
+  kernel = functools.partial(splash.splash_attention, interpret=True)
+  blockwise = functools.partial(output_and_gradients, kernel)
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * max(1, np.abs(b).max())), found, want
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * max(1, np.abs(b).max())),
+    jax.jit(blockwise)(*arguments),
+    jax.jit(plain)(*arguments),
   )
 
 
-def test_every_device_takes_its_own_rows_and_heads():
+def test_every_device_computes_its_own_rows_and_heads():
   query, key, value, segments = inputs(4, 2)
   mesh = meshes.make_mesh(data=1, fsdp=2, tensor=2)
   attend = functools.partial(splash.splash_attention, interpret=True)
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-    layout = jax.sharding.NamedSharding(mesh, jax.P(('data', 'fsdp'), None, 'tensor'))
-    placed = [jax.device_put(x, layout) for x in (query, key, value)]
+    sharding = jax.sharding.NamedSharding(mesh, jax.P(('data', 'fsdp'), None, 'tensor'))
+    placed = [jax.device_put(x, sharding) for x in (query, key, value)]
     compiled = jax.jit(attend).lower(*placed, segments).compile()
   assert 'all-gather' not in compiled.as_text()
   np.testing.assert_allclose(
@@ -65,7 +65,7 @@ def test_every_device_takes_its_own_rows_and_heads():
   )
 
 
-def test_shapes_that_the_kernel_cannot_take_are_refused_or_computed_plainly():
+def test_shapes_that_the_kernel_does_not_support_are_refused_or_computed_plainly():
   query = jnp.ones((1, 96, 2, 64))
   segments = jnp.ones((1, 96), jnp.int32)
   with pytest.raises(

@@ -37,7 +37,7 @@ def update(model):
     lambda params: jax.tree.map(jnp.zeros_like, params),
     lambda gradient, _, params: (jax.tree.map(jnp.zeros_like, params), gradient),
   )
-  trained, frozen = state.split(model.params, (('encoders/.*', 'none'), ('.*', 'train')))
+  trained, frozen = state.split(model.params, (('encoders/.*', 'frozen'), ('.*', 'train')))
   begin = state.State(jnp.int32(0), trained, frozen, keep.init(trained))
   run = jax.jit(step.make_train_step(apply, keep, lambda count: jnp.float32(0), tasks=1))
   return lambda batch: run(begin, batch)
@@ -77,7 +77,7 @@ def official_gradients(model, new):
   for weight in official.weights(model.config):
     for index, key in weight.places():
       if weight.path in gradients:
-        found[key] = weight.to_theirs(np.asarray(gradients[weight.path])[index])
+        found[key] = weight.to_foreign(np.asarray(gradients[weight.path])[index])
   return found
 
 

@@ -16,30 +16,32 @@ def batch(seed: int = 0) -> tuple[jax.Array, dict]:
   }
 
 
-def test_cross_entropy_is_that_of_the_textbook():
+def test_cross_entropy_is_that_of_optax():
   logits, fields = batch()
-  want = optax.softmax_cross_entropy_with_integer_labels(logits, fields['targets'])
-  np.testing.assert_allclose(loss.cross_entropy(logits, fields['targets']), want, rtol=1e-5)
+  expected = optax.softmax_cross_entropy_with_integer_labels(logits, fields['targets'])
+  np.testing.assert_allclose(loss.cross_entropy(logits, fields['targets']), expected, rtol=1e-5)
   assert loss.cross_entropy(logits.astype(jnp.bfloat16), fields['targets']).dtype == jnp.float32
 
 
-def test_mean_is_over_weights_and_tasks_add_up():
+def test_the_mean_is_weighted_and_tasks_add_up():
   logits, fields = batch()
   sums = loss.sums(logits, fields, tasks=3)
-  each = np.asarray(loss.cross_entropy(logits, fields['targets']))
+  per_token = np.asarray(loss.cross_entropy(logits, fields['targets']))
   np.testing.assert_allclose(
     loss.mean(sums['loss'], sums['weight']),
-    np.average(each, weights=fields['loss_weight']),
+    np.average(per_token, weights=fields['loss_weight']),
     rtol=1e-5,
   )
   for task in range(3):
-    mine = np.asarray(fields['loss_weight']) * (np.asarray(fields['task']) == task)
-    np.testing.assert_allclose(sums['task_loss'][task], (mine * each).sum(), rtol=1e-5, atol=1e-6)
-    assert sums['task_weight'][task] == mine.sum()
+    weight = np.asarray(fields['loss_weight']) * (np.asarray(fields['task']) == task)
+    np.testing.assert_allclose(
+      sums['task_loss'][task], (weight * per_token).sum(), rtol=1e-5, atol=1e-6
+    )
+    assert sums['task_weight'][task] == weight.sum()
   np.testing.assert_allclose(sums['task_loss'].sum(), sums['loss'], rtol=1e-5)
 
 
-def test_nothing_to_learn_gives_zero_and_no_gradient():
+def test_a_batch_without_weight_has_loss_zero_and_no_gradient():
   logits, fields = batch()
   fields['loss_weight'] *= 0
 
@@ -65,35 +67,34 @@ def test_mean_of_huge_logits_is_finite():
 
 
 def chunked(chunk: int):
-  """Loss and gradients of states and head, in chunks of positions."""
+  """The compiled loss with gradients of hidden states and LM head, and its arguments."""
   rng = np.random.default_rng(0)
-  states, kernel = (
+  hidden, kernel = (
     jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((4, 64, 16), (16, 1000))
   )
-  whole_numbers = lambda end: jnp.asarray(rng.integers(0, end, (4, 64)), jnp.int32)
+  integers = lambda end: jnp.asarray(rng.integers(0, end, (4, 64)), jnp.int32)
   fields = {
-    'targets': whole_numbers(1000),
-    'task': whole_numbers(3),
-    'loss_weight': whole_numbers(3).astype(jnp.float32),
+    'targets': integers(1000),
+    'task': integers(3),
+    'loss_weight': integers(3).astype(jnp.float32),
   }
 
-  def value(states, kernel):
-    sums = loss.chunked_sums(states, lambda part: part @ kernel, fields, 3, chunk)
+  def value(hidden, kernel):
+    sums = loss.chunked_sums(hidden, lambda part: part @ kernel, fields, 3, chunk)
     return sums['loss'], sums
 
-  return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True)).lower(
-    states, kernel
-  ).compile(), (states, kernel)
+  gradient = jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))
+  return gradient.lower(hidden, kernel).compile(), (hidden, kernel)
 
 
-def test_chunks_give_the_same_loss_and_gradients_without_all_logits():
+def test_chunks_give_the_same_loss_and_gradients_in_less_memory():
   whole, arguments = chunked(0)
-  parts, _ = chunked(8)
+  in_chunks, _ = chunked(8)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-    parts(*arguments),
+    in_chunks(*arguments),
     whole(*arguments),
   )
   peak = lambda compiled: compiled.memory_analysis().temp_size_in_bytes
   logits = 4 * 64 * 1000 * 4
-  assert peak(whole) > 2 * logits and peak(parts) < logits
+  assert peak(whole) > 2 * logits and peak(in_chunks) < logits

@@ -43,8 +43,8 @@ def test_schedule_of_short_runs_is_positive_and_finite(warmup, steps):
   assert np.all(values > 0) and np.all(values <= 1)
 
 
-def test_only_matrices_decay_whatever_is_stacked():
-  assert optimizer.decays(AXES) == {
+def test_only_matrices_decay_also_in_stacks_of_layers():
+  assert optimizer.decay_mask(AXES) == {
     'norm': {'scale': False},
     'qkv': {'bias': False, 'kernel': True},
     'start': False,
@@ -71,15 +71,14 @@ def test_gradients_over_the_norm_are_scaled_together():
     for part in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, 'mu'))
     if hasattr(part, 'mu')
   )
-  np.testing.assert_allclose(
-    adam.mu['kernel'], [[0.06], [0]], rtol=1e-5
-  )  # (1 - beta1) * gradient / norm
+  # (1 - beta1) * gradient / norm
+  np.testing.assert_allclose(adam.mu['kernel'], [[0.06], [0]], rtol=1e-5)
   np.testing.assert_allclose(adam.mu['bias'], [0.08], rtol=1e-5)
   with pytest.raises(errors.SphinxError, match='optimizer.clip'):
     make(clip=0.0)
 
 
-def test_unknown_name_is_answered_with_the_choices():
+def test_an_unknown_name_gets_the_choices():
   with pytest.raises(
     errors.SphinxError,
     match="optimizer.name: got 'adam', expected one of adamw, muon; did you mean 'adamw'",
@@ -87,7 +86,7 @@ def test_unknown_name_is_answered_with_the_choices():
     make('adam')
 
 
-def test_muon_moves_every_matrix_of_a_stack_alike_in_all_directions():
+def test_muon_moves_each_matrix_of_a_stack_equally_in_all_directions():
   axes = {'kernel': ('layers', 'embed', None, 'heads'), 'embed': ('vocab', 'embed')}
   settings = dict(logical_axes=axes, weight_decay=0.0, betas=(0.9, 0.99))
   draw = lambda shape, seed: jnp.asarray(
@@ -96,23 +95,20 @@ def test_muon_moves_every_matrix_of_a_stack_alike_in_all_directions():
   params = {'kernel': draw((2, 6, 3, 4), 0), 'embed': draw((8, 6), 1)}
   gradient = {'kernel': draw((2, 6, 3, 4), 2), 'embed': draw((8, 6), 3)}
   tx = make('muon', **settings)
-  moved = {
-    name: -update / 0.1 for name, update in tx.update(gradient, tx.init(params), params)[0].items()
-  }
+  updates, _ = tx.update(gradient, tx.init(params), params)
+  moved = {name: -update / 0.1 for name, update in updates.items()}
   for matrix in np.moveaxis(moved['kernel'], 2, 1).reshape(-1, 6, 4):
     sizes = np.linalg.svd(matrix, compute_uv=False)
     assert sizes.max() < 2 * sizes.min()
-    assert np.sqrt(np.square(matrix).mean()) == pytest.approx(
-      0.2, rel=0.3
-    )  # Of like size as AdamW's steps.
-  size = np.abs(
-    moved['embed']
-  )  # The vocabulary stays with AdamW, whose first step has one size everywhere.
+    root_mean_square = np.sqrt(np.square(matrix).mean())
+    assert root_mean_square == pytest.approx(0.2, rel=0.3)  # About the size of AdamW's steps.
+  # AdamW moves the vocabulary. Its first step has the same size everywhere.
+  size = np.abs(moved['embed'])
   np.testing.assert_allclose(size, size[0, 0], rtol=1e-4)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_first_moment_has_the_dtype_asked_for(dtype):
+def test_the_first_moment_has_the_configured_dtype(dtype):
   params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
   dtypes = {
     leaf.dtype.name for leaf in jax.tree.leaves(make(moment_dtype=dtype).init(params)) if leaf.ndim
@@ -121,9 +117,9 @@ def test_first_moment_has_the_dtype_asked_for(dtype):
 
 
 @pytest.mark.parametrize('name, moments', [('adamw', 2), ('muon', 1)])
-def test_moments_lie_as_their_parameters(name, moments):
+def test_moments_are_sharded_like_their_parameters(name, moments):
   mesh = jax.make_mesh((2,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
-  layouts = {
+  shardings = {
     'kernel': NamedSharding(mesh, PartitionSpec('x')),
     'bias': NamedSharding(mesh, PartitionSpec()),
   }
@@ -132,14 +128,10 @@ def test_moments_lie_as_their_parameters(name, moments):
     'bias': jax.ShapeDtypeStruct((2,), jnp.float32),
   }
   tx = make(name)
-  found = optimizer.state_shardings(tx, params, layouts, layouts['bias'])
-  shapes, specs = (
-    jax.tree.leaves(jax.eval_shape(tx.init, params)),
-    [layout.spec for layout in jax.tree.leaves(found)],
-  )
-  assert (
-    sum(leaf.shape == (2, 2) for leaf in shapes) == moments
-    and sum(leaf.shape == (2,) for leaf in shapes) == 2
-  )
+  result = optimizer.state_shardings(tx, params, shardings, shardings['bias'])
+  shapes = jax.tree.leaves(jax.eval_shape(tx.init, params))
+  specs = [sharding.spec for sharding in jax.tree.leaves(result)]
+  assert sum(leaf.shape == (2, 2) for leaf in shapes) == moments
+  assert sum(leaf.shape == (2,) for leaf in shapes) == 2
   expected = [PartitionSpec('x') if leaf.shape == (2, 2) else PartitionSpec() for leaf in shapes]
   assert specs == expected

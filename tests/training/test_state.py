@@ -27,8 +27,8 @@ def test_first_match_decides_and_all_must_be_covered():
     state.split(PARAMS, (('.*', 'trian'),))
 
 
-def test_frozen_rests_in_compute_dtype_and_trained_in_float32():
-  resting = state.at_rest(jax.eval_shape(lambda: PARAMS), FROZEN_ENCODERS, 'bfloat16')
-  assert resting['encoders']['clip']['w'].dtype == jnp.bfloat16
-  assert resting['encoders']['clip']['count'].dtype == np.int32
-  assert resting['llm']['w'].dtype == jnp.float32
+def test_frozen_is_stored_in_the_compute_dtype_and_trained_in_float32():
+  stored = state.storage_dtypes(jax.eval_shape(lambda: PARAMS), FROZEN_ENCODERS, 'bfloat16')
+  assert stored['encoders']['clip']['w'].dtype == jnp.bfloat16
+  assert stored['encoders']['clip']['count'].dtype == np.int32
+  assert stored['llm']['w'].dtype == jnp.float32

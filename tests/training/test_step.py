@@ -1,4 +1,4 @@
-"""The update with a model of one matrix, so that compilation is nothing."""
+"""The update, with a model of one matrix, which compiles fast."""
 
 import jax
 import jax.numpy as jnp
@@ -7,21 +7,20 @@ import pytest
 
 from sphinx_jax.training import optimizer, state, step
 
-VOCAB, ROWS, LENGTH = 7, 8, 5
+VOCAB, BATCH_SIZE, LENGTH = 7, 8, 5
 RATE = lambda count: jnp.float32(0.1)
 
 
 def apply(params: dict, batch: dict):
-  head = lambda states: states @ params['trained']['w'] + params['trained']['b']
-  return jnp.take(params['frozen']['table'], batch['tokens'], axis=0), head
+  lm_head = lambda hidden: hidden @ params['trained']['w'] + params['trained']['b']
+  return jnp.take(params['frozen']['table'], batch['tokens'], axis=0), lm_head
 
 
 def batch(seed: int = 0) -> dict:
   rng = np.random.default_rng(seed)
-  draw = lambda high: jnp.asarray(rng.integers(0, high, (ROWS, LENGTH)), jnp.int32)
-  weight = rng.random((ROWS, LENGTH)) * (
-    np.arange(ROWS)[:, None] > 1
-  )  # Microbatches of unequal weight.
+  draw = lambda high: jnp.asarray(rng.integers(0, high, (BATCH_SIZE, LENGTH)), jnp.int32)
+  weight = rng.random((BATCH_SIZE, LENGTH))
+  weight[:2] = 0  # Microbatches get unequal weight.
   return {
     'tokens': draw(VOCAB),
     'targets': draw(VOCAB),
@@ -50,12 +49,16 @@ def run(accumulate: int, steps: int = 3):
   return current, metrics
 
 
-def test_accumulating_microbatches_is_one_large_batch():
+def test_accumulated_microbatches_equal_one_large_batch():
   whole, metrics = run(1)
   for accumulate in (2, 4):
-    parts, cut = run(accumulate)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, parts)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), metrics, cut)
+    accumulated, accumulated_metrics = run(accumulate)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, accumulated
+    )
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), metrics, accumulated_metrics
+    )
 
 
 def test_frozen_is_untouched_and_has_no_moments():
@@ -74,7 +77,7 @@ def test_frozen_is_untouched_and_has_no_moments():
   assert int(end.step) == 3
 
 
-def test_metrics_count_the_batch():
+def test_metrics_count_examples_and_positions():
   current, update = make()
   fields = batch()
   _, metrics = update(current, fields)
@@ -82,18 +85,20 @@ def test_metrics_count_the_batch():
   assert (
     metrics['examples'] == segments.max(axis=1).sum() and metrics['useful'] == (segments > 0).sum()
   )
-  assert metrics['positions'] == ROWS * LENGTH and metrics['learning_rate'] == pytest.approx(0.1)
+  assert metrics['positions'] == BATCH_SIZE * LENGTH and metrics['learning_rate'] == pytest.approx(
+    0.1
+  )
   assert metrics['weight'] == pytest.approx(float(fields['loss_weight'].sum()))
 
 
-def test_batch_without_weight_changes_nothing_but_decay():
+def test_a_batch_without_weight_has_no_gradient():
   current, update = make()
-  new, metrics = update(current, batch() | {'loss_weight': jnp.zeros((ROWS, LENGTH))})
+  new, metrics = update(current, batch() | {'loss_weight': jnp.zeros((BATCH_SIZE, LENGTH))})
   assert metrics['loss'] == 0 and metrics['grad_norm'] == 0
   np.testing.assert_array_equal(new.trained['trained']['b'], current.trained['trained']['b'])
 
 
-def test_evaluation_is_one_mean_over_all_batches():
+def test_evaluation_is_one_weighted_mean_over_all_batches():
   params = make()[0].params
   evaluate = step.make_eval_step(apply)
   losses = step.evaluate_loss(
@@ -102,7 +107,7 @@ def test_evaluation_is_one_mean_over_all_batches():
     {
       'both': [batch(0), batch(1)],
       'first': [batch(0)],
-      'none': [batch() | {'loss_weight': jnp.zeros((ROWS, LENGTH))}],
+      'none': [batch() | {'loss_weight': jnp.zeros((BATCH_SIZE, LENGTH))}],
     },
   )
   sums = [[float(x) for x in evaluate(params, batch(seed))] for seed in (0, 1)]

@@ -8,13 +8,13 @@ from sphinx_jax.training import stopping
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_first_signal_asks_and_handlers_come_back(number):
+def test_the_first_signal_requests_a_stop_and_old_handlers_return(number):
   before = signal.getsignal(number)
   with stopping.Stopping() as stop:
-    assert not stop.asked
+    assert not stop.requested
     os.kill(os.getpid(), number)
-    assert stop.asked == number
-    assert signal.getsignal(number) == before  # A second one acts as always.
+    assert stop.requested == number
+    assert signal.getsignal(number) == before  # A second signal acts as usual.
   assert signal.getsignal(number) == before
 
 
@@ -23,7 +23,7 @@ def test_outside_the_main_thread_it_does_nothing():
 
   def body():
     with stopping.Stopping() as stop:
-      seen.append(stop.asked)
+      seen.append(stop.requested)
 
   thread = threading.Thread(target=body)
   thread.start()

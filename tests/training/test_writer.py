@@ -33,7 +33,7 @@ def test_window_averages_by_weight_and_leaves_out_absent_tasks():
   assert window.state() == {}
 
 
-def test_window_goes_on_from_its_state():
+def test_a_window_resumes_from_its_state():
   whole, first = writer.Window(['vqa', 'ocr']), writer.Window(['vqa', 'ocr'])
   whole.add(1, metrics(0.1))
   whole.add(2, metrics(0.2))
@@ -47,7 +47,7 @@ def test_window_goes_on_from_its_state():
 
 
 @pytest.mark.parametrize('bad', [dict(loss=math.nan), dict(loss=math.inf), dict(norm=math.nan)])
-def test_a_number_that_is_not_finite_stops_with_the_window(bad):
+def test_a_number_that_is_not_finite_is_an_error_that_names_the_window(bad):
   window = writer.Window(['vqa', 'ocr'])
   window.add(6, metrics())
   window.add(7, metrics(**bad))  # Not read yet.
@@ -61,7 +61,7 @@ def test_lines_after_the_restored_step_are_dropped(tmp_path):
     first.write(step, {'loss': float(step)})
   first.close()
   with (tmp_path / writer.FILE).open('a') as file:
-    file.write('{"step": 4, "lo')  # Killed while writing.
+    file.write('{"step": 4, "lo')  # The run was killed while it wrote this line.
   assert [line['step'] for line in writer.read(tmp_path)] == [1, 2, 3]
   second = writer.Writer(tmp_path, 2)
   assert second.last == {'loss': 2.0}
@@ -75,16 +75,16 @@ def test_lines_after_the_restored_step_are_dropped(tmp_path):
   assert len(list((tmp_path / 'tensorboard').glob('events*'))) == 1
 
 
-def test_other_processes_write_nothing(tmp_path):
+def test_other_processes_write_no_files(tmp_path):
   silent = writer.Writer(tmp_path, 0, enabled=False)
   silent.write(1, {'loss': 1.0})
   silent.close()
   assert silent.last == {'loss': 1.0} and not list(tmp_path.iterdir())
 
 
-def test_lines_go_to_a_bucket_too(tmp_path, monkeypatch):
+def test_lines_are_also_written_to_a_bucket(tmp_path, monkeypatch):
   (tmp_path / 'bucket/run').mkdir(parents=True)
-  tensorflow = writer.quiet_tensorflow.load()  # Its own gs:// needs a network.
+  tensorflow = writer.tensorflow.load()  # TensorFlow's gs:// needs a network.
   monkeypatch.setattr(
     tensorflow.summary, 'create_file_writer', lambda place: tensorflow.summary.create_noop_writer()
   )
