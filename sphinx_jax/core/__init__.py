@@ -1,1 +1,1 @@
-"""Floor 0: what every room may use. Tables, trees, errors, progress, configs, the batch contract, coordinates as text."""
+"""The lowest layer, used by every package: config, errors, files, trees, the batch contract."""

@@ -1,12 +1,16 @@
-"""What JAX looks for at its start: with libtpu installed but no TPU, it would search for one, and warn at length."""
+"""The choice of JAX's platform on a machine with libtpu but without a TPU.
+
+libtpu is installed there for its compiler alone (`sphinx_jax.plan`). JAX would search for a TPU for
+a long time and print warnings.
+"""
 
 import glob
 import importlib.util
 import os
 
-# What libtpu asks the machine about, answered, so that it neither waits nor warns where there is no TPU; and it may be
-# loaded by several processes, for none of them owns a chip.
-_ABSENT = {
+# Answers to what libtpu asks the machine about. With them it neither waits nor warns without a TPU,
+# and several processes can load it, since none of them owns a chip.
+_NO_TPU = {
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_ACCELERATOR_TYPE': 'v5p-8',
   'TPU_WORKER_HOSTNAMES': 'localhost',
@@ -17,18 +21,20 @@ _ABSENT = {
 
 
 def has_tpu() -> bool:
-  """Whether this machine has device files as a TPU's driver makes them."""
+  """Returns whether this machine has the device files of a TPU's driver."""
   return bool(glob.glob('/dev/accel*') or glob.glob('/dev/vfio/[0-9]*'))
 
 
 def choose_platform() -> None:
-  """Sets JAX_PLATFORMS=cpu where libtpu is there for its compiler alone; must run before JAX is imported.
+  """Sets JAX_PLATFORMS=cpu if libtpu is installed without a TPU. Call it before JAX is imported.
 
-  Nothing changes where JAX_PLATFORMS is set, libtpu is not installed, or a TPU is there or asked for.
-  With another plugin (CUDA, ROCm) JAX goes on choosing by itself, and libtpu is only kept quiet.
+  Nothing changes if JAX_PLATFORMS or JAX_FORCE_TPU_INIT is set, libtpu is not installed, or there
+  is a TPU. With another plugin (CUDA, ROCm) JAX still chooses by itself, and libtpu is only kept
+  from waiting and warning.
   """
-  asked = {'JAX_PLATFORMS', 'JAX_FORCE_TPU_INIT'} & set(os.environ)
-  if asked or importlib.util.find_spec('libtpu') is None or has_tpu():
+  if 'JAX_PLATFORMS' in os.environ or 'JAX_FORCE_TPU_INIT' in os.environ:
+    return
+  if importlib.util.find_spec('libtpu') is None or has_tpu():
     return
   if importlib.util.find_spec('jax_plugins') is None:
     os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -37,6 +43,9 @@ def choose_platform() -> None:
 
 
 def quiet_libtpu() -> None:
-  """Prepares loading libtpu for its compiler on a machine without a TPU; what the environment says already stays."""
-  for name, value in _ABSENT.items():
+  """Keeps libtpu from waiting and warning on a machine without a TPU.
+
+  Variables that are set in the environment keep their values.
+  """
+  for name, value in _NO_TPU.items():
     os.environ.setdefault(name, value)

@@ -1,8 +1,9 @@
-"""The batch contract: the one place that says what a training step takes.
+"""The batch contract: the fields, shapes and dtypes that a training step takes.
 
-A row is ONE sequence of T positions that holds text and visual positions alike; it packs several examples, each with
-its own segment number, and attention never crosses segments. N image slots belong to a row; `visual_index` says which
-of the row's flattened visual tokens (N times the tokens of an image) stands at a position, -1 where there is text.
+A row is one sequence of T positions, each a text token or a visual token. It packs several
+examples, each with its own segment number, and attention never crosses segments. A row has N image
+slots. `visual_index` is the index of a position's visual token among the row's flattened visual
+tokens (N times the tokens of an image), or -1 for a text token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,45 +14,58 @@ import numpy as np
 
 from sphinx_jax.core import errors
 
-# Name -> (dtype, whether it has the shape of the sequence). `images` is the only field with another shape.
+# Name -> dtype. All fields but `images` have the shape [B,T].
 FIELDS = {
   'tokens': np.int32,  # [B,T] token ids; 0 at visual positions and padding
-  'targets': np.int32,  # [B,T] the next token inside the segment; 0 where there is none
+  'targets': np.int32,  # [B,T] the next token in the segment, or 0 if there is none
   'loss_weight': np.float32,  # [B,T] weight of predicting targets[t] at position t
-  'positions': np.int32,  # [B,T] position inside the example, counted over visual positions
+  'positions': np.int32,  # [B,T] position inside the example, visual positions included
   'segments': np.int32,  # [B,T] 1, 2, ... for each packed example, 0 for padding
   'visual_index': np.int32,  # [B,T] index into the row's flattened visual tokens, -1 for text
-  'images': np.uint8,  # [B,N,Y,X,3] padded squares, zero where a slot is unused
+  'images': np.uint8,  # [B,N,Y,X,3] padded squares, zero in unused slots
   'task': np.int32,  # [B,T] index of the example's task in the mixture
 }
 
 
-def spec(rows: int, length: int, images: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes and dtypes of a batch of `rows` rows (B), `length` positions (T), `images` slots (N) of `size` pixels (Y=X)."""
-  shapes = {name: (rows, length) for name in FIELDS} | {'images': (rows, images, size, size, 3)}
-  return {name: jax.ShapeDtypeStruct(shapes[name], dtype) for name, dtype in FIELDS.items()}
+def spec(
+  batch_size: int, seq_len: int, images: int, image_size: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the shape and dtype of every field.
+
+  Args:
+    batch_size: rows (B).
+    seq_len: positions of a row (T).
+    images: image slots of a row (N).
+    image_size: side of an image in pixels (Y = X).
+  """
+  structs = {
+    name: jax.ShapeDtypeStruct((batch_size, seq_len), dtype) for name, dtype in FIELDS.items()
+  }
+  pixels = (batch_size, images, image_size, image_size, 3)
+  structs['images'] = jax.ShapeDtypeStruct(pixels, FIELDS['images'])
+  return structs
 
 
 def check(batch: Mapping[str, Any], visual_tokens: int) -> None:
-  """Refuses a batch that breaks the contract.
+  """Checks a batch against the contract.
 
   Args:
     batch: numpy arrays as in `FIELDS`.
-    visual_tokens: tokens of one image, start and end tokens of every view included.
+    visual_tokens: visual tokens of one image, with the start and end tokens of every view.
 
   Raises:
-    SphinxError: names the field and what is wrong with it.
+    SphinxError: a field is missing, unknown or wrong; the message has its name.
   """
   if set(batch) != set(FIELDS):
     raise errors.make(
       'batch',
       f'fields {sorted(batch)}',
-      f'{sorted(FIELDS)}',
+      str(sorted(FIELDS)),
       'build batches with data.packing.assemble',
     )
-  rows, length = batch['tokens'].shape
-  slots, size = batch['images'].shape[1:3]
-  for name, want in spec(rows, length, slots, size).items():
+  batch_size, seq_len = batch['tokens'].shape
+  slots, image_size = batch['images'].shape[1:3]
+  for name, want in spec(batch_size, seq_len, slots, image_size).items():
     if batch[name].shape != want.shape or batch[name].dtype != want.dtype:
       raise errors.make(
         f"batch field '{name}'",
@@ -65,7 +79,7 @@ def check(batch: Mapping[str, Any], visual_tokens: int) -> None:
       "batch field 'visual_index'",
       f'values in [{index.min()}, {index.max()}]',
       f'[-1, {slots * visual_tokens - 1}] ({slots} images of {visual_tokens} tokens)',
-      'the model config and the data disagree on the tokens of an image',
+      'use the same model config for the data and the model',
     )
   if np.any(batch['loss_weight'][batch['segments'] == 0] != 0):
     raise errors.make(
@@ -78,8 +92,8 @@ def interleave(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Places the visual tokens of images among the token ids of one example.
 
-  This is the only place that decides where visual tokens stand: packing, generation and
-  `Model.logits` all call it.
+  Packing, generation and `Model.logits` all call this function, so they agree on the positions of
+  visual tokens.
 
   Args:
     ids: token ids, BOS first.

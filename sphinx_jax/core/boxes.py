@@ -1,4 +1,4 @@
-"""Box geometry: pixels to and from the padded square, overlap, and the matching behind every box F1."""
+"""Box geometry: pixels to and from the padded square, overlap, and matching for box F1 scores."""
 
 from collections.abc import Sequence
 
@@ -6,27 +6,29 @@ Box = tuple[float, float, float, float]
 
 
 def corners(box: Sequence[float]) -> Box:
-  """COCO's `(x, y, width, height)` -> `(x1, y1, x2, y2)`."""
+  """Converts COCO's `(x, y, width, height)` to `(x1, y1, x2, y2)`."""
   x, y, width, height = box
   return x, y, x + width, y + height
 
 
 def _padding(width: int, height: int) -> tuple[int, int, int]:
+  """Returns the side of the padded square, and the padding on its left and its top, in pixels."""
   longer = max(width, height)
   return longer, (longer - width) // 2, (longer - height) // 2
 
 
 def expand_to_square(box: Sequence[float], width: int, height: int) -> Box:
-  """Pixels `(x1, y1, x2, y2)` of a width x height image -> pixels of its padded square."""
+  """Converts `(x1, y1, x2, y2)` from pixels of an image to pixels of its padded square."""
   _, left, top = _padding(width, height)
   x1, y1, x2, y2 = box
   return x1 + left, y1 + top, x2 + left, y2 + top
 
 
 def pad_box(box: Sequence[float], width: int, height: int) -> Box:
-  """Pixels `(x1, y1, x2, y2)` of a width x height image -> [0, 1] on its padded square.
+  """Converts `(x1, y1, x2, y2)` from pixels of an image to [0, 1] on its padded square.
 
-  The square's side is the longer edge and the left/top padding is the floor of half the difference (FACTS "Preprocessing").
+  The side of the square is the longer edge. The padding on the left and top is the floor of half
+  the difference (docs/official_sphinx.md, "Preprocessing").
   """
   x1, y1, x2, y2 = expand_to_square(box, width, height)
   longer = max(width, height)
@@ -34,14 +36,17 @@ def pad_box(box: Sequence[float], width: int, height: int) -> Box:
 
 
 def unpad_box(box: Sequence[float], width: int, height: int) -> Box:
-  """The inverse of `pad_box`: [0, 1] on the padded square -> pixels of the width x height image."""
+  """Converts `(x1, y1, x2, y2)` from [0, 1] on the padded square to pixels of the image."""
   longer, left, top = _padding(width, height)
   x1, y1, x2, y2 = box
   return x1 * longer - left, y1 * longer - top, x2 * longer - left, y2 * longer - top
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
-  """Intersection over union of two `(x1, y1, x2, y2)` boxes; an empty or inverted box overlaps nothing."""
+  """Returns the intersection over union of two `(x1, y1, x2, y2)` boxes.
+
+  It is 0 if a box is empty or inverted.
+  """
   area_a, area_b = _area(a), _area(b)
   if area_a == 0.0 or area_b == 0.0:
     return 0.0
@@ -60,9 +65,16 @@ def match(
   predicted_labels: Sequence[str] | None = None,
   truth_labels: Sequence[str] | None = None,
 ) -> int:
-  """True positives: predicted boxes matched one to one with truth at IoU >= threshold, best overlap first.
+  """Returns the number of true positives.
 
-  With labels (both or neither), only boxes of equal label may match.
+  Predicted and true boxes are matched one to one and greedily, highest IoU first.
+
+  Args:
+    predicted: `(x1, y1, x2, y2)` boxes.
+    truth: `(x1, y1, x2, y2)` boxes.
+    threshold: least IoU of a match.
+    predicted_labels: one label per predicted box; only boxes of equal label are matched.
+    truth_labels: one label per true box, given together with `predicted_labels`.
   """
   pairs = []
   for p, box in enumerate(predicted):

@@ -1,8 +1,9 @@
-"""The text form of boxes, points and keypoints, and the parser that reads it back.
+"""Boxes, points and keypoints as text, and the parser that reads them back.
 
-Coordinates are normalised to [0, 1] on the padded square image and written with decimals (FACTS "Boxes and points in
-text"): a box is `[x1, y1, x2, y2]`, several boxes share one bracket and are joined by `; `, a grounded phrase is
-`<p>phrase</p>[x1, y1, x2, y2]`, a keypoint is its name followed by `[x, y]`.
+Coordinates are in [0, 1] on the padded square image and are written with a fixed number of decimals
+(docs/official_sphinx.md, "Boxes and points in text"). A box is `[x1, y1, x2, y2]`. Several boxes
+share one pair of brackets and are joined by `; `. A grounded phrase is
+`<p>phrase</p>[x1, y1, x2, y2]`. A keypoint is its name followed by `[x, y]`.
 """
 
 import re
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 Numbers = tuple[float, ...]
 
-# COCO's keypoints in COCO's order, as they are written.
+# COCO's keypoints in COCO's order, spelled as in our text.
 KEYPOINTS = (
   'nose',
   'left eye',
@@ -32,49 +33,60 @@ KEYPOINTS = (
 )
 
 _BRACKET = re.compile(r'\[([^\[\]]*)\]')
-# At most four digits before the dot: a model may emit a thousand digits, and float() would turn them into infinity.
+# At most four digits before the dot: a model may emit a thousand digits, which float() would read
+# as infinity.
 _NUMBER = re.compile(r'-?(\d{1,4}(\.\d{0,16})?|\.\d{1,16})', re.ASCII)
 _PHRASE = re.compile(r'<p>(.*?)</p>\s*$', re.DOTALL)
 _AND = re.compile(r'^and\b', re.IGNORECASE)
 
 
 def _format_numbers(numbers: Sequence[float], decimals: int) -> str:
-  # Every number keeps the same width in tokens: 1.00 would be the only one that starts with another digit.
+  # Clipped below 1, so that every number has the same width and starts with '0.'.
   top = 1.0 - 10.0**-decimals
   return ', '.join(f'{min(max(float(n), 0.0), top):.{decimals}f}' for n in numbers)
 
 
 def format_box(box: Sequence[float], decimals: int = 2) -> str:
-  """`(x1, y1, x2, y2)` in [0, 1] -> `"[0.25, 0.31, 0.50, 0.62]"`, clipped to [0, 1 - 10**-decimals]."""
+  """Formats `(x1, y1, x2, y2)` in [0, 1] as `"[0.25, 0.31, 0.50, 0.62]"`.
+
+  Numbers are clipped to [0, 1 - 10**-decimals].
+  """
   return f'[{_format_numbers(box, decimals)}]'
 
 
 def format_boxes(boxes: Iterable[Sequence[float]], decimals: int = 2) -> str:
-  """Several boxes in one bracket: `"[0.10, 0.20, 0.30, 0.40; 0.50, 0.60, 0.70, 0.80]"`."""
+  """Formats several boxes in one pair of brackets.
+
+  Two boxes give `"[0.10, 0.20, 0.30, 0.40; 0.50, 0.60, 0.70, 0.80]"`.
+  """
   return '[' + '; '.join(_format_numbers(box, decimals) for box in boxes) + ']'
 
 
 def format_point(point: Sequence[float], decimals: int = 2) -> str:
-  """`(x, y)` in [0, 1] -> `"[0.25, 0.31]"`, clipped as `format_box` does."""
+  """Formats `(x, y)` in [0, 1] as `"[0.25, 0.31]"`, clipped as in `format_box`."""
   return f'[{_format_numbers(point, decimals)}]'
 
 
 def format_phrase(phrase: str, boxes: Iterable[Sequence[float]], decimals: int = 2) -> str:
-  """A grounded phrase: `"<p>red circle</p>[0.10, 0.20, 0.30, 0.40]"`."""
+  """Formats a grounded phrase: `"<p>red circle</p>[0.10, 0.20, 0.30, 0.40]"`."""
   return f'<p>{phrase}</p>{format_boxes(boxes, decimals)}'
 
 
 def format_keypoints(points: Iterable[tuple[str, Sequence[float]]], decimals: int = 2) -> str:
-  """`[(name, (x, y)), ...]` -> `"nose [0.50, 0.20], left eye [0.48, 0.18]"`."""
+  """Formats `[(name, (x, y)), ...]` as `"nose [0.50, 0.20], left eye [0.48, 0.18]"`."""
   return ', '.join(f'{name} {format_point(point, decimals)}' for name, point in points)
 
 
 def parse_groups(text: str) -> list[tuple[str, list[Numbers]]]:
-  """Reads `label [numbers; numbers]` groups: `[(label, [tuple of 2 or 4 floats, ...]), ...]`, in the order of the text.
+  """Parses `label [numbers; numbers]` groups in the text of a model.
 
-  The label is the `<p>phrase</p>` right before the bracket, or else the plain text since the previous bracket without
-  separators and a leading "and"; it is "" when nothing stands there. Meant for what models write, so it never raises:
-  parts that are not 2 or 4 numbers are dropped, and so is a bracket with no part left or without its end.
+  It never raises. Parts that are not 2 or 4 numbers are dropped, and so are brackets without a
+  valid part or without an end.
+
+  Returns:
+    (label, [tuple of 2 or 4 floats, ...]) of each group, in the order of the text. The label is the
+    `<p>phrase</p>` right before the bracket. Without one it is the text since the previous bracket,
+    stripped of separators and of a leading "and", which may be empty.
   """
   groups, end = [], 0
   for match in _BRACKET.finditer(text):
@@ -96,6 +108,6 @@ def _parse_numbers(part: str) -> Numbers | None:
 def _label(before: str) -> str:
   phrase = _PHRASE.search(before)
   if phrase:
-    # An earlier phrase without its bracket must not swallow this one.
+    # An earlier phrase without a bracket is not part of the label.
     return phrase[1].rpartition('<p>')[2].strip()
   return _AND.sub('', before.strip(' \t\r\n,;:.')).strip()

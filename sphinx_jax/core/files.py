@@ -12,12 +12,12 @@ Path = str | os.PathLike
 
 
 def is_remote(path: Path) -> bool:
-  """Whether a path is in a bucket, where nothing can be appended and a rename copies."""
+  """Returns whether a path is in a bucket, where files cannot be appended to or renamed cheaply."""
   return '://' in os.fspath(path)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-  """Writes a file so that a reader, or a killed program, finds all of it or none.
+  """Writes a file so that it is complete or absent, also after a kill.
 
   A local file is written under the temporary name `NAME.tmp` and then renamed. An object in a
   bucket appears only when it is complete, so it is written directly.
@@ -38,11 +38,11 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
 
 
 def read_jsonl(path: Path, drop_partial: bool = False) -> list[Any]:
-  """The values of a file of JSON lines, in order.
+  """Returns the values of a file of JSON lines, in order.
 
   Args:
     path: a local file or an object in a bucket. Blank lines are skipped.
-    drop_partial: leave out a last line without a newline: a killed program was writing it.
+    drop_partial: leave out a last line without a newline, which a killed program leaves behind.
 
   Raises:
     SphinxError: the file cannot be read, or a line is not JSON; the message has its number.

@@ -1,29 +1,30 @@
-"""Runs an iterator in a background thread, a few items ahead."""
+"""Runs an iterator in a background thread, a few items ahead of its consumer."""
 
 import queue
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 _END = object()
 
 
 class Prefetch:
-  """Iterates over `items`, which a thread pulls ahead of the caller.
+  """Iterates over `items`, which a thread produces ahead of the caller.
 
-  An exception of `items` reaches the caller in its place. `close` (also called when the object is dropped or the
-  program ends) stops the thread and closes the generator; it waits for the item in the making.
+  The caller gets an exception of `items` after the items before it. `close` stops the thread and
+  closes the generator, after the item that is being produced. It is also called when the object is
+  dropped and when the program ends.
 
   Args:
-    items: a generator; it is closed in the thread that runs it.
-    depth: finished items to keep ready.
+    items: a generator. It is closed in the thread that runs it.
+    depth: most finished items that wait for the caller.
   """
 
-  def __init__(self, items: Iterator, depth: int):
+  def __init__(self, items: Generator, depth: int) -> None:
     self._ready: queue.Queue = queue.Queue(depth)
     stop = threading.Event()
-    # The thread must not hold `self`, or a dropped iterator would never end.
+    # The thread must not hold `self`: an object that is still referenced is never finalized.
     self._thread = threading.Thread(
       target=_run, args=(items, self._ready, stop), daemon=True, name='sphinx_jax data'
     )
@@ -43,17 +44,17 @@ class Prefetch:
     return item
 
   def close(self) -> None:
-    """Stops the thread; nothing more comes out."""
+    """Stops the thread and ends the iteration."""
     self._finish()
 
   def __enter__(self) -> 'Prefetch':
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, *_: object) -> None:
     self.close()
 
 
-def _run(items: Iterator, ready: queue.Queue, stop: threading.Event) -> None:
+def _run(items: Generator, ready: queue.Queue, stop: threading.Event) -> None:
   error = None
   try:
     for item in items:
@@ -79,4 +80,4 @@ def _put(ready: queue.Queue, stop: threading.Event, entry: tuple) -> bool:
 def _halt(ready: queue.Queue, stop: threading.Event, thread: threading.Thread) -> None:
   stop.set()
   if thread is not threading.current_thread():
-    thread.join(timeout=10)  # A file system that hangs must not hang the end of the program.
+    thread.join(timeout=10)  # A file system that hangs must not block the end of the program.

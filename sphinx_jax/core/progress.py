@@ -1,4 +1,4 @@
-"""The package's logger, and progress of anything over a few seconds: a bar on a terminal, plain lines elsewhere."""
+"""The package's logger, and progress bars for work of more than a few seconds."""
 
 import logging
 import sys
@@ -13,7 +13,7 @@ _PLAIN_SECONDS = 10.0
 
 
 def setup_logging(level: int = logging.INFO) -> None:
-  """Sends the package's log to stderr as plain lines; called once by every door."""
+  """Sends the package's log to stderr as plain lines. Every entry point calls it."""
   if not log.handlers:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
@@ -23,16 +23,20 @@ def setup_logging(level: int = logging.INFO) -> None:
 
 
 class Progress:
-  """Counts something long: `for x in Progress(items, what='scenes')`, or `with Progress(total=n) as bar: bar.update(k)`.
+  """Shows the progress of an iteration or of calls of `update`.
 
-  On a terminal it is a tqdm bar; otherwise a log line every ten seconds, so that log files stay readable.
+      for scene in Progress(scenes, what='scenes'): ...
+      with Progress(total=n, what='reading') as progress: progress.update(k)
+
+  On a terminal it is a tqdm bar. Otherwise it is a log line every ten seconds, so that log files
+  stay readable.
 
   Args:
-    iterable: what to iterate over, or None to call `update` by hand.
-    total: number of units, if known and not `len(iterable)`.
-    what: what is counted, shown first.
-    unit: its unit; 'B' is shown in kB, MB, GB.
-    start: units done before (a resumed run).
+    iterable: items to iterate over, or None to call `update`.
+    total: number of units. The default is `len(iterable)`, if there is one.
+    what: name of the work, shown first.
+    unit: name of the unit; 'B' is shown as kB, MB, GB.
+    start: units that an earlier, interrupted run has done.
   """
 
   def __init__(
@@ -43,12 +47,15 @@ class Progress:
     what: str = '',
     unit: str = 'it',
     start: int = 0,
-  ):
+  ) -> None:
     if total is None and hasattr(iterable, '__len__'):
       total = len(iterable)
-    self._iterable, self._total, self._what, self._unit = iterable, total, what, unit
+    self._iterable = iterable
+    self._total = total
+    self._what = what
+    self._unit = unit
     self._done = self._start = start
-    self._began = self._spoke = time.monotonic()
+    self._began = self._last_logged = time.monotonic()
     self._note = ''
     self._bar = None
     if sys.stderr.isatty():
@@ -57,30 +64,34 @@ class Progress:
       )
 
   def update(self, units: int = 1, note: str = '') -> None:
-    """Adds finished units; `note` is shown at the end of the line (the current loss, say)."""
+    """Adds finished units. `note` is shown at the end of the line, for example the current loss."""
     self._done += units
     self._note = note or self._note
     if self._bar is not None:
       self._bar.set_postfix_str(self._note, refresh=False)
       self._bar.update(units)
-    elif time.monotonic() - self._spoke >= _PLAIN_SECONDS:
-      self._spoke = time.monotonic()
+    elif time.monotonic() - self._last_logged >= _PLAIN_SECONDS:
+      self._last_logged = time.monotonic()
       log.info(self._line())
 
   def close(self) -> None:
-    """Ends the bar; without a terminal says the last line."""
+    """Ends the bar, or logs the last line."""
     if self._bar is not None:
       self._bar.close()
-    elif self._spoke > self._began:  # Short work stays silent.
+    elif self._last_logged > self._began:  # Short work logs nothing.
       log.info(self._line())
 
   def _line(self) -> str:
     seconds = time.monotonic() - self._began
     rate = (self._done - self._start) / max(seconds, 1e-9)
-    number = tqdm.format_sizeof if self._unit == 'B' else '{:.3g}'.format
-    shown = tqdm.format_sizeof if self._unit == 'B' else str
-    total = f'/{shown(self._total)}' if self._total is not None else ''
-    return f'{self._what}: {shown(self._done)}{total} {self._unit}, {number(rate)}/s, {seconds:.0f} s  {self._note}'.rstrip()
+    if self._unit == 'B':
+      done, total = tqdm.format_sizeof(self._done), tqdm.format_sizeof(self._total or 0)
+      rate_text = tqdm.format_sizeof(rate)
+    else:
+      done, total, rate_text = str(self._done), str(self._total), f'{rate:.3g}'
+    count = done if self._total is None else f'{done}/{total}'
+    line = f'{self._what}: {count} {self._unit}, {rate_text}/s, {seconds:.0f} s  {self._note}'
+    return line.rstrip()
 
   def __iter__(self) -> Iterator:
     try:
@@ -93,5 +104,5 @@ class Progress:
   def __enter__(self) -> 'Progress':
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, *_: object) -> None:
     self.close()

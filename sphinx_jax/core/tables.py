@@ -1,4 +1,4 @@
-"""Explicit tables `name -> "module:attribute"`, imported only when a name is looked up."""
+"""Explicit tables `name -> "module:attribute"`: the module is imported when a name is looked up."""
 
 import importlib
 from collections.abc import Iterator, Mapping
@@ -8,17 +8,16 @@ from sphinx_jax.core import errors
 
 
 class Table(Mapping):
-  """A read-only table of lazily imported things; a new encoder, dataset or task is one line in one of these.
+  """A read-only table of lazily imported objects. A new encoder, dataset or task is one line.
+
+  Looking up an unknown name raises a SphinxError with the choices and the nearest match.
 
   Args:
-    kind: what the table holds, for the error message ("encoder", "task", ...).
+    kind: noun for the entries in error messages ("encoder", "task", ...).
     places: name -> "package.module:attribute".
-
-  Raises:
-    SphinxError: on looking up an unknown name; lists the choices and the nearest match.
   """
 
-  def __init__(self, kind: str, places: dict[str, str]):
+  def __init__(self, kind: str, places: dict[str, str]) -> None:
     self._kind = kind
     self._places = dict(places)
 
@@ -29,7 +28,7 @@ class Table(Mapping):
     return getattr(importlib.import_module(module), attribute)
 
   def __contains__(self, name: object) -> bool:
-    return name in self._places  # Mapping's own would import the module and catch KeyError.
+    return name in self._places  # Mapping.__contains__ would import the module.
 
   def __iter__(self) -> Iterator[str]:
     return iter(self._places)

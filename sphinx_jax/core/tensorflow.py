@@ -1,4 +1,4 @@
-"""TensorFlow as this package uses it: for tf.data and TFDS on the host, without its noise, devices and threads."""
+"""TensorFlow for tf.data and TFDS on the host: no log noise, accelerators or extra threads."""
 
 import contextlib
 import functools
@@ -11,15 +11,17 @@ from types import ModuleType
 
 @functools.cache
 def load() -> ModuleType:
-  """The tensorflow module, imported quietly (seconds, so only when needed) and kept off accelerators.
+  """Imports TensorFlow quietly, keeps it off accelerators and returns it.
 
-  Where nobody has used TensorFlow before, it also gets one thread per pool: the model's own computation needs the cores.
+  The import takes seconds, so call this only when TensorFlow is needed. Each of its thread pools
+  gets one thread, because the model needs the cores. If TensorFlow is in use already, its settings
+  stay.
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   with _hidden_stderr():
     import tensorflow as tf
 
-    with contextlib.suppress(RuntimeError):  # Already in use: its settings stay.
+    with contextlib.suppress(RuntimeError):  # In use already.
       tf.config.set_visible_devices([], 'GPU')
       tf.config.threading.set_inter_op_parallelism_threads(1)
       tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -28,17 +30,17 @@ def load() -> ModuleType:
 
 @contextlib.contextmanager
 def _hidden_stderr() -> Iterator[None]:
-  """Keeps back what C++ writes to stderr before its log level counts; shows it if the body fails."""
+  """Holds back stderr, where C++ writes before its log level is set. Shows it if the body fails."""
   sys.stderr.flush()
-  kept = os.dup(2)
-  with tempfile.TemporaryFile() as said:
-    os.dup2(said.fileno(), 2)
+  stderr = os.dup(2)
+  with tempfile.TemporaryFile() as captured:
+    os.dup2(captured.fileno(), 2)
     try:
       yield
     except BaseException:
-      said.seek(0)
-      os.write(kept, said.read())
+      captured.seek(0)
+      os.write(stderr, captured.read())
       raise
     finally:
-      os.dup2(kept, 2)
-      os.close(kept)
+      os.dup2(stderr, 2)
+      os.close(stderr)

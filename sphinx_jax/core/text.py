@@ -1,4 +1,4 @@
-"""Text tables: the one place that pads columns."""
+"""Text tables with aligned columns."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Parameter trees as flat dictionaries: paths, ordered patterns, and leaf-by-leaf comparison."""
+"""Parameter trees as flat dictionaries: paths, ordered patterns, leaf-by-leaf comparison."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from sphinx_jax.core import errors
 
 
 def flatten(tree: Mapping, prefix: str = '') -> dict[str, Any]:
-  """Nested dictionaries -> {'a/b/c': leaf}, in the tree's own order."""
+  """Converts nested dictionaries to {'a/b/c': leaf}, in the order of the tree."""
   flat = {}
   for name, value in tree.items():
     path = f'{prefix}{name}'
@@ -23,7 +23,7 @@ def flatten(tree: Mapping, prefix: str = '') -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict:
-  """The inverse of `flatten`."""
+  """Inverts `flatten`."""
   tree: dict = {}
   for path, leaf in flat.items():
     *parents, name = path.split('/')
@@ -35,10 +35,14 @@ def unflatten(flat: Mapping[str, Any]) -> dict:
 
 
 def first_match(rules: Sequence[tuple[str, Any]], path: str) -> Any:
-  """The value of the first rule whose pattern matches the whole path.
+  """Returns the value of the first rule whose pattern matches the whole path.
+
+  Args:
+    rules: (regular expression, value) pairs.
+    path: path of a leaf, as in `flatten`.
 
   Raises:
-    SphinxError: when no rule matches; every leaf must be covered.
+    SphinxError: no rule matches.
   """
   for pattern, value in rules:
     if re.fullmatch(pattern, path):
@@ -51,8 +55,13 @@ def first_match(rules: Sequence[tuple[str, Any]], path: str) -> Any:
   )
 
 
-def difference(expected: Mapping, got: Mapping) -> list[str]:
-  """Every way in which two trees of arrays (or shape structs) differ: missing, extra, shape, dtype. Empty if none."""
+def differences(expected: Mapping, got: Mapping) -> list[str]:
+  """Compares two trees of arrays or shape structs.
+
+  Returns:
+    One line for each missing leaf, extra leaf, other shape and other dtype. It is empty if the
+    trees are alike.
+  """
   want, have = flatten(expected), flatten(got)
   lines = [f'missing {path}' for path in want if path not in have]
   lines += [f'extra {path}' for path in have if path not in want]
@@ -67,12 +76,11 @@ def difference(expected: Mapping, got: Mapping) -> list[str]:
 
 
 def count(tree: Mapping) -> int:
-  """Number of parameters."""
+  """Returns the number of parameters."""
   return sum(math.prod(leaf.shape) for leaf in flatten(tree).values())
 
 
 def nbytes(tree: Mapping) -> int:
-  """Bytes of all leaves at their dtype."""
-  return sum(
-    math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in flatten(tree).values()
-  )
+  """Returns the bytes of all leaves in their dtypes."""
+  leaves = flatten(tree).values()
+  return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)

@@ -7,7 +7,7 @@ from sphinx_jax.core import batch as batch_lib, errors
 def _batch():
   batch = {
     k: np.zeros(s.shape, s.dtype)
-    for k, s in batch_lib.spec(rows=2, length=8, images=1, size=4).items()
+    for k, s in batch_lib.spec(batch_size=2, seq_len=8, images=1, image_size=4).items()
   }
   batch['visual_index'][:] = -1
   return batch

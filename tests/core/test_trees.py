@@ -27,11 +27,11 @@ def test_every_difference_is_named():
     'start': np.zeros(4, np.float64),
     'end': np.zeros(1),
   }
-  lines = trees.difference(TREE, other)
+  lines = trees.differences(TREE, other)
   assert lines == [
     'extra end',
     'llm/layers/w: shape (3, 2), expected (2, 3)',
     'start: dtype float64, expected float32',
   ]
-  assert trees.difference(other, TREE)[0] == 'missing end'
-  assert trees.difference(TREE, TREE) == []
+  assert trees.differences(other, TREE)[0] == 'missing end'
+  assert trees.differences(TREE, TREE) == []

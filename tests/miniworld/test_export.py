@@ -115,7 +115,7 @@ def test_captions_of_both_domains_are_those_of_the_scenes(data_dir):
 
 def test_splits_share_no_picture(data_dir):
   config = mini.get_config('official').stage2
-  for task in mini.OFFICIAL:
+  for task in mini.DATASET_FILES:
     seen, held_out = (
       {record.image or record.turns for record in said(part[task].to_dict(), data_dir)}
       for part in (config.mixture, config.validation)
