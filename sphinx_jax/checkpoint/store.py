@@ -216,7 +216,7 @@ class Store:
     except errors.SphinxError:
       raise
     except Exception as error:
-      raise errors.unwritten(self._root, error) from error
+      raise errors.write_failed(self._root, error) from error
 
   def __enter__(self) -> 'Store':
     return self
@@ -345,7 +345,7 @@ def check(directory: Path, expected: Mapping) -> None:
     path: jax.ShapeDtypeStruct(leaf.shape, _comparable_dtype(leaf.dtype, wanted.get(path, leaf)))
     for path, leaf in leaves.items()
   }
-  lines = trees.difference(expected, trees.unflatten(structs))
+  lines = trees.differences(expected, trees.unflatten(structs))
   if lines:
     raise errors.make(
       f"checkpoint '{place}'",

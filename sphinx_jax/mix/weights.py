@@ -270,7 +270,7 @@ def check_same_leaves(first: Mapping, other: Mapping, name: str, reference: str)
     path: jax.ShapeDtypeStruct(leaf.shape, dtypes.get(path, leaf.dtype))
     for path, leaf in trees.flatten(other).items()
   }
-  lines = trees.difference(first, trees.unflatten(structs))
+  lines = trees.differences(first, trees.unflatten(structs))
   if lines:
     raise errors.make(
       f'mix, {name}',

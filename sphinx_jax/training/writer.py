@@ -187,7 +187,7 @@ class Writer:
     try:
       yield
     except OSError as error:
-      raise errors.unwritten(self._file.parent, error) from error
+      raise errors.write_failed(self._file.parent, error) from error
 
   def _remember(self, line: Mapping[str, float]) -> None:
     self.last |= {name: value for name, value in line.items() if name != 'step'}

@@ -223,7 +223,7 @@ def test_order_of_encoders_in_the_config_changes_nothing():
   turned = small.config(
     encoders={name: config.encoders[name] for name in reversed(list(config.encoders))}
   )
-  assert trees.difference(params, sphinx.abstract_params(turned)) == []
+  assert trees.differences(params, sphinx.abstract_params(turned)) == []
   np.testing.assert_array_equal(
     encoder(params, small.images()), encode(turned, params, small.images())
   )
@@ -244,7 +244,7 @@ def test_every_dimension_of_every_parameter_has_a_logical_name():
 
 def test_first_logits_are_small_and_layers_start_apart():
   params = sphinx.init(small.light(), jax.random.key(0))
-  assert trees.difference(params, sphinx.abstract_params(small.light())) == []
+  assert trees.differences(params, sphinx.abstract_params(small.light())) == []
   kernels = params['llm']['layers']['attention']['wq']['kernel']
   assert np.abs(kernels[0] - kernels[1]).max() > 0.1
   logits = small.light_forward()(params, *small.row(small.examples()), small.images())

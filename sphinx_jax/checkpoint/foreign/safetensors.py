@@ -217,4 +217,4 @@ def _write_file(path: pathlib.Path, tensors: Mapping[str, Tensor]) -> None:
   try:
     save_file(arrays, path, metadata={'format': 'pt'})  # transformers refuses files without it.
   except SafetensorError as error:
-    raise errors.unwritten(path.parent, error) from error
+    raise errors.write_failed(path.parent, error) from error
