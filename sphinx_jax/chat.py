@@ -19,7 +19,7 @@ from sphinx_jax.core import cli, errors
 from sphinx_jax.data import images, record
 from sphinx_jax.generate import load
 from sphinx_jax.parallel import mesh as meshes
-from sphinx_jax.report import draw
+from sphinx_jax.report import drawing
 
 FLAGS = flags.FLAGS
 
@@ -55,10 +55,10 @@ def write_drawing(
   Raises:
     SphinxError: the file cannot be written.
   """
-  if image is None or not output or not draw.is_drawable(answer):
+  if image is None or not output or not drawing.is_drawable(answer):
     return False
   try:
-    draw.draw(image, answer, asked=question, edge=640).save(output)
+    drawing.draw_answer(image, answer, asked=question, edge=640).save(output)
   except (OSError, ValueError) as error:
     raise errors.make(
       f"output '{output}'",

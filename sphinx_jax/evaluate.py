@@ -1,14 +1,21 @@
-"""Scores a checkpoint.
+"""Scores a checkpoint, or a file of answers.
 
-On the published benchmarks (configs/benchmarks.py), from their official files:
+Published benchmarks (configs/benchmarks.py), read from their dataset files:
 
-    python -m sphinx_jax.evaluate --checkpoint=DIR --benchmarks=refcoco_val,mme --root=DATA --output=DIR [--limit=N]
+    python -m sphinx_jax.evaluate --checkpoint=DIR --benchmarks=refcoco_val,mme --root=DATA \
+        --output=DIR [--limit=N]
 
-with a run of ours, or an official SPHINX folder. --output holds NAME.jsonl (every answer with its id), results.json,
-report.html and, where a test set hides its answers, the file to hand in. The same command again goes on; several processes
-share the questions. Answers from anywhere are scored alone: --predictions=FILE --benchmarks=NAME --root=DATA.
+DIR is a run, one of its checkpoints, or an official SPHINX folder. --output gets NAME.jsonl (every
+answer with its id), results.json, report.html and, if a test set hides its answers, the file to
+submit. The same command resumes after an interruption. Several processes share the questions.
 
-On the tasks of the checkpoint's own mixture, another split: --checkpoint=DIR --output=DIR [--tasks=vqa,rec] [--examples=200].
+A file of answers from any model:
+
+    python -m sphinx_jax.evaluate --predictions=FILE --benchmarks=NAME --root=DATA [--output=DIR]
+
+Held-out questions of the tasks of the checkpoint's own mixture:
+
+    python -m sphinx_jax.evaluate --checkpoint=DIR --output=DIR [--tasks=vqa,rec] [--examples=200]
 """
 
 import dataclasses
@@ -20,38 +27,36 @@ from absl import flags
 from etils import epath
 
 from sphinx_jax.checkpoint import store
-from sphinx_jax.core import cli, errors
-from sphinx_jax.evaluation import (
-  answering,
-  cases,
-  held_out as tasks,
-  predictions,
-  scores,
-  submissions,
-)
+from sphinx_jax.core import cli, errors, files
+from sphinx_jax.evaluation import answering, cases, held_out, predictions, scores, submissions
 from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark, open_benchmark
 from sphinx_jax.generate import load
 from sphinx_jax.parallel import hosts, mesh as meshes
-from sphinx_jax.report import benchmarks as page
+from sphinx_jax.report import benchmark_page
 
 FLAGS = flags.FLAGS
 
 
 def main() -> None:
+  """Scores what the flags of the command line name."""
   if FLAGS.benchmarks and FLAGS.tasks:
-    raise errors.make('command line', '--benchmarks and --tasks', 'one of them', 'call twice')
+    raise errors.SphinxError(
+      'command line: --benchmarks and --tasks are both set, but one call takes only one of them; '
+      'call the command once for each'
+    )
   if not FLAGS.benchmarks:
-    _need('tasks of a mixture', 'checkpoint', 'output')
+    _require_flags('tasks of a mixture', 'checkpoint', 'output')
     score_tasks()
   elif FLAGS.predictions:
-    _need('--predictions', 'root')
+    _require_flags('--predictions', 'root')
     score_predictions()
   else:
-    _need('--benchmarks', 'checkpoint', 'root', 'output')
+    _require_flags('--benchmarks', 'checkpoint', 'root', 'output')
     score_benchmarks()
 
 
-def _need(mode: str, *names: str) -> None:
+def _require_flags(mode: str, *names: str) -> None:
+  """Raises SphinxError if a flag that `mode` needs is not set."""
   missing = [f'--{name}' for name in names if not FLAGS[name].value]
   if missing:
     raise errors.make(
@@ -60,100 +65,120 @@ def _need(mode: str, *names: str) -> None:
 
 
 def score_tasks() -> None:
-  """Answers held-out questions of the checkpoint's own tasks, with the picture and blind."""
+  """Answers and scores held-out questions of the checkpoint's own tasks."""
   model, meta, config = load.load_run(FLAGS.checkpoint)
   if 'mixture' not in config:
     raise errors.make(
       f"checkpoint '{FLAGS.checkpoint}'",
-      'converted weights, which carry no mixture of tasks',
-      'a run of ours',
-      'tune it on a mixture first, or score it on --benchmarks',
+      'converted weights, which have no mixture of tasks',
+      'a training run',
+      'train it on a mixture first, or score it on --benchmarks',
     )
-  names = tasks.scored(config) if FLAGS.tasks is None else FLAGS.tasks
-  held_out = tasks.open_split(config, names, FLAGS.split, FLAGS.data_dir)
-  mean = tasks.mean_image(held_out, config.model.image_size)
-  results = tasks.evaluate(
+  names = held_out.tasks_with_metric(config) if FLAGS.tasks is None else FLAGS.tasks
+  sources = held_out.open_split(config, names, FLAGS.split, FLAGS.data_dir)
+  results = held_out.evaluate(
     model,
-    held_out,
+    sources,
     FLAGS.examples,
-    mean,
+    held_out.mean_image(sources, config.model.image_size),
     FLAGS.output,
-    f'{FLAGS.checkpoint} at step {meta["step"]}',
-    FLAGS.rows,
+    run=f'{FLAGS.checkpoint} at step {meta["step"]}',
+    batch_size=FLAGS.batch_size,
   )
-  print('\n'.join(tasks.line(name, result) for name, result in results.items()))
+  for name, result in results.items():
+    print(held_out.format_result(name, result))
 
 
 def score_benchmarks() -> None:
   """Answers benchmarks with a checkpoint, on all processes, and scores them."""
-  asked = {
-    name: FLAGS[name].value
-    for name in ('checkpoint', 'benchmarks', 'root', 'output', 'limit', 'official')
-  }
-  with hosts.session({**asked, 'config': FLAGS.config.to_dict()}):
-    opened = open_all(FLAGS.config, FLAGS.benchmarks, FLAGS.root, FLAGS.limit)
-    place, run = epath.Path(FLAGS.output), identity(FLAGS.checkpoint)
-    hosts.on_process_0(lambda: predictions.claim(place, run, opened))
+  names = ('checkpoint', 'benchmarks', 'root', 'output', 'limit', 'official_scoring')
+  settings = {name: FLAGS[name].value for name in names}
+  with hosts.session({**settings, 'config': FLAGS.config.to_dict()}):
+    benchmarks = open_benchmarks(FLAGS.config, FLAGS.benchmarks, FLAGS.root, FLAGS.limit)
+    output, run = epath.Path(FLAGS.output), checkpoint_identity(FLAGS.checkpoint)
+    hosts.on_process_0(lambda: predictions.claim(output, run, benchmarks))
     model = load.load_model(FLAGS.checkpoint, mesh=FLAGS.mesh)
-    for benchmark in opened:
-      answering.answer(model, benchmark, place, FLAGS.rows)
-      hosts.on_process_0(
-        functools.partial(record, benchmark, place / f'{benchmark.name}.jsonl', place, run)
-      )
+    for benchmark in benchmarks:
+      answering.answer(model, benchmark, output, FLAGS.batch_size)
+      file = output / f'{benchmark.name}.jsonl'
+      hosts.on_process_0(functools.partial(record_scores, benchmark, file, output, run))
 
 
 def score_predictions() -> None:
-  """Scores one file of answers; what comes of it is written where --output is given."""
+  """Scores one file of answers, and writes the scores if --output is set."""
   if len(FLAGS.benchmarks) != 1:
     raise errors.make(
       '--predictions',
       f'{len(FLAGS.benchmarks)} benchmarks',
-      'the one that the file answers',
-      'call once for each',
+      'the one benchmark that the file answers',
+      'call the command once for each file',
     )
-  (benchmark,) = open_all(FLAGS.config, FLAGS.benchmarks, FLAGS.root, FLAGS.limit)
+  (benchmark,) = open_benchmarks(FLAGS.config, FLAGS.benchmarks, FLAGS.root, FLAGS.limit)
   if not FLAGS.output:
     entries = predictions.entries(benchmark, FLAGS.predictions)
-    print(scores.table({benchmark.name: scores.result(benchmark, entries, FLAGS.official)}))
+    result = scores.result(benchmark, entries, FLAGS.official_scoring)
+    print(scores.table({benchmark.name: result}))
     return
-  run = f'file {store.whole_path(FLAGS.predictions)}'
-  place = predictions.claim(FLAGS.output, run, [benchmark])
-  record(benchmark, FLAGS.predictions, place, run)
+  run = f'file {store.absolute_path(FLAGS.predictions)}'
+  output = predictions.claim(FLAGS.output, run, [benchmark])
+  record_scores(benchmark, FLAGS.predictions, output, run)
 
 
-def open_all(
+def open_benchmarks(
   config: Mapping, names: Sequence[str], root: str, limit: int | None
 ) -> list[Benchmark]:
-  """The benchmarks of these names, cut to their first questions where there is a limit."""
+  """Opens benchmarks by name.
+
+  Args:
+    config: {name: settings}, as in configs/benchmarks.py.
+    names: names in `config`; a repeated one is opened once.
+    root: directory to which the paths in `config` are relative.
+    limit: number of questions to keep of each, or None for all.
+
+  Raises:
+    SphinxError: a name is unknown, or files are missing.
+  """
   unknown = [name for name in names if name not in config]
   if unknown:
     raise errors.unknown('benchmark', unknown[0], config)
-  opened = [open_benchmark(name, config[name].to_dict(), root) for name in dict.fromkeys(names)]
-  return [dataclasses.replace(one, questions=one.questions[:limit]) for one in opened]
+  benchmarks = []
+  for name in dict.fromkeys(names):
+    benchmark = open_benchmark(name, config[name].to_dict(), root)
+    benchmarks.append(dataclasses.replace(benchmark, questions=benchmark.questions[:limit]))
+  return benchmarks
 
 
-def identity(checkpoint: str) -> str:
-  """What tells a checkpoint from others in the folders of its answers."""
+def checkpoint_identity(checkpoint: str) -> str:
+  """Returns the text that identifies a checkpoint in run.json and in the report."""
   step = f' at step {store.load_meta(checkpoint)["step"]}' if load.is_ours(checkpoint) else ''
-  return f'{store.whole_path(checkpoint)}{step}'
+  return f'{store.absolute_path(checkpoint)}{step}'
 
 
-def record(benchmark: Benchmark, file: predictions.Path, place: epath.Path, run: str) -> None:
-  """Scores an answered benchmark, adds it to results.json and the page, and prints it."""
+def record_scores(
+  benchmark: Benchmark, file: predictions.Path, output: epath.Path, run: str
+) -> None:
+  """Scores an answered benchmark, prints the scores, and adds them to results.json and the report.
+
+  Args:
+    benchmark: the benchmark.
+    file: predictions file with an answer to each of its questions.
+    output: directory of results.json, the report and, for a hidden test set, the file to submit.
+    run: text that identifies the model in the report.
+  """
   entries = predictions.entries(benchmark, file)
-  result = scores.result(benchmark, entries, FLAGS.official)
-  earlier = place / 'results.json'
-  results = (json.loads(earlier.read_text()) if earlier.exists() else {}) | {benchmark.name: result}
-  tasks.write_json(earlier, results)
+  result = scores.result(benchmark, entries, FLAGS.official_scoring)
+  results_file = output / 'results.json'
+  earlier = json.loads(results_file.read_text()) if results_file.exists() else {}
+  results = earlier | {benchmark.name: result}
+  files.write_json(results_file, results)
   print(scores.table({benchmark.name: result}), flush=True)
   if benchmark.hidden and FLAGS.limit is None:
-    name, content = submissions.submission(
-      benchmark.name, entries, [question.id for question in benchmark.questions]
-    )
-    (place / name).write_bytes(content)
-    print(f'to hand in: {place / name}')
-  cases.write(place, benchmark, entries, FLAGS.official)
-  page.write(place, run, results, scores.rows(results))
+    ids = [question.id for question in benchmark.questions]
+    name, content = submissions.submission(benchmark.name, entries, ids)
+    (output / name).write_bytes(content)
+    print(f'file to submit: {output / name}')
+  cases.write(output, benchmark, entries, FLAGS.official_scoring)
+  benchmark_page.write(output, run, results, scores.rows(results))
 
 
 if __name__ == '__main__':
@@ -161,37 +186,37 @@ if __name__ == '__main__':
   flags.DEFINE_string(
     'checkpoint',
     None,
-    'Directory of a run or of a checkpoint; for benchmarks also an official folder.',
+    'Directory of a run or of one of its checkpoints; for --benchmarks also an official folder.',
   )
-  flags.DEFINE_string('output', None, 'Folder for predictions, scores and the page.')
-  flags.DEFINE_integer('rows', 128, 'Most prompts decoded together.', lower_bound=1)
-  flags.DEFINE_list('benchmarks', None, 'Names in --config.')
+  flags.DEFINE_string('output', None, 'Directory for predictions, scores and the report.')
+  flags.DEFINE_integer('batch_size', 128, 'Most prompts decoded together.', lower_bound=1)
+  flags.DEFINE_list('benchmarks', None, 'Names of benchmarks in --config.')
   flags.DEFINE_string(
-    'root', None, 'Folder that the paths of --config are relative to (data/, annotations/).'
+    'root', None, 'Directory that the paths in --config are relative to (data/, annotations/).'
   )
   flags.DEFINE_integer('limit', None, 'Only the first questions of each benchmark.', lower_bound=1)
   flags.DEFINE_bool(
-    'official',
+    'official_scoring',
     False,
-    'Score as the official SPHINX script does, where it differs from the definition.',
+    'Score like the official SPHINX script where it differs from the definition of a benchmark.',
   )
   flags.DEFINE_string(
     'predictions',
     None,
-    'Score this file, JSON lines with id and answer, in place of asking a checkpoint.',
+    'Score this file, JSON lines with id and answer, instead of answering with a checkpoint.',
   )
   flags.DEFINE_enum(
     'mesh',
     None,
     list(meshes.PRESETS),
-    "Layout over a process's devices; left out: the first one alone.",
+    "Mesh over the devices of a process. By default only the process's first device is used.",
   )
   flags.DEFINE_list(
-    'tasks', None, 'Names in the mixture of the checkpoint; left out: all that have a metric.'
+    'tasks', None, "Names of tasks in the checkpoint's mixture. Default: all that have a metric."
   )
   flags.DEFINE_string('split', 'test', 'Split of the data of --tasks.')
-  flags.DEFINE_integer('examples', 200, 'Most questions a task.', lower_bound=1)
+  flags.DEFINE_integer('examples', 200, 'Most questions per task.', lower_bound=1)
   flags.DEFINE_string(
-    'data_dir', None, "Where the data of --tasks is; left out: as in the checkpoint's config."
+    'data_dir', None, "Directory of the data of --tasks. Default: that in the checkpoint's config."
   )
   cli.run(main)

@@ -1,81 +1,31 @@
-"""The line between two checkpoints: validation losses, and scores of tasks, of mixes that are made in memory only.
+"""Measures mixes of two checkpoints along the line between them, and draws the curve:
 
-The recipe's `mix` step chooses its coefficient with it, and `mix_weights --curve` draws it.
+    python -m sphinx_jax.mix_curve --inputs=REAL,SYNTHETIC --points=11 --tasks=vqa,rec --output=DIR
+
+The mixes exist only in memory. Each is measured by its validation losses on the validation sets of
+the run, and by its scores on --tasks. --output gets curve.json, curve.png and the answers.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
+from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
 from sphinx_jax import run
 from sphinx_jax.checkpoint import store as checkpoints
-from sphinx_jax.core import config as config_lib, errors
-from sphinx_jax.core.progress import Progress
+from sphinx_jax.checkpoint.bundle import Bundle, check_same_tokenizer
+from sphinx_jax.core import cli, errors
 from sphinx_jax.data import dialog
-from sphinx_jax.evaluation import held_out as evaluation
+from sphinx_jax.data.record import Source
+from sphinx_jax.evaluation import held_out, weight_curve
 from sphinx_jax.generate.model import Model
 from sphinx_jax.mix import weights
 from sphinx_jax.parallel import hosts
 from sphinx_jax.report import plots
-from sphinx_jax.run import Program
 
-
-class Line(NamedTuple):
-  """Two parents on their devices, and what measures them.
-
-  Attributes:
-    program: of the config.
-    data: of the config, its validation sets included.
-    parents: two parameter trees.
-  """
-
-  program: Program
-  data: run.Data
-  parents: tuple[dict, dict]
-
-
-def open_line(config: ConfigDict, inputs: Sequence[checkpoints.Path]) -> Line:
-  """Opens validation sets and loads the parents onto the config's mesh.
-
-  Raises:
-    SphinxError: data, mesh or checkpoints that do not fit the config.
-  """
-  program = Program(config)
-  data = run.open_data(config, hosts.local_rows(program.batch_sharding, config.batch.size))
-  for directory in inputs:
-    checkpoints.check(directory, program.params)
-  return Line(
-    program, data, tuple(checkpoints.load_params(directory, program.params) for directory in inputs)
-  )
-
-
-def curve(
-  parents: Sequence[Mapping],
-  coefficients: Sequence[float],
-  evaluate: Callable[[dict, float], Mapping[str, float]],
-  method: str = 'linear',
-) -> list[dict[str, float]]:
-  """Measures mixes that are made in memory only, where and as sharded as the parents are.
-
-  Args:
-    parents: two parameter trees on their devices.
-    coefficients: shares b of the first tree; the mix is b * first + (1 - b) * second, or their slerp.
-    evaluate: (parameters, share) -> name -> value (validation losses, say).
-    method: of mixing.
-
-  Returns:
-    One dictionary per coefficient: `coefficient` and what `evaluate` gave.
-  """
-  points = []
-  with Progress(total=len(coefficients), what='weight mixes', unit='mix') as bar:
-    for share in coefficients:
-      values = evaluate(weights.mix(parents, (share, 1 - share), method=method), share)
-      points.append({'coefficient': float(share), **values})
-      bar.update(note=' '.join(f'{name} {value:.4f}' for name, value in values.items()))
-  return points
+FLAGS = flags.FLAGS
 
 
 def draw_curve(
@@ -88,42 +38,44 @@ def draw_curve(
   split: str = 'test',
   method: str = 'linear',
 ) -> list[dict[str, float]]:
-  """Measures the line and writes `curve.json`, `curve.png` and what was answered; no checkpoint.
+  """Measures the line between two checkpoints and writes `curve.json`, `curve.png` and answers.
 
   Args:
     inputs: two checkpoints of one model and tokenizer.
-    coefficients: shares of the first.
-    output: directory; made if absent. Answers that are there already are not asked for again.
-    config: of a run with the validation sets; None: that inside the first input.
-    tasks: entries of the config's mixture to score as well, by `evaluate.tasks`.
-    examples: most questions a task.
-    split: of the tasks.
-    method: of mixing.
+    coefficients: shares of the first input.
+    output: directory; made if absent. Answers that it already has are used again.
+    config: config of a run with the validation sets; None is the config inside the first input.
+    tasks: entries of the config's mixture to score as well (evaluation/held_out.py).
+    examples: most questions per task.
+    split: split of the tasks.
+    method: how to mix, one of `mix.weights.METHODS`.
 
   Returns:
-    As `curve`; scores are called `task/NAME`.
+    The points of the curve, see `weight_curve.measure`. Scores are called 'task/NAME'.
 
   Raises:
-    SphinxError: inputs or a config that do not fit together, an unknown task, nothing to measure.
+    SphinxError: inputs or a config do not fit together, a task is unknown, or there is nothing to
+      measure.
   """
   meta, other = (checkpoints.load_meta(directory) for directory in inputs)
-  checkpoints.check_tokenizers('curve', inputs, (meta, other))
-  config = (config or config_lib.from_json(meta['config'])).copy_and_resolve_references()
+  bundles = [Bundle.from_meta(meta, inputs[0]), Bundle.from_meta(other, inputs[1])]
+  check_same_tokenizer('curve', inputs, bundles)
+  config = (config or bundles[0].config).copy_and_resolve_references()
   if 'mixture' not in config:
     raise errors.make(
       'curve',
-      f"no run's config inside '{inputs[0]}' (it is not from a training run)",
-      'the config of a run, with validation sets',
+      f"'{inputs[0]}' without the config of a training run",
+      'a config with validation sets',
       'give --config',
     )
-  with config.unlocked():  # Wherever the tokenizer's file was: the checkpoint has it.
+  with config.unlocked():  # The checkpoint has the tokenizer; its file may be gone.
     config.tokenizer, config.init_from = '', str(inputs[0])
   if tasks and hosts.process_count() > 1:
     raise errors.make(
       'curve',
-      f'--tasks on {hosts.process_count()} hosts',
-      'one host, as answers are decoded on one',
-      'leave --tasks out, or start it on one host',
+      f'--tasks on {hosts.process_count()} processes',
+      'one process, because one process decodes the answers',
+      'leave --tasks out, or start a single process',
     )
   if not tasks and not config.validation:
     raise errors.make(
@@ -132,50 +84,128 @@ def draw_curve(
       'something to measure',
       'give --config with `validation`, or --tasks',
     )
-  asked = evaluation.open_split(config, tasks, split)
-  line = open_line(config, inputs)
-  name = f'{method} of {inputs[0]} at step {meta["step"]} and {inputs[1]} at step {other["step"]}'
-  score = _scorer(config, line, asked, examples, output, name) if tasks else None
+  sources = held_out.open_split(config, tasks, split)
+  parents = run.open_parents(config, inputs)
+  identity = (
+    f'{method} of {inputs[0]} at step {meta["step"]} and {inputs[1]} at step {other["step"]}'
+  )
+  score = None
+  if tasks:
+    score = _task_scorer(config, parents.params[0], sources, examples, output, identity)
 
   def evaluate(params: dict, share: float) -> dict[str, float]:
-    return line.program.evaluate(params, line.data.validation) | (
-      score(params, share) if tasks else {}
-    )
+    values = parents.program.evaluate(params, parents.data.validation)
+    if score is not None:
+      values |= score(params, share)
+    return values
 
   hosts.on_process_0(lambda: output.mkdir(parents=True, exist_ok=True))
-  points = curve(line.parents, coefficients, evaluate, method)
+  points = weight_curve.measure(parents.params, coefficients, evaluate, method)
   if hosts.process_index() == 0:
     (output / 'curve.json').write_text(json.dumps(points, indent=2))
-    (output / 'curve.png').write_bytes(
-      plots.to_png(plots.line_between(points, [str(directory) for directory in inputs]))
-    )
+    figure = plots.line_between(points, [str(directory) for directory in inputs])
+    (output / 'curve.png').write_bytes(plots.to_png(figure))
   return points
 
 
-def _scorer(
-  config: ConfigDict, line: Line, asked: Mapping, examples: int, output: epath.Path, name: str
+def _task_scorer(
+  config: ConfigDict,
+  params: dict,
+  sources: Mapping[str, Source],
+  examples: int,
+  output: epath.Path,
+  identity: str,
 ) -> Callable[[dict, float], dict[str, float]]:
-  """(parameters, share) -> `task/NAME` -> score; one model, so that its programs are compiled once."""
-  model = Model(
-    config.model,
-    line.parents[0],
-    run.open_tokenizer(config),
-    dialog.Template(config.dialog.system),
-  )
-  mean = evaluation.mean_image(
-    evaluation.open_split(config, list(asked), 'train'), config.model.image_size
-  )
+  """Returns a function (parameters, share) -> {'task/NAME': score}.
 
-  def score(params: dict, share: float) -> dict[str, float]:
-    results = evaluation.evaluate(
+  All mixes are answered by one model, so that its programs are compiled once.
+
+  Args:
+    config: config of the run.
+    params: any parameters of the model, on their devices.
+    sources: {task: held-out records}.
+    examples: most questions per task.
+    output: directory of the curve.
+    identity: text that identifies the parents and the method.
+  """
+  tokenizer = run.open_tokenizer(config)
+  model = Model(config.model, params, tokenizer, dialog.Template(config.dialog.system))
+  train_sources = held_out.open_split(config, list(sources), 'train')
+  mean_image = held_out.mean_image(train_sources, config.model.image_size)
+
+  def score(mixed: dict, share: float) -> dict[str, float]:
+    results = held_out.evaluate(
       model,
-      asked,
+      sources,
       examples,
-      mean,
+      mean_image,
       output / 'answers' / f'{share:g}',
-      run=f'{share:g} of {name}',
-      params=params,
+      run=f'{share:g} of {identity}',
+      params=mixed,
     )
     return {f'task/{task}': result['final'] for task, result in results.items()}
 
   return score
+
+
+def _shares() -> tuple[float, ...]:
+  """Returns the shares of the first input that the flags name."""
+  if not FLAGS.coefficients:
+    return tuple(i / (FLAGS.points - 1) for i in range(FLAGS.points))
+  try:
+    return tuple(float(item) for item in FLAGS.coefficients)
+  except ValueError:
+    raise errors.make(
+      '--coefficients',
+      ','.join(FLAGS.coefficients),
+      'numbers separated by commas',
+      'for example --coefficients=0,0.5,1',
+    ) from None
+
+
+def main() -> None:
+  """Draws the curve that the flags of the command line name."""
+  for name in ('inputs', 'output'):
+    if not FLAGS[name].value:
+      raise errors.make(
+        f'--{name}', 'nothing', 'a value', 'for example --inputs=REAL,SYNTHETIC --output=DIR'
+      )
+  if len(FLAGS.inputs) != 2:
+    raise errors.make(
+      '--inputs',
+      ','.join(FLAGS.inputs),
+      'two inputs',
+      'measure the line between one pair per call',
+    )
+  facts = {name: FLAGS[name].value for name in ('inputs', 'coefficients', 'points')}
+  with hosts.session(facts):
+    draw_curve(
+      FLAGS.inputs,
+      _shares(),
+      epath.Path(FLAGS.output),
+      config=FLAGS.config,
+      tasks=FLAGS.tasks,
+      examples=FLAGS.examples,
+      split=FLAGS.split,
+      method=FLAGS.method,
+    )
+
+
+if __name__ == '__main__':
+  cli.define_config(optional=True)
+  flags.DEFINE_list('inputs', [], 'Directories of the two checkpoints.')
+  flags.DEFINE_list(
+    'coefficients', [], 'Shares of the first input to measure. Default: as many as --points.'
+  )
+  flags.DEFINE_integer(
+    'points',
+    11,
+    'Number of mixes, evenly spaced from the second input to the first.',
+    lower_bound=2,
+  )
+  flags.DEFINE_enum('method', 'linear', weights.METHODS, 'How to mix the two inputs.')
+  flags.DEFINE_list('tasks', [], "Tasks of the run's mixture to score as well.")
+  flags.DEFINE_integer('examples', 100, 'Most questions per task.', lower_bound=1)
+  flags.DEFINE_string('split', 'test', 'Split of the tasks.')
+  flags.DEFINE_string('output', None, 'Directory of the curve.')
+  cli.run(main)

@@ -20,7 +20,7 @@ from sphinx_jax import run
 from sphinx_jax.core import cli, errors
 from sphinx_jax.mix import scales
 from sphinx_jax.models import sphinx
-from sphinx_jax.report import rows
+from sphinx_jax.report import packed_rows
 
 FLAGS = flags.FLAGS
 
@@ -70,7 +70,7 @@ def views_of(pixels: np.ndarray, model: ConfigDict) -> Views:
   return shown
 
 
-def peek(config: ConfigDict, count: int) -> tuple[str, list[tuple[rows.Example, Views]]]:
+def peek(config: ConfigDict, count: int) -> tuple[str, list[tuple[packed_rows.Example, Views]]]:
   """Reads the first batch of a run.
 
   Args:
@@ -87,7 +87,7 @@ def peek(config: ConfigDict, count: int) -> tuple[str, list[tuple[rows.Example, 
     batch, _ = next(iter(batches))
   shown = []
   for row in range(min(count, len(batch['tokens']))):
-    for example in rows.examples(batch, row, tokenizer, tuple(config.mixture), visual_tokens):
+    for example in packed_rows.examples(batch, row, tokenizer, tuple(config.mixture), visual_tokens):
       views: Views = []
       if example.slot is not None:
         views = views_of(batch['images'][row, example.slot], config.model)
@@ -104,9 +104,9 @@ def show(config: ConfigDict, count: int, output: str | os.PathLike, color: bool)
   table, shown = peek(config, count)
   print(table)
   for example, _ in shown:
-    print(f'\n{rows.to_text(example, color)}')
+    print(f'\n{packed_rows.to_text(example, color)}')
   try:
-    rows.picture(shown, table).save(output)
+    packed_rows.to_image(shown, table).save(output)
   except (OSError, ValueError) as error:
     raise errors.make(
       f"output '{output}'", str(error), 'an image file that can be written', 'change --output'
@@ -122,7 +122,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.define_config('configs/mini.py')
+  cli.define_config('mini')
   flags.DEFINE_string('stage', 'stage2', 'Training stage of a recipe.')
   flags.DEFINE_string(
     'workdir', 'workdir/mini', 'Directory of the recipe. Its data step must be finished.'

@@ -25,17 +25,17 @@ from collections.abc import Callable, Iterator
 from absl import flags
 from ml_collections import ConfigDict
 
-from sphinx_jax import datasets, mix_curve, mix_weights, run
-from sphinx_jax.checkpoint import store as checkpoints
+from sphinx_jax import datasets, run
+from sphinx_jax.checkpoint import mixing, store as checkpoints
 from sphinx_jax.core import cli, config as config_lib, errors, files, tables
 from sphinx_jax.core.progress import log
 from sphinx_jax.data import dialog, tokenizer as tokenizers
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.evaluation import held_out
+from sphinx_jax.evaluation import held_out, weight_curve
 from sphinx_jax.generate import load as loading
 from sphinx_jax.miniworld import builder, export
 from sphinx_jax.parallel import hosts
-from sphinx_jax.report import page
+from sphinx_jax.report import recipe_page
 
 FLAGS = flags.FLAGS
 
@@ -138,14 +138,16 @@ def _mix(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   section = config[name]
   inputs = [workdir / parent for parent in section.inputs]
   stage = run.training_run(config, section.inputs[0], workdir)
-  line = mix_curve.open_line(stage, inputs)
-  domains = line.data.validation
+  parents = run.open_parents(stage, inputs)
+  domains = parents.data.validation
   halves = {}
   for domain, batches in domains.items():
     halves[f'choice/{domain}'] = batches[0::2]
     halves[f'curve/{domain}'] = batches[1::2]
-  points = mix_curve.curve(
-    line.parents, section.coefficients, lambda params, _: line.program.evaluate(params, halves)
+  points = weight_curve.measure(
+    parents.params,
+    section.coefficients,
+    lambda params, _: parents.program.evaluate(params, halves),
   )
 
   def choice_loss(point: dict[str, float]) -> float:
@@ -153,7 +155,7 @@ def _mix(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
 
   share = min(points, key=choice_loss)['coefficient']
   hosts.on_process_0(
-    lambda: mix_weights.mix_checkpoints(inputs, (share, 1 - share), workdir / name)
+    lambda: mixing.mix_checkpoints(inputs, (share, 1 - share), workdir / name)
   )
 
   curve = []
@@ -162,7 +164,7 @@ def _mix(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
     curve.append({'coefficient': point['coefficient'], **losses})
   _write_json(workdir / name / 'curve.json', curve)
   _write_json(workdir / name / 'choice.json', {'coefficient': share})
-  verdict = page.curve_verdict(curve, share)
+  verdict = recipe_page.curve_verdict(curve, share)
   log.info(
     'mixed %g of %s with %g of %s: loss %.4f, parents %.4f and %.4f%s',
     share,
@@ -210,7 +212,7 @@ def _report(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
 
   evaluate_steps = [step for step in others if config[step].kind == 'evaluate']
   metrics = {step: workdir / step / 'metrics.jsonl' for step in run.training_steps(config)}
-  page.write(
+  recipe_page.write(
     workdir,
     evaluation=workdir / evaluate_steps[-1],
     metrics=metrics,
@@ -249,11 +251,11 @@ def main() -> None:
   """Runs the recipe with the settings of the command line."""
   with hosts.session({'config': config_lib.to_dict(FLAGS.config), 'workdir': FLAGS.workdir}):
     result = run_recipe(FLAGS.config, FLAGS.workdir)
-    print(f'result: {checkpoints.whole_path(result)}')
+    print(f'result: {checkpoints.absolute_path(result)}')
 
 
 if __name__ == '__main__':
-  cli.define_config('configs/mini.py')
+  cli.define_config('mini')
   flags.DEFINE_string(
     'workdir',
     'workdir/mini',

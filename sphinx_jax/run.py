@@ -99,7 +99,7 @@ def claim(
     SphinxError: the directory belongs to another config, or this process does not see it.
   """
   hosts.on_process_0(lambda: config_lib.claim(workdir, config, ignore))
-  workdir = checkpoints.whole_path(workdir)
+  workdir = checkpoints.absolute_path(workdir)
   if not (workdir / 'config.json').exists():
     raise errors.make(
       f"workdir '{workdir}'",
@@ -148,7 +148,7 @@ class Program:
     model = sphinx.build(config.model, self.mesh.devices.flat[0].platform)
     self._apply = functools.partial(sphinx.apply, model)
     self.logical_axes = sphinx.logical_axes(config.model)
-    shapes = states.at_rest(
+    shapes = states.storage_dtypes(
       sphinx.abstract_params(config.model), config.trainable, config.model.dtype
     )
     self.params = _with_shardings(shapes, rules.shardings(self.logical_axes, shapes, self.mesh))
@@ -429,7 +429,7 @@ def restore_or_init(
   Returns:
     (state, data position, sums of the open window of metrics).
   """
-  restored = store.newest(program.params, program.state.opt_state)
+  restored = store.restore_newest(program.params, program.state.opt_state)
   if restored is not None:
     params, opt_state, meta = restored
     step, position, sums = meta['step'], meta['data_position'], meta['window']
@@ -462,3 +462,35 @@ def check_parent(config: ConfigDict, program: Program, data: Data) -> None:
       f"that of '{config.tokenizer}'",
       'train with the tokenizer that the checkpoint carries',
     )
+
+
+class Parents(NamedTuple):
+  """Two checkpoints to mix in memory, and what measures the mixes.
+
+  Attributes:
+    program: program of the config.
+    data: data of the config, with the validation sets.
+    params: the parameter trees of the checkpoints, on their devices.
+  """
+
+  program: Program
+  data: Data
+  params: tuple[dict, ...]
+
+
+def open_parents(config: ConfigDict, directories: Sequence[checkpoints.Path]) -> Parents:
+  """Opens the validation sets and loads checkpoints onto the config's mesh.
+
+  Args:
+    config: config of one training run.
+    directories: the checkpoints, all of the config's model.
+
+  Raises:
+    SphinxError: data, mesh or checkpoints do not fit the config.
+  """
+  program = Program(config)
+  data = open_data(config, hosts.local_rows(program.batch_sharding, config.batch.size))
+  for directory in directories:
+    checkpoints.check(directory, program.params)
+  params = tuple(checkpoints.load_params(directory, program.params) for directory in directories)
+  return Parents(program, data, params)

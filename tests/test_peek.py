@@ -8,7 +8,7 @@ from PIL import Image
 from sphinx_jax import peek, run
 from sphinx_jax.configs import stage2
 from sphinx_jax.core import errors
-from sphinx_jax.report import rows
+from sphinx_jax.report import packed_rows
 from tests import paper_data, release
 from tests.generate import small
 
@@ -85,12 +85,9 @@ def test_every_view_of_every_size_is_shown():
 
 def test_trained_text_is_marked_on_a_terminal_and_off_it(config):
   example = peek.peek(config, 1)[1][0][0]
-  assert '⟦ ' in rows.to_text(example, colour=False) and '\x1b' not in rows.to_text(
-    example, colour=False
-  )
-  assert '\x1b[1;32m ' in rows.to_text(example, colour=True) and '⟦' not in rows.to_text(
-    example, colour=True
-  )
+  plain, colored = (packed_rows.to_text(example, color=color) for color in (False, True))
+  assert '⟦ ' in plain and '\x1b' not in plain
+  assert '\x1b[1;32m ' in colored and '⟦' not in colored
 
 
 def test_the_command_prints_and_writes_an_image(config, tmp_path, capsys):
@@ -136,5 +133,5 @@ def test_every_entry_of_stage_2_can_be_shown(name, paper_root, tmp_path, monkeyp
   _, shown = peek.peek(entry, 1)
   assert shown and {example.task for example, _ in shown} == {name}
   assert all(any(trained for _, trained in example.runs) for example, _ in shown)
-  page = rows.picture(shown, 'table')
+  page = packed_rows.to_image(shown, 'table')
   assert page.width > 100

@@ -1,1 +1,1 @@
-"""Scores of finished runs: generation on a held-out split, each task's own metric, bootstrap intervals."""
+"""Scores of models: answers by generation, each task's metric, bootstrap intervals, benchmarks."""

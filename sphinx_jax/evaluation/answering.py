@@ -1,4 +1,4 @@
-"""Asks a model the questions of a benchmark, on every process of the run, and goes on where an earlier run stopped."""
+"""Answers the questions of a benchmark with a model; a run that was killed resumes."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,139 +13,204 @@ from sphinx_jax.core.progress import Progress
 from sphinx_jax.data import images
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.skips import Skips
-from sphinx_jax.datasets import family as base
+from sphinx_jax.datasets.files import read_image
 from sphinx_jax.evaluation import predictions
 from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark, Question
-from sphinx_jax.generate.model import Model
+from sphinx_jax.generate.model import BATCH_SIZE, Model
 from sphinx_jax.parallel import hosts
 
-_BATCHES = 4  # Decoded together; their prompts are sorted by length, and their pictures and the next ones' are in memory.
-_READERS = 8  # Threads that read pictures.
+# Batches per call of the model, which sorts the prompts of a call by length. The images of this
+# call and of the next one are in memory.
+_BATCHES_PER_CALL = 4
+_READER_THREADS = 8
 
 
-class _Asked(NamedTuple):
-  """A question as the model gets it; `trouble` where it cannot be asked."""
+class _Prepared(NamedTuple):
+  """A question in the form that the model takes.
+
+  Attributes:
+    question: the question.
+    ids: token ids of the prompt, BOS first.
+    image: uint8[Y,X,3], or None for a question without an image.
+    error: the reason if the question cannot be asked, else None.
+  """
 
   question: Question
   ids: list[int]
-  picture: np.ndarray | None
-  trouble: BadExample | None
+  image: np.ndarray | None
+  error: BadExample | None = None
 
 
-def answer(model: Model, benchmark: Benchmark, folder: predictions.Path, batch_size: int = 128) -> None:
-  """Asks what is not answered yet, and leaves folder/NAME.jsonl with a line for each question, in their order.
+def answer(
+  model: Model, benchmark: Benchmark, folder: predictions.Path, batch_size: int = BATCH_SIZE
+) -> None:
+  """Answers a benchmark on all processes and writes folder/NAME.jsonl, a line for each question.
 
-  Each process of the run asks its share with its own copy of the weights, and process 0 joins what they wrote. A question
-  that cannot be asked (unreadable picture, prompt too long) gets the answer '' and its reason under 'skipped', so that scores
-  count it as wrong.
+  Every process answers its share of the questions that have no answer yet, with its own copy of
+  the weights. Process 0 then merges the files of all processes. A question that cannot be asked
+  (unreadable image, prompt too long) gets the answer '' and the reason under 'skipped', so that
+  it counts as wrong.
 
   Args:
-    model: of this process's own devices.
+    model: a model on the devices of this process.
     benchmark: the same on every process.
-    folder: claimed for it (`predictions.claim`), seen by every process.
+    folder: the folder of the run (`predictions.claim`), which every process can read and write.
     batch_size: most prompts decoded together.
 
   Raises:
-    SphinxError: most questions cannot be asked; files of another run; a disk that is full.
+    SphinxError: most questions cannot be asked, the folder has answers to other questions, or the
+      disk is full.
   """
-  folder = epath.Path(folder)
-  done = predictions.answered(folder, benchmark)
-  hosts.barrier()  # All have read what was there before one of them writes.
-  questions = [question for question in benchmark.questions if question.id not in done][
-    hosts.process_index() :: hosts.process_count()
-  ]
-  if questions:
-    _ask(
-      model,
-      benchmark,
-      questions,
-      predictions.Writer(folder / f'{benchmark.name}.{hosts.process_index()}.jsonl'),
-      batch_size,
-    )
+  answered = predictions.answered(folder, benchmark)
+  hosts.barrier()  # All processes have read the earlier answers before one of them writes.
+  pending = [question for question in benchmark.questions if question.id not in answered]
+  share = pending[hosts.process_index() :: hosts.process_count()]
+  total = len(benchmark.questions) // hosts.process_count()
+  _answer_questions(model, benchmark, share, folder, total, batch_size)
   hosts.barrier()
   hosts.on_process_0(lambda: predictions.merge(folder, benchmark))
 
 
-def _ask(
+def answer_locally(
+  model: Model,
+  benchmark: Benchmark,
+  folder: predictions.Path,
+  batch_size: int = BATCH_SIZE,
+  params: dict | None = None,
+) -> list[dict]:
+  """Answers a benchmark on this process alone and returns its prediction lines in order.
+
+  The answers stay in folder/NAME.0.jsonl, from which a killed run resumes, until the caller calls
+  `predictions.finish`.
+
+  Args:
+    model: a model on the devices of this process.
+    benchmark: the benchmark.
+    folder: the folder of the run.
+    batch_size: most prompts decoded together.
+    params: parameters used in place of the model's own, see `Model.complete`.
+
+  Raises:
+    SphinxError: as for `answer`.
+  """
+  answered = predictions.answered(folder, benchmark)
+  pending = [question for question in benchmark.questions if question.id not in answered]
+  total = len(benchmark.questions)
+  _answer_questions(model, benchmark, pending, folder, total, batch_size, params)
+  return predictions.in_order(benchmark, predictions.answered(folder, benchmark))
+
+
+def _answer_questions(
   model: Model,
   benchmark: Benchmark,
   questions: Sequence[Question],
-  writer: predictions.Writer,
+  folder: predictions.Path,
+  total: int,
   batch_size: int,
+  params: dict | None = None,
 ) -> None:
-  skips, total, position = Skips(Counter(), len(questions)), len(benchmark.questions), 0
-  share = total // hosts.process_count()
+  """Answers questions and appends the lines to the file of this process.
+
+  Args:
+    model: the model.
+    benchmark: the benchmark of the questions.
+    questions: the questions to answer.
+    folder: the folder of the run.
+    total: number of this process's questions, earlier answers included.
+    batch_size: most prompts decoded together.
+    params: see `answer_locally`.
+  """
+  if not questions:
+    return
+  file = epath.Path(folder) / f'{benchmark.name}.{hosts.process_index()}.jsonl'
+  writer = predictions.Writer(file)
+  skips = Skips(Counter(), len(questions))
+  position = 0
+  chunks = _prepared_chunks(model, benchmark, questions, _BATCHES_PER_CALL * batch_size)
   with (
-    prefetch.Prefetch(_chunks(model, benchmark, questions, batch_size), depth=1) as chunks,
-    Progress(total=share, start=share - len(questions), what=benchmark.name, unit='answers') as bar,
+    prefetch.Prefetch(chunks, depth=1) as prefetched,
+    Progress(
+      total=total, start=total - len(questions), what=benchmark.name, unit='answers'
+    ) as progress,
   ):
-    for chunk in chunks:
-      for asked in chunk:
-        if asked.trouble is not None:
-          skips.add(benchmark.name, position, asked.question.id, asked.trouble)
+    for chunk in prefetched:
+      for prepared in chunk:
+        if prepared.error is not None:
+          skips.add(benchmark.name, position, prepared.question.id, prepared.error)
         position += 1
-      usable = [asked for asked in chunk if asked.trouble is None]
-      texts = iter(
-        model.complete(
-          [asked.ids for asked in usable],
-          [asked.picture for asked in usable],
-          max_new_tokens=benchmark.max_new_tokens,
-          batch_size=batch_size,
-        )
-      )
-      writer.write(
-        [
-          predictions.line(asked.question, next(texts))
-          if asked.trouble is None
-          else predictions.line(asked.question, '', asked.trouble.reason)
-          for asked in chunk
-        ]
-      )
-      bar.update(len(chunk))
+      writer.write(_answer_chunk(model, benchmark, chunk, batch_size, params))
+      progress.update(len(chunk))
 
 
-def _chunks(
-  model: Model, benchmark: Benchmark, questions: Sequence[Question], batch_size: int
-) -> Iterator[list[_Asked]]:
-  """Questions with ids and pictures read, as many at a time as are decoded by one call."""
-  size = _BATCHES * batch_size
-  with ThreadPoolExecutor(_READERS) as pool:
+def _answer_chunk(
+  model: Model,
+  benchmark: Benchmark,
+  chunk: Sequence[_Prepared],
+  batch_size: int,
+  params: dict | None,
+) -> list[dict]:
+  """Answers one chunk with one call of the model; returns its prediction lines."""
+  usable = [prepared for prepared in chunk if prepared.error is None]
+  lengths = [prepared.question.answer_length for prepared in usable]
+  texts = model.complete(
+    [prepared.ids for prepared in usable],
+    [prepared.image for prepared in usable],
+    max_new_tokens=benchmark.max_new_tokens,
+    expected=None if None in lengths else lengths,
+    batch_size=batch_size,
+    params=params,
+  )
+  answers = {prepared.question.id: text for prepared, text in zip(usable, texts)}
+  lines = []
+  for question, _, _, error in chunk:
+    if error is None:
+      lines.append(predictions.line(question, answers[question.id]))
+    else:
+      lines.append(predictions.line(question, '', skipped=error.reason))
+  return lines
+
+
+def _prepared_chunks(
+  model: Model, benchmark: Benchmark, questions: Sequence[Question], size: int
+) -> Iterator[list[_Prepared]]:
+  """Yields chunks of `size` questions, tokenized and with their images read."""
+  with ThreadPoolExecutor(_READER_THREADS) as pool:
     for begin in range(0, len(questions), size):
       chunk = questions[begin : begin + size]
-      different = {
-        question.image: question for question in chunk if question.image is not None
-      }  # One is encoded once.
-      side = model.config.image_size
-      read = dict(
-        zip(different, pool.map(lambda question: _picture(question, side), different.values()))
+      # Questions about one image share one array, so that it is read and encoded once.
+      by_image = {question.image: question for question in chunk if question.image is not None}
+      read = pool.map(
+        lambda question: _read_image(question, model.config.image_size), by_image.values()
       )
+      pixels = dict(zip(by_image, read))
       yield [
-        _asked(model, benchmark.prefix, question, read.get(question.image))
+        _prepare(model, benchmark.prefix, question, pixels.get(question.image))
         for question in chunk
       ]
 
 
-def _picture(question: Question, side: int) -> np.ndarray | BadExample:
-  """uint8[side, side, 3], already as small as the model sees it: full pages would fill the memory."""
+def _read_image(question: Question, size: int) -> np.ndarray | BadExample:
+  """Returns the image as the padded square uint8[size,size,3], or the reason if it is unreadable.
+
+  The small square is kept because full pages would fill the memory.
+  """
   try:
-    return images.padded_resize(images.decode(base.read_image(question.id, question.image)), side)
+    return images.square(read_image(question.id, question.image), size)
   except BadExample as error:
     return error
 
 
-def _asked(
-  model: Model, prefix: str, question: Question, picture: np.ndarray | BadExample | None
-) -> _Asked:
-  text = model.template.render([(question.prompt, None)], open_ended=True) + prefix
+def _prepare(
+  model: Model, prefix: str, question: Question, image: np.ndarray | BadExample | None
+) -> _Prepared:
+  """Tokenizes a question and checks that it can be asked."""
+  turns = [*question.history, (question.prompt, None)]
+  text = model.template.render(turns, open_ended=True) + prefix
   ids = model.tokenizer.encode(text, bos=True)
-  if isinstance(picture, BadExample):
-    return _Asked(question, ids, None, picture)
-  length = len(ids) + (0 if picture is None else model.visual_tokens)
+  if isinstance(image, BadExample):
+    return _Prepared(question, ids, None, image)
+  length = len(ids) + (0 if image is None else model.visual_tokens)
   if length >= model.max_length:
-    return _Asked(
-      question,
-      ids,
-      None,
-      BadExample('prompt too long', f'{length} positions of {model.max_length}'),
-    )
-  return _Asked(question, ids, picture, None)
+    error = BadExample('prompt too long', f'{length} positions of {model.max_length}')
+    return _Prepared(question, ids, None, error)
+  return _Prepared(question, ids, image)

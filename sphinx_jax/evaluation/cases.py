@@ -1,23 +1,39 @@
-"""The best and the worst answers of a benchmark, with what was true in the form that answers have, to be drawn."""
+"""Picks each benchmark's best and worst answers for the report.
+
+The ground truth of a case is formatted like an answer, so that both can be drawn.
+"""
 
 import io
-import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from etils import epath
 from PIL import Image
 
-from sphinx_jax.core import boxes, config as config_lib, coordinates
+from sphinx_jax.core import boxes, coordinates, files
 from sphinx_jax.data import images
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.datasets import family as base
+from sphinx_jax.datasets.files import read_image
 from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark, Question
 from sphinx_jax.evaluation.protocols import PER_EXAMPLE
 
-_EDGE = 640  # Pixels at most of a kept picture.
+_MAX_EDGE = 640  # Pixels of a stored image.
+
+
+class _Case(NamedTuple):
+  """One answered question.
+
+  Attributes:
+    question: the question.
+    entry: its entry with the answer, see `predictions.entries`.
+    score: in [0, 1], or None if a single answer has no score.
+  """
+
+  question: Question
+  entry: Mapping[str, Any]
+  score: float | None
 
 
 def write(
@@ -27,123 +43,127 @@ def write(
   official: bool = False,
   count: int = 3,
 ) -> None:
-  """Writes folder/cases/NAME.json and the pictures it names.
+  """Writes folder/cases/NAME.json and the images that it names.
 
-  They are answers of different pictures, the first ones where many are equally good, none of questions that could not be
-  asked. In the file are {'best', 'worst': cases}, or {'first': cases} where single answers have no score (hidden truth).
-  A case is {'id', 'prompt', 'answer', 'truth': with boxes as in an answer, or '', 'score': in [0, 1] or null, 'image': path
-  in the folder, or null where there is no picture}.
+  The file has {'best': cases, 'worst': cases}, or {'first': cases} if single answers have no score,
+  for example because the truth is hidden. A case is {'id', 'prompt', 'answer', 'truth': text, with
+  boxes as in an answer, 'score': in [0, 1] or null, 'image': path in the folder, or null}. All
+  cases of a group are about different images. Of equally good answers the first ones are taken.
+  Skipped questions are left out.
 
   Args:
-    folder: of the benchmark's predictions.
-    benchmark: whose questions these are.
-    entries: as of `predictions.entries`.
-    official: as in the protocols.
-    count: most cases of each kind.
+    folder: folder of the benchmark's predictions.
+    benchmark: the benchmark.
+    entries: its entries, see `predictions.entries`.
+    official: score like the official SPHINX script.
+    count: most cases per group.
   """
-  scored = (
-    [None] * len(entries)
-    if benchmark.hidden
-    else PER_EXAMPLE[benchmark.protocol](entries, official=official)
-  )
-  usable = [i for i, entry in enumerate(entries) if 'skipped' not in entry]
-  known = [i for i in usable if scored[i] is not None]
-  if known:
-    best = _different(benchmark, sorted(known, key=lambda i: -scored[i]), count)
-    worst = _different(
-      benchmark, sorted(set(known) - set(best), key=lambda i: (scored[i], i)), count
-    )
+  if benchmark.hidden:
+    scores = [None] * len(entries)
+  else:
+    scores = PER_EXAMPLE[benchmark.protocol](entries, official=official)
+  cases = [
+    _Case(question, entry, score)
+    for question, entry, score in zip(benchmark.questions, entries, scores)
+    if 'skipped' not in entry
+  ]
+  scored = [case for case in cases if case.score is not None]
+  if scored:
+    best = _distinct_images(sorted(scored, key=lambda case: -case.score), count)
+    best_ids = {case.question.id for case in best}
+    others = [case for case in scored if case.question.id not in best_ids]
+    worst = _distinct_images(sorted(others, key=lambda case: case.score), count)
     groups = {'best': best, 'worst': worst}
   else:
-    groups = {'first': _different(benchmark, usable, count)}
+    groups = {'first': _distinct_images(cases, count)}
+
   folder = epath.Path(folder)
   (folder / 'cases').mkdir(parents=True, exist_ok=True)
-  found = {
-    group: [
-      _case(
-        folder,
-        f'cases/{benchmark.name}-{group}-{n}.jpg',
-        benchmark.questions[i],
-        entries[i],
-        scored[i],
-      )
-      for n, i in enumerate(indices)
+  result = {}
+  for group, chosen in groups.items():
+    result[group] = [
+      _describe(case, folder, f'cases/{benchmark.name}-{group}-{number}.jpg')
+      for number, case in enumerate(chosen)
     ]
-    for group, indices in groups.items()
-  }
-  config_lib.write_whole(folder / 'cases' / f'{benchmark.name}.json', json.dumps(found, indent=2))
+  files.write_json(folder / 'cases' / f'{benchmark.name}.json', result)
 
 
-def _different(benchmark: Benchmark, order: Iterable[int], count: int) -> list[int]:
-  """The first of an order, of as many pictures."""
-  found = {}
-  for i in order:
-    found.setdefault(benchmark.questions[i].image or i, i)
-    if len(found) == count:
+def _distinct_images(cases: Iterable[_Case], count: int) -> list[_Case]:
+  """Returns the first `count` cases about different images.
+
+  Questions without an image all count as different.
+  """
+  chosen: dict[Any, _Case] = {}
+  for case in cases:
+    chosen.setdefault(case.question.image or ('no image', case.question.id), case)
+    if len(chosen) == count:
       break
-  return list(found.values())
+  return list(chosen.values())
 
 
-def _case(
-  folder: epath.Path, name: str, question: Question, entry: dict, score: float | None
-) -> dict[str, Any]:
-  picture = _picture(question)
-  width, height = (None, None) if picture is None else picture.size
-  if picture is not None:
-    picture.thumbnail((_EDGE, _EDGE))
+def _describe(case: _Case, folder: epath.Path, image_path: str) -> dict[str, Any]:
+  """Returns a case as JSON, and writes its image to folder/image_path if it has one."""
+  image = _open_image(case.question)
+  width, height = (None, None) if image is None else image.size
+  if image is not None:
+    image.thumbnail((_MAX_EDGE, _MAX_EDGE))
     buffer = io.BytesIO()
-    picture.save(buffer, 'JPEG', quality=90)
-    (folder / name).write_bytes(buffer.getvalue())
+    image.save(buffer, 'JPEG', quality=90)
+    (folder / image_path).write_bytes(buffer.getvalue())
   return {
-    'id': question.id,
-    'prompt': question.prompt,
-    'answer': entry['answer'],
-    'truth': truth(entry, width, height),
-    'score': score,
-    'image': None if picture is None else name,
+    'id': case.question.id,
+    'prompt': case.question.prompt,
+    'answer': case.entry['answer'],
+    'truth': format_truth(case.entry, width, height),
+    'score': case.score,
+    'image': None if image is None else image_path,
   }
 
 
-def _picture(question: Question) -> Image.Image | None:
+def _open_image(question: Question) -> Image.Image | None:
+  """Returns the image of a question, or None if there is none on this machine."""
   if question.image is None:
     return None
   try:
-    return Image.fromarray(images.decode(base.read_image(question.id, question.image)))
-  except BadExample:  # Predictions can be scored where the pictures are not.
+    return Image.fromarray(images.decode(read_image(question.id, question.image)))
+  except BadExample:  # Predictions can be scored on a machine without the images.
     return None
 
 
-def truth(entry: dict, width: int | None, height: int | None) -> str:
-  """What an entry says is true, as an answer would say it.
+def format_truth(entry: Mapping[str, Any], width: int | None, height: int | None) -> str:
+  """Returns the truth of an entry as an answer would state it.
 
   Args:
-    entry: of any protocol.
-    width, height: of the picture in pixels, or None: boxes are then left in pixels.
+    entry: an entry of any protocol.
+    width: width of the image in pixels. If it is None, boxes are left in pixels.
+    height: height of the image in pixels, or None.
   """
   width, height = entry.get('width', width), entry.get('height', height)
   if 'objects' in entry:
-    things = {thing['name']: [] for thing in entry['objects']}
+    by_name: dict[str, list[boxes.Box]] = {}
     for thing in entry['objects']:
-      things[thing['name']].append(boxes.pad_box(boxes.corners(thing['bbox']), width, height))
-    return ', '.join(f'{name} {coordinates.format_boxes(group)}' for name, group in things.items())
+      box = boxes.pad_box(boxes.corners(thing['bbox']), width, height)
+      by_name.setdefault(thing['name'], []).append(box)
+    phrases = [f'{name} {coordinates.format_boxes(group)}' for name, group in by_name.items()]
+    return ', '.join(phrases)
   if 'person' in entry:
     flat = entry['person']['keypoints']
     points = {
       name: boxes.pad_box((x, y, x, y), width, height)[:2]
-      for name, x, y, seen in zip(coordinates.KEYPOINTS, flat[0::3], flat[1::3], flat[2::3])
-      if seen
+      for name, x, y, visible in zip(coordinates.KEYPOINTS, flat[0::3], flat[1::3], flat[2::3])
+      if visible
     }
     return coordinates.format_keypoints(points.items())
-  return _answers(entry.get('gt_answers', ''), width, height)
+  return _format_answers(entry.get('gt_answers', ''), width, height)
 
 
-def _answers(answers: Any, width: int | None, height: int | None) -> str:
-  """Texts, the commonest first, or boxes in pixels."""
+def _format_answers(answers: Any, width: int | None, height: int | None) -> str:
+  """Formats true answers: a text, texts (the most common first), a box or boxes in pixels."""
   if isinstance(answers, str) or not answers:
     return answers or ''
   if isinstance(answers[0], str):
-    return ' / '.join(text for text, _ in Counter(answers).most_common())
-  found = answers if isinstance(answers[0], Sequence) else [answers]
+    return ' / '.join(answer for answer, _ in Counter(answers).most_common())
+  true_boxes = answers if isinstance(answers[0], Sequence) else [answers]
   if width is None or height is None:
-    return str(found)
-  return coordinates.format_boxes([boxes.pad_box(box, width, height) for box in found])
+    return str(true_boxes)
+  return coordinates.format_boxes([boxes.pad_box(box, width, height) for box in true_boxes])

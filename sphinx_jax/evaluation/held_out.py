@@ -1,99 +1,231 @@
-"""Scores a model on held-out tasks by generation, and its blind floor: the same weights shown the mean image instead.
+"""Scores a model on held-out tasks by generation, with the image and blind.
 
-Everything lands in one folder: `run.json` (what the folder belongs to), `<task>.final.jsonl` and `<task>.blind.jsonl`
-(one line a question), `images/` (the first pictures of every task, for the report) and `results.json`. A finished file
-is recognised and not computed again, so an interrupted evaluation goes on where it was.
+Blind means that the same model sees the mean image in place of every image. Its score is what a
+task gives away without looking.
+
+A task's held-out split becomes two benchmarks, `NAME.final` and `NAME.blind`, which are answered
+like the published ones (answering.py) and scored by the task's own metric. The folder gets
+`run.json` (what it belongs to), `NAME.final.jsonl` and `NAME.blind.jsonl` (one scored line a
+question), `images/` (the first images of every task, for the report) and `results.json`. A
+finished file is not computed again, and a killed evaluation resumes inside a task.
 """
 
+import dataclasses
 import io
-import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 from PIL import Image
 
-from sphinx_jax import datasets as sources_lib
-from sphinx_jax.core import config as config_lib, errors
-from sphinx_jax.core.progress import log, Progress
-from sphinx_jax.data import images, record
-from sphinx_jax.evaluation import bootstrap
+from sphinx_jax import datasets
+from sphinx_jax.core import errors, files
+from sphinx_jax.core.progress import log
+from sphinx_jax.data import images
+from sphinx_jax.data.record import BadExample, Record, Source
+from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.evaluation import answering, bootstrap, predictions
+from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark, Question
+from sphinx_jax.generate.model import BATCH_SIZE, Model
 from sphinx_jax.tasks import TASKS
 
-KINDS = ('final', 'blind')
-_CHUNK = 512  # questions whose pictures are in memory at once
-_SAMPLES = 8  # pictures a task kept for the report
+PASSES = ('final', 'blind')
+_SAMPLES = 8  # Images per task that are kept for the report.
 
 
 def evaluate(
-  model, sources, examples, mean_image, folder, run='', batch_size=128, params=None
-) -> dict:
-  """Generates, scores and writes answers for every task, with and without the picture.
+  model: Model,
+  sources: Mapping[str, Source],
+  examples: int,
+  mean_image: np.ndarray,
+  folder: predictions.Path,
+  run: str = '',
+  batch_size: int = BATCH_SIZE,
+  params: dict | None = None,
+) -> dict[str, dict[str, Any]]:
+  """Answers and scores every task, with the image and blind. One process does the work.
 
   Args:
-    model: `generate.model.Model`.
-    sources: {name: `data.record.Source`} of held-out records; a record's own task says how it is scored.
-    examples: most questions a name; every turn of a record is one question, asked after the record's true turns before it.
-    mean_image: uint8[Y, X, 3], what the blind model sees.
+    model: a loaded model.
+    sources: {name: held-out records}. The task of a record decides how it is scored.
+    examples: most questions per name. Every turn of a record is one question, asked after the true
+      turns before it.
+    mean_image: uint8[Y,X,3], the image that the blind model sees.
     folder: where everything is written.
-    run: any text that stands for the weights; a folder of another run is refused.
-    batch_size, params: as in `Model.complete`.
+    run: text that identifies the weights.
+    batch_size: most prompts decoded together.
+    params: parameters used in place of the model's own, see `Model.complete`.
 
   Returns:
-    {name: {'metric': str, 'blind', 'blind_low', 'blind_high', 'final', 'low', 'high': float, 'examples': int}};
-    low and high bound the 95 % bootstrap interval, drawn over records. Also written to `results.json`.
+    {name: result as of `summary`}, which is also written to `results.json`.
 
   Raises:
     SphinxError: the folder belongs to another run, or a source has no usable example.
   """
-  folder = _claim(
-    epath.Path(folder),
-    {'run': run, 'examples': examples, 'sources': {n: len(s) for n, s in sources.items()}},
-  )
+  sizes = {name: len(source) for name, source in sources.items()}
+  folder = predictions.claim_folder(folder, {'run': run, 'examples': examples, 'sources': sizes})
+  (folder / 'images').mkdir(exist_ok=True)
   results = {}
   for name, source in sources.items():
-    files = {kind: folder / f'{name}.{kind}.jsonl' for kind in KINDS}
-    if not all(file.exists() for file in files.values()):
-      questions = _questions(name, source, examples)
-      for kind, file in files.items():
-        if not file.exists():
-          blind_image = mean_image if kind == 'blind' else None
-          _answer(model, questions, blind_image, name, file, batch_size, params)
-    results[name] = summary(*(read(files[kind]) for kind in KINDS))
-    log.info('%s', line(name, results[name]))
-  write_json(folder / 'results.json', results)
+    paths = {kind: folder / f'{name}.{kind}.jsonl' for kind in PASSES}
+    if not all(path.exists() for path in paths.values()):
+      final = open_task(name, source, examples, model.tokenizer)
+      for benchmark in (final, blinded(final, name, mean_image)):
+        if not (folder / f'{benchmark.name}.jsonl').exists():
+          _answer_and_score(model, benchmark, folder, batch_size, params)
+    results[name] = summary(*(files.read_jsonl(paths[kind]) for kind in PASSES))
+    log.info('%s', format_result(name, results[name]))
+  files.write_json(folder / 'results.json', results)
   return results
 
 
-def open_split(config, names, split, data_dir=None) -> dict:
-  """{name: source} of the records of some tasks of a run's mixture, one question a record.
+def open_task(name: str, source: Source, examples: int, tokenizer: Tokenizer) -> Benchmark:
+  """Returns the benchmark `NAME.final` with the first questions of a source.
+
+  The longest allowed answer is half again as long as the longest true answer.
 
   Args:
-    config: of the run; what `config.validation` has under the task's name is held out, or else a split of the source.
-    names: of entries of its mixture.
-    split: 'train' is what the run trains on.
-    data_dir: None: the config's.
+    name: name of the task in the mixture.
+    source: held-out records. Unusable ones are logged and skipped.
+    examples: most questions.
+    tokenizer: the model's tokenizer, which measures the true answers.
 
   Raises:
-    SphinxError: a task that the mixture does not have; one that nothing is held out of.
+    SphinxError: no record is usable.
   """
-  return {
-    name: sources_lib.open_source(
-      {**_entry(config, name, split), 'max_turns': 1}, data_dir or config.data_dir
+  questions: list[Question] = []
+  for index in range(len(source)):
+    if len(questions) >= examples:
+      break
+    try:
+      record = source[index]
+      if record.image is not None:
+        images.decode(record.image)
+    except BadExample as error:
+      log.warning('%s: example %d skipped: %s', name, index, error)
+      continue
+    first = len(questions)
+    questions += [_question(record, turn, first + turn) for turn in range(len(record.turns))]
+  questions = questions[:examples]
+  if not questions:
+    raise errors.make(
+      f"task '{name}'",
+      f'no usable example among {len(source)}',
+      'at least one',
+      'check its data or leave the task out',
     )
-    for name in names
-  }
+  longest = max(len(tokenizer.encode(question.entry['true_answer'])) for question in questions)
+  return Benchmark(
+    name=f'{name}.final',
+    questions=questions,
+    prefix='',
+    max_new_tokens=longest + longest // 2 + 8,
+    protocol=TASKS[questions[0].entry['task']].metric,
+    hidden=False,
+    settings={},
+  )
 
 
-def scored(config) -> list[str]:
-  """The entries of a run's mixture whose task has a metric; text and dialogs have none."""
-  return [
-    name
-    for name, entry in config.mixture.items()
-    if TASKS[entry.get('task', 'dialog')].metric != 'none'
+def _question(record: Record, turn: int, number: int) -> Question:
+  """Returns one turn of a record as question `number` of its task."""
+  prompt, answer = record.turns[turn]
+  return Question(
+    id=f'{number}/{record.id}',  # All turns of a record share the record's id.
+    image=record.image,
+    prompt=prompt,
+    entry={
+      'record': record.id,
+      'task': record.task,
+      'true_answer': answer,
+      'truth': record.truth[turn],
+    },
+    history=tuple(record.turns[:turn]),
+    answer_length=len(answer),
+  )
+
+
+def blinded(benchmark: Benchmark, name: str, mean_image: np.ndarray) -> Benchmark:
+  """Returns the benchmark `NAME.blind`: the same questions about the mean image."""
+  buffer = io.BytesIO()
+  Image.fromarray(mean_image).save(buffer, 'PNG')
+  encoded = buffer.getvalue()
+  questions = [
+    question if question.image is None else dataclasses.replace(question, image=encoded)
+    for question in benchmark.questions
   ]
+  return dataclasses.replace(benchmark, name=f'{name}.blind', questions=questions)
 
 
-def _entry(config, name, split) -> dict:
+def _answer_and_score(
+  model: Model, benchmark: Benchmark, folder: epath.Path, batch_size: int, params: dict | None
+) -> None:
+  """Answers a task's benchmark and writes its scored lines; `final` keeps images for the report."""
+  predicted = answering.answer_locally(model, benchmark, folder, batch_size, params)
+  lines = [scored_line(*pair) for pair in zip(benchmark.questions, predicted)]
+  name, _, kind = benchmark.name.rpartition('.')
+  if kind == 'final':
+    for number, question in enumerate(benchmark.questions[:_SAMPLES]):
+      if question.image is None:
+        continue
+      lines[number]['image'] = f'images/{name}-{number}.png'
+      with Image.open(io.BytesIO(question.image)) as image:
+        image.convert('RGB').save(folder / lines[number]['image'])
+  predictions.finish(folder, benchmark.name, lines)
+
+
+def scored_line(question: Question, predicted: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the line of a finished file: a question with the answer and its score.
+
+  Args:
+    question: a question of `open_task`.
+    predicted: its prediction line.
+  """
+  entry = question.entry
+  numerator, denominator = TASKS[entry['task']].score(predicted['answer'], entry['truth'])
+  line = {
+    'id': entry['record'],
+    'task': entry['task'],
+    'instruction': question.prompt,
+    'prediction': predicted['answer'],
+    'answer': entry['true_answer'],
+    'truth': entry['truth'],
+    'numerator': numerator,
+    'denominator': denominator,
+  }
+  if 'skipped' in predicted:
+    line['skipped'] = predicted['skipped']
+  return line
+
+
+def open_split(
+  config: ConfigDict, names: Sequence[str], split: str, data_dir: str | None = None
+) -> dict[str, Source]:
+  """Opens the records of some tasks of a run's mixture, one question per record.
+
+  Args:
+    config: the run's config. If `config.validation` has a task's name, its entry is the held-out
+      split; otherwise it is another split of the task's source.
+    names: names of entries of the mixture.
+    split: name of the split; 'train' is what the run trains on.
+    data_dir: directory of the data; None is the config's.
+
+  Returns:
+    {name: source}.
+
+  Raises:
+    SphinxError: the mixture does not have a task, or nothing is held out of it.
+  """
+  sources = {}
+  for name in names:
+    entry = {**_split_entry(config, name, split), 'max_turns': 1}
+    sources[name] = datasets.open_source(entry, data_dir or config.data_dir)
+  return sources
+
+
+def _split_entry(config: ConfigDict, name: str, split: str) -> dict[str, Any]:
+  """Returns the mixture entry with which the split of a task is opened."""
   if name not in config.mixture:
     raise errors.unknown(f"task of '{config.name}'", name, config.mixture)
   entry = config.mixture[name].to_dict()
@@ -101,9 +233,8 @@ def _entry(config, name, split) -> dict:
     return entry
   if name in config.validation:
     return config.validation[name].to_dict()
-  if (
-    'split' not in entry or entry['source'] == 'built'
-  ):  # What is held out of those is another file or folder.
+  # The held-out records of these sources are in another file or folder.
+  if 'split' not in entry or entry['source'] == 'array_record':
     raise errors.make(
       f"task '{name}'",
       f"a source without a split '{split}'",
@@ -113,154 +244,84 @@ def _entry(config, name, split) -> dict:
   return {**entry, 'split': split}
 
 
-def mean_image(sources, size, examples=64) -> np.ndarray:
-  """The mean picture of the first records of every source, uint8[size, size, 3]."""
+def tasks_with_metric(config: ConfigDict) -> list[str]:
+  """Returns the entries of a run's mixture whose task has a metric; text and dialogs have none."""
+  return [
+    name
+    for name, entry in config.mixture.items()
+    if TASKS[entry.get('task', 'dialog')].metric != 'none'
+  ]
+
+
+def mean_image(sources: Mapping[str, Source], size: int, examples: int = 64) -> np.ndarray:
+  """Returns the mean image of the first records of every source, uint8[size,size,3].
+
+  Args:
+    sources: {name: records}.
+    size: edge of the padded square in pixels.
+    examples: most records per source.
+
+  Raises:
+    SphinxError: there is no readable image.
+  """
   total, count = np.zeros((size, size, 3)), 0
   for source in sources.values():
-    for i in range(min(examples, len(source))):
+    for index in range(min(examples, len(source))):
       try:
-        pixels = source[i].image
-        if pixels is not None:
-          total += images.padded_resize(images.decode(pixels), size)
+        encoded = source[index].image
+        if encoded is not None:
+          total += images.square(encoded, size)
           count += 1
-      except record.BadExample:
-        continue  # counted and named where the example is asked about
+      except BadExample:
+        continue  # `open_task` logs the bad records of the split that is asked.
   if not count:
-    raise errors.make(
-      'mean image', 'no picture', 'at least one readable picture', 'check the sources'
-    )
+    raise errors.make('mean image', 'no image', 'at least one readable image', 'check the sources')
   return np.round(total / count).astype(np.uint8)
 
 
-def summary(final, blind) -> dict:
-  """The result of one task from the lines of its two prediction files."""
-  numbers = [_by_record(lines) for lines in (final, blind)]
-  (low, high), (blind_low, blind_high) = (bootstrap.interval(*pair) for pair in numbers)
-  value, blind_value = (bootstrap.ratio(*pair) for pair in numbers)
+def summary(
+  final: Sequence[Mapping[str, Any]], blind: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+  """Returns the result of one task from the scored lines of its two passes.
+
+  Args:
+    final: lines of the pass with images.
+    blind: lines of the blind pass.
+
+  Returns:
+    {'metric': str, 'blind', 'blind_low', 'blind_high', 'final', 'low', 'high': float,
+    'examples': int}. 'low' and 'high' bound the 95 % bootstrap interval, resampled over records.
+  """
+  final_sums, blind_sums = _sums_by_record(final), _sums_by_record(blind)
+  low, high = bootstrap.interval(*final_sums)
+  blind_low, blind_high = bootstrap.interval(*blind_sums)
   return {
     'metric': TASKS[final[0]['task']].metric,
-    'blind': blind_value,
+    'blind': bootstrap.ratio(*blind_sums),
     'blind_low': blind_low,
     'blind_high': blind_high,
-    'final': value,
+    'final': bootstrap.ratio(*final_sums),
     'low': low,
     'high': high,
     'examples': len(final),
   }
 
 
-def line(name, result) -> str:
-  """One result as a line of text."""
+def _sums_by_record(lines: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+  """Returns numerators and denominators float64[records], summed over the questions of a record."""
+  sums: dict[str, list[float]] = {}
+  for line in lines:
+    pair = sums.setdefault(line['id'], [0.0, 0.0])
+    pair[0] += line['numerator']
+    pair[1] += line['denominator']
+  numerators, denominators = np.array(list(sums.values())).T
+  return numerators, denominators
+
+
+def format_result(name: str, result: Mapping[str, Any]) -> str:
+  """Returns one result as a line of text."""
   interval = f'[{result["low"]:.3f}, {result["high"]:.3f}]'
   return (
-    f'{name:18s} {result["metric"]:28s} {result["final"]:.3f} {interval}, blind {result["blind"]:.3f}, '
-    f'{result["examples"]} examples'
+    f'{name:18s} {result["metric"]:28s} {result["final"]:.3f} {interval}, '
+    f'blind {result["blind"]:.3f}, {result["examples"]} examples'
   )
-
-
-def read(file) -> list[dict]:
-  """The lines of a predictions file."""
-  return [json.loads(text) for text in epath.Path(file).read_text().splitlines()]
-
-
-def write_json(file, value) -> None:
-  """Writes JSON whole or not at all."""
-  config_lib.write_whole(file, json.dumps(value, indent=2))
-
-
-def _claim(folder, run):
-  file = folder / 'run.json'
-  if file.exists() and json.loads(file.read_text()) != run:
-    raise errors.make(
-      f"evaluation folder '{folder}'",
-      f'results of {file.read_text()}',
-      f'{json.dumps(run)}',
-      'give another folder or remove this one',
-    )
-  (folder / 'images').mkdir(parents=True, exist_ok=True)
-  write_json(file, run)
-  return folder
-
-
-def _questions(name, source, examples):
-  """[(record, turn index), ...] of the first records that are usable."""
-  questions = []
-  for i in range(len(source)):
-    if len(questions) >= examples:
-      break
-    try:
-      item = source[i]
-      if item.image is not None:
-        images.decode(item.image)
-      questions += [(item, turn) for turn in range(len(item.turns))]
-    except record.BadExample as error:
-      log.warning('%s: example %d skipped: %s', name, i, error)
-  if not questions:
-    raise errors.make(
-      f"task '{name}'",
-      f'no usable example among {len(source)}',
-      'at least one',
-      'check its data or leave the task out',
-    )
-  return questions[:examples]
-
-
-def _answer(model, questions, blind_image, name, file, batch_size, params):
-  """Asks all questions and writes their scored lines; the file appears when it is complete."""
-  kind = 'final' if blind_image is None else 'blind'
-  longest = max(len(model.tokenizer.encode(item.turns[t][1])) for item, t in questions)
-  limit = longest + longest // 2 + 8  # half again as long as the longest true answer
-  temporary = file.with_suffix('.tmp')
-  with (
-    temporary.open('w') as out,
-    Progress(total=len(questions), what=f'{name} ({kind})', unit='answers') as bar,
-  ):
-    for begin in range(0, len(questions), _CHUNK):
-      chunk = questions[begin : begin + _CHUNK]
-      pixels = {
-        id(item): None if item.image is None else images.decode(item.image) for item, _ in chunk
-      }
-      shown = [pixels[id(item)] for item, _ in chunk]
-      if blind_image is not None:
-        shown = [None if picture is None else blind_image for picture in shown]
-      texts = model.answers(
-        [[*item.turns[:t], (item.turns[t][0], None)] for item, t in chunk],
-        shown,
-        max_new_tokens=limit,
-        expected=[len(item.turns[t][1]) for item, t in chunk],
-        batch_size=batch_size,
-        params=params,
-      )
-      for n, ((item, turn), text) in enumerate(zip(chunk, texts), begin):
-        scored = _score(item, turn, text)
-        if kind == 'final' and n < _SAMPLES and item.image is not None:
-          scored['image'] = f'images/{name}-{n}.png'
-          Image.open(io.BytesIO(item.image)).convert('RGB').save(file.parent / scored['image'])
-        out.write(json.dumps(scored) + '\n')
-      bar.update(len(chunk))
-  temporary.replace(file)
-
-
-def _score(item, turn, text):
-  instruction, answer = item.turns[turn]
-  numerator, denominator = TASKS[item.task].score(text, item.truth[turn])
-  return {
-    'id': item.id,
-    'task': item.task,
-    'instruction': instruction,
-    'prediction': text,
-    'answer': answer,
-    'truth': item.truth[turn],
-    'numerator': numerator,
-    'denominator': denominator,
-  }
-
-
-def _by_record(lines):
-  """Numerators and denominators summed over the questions of each record."""
-  sums = {}
-  for entry in lines:
-    pair = sums.setdefault(entry['id'], [0.0, 0.0])
-    pair[0] += entry['numerator']
-    pair[1] += entry['denominator']
-  return tuple(np.array(list(sums.values())).T)

@@ -1,11 +1,14 @@
-"""SPHINX as a model of lmms-eval (https://github.com/EvolvingLMMs-Lab/lmms-eval), which asks its many benchmarks itself.
+"""Example of an adapter: SPHINX as a model of lmms-eval, which has many benchmarks of its own.
 
     lmms-eval --model sphinx_jax --model_args pretrained=DIR --tasks mme --batch_size 32
 
-DIR is a run of ours or an official SPHINX folder. lmms-eval finds `manifest` by the entry point 'lmms_eval.models' of
-setup.py. Checked with lmms_eval 0.7.3 in an environment of its own (`pip install -e '.[lmms]'` without constraints.txt):
-beside our pins it cannot be installed, as its wandb wants protobuf < 7. So tests/evaluation/test_lmms.py uses a stub of the
-few names taken from it.
+DIR is a run, one of its checkpoints, or an official SPHINX folder. This file is not an entry point
+of sphinx_jax: lmms-eval finds `manifest` through the entry point 'lmms_eval.models' in setup.py.
+
+It was checked with lmms_eval 0.7.3 (https://github.com/EvolvingLMMs-Lab/lmms-eval) in an
+environment of its own (`pip install -e '.[lmms]'` without constraints.txt). It cannot be installed
+together with our pinned versions, because its wandb needs protobuf < 7. Therefore
+tests/evaluation/test_lmms.py uses a stub of the few names that are imported from it.
 """
 
 import json
@@ -21,27 +24,28 @@ from sphinx_jax.core.progress import Progress
 from sphinx_jax.data import images
 from sphinx_jax.generate import load
 
-_BATCHES = (
-  4  # Given to the generator at once, which sorts them by length; their pictures are in memory.
-)
-_MOST = 1024  # Tokens of an answer, where the benchmark sets no limit.
+# Batches per call of the model, which sorts the prompts of a call by length. The images of a call
+# are in memory.
+_BATCHES_PER_CALL = 4
+_MAX_NEW_TOKENS = 1024  # Used if the benchmark sets no limit.
 
 
 class Sphinx(lmms):
-  """One model, on this process's devices.
+  """A model on the devices of this process.
 
   Args:
     pretrained: directory of a run or of one of its checkpoints, or an official folder.
-    dtype, mesh: as of `sphinx_jax.load`.
+    dtype: see `sphinx_jax.load`.
+    mesh: see `sphinx_jax.load`.
     batch_size: most prompts decoded together.
-    device: is JAX's to choose; taken because lmms-eval gives it.
-    max_batch_size: likewise.
+    device: ignored, because JAX chooses the device; lmms-eval passes it.
+    max_batch_size: ignored; lmms-eval passes it.
 
   Raises:
-    SphinxError: no checkpoint; a batch size that is no number.
+    SphinxError: there is no checkpoint, or the batch size is not a positive number.
   """
 
-  is_simple = True  # Questions come as one text and pictures, not as chat messages.
+  is_simple = True  # lmms-eval then passes a question as one text with images, not as messages.
 
   def __init__(
     self,
@@ -51,81 +55,93 @@ class Sphinx(lmms):
     batch_size: int | str = 32,
     device: str | None = None,
     max_batch_size: int | None = None,
-  ):
+  ) -> None:
     super().__init__()
     del device, max_batch_size
     if not str(batch_size).isdigit() or int(batch_size) < 1:
       raise errors.make(
-        'lmms-eval', f'batch_size {batch_size!r}', 'a number', 'give --batch_size 32, for instance'
+        'lmms-eval', f'batch_size {batch_size!r}', 'a number', 'set it, for example --batch_size 32'
       )
     self._sphinx = load.load_model(str(pretrained), dtype=dtype, mesh=mesh)
     self._batch_size = int(batch_size)
 
   def generate_until(self, requests: Sequence[Any]) -> list[str]:
-    """Answers in the order of the requests, whose args are (context, generation kwargs, doc_to_visual, doc id, task, split).
+    """Returns the answers in the order of the requests.
+
+    Args:
+      requests: their `args` are (context, generation kwargs, doc_to_visual, doc id, task, split).
 
     Raises:
-      SphinxError: a question with several pictures or a film; beam search; as `Model.complete`.
+      SphinxError: a question has several images or a video, beam search is requested, or as for
+        `Model.complete`.
     """
-    groups: dict[str, list[int]] = {}
+    groups: dict[str, list[int]] = {}  # Requests with the same generation kwargs.
     for i, request in enumerate(requests):
       groups.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(i)
-    texts, size = [''] * len(requests), _BATCHES * self._batch_size
-    with Progress(total=len(requests), what='lmms-eval', unit='answers') as bar:
+    texts, size = [''] * len(requests), _BATCHES_PER_CALL * self._batch_size
+    with Progress(total=len(requests), what='lmms-eval', unit='answers') as progress:
       for group in groups.values():
         for begin in range(0, len(group), size):
           chunk = group[begin : begin + size]
           for i, text in zip(chunk, self._answers([requests[i].args for i in chunk])):
             texts[i] = text
             self.cache_hook.add_partial('generate_until', requests[i].args[:2], text)
-          bar.update(len(chunk))
+          progress.update(len(chunk))
     return texts
 
-  def _answers(self, asked: Sequence[tuple]) -> list[str]:
-    until, sampling = _sampling(asked[0][1])
-    turns = [[(_question(context), None)] for context, *_ in asked]
-    pictures = [self._picture(visual, doc, task, split) for _, _, visual, doc, task, split in asked]
-    texts = self._sphinx.answers(
-      turns, pictures, batch_size=self._batch_size, **sampling
-    )
+  def _answers(self, arguments: Sequence[tuple]) -> list[str]:
+    """Answers requests with the same generation kwargs."""
+    until, sampling = _sampling(arguments[0][1])
+    dialogs = [[(_question(context), None)] for context, *_ in arguments]
+    pixels = [self._image(visual, doc, task, split) for _, _, visual, doc, task, split in arguments]
+    texts = self._sphinx.answers(dialogs, pixels, batch_size=self._batch_size, **sampling)
     return [_cut(text, until) for text in texts]
 
   def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-    """Not there: lmms_eval 0.7.3 makes text of the numbers (`unwrap_generation_output`), so no model's would be scored."""
+    """Raises SphinxError: likelihoods are not supported.
+
+    lmms_eval 0.7.3 converts the numbers to text (`unwrap_generation_output`), so it could not score
+    them for any model.
+    """
     raise errors.make(
       'lmms-eval',
-      f'{len(requests)} texts to find likely',
-      'questions to answer',
+      f'{len(requests)} requests for likelihoods, which are not supported',
+      'requests for answers',
       'leave the task out',
     )
 
   def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-    """Not there: what comes in a later round is a function of the answer before, with pictures of its own."""
+    """Raises SphinxError: questions of several rounds are not supported.
+
+    A multi-round task builds each round from the previous answer and brings new images.
+    """
     raise errors.make(
       'lmms-eval',
-      f'{len(requests)} questions of several rounds',
+      f'{len(requests)} questions of several rounds, which are not supported',
       'questions of one round',
       'leave the task out',
     )
 
-  def _picture(self, visual: Callable | None, doc: int, task: str, split: str) -> np.ndarray | None:
-    """The one picture of a question, as small as the model sees it, or None."""
-    shown = visual(self.task_dict[task][split][doc]) if visual is not None else None
-    shown = [] if shown is None else [picture for picture in shown if picture is not None]
-    if len(shown) > 1 or not all(isinstance(picture, Image.Image) for picture in shown):
+  def _image(self, visual: Callable | None, doc: int, task: str, split: str) -> np.ndarray | None:
+    """Returns the image of a question as the padded square that the model takes, or None."""
+    visuals = visual(self.task_dict[task][split][doc]) if visual is not None else None
+    visuals = [item for item in visuals or [] if item is not None]
+    if len(visuals) > 1 or not all(isinstance(item, Image.Image) for item in visuals):
       raise errors.make(
         f"lmms-eval task '{task}', document {doc}",
-        f'{[type(picture).__name__ for picture in shown]}',
-        'one picture or none',
-        'leave the task out; SPHINX sees one picture',
+        f'{[type(item).__name__ for item in visuals]}',
+        'one image or none',
+        'leave the task out, because SPHINX takes one image',
       )
-    side = self._sphinx.config.image_size
-    return images.padded_resize(np.asarray(shown[0].convert('RGB')), side) if shown else None
+    if not visuals:
+      return None
+    pixels = np.asarray(visuals[0].convert('RGB'))
+    return images.padded_resize(pixels, self._sphinx.config.image_size)
 
 
 def manifest() -> Any:
-  """What lmms-eval asks the entry point for."""
-  from lmms_eval.models import registry_v2  # Not there yet while lmms-eval itself starts.
+  """Returns the registration of the model; lmms-eval calls it through the entry point."""
+  from lmms_eval.models import registry_v2  # lmms-eval itself is still starting at import time.
 
   return registry_v2.ModelManifest(
     model_id='sphinx_jax', simple_class_path=f'{__name__}.{Sphinx.__name__}'
@@ -137,21 +153,30 @@ def _question(context: str) -> str:
 
 
 def _sampling(kwargs: dict) -> tuple[list[str], dict[str, Any]]:
-  """(texts that end an answer, arguments of `Model.complete`) from lmms-eval's generation kwargs."""
+  """Returns (texts that end an answer, arguments of `Model.complete`).
+
+  Args:
+    kwargs: lmms-eval's generation kwargs.
+
+  Raises:
+    SphinxError: beam search is requested.
+  """
   if int(kwargs.get('num_beams') or 1) > 1:
     raise errors.make(
-      'lmms-eval', f'num_beams={kwargs["num_beams"]}', '1', 'give --gen_kwargs num_beams=1'
+      'lmms-eval', f'num_beams={kwargs["num_beams"]}', '1', 'set --gen_kwargs num_beams=1'
     )
   until = kwargs.get('until') or []
   temperature = float(kwargs.get('temperature') or 0) if kwargs.get('do_sample', True) else 0.0
-  return [until] if isinstance(until, str) else list(until), dict(
-    max_new_tokens=int(kwargs.get('max_new_tokens') or _MOST),
-    temperature=temperature,
-    top_p=float(kwargs.get('top_p') or 1.0),
-  )
+  sampling = {
+    'max_new_tokens': int(kwargs.get('max_new_tokens') or _MAX_NEW_TOKENS),
+    'temperature': temperature,
+    'top_p': float(kwargs.get('top_p') or 1.0),
+  }
+  return [until] if isinstance(until, str) else list(until), sampling
 
 
 def _cut(text: str, until: Sequence[str]) -> str:
+  """Returns the text before the first of the texts that end an answer."""
   for end in until:
     text = text.split(end)[0] if end else text
   return text.strip()

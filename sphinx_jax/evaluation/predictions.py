@@ -1,192 +1,246 @@
-"""Predictions of benchmarks as JSON lines with ids: what a killed run goes on with, and what can be scored alone.
+"""Predictions on disk: JSON lines with ids, from which a killed run resumes.
 
-In a folder lie `run.json` (which checkpoint and prompts it belongs to), `NAME.jsonl` (finished, in the order of the
-questions) and, while a benchmark is under way, `NAME.PROCESS.jsonl`, to which each process adds lines as it has answers.
+The folder of a run has `run.json` (its checkpoint and settings), `NAME.jsonl` (the finished file of
+a benchmark, in the order of its questions) and, while a benchmark is being answered,
+`NAME.PROCESS.jsonl`, to which each process appends its answers. A finished file can be scored
+alone, whoever wrote it.
 """
 
 import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
-from sphinx_jax.core import config as config_lib, errors
+from sphinx_jax.core import config as config_lib, errors, files
 from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark, Question
 
 Path = str | os.PathLike
 
 
-def line(question: Question, answer: str, skipped: str = '') -> dict:
-  """What is written of an answer: the question's entry, its id and prompt, and why there is no answer where that is so."""
-  return {**question.entry, 'id': question.id, 'prompt': question.prompt, 'answer': answer} | (
-    {'skipped': skipped} if skipped else {}
-  )
+def line(question: Question, answer: str, skipped: str = '') -> dict[str, Any]:
+  """Returns the prediction line of a question.
+
+  Args:
+    question: its entry, id and prompt are part of the line.
+    answer: the model's answer, '' if the question was skipped.
+    skipped: the reason if the question could not be asked.
+  """
+  result = {**question.entry, 'id': question.id, 'prompt': question.prompt, 'answer': answer}
+  if skipped:
+    result['skipped'] = skipped
+  return result
 
 
-def read(file: Path) -> list[dict]:
-  """The lines of a predictions file; a last line that a killed run left unfinished is dropped.
+def read(file: Path) -> list[dict[str, Any]]:
+  """Returns the lines of a predictions file, without a last line that a killed run cut off.
 
   Raises:
-    SphinxError: no file, or a line that is no prediction.
+    SphinxError: the file is missing, or a line is not a prediction.
   """
-  lines = []
-  try:
-    texts = epath.Path(file).read_text().split('\n')[:-1]
-  except (OSError, UnicodeDecodeError) as error:
-    raise errors.make(
-      f"predictions '{file}'", str(error), 'a file of JSON lines', 'check the path'
-    ) from error
-  for number, text in enumerate(texts, 1):
-    try:
-      found = json.loads(text)
-      if not isinstance(found['id'], str) or not isinstance(found['answer'], str):
-        raise TypeError
-    except (ValueError, KeyError, TypeError):
+  lines = files.read_jsonl(file, drop_partial=True)
+  for number, entry in enumerate(lines, 1):
+    texts = [entry.get(key) for key in ('id', 'answer')] if isinstance(entry, dict) else [None]
+    if not all(isinstance(text, str) for text in texts):
       raise errors.make(
         f"predictions '{file}', line {number}",
-        repr(text[:60]),
+        repr(json.dumps(entry)[:60]),
         'JSON with a text id and a text answer',
-        'mend it, or remove the line to have it asked again',
-      ) from None
-    lines.append(found)
+        'correct the line, or remove it to have the question answered again',
+      )
   return lines
 
 
 def claim(folder: Path, checkpoint: str, benchmarks: Iterable[Benchmark]) -> epath.Path:
-  """Notes what a folder belongs to; benchmarks may come to those that are there. Called by one process.
+  """Claims a folder for the answers of a checkpoint; later calls may add benchmarks.
+
+  One process calls it.
+
+  Args:
+    folder: the folder of the run; made if absent.
+    checkpoint: text that identifies the checkpoint.
+    benchmarks: the benchmarks to be answered.
 
   Raises:
-    SphinxError: it belongs to another checkpoint, or has a benchmark that was answered under other settings.
+    SphinxError: the folder belongs to another checkpoint, or has a benchmark that was answered with
+      other settings.
+  """
+  settings = {
+    benchmark.name: {'prefix': benchmark.prefix, 'max_new_tokens': benchmark.max_new_tokens}
+    for benchmark in benchmarks
+  }
+  return claim_folder(
+    folder, {'checkpoint': checkpoint, 'benchmarks': settings}, extensible='benchmarks'
+  )
+
+
+def claim_folder(folder: Path, run: Mapping[str, Any], extensible: str | None = None) -> epath.Path:
+  """Writes run.json into a folder, or checks that the folder belongs to this run.
+
+  Args:
+    folder: the folder; made if absent.
+    run: plain JSON that identifies the run.
+    extensible: a key of `run` whose value is a dict to which later runs may add entries. Only
+      entries that both have are compared.
+
+  Returns:
+    The folder.
+
+  Raises:
+    SphinxError: the folder belongs to another run; names the keys that differ.
   """
   folder = epath.Path(folder)
   file = folder / 'run.json'
-  found = (
-    json.loads(file.read_text()) if file.exists() else {'checkpoint': checkpoint, 'benchmarks': {}}
-  )
-  mine = {
-    'checkpoint': checkpoint,
-    'benchmarks': found.get('benchmarks', {})
-    | {
-      benchmark.name: {'prefix': benchmark.prefix, 'max_new_tokens': benchmark.max_new_tokens}
-      for benchmark in benchmarks
-    },
-  }
-  theirs = mine | found | {'benchmarks': mine['benchmarks'] | found.get('benchmarks', {})}
-  other = [str(difference) for difference in config_lib.differences(theirs, mine)]
-  if other:
-    raise errors.make(
-      f"evaluation folder '{folder}'",
-      f'answers of something else ({"; ".join(other)})',
-      'those of this checkpoint and these settings',
-      'give another --output, or remove this one',
-    )
+  stored = json.loads(file.read_text()) if file.exists() else None
+  run = dict(run)
+  if stored is not None:
+    if extensible is not None:
+      stored_entries, entries = stored.get(extensible, {}), run[extensible]
+      stored[extensible] = entries | stored_entries
+      run[extensible] = stored_entries | entries
+    different = [str(difference) for difference in config_lib.differences(stored, run)]
+    if different:
+      raise errors.make(
+        f"evaluation folder '{folder}'",
+        f'answers of another run ({"; ".join(different)})',
+        'answers of this checkpoint with these settings',
+        'use another folder, or remove this one',
+      )
   folder.mkdir(parents=True, exist_ok=True)
-  config_lib.write_whole(file, json.dumps(mine, indent=2))
+  files.write_json(file, run)
   return folder
 
 
-def answered(folder: Path, benchmark: Benchmark) -> dict[str, dict]:
-  """Id -> line of all that is answered so far, by however many processes.
+def answered(folder: Path, benchmark: Benchmark) -> dict[str, dict[str, Any]]:
+  """Returns {id: line} of all answers so far, from the files of any number of processes.
 
   Raises:
-    SphinxError: an answer to another question of the same id; a file that cannot be read.
+    SphinxError: a file has an answer to another question with the same id, or cannot be read.
   """
   prompts = {question.id: question.prompt for question in benchmark.questions}
-  found = {}
-  for file in _files(folder, benchmark.name):
+  result = {}
+  for file in [_finished_file(folder, benchmark.name), *_part_files(folder, benchmark.name)]:
+    if not file.exists():
+      continue
     for entry in read(file):
-      if (
-        entry['id'] in prompts and entry.get('prompt', prompts[entry['id']]) != prompts[entry['id']]
-      ):
+      prompt = prompts.get(entry['id'])
+      if prompt is not None and entry.get('prompt', prompt) != prompt:
         raise errors.make(
           f"predictions '{file}'",
           f'an answer to {entry["prompt"][:80]!r}',
-          f'one to {prompts[entry["id"]][:80]!r}',
-          'give another --output, or remove the file',
+          f'one to {prompt[:80]!r}',
+          'use another folder, or remove the file',
         )
-      found.setdefault(entry['id'], entry)
-  return found
+      result.setdefault(entry['id'], entry)
+  return result
 
 
 def merge(folder: Path, benchmark: Benchmark) -> None:
-  """Makes the finished file of what the processes wrote. Called by one process, when all are done.
+  """Writes the finished file from the files of all processes. One process calls it, at the end.
 
   Raises:
     SphinxError: an answer is missing.
   """
-  folder, found = epath.Path(folder), answered(folder, benchmark)
-  lines = in_order(benchmark, found)
-  asked = {question.id for question in benchmark.questions}
-  lines += [
-    entry for key, entry in found.items() if key not in asked
-  ]  # Of an earlier, higher --limit.
+  entries = answered(folder, benchmark)
+  lines = in_order(benchmark, entries)
+  ids = {question.id for question in benchmark.questions}
+  # An earlier run with a higher --limit answered more questions. They are kept.
+  lines += [entry for key, entry in entries.items() if key not in ids]
+  finish(folder, benchmark.name, lines)
+
+
+def finish(folder: Path, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+  """Writes the finished file of a benchmark, atomically, and removes the files of processes."""
   text = ''.join(json.dumps(entry) + '\n' for entry in lines)
-  file = folder / f'{benchmark.name}.jsonl'
+  file = _finished_file(folder, name)
   if not file.exists() or file.read_text() != text:
-    config_lib.write_whole(file, text)
-  for part in _files(folder, benchmark.name)[1:]:
+    files.write_atomic(file, text)
+  for part in _part_files(folder, name):
     part.unlink()
 
 
-def in_order(benchmark: Benchmark, found: Mapping[str, dict]) -> list[dict]:
-  """The lines of a benchmark's questions, in their order. Raises SphinxError when some are missing."""
-  missing = [question.id for question in benchmark.questions if question.id not in found]
+def in_order(benchmark: Benchmark, entries: Mapping[str, dict]) -> list[dict[str, Any]]:
+  """Returns the lines of a benchmark's questions, in the order of the questions.
+
+  Args:
+    benchmark: the benchmark.
+    entries: {id: line}.
+
+  Raises:
+    SphinxError: some answers are missing.
+  """
+  missing = [question.id for question in benchmark.questions if question.id not in entries]
   if missing:
+    total = len(benchmark.questions)
     raise errors.make(
       f"predictions of '{benchmark.name}'",
-      f'{len(benchmark.questions) - len(missing)} of {len(benchmark.questions)} answers',
-      f'all ({", ".join(missing[:3])} and others are missing)',
-      'run the evaluation again to go on with it, or score its first questions with --limit',
+      f'{total - len(missing)} of {total} answers',
+      f'all (missing: {", ".join(missing[:3])}{", ..." if len(missing) > 3 else ""})',
+      'run the evaluation again to resume it, or score the first questions with --limit',
     )
-  return [found[question.id] for question in benchmark.questions]
+  return [entries[question.id] for question in benchmark.questions]
 
 
-def entries(benchmark: Benchmark, file: Path) -> list[dict]:
-  """What a protocol scores: the benchmark's own truth with the answers of a file, whoever wrote it; see `in_order`."""
-  found = in_order(benchmark, {entry['id']: entry for entry in read(file)})
-  return [
-    {**question.entry, 'id': question.id, 'answer': entry['answer']}
-    | ({'skipped': entry['skipped']} if 'skipped' in entry else {})
-    for question, entry in zip(benchmark.questions, found)
-  ]
+def entries(benchmark: Benchmark, file: Path) -> list[dict[str, Any]]:
+  """Returns what a protocol scores: the benchmark's own truth with the answers of a file.
+
+  Raises:
+    SphinxError: as for `read` and `in_order`.
+  """
+  lines = in_order(benchmark, {entry['id']: entry for entry in read(file)})
+  result = []
+  for question, predicted in zip(benchmark.questions, lines):
+    entry = {**question.entry, 'id': question.id, 'answer': predicted['answer']}
+    if 'skipped' in predicted:
+      entry['skipped'] = predicted['skipped']
+    result.append(entry)
+  return result
 
 
 class Writer:
-  """Adds lines to a file; what an earlier run left in it stays, except for an unfinished last line.
+  """Appends lines to a predictions file.
+
+  The lines of an earlier run stay, except for a last line that was cut off.
 
   Args:
-    file: where; made with the first line.
+    file: the file; made with the first line.
   """
 
-  def __init__(self, file: Path):
+  def __init__(self, file: Path) -> None:
     self._file = epath.Path(file)
     self._text = ''
     if self._file.exists():
       self._text = ''.join(json.dumps(entry) + '\n' for entry in read(self._file))
-      self._whole()
+      files.write_atomic(self._file, self._text)
 
-  def write(self, lines: Sequence[dict]) -> None:
-    """Adds lines; handed to the operating system before this returns. Raises SphinxError where they cannot be written."""
+  def write(self, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Appends lines; they are handed to the operating system before this returns.
+
+    Raises:
+      SphinxError: the lines cannot be written.
+    """
     text = ''.join(json.dumps(entry) + '\n' for entry in lines)
     try:
-      if config_lib.is_remote(self._file):  # Objects of a bucket cannot grow.
+      if files.is_remote(self._file):  # Objects in a bucket cannot grow.
         self._text += text
-        self._whole()
+        files.write_atomic(self._file, self._text)
       else:
         with self._file.open('a') as file:
           file.write(text)
     except OSError as error:
-      raise errors.unwritten(self._file.parent, error) from error
-
-  def _whole(self) -> None:
-    config_lib.write_whole(self._file, self._text)
+      raise errors.write_failed(self._file.parent, error) from error
 
 
-def _files(folder: Path, name: str) -> list[epath.Path]:
-  """The finished file first, then those of processes."""
+def _finished_file(folder: Path, name: str) -> epath.Path:
+  return epath.Path(folder) / f'{name}.jsonl'
+
+
+def _part_files(folder: Path, name: str) -> list[epath.Path]:
+  """Returns the files of processes, sorted."""
   folder = epath.Path(folder)
-  there = list(folder.iterdir()) if folder.is_dir() else []
+  if not folder.is_dir():
+    return []
   pattern = re.compile(re.escape(name) + r'\.\d+\.jsonl')
-  whole = [path for path in there if path.name == f'{name}.jsonl']
-  return whole + sorted(path for path in there if pattern.fullmatch(path.name))
+  return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))

@@ -1,8 +1,9 @@
-"""Scores of answered benchmarks: by their protocols, beside the published figures, and as lines of text."""
+"""Scores of answered benchmarks, beside the published ones, as results and as a text table."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sphinx_jax.core import text
 from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark
 from sphinx_jax.evaluation.protocols import PROTOCOLS
 
@@ -10,28 +11,33 @@ _COLUMNS = ('benchmark', 'metric', 'score', 'published', 'questions', 'skipped')
 
 
 def result(benchmark: Benchmark, entries: Sequence[dict], official: bool = False) -> dict[str, Any]:
-  """The scores of one benchmark, as results.json holds them.
+  """Scores one benchmark; returns its entry in results.json.
 
   Args:
-    benchmark: whose questions these are.
-    entries: as of `predictions.entries`.
-    official: score as the official SPHINX script does.
+    benchmark: an answered benchmark.
+    entries: its entries, see `predictions.entries`.
+    official: score like the official SPHINX script.
 
   Returns:
-    {'protocol', 'metrics': {name: as the protocol defines it}, which is empty where the truth is hidden, 'metric': the one
-    that stands for the benchmark, 'published': its figure as papers write it, or None, 'variant', 'note', 'questions',
-    'skipped': how many could not be asked and so count as wrong, 'official'}.
+    {'protocol', 'metrics': {name: value as the protocol defines it; empty for a hidden truth},
+    'metric': the metric that represents the benchmark, 'published': its published value, or None,
+    'variant', 'note', 'questions', 'skipped': number of questions that could not be asked and
+    count as wrong, 'official'}.
 
   Raises:
     SphinxError: see the protocol.
   """
+  metrics = {}
+  if not benchmark.hidden:
+    metrics = PROTOCOLS[benchmark.protocol](entries, official=official)
+  settings = benchmark.settings
   return {
     'protocol': benchmark.protocol,
-    'metrics': {}
-    if benchmark.hidden
-    else PROTOCOLS[benchmark.protocol](entries, official=official),
-    'metric': benchmark.settings.get('metric', benchmark.protocol),
-    **{key: benchmark.settings.get(key) for key in ('published', 'variant', 'note')},
+    'metrics': metrics,
+    'metric': settings.get('metric', benchmark.protocol),
+    'published': settings.get('published'),
+    'variant': settings.get('variant'),
+    'note': settings.get('note'),
     'questions': len(entries),
     'skipped': sum('skipped' in entry for entry in entries),
     'official': official,
@@ -39,44 +45,45 @@ def result(benchmark: Benchmark, entries: Sequence[dict], official: bool = False
 
 
 def rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
-  """Results as cells of a table, a row a metric, the one with a published figure first."""
-  found = []
-  for name, one in results.items():
-    for metric in sorted(one['metrics'], key=lambda metric: metric != one['metric']) or [
-      one['metric']
-    ]:
-      published = one['published'] if metric == one['metric'] else None
-      found.append(
+  """Returns the cells of a table, one row per metric; a benchmark's main metric comes first.
+
+  Args:
+    results: {benchmark: result}, see `result`.
+  """
+  cells = []
+  for name, benchmark_result in results.items():
+    main, metrics = benchmark_result['metric'], benchmark_result['metrics']
+    names = sorted(metrics, key=lambda metric, main=main: metric != main) or [main]
+    for metric in names:
+      published = benchmark_result['published'] if metric == main else None
+      cells.append(
         {
           'benchmark': name,
           'metric': metric,
-          'score': shown(one['protocol'], metric, one['metrics'].get(metric)),
+          'score': format_score(benchmark_result['protocol'], metric, metrics.get(metric)),
           'published': '' if published is None else f'{published:g}',
-          'questions': str(one['questions']),
-          'skipped': str(one['skipped']),
+          'questions': str(benchmark_result['questions']),
+          'skipped': str(benchmark_result['skipped']),
         }
       )
-  return found
+  return cells
 
 
-def shown(protocol: str, metric: str, value: float | None) -> str:
-  """A score as papers write it: in per cent, or in MME's points; None is one that only the server knows."""
+def format_score(protocol: str, metric: str, value: float | None) -> str:
+  """Returns a score as papers write it: in percent, or in points for MME.
+
+  Args:
+    protocol: name of the protocol.
+    metric: name of the metric.
+    value: the score, or None if only the benchmark's server knows the truth.
+  """
   if value is None:
     return 'hidden'
-  points = protocol == 'mme_score' and not metric.endswith((' acc', ' acc+'))
-  return f'{value:.1f}' if points else f'{100 * value:.2f}'
+  in_points = protocol == 'mme_score' and not metric.endswith((' acc', ' acc+'))
+  return f'{value:.1f}' if in_points else f'{100 * value:.2f}'
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-  """The rows as text, in columns."""
-  lines = [dict(zip(_COLUMNS, _COLUMNS)), *rows(results)]
-  widths = {column: max(len(line[column]) for line in lines) for column in _COLUMNS}
-  return '\n'.join(
-    '  '.join(
-      line[column].ljust(widths[column])
-      if column in ('benchmark', 'metric')
-      else line[column].rjust(widths[column])
-      for column in _COLUMNS
-    ).rstrip()
-    for line in lines
-  )
+  """Returns `rows` as text in columns, with a header."""
+  cells = [[row[column] for column in _COLUMNS] for row in rows(results)]
+  return text.table([_COLUMNS, *cells], align='llrrrr')

@@ -1,1 +1,1 @@
-"""Pictures and pages of finished runs: answers drawn on images, curves, one self-contained report."""
+"""Reports of finished runs: answers drawn on images, figures, self-contained HTML pages."""

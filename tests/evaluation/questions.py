@@ -1,9 +1,11 @@
-"""Benchmarks in the official annotation form, with small pictures, for tests."""
+"""A small benchmark of colors in the official annotation form, and a stand-in for a model."""
 
 import json
 
 import numpy as np
 from PIL import Image
+
+from tests.generate import small
 
 COLORS = {'red': (250, 10, 10), 'blue': (10, 10, 250)}
 SETTINGS = dict(
@@ -21,7 +23,7 @@ SETTINGS = dict(
 
 
 def write(root, count=10):
-  """root/annotations/colors.json and the pictures it names: question i is about a red picture where i is odd."""
+  """Writes root/annotations/colors.json and its images; image i is red if i is odd, else blue."""
   (root / 'annotations').mkdir(parents=True, exist_ok=True)
   (root / 'data').mkdir(exist_ok=True)
   rows = []
@@ -39,3 +41,36 @@ def write(root, count=10):
     )
   (root / 'annotations' / 'colors.json').write_text(json.dumps(rows))
   return root
+
+
+class Painter:
+  """Stands for a model that recognizes colors.
+
+  Args:
+    calls: number of calls after which it is killed, or None.
+
+  Attributes:
+    prompts: the decoded prompts so far.
+    images: the images so far.
+  """
+
+  template, tokenizer = small.model().template, small.tokenizer()
+  config = small.config()
+  visual_tokens, max_length = 3, 256
+
+  def __init__(self, calls=None):
+    self.calls, self.prompts, self.images = calls, [], []
+
+  def complete(self, ids, images, **options):
+    if self.calls == 0:
+      raise KeyboardInterrupt
+    self.calls = None if self.calls is None else self.calls - 1
+    self.prompts += [self.tokenizer.decode(prompt) for prompt in ids]
+    self.images += images
+    return [color(image) for image in images]
+
+
+def color(image):
+  """The name of the color of most pixels."""
+  red, _, blue = np.median(image, axis=(0, 1))
+  return 'red' if red > 200 else 'blue' if blue > 200 else 'gray'

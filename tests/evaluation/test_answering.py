@@ -12,27 +12,6 @@ from tests.evaluation import questions
 from tests.generate import small
 
 
-class Painter:
-  """Stands for a Model that sees colours perfectly; keeps what it was asked, and is killed after some calls."""
-
-  template, tokenizer = small.model().template, small.tokenizer()
-  config = small.config()
-  visual_tokens, max_length = 3, 256
-
-  def __init__(self, calls=None):
-    self.calls, self.prompts, self.pictures = calls, [], []
-
-  def complete(self, ids, pictures, max_new_tokens, batch_size):
-    if self.calls == 0:
-      raise KeyboardInterrupt
-    self.calls = None if self.calls is None else self.calls - 1
-    self.prompts += [self.tokenizer.decode(prompt) for prompt in ids]
-    self.pictures += pictures
-    return [
-      'red' if picture[..., 0].mean() > picture[..., 2].mean() else 'blue' for picture in pictures
-    ]
-
-
 @pytest.fixture
 def root(tmp_path):
   return questions.write(tmp_path / 'root')
@@ -49,21 +28,23 @@ def ask(root, folder, model, checkpoint='a', batch_size=1, **settings):
   return (folder / 'colors.jsonl').read_text()
 
 
-def test_every_question_has_a_line_with_its_id_prompt_answer_and_truth(root, tmp_path):
-  lines = [json.loads(line) for line in ask(root, tmp_path / 'out', Painter()).splitlines()]
+def test_every_question_gets_a_line_with_its_id_prompt_answer_and_truth(root, tmp_path):
+  lines = [
+    json.loads(line) for line in ask(root, tmp_path / 'out', questions.Painter()).splitlines()
+  ]
   assert [line['id'] for line in lines] == [question.id for question in opened(root).questions]
   assert all(line['answer'] == line['gt_answers'] for line in lines)
   assert lines[4]['prompt'] == 'What is the color? Say it.\nAnswer shortly.'
 
 
 @pytest.mark.parametrize('processes', [(0,), (0, 1, 5)])
-def test_an_interrupted_run_goes_on_and_leaves_the_file_of_an_unbroken_one(
+def test_an_interrupted_run_resumes_and_writes_the_file_of_an_uninterrupted_one(
   root, tmp_path, processes
 ):
-  """Also from what another number of processes left, and with a torn last line."""
-  whole = ask(root, tmp_path / 'whole', Painter())
+  """Also from the files of another number of processes, and with a last line that was cut off."""
+  whole = ask(root, tmp_path / 'whole', questions.Painter())
   with pytest.raises(KeyboardInterrupt):
-    ask(root, tmp_path / 'out', Painter(calls=2))
+    ask(root, tmp_path / 'out', questions.Painter(calls=2))
   part = tmp_path / 'out' / 'colors.0.jsonl'
   lines = part.read_text().splitlines(keepends=True)
   assert len(lines) == 8
@@ -71,20 +52,20 @@ def test_an_interrupted_run_goes_on_and_leaves_the_file_of_an_unbroken_one(
     (tmp_path / 'out' / f'colors.{process}.jsonl').write_text(
       ''.join(lines[n :: len(processes)])[:-7]
     )
-  again = Painter()
+  again = questions.Painter()
   assert ask(root, tmp_path / 'out', again) == whole
   assert len(again.prompts) == 2 + len(processes)
   assert {file.name for file in (tmp_path / 'out').iterdir()} == {'run.json', 'colors.jsonl'}
   assert ask(root, tmp_path / 'out', again) == whole and len(again.prompts) == 2 + len(processes)
 
 
-def test_a_bucket_takes_the_answers_too(root, tmp_path):
-  whole = ask(root, tmp_path / 'whole', Painter())
+def test_answers_can_be_written_to_a_bucket(root, tmp_path):
+  whole = ask(root, tmp_path / 'whole', questions.Painter())
   (tmp_path / 'bucket').mkdir()
   with bucket.bucket(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-      ask(root, epath.Path('gs://bucket/out'), Painter(calls=1))
-    again = Painter()
+      ask(root, epath.Path('gs://bucket/out'), questions.Painter(calls=1))
+    again = questions.Painter()
     assert ask(root, epath.Path('gs://bucket/out'), again) == whole and len(again.prompts) == 6
   assert {file.name for file in (tmp_path / 'bucket' / 'out').iterdir()} == {
     'run.json',
@@ -93,21 +74,23 @@ def test_a_bucket_takes_the_answers_too(root, tmp_path):
 
 
 def test_the_prefix_begins_the_answer(root, tmp_path):
-  painter = Painter()
+  painter = questions.Painter()
   ask(root, tmp_path / 'out', painter, prefix=' The answer is')
   assert painter.prompts[0].endswith(
     'Human: What is the color?\nAnswer shortly.\n### Assistant: The answer is'
   )
 
 
-def test_what_cannot_be_asked_is_a_wrong_answer_with_its_reason(root, tmp_path, caplog):
+def test_a_question_that_cannot_be_asked_is_a_wrong_answer_with_its_reason(root, tmp_path, caplog):
   (root / 'data' / '0.png').unlink()
   (root / 'data' / '3.png').write_bytes((root / 'data' / '3.png').read_bytes()[:40])
   rows = json.loads((root / 'annotations' / 'colors.json').read_text())
   rows[5]['question'] = 'Long? ' * 300
   (root / 'annotations' / 'colors.json').write_text(json.dumps(rows))
   with caplog.at_level('WARNING', 'sphinx_jax'):
-    lines = [json.loads(line) for line in ask(root, tmp_path / 'out', Painter()).splitlines()]
+    lines = [
+      json.loads(line) for line in ask(root, tmp_path / 'out', questions.Painter()).splitlines()
+    ]
   skipped = {line['id']: (line['answer'], line['skipped']) for line in lines if 'skipped' in line}
   assert skipped == {
     '0': ('', 'missing image'),
@@ -122,28 +105,26 @@ def test_what_cannot_be_asked_is_a_wrong_answer_with_its_reason(root, tmp_path, 
   ] and 'skipped 3' in caplog.text
 
 
-def test_a_root_without_the_pictures_is_an_error_and_no_score(root, tmp_path):
+def test_a_root_without_the_images_is_an_error(root, tmp_path):
   for file in (root / 'data').iterdir():
     file.unlink()
   with pytest.raises(errors.SphinxError, match="'colors': missing image"):
-    ask(root, tmp_path / 'out', Painter())
+    ask(root, tmp_path / 'out', questions.Painter())
   assert not (tmp_path / 'out' / 'colors.jsonl').exists()
 
 
-def test_a_folder_of_another_checkpoint_or_prompt_is_refused(root, tmp_path):
-  ask(root, tmp_path / 'out', Painter())
-  with pytest.raises(errors.SphinxError, match="checkpoint: 'a' there, 'b' here.*another --output"):
-    ask(root, tmp_path / 'out', Painter(), checkpoint='b')
+def test_a_folder_of_another_checkpoint_or_prompt_is_an_error(root, tmp_path):
+  ask(root, tmp_path / 'out', questions.Painter())
+  with pytest.raises(errors.SphinxError, match="checkpoint: 'a' there, 'b' here.*another folder"):
+    ask(root, tmp_path / 'out', questions.Painter(), checkpoint='b')
   with pytest.raises(errors.SphinxError, match='benchmarks.colors.max_new_tokens: 6 there, 7 here'):
-    ask(root, tmp_path / 'out', Painter(), max_new_tokens=7)
+    ask(root, tmp_path / 'out', questions.Painter(), max_new_tokens=7)
   with pytest.raises(errors.SphinxError, match='an answer to .*Answer shortly'):
-    ask(root, tmp_path / 'out', Painter(), prompt='{}')
+    ask(root, tmp_path / 'out', questions.Painter(), prompt='{}')
 
 
-def test_a_real_model_answers_alike_in_batches_of_any_size(root, tmp_path):
-  texts = [
-    ask(root, tmp_path / str(size), small.model(), batch_size=size) for size in (1, 4, 8)
-  ]
+def test_a_real_model_answers_the_same_in_batches_of_any_size(root, tmp_path):
+  texts = [ask(root, tmp_path / str(size), small.model(), batch_size=size) for size in (1, 4, 8)]
   assert texts[0] == texts[1] == texts[2]
   lines = [json.loads(line) for line in texts[0].splitlines()]
   red = np.full((8, 12, 3), questions.COLORS['red'], np.uint8)
@@ -152,11 +133,11 @@ def test_a_real_model_answers_alike_in_batches_of_any_size(root, tmp_path):
   assert len({line['answer'] for line in lines}) > 1
 
 
-def test_questions_about_one_picture_share_it(root, tmp_path):
+def test_questions_about_one_image_share_its_array(root, tmp_path):
   rows = json.loads((root / 'annotations' / 'colors.json').read_text())
   for row in rows:
     row['image_path'] = 'data/1.png'
   (root / 'annotations' / 'colors.json').write_text(json.dumps(rows))
-  painter = Painter()
+  painter = questions.Painter()
   ask(root, tmp_path / 'out', painter, batch_size=4)
-  assert len(painter.pictures) == 10 and len({id(picture) for picture in painter.pictures}) == 1
+  assert len(painter.images) == 10 and len({id(image) for image in painter.images}) == 1

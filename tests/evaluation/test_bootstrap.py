@@ -5,7 +5,7 @@ from sphinx_jax.evaluation import bootstrap
 
 
 @pytest.mark.parametrize('share', [0.2, 0.5, 0.9])
-def test_the_interval_of_an_accuracy_is_the_binomial_one(share):
+def test_the_interval_of_an_accuracy_is_binomial(share):
   count = 2000
   right = np.arange(count) < share * count
   low, high = bootstrap.interval(right, np.ones(count), resamples=4000)
@@ -25,7 +25,7 @@ def test_the_interval_of_a_ratio_of_sums_follows_the_delta_method():
   )
 
 
-def test_the_ratio_weighs_examples_by_their_denominators():
+def test_the_ratio_weights_examples_by_their_denominators():
   assert bootstrap.ratio([2, 0], [2, 6]) == 0.25
 
 
@@ -38,7 +38,7 @@ def test_the_same_seed_gives_the_same_interval():
   )
 
 
-def test_extremes_stay_where_they_are():
+def test_intervals_at_the_extremes_are_exact():
   assert bootstrap.interval([1] * 20, [1] * 20) == (1, 1)
   assert bootstrap.interval([0] * 20, [0] * 20) == (0, 0) and bootstrap.ratio([0], [0]) == 0
   assert bootstrap.interval([1.0], [2.0]) == (0.5, 0.5)

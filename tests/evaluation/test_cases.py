@@ -17,7 +17,7 @@ def entries(benchmark, answers):
   ]
 
 
-def written(folder, benchmark, answers, **more):
+def write(folder, benchmark, answers, **more):
   cases.write(
     folder,
     benchmark,
@@ -33,14 +33,14 @@ def benchmark(tmp_path):
 
 
 def test_best_and_worst_are_the_first_right_and_wrong_ones(benchmark, tmp_path):
-  found = written(
+  result = write(
     tmp_path, benchmark, ['blue', 'blue', 'red', 'red', 'red', 'red', 'blue', 'red', 'blue', 'red']
   )
-  assert [[case['id'] for case in found[group]] for group in ('best', 'worst')] == [
+  assert [[case['id'] for case in result[group]] for group in ('best', 'worst')] == [
     ['0', '3', '5'],
     ['1', '2', '4'],
   ]
-  assert found['worst'][0] | {'prompt': ''} == {
+  assert result['worst'][0] | {'prompt': ''} == {
     'id': '1',
     'prompt': '',
     'answer': 'blue',
@@ -52,33 +52,33 @@ def test_best_and_worst_are_the_first_right_and_wrong_ones(benchmark, tmp_path):
   assert kept.mean((0, 1)) == pytest.approx(questions.COLORS['red'], abs=6)
 
 
-def test_few_answers_are_not_shown_twice_and_none_that_were_not_asked(benchmark, tmp_path):
+def test_few_answers_are_not_shown_twice_and_skipped_ones_not_at_all(benchmark, tmp_path):
   lines = entries(benchmark, ['blue', '', 'blue'])
   lines[1]['skipped'] = 'missing image'
-  found = written(tmp_path, benchmark, lines)
-  assert [[case['id'] for case in found[group]] for group in ('best', 'worst')] == [['0', '2'], []]
+  result = write(tmp_path, benchmark, lines)
+  assert [[case['id'] for case in result[group]] for group in ('best', 'worst')] == [['0', '2'], []]
 
 
-def test_cases_are_of_different_pictures(benchmark, tmp_path):
-  one = [
-    Question(q.id, b'no picture at all' if int(q.id) < 8 else q.image, q.prompt, q.entry)
+def test_cases_are_about_different_images(benchmark, tmp_path):
+  shared = [
+    Question(q.id, b'not an image' if int(q.id) < 8 else q.image, q.prompt, q.entry)
     for q in benchmark.questions
   ]
-  found = written(
-    tmp_path, Benchmark('colors', one, '', 5, 'accuracy', False, {}), ['blue', 'red'] * 5
+  result = write(
+    tmp_path, Benchmark('colors', shared, '', 5, 'accuracy', False, {}), ['blue', 'red'] * 5
   )
-  assert [case['id'] for case in found['best']] == ['0', '8', '9'] and found['best'][0][
+  assert [case['id'] for case in result['best']] == ['0', '8', '9'] and result['best'][0][
     'image'
   ] is None
 
 
-def test_where_the_truth_is_hidden_the_first_answers_are_shown(benchmark, tmp_path):
-  asked = [Question(q.id, q.image, q.prompt, {}) for q in benchmark.questions]
-  hidden = Benchmark('colors', asked, '', 5, 'vqa_score', True, {})
-  found = written(tmp_path, hidden, ['blue'] * 10)
+def test_with_a_hidden_truth_the_first_answers_are_shown(benchmark, tmp_path):
+  without_truth = [Question(q.id, q.image, q.prompt, {}) for q in benchmark.questions]
+  hidden = Benchmark('colors', without_truth, '', 5, 'vqa_score', True, {})
+  result = write(tmp_path, hidden, ['blue'] * 10)
   assert {
     group: [(case['id'], case['score'], case['truth']) for case in shown]
-    for group, shown in found.items()
+    for group, shown in result.items()
   } == {'first': [('0', None, ''), ('1', None, ''), ('2', None, '')]}
 
 
@@ -109,16 +109,16 @@ def test_where_the_truth_is_hidden_the_first_answers_are_shown(benchmark, tmp_pa
     ),
   ],
 )
-def test_truth_is_said_as_an_answer_would_say_it(entry, expected):
-  """Of a picture 50 pixels wide and 100 high, 25 pixels of padding at each side."""
+def test_the_truth_is_formatted_like_an_answer(entry, expected):
+  """The image is 50 pixels wide and 100 high, with 25 pixels of padding at each side."""
   assert (
-    cases.truth(entry, 50, 100)
-    == cases.truth(entry | {'width': 50, 'height': 100}, 1, 1)
+    cases.format_truth(entry, 50, 100)
+    == cases.format_truth(entry | {'width': 50, 'height': 100}, 1, 1)
     == expected
   )
   if '[' in expected:
     assert coordinates.parse_groups(expected)
 
 
-def test_without_a_picture_boxes_are_left_in_pixels():
-  assert cases.truth({'gt_answers': [10, 0, 40, 50]}, None, None) == '[[10, 0, 40, 50]]'
+def test_without_an_image_boxes_are_left_in_pixels():
+  assert cases.format_truth({'gt_answers': [10, 0, 40, 50]}, None, None) == '[[10, 0, 40, 50]]'

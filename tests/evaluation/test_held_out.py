@@ -6,15 +6,15 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from sphinx_jax.core import errors
+from sphinx_jax.core import errors, files
 from sphinx_jax.data.record import BadExample, Record
-from sphinx_jax.evaluation import held_out as tasks
+from sphinx_jax.evaluation import held_out
+from sphinx_jax.tasks import TASKS
+from tests.evaluation.questions import Painter
 from tests.generate import small
 
-RED, BLUE = (
-  np.full((8, 8, 3), (250, 10, 10), np.uint8),
-  np.full((8, 12, 3), (10, 10, 250), np.uint8),
-)
+RED = np.full((8, 8, 3), (250, 10, 10), np.uint8)
+BLUE = np.full((8, 12, 3), (10, 10, 250), np.uint8)
 
 
 def png(pixels):
@@ -33,30 +33,36 @@ def question(i, pixels, answer, turns=1):
   )
 
 
-def test_what_is_asked_about_is_never_trained_on(tmp_path):
-  """A source with splits is asked for another one; a file of the user's own has its held-out file in `validation`."""
-  for name in ('mine', 'held'):
+def test_records_that_are_trained_on_are_never_asked_about(tmp_path):
+  """A source with splits opens another split; a file of the user's own needs `validation`."""
+  for name in ('mine', 'held_out'):
     line = {'conversations': [{'from': 'human', 'value': 'Which?'}, {'from': 'gpt', 'value': name}]}
     (tmp_path / f'{name}.jsonl').write_text(json.dumps(line) + '\n')
-  entry = lambda name: dict(source='jsonl', path=f'{name}.jsonl', task='dialog')
+
+  def entry(name):
+    return dict(source='jsonl', path=f'{name}.jsonl', task='dialog')
+
   config = ConfigDict(
     dict(
       name='run',
       data_dir=str(tmp_path),
       mixture=dict(mine=entry('mine'), other=entry('mine')),
-      validation=dict(mine=entry('held')),
+      validation=dict(mine=entry('held_out')),
     )
   )
-  answer = lambda split: tasks.open_split(config, ['mine'], split)['mine'][0].turns[0][1]
-  assert (answer('test'), answer('train')) == ('held', 'mine')
+
+  def answer(split):
+    return held_out.open_split(config, ['mine'], split)['mine'][0].turns[0][1]
+
+  assert (answer('test'), answer('train')) == ('held_out', 'mine')
   with pytest.raises(errors.SphinxError, match='name them in config.validation.other'):
-    tasks.open_split(config, ['other'], 'test')
+    held_out.open_split(config, ['other'], 'test')
   with pytest.raises(errors.SphinxError, match="did you mean 'mine'"):
-    tasks.open_split(config, ['min'], 'test')
+    held_out.open_split(config, ['min'], 'test')
 
 
 class Records(list):
-  """A source; an exception in the list is raised."""
+  """A source; it raises the exceptions in the list."""
 
   name = 'records'
 
@@ -65,22 +71,6 @@ class Records(list):
     if isinstance(item, Exception):
       raise item
     return item
-
-
-class Painter:
-  """Stands for a Model that sees colours perfectly; counts what it was asked."""
-
-  tokenizer = small.tokenizer()
-
-  def __init__(self):
-    self.asked = []
-
-  def answers(self, prompts, images, max_new_tokens, expected, batch_size, params):
-    self.asked += prompts
-    return [
-      'red' if image[..., 0].mean() > 200 else 'blue' if image[..., 2].mean() > 200 else 'grey'
-      for image in images
-    ]
 
 
 @pytest.fixture
@@ -92,17 +82,13 @@ def sources():
   }
 
 
-def run(folder, sources, generator, **options):
-  return tasks.evaluate(
-    generator,
-    sources,
-    mean_image=tasks.mean_image(sources, 8),
-    folder=folder,
-    **{'examples': 100, 'run': 'a'} | options,
-  )
+def run(folder, sources, model, **options):
+  mean_image = held_out.mean_image(sources, 8)
+  options = {'examples': 100, 'run': 'a'} | options
+  return held_out.evaluate(model, sources, mean_image=mean_image, folder=folder, **options)
 
 
-def test_seeing_answers_right_and_blind_answers_wrong(tmp_path, sources):
+def test_a_model_that_sees_is_right_with_the_image_and_wrong_blind(tmp_path, sources):
   result = run(tmp_path, sources, Painter())['vqa']
   assert (result['final'], result['low'], result['high']) == (1, 1, 1)
   assert (result['blind'], result['blind_high'], result['examples']) == (0, 0, 10)
@@ -110,30 +96,52 @@ def test_seeing_answers_right_and_blind_answers_wrong(tmp_path, sources):
   assert json.loads((tmp_path / 'results.json').read_text()) == {'vqa': result}
 
 
-def test_predictions_can_be_scored_again_from_their_lines(tmp_path, sources):
+def test_scored_lines_hold_all_that_scoring_needs(tmp_path, sources):
   run(tmp_path, sources, Painter())
-  lines = tasks.read(tmp_path / 'vqa.final.jsonl')
+  lines = files.read_jsonl(tmp_path / 'vqa.final.jsonl')
   assert [line['id'] for line in lines] == [f'v{i}' for i in range(10)]
-  assert all(
-    tasks.TASKS[line['task']].score(line['prediction'], line['truth'])
-    == (line['numerator'], line['denominator'])
-    for line in lines
-  )
+  assert list(lines[0]) == [
+    'id',
+    'task',
+    'instruction',
+    'prediction',
+    'answer',
+    'truth',
+    'numerator',
+    'denominator',
+    'image',
+  ]
+  for line in lines:
+    scores = TASKS[line['task']].score(line['prediction'], line['truth'])
+    assert scores == (line['numerator'], line['denominator'])
   assert np.array_equal(np.asarray(Image.open(tmp_path / lines[0]['image'])), BLUE)
-  assert {line['prediction'] for line in tasks.read(tmp_path / 'vqa.blind.jsonl')} == {'grey'}
+  blind = files.read_jsonl(tmp_path / 'vqa.blind.jsonl')
+  assert {line['prediction'] for line in blind} == {'gray'}
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, sources):
+def test_a_finished_pass_is_not_computed_again(tmp_path, sources):
   whole = run(tmp_path, sources, Painter())
+  names = {path.name for path in tmp_path.iterdir()}
+  assert names == {'run.json', 'vqa.final.jsonl', 'vqa.blind.jsonl', 'images', 'results.json'}
   again = Painter()
-  assert run(tmp_path, sources, again) == whole and not again.asked
-  (tmp_path / 'vqa.blind.jsonl').rename(
-    tmp_path / 'vqa.blind.tmp'
-  )  # as after a kill in the middle of the blind model
-  assert run(tmp_path, sources, again) == whole and len(again.asked) == 10
+  assert run(tmp_path, sources, again) == whole and not again.prompts
+  (tmp_path / 'vqa.blind.jsonl').unlink()
+  assert run(tmp_path, sources, again) == whole and len(again.prompts) == 10
 
 
-def test_the_folder_of_another_run_is_refused(tmp_path, sources):
+def test_a_killed_evaluation_resumes_inside_a_task(tmp_path, sources):
+  whole = run(tmp_path / 'whole', sources, Painter(), batch_size=1)
+  with pytest.raises(KeyboardInterrupt):
+    run(tmp_path / 'killed', sources, Painter(calls=4), batch_size=1)
+  resumed = Painter()
+  assert run(tmp_path / 'killed', sources, resumed, batch_size=1) == whole
+  # Ten questions are three calls. The blind pass was killed in its second one, after four answers.
+  assert len(resumed.prompts) == 6
+  for path in (tmp_path / 'whole').glob('*.json*'):
+    assert (tmp_path / 'killed' / path.name).read_text() == path.read_text()
+
+
+def test_the_folder_of_another_run_is_an_error(tmp_path, sources):
   run(tmp_path, sources, Painter())
   with pytest.raises(errors.SphinxError, match='another folder'):
     run(tmp_path, sources, Painter(), run='b')
@@ -156,31 +164,43 @@ def test_a_source_without_a_usable_example_is_an_error(tmp_path, sources):
 
 def test_every_turn_is_asked_after_the_true_turns_before_it(tmp_path):
   painter = Painter()
-  result = run(
-    tmp_path, {'vqa': Records([question(i, RED, 'red', turns=2) for i in range(3)])}, painter
-  )
+  source = Records([question(i, RED, 'red', turns=2) for i in range(3)])
+  result = run(tmp_path, {'vqa': source}, painter)
   turn = ('What is the color?', 'red')
-  assert (
-    painter.asked[:2] == [[(turn[0], None)], [turn, (turn[0], None)]]
-    and result['vqa']['examples'] == 6
-  )
+  prompts = [
+    painter.tokenizer.decode(painter.template.prompt(turns, painter.tokenizer))
+    for turns in ([(turn[0], None)], [turn, (turn[0], None)])
+  ]
+  assert painter.prompts[:2] == prompts and result['vqa']['examples'] == 6
+  lines = files.read_jsonl(tmp_path / 'vqa.final.jsonl')
+  assert [line['id'] for line in lines] == ['v0', 'v0', 'v1', 'v1', 'v2', 'v2']
 
 
-def test_answers_about_one_picture_are_resampled_together():
+def test_answers_are_the_ones_of_the_model_for_the_whole_dialog(tmp_path):
+  source = Records([question(0, RED, 'red', turns=2)])
+  run(tmp_path, {'vqa': source}, small.model())
+  line = files.read_jsonl(tmp_path / 'vqa.final.jsonl')[1]
+  longest = len(small.tokenizer().encode('red'))
+  dialog = [source[0].turns[0], (source[0].turns[1][0], None)]
+  (expected,) = small.model().answers([dialog], [RED], max_new_tokens=longest + longest // 2 + 8)
+  assert line['prediction'] == expected
+
+
+def test_answers_about_one_record_are_resampled_together():
   def lines(ids):
     return [
       {'id': i, 'task': 'vqa', 'numerator': n % 2, 'denominator': 1} for n, i in enumerate(ids)
     ]
 
-  apart = tasks.summary(lines(range(40)), lines(range(40)))
-  pairs = tasks.summary(lines(np.arange(40) % 20), lines(np.arange(40) % 20))
+  apart = held_out.summary(lines(range(40)), lines(range(40)))
+  pairs = held_out.summary(lines(np.arange(40) % 20), lines(np.arange(40) % 20))
   assert apart['final'] == pairs['final'] == 0.5
   assert pairs['high'] - pairs['low'] > 1.2 * (apart['high'] - apart['low'])
 
 
 def test_the_mean_image_is_the_mean_over_all_sources(sources):
   sources['text'] = Records([Record('t', 'text', None, (('q', 'a'),), ({},))])
-  mean = tasks.mean_image(sources, 12, examples=2)
+  mean = held_out.mean_image(sources, 12, examples=2)
   assert mean.shape == (12, 12, 3) and mean.dtype == np.uint8
   np.testing.assert_allclose(mean[6, 6], [130, 10, 130], atol=1)
 

@@ -1,4 +1,4 @@
-"""The lmms-eval model, on a stub of what it takes from that package; it was run against lmms_eval 0.7.3 itself."""
+"""The lmms-eval adapter, on a stub of that package; it was checked with lmms_eval 0.7.3 itself."""
 
 import abc
 import dataclasses
@@ -16,7 +16,7 @@ from tests.generate import small
 
 
 class lmms(abc.ABC):
-  """`lmms_eval.api.model.lmms` as far as a model sees it."""
+  """Stands for `lmms_eval.api.model.lmms`."""
 
   is_simple = True
 
@@ -25,9 +25,14 @@ class lmms(abc.ABC):
     self.cached = []
     self.cache_hook = types.SimpleNamespace(add_partial=lambda *entry: self.cached.append(entry))
 
-  loglikelihood = generate_until = generate_until_multi_round = abc.abstractmethod(
-    lambda self, requests: None
-  )
+  @abc.abstractmethod
+  def loglikelihood(self, requests): ...
+
+  @abc.abstractmethod
+  def generate_until(self, requests): ...
+
+  @abc.abstractmethod
+  def generate_until_multi_round(self, requests): ...
 
   @classmethod
   def create_from_arg_string(cls, text, additional=None):
@@ -71,7 +76,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def model(adapter, checkpoint):
-  """A class found as lmms-eval finds it, and made as lmms-eval makes it, with four documents."""
+  """The model as lmms-eval finds and makes it, with four documents."""
   manifest = adapter.manifest()
   assert manifest.model_id == 'sphinx_jax'
   module, _, name = manifest.simple_class_path.rpartition('.')
@@ -89,7 +94,7 @@ def request(doc, context='What is it?', visual=lambda doc: doc, **kwargs):
   return types.SimpleNamespace(args=(context, usual | kwargs, visual, doc, 'task', 'test'))
 
 
-def test_answers_are_those_of_the_model_in_the_order_asked(model):
+def test_answers_are_those_of_the_model_in_the_order_of_the_requests(model):
   pictures = [*small.images(3), None]
   asked = [
     request(doc, context=f'<image>\nWhat is it? {doc}', max_new_tokens=[6, 3][doc % 2])
@@ -131,10 +136,10 @@ def test_generation_settings_are_those_of_the_task(model, monkeypatch):
   ]
 
 
-def test_what_it_cannot_do_is_said(model, adapter, checkpoint):
-  with pytest.raises(errors.SphinxError, match="document 0.*'Image', 'Image'.*one picture"):
+def test_unsupported_requests_are_errors(model, adapter, checkpoint):
+  with pytest.raises(errors.SphinxError, match="document 0.*'Image', 'Image'.*one image"):
     model.generate_until([request(0, visual=lambda doc: doc * 2)])
-  with pytest.raises(errors.SphinxError, match="'str'.*one picture"):
+  with pytest.raises(errors.SphinxError, match="'str'.*one image"):
     model.generate_until([request(0, visual=lambda doc: ['film.mp4'])])
   with pytest.raises(errors.SphinxError, match='num_beams=1'):
     model.generate_until([request(0, num_beams=3)])
@@ -145,7 +150,7 @@ def test_what_it_cannot_do_is_said(model, adapter, checkpoint):
     adapter.Sphinx(str(checkpoint), batch_size='auto')
 
 
-def test_a_grey_picture_is_seen_in_color(model):
+def test_a_gray_image_becomes_rgb(model):
   grey = Image.fromarray(small.images(1)[0][..., 0])
   model.task_dict['task']['test'].append([grey])
   image = np.repeat(small.images(1)[0][..., :1], 3, axis=2)

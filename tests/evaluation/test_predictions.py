@@ -15,7 +15,7 @@ def write(file, *lines):
   return file
 
 
-def test_any_file_with_ids_and_answers_is_scored_against_the_truth_at_hand(tmp_path):
+def test_any_file_with_ids_and_answers_is_scored_against_the_truth_of_the_benchmark(tmp_path):
   file = write(
     tmp_path / 'x.jsonl',
     *({'id': str(i), 'answer': 'no', 'gt_answers': 'no'} for i in (2, 0, 1, 7)),
@@ -26,11 +26,11 @@ def test_any_file_with_ids_and_answers_is_scored_against_the_truth_at_hand(tmp_p
 
 def test_a_file_with_too_few_answers_is_not_scored(tmp_path):
   file = write(tmp_path / 'x.jsonl', {'id': '1', 'answer': 'no'})
-  with pytest.raises(errors.SphinxError, match=r'1 of 3 answers, expected all \(0, 2'):
+  with pytest.raises(errors.SphinxError, match=r'1 of 3 answers, expected all \(missing: 0, 2'):
     predictions.entries(BENCHMARK, file)
 
 
-def test_a_torn_last_line_is_dropped_and_a_bad_line_named(tmp_path):
+def test_a_cut_off_last_line_is_dropped_and_a_bad_line_is_named(tmp_path):
   file = write(tmp_path / 'x.jsonl', {'id': '1', 'answer': 'é'})
   file.write_text(file.read_text() + '{"id": "2", "ans')
   assert predictions.read(file) == [{'id': '1', 'answer': 'é'}]
@@ -42,9 +42,18 @@ def test_a_torn_last_line_is_dropped_and_a_bad_line_named(tmp_path):
     predictions.read(tmp_path / 'nowhere.jsonl')
 
 
-def test_benchmarks_may_come_to_a_folder_later(tmp_path):
+def test_benchmarks_can_be_added_to_a_folder_later(tmp_path):
   other = Benchmark('c', QUESTIONS, '', 9, 'accuracy', False, {})
   predictions.claim(tmp_path / 'out', 'a', [BENCHMARK])
   predictions.claim(tmp_path / 'out', 'a', [other])
   predictions.claim(tmp_path / 'out', 'a', [BENCHMARK])
   assert set(json.loads((tmp_path / 'out' / 'run.json').read_text())['benchmarks']) == {'b', 'c'}
+
+
+def test_a_folder_of_tasks_and_one_of_benchmarks_do_not_mix(tmp_path):
+  predictions.claim_folder(tmp_path / 'out', {'run': 'a', 'examples': 3})
+  predictions.claim_folder(tmp_path / 'out', {'run': 'a', 'examples': 3})
+  with pytest.raises(errors.SphinxError, match='examples: 3 there, 4 here'):
+    predictions.claim_folder(tmp_path / 'out', {'run': 'a', 'examples': 4})
+  with pytest.raises(errors.SphinxError, match='another folder'):
+    predictions.claim(tmp_path / 'out', 'a', [BENCHMARK])

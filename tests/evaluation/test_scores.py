@@ -14,7 +14,7 @@ def entry(truth, answer, subtask='color', picture=0, **more):
   } | more
 
 
-def test_what_could_not_be_asked_is_counted_and_wrong():
+def test_a_skipped_question_is_counted_and_wrong():
   lines = [entry('red', 'red'), entry('red', '', skipped='missing image')]
   result = scores.result(benchmark('accuracy', published=70.0, metric='accuracy'), lines)
   assert (result['metrics'], result['skipped'], result['questions']) == ({'accuracy': 0.5}, 1, 2)
@@ -29,7 +29,7 @@ def test_what_could_not_be_asked_is_counted_and_wrong():
   }
 
 
-def test_the_official_reading_may_differ():
+def test_the_official_scores_may_differ():
   lines = [entry('C', 'The answer is C.')]
   ours, official = (
     scores.result(benchmark('accuracy'), lines, flag)['metrics']['accuracy']
@@ -38,30 +38,30 @@ def test_the_official_reading_may_differ():
   assert (ours, official) == (1, 0)
 
 
-def test_mme_is_in_points_and_its_parts_in_per_cent():
+def test_mme_is_in_points_and_its_accuracies_are_in_percent():
   lines = [entry('Yes', 'yes'), entry('No', 'yes')]
   result = scores.result(benchmark('mme_score', metric='total', published=1.5), lines)
-  found = {row['metric']: row for row in scores.rows({'mme': result})}
+  rows = {row['metric']: row for row in scores.rows({'mme': result})}
   assert (
-    list(found)[0] == 'total'
-    and found['total']['published'] == '1.5'
-    and found['color']['published'] == ''
+    list(rows)[0] == 'total'
+    and rows['total']['published'] == '1.5'
+    and rows['color']['published'] == ''
   )
-  assert (found['total']['score'], found['color acc']['score'], found['color acc+']['score']) == (
+  assert (rows['total']['score'], rows['color acc']['score'], rows['color acc+']['score']) == (
     '50.0',
     '50.00',
     '0.00',
   )
 
 
-def test_a_hidden_truth_has_no_score_but_its_published_figure():
+def test_a_hidden_truth_has_no_score():
   result = scores.result(
     benchmark('vqa_score', hidden=True, metric='vqa_score', published=80.7), [{'answer': 'a'}]
   )
   assert result['metrics'] == {} and scores.rows({'b': result})[0]['score'] == 'hidden'
 
 
-def test_the_table_has_straight_columns():
+def test_the_columns_of_the_table_are_aligned():
   result = scores.result(
     benchmark('accuracy', metric='accuracy', published=70.6), [entry('a', 'a')]
   )

@@ -1,4 +1,4 @@
-"""Hidden test sets: their questions, and the files that their servers take."""
+"""Test sets with hidden answers: their questions, and the files to submit."""
 
 import json
 
@@ -81,7 +81,7 @@ def predicted(benchmark, answers=('blue', 'naïve "x"')):
     ),
   ],
 )
-def test_files_are_in_the_official_form(root, name, image, rows):
+def test_files_have_the_form_that_the_servers_take(root, name, image, rows):
   benchmark = official.opened(name, root)
   assert benchmark.hidden and benchmark.questions[0].image == root / image
   assert 'gt_answers' not in benchmark.questions[0].entry
@@ -91,14 +91,14 @@ def test_files_are_in_the_official_form(root, name, image, rows):
   assert file == f'{name}_submission.json' and json.loads(data) == rows
 
 
-def test_every_question_once(root):
+def test_every_question_needs_one_answer(root):
   benchmark = official.opened('vqav2_testdev', root)
   lines, ids = predicted(benchmark), [question.id for question in benchmark.questions]
   for entries, message in (
-    (lines[:1], "1 questions without an answer, such as '262144001'"),
+    (lines[:1], "1 questions without an answer, for example '262144001'"),
     (lines + lines[:1], 'with two answers'),
     ([], '2 questions without'),
-    ([*lines, {**lines[0], 'id': '3'}], "not in the benchmark, such as '3'"),
+    ([*lines, {**lines[0], 'id': '3'}], "not in the benchmark, for example '3'"),
   ):
     with pytest.raises(SphinxError, match=message):
       submission('vqav2_testdev', entries, ids)
@@ -109,7 +109,7 @@ def test_a_benchmark_with_truth_has_no_submission():
     submission('vqav2_test', [], [])
 
 
-def test_a_wrong_file_is_refused(root):
+def test_a_wrong_file_is_an_error(root):
   official.file(root, 'data/vizwiz/test.json', [{'question': 'What?'}])
   with pytest.raises(SphinxError, match="without 'image'"):
     official.opened('vizwiz_test', root)

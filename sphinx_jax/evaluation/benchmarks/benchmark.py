@@ -51,12 +51,17 @@ class Question:
     image: the file, its bytes, or None.
     prompt: the whole question, with the benchmark's wording around it.
     entry: plain JSON, what the protocol needs ('gt_answers', 'question_id', 'image_path', ...).
+    history: earlier turns (question, answer) of the dialog in which this question is asked.
+    answer_length: rough length of the answer, if known. Questions with answers of similar length
+      are decoded together, which only affects the speed.
   """
 
   id: str
   image: Path | bytes | None
   prompt: str
   entry: dict[str, Any]
+  history: Sequence[tuple[str, str]] = ()
+  answer_length: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sphinx_jax.core import errors
-from sphinx_jax.report import page
+from sphinx_jax.report import recipe_page
 
 CURVE = [
   {'coefficient': c / 10, 'real': 2 - c / 20, 'synthetic': 1.2 + (c / 10) ** 2 / 2}
@@ -79,7 +79,7 @@ def made(tmp_path_factory):
     config={'name': 'tiny <config>', 'steps': ['data', 'stage2']},
     targets={'vqa': 0.8, 'rec': 0.6},
   )
-  file = page.write(work, **arguments)
+  file = recipe_page.write(work, **arguments)
   return arguments, work, file.read_text()
 
 
@@ -193,13 +193,13 @@ def test_a_mix_that_is_worse_than_its_parents_is_called_so(made, tmp_path):
   hill = [
     point | {'real': 2 + point['coefficient'] * (1 - point['coefficient']) * 4} for point in CURVE
   ]
-  text = page.write(tmp_path, **(arguments | {'curve': hill})).read_text()
+  text = recipe_page.write(tmp_path, **(arguments | {'curve': hill})).read_text()
   assert 'worse than the better parent' in text and 'no worse' not in text
 
 
 def test_a_recipe_without_a_mix_has_a_page_too(made, tmp_path):
   arguments, _, _ = made
-  text = page.write(tmp_path, **(arguments | {'curve': [], 'targets': None})).read_text()
+  text = recipe_page.write(tmp_path, **(arguments | {'curve': [], 'targets': None})).read_text()
   assert 'id="mix"' not in text and not (tmp_path / 'report' / 'mix_curve.png').exists()
 
 
@@ -209,17 +209,19 @@ def test_the_verdict_compares_averages_with_the_better_parent():
     {'coefficient': 0.5, 'real': 2.0, 'synthetic': 1.5},
     {'coefficient': 1.0, 'real': 1.8, 'synthetic': 2.4},
   ]
-  assert page.curve_verdict(curve, 0.5) == {
+  assert recipe_page.curve_verdict(curve, 0.5) == {
     'coefficient': 0.5,
     'mixed': 1.75,
     'parents': {'real': 2.1, 'synthetic': 2.0},
     'best': 0.5,
     'ok': True,
   }
-  assert not page.curve_verdict(curve, 1.0)['ok'] and page.curve_verdict(curve, 0.0)['ok']
+  assert (
+    not recipe_page.curve_verdict(curve, 1.0)['ok'] and recipe_page.curve_verdict(curve, 0.0)['ok']
+  )
 
 
 def test_a_missing_file_is_named(made, tmp_path):
   arguments, _, _ = made
   with pytest.raises(errors.SphinxError, match='nowhere.json'):
-    page.write(tmp_path, **(arguments | {'curve': tmp_path / 'nowhere.json'}))
+    recipe_page.write(tmp_path, **(arguments | {'curve': tmp_path / 'nowhere.json'}))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sphinx_jax.report import benchmarks
+from sphinx_jax.report import benchmark_page
 
 
 def case(n, answer, truth, score, image=True):
@@ -63,7 +63,7 @@ def made(tmp_path):
       ('hidden', 'm', '80.7'),
     )
   ]
-  file = benchmarks.write(tmp_path, '/run at step <7>', results, rows)
+  file = benchmark_page.write(tmp_path, '/run at step <7>', results, rows)
   return file.read_text()
 
 

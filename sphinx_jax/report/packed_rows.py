@@ -1,0 +1,211 @@
+"""Shows packed rows as the model gets them: the text, the trained part of it, and every view."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.generate import stop
+
+_TRAINED_COLOR, _TEXT_COLOR, _NOTE_COLOR = '#0a7d3e', '#3a4150', '#8a93a1'
+_GAP = 10  # Pixels.
+_TEXT_WIDTH = 760  # Pixels.
+_LINE_HEIGHT = 18  # Pixels.
+
+Runs = list[tuple[str, bool]]  # Pieces of text in order, each with whether it is trained on.
+Views = Sequence[tuple[str, np.ndarray]]  # (caption, uint8[V,Y,X,3]) for each encoder size.
+
+
+class Example(NamedTuple):
+  """One packed example.
+
+  Attributes:
+    row: row of the batch.
+    task: name of its task.
+    begin: its first position in the row.
+    end: the position after its last one.
+    slot: its image slot, or None for text without an image.
+    runs: its text, without the image's tokens.
+    visual: number of its visual tokens.
+    weight: sum of its loss weights.
+  """
+
+  row: int
+  task: str
+  begin: int
+  end: int
+  slot: int | None
+  runs: Runs
+  visual: int
+  weight: float
+
+
+def examples(
+  batch: Mapping[str, np.ndarray],
+  row: int,
+  tokenizer: Tokenizer,
+  tasks: Sequence[str],
+  visual_tokens: int,
+) -> list[Example]:
+  """Returns the examples that are packed into one row of a batch.
+
+  Args:
+    batch: a batch (core/batch.py).
+    row: index of the row.
+    tokenizer: the run's tokenizer.
+    tasks: names of the mixture's tasks, by index.
+    visual_tokens: visual tokens of one image.
+  """
+  segments = batch['segments'][row]
+  result = []
+  for segment in range(1, segments.max() + 1):
+    positions = np.flatnonzero(segments == segment)
+    begin, end = int(positions[0]), int(positions[-1]) + 1
+    index = batch['visual_index'][row, begin:end]
+    visual = index[index >= 0]
+    weights = batch['loss_weight'][row, begin:end]
+    # The weight at position t belongs to the prediction of token t + 1.
+    is_trained = np.concatenate([[0], weights[:-1]]) > 0
+    result.append(
+      Example(
+        row=row,
+        task=tasks[batch['task'][row, begin]],
+        begin=begin,
+        end=end,
+        slot=int(visual[0]) // visual_tokens if len(visual) else None,
+        runs=_runs(batch['tokens'][row, begin:end], is_trained, index < 0, tokenizer),
+        visual=len(visual),
+        weight=float(weights.sum()),
+      )
+    )
+  return result
+
+
+def _runs(
+  tokens: np.ndarray, is_trained: np.ndarray, is_text: np.ndarray, tokenizer: Tokenizer
+) -> Runs:
+  """Decodes the text of an example, split where training starts or ends.
+
+  Args:
+    tokens: int32[S], the tokens of the example.
+    is_trained: bool[S].
+    is_text: bool[S], false at visual tokens.
+    tokenizer: the run's tokenizer.
+  """
+  runs: list[tuple[list[int], bool]] = []
+  for token, trained in zip(tokens[is_text], is_trained[is_text]):
+    if not runs or runs[-1][1] != trained:
+      runs.append(([], bool(trained)))
+    runs[-1][0].append(int(token))
+  decoded = [(stop.continuation(tokenizer, ids), trained) for ids, trained in runs]
+  if decoded:  # The tokenizer, not the dialog, puts a space before the first piece.
+    first, trained = decoded[0]
+    decoded[0] = (first.lstrip(' '), trained)
+  return decoded
+
+
+def to_text(example: Example, color: bool) -> str:
+  """Returns an example for a terminal.
+
+  Args:
+    example: the example.
+    color: print trained text in green; otherwise it is put between ⟦ and ⟧.
+  """
+  left, right = ('\x1b[1;32m', '\x1b[0m') if color else ('⟦', '⟧')
+  text = ''.join(f'{left}{part}{right}' if trained else part for part, trained in example.runs)
+  return f'{_headline(example)}\n{textwrap.indent(text, "    ")}'
+
+
+def _headline(example: Example) -> str:
+  image = 'no image'
+  if example.visual:
+    image = f'image in slot {example.slot}, {example.visual} tokens'
+  return (
+    f'row {example.row}, positions {example.begin}-{example.end - 1}, task {example.task}, '
+    f'{image}, loss weight {example.weight:.3g}'
+  )
+
+
+def to_image(shown: Sequence[tuple[Example, Views]], table: str) -> Image.Image:
+  """Returns examples with their views as one image.
+
+  Args:
+    shown: the examples, each with the views that the encoders get.
+    table: text at the top.
+  """
+  path = f'{matplotlib.get_data_path()}/fonts/ttf/DejaVuSansMono.ttf'
+  font = ImageFont.truetype(path, 12)
+  bands = [_text_block([(table, False)], 'mixture', font)]
+  bands += [_band(example, views, font) for example, views in shown]
+  width = max(band.width for band in bands) + 2 * _GAP
+  height = sum(band.height + 2 * _GAP for band in bands)
+  page = Image.new('RGB', (width, height), 'white')
+  draw, top = ImageDraw.Draw(page), 0
+  for band in bands:
+    page.paste(band, (_GAP, top + _GAP))
+    top += band.height + 2 * _GAP
+    draw.line((0, top, width, top), fill='#d5d9df')
+  return page
+
+
+def _band(example: Example, views: Views, font: ImageFont.FreeTypeFont) -> Image.Image:
+  """Returns the views of an example on the left and its text on the right."""
+  sheets = [_contact_sheet(caption, pixels, font) for caption, pixels in views]
+  text = _text_block(example.runs, _headline(example), font)
+  text_left = max((sheet.width for sheet in sheets), default=0) + 2 * _GAP
+  height = max(sum(sheet.height for sheet in sheets), text.height)
+  band = Image.new('RGB', (text_left + text.width, height), 'white')
+  top = 0
+  for sheet in sheets:
+    band.paste(sheet, (0, top))
+    top += sheet.height
+  band.paste(text, (text_left, 0))
+  return band
+
+
+def _contact_sheet(
+  caption: str, pixels: np.ndarray, font: ImageFont.FreeTypeFont, edge: int = 112
+) -> Image.Image:
+  """Returns views side by side, with small gaps between them, and a caption below.
+
+  Args:
+    caption: text below.
+    pixels: uint8[V,Y,X,3], the views.
+    font: font of the caption.
+    edge: views are enlarged to about this many pixels.
+  """
+  count, size = pixels.shape[:2]
+  scale = max(1, round(edge / size))
+  shown = size * scale  # Edge of an enlarged view.
+  sheet = Image.new('RGB', (count * (shown + 4), shown + 22), 'white')
+  for i, view in enumerate(pixels):
+    enlarged = Image.fromarray(view).resize((shown, shown), Image.Resampling.NEAREST)
+    sheet.paste(enlarged, (i * (shown + 4), 0))
+  ImageDraw.Draw(sheet).text((0, shown + 3), caption, fill=_NOTE_COLOR, font=font)
+  return sheet
+
+
+def _text_block(runs: Runs, headline: str, font: ImageFont.FreeTypeFont) -> Image.Image:
+  """Returns text in reading order, broken into lines, with the trained parts in green."""
+  words = [(0, 0, headline, _NOTE_COLOR)]  # (x, y, text, color)
+  x, y = 0, 24
+  for text, trained in runs:
+    for part in text.replace('\n', ' \n ').split(' '):
+      if part == '\n':
+        x, y = 0, y + _LINE_HEIGHT
+        continue
+      word = f'{part} '
+      length = font.getlength(word)
+      if x and x + length > _TEXT_WIDTH:
+        x, y = 0, y + _LINE_HEIGHT
+      words.append((x, y, word, _TRAINED_COLOR if trained else _TEXT_COLOR))
+      x += length
+  block = Image.new('RGB', (_TEXT_WIDTH, y + _LINE_HEIGHT), 'white')
+  draw = ImageDraw.Draw(block)
+  for left, top, text, color in words:
+    draw.text((left, top), text, fill=color, font=font)
+  return block
