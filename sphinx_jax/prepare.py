@@ -3,7 +3,7 @@
 
 It reads the official files of any dataset family, decodes every picture once, keeps its bytes as they are, and counts what
 is left out by reason. Interrupted, the same command goes on; finished, it is recognised. Further splits go into the same
-folder. A mixture reads it as {source: 'built', root: '/data/built/refcoco', split: 'train', task: 'rec'}.
+folder. A mixture reads it as {source: 'array_record', root: '/data/built/refcoco', split: 'train', task: 'rec'}.
 
 With --beam the same shards are written by an Apache Beam pipeline: here with the direct runner, elsewhere by
 --beam_runner=DataflowRunner --beam_option=project=x --beam_option=temp_location=gs://...; LAION's tars are a shard each.

@@ -88,9 +88,9 @@ def test_a_build_has_the_records_of_the_files_and_counts_the_rest(coco, tmp_path
     dict(source='coco', root='coco', split='val2017', task='detection', seed=1), tmp_path
   )
   built = sources.open_source(
-    dict(source='built', root='out', split='val2017', task='detection'), tmp_path
+    dict(source='array_record', root='out', split='val2017', task='detection'), tmp_path
   )
-  assert built.name == 'built' and len(built) == 13
+  assert built.name == 'array_record' and len(built) == 13
   good = [i for i in range(17) if i not in (7, 9, 11, 13)]
   for place, index in reversed(list(enumerate(good))):
     item, kept = straight.family.item(index), built.family.item(place)
@@ -195,7 +195,8 @@ def test_splits_of_one_dataset_share_a_folder(coco, tmp_path):
   layouts.coco(coco, 'instances', 'train2017', {99: 'a.jpg', 98: 'b.jpg'}, boxes, NAMES)
   run(made(coco, tmp_path / 'out', split='val2017', task='detection'))
   assert (
-    len(sources.open_source(dict(source='built', root='out', task='detection'), tmp_path)) == 13
+    len(sources.open_source(dict(source='array_record', root='out', task='detection'), tmp_path))
+    == 13
   )
   half = made(coco, tmp_path / 'out', split='train2017', task='detection', shard=1)
   shards = building.plan(half)
@@ -204,7 +205,7 @@ def test_splits_of_one_dataset_share_a_folder(coco, tmp_path):
   assert (
     len(
       sources.open_source(
-        dict(source='built', root='out', split='val2017', task='detection'), tmp_path
+        dict(source='array_record', root='out', split='val2017', task='detection'), tmp_path
       )
     )
     == 13
@@ -216,18 +217,18 @@ def test_splits_of_one_dataset_share_a_folder(coco, tmp_path):
     assert (
       len(
         sources.open_source(
-          dict(source='built', root='out', split=name, task='detection'), tmp_path
+          dict(source='array_record', root='out', split=name, task='detection'), tmp_path
         )
       )
       == count
     )
   for entry, message in (
     (dict(split='tset', task='detection'), "'tset', expected one of train2017, val2017"),
-    (dict(split='val2017', task='pose'), "'detection', as it was built"),
+    (dict(split='val2017', task='pose'), "'detection', as it was prepared"),
     (dict(task='detection'), 'expected one of train2017, val2017'),
   ):
     with pytest.raises(SphinxError, match=message):
-      sources.open_source(dict(source='built', root='out', **entry), tmp_path)
+      sources.open_source(dict(source='array_record', root='out', **entry), tmp_path)
 
 
 def test_every_tar_is_a_shard_and_a_damaged_one_is_told(tmp_path):
@@ -243,7 +244,7 @@ def test_every_tar_is_a_shard_and_a_damaged_one_is_told(tmp_path):
     split['skipped'].values()
   )
   assert len(split['damaged']) == 2 and 'damaged files' in built_folder.table(split)
-  built = sources.open_source(dict(source='built', root='out', task='caption'), tmp_path)
+  built = sources.open_source(dict(source='array_record', root='out', task='caption'), tmp_path)
   assert [built[i].turns[0][1] for i in (0, 6)] == ['a tree, 0', 'a tree, 2'] and built[
     6
   ].id == '00003/000030002'
@@ -256,7 +257,7 @@ def test_texts_have_no_picture_and_odd_names_survive(tmp_path):
   (tmp_path / 'chat/sharegpt.json').write_text(json.dumps(dialogs))
   split = run(made(tmp_path / 'chat', tmp_path / 'out', 'sharegpt'))
   assert split['records'] == 1 and split['skipped'] == {'empty answer': 1}
-  built = sources.open_source(dict(source='built', root='out', task='dialog'), tmp_path)
+  built = sources.open_source(dict(source='array_record', root='out', task='dialog'), tmp_path)
   straight = sources.open_source(dict(source='sharegpt', root='chat'), tmp_path)
   assert (
     built[0].image is None and built[0].turns == straight[0].turns and built[0].id == 'ü\\ud800'
@@ -271,7 +272,7 @@ def test_nothing_to_build_is_an_error(tmp_path):
   for arguments, message in (
     (dict(source='laoin'), "did you mean 'laion'"),
     (dict(source='laion', name='LAION 400M'), 'small letters'),
-    (dict(source='built'), 'copy the folder'),
+    (dict(source='array_record'), 'copy the folder'),
     (dict(source='laion', split='test'), "split of source 'laion'"),
   ):
     with pytest.raises(SphinxError, match=message):
@@ -279,7 +280,7 @@ def test_nothing_to_build_is_an_error(tmp_path):
 
 
 def test_what_is_no_build_or_a_damaged_one_is_told(coco, tmp_path):
-  entry = dict(source='built', root='out', split='val2017', task='detection')
+  entry = dict(source='array_record', root='out', split='val2017', task='detection')
   (tmp_path / 'out').mkdir()
   with pytest.raises(SphinxError, match='no build.json'):
     sources.open_source(entry, tmp_path)

@@ -1,11 +1,15 @@
-"""Where records come from: one file per dataset family, found by name in `FAMILIES`, and sources of another kind in `SOURCES`."""
+"""Where records come from: `FAMILIES` has one file per dataset family, `SOURCES` the other sources."""
 
-from sphinx_jax.core import errors
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sphinx_jax.core import errors, renames
 from sphinx_jax.core.tables import Table
 from sphinx_jax.data.record import Source
-from sphinx_jax.datasets import family as base
+from sphinx_jax.datasets import family as family_lib
 
-# What reads official files (see base.py); each docstring shows the tree it expects.
+# Readers of published dataset files (family.py). Each docstring shows the expected tree.
 FAMILIES = Table(
   'dataset',
   {
@@ -37,7 +41,7 @@ FAMILIES = Table(
     'laion_parquet': 'sphinx_jax.datasets.laion:LaionParquet',
     'refinedweb': 'sphinx_jax.datasets.text:RefinedWeb',
     'plain_text': 'sphinx_jax.datasets.text:PlainText',
-    'built': 'sphinx_jax.datasets.array_record:Built',
+    'array_record': 'sphinx_jax.datasets.array_record:ArrayRecord',
   },
 )
 
@@ -51,15 +55,19 @@ SOURCES = Table(
 )
 
 
-def open_source(entry, data_dir) -> Source:
+def open_source(entry: Mapping[str, Any], data_dir: str | Path | None) -> Source:
   """Opens the source that a mixture entry names.
 
-  entry: mapping or ConfigDict with `source` and that source's own arguments, data_dir: folder of the datasets.
-  Raises SphinxError if the source is unknown or cannot be opened.
+  Args:
+    entry: mapping or ConfigDict with `source` and that source's own arguments.
+    data_dir: root of all datasets of the run.
+
+  Raises:
+    SphinxError: the source is unknown or cannot be opened.
   """
-  name = entry['source']
+  name = renames.source(entry['source'])
   if name in FAMILIES:
-    return base.open_records(FAMILIES[name], entry, data_dir)
+    return family_lib.open_records(FAMILIES[name], entry, data_dir)
   if name not in SOURCES:
     raise errors.unknown('source', name, [*SOURCES, *FAMILIES])
   return SOURCES[name](entry, data_dir)

@@ -1,47 +1,47 @@
-"""What `python -m sphinx_jax.prepare` wrote: any dataset family as array_record, quick to open and to read in any order.
+"""Output of `python -m sphinx_jax.prepare`: any family as array_record, quick to open and to read in any order.
 
-    root/build.json                                     what was built of what, and what was counted
+    root/build.json                                     what was prepared, and the counts
     root/dataset_info.json, features.json               TFDS's own (tfds.builder_from_directory(root))
     root/NAME-SPLIT.array_record-00000-of-00012 ...
 
-The licence is that of the dataset that was built.
+The licence is that of the prepared dataset.
 """
 
 import json
-from pathlib import Path
+from typing import Any
 
 from sphinx_jax.core import errors, tensorflow as quiet_tensorflow
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.datasets.family import Item
+from sphinx_jax.datasets.family import Family, Item
 from sphinx_jax.tasks import TASKS
 
 
-class _AnyName(tuple):
-  """Splits are named by what was built."""
+class ArrayRecord(Family):
+  """A split of a prepared dataset, for the task it was prepared for.
 
-  def __contains__(self, name: object) -> bool:
-    return isinstance(name, str)
+  The splits have the names they were prepared under. The split '' is the only one.
+  """
 
+  NAME = 'array_record'
+  TASKS = tuple(TASKS)
+  SPLITS = None
 
-class Built:
-  """A split of a built dataset, for the task it was built for; a split of '' is the only one there is."""
-
-  TASKS, SPLITS = tuple(TASKS), _AnyName([''])
-
-  def __init__(self, root: Path, split: str, task: str, max_turns: int):
-    del max_turns  # As built.
-    known = _read(root)
-    if task != known['identity'].get('task'):
-      raise errors.make(
-        f"source 'built' in {str(root)!r}",
-        f"task '{task}'",
-        f"'{known['identity'].get('task')}', as it was built",
-        'name that task, or build it for this one',
+  def _open(self) -> None:
+    build = self._read_build()
+    prepared_task = build['identity']['task']
+    if self.task != prepared_task:
+      raise self._error(
+        f"task '{self.task}' in {str(self.root)!r}",
+        f"'{prepared_task}', as it was prepared",
+        'name that task, or prepare the dataset for this one',
       )
-    splits = {name: each for name, each in known['splits'].items() if each.get('finished')}
-    if split not in splits and not (split == '' and len(splits) == 1):
-      raise errors.unknown(f"finished split of 'built' in {str(root)!r}", split, splits)
-    self._rows = _open(root, splits[split] if split else next(iter(splits.values())))
+    finished = {name: split for name, split in build['splits'].items() if split['finished']}
+    name = self.split
+    if name == '' and len(finished) == 1:
+      (name,) = finished
+    if name not in finished:
+      raise errors.unknown(f'finished split of {self._who()} in {str(self.root)!r}', name, finished)
+    self._rows = self._open_rows(finished[name])
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -57,62 +57,58 @@ class Built:
     except (OSError, ValueError, KeyError, RuntimeError, RecursionError) as error:
       raise BadExample('damaged record', f'record {index}: {error}') from error
 
+  def _read_build(self) -> dict[str, Any]:
+    """build.json as {'identity': {'task'}, 'splits': {name: {'name', 'finished', 'lengths'}}}."""
+    try:
+      build = json.loads((self.root / 'build.json').read_bytes())
+      splits = {
+        name: {
+          'name': split.get('name'),
+          'finished': bool(split['finished']),
+          'lengths': split.get('lengths'),
+        }
+        for name, split in build['splits'].items()
+      }
+      return {'identity': {'task': build['identity'].get('task')}, 'splits': splits}
+    except OSError as error:
+      raise self._error(
+        f'no build.json in {str(self.root)!r}', 'the output of sphinx_jax.prepare', 'check root'
+      ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+      raise self._error(
+        f'a damaged build.json in {str(self.root)!r} ({error})',
+        'the output of sphinx_jax.prepare',
+        'prepare it again',
+      ) from error
 
-def _read(root: Path) -> dict:
-  try:
-    known = json.loads((root / 'build.json').read_bytes())
-    (
-      known['identity'].get('task'),
-      {name: each['finished'] for name, each in known['splits'].items()},
-    )
-    return known
-  except OSError as error:
-    raise errors.make(
-      "source 'built'",
-      f'no build.json in {str(root)!r}',
-      'the output of sphinx_jax.prepare',
-      'check root',
-    ) from error
-  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-    raise errors.make(
-      "source 'built'",
-      f'a damaged build.json in {str(root)!r} ({error})',
-      'the output of sphinx_jax.prepare',
-      'build it again',
-    ) from error
+  def _open_rows(self, split: dict[str, Any]) -> Any:
+    """Random access to the rows of a split. Images stay encoded."""
+    quiet_tensorflow.load()
+    import tensorflow_datasets as tfds  # Takes a second, so only if it is needed.
 
-
-def _open(root: Path, split: dict):
-  """Random access to the rows of a split, pictures left as they are."""
-  quiet_tensorflow.load()
-  import tensorflow_datasets as tfds  # Takes a second: only who reads such data pays.
-
-  try:
-    builder = tfds.builder_from_directory(root)
-    info = builder.info.splits[split['name']]
-    wanted, lengths = info.filenames, list(info.shard_lengths)
-    rows = builder.as_data_source(split['name'], decoders={'image': tfds.decode.SkipDecoding()})
-  except Exception as error:  # Of damaged metadata; TFDS, protobuf and JSON raise their own.
-    raise errors.make(
-      "source 'built'",
-      f'{type(error).__name__} on opening {str(root)!r}: {" ".join(str(error).split())}',
-      'a whole build',
-      'build it again',
-    ) from error
-  if lengths != split.get('lengths'):
-    raise errors.make(
-      "source 'built'",
-      f'other numbers of records in dataset_info.json than in build.json of {str(root)!r}',
-      'the same',
-      'build it again',
-    )
-  there = {path.name for path in root.iterdir()}
-  missing = [name for name in wanted if name not in there]
-  if missing:
-    raise errors.make(
-      "source 'built'",
-      f'{len(missing)} of {len(wanted)} shards are not in {str(root)!r} ({missing[0]}, ...)',
-      'all',
-      'copy them, or build again',
-    )
-  return rows
+    try:
+      builder = tfds.builder_from_directory(self.root)
+      info = builder.info.splits[split['name']]
+      shards, lengths = info.filenames, list(info.shard_lengths)
+      rows = builder.as_data_source(split['name'], decoders={'image': tfds.decode.SkipDecoding()})
+    except Exception as error:  # TFDS, protobuf and JSON each raise their own for damaged metadata.
+      raise self._error(
+        f'{type(error).__name__} on opening {str(self.root)!r}: {" ".join(str(error).split())}',
+        'a complete prepared dataset',
+        'prepare it again',
+      ) from error
+    if lengths != split['lengths']:
+      raise self._error(
+        f'other numbers of records in dataset_info.json than in build.json of {str(self.root)!r}',
+        'equal numbers',
+        'prepare it again',
+      )
+    present = {path.name for path in self.root.iterdir()}
+    missing = [name for name in shards if name not in present]
+    if missing:
+      raise self._error(
+        f'{len(missing)} of {len(shards)} shards are not in {str(self.root)!r} ({missing[0]}, ...)',
+        'all shards',
+        'copy them, or prepare it again',
+      )
+    return rows

@@ -5,17 +5,17 @@
       train2017/000000000009.jpg ...                (or images/train2017/)
       train2014/COCO_train2014_000000000009.jpg ... (or images/train2014/)
 
-Only the file and the folder of the split and task asked for are needed. Annotations CC BY 4.0; the pictures have the
-licences of their owners on Flickr. https://cocodataset.org
+Only the file and the directory of the requested split and task are needed.
+Licence: annotations CC BY 4.0; the images have the licences of their owners on Flickr.
+Homepage: https://cocodataset.org
 """
 
-from pathlib import Path
+from typing import Any
 
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.datasets.coco_json import CocoJson, box
-from sphinx_jax.datasets.family import Item
-from sphinx_jax.datasets.fields import field, number, unique
-from sphinx_jax.datasets.files import find
+from sphinx_jax.datasets.family import Family, Item
+from sphinx_jax.datasets.fields import field, number, unique_ids
 
 _FILES = {
   'caption': 'captions',
@@ -25,90 +25,93 @@ _FILES = {
 }
 
 
-class Coco:
-  """An item for each caption, or for each image with objects or with people whose keypoints are annotated.
+class Coco(Family):
+  """An item for each caption, for each image with objects, or for each image with keypoints.
 
-  Objects that are crowds carry 'crowd'; people that are crowds, or have no keypoint annotated, are left out.
+  Crowds of objects are kept and marked 'crowd'. Crowds of people, and people without an annotated
+  keypoint, are left out.
   """
 
+  NAME = 'coco'
   TASKS = ('caption', 'detection', 'counting', 'pose')
   SPLITS = ('train2017', 'val2017', 'train2014', 'val2014')
 
-  def __init__(self, root: Path, split: str, task: str, max_turns: int = 1):
-    del max_turns  # Of the people of an image the task asks about as many as it may.
-    self._file = CocoJson('coco', find('coco', root, f'annotations/{_FILES[task]}_{split}.json'))
-    self._pictures = find('coco', root, split, f'images/{split}')
-    self._task = task
-    self._rows = _captions(self._file) if task == 'caption' else _images(self._file, task)
+  def _open(self) -> None:
+    file = f'annotations/{_FILES[self.task]}_{self.split}.json'
+    self._file = CocoJson(self._who(), self._find(file))
+    self._images = self._find(self.split, f'images/{self.split}')
+    # (item id, image id, annotation of a caption)
+    self._items: list[tuple[str, Any, Any]]
+    if self.task == 'caption':
+      self._items = _caption_items(self._file)
+    else:
+      self._items = _image_items(self._file, self.task)
 
   def __len__(self) -> int:
-    return len(self._rows)
+    return len(self._items)
 
   def item(self, index: int) -> Item:
-    name, image_id, row = self._rows[index]
-    annotation = self._file.about(image_id)
-    if self._task == 'caption':
-      others = [other for other in self._file.annotations[image_id] if _is_caption(other)]
-      annotation |= {'caption': _text(row), 'captions': [_text(other) for other in others]}
-    elif self._task == 'pose':
-      people = [_person(row) for row in self._file.annotations[image_id] if _has_pose(row)]
-      annotation |= {'people': people, 'every': True}  # Those left out are in the picture, too.
+    """Raises BadExample ('malformed record', 'unknown image', 'duplicate id')."""
+    item_id, image_id, caption = self._items[index]
+    annotation = self._file.size_annotation(image_id)
+    rows = self._file.annotations[image_id]
+    if self.task == 'caption':
+      annotation['caption'] = _caption_text(caption)
+      annotation['captions'] = [_caption_text(row) for row in rows if _is_caption(row)]
+    elif self.task == 'pose':
+      annotation['people'] = [_person(row) for row in rows if _has_pose(row)]
+      annotation['every'] = True  # The image may also have the people that are left out.
     else:
-      annotation |= {
-        'objects': self._file.objects(image_id),
-        'classes': list(self._file.names.values()),
-      }
-    return Item(
-      name, self._pictures / field(self._file.image(image_id), 'file_name', str), annotation
-    )
+      annotation['objects'] = self._file.objects(image_id)
+      annotation['classes'] = list(self._file.names.values())
+    file_name = field(self._file.image(image_id), 'file_name', str)
+    return Item(item_id, self._images / file_name, annotation)
 
 
-def _is_caption(annotation: dict) -> bool:
+def _is_caption(row: Any) -> bool:
   return (
-    isinstance(annotation, dict)
-    and isinstance(annotation.get('caption'), str)
-    and bool(annotation['caption'].strip())
+    isinstance(row, dict) and isinstance(row.get('caption'), str) and bool(row['caption'].strip())
   )
 
 
-def _text(annotation: dict) -> str:
-  return ' '.join(field(annotation, 'caption', str).split())
+def _caption_text(row: Any) -> str:
+  return ' '.join(field(row, 'caption', str).split())
 
 
-def _captions(file: CocoJson) -> list[tuple]:
+def _caption_items(file: CocoJson) -> list[tuple[str, Any, Any]]:
   rows = [(image_id, row) for image_id, rows in file.annotations.items() for row in rows]
-  names = unique(str(row.get('id')) if isinstance(row, dict) else 'unreadable' for _, row in rows)
-  return [(name, *row) for name, row in zip(names, rows)]
+  ids = unique_ids(str(row.get('id')) if isinstance(row, dict) else 'unreadable' for _, row in rows)
+  return [(item_id, image_id, row) for item_id, (image_id, row) in zip(ids, rows)]
 
 
-def _images(file: CocoJson, task: str) -> list[tuple]:
-  """Images with something to ask about; what is malformed counts as that, so that its item can say so."""
-  asked = (
-    _has_pose if task == 'pose' else lambda row: not (isinstance(row, dict) and row.get('iscrowd'))
-  )
+def _image_items(file: CocoJson, task: str) -> list[tuple[str, Any, Any]]:
+  """The images with something to ask about. A malformed annotation counts: reading it raises."""
+  is_asked = _has_pose if task == 'pose' else _is_single
   return [
     (str(image_id), image_id, None)
     for image_id, rows in file.annotations.items()
-    if any(map(asked, rows))
+    if any(is_asked(row) for row in rows)
   ]
 
 
-def _has_pose(annotation: dict) -> bool:
-  return (
-    not isinstance(annotation, dict)
-    or not annotation.get('iscrowd')
-    and annotation.get('num_keypoints') != 0
-  )
+def _is_single(row: Any) -> bool:
+  return not (isinstance(row, dict) and row.get('iscrowd'))
 
 
-def _person(annotation: dict) -> dict:
-  points = [number(value, 'keypoint') for value in field(annotation, 'keypoints', list)]
+def _has_pose(row: Any) -> bool:
+  if not isinstance(row, dict):
+    return True
+  return not row.get('iscrowd') and row.get('num_keypoints') != 0
+
+
+def _person(row: Any) -> dict[str, Any]:
+  points = [number(value, 'keypoint') for value in field(row, 'keypoints', list)]
   if len(points) != 51 or not {0, 1, 2}.issuperset(points[2::3]):
     raise BadExample(
       'malformed record', f'keypoints {points}, expected 17 x [x, y, v] with v of 0, 1 or 2'
     )
   return {
-    'id': str(field(annotation, 'id', (int, str), '')),
-    'box': box(annotation),
+    'id': str(field(row, 'id', (int, str), '')),
+    'box': box(row),
     'keypoints': [[points[i], points[i + 1], int(points[i + 2])] for i in range(0, 51, 3)],
   }

@@ -1,9 +1,9 @@
-"""The JSON of COCO (images, annotations, categories), in which COCO, LVIS, DocLayNet and RefCOCO's instances come.
+"""The JSON format of COCO (images, annotations, categories), also used by LVIS, DocLayNet and RefCOCO.
 
-What is wrong with one image or annotation is a BadExample of the item that needs it; the others stay usable.
+A malformed image or annotation is a BadExample of the items that need it. The others stay usable.
 """
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -13,56 +13,67 @@ from sphinx_jax.data.record import BadExample
 from sphinx_jax.datasets.fields import field, number
 from sphinx_jax.datasets.files import read_json
 
-# Most of the bytes of these files, and nothing of it is asked for.
+# Most of the bytes of these files. Training needs none of it.
 _UNUSED = frozenset(
   {'segmentation', 'area', 'license', 'flickr_url', 'date_captured', 'supercategory'}
 )
-_AMBIGUOUS: dict = {}  # Stands for two images of one id.
+_AMBIGUOUS: dict[str, Any] = {}  # Stands for two different images with one id.
 
 
 class CocoJson:
-  """One such file, held without its segmentations.
+  """One file in COCO's format, held without its segmentations.
+
+  Args:
+    who: the reader, for messages: "source 'coco'".
+    path: the file.
+    keep: keys of entries to keep of those that are dropped otherwise ('area').
 
   Attributes:
-    images: image id -> its entry.
-    annotations: image id -> its annotations, equal ones once; those whose image id is unreadable stand under None.
+    images: image id -> entry, in the order of the file.
+    annotations: image id -> annotations, equal ones once. Annotations whose image id is unreadable
+      have the key None.
     names: category id -> name, in the order of the file.
 
   Raises:
-    SphinxError: no such file, no JSON, or a list is missing.
+    SphinxError: the file is missing or not JSON, or lacks one of the lists.
   """
 
-  def __init__(self, source: str, path: Path):
-    with Progress(what=f'{source}: {path.name}', unit='entries') as bar:
-      value = {
-        'categories': [],
-        **read_json(source, path, dict, lambda entry: _lean(entry, bar)),
-      }  # Captions have none.
+  def __init__(self, who: str, path: Path, keep: Collection[str] = ()) -> None:
+    unused = _UNUSED.difference(keep)
+
+    def drop_unused(entry: dict[str, Any]) -> dict[str, Any]:
+      progress.update()
+      return {key: value for key, value in entry.items() if key not in unused}
+
+    with Progress(what=f'{who}: {path.name}', unit='entries') as progress:
+      value = read_json(who, path, dict, drop_unused)
+    value = {'categories': []} | value  # Files of captions have none.
     for name in ('images', 'annotations', 'categories'):
       if not isinstance(value.get(name), list):
         raise errors.make(
-          f"source '{source}'",
+          who,
           f"no list '{name}' in {str(path)!r}",
-          'a file in the format of COCO',
-          'check that it is the official file',
+          "a file in COCO's format",
+          'check that it is the published file',
         )
-    self.images: dict[Any, dict] = {}
+    self.images: dict[Any, dict[str, Any]] = {}
     for image in value['images']:
-      if _key(image, 'id') is not None:
-        same = self.images.setdefault(image['id'], image) == image
-        self.images[image['id']] = image if same else _AMBIGUOUS
-    self.annotations: dict[Any, list] = {}
+      image_id = _key(image, 'id')
+      if image_id is not None:
+        is_same = self.images.setdefault(image_id, image) == image
+        self.images[image_id] = image if is_same else _AMBIGUOUS
+    annotations: dict[Any, list[Any]] = {}
     for annotation in value['annotations']:
-      self.annotations.setdefault(_key(annotation, 'image_id'), []).append(annotation)
-    self.annotations = {image_id: _once(rows) for image_id, rows in self.annotations.items()}
+      annotations.setdefault(_key(annotation, 'image_id'), []).append(annotation)
+    self.annotations = {image_id: _drop_repeated(rows) for image_id, rows in annotations.items()}
     self.names = {
       entry['id']: entry['name']
       for entry in value['categories']
       if _key(entry, 'id') is not None and isinstance(entry.get('name'), str)
     }
 
-  def image(self, image_id: Hashable) -> dict:
-    """The entry of an image. Raises BadExample ('unknown image', 'duplicate id')."""
+  def image(self, image_id: Hashable) -> dict[str, Any]:
+    """Returns the entry of an image. Raises BadExample ('unknown image', 'duplicate id')."""
     image = self.images.get(image_id)
     if image is None:
       raise BadExample(
@@ -72,8 +83,12 @@ class CocoJson:
       raise BadExample('duplicate id', f'two images have the id {image_id!r}')
     return image
 
-  def about(self, image_id: Hashable) -> dict:
-    """{'size'} of the image as tasks read it, or {} where the file says none. Raises BadExample as `image` does."""
+  def size_annotation(self, image_id: Hashable) -> dict[str, Any]:
+    """Returns {'size': (width, height)} of an image, {} if the file has no size.
+
+    Raises:
+      BadExample: like `image`; 'malformed record'.
+    """
     image = self.image(image_id)
     if 'width' not in image or 'height' not in image:
       return {}
@@ -83,47 +98,53 @@ class CocoJson:
       )
     }
 
-  def objects(self, image_id: Hashable) -> list[dict]:
-    """What is annotated in an image, as `object` tells it. Raises BadExample ('malformed record')."""
-    return [self.object(row) for row in self.annotations.get(image_id, ())]
+  def objects(self, image_id: Hashable) -> list[dict[str, Any]]:
+    """Returns `object` of all annotations of an image. Raises BadExample ('malformed record')."""
+    return [self.object(annotation) for annotation in self.annotations.get(image_id, ())]
 
-  def object(self, annotation: dict) -> dict:
-    """{'id', 'name', 'box', 'crowd'} of an annotation. Raises BadExample ('malformed record')."""
+  def object(self, annotation: Any) -> dict[str, Any]:
+    """Returns {'id', 'name', 'box', 'crowd'} of an annotation, as tasks read it.
+
+    Raises:
+      BadExample: 'malformed record'.
+    """
     return {
       'id': str(field(annotation, 'id', (int, str), '')),
-      'name': self.name(annotation),
+      'name': self.category_name(annotation),
       'box': box(annotation),
       'crowd': bool(annotation.get('iscrowd')),
     }
 
-  def name(self, annotation: dict) -> str:
-    """The category's name. Raises BadExample ('malformed record')."""
-    key = field(annotation, 'category_id', (int, str))
-    if key not in self.names:
-      raise BadExample('malformed record', f'category {key!r:.80}, which is not in the file')
-    return self.names[key]
+  def category_name(self, annotation: Any) -> str:
+    """Returns the name of an annotation's category. Raises BadExample ('malformed record')."""
+    category_id = field(annotation, 'category_id', (int, str))
+    if category_id not in self.names:
+      raise BadExample(
+        'malformed record', f'category {category_id!r:.80}, which is not in the file'
+      )
+    return self.names[category_id]
 
 
-def box(annotation: dict) -> list[float]:
-  """[x1, y1, x2, y2] of an annotation's 'bbox' [x, y, width, height]. Raises BadExample ('malformed record')."""
-  given = field(annotation, 'bbox', list)
-  if len(given) != 4:
-    raise BadExample('malformed record', f'box {given!r:.80}, expected [x, y, width, height]')
-  return list(boxes.corners([number(value, 'box') for value in given]))
+def box(annotation: Any) -> list[float]:
+  """Returns [x1, y1, x2, y2] of an annotation's 'bbox' [x, y, width, height].
+
+  Raises:
+    BadExample: 'malformed record'.
+  """
+  bbox = field(annotation, 'bbox', list)
+  if len(bbox) != 4:
+    raise BadExample('malformed record', f'box {bbox!r:.80}, expected [x, y, width, height]')
+  return list(boxes.corners([number(value, 'box') for value in bbox]))
 
 
-def _lean(entry: dict, bar: Progress) -> dict:
-  bar.update()
-  return {key: value for key, value in entry.items() if key not in _UNUSED}
-
-
-def _key(annotation: Any, name: str) -> Any:
-  key = annotation.get(name) if isinstance(annotation, dict) else None
+def _key(entry: Any, name: str) -> int | str | None:
+  """The id under a name, None if it is missing or of another type."""
+  key = entry.get(name) if isinstance(entry, dict) else None
   return key if isinstance(key, int | str) else None
 
 
-def _once(rows: list) -> list:
-  """The rows without repetitions; rows of one id that differ all stay."""
+def _drop_repeated(rows: list[Any]) -> list[Any]:
+  """Returns the rows without repetitions. Different rows with one id are all kept."""
   if len({_key(row, 'id') for row in rows}) == len(rows):
     return rows
   return list({repr(row): row for row in rows}.values())

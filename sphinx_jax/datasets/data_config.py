@@ -1,14 +1,15 @@
-"""The official recipe's data_config: a YAML list of conversation files, mixed into one source (FACTS "Fine-tuning recipe").
+"""A data_config of the official recipe: a YAML list of conversation files, mixed into one source.
 
     META:
       - path: 'llava_v1_5_mix665k.json'     # .json or .jsonl, as in jsonl.py
-        type: 'image_text'                  # a group; 'default' where it is left out
-        root: 'images'                      # before every image path
-        ratio: 0.5                          # share of its items, drawn as the official code draws them
+        type: 'image_text'                  # a group, 'default' if it is left out
+        root: 'images'                      # prefix of every image path
+        ratio: 0.5                          # share of the items, sampled like the official code
 
-The official code takes all samples of a global batch from one type, because its text-only and picture batches differ in
-shape. Here rows hold both, so all types are mixed; an entry that names one `type` has the items of that type alone, and can
-be given a weight of its own in the mixture.
+The official code takes all samples of a global batch from one type, because its text-only batches
+and its image batches have different shapes. Here a row can hold both, so all types are mixed. An
+entry that names a `type` has the items of that type only, and can have its own weight in the
+mixture. Source: docs/official_sphinx.md, "Fine-tuning recipe".
 """
 
 import bisect
@@ -26,36 +27,43 @@ _KEYS = {'path': str, 'type': str, 'root': str, 'ratio': (int, float)}
 
 
 def open_source(entry: Mapping[str, Any], data_dir: str | Path | None = None) -> 'DataConfig':
-  """The source of a mixture entry {path, type?, task?, too_long?}.
+  """Opens the source of a mixture entry.
 
   Args:
-    entry: path: of the YAML file, relative to data_dir; type: of the files to take, by default all; task: name that
-      records carry, 'dialog' by default; too_long: 'skip' or 'cut_text'.
-    data_dir: of the run; paths and roots in the file that are not absolute are relative to it.
+    entry: {path, type?, task?, too_long?}. path is the YAML file, relative to data_dir. type selects
+      the files of one type, by default all. task is the task of the records, by default 'dialog'.
+      too_long is 'skip' (the default) or 'cut_text'.
+    data_dir: root of all datasets of the run. Relative paths and roots in the file are relative to
+      it.
 
   Raises:
-    SphinxError: the file is no such YAML (file and entry are named), no entry has the type; see `Jsonl`.
+    SphinxError: the YAML file is wrong (the message names file and entry), or no entry has the type;
+      see also `Jsonl`.
   """
   base = Path(data_dir or '')
   path = base / entry['path']
   parts = read(path)
-  wanted = entry.get('type')
-  if wanted is not None:
-    if wanted not in {part['type'] for part in parts}:
-      raise errors.unknown(f"type in '{path}'", wanted, {part['type'] for part in parts})
-    parts = [part for part in parts if part['type'] == wanted]
+  wanted_type = entry.get('type')
+  if wanted_type is not None:
+    types = {part['type'] for part in parts}
+    if wanted_type not in types:
+      raise errors.unknown(f"type in '{path}'", wanted_type, types)
+    parts = [part for part in parts if part['type'] == wanted_type]
   return DataConfig(
     str(path), parts, base, entry.get('task', 'dialog'), entry.get('too_long', 'skip')
   )
 
 
-def read(path: Path) -> list[dict]:
-  """The entries {path, type, root, ratio} of a data_config, those of one type together as the official code has them.
+def read(path: Path) -> list[dict[str, Any]]:
+  """Returns the entries {path, type, root, ratio} of a data_config, grouped by type.
+
+  The official code has the same order.
 
   Raises:
-    SphinxError: unreadable, not YAML, or an entry is wrong; which one is told, counted from 1.
+    SphinxError: the file is unreadable or not YAML, or an entry is wrong. The message has the number
+      of the entry, from 1.
   """
-  import yaml  # Only who reads such a file needs it.
+  import yaml  # Only for this kind of file.
 
   try:
     value = yaml.safe_load(path.read_text())
@@ -66,20 +74,20 @@ def read(path: Path) -> list[dict]:
       'a YAML file',
       'check the path and the file',
     ) from error
-  found = value.get('META') if isinstance(value, dict) else value
-  if not isinstance(found, list) or not found:
+  items = value.get('META') if isinstance(value, dict) else value
+  if not isinstance(items, list) or not items:
     raise errors.make(
       f"data_config '{path}'",
-      f'{found!r:.80}',
+      f'{items!r:.80}',
       'a list META of {path, type, root, ratio}',
-      'see the docstring',
+      'see the docstring of data_config.py',
     )
-  parts = [_entry(path, number, item) for number, item in enumerate(found, 1)]
-  groups = list(dict.fromkeys(part['type'] for part in parts))
-  return sorted(parts, key=lambda part: groups.index(part['type']))
+  parts = [_check_entry(path, number, item) for number, item in enumerate(items, 1)]
+  types = list(dict.fromkeys(part['type'] for part in parts))
+  return sorted(parts, key=lambda part: types.index(part['type']))
 
 
-def _entry(path: Path, number: int, item: Any) -> dict:
+def _check_entry(path: Path, number: int, item: Any) -> dict[str, Any]:
   who = f"data_config '{path}', entry {number}"
   if not isinstance(item, dict) or 'path' not in item:
     raise errors.make(
@@ -89,65 +97,70 @@ def _entry(path: Path, number: int, item: Any) -> dict:
     if key not in _KEYS:
       raise errors.unknown(f'{who}: key', key, _KEYS)
     if not isinstance(value, _KEYS[key]) or isinstance(value, bool):
-      raise errors.make(
-        f'{who}: {key}', repr(value), 'a text' if _KEYS[key] is str else 'a number', 'correct it'
-      )
+      kind = 'a text' if _KEYS[key] is str else 'a number'
+      raise errors.make(f'{who}: {key}', repr(value), kind, 'correct it')
   entry = {'type': 'default', 'root': '', 'ratio': 1.0} | item
   if not 0 < entry['ratio'] <= 1:
     raise errors.make(
       f'{who}: ratio',
       f'{entry["ratio"]}',
       'a share in (0, 1]',
-      'leave the entry out to use none of it',
+      'delete the entry to use none of it',
     )
   return entry
 
 
 class DataConfig(Source):
-  """The conversations of several files, one after the other.
+  """The conversations of several files, one file after the other.
 
   Args:
-    name: of the YAML file.
-    parts: of `read`.
-    base: what relative paths are relative to.
-    task: name that records carry.
+    name: path of the YAML file, for messages.
+    parts: entries of `read`.
+    base: directory that relative paths are relative to.
+    task: task of the records.
     too_long: 'skip' or 'cut_text'.
 
   Raises:
-    SphinxError: see `Jsonl`; or a ratio leaves no item of a file.
+    SphinxError: see `Jsonl`; or a ratio selects no item of a file.
   """
 
   def __init__(
     self, name: str, parts: Sequence[Mapping[str, Any]], base: Path, task: str, too_long: str
-  ):
+  ) -> None:
     self.name, self.task, self.too_long = name, task, too_long
     self._files = [
       Jsonl(base / part['path'], base / part['root'], task, too_long) for part in parts
     ]
-    self._chosen = [_sample(name, part, len(file)) for part, file in zip(parts, self._files)]
-    self._ends = list(itertools.accumulate(map(len, self._chosen)))
+    self._selected = [
+      _select_items(name, part, len(file)) for part, file in zip(parts, self._files)
+    ]
+    self._ends = list(itertools.accumulate(map(len, self._selected)))
 
   def __len__(self) -> int:
     return self._ends[-1]
 
   def __getitem__(self, index: int) -> Record:
-    """Record `index`. Raises BadExample as `Jsonl` does, with the file it is of."""
+    """Returns record `index`. Raises BadExample like `Jsonl`, naming its file."""
     if not 0 <= index < len(self):
-      raise IndexError(f'record {index} of {len(self)}')  # ends plain iteration
+      raise IndexError(f'record {index} of {len(self)}')  # Ends iteration.
     part = bisect.bisect_right(self._ends, index)
-    return self._files[part][self._chosen[part][index - self._ends[part]]]
+    selected = self._selected[part]
+    return self._files[part][selected[index - self._ends[part]]]
 
 
-def _sample(name: str, part: Mapping[str, Any], count: int) -> Sequence[int]:
-  """Which items of a file: all, or as `random.seed(0); random.sample(items, int(count * ratio))` of the official code."""
+def _select_items(name: str, part: Mapping[str, Any], count: int) -> Sequence[int]:
+  """Indices of the items of a file that are used.
+
+  The official code has `random.seed(0); random.sample(items, int(count * ratio))`.
+  """
   if part['ratio'] == 1:
     return range(count)
-  chosen = random.Random(0).sample(range(count), int(count * part['ratio']))
-  if not chosen:
+  selected = random.Random(0).sample(range(count), int(count * part['ratio']))
+  if not selected:
     raise errors.make(
       f"data_config '{name}'",
       f"ratio {part['ratio']} of the {count} items of '{part['path']}'",
       'at least one item',
-      'raise the ratio, or leave the entry out',
+      'raise the ratio, or delete the entry',
     )
-  return chosen
+  return selected

@@ -1,69 +1,77 @@
 """Dialogs: LLaVA's visual instruction data, and ShareGPT.
 
-`Llava` (https://llava-vl.github.io, https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K; CC BY 4.0, written by
-GPT-4, so OpenAI's terms apply; the pictures have their datasets' own licences), as LLaVA 1.5 lays it out:
+`Llava`, in the tree of LLaVA 1.5:
 
-    root/llava_v1_5_mix665k.json        or llava_instruct_150k.json, conversation_58k.json, detail_23k.json, ...
+    root/llava_v1_5_mix665k.json        or llava_instruct_150k.json, conversation_58k.json,
+                                        detail_23k.json, ...
     root/coco/train2017/000000033471.jpg
     root/gqa/images/ ocr_vqa/images/ textvqa/train_images/ vg/VG_100K/ vg/VG_100K_2/
 
-a JSON list of {"id", "image": "coco/train2017/000000033471.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat
-is it?"}, {"from": "gpt", "value": "A bus."}, ...]}; items without "image" are text only. The older files name pictures of
-COCO train2017 alone ("000000033471.jpg"); they are looked for in coco/train2017 or train2017.
+The file is a JSON list of {"id", "image": "coco/train2017/000000033471.jpg", "conversations":
+[{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", "value": "A bus."}, ...]}. Items
+without "image" are text only. The older files name images of COCO train2017 without a directory
+("000000033471.jpg"), which are read from coco/train2017 or train2017.
+Licence: CC BY 4.0; written by GPT-4, so OpenAI's terms apply; the images have their datasets' own
+licences.
+Homepages: https://llava-vl.github.io and
+https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K
 
-`ShareGpt` (https://huggingface.co/datasets/anon8231489123/ShareGPT_Vicuna_unfiltered and the like; no licence is stated,
-texts are their users' and OpenAI's), text only:
+`ShareGpt`, text only:
 
     root/ShareGPT_V3_unfiltered_cleaned_split.json      or another of its names
 
-a JSON list of {"id", "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]}.
+The file is a JSON list of {"id", "conversations": [{"from": "human", "value": ...}, {"from": "gpt",
+"value": ...}, ...]}.
+Licence: none is stated; texts belong to their users and to OpenAI.
+Homepage: https://huggingface.co/datasets/anon8231489123/ShareGPT_Vicuna_unfiltered and similar ones
 """
 
-from pathlib import Path
 from typing import Any
 
 from sphinx_jax.core.progress import Progress
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.datasets import files, jsonl
-from sphinx_jax.datasets.family import Item
-from sphinx_jax.datasets.fields import unique
-from sphinx_jax.datasets.files import folder
+from sphinx_jax.datasets import jsonl
+from sphinx_jax.datasets.family import Family, Item
+from sphinx_jax.datasets.fields import unique_ids
+from sphinx_jax.datasets.files import image_folder
 
-_ASKS, _ANSWERS = (
-  ('human', 'user'),
-  ('gpt', 'chatgpt', 'assistant', 'model', 'bing', 'bard', 'claude'),
-)
-_TELLS = ('system',)
+_USERS = ('human', 'user')
+_MODELS = ('gpt', 'chatgpt', 'assistant', 'model', 'bing', 'bard', 'claude')
+_SYSTEM = ('system',)
 
 
-class _Dialogs:
-  """A list of conversations; of items with one id the same one is kept once, and another one gets '#2'."""
+class _Dialogs(Family):
+  """A list of conversations. All turns of a dialog stay together, whatever max_turns is.
 
-  TASKS, SPLITS = ('dialog',), ('train',)
-  NAME: str
+  Equal conversations with one id are kept once. A different one with the same id gets '#2'.
+  """
+
+  TASKS = ('dialog',)
+  SPLITS = ('train',)
   FILES: tuple[str, ...]
 
-  def __init__(self, root: Path, split: str, task: str, max_turns: int, file: str = ''):
-    del split, task, max_turns  # All turns of a dialog stay together.
-    path = files.find(self.NAME, root, *([file] if file else self.FILES))
-    self._rows = jsonl.Rows(f'{self.NAME}: {path}', path)
-    self._kept, names = _different(self._rows)
-    self._names = unique(names)
+  def _open_file(self, file: str) -> None:
+    path = self._find(*([file] if file else self.FILES))
+    self._items = jsonl.JsonItems(f'{self.NAME}: {path}', path)
+    self._kept, ids = _drop_repeated(self._items)
+    self._ids = unique_ids(ids)
 
   def __len__(self) -> int:
     return len(self._kept)
 
-  def _row(self, index: int) -> tuple[str, str, Any]:
-    where, value = self._rows[self._kept[index]]
-    return self._names[index], where, value
+  def _read_item(self, index: int) -> tuple[str, str, Any]:
+    """Returns (id, location for messages, value). Raises BadExample ('not json')."""
+    location, value = self._items[self._kept[index]]
+    return self._ids[index], location, value
 
 
 class Llava(_Dialogs):
   """LLaVA's instruction data.
 
-  Args:
-    file: the JSON file under root, by default the first of `FILES` that is there.
-    images: folder that "image" is relative to, under root; by default root itself, or the one of COCO train2017.
+  Settings:
+    file: the JSON file under root, by default the first of `FILES` that exists.
+    images: directory under root that "image" is relative to. By default root, and COCO train2017
+      for an image without a directory.
   """
 
   NAME = 'llava'
@@ -76,36 +84,32 @@ class Llava(_Dialogs):
     'detail_23k.json',
   )
 
-  def __init__(
-    self, root: Path, split: str, task: str, max_turns: int, file: str = '', images: str = ''
-  ):
-    super().__init__(root, split, task, max_turns, file)
-    self._root, self._images = (
-      root / images,
-      folder(root, images, 'coco/train2017', 'train2017', '.'),
-    )
+  def _open(self, *, file: str = '', images: str = '') -> None:
+    self._open_file(file)
+    self._images = self.root / images
+    self._coco_images = image_folder(self.root, images, 'coco/train2017', 'train2017', '.')
 
   def item(self, index: int) -> Item:
     """Raises BadExample ('not a conversation', 'empty answer', 'missing image')."""
-    name, where, value = self._row(index)
-    said = jsonl.turns(where, jsonl.conversations(where, value))
+    item_id, location, value = self._read_item(index)
+    turns = jsonl.read_turns(location, jsonl.check_conversation(location, value))
     image = value.get('image')
     if image is not None:
       if not isinstance(image, str) or not image:
-        raise BadExample('missing image', f'{where}: "image" is {image!r:.80}')
-      image = (self._root if '/' in image else self._images) / image
-    return Item(name, image, {'turns': [list(turn) for turn in said]})
+        raise BadExample('missing image', f'{location}: "image" is {image!r:.80}')
+      image = (self._images if '/' in image else self._coco_images) / image
+    return Item(item_id, image, {'turns': [list(turn) for turn in turns]})
 
 
 class ShareGpt(_Dialogs):
-  """Dialogs of people with chat models, as they are: HTML that was left in them stays.
+  """Dialogs of people with chat models. HTML in them is kept.
 
-  An empty value is as if it had not been said. Turns of one speaker that follow each other are one turn, joined by a line
-  break; what the system says stands before the next question. A dialog that begins with an answer keeps it, with no question
-  before it; a last question without an answer is left out.
+  Empty values are dropped. Consecutive turns of one speaker are one turn, joined by a line break. A
+  system message is put before the next question. A dialog that begins with an answer keeps it, with
+  the question None. A last question without an answer is dropped.
 
-  Args:
-    file: the JSON file under root, by default the first of `FILES` that is there.
+  Settings:
+    file: the JSON file under root, by default the first of `FILES` that exists.
   """
 
   NAME = 'sharegpt'
@@ -119,27 +123,30 @@ class ShareGpt(_Dialogs):
     'sharegpt.jsonl',
   )
 
+  def _open(self, *, file: str = '') -> None:
+    self._open_file(file)
+
   def item(self, index: int) -> Item:
     """Raises BadExample ('not a conversation', 'unknown speaker', 'empty answer')."""
-    name, where, value = self._row(index)
-    result: list[list] = []  # [question or None, answer or None]
-    for said in jsonl.conversations(where, value):
-      speaker, text = said['from'].strip().lower(), str(said['value']).strip()
-      if speaker not in _ASKS + _ANSWERS + _TELLS:
-        raise BadExample('unknown speaker', f'{where}: {speaker!r:.80}')
+    item_id, location, value = self._read_item(index)
+    turns: list[list[str | None]] = []  # [question, answer]
+    for turn in jsonl.check_conversation(location, value):
+      speaker, text = turn['from'].strip().lower(), str(turn['value']).strip()
+      if speaker not in _USERS + _MODELS + _SYSTEM:
+        raise BadExample('unknown speaker', f'{location}: {speaker!r:.80}')
       if text:
-        _add(result, speaker in _ANSWERS, text)
-    if result and result[-1][1] is None:
-      result.pop()
-    if not result:
-      raise BadExample('empty answer', f'{where}: no answers')
-    return Item(name, None, {'turns': result})
+        _append(turns, speaker in _MODELS, text)
+    if turns and turns[-1][1] is None:
+      turns.pop()
+    if not turns:
+      raise BadExample('empty answer', f'{location}: no answers')
+    return Item(item_id, None, {'turns': turns})
 
 
-def _add(turns: list[list], answers: bool, text: str) -> None:
-  """Adds what is said next to [[question or None, answer or None], ...]."""
+def _append(turns: list[list[str | None]], is_answer: bool, text: str) -> None:
+  """Appends a text to [[question, answer], ...]; either of the last turn may be None."""
   last = turns[-1] if turns else None
-  if answers:
+  if is_answer:
     if last is None:
       turns.append([None, text])
     else:
@@ -150,23 +157,30 @@ def _add(turns: list[list], answers: bool, text: str) -> None:
     last[0] += f'\n{text}'
 
 
-def _different(rows: jsonl.Rows) -> tuple[list[int], list[str]]:
-  """(numbers of the rows without repetitions of one with the same id, ids of these)."""
-  kept, names, of = [], [], {}
-  for index in Progress(range(len(rows)), what=f'{rows.path.name}: dialogs'):
-    name, value = _name(rows, index)
-    if any(rows[other][1] == value for other in of.get(name, ())):
+def _drop_repeated(items: jsonl.JsonItems) -> tuple[list[int], list[str]]:
+  """Returns indices without those of equal items with the same id, and the ids of the rest."""
+  kept: list[int] = []
+  ids: list[str] = []
+  indices_of_id: dict[str, list[int]] = {}
+  for index in Progress(range(len(items)), what=f'{items.path.name}: dialogs'):
+    item_id, value = _read_id(items, index)
+    same_id = indices_of_id.setdefault(item_id, [])
+    if any(items[other][1] == value for other in same_id):
       continue
-    of.setdefault(name, []).append(index)
+    same_id.append(index)
     kept.append(index)
-    names.append(name)
-  return kept, names
+    ids.append(item_id)
+  return kept, ids
 
 
-def _name(rows: jsonl.Rows, index: int) -> tuple[str, Any]:
+def _read_id(items: jsonl.JsonItems, index: int) -> tuple[str, Any]:
+  """Returns (id, value). A line that is not JSON is kept; reading its item raises."""
+  default = f'row {index + 1}'
   try:
-    value = rows[index][1]
-  except BadExample:  # An item still, which says what is wrong when it is read.
-    return f'row {index + 1}', None
-  name = value.get('id') if isinstance(value, dict) else None
-  return (str(name) if isinstance(name, (str, int)) and name != '' else f'row {index + 1}'), value
+    value = items[index][1]
+  except BadExample:
+    return default, None
+  item_id = value.get('id') if isinstance(value, dict) else None
+  if isinstance(item_id, (str, int)) and item_id != '':
+    return str(item_id), value
+  return default, value

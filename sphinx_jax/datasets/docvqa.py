@@ -1,12 +1,12 @@
-"""DocVQA: questions about scanned documents, some answers each that count as equal.
+"""DocVQA: questions about scanned documents, each with a few equivalent answers.
 
-root/                                or, as the newer download has it,  root/
-  train/train_v1.0.json                                                  spdocvqa_qas/train_v1.0_withQT.json
-  train/documents/xnbl0037_1.png                                         spdocvqa_images/xnbl0037_1.png
-  val/, test/ in the same way (the answers of test are hidden)
+    root/                                the older download, or the newer one:  root/
+      train/train_v1.0.json                 spdocvqa_qas/train_v1.0_withQT.json
+      train/documents/xnbl0037_1.png        spdocvqa_images/xnbl0037_1.png
+      the same for val/ and test/ (the answers of test are hidden)
 
-The JSON may also lie in root, with or without _withQT, and the pictures in root/documents, or in the folder that the setting
-`images` names (relative to root).
+The JSON may also be in root, with or without _withQT, and the images in root/documents or in the
+directory of the setting `images`.
 Licence: terms of the Robust Reading Competition; documents of the UCSF Industry Documents Library.
 Homepage: https://www.docvqa.org/datasets/docvqa
 """
@@ -14,31 +14,42 @@ Homepage: https://www.docvqa.org/datasets/docvqa
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sphinx_jax.datasets.fields import field, name_of, texts
-from sphinx_jax.datasets.files import find, folder, listed
+from sphinx_jax.datasets.fields import field, id_field, texts_field
+from sphinx_jax.datasets.files import image_folder
 from sphinx_jax.datasets.qa import Questions, question
 
 
 class DocVqa(Questions):
-  """Questions with the most common answer and all 'answers'."""
+  """Questions with the most common answer and all 'answers'.
 
+  Settings:
+    images: directory of the images, relative to root.
+  """
+
+  NAME = 'docvqa'
   TASKS = ('ocr', 'vqa')
   SPLITS = ('train', 'val', 'test')
 
-  def __init__(self, root: Path, split: str, task: str, max_turns: int, images: str = ''):
-    del task
-    self._folder = folder(root, images, f'{split}/documents', 'documents', 'spdocvqa_images')
-    names = [
-      f'{place}{split}_v1.0{end}.json'
-      for place in (f'{split}/', 'spdocvqa_qas/', '')
-      for end in ('_withQT', '')
-    ]
-    super().__init__('docvqa', listed('docvqa', find('docvqa', root, *names), 'data'), max_turns)
+  def _open(self, *, images: str = '') -> None:
+    self._folder = image_folder(
+      self.root, images, f'{self.split}/documents', 'documents', 'spdocvqa_images'
+    )
+    path = self._find(
+      *(
+        f'{parent}{self.split}_v1.0{ending}.json'
+        for parent in (f'{self.split}/', 'spdocvqa_qas/', '')
+        for ending in ('_withQT', '')
+      )
+    )
+    self._set_records(self._read_json_list(path, 'data'))
 
-  def _read(self, record: Any) -> tuple[str, dict]:
-    return PurePosixPath(name_of(record, 'image')).name, question(
-      name_of(record, 'questionId'), field(record, 'question', str), texts(record, 'answers')
+  def _read(self, record: Any) -> tuple[str, dict[str, Any]]:
+    image = PurePosixPath(id_field(record, 'image')).name
+    return image, question(
+      id_field(record, 'questionId'),
+      field(record, 'question', str),
+      texts_field(record, 'answers'),
     )
 
-  def _image(self, picture: str) -> Path:
-    return self._folder / picture
+  def _image(self, image: str) -> Path:
+    return self._folder / image

@@ -1,23 +1,29 @@
-"""From a dataset's own files to records: what a family of datasets must say, and what is the same for all of them.
+"""Dataset families: their base class, and the records that a task makes of their items.
 
-A family reads one layout and yields items: a picture and what the files say of it, in pixels. `Records` reads the picture,
-brings the annotation onto the padded square and asks a task for the turns. Built datasets (prepare.py) are families too.
+A family reads one directory tree and yields items: an image and its annotation in pixels. `Records`
+reads the image, moves the annotation onto the padded square and asks a task for the turns. A
+prepared dataset (array_record.py) is a family too.
 """
 
+import abc
 import dataclasses
+import inspect
+import types
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from sphinx_jax.core import errors
 from sphinx_jax.data import geometry, images
 from sphinx_jax.data.record import BadExample, Record, Source, check_too_long
+from sphinx_jax.datasets import files as files_lib
 from sphinx_jax.tasks import TASKS
 
-_OURS = (
+# Keys of a mixture entry that are not settings of a family.
+_ENTRY_KEYS = (
   'source',
   'weight',
   'root',
@@ -29,17 +35,18 @@ _OURS = (
   'too_long',
   'cap',
 )
+_ASPECT_TOLERANCE = 0.02  # Relative difference of aspect ratios that a resized copy may have.
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-  """What a dataset says of one picture, or one text.
+  """One image, or one text, with its annotation.
 
   Attributes:
     id: unique in its family.
-    image: the file, its bytes, or None for text alone.
-    annotation: the lists that tasks read (tasks/task.py), in pixels of the picture. With 'size' (width, height) it
-      is in pixels of a picture of that size, which the file at hand may have another scale of.
+    image: the file, its bytes, or None for text without an image.
+    annotation: the lists that tasks read (tasks/task.py), in pixels of the image. With 'size'
+      (width, height), in pixels of an image of that size, of which the file may be a resized copy.
   """
 
   id: str
@@ -47,221 +54,240 @@ class Item:
   annotation: dict[str, Any]
 
 
-class Family(Protocol):
-  """One dataset, opened. Item i is the same each time it is asked for.
+class Family(abc.ABC):
+  """One dataset, opened for a split and a task. Item i is the same each time it is read.
 
-  Made as `Family(root, split, task, max_turns, **settings)`: root is the folder of its official tree, max_turns the most
-  questions about one picture that an item may hold. What can be wrong with the files as a whole raises SphinxError there.
-  A family of many alike files has PATTERN, theirs, and takes `files`, which of them (parts.py): each is a shard of a build.
+  A subclass sets the class attributes and implements `_open`, `__len__` and `item`. The keyword-only
+  arguments of `_open` are the family's own settings.
+
+  Args:
+    root: root of the dataset's tree.
+    split: name in SPLITS. '' means the usual one.
+    task: name in TASKS. '' means the usual one.
+    max_turns: the largest number of questions about one image in an item.
+    settings: the family's own settings.
+
+  Attributes:
+    NAME: key in `datasets.FAMILIES`.
+    TASKS: tasks that the dataset has annotations for, the usual one first.
+    SPLITS: names of the splits, the usual one first. None: any name, checked by `_open`.
+    PATTERN: glob pattern of the files, if the dataset consists of many files of one kind. The
+      family then has a setting `files`, and `prepare` writes one shard for each file.
+    broken: path -> reason, of the files that could not be read completely.
+
+  Raises:
+    SphinxError: unknown split, task or setting; missing root; a file that is unusable as a whole.
   """
 
-  TASKS: tuple[str, ...]  # that it can feed, the usual one first
-  SPLITS: tuple[str, ...]  # that it knows, the usual one first
+  NAME: str
+  TASKS: tuple[str, ...]
+  SPLITS: tuple[str, ...] | None
+  PATTERN: str | None = None
 
-  def __len__(self) -> int: ...
+  broken: Mapping[str, str] = types.MappingProxyType({})
 
+  def __init__(
+    self, root: Path, split: str = '', task: str = '', max_turns: int = 1, **settings: Any
+  ) -> None:
+    self.root = Path(root)
+    self.split = split or self.default_split()
+    self.task = task or self.TASKS[0]
+    self.max_turns = max_turns
+    self.check(self.root, self.split, self.task, settings)
+    self._open(**settings)
+
+  @abc.abstractmethod
+  def _open(self) -> None:
+    """Reads the files that are needed before the first item. Raises SphinxError."""
+
+  @abc.abstractmethod
+  def __len__(self) -> int:
+    """The number of items."""
+
+  @abc.abstractmethod
   def item(self, index: int) -> Item:
-    """Raises BadExample for one that cannot be used."""
+    """Returns item `index`. Raises BadExample for one that cannot be used."""
+
+  @classmethod
+  def default_split(cls) -> str:
+    """The usual split, '' if the family accepts any name."""
+    return cls.SPLITS[0] if cls.SPLITS else ''
+
+  @classmethod
+  def settings(cls) -> tuple[str, ...]:
+    """Names of the family's own settings."""
+    parameters = inspect.signature(cls._open).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+  @classmethod
+  def check(cls, root: Path, split: str, task: str, settings: Mapping[str, Any]) -> None:
+    """Raises SphinxError for an unknown split, task or setting, or if root does not exist."""
+    if task not in cls.TASKS:
+      raise errors.unknown(f"task of source '{cls.NAME}'", task, cls.TASKS)
+    if cls.SPLITS is not None and split not in cls.SPLITS:
+      raise errors.unknown(f"split of source '{cls.NAME}'", split, cls.SPLITS)
+    for name in settings:
+      if name not in cls.settings():
+        raise errors.unknown(f"setting of source '{cls.NAME}'", name, cls.settings())
+    if not root.exists():
+      raise cls._error(
+        f'root {str(root)!r}, which does not exist',
+        'the root directory of the dataset',
+        'check root and data_dir',
+      )
+
+  @classmethod
+  def settings_per_file(cls, root: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The settings that open one file each, for a family with PATTERN."""
+    paths = cls._list_files(root, settings.get('files', ''))
+    names = ['' if path == root else [path.relative_to(root).as_posix()] for path in paths]
+    return [{**settings, 'files': name} for name in names]
+
+  @classmethod
+  def _who(cls) -> str:
+    return f"source '{cls.NAME}'"
+
+  @classmethod
+  def _error(cls, got: str, expected: str, do: str) -> errors.SphinxError:
+    return errors.make(cls._who(), got, expected, do)
+
+  @classmethod
+  def _list_files(cls, root: Path, files: str | Sequence[str]) -> list[Path]:
+    return files_lib.list_files(cls._who(), root, files, cls.PATTERN)
+
+  def _find(self, *choices: str) -> Path:
+    return files_lib.find(self._who(), self.root, *choices)
+
+  def _read_json(
+    self, path: Path, kind: type = object, hook: Callable[[dict], Any] | None = None
+  ) -> Any:
+    return files_lib.read_json(self._who(), path, kind, hook)
+
+  def _read_json_list(
+    self, path: Path, key: str, hook: Callable[[dict], Any] | None = None
+  ) -> list[Any]:
+    return files_lib.read_json_list(self._who(), path, key, hook)
 
 
 class Records(Source):
-  """The records of a family for one task.
+  """The records of a family.
 
   Args:
-    family: opened.
-    name: of the source, for messages.
-    task: name in `TASKS`.
-    max_turns: most turns a record.
+    family: an opened family.
     seed: a record is a function of (seed, index, epoch) and of the files.
-    mirror: share of the pictures shown mirrored; only where a task allows it.
+    mirror: share of the images that are shown mirrored. Only for a task that allows it.
     too_long: 'skip' or 'cut_text'.
 
-  Attributes:
-    dropped: reason -> number of boxes and keypoints left out of the records that were read.
-
   Raises:
-    SphinxError: an unknown policy, or a mirror for a task that reads text in the picture.
+    SphinxError: unknown policy, or a mirror for a task that reads text in the image.
   """
 
-  def __init__(
-    self,
-    family: Family,
-    name: str,
-    task: str,
-    max_turns: int = 1,
-    seed: int = 0,
-    mirror: float = 0.0,
-    too_long: str = 'skip',
-  ):
+  def __init__(self, family: Family, seed: int = 0, mirror: float = 0.0, too_long: str = 'skip') -> None:
     check_too_long(too_long)
-    if not 0 <= mirror <= 1 or (mirror and not TASKS[task].mirrors):
+    self.family, self.name, self.task, self.too_long = family, family.NAME, family.task, too_long
+    if not 0 <= mirror <= 1 or (mirror and not TASKS[self.task].mirrors):
       raise errors.make(
-        f"source '{name}'",
-        f"mirror {mirror:g} for task '{task}'",
-        'a share in [0, 1], of a task that does not read text in the picture',
+        f"source '{self.name}'",
+        f"mirror {mirror:g} for task '{self.task}'",
+        'a share in [0, 1], of a task that does not read text in the image',
         'set mirror to 0',
       )
-    self.family, self.name, self.task, self.too_long = family, name, task, too_long
-    self._max_turns, self._seed, self._mirror = max_turns, seed, mirror
-    self.dropped: Counter = Counter()
+    self._seed, self._mirror = seed, mirror
+    self.dropped: Counter[str] = Counter()
 
   def __len__(self) -> int:
     return len(self.family)
 
   def __getitem__(self, index: int) -> Record:
-    """Record `index` of the first epoch. Raises BadExample for one to be counted and skipped."""
+    """Returns record `index` of the first epoch. Raises BadExample."""
     if not 0 <= index < len(self):
-      raise IndexError(f'record {index} of {len(self)}')  # ends plain iteration
+      raise IndexError(f'record {index} of {len(self)}')  # Ends iteration.
     return self.read(index, 0)
 
   def read(self, index: int, epoch: int) -> Record:
-    """Record `index` as an epoch has it: its wording, its mirroring, and which things of many are asked about."""
+    """Returns record `index` as it is shown in an epoch.
+
+    The epoch chooses the wording, the mirroring, and which of many objects are asked about.
+
+    Raises:
+      BadExample: the item cannot be used.
+    """
     rng = np.random.default_rng((self._seed, index, epoch))
     item = self.family.item(index)
     mirrored = bool(self._mirror) and rng.random() < self._mirror
-    image = None if item.image is None else read_image(item.id, item.image)
+    image = None if item.image is None else files_lib.read_image(item.id, item.image)
     try:
-      annotation = item.annotation if image is None else self._placed(item, image, mirrored)
-      turns = TASKS[self.task].turns(annotation, rng, self._max_turns)
-    except (
-      AttributeError,
-      KeyError,
-      TypeError,
-      ValueError,
-    ) as error:  # Of a form that no one thought of.
+      annotation = item.annotation if image is None else self._on_square(item, image, mirrored)
+      turns = TASKS[self.task].turns(annotation, rng, self.family.max_turns)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
       raise BadExample(
         'malformed annotation', f'{item.id}: {type(error).__name__} {error}'
       ) from error
     return Record(
-      item.id,
-      self.task,
-      image,
-      tuple((turn.instruction, turn.answer) for turn in turns),
-      tuple(turn.truth for turn in turns),
-      mirrored and image is not None,
+      id=item.id,
+      task=self.task,
+      image=image,
+      turns=tuple((turn.instruction, turn.answer) for turn in turns),
+      truth=tuple(turn.truth for turn in turns),
+      mirrored=mirrored and image is not None,
     )
 
-  def _placed(self, item: Item, image: bytes, mirrored: bool) -> dict:
+  def _on_square(self, item: Item, image: bytes, mirrored: bool) -> dict[str, Any]:
     width, height = images.size(image)
     annotation = item.annotation
     if 'size' in annotation and tuple(annotation['size']) != (width, height):
-      annotation = _rescaled(item, width, height)
+      annotation = _rescale(item, width, height)
     return geometry.on_square(annotation, width, height, mirrored, self._drop)
 
   def _drop(self, reason: str) -> None:
     self.dropped[reason] += 1
 
 
-def open_records(family: type, entry: Mapping[str, Any], data_dir: str | Path | None) -> Records:
-  """The source of a mixture entry {source, root, split?, task?, max_turns?, seed?, mirror?, too_long?, the family's own}.
+def open_records(
+  family: type[Family], entry: Mapping[str, Any], data_dir: str | Path | None
+) -> Records:
+  """Opens the source of a mixture entry.
 
   Args:
     family: the class.
-    entry: root is the folder of the dataset, relative to data_dir.
-    data_dir: of the run.
+    entry: {source, root, split?, task?, max_turns?, seed?, mirror?, too_long?, the family's own
+      settings}. root is the root of the dataset, relative to data_dir.
+    data_dir: root of all datasets of the run.
 
   Raises:
-    SphinxError: an unknown task, split or setting; no such folder; what the family finds wrong.
+    SphinxError: unknown task, split or setting; missing root; unusable files.
   """
-  name, task, max_turns = (
-    entry['source'],
-    entry.get('task') or family.TASKS[0],
-    entry.get('max_turns', 1),
-  )
-  opened = open_family(
-    family,
-    name,
+  settings = {key: value for key, value in entry.items() if key not in _ENTRY_KEYS}
+  for key in settings:
+    if key not in family.settings():
+      raise errors.unknown(
+        f"setting of source '{family.NAME}'", key, [*family.settings(), *_ENTRY_KEYS]
+      )
+  opened = family(
     Path(data_dir or '', entry.get('root') or ''),
-    entry.get('split') or family.SPLITS[0],
-    task,
-    max_turns,
-    {key: value for key, value in entry.items() if key not in _OURS},
+    entry.get('split') or '',
+    entry.get('task') or '',
+    entry.get('max_turns', 1),
+    **settings,
   )
   return Records(
     opened,
-    name,
-    task,
-    max_turns,
-    entry.get('seed', 0),
-    entry.get('mirror', 0.0),
-    entry.get('too_long', 'skip'),
+    seed=entry.get('seed', 0),
+    mirror=entry.get('mirror', 0.0),
+    too_long=entry.get('too_long', 'skip'),
   )
 
 
-def open_family(
-  family: type,
-  name: str,
-  root: Path,
-  split: str,
-  task: str,
-  max_turns: int = 1,
-  settings: Mapping[str, Any] | None = None,
-) -> Family:
-  """Opens a family after checking what it is asked for. Raises SphinxError, naming the source."""
-  check_family(family, name, root, split, task)
-  try:
-    return family(root, split, task, max_turns, **(settings or {}))
-  except TypeError as error:
-    if settings and any(f"'{key}'" in str(error) for key in settings):
-      raise errors.make(
-        f"source '{name}'",
-        f'the settings {sorted(settings)}',
-        'only settings it has',
-        f'see its docstring ({error})',
-      ) from error
-    raise
-
-
-def check_family(family: type, name: str, root: Path, split: str, task: str) -> None:
-  """Raises SphinxError, naming the source, for a split or task that a family does not have, or a folder that is not there."""
-  for kind, value, known in (('task', task, family.TASKS), ('split', split, family.SPLITS)):
-    if value not in known:
-      raise errors.unknown(f"{kind} of source '{name}'", value, known)
-  if not root.exists():
-    raise errors.make(
-      f"source '{name}'",
-      f'root {str(root)!r}, which is not there',
-      'the folder of the dataset',
-      'check root and data_dir',
-    )
-
-
-def read_image(name: str, image: Path | bytes) -> bytes:
-  """The encoded picture of what has this name. Raises BadExample ('missing image', 'empty image')."""
-  try:
-    data = image if isinstance(image, bytes) else Path(image).read_bytes()
-  except (OSError, ValueError) as error:
-    raise BadExample('missing image', f'{name}: {error}') from error
-  if not data:
-    raise BadExample(
-      'empty image', f'{name}: {image if isinstance(image, Path) else "a picture"} has 0 bytes'
-    )
-  return data
-
-
-def _rescaled(item: Item, width: int, height: int) -> dict:
-  """The annotation in pixels of the picture at hand, which is a scaled copy of the one annotated."""
-  said_width, said_height = item.annotation['size']
+def _rescale(item: Item, width: int, height: int) -> dict[str, Any]:
+  """The annotation in pixels of the image file, which is a resized copy of the annotated image."""
+  annotated_width, annotated_height = item.annotation['size']
+  difference = abs(width * annotated_height - height * annotated_width)
   if (
-    min(said_width, said_height) <= 0
-    or abs(width * said_height - height * said_width) > 0.02 * width * said_height
+    min(annotated_width, annotated_height) <= 0
+    or difference > _ASPECT_TOLERANCE * width * annotated_height
   ):
     raise BadExample(
       'image of another shape',
-      f'{item.id}: {width} x {height} pixels, annotated for {said_width} x {said_height}',
+      f'{item.id}: {width} x {height} pixels, annotated for {annotated_width} x {annotated_height}',
     )
-  return geometry.scaled(item.annotation, width / said_width, height / said_height)
-
-
-def chunks(groups: Iterable[Sequence[Any]], limit: int) -> Iterator[Sequence[Any]]:
-  """Cuts the questions of each picture into pieces of at most `limit`, so that one epoch asks all of them."""
-  for group in groups:
-    yield from (group[begin : begin + limit] for begin in range(0, len(group), limit))
-
-
-def grouped(rows: Iterable[Any], key: Any) -> list[list[Any]]:
-  """Rows with one key together, in the order of the first of each."""
-  groups: dict[Any, list[Any]] = {}
-  for row in rows:
-    groups.setdefault(key(row), []).append(row)
-  return list(groups.values())
+  return geometry.scaled(item.annotation, width / annotated_width, height / annotated_height)

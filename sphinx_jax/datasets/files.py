@@ -1,96 +1,176 @@
-"""Reading the files that datasets come in, with errors that name source and file."""
+"""Access to the files of datasets, with errors that name the reader and the file.
+
+`who` is the reader as messages show it: "source 'coco'" or "benchmark 'mmbench_dev'".
+"""
 
 import contextlib
 import gc
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sphinx_jax.core import errors
+from sphinx_jax.data.record import BadExample
 
 
-def find(name: str, root: Path, *choices: str) -> Path:
-  """The first of some paths under `root` that is there. Raises SphinxError naming all of them."""
+def find(who: str, root: Path, *choices: str) -> Path:
+  """Returns the first of some paths under `root` that exists.
+
+  Raises:
+    SphinxError: none exists; the message lists all of them.
+  """
   for choice in choices:
     if (root / choice).exists():
       return root / choice
   raise errors.make(
-    f"source '{name}'",
+    who,
     f'none of {", ".join(choices)} in {str(root)!r}',
-    'the official files',
-    'check root; the expected tree is in the docstring of the source',
+    'the published files',
+    "check root; the expected tree is in the reader's docstring",
   )
 
 
+def list_files(who: str, root: Path, files: str | Sequence[str], pattern: str) -> list[Path]:
+  """Returns the files of a dataset that consists of many files of one kind, sorted by path.
+
+  Args:
+    who: the reader, for messages.
+    root: a directory, or the only file.
+    files: a glob pattern ('0000*.tar', '**/*.tar'), or a list of patterns and names, relative to
+      root. '' selects all files.
+    pattern: the glob pattern of all files of the dataset.
+
+  Raises:
+    SphinxError: a pattern is malformed or matches no file.
+  """
+  if root.is_file():
+    return [root]
+  selected: set[Path] = set()
+  for wanted in [files or pattern] if isinstance(files, str) else files:
+    try:
+      matching = [path for path in [*root.glob(wanted), root / wanted] if path.is_file()]
+    except (NotImplementedError, OSError, TypeError, ValueError) as error:
+      raise errors.make(
+        who, f'files {wanted!r} ({error})', 'patterns relative to root', 'correct files'
+      ) from error
+    if not matching:
+      raise errors.make(
+        who,
+        f'no file {wanted!r} in {str(root)!r}',
+        'the files of the dataset',
+        'check root and files',
+      )
+    selected.update(matching)
+  return sorted(selected)
+
+
 @contextlib.contextmanager
-def without_collection() -> Iterator[None]:
-  """Making millions of objects takes half the time when Python does not look for cycles among them again and again."""
-  collects = gc.isenabled()
+def gc_paused() -> Iterator[None]:
+  """Switches off the cyclic garbage collector.
+
+  Creating millions of objects takes half the time without it.
+  """
+  was_enabled = gc.isenabled()
   gc.disable()
   try:
     yield
   finally:
-    if collects:
+    if was_enabled:
       gc.enable()
 
 
 def read_json(
-  name: str, path: Path, kind: type = object, hook: Callable[[dict], Any] | None = None
+  who: str, path: Path, kind: type = object, hook: Callable[[dict], Any] | None = None
 ) -> Any:
-  """The value of a JSON file; `hook` turns each object into what is kept of it, before the next is read.
+  """Returns the value of a JSON file.
 
-  Raises SphinxError when it is missing, empty, no JSON, or not of this kind (list, dict).
+  Args:
+    who: the reader, for messages.
+    path: the file.
+    kind: the expected type (list, dict).
+    hook: replaces every JSON object by a smaller value as soon as it is parsed.
+
+  Raises:
+    SphinxError: the file is missing, empty, not JSON, or holds another type.
   """
   try:
-    with without_collection():
+    with gc_paused():
       value = json.loads(path.read_bytes(), object_hook=hook)
   except OSError as error:
     raise errors.make(
-      f"source '{name}'", f'{error.strerror} for {str(path)!r}', 'a readable file', 'check root'
+      who, f'{error.strerror} for {str(path)!r}', 'a readable file', 'check root'
     ) from error
   except (ValueError, RecursionError) as error:
     raise errors.make(
-      f"source '{name}'",
-      f'{str(path)!r}, which is no JSON ({error})',
-      'the official file',
+      who,
+      f'{str(path)!r}, which is not JSON ({error})',
+      'the published file',
       'download it again',
     ) from error
   if not isinstance(value, kind):
     raise errors.make(
-      f"source '{name}'",
+      who,
       f'a {type(value).__name__} in {str(path)!r}',
       f'a {kind.__name__}',
-      'check that it is the official file',
+      'check that it is the published file',
     )
   return value
 
 
-def listed(name: str, path: Path, key: str, hook: Callable[[dict], Any] | None = None) -> list:
-  """The list under `key` of a JSON file. Raises SphinxError as read_json does, or when there is none."""
-  records = read_json(name, path, dict, hook).get(key)
+def read_json_list(
+  who: str, path: Path, key: str, hook: Callable[[dict], Any] | None = None
+) -> list[Any]:
+  """Returns the list under `key` in a JSON file. Raises SphinxError like `read_json`."""
+  records = read_json(who, path, dict, hook).get(key)
   if not isinstance(records, list):
     raise errors.make(
-      f"source '{name}'",
-      f"no list '{key}' in {str(path)!r}",
-      'the official file',
-      'download it again',
+      who, f"no list '{key}' in {str(path)!r}", 'the published file', 'download it again'
     )
   return records
 
 
-def folder(root: Path, images: str, *usual: str) -> Path:
-  """Where pictures are: in the setting `images` (relative to root) if it is given, else in the first of the usual folders
-  that is there, else in the first of them, and are counted as missing one by one."""
+def read_image(name: str, image: Path | bytes) -> bytes:
+  """Returns the encoded image of an item or a question.
+
+  Args:
+    name: id of the item, for messages.
+    image: the file, or its bytes.
+
+  Raises:
+    BadExample: 'missing image', 'empty image'.
+  """
+  try:
+    data = image if isinstance(image, bytes) else Path(image).read_bytes()
+  except (OSError, ValueError) as error:
+    raise BadExample('missing image', f'{name}: {error}') from error
+  if not data:
+    file = image if isinstance(image, Path) else 'the image'
+    raise BadExample('empty image', f'{name}: {file} has 0 bytes')
+  return data
+
+
+def image_folder(root: Path, images: str, *usual: str) -> Path:
+  """Returns the directory of the images.
+
+  Args:
+    root: root of the dataset.
+    images: the setting of this name, relative to root; '' if it is not set.
+    usual: directories in use, relative to root. The first that exists is taken. If none exists, the
+      first is taken, so that every image is counted as missing.
+  """
   if images:
     return root / images
-  return next((root / place for place in usual if (root / place).is_dir()), root / usual[0])
+  for name in usual:
+    if (root / name).is_dir():
+      return root / name
+  return root / usual[0]
 
 
-def coco_folder(root: Path, images: str, name: str) -> Path:
-  """COCO's folder `name` of pictures: in root, root/images, root/coco or root/../coco, or in root/{images}."""
-  return folder(
-    root,
-    images and f'{images}/{name}',
-    *(f'{place}{name}' for place in ('', 'images/', 'coco/', '../coco/')),
-  )
+def coco_image_folder(root: Path, images: str, name: str) -> Path:
+  """Returns COCO's image directory `name`, for a dataset that uses COCO's images.
+
+  It is in root, root/images, root/coco or root/../coco; or in root/{images}.
+  """
+  parents = ('', 'images/', 'coco/', '../coco/')
+  return image_folder(root, images and f'{images}/{name}', *(parent + name for parent in parents))

@@ -1,13 +1,16 @@
-"""Flickr30k Entities: captions whose phrases are linked to boxes, five a picture.
+"""Flickr30k Entities: captions whose phrases are linked to boxes, five per image.
 
     root/
-      train.txt val.txt test.txt               ids of pictures, one a line
-      Sentences/1000092795.txt ...             [/EN#1/people Two young guys] with [/EN#2/bodyparts shaggy hair] ...
-      Annotations/1000092795.xml ...           the boxes of 1, 2, ...; Sentences and Annotations also under annotations/
+      train.txt val.txt test.txt               image ids, one per line
+      Sentences/1000092795.txt ...             [/EN#1/people Two young guys] with [/EN#2/bodyparts
+                                               shaggy hair] ...
+      Annotations/1000092795.xml ...           the boxes of 1, 2, ...; Sentences and Annotations may be
+                                               in annotations/
       flickr30k-images/1000092795.jpg ...      (or flickr30k_images/, images/)
 
-The pictures are asked for at the University of Illinois, for research and teaching only; annotations: see the homepage.
-https://bryanplummer.com/Flickr30kEntities  https://shannon.cs.illinois.edu/DenotationGraph
+Licence: the images are given out by the University of Illinois on request, for research and teaching
+only; for the annotations see the homepage.
+Homepages: https://bryanplummer.com/Flickr30kEntities and https://shannon.cs.illinois.edu/DenotationGraph
 """
 
 import re
@@ -16,89 +19,98 @@ from xml.etree import ElementTree
 
 from sphinx_jax.core.progress import Progress
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.datasets.family import Item
-from sphinx_jax.datasets.files import find
+from sphinx_jax.datasets.family import Family, Item
 
 _PHRASE = re.compile(r'\[/EN#(\w+)/\S+\s+([^\[\]]+?)\s*\]')
 
 
-class Flickr30kEntities:
-  """An item for each sentence, as it is spelled in the file: 'Two dogs run .'
+class Flickr30kEntities(Family):
+  """An item for each sentence, spelled like in the file: 'Two dogs run .'
 
-  A phrase of 'phrases' has the boxes of its entity; none where that is the whole scene, is not seen, or has no box. They are
-  those of the official reader, which counts pixels from 0 and not from 1 as the files do.
+  A phrase of 'phrases' has the boxes of its entity. It has none if the entity is the whole scene, is
+  not visible, or has no box. As in the authors' reader, pixels count from 0; in the files they count
+  from 1.
   """
 
+  NAME = 'flickr30k_entities'
   TASKS = ('grounded_caption', 'caption')
   SPLITS = ('train', 'val', 'test')
 
-  def __init__(self, root: Path, split: str, task: str, max_turns: int = 1):
-    del max_turns  # Both tasks say one sentence.
-    self._task = task
-    names = find('flickr30k_entities', root, f'{split}.txt').read_text('utf-8', 'replace').split()
-    folder = find('flickr30k_entities', root, 'Sentences', 'annotations/Sentences')
-    self._boxes = find('flickr30k_entities', root, 'Annotations', 'annotations/Annotations')
-    self._pictures = find(
-      'flickr30k_entities', root, 'flickr30k-images', 'flickr30k_images', 'images'
-    )
-    # What is small is read at once, so that each sentence is an item; the XML when its picture is.
-    names = Progress(dict.fromkeys(names), what='flickr30k_entities: sentences')
-    self._said = {name: _lines(folder / f'{name}.txt') for name in names}
-    self._rows = [
-      (name, number) for name, lines in self._said.items() for number in range(max(len(lines), 1))
+  def _open(self) -> None:
+    image_ids = self._find(f'{self.split}.txt').read_text('utf-8', 'replace').split()
+    sentences = self._find('Sentences', 'annotations/Sentences')
+    self._boxes = self._find('Annotations', 'annotations/Annotations')
+    self._images = self._find('flickr30k-images', 'flickr30k_images', 'images')
+    # The sentences are small and read at once, because each is an item. The XML is read with its
+    # image.
+    unique = Progress(dict.fromkeys(image_ids), what='flickr30k_entities: sentences')
+    self._sentences = {name: _read_lines(sentences / f'{name}.txt') for name in unique}
+    self._items = [
+      (name, number)
+      for name, lines in self._sentences.items()
+      for number in range(max(len(lines), 1))  # An image without a sentence is a bad example.
     ]
 
   def __len__(self) -> int:
-    return len(self._rows)
+    return len(self._items)
 
   def item(self, index: int) -> Item:
-    name, number = self._rows[index]
-    lines = self._said[name]
+    """Raises BadExample ('missing sentence', 'missing annotation', 'malformed record')."""
+    name, number = self._items[index]
+    lines = self._sentences[name]
     if not lines:
       raise BadExample('missing sentence', f'no sentence about {name}')
-    pieces = _pieces(lines[number])
-    annotation = {'caption': _joined(pieces)}
-    if self._task == 'grounded_caption':
-      size, boxes = _entities(self._boxes / f'{name}.xml')
-      annotation |= {
-        'size': size,
-        'phrases': [{'text': text, 'boxes': boxes.get(entity, [])} for text, entity in pieces],
-      }
+    pieces = _split_phrases(lines[number])
+    annotation = {'caption': _join(pieces)}
+    if self.task == 'grounded_caption':
+      size, boxes = _read_boxes(self._boxes / f'{name}.xml')
+      annotation['size'] = size
+      annotation['phrases'] = [
+        {'text': text, 'boxes': boxes.get(entity, [])} for text, entity in pieces
+      ]
     else:
-      annotation['captions'] = [_joined(_pieces(line)) for line in lines]
-    return Item(f'{name}#{number}', self._pictures / f'{name}.jpg', annotation)
+      annotation['captions'] = [_join(_split_phrases(line)) for line in lines]
+    return Item(f'{name}#{number}', self._images / f'{name}.jpg', annotation)
 
 
-def _lines(path: Path) -> list[str]:
-  """The sentences of a file, none where it is missing."""
+def _read_lines(path: Path) -> list[str]:
+  """The sentences of a file, [] if it is missing."""
   try:
-    return [
-      line.strip() for line in path.read_text('utf-8', 'replace').splitlines() if line.strip()
-    ]
+    lines = path.read_text('utf-8', 'replace').splitlines()
   except (OSError, ValueError):
     return []
+  return [line.strip() for line in lines if line.strip()]
 
 
-def _pieces(sentence: str) -> list[tuple[str, str]]:
-  """[(text, entity or ''), ...], which joined are the sentence without marks. Raises BadExample ('malformed record')."""
-  result, end = [], 0
+def _split_phrases(sentence: str) -> list[tuple[str, str]]:
+  """Splits a sentence into (text, entity or ''). The joined texts are the sentence without marks.
+
+  Raises:
+    BadExample: 'malformed record'.
+  """
+  pieces, end = [], 0
   for match in _PHRASE.finditer(sentence):
-    result += [(sentence[end : match.start()], ''), (match[2], match[1])]
+    entity, phrase = match.groups()
+    pieces += [(sentence[end : match.start()], ''), (phrase, entity)]
     end = match.end()
-  result.append((sentence[end:], ''))
-  if any('[/EN#' in text for text, _ in result):
-    raise BadExample('malformed record', f'a mark that does not end in {sentence!r:.300}')
-  return [(text, entity) for text, entity in result if text]
+  pieces.append((sentence[end:], ''))
+  if any('[/EN#' in text for text, _ in pieces):
+    raise BadExample('malformed record', f'a mark without an end in {sentence!r:.300}')
+  return [(text, entity) for text, entity in pieces if text]
 
 
-def _joined(pieces: list[tuple[str, str]]) -> str:
+def _join(pieces: list[tuple[str, str]]) -> str:
   return ''.join(text for text, _ in pieces)
 
 
-def _entities(path: Path) -> tuple[tuple[float, float], dict[str, list[list[float]]]]:
-  """The size of a picture and {entity: its boxes}. Raises BadExample ('missing annotation', 'malformed record').
+def _read_boxes(path: Path) -> tuple[tuple[float, float], dict[str, list[list[float]]]]:
+  """Returns the (width, height) of an image and its boxes by entity.
 
-  A document type is refused, as only with one can a small file grow when it is read; so defusedxml is not needed.
+  A document type is refused, so defusedxml is not needed: only entities that a document type
+  declares let a small file expand when it is parsed.
+
+  Raises:
+    BadExample: 'missing annotation', 'malformed record'.
   """
   try:
     text = path.read_text('utf-8')
@@ -106,12 +118,13 @@ def _entities(path: Path) -> tuple[tuple[float, float], dict[str, list[list[floa
       raise ValueError('a document type, which no file of the dataset has')
     tree = ElementTree.fromstring(text)
     boxes: dict[str, list[list[float]]] = {}
-    for thing in tree.findall('object'):
-      for box in thing.findall('bndbox'):
+    for element in tree.findall('object'):
+      for box in element.findall('bndbox'):
         corners = [float(box.findtext(side, '')) - 1 for side in ('xmin', 'ymin', 'xmax', 'ymax')]
-        for name in thing.findall('name'):
+        for name in element.findall('name'):
           boxes.setdefault((name.text or '').strip(), []).append(corners)
-    return tuple(float(tree.findtext(f'size/{side}', '')) for side in ('width', 'height')), boxes
+    width, height = (float(tree.findtext(f'size/{side}', '')) for side in ('width', 'height'))
+    return (width, height), boxes
   except OSError as error:
     raise BadExample('missing annotation', f'{path}: {error.strerror}') from error
   except (ValueError, ElementTree.ParseError) as error:

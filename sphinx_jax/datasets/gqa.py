@@ -1,13 +1,15 @@
-"""GQA: compositional questions made from the scene graphs of Visual Genome's pictures, one answer each.
+"""GQA: compositional questions made from the scene graphs of Visual Genome's images, one answer each.
 
-root/                              or root/questions1.2/ or root/questions/
-  train_balanced_questions.json    an object of question id -> question; val_, testdev_, test_, challenge_ and submission_,
-  val_all_questions.json           _balanced_ and _all_, in the same way; test, challenge and submission are hidden
-  train_all_questions/train_all_questions_0.json ... _9.json
-root/images/2370799.jpg            n161313.jpg; or in the folder that the setting `images` names (relative to root)
+    root/                              or root/questions1.2/ or root/questions/
+      train_balanced_questions.json    an object of question id -> question; the same for the splits val,
+      val_all_questions.json           testdev, test, challenge and submission, _balanced_ and _all_. The
+                                       answers of test, challenge and submission are hidden.
+      train_all_questions/train_all_questions_0.json ... _9.json
+    root/images/2370799.jpg            n161313.jpg; or the directory of the setting `images`
 
-About 0.7 kB of memory a question: 0.7 GB for train_balanced, which opens in half a minute; train_all has 14 million.
-Licence: annotations CC BY 4.0, pictures as Visual Genome.
+A question takes about 0.7 kB of memory: train_balanced takes 0.7 GB and opens in half a minute;
+train_all has 14 million questions.
+Licence: annotations CC BY 4.0, images as Visual Genome.
 Homepage: https://cs.stanford.edu/people/dorarad/gqa/download.html
 """
 
@@ -16,14 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from sphinx_jax.core.progress import Progress
-from sphinx_jax.datasets.fields import field, name_of, texts
-from sphinx_jax.datasets.files import find, folder, read_json
+from sphinx_jax.datasets.fields import field, id_field, texts_field
+from sphinx_jax.datasets.files import image_folder
 from sphinx_jax.datasets.qa import Questions, question
 
 
 class Gqa(Questions):
-  """Questions with one answer."""
+  """Questions with one answer.
 
+  Settings:
+    images: directory of the images, relative to root.
+  """
+
+  NAME = 'gqa'
   TASKS = ('vqa',)
   SPLITS = (
     'train_balanced',
@@ -39,38 +46,36 @@ class Gqa(Questions):
     'submission_all',
   )
 
-  def __init__(self, root: Path, split: str, task: str, max_turns: int, images: str = ''):
-    del task
-    self._folder = folder(root, images, 'images')
-    names = [
-      f'{place}{split}_questions{end}'
-      for place in ('', 'questions1.2/', 'questions/')
-      for end in ('', '.json')
-    ]
-    found = find('gqa', root, *names)
-    super().__init__(
-      'gqa', _records(sorted(found.glob('*.json')) if found.is_dir() else [found]), max_turns
+  def _open(self, *, images: str = '') -> None:
+    self._folder = image_folder(self.root, images, 'images')
+    path = self._find(
+      *(
+        f'{parent}{self.split}_questions{ending}'
+        for parent in ('', 'questions1.2/', 'questions/')
+        for ending in ('', '.json')
+      )
+    )
+    paths = sorted(path.glob('*.json')) if path.is_dir() else [path]
+    self._set_records(self._read_files(paths))
+
+  def _read_files(self, paths: Sequence[Path]) -> Iterator[tuple[str, Any]]:
+    """(id, question) of all files."""
+    for path in Progress(paths, what='gqa: files', unit='files'):
+      yield from self._read_json(path, dict, _drop_unused).items()
+
+  def _read(self, record: tuple[str, Any]) -> tuple[str, dict[str, Any]]:
+    question_id, asked = record
+    image_id = id_field(asked, 'imageId')
+    return image_id, question(
+      question_id, field(asked, 'question', str), texts_field(asked, 'answer')
     )
 
-  def _read(self, record: tuple[str, Any]) -> tuple[str, dict]:
-    number, asked = record
-    return name_of(asked, 'imageId'), question(
-      number, field(asked, 'question', str), texts(asked, 'answer')
-    )
-
-  def _image(self, picture: str) -> Path:
-    return self._folder / f'{picture}.jpg'
+  def _image(self, image: str) -> Path:
+    return self._folder / f'{image}.jpg'
 
 
-def _records(paths: Sequence[Path]) -> Iterator[tuple[str, Any]]:
-  """(id, question) of file after file, without the programs and objects that are most of their bytes."""
-  for path in Progress(paths, what='gqa: files', unit='files'):
-    yield from read_json('gqa', path, dict, _lean).items()
-
-
-def _lean(value: dict) -> dict:
-  return (
-    {key: value.get(key) for key in ('imageId', 'question', 'answer')}
-    if 'imageId' in value
-    else value
-  )
+def _drop_unused(value: dict[str, Any]) -> dict[str, Any]:
+  """Drops the programs and objects of a question, which are most of its bytes."""
+  if 'imageId' not in value:
+    return value
+  return {key: value.get(key) for key in ('imageId', 'question', 'answer')}

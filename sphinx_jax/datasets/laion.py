@@ -1,18 +1,27 @@
 """LAION-400M and LAION-COCO, as img2dataset downloads them: webdataset tars, or parquet files.
 
-https://laion.ai/blog/laion-400-open-dataset, https://laion.ai/blog/laion-coco; the metadata is CC BY 4.0, pictures and texts
-are their owners'. `Laion` reads output_format=webdataset:
+`Laion` reads output_format=webdataset:
 
-    root/00000.tar          members 000000000.jpg, 000000000.txt (the caption), 000000000.json (all that is known), ...
+    root/00000.tar          members 000000000.jpg, 000000000.txt (the caption), 000000000.json (all
+                            metadata), ...
     root/00000.parquet      and 00000_stats.json are not read
 
 `LaionParquet` reads output_format=parquet:
 
-    root/00000.parquet      columns key, caption, jpg (bytes), status, width, height, ...; also png or webp for jpg
+    root/00000.parquet      columns key, caption, jpg (bytes), status, width, height, ...; also png
+                            or webp instead of jpg
 
-LAION-COCO has captions written by BLIP: the setting caption='top_caption' (or 'TEXT' for the page's own text) takes them
-where img2dataset saved them as additional columns; with `--caption_col top_caption` they are the caption itself.
-For more than some thousand files build the set first (prepare.py), a file at a time, in any number of processes.
+The captions of LAION-COCO were written by BLIP. If img2dataset saved them as additional columns, the
+setting caption='top_caption' reads them ('TEXT' reads the text of the web page). With
+`--caption_col top_caption` they are the caption itself.
+
+Opening reads the headers of all tars. Prepare sets of more than a few dozen files first, one shard
+per file, with any number of processes:
+
+    python -m sphinx_jax.prepare --source=laion --root=ROOT --output=OUTPUT
+
+Licence: the metadata is CC BY 4.0; images and texts belong to their owners.
+Homepages: https://laion.ai/blog/laion-400-open-dataset and https://laion.ai/blog/laion-coco
 """
 
 import itertools
@@ -20,241 +29,220 @@ import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from sphinx_jax.core import errors
-from sphinx_jax.core.progress import log, Progress
+from sphinx_jax.core.progress import Progress, log
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.datasets import parts
-from sphinx_jax.datasets.family import Item
-from sphinx_jax.datasets.fields import unique
+from sphinx_jax.datasets.family import Family, Item
+from sphinx_jax.datasets.fields import unique_ids
 from sphinx_jax.datasets.parquet import Parquet
 
-_KINDS = {'jpg': 0, 'jpeg': 0, 'png': 0, 'webp': 0, 'txt': 1, 'json': 2}
-_BLOCK = 512  # bytes, to which a tar is filled up
+# File name extension -> kind of a sample's member.
+_KINDS = {
+  'jpg': 'image',
+  'jpeg': 'image',
+  'png': 'image',
+  'webp': 'image',
+  'txt': 'text',
+  'json': 'metadata',
+}
+_MANY_TARS = 50  # Above it, opening the tars takes minutes, and the log advises to prepare them.
 
 
-class Laion:
-  """Samples of webdataset tars, those without a picture or a caption included, which are bad examples.
+class _Member(NamedTuple):
+  """Place of a member's data in its tar, in bytes."""
 
-  Where each sample begins is found at the first opening (seconds for 10,000 of them) and kept in 00000.tar.index.npz
-  beside the tar, as long as that has the same size and date; where the folder cannot be written, in memory alone.
-  A tar that is cut short or damaged gives the samples before the damage and is named in the log.
+  offset: int
+  size: int
 
-  Args:
-    files: pattern or list of the tars under root; '': all.
-    caption: 'caption' is the .txt, or the field of the .json where there is none; another name is a field of the .json.
 
-  Attributes:
-    broken: {path: reason} of damaged tars.
+class _Sample(NamedTuple):
+  """A sample of a tar. `members` has its members by kind."""
+
+  tar: Path
+  key: str
+  members: dict[str, _Member]
+
+
+class Laion(Family):
+  """Samples of webdataset tars. A sample without an image or a caption is a bad example.
+
+  Opening reads each tar once in sequence and keeps the places of its members in memory (seconds for
+  10,000 samples). A tar that is cut short or damaged gives the samples before the damage, and is
+  logged.
+
+  Settings:
+    files: pattern or list of the tars under root. '' selects all.
+    caption: 'caption' is the .txt file, or the field of the .json file if there is no .txt. Another
+      name is a field of the .json file.
   """
 
-  TASKS, SPLITS = ('caption',), ('train',)
+  NAME = 'laion'
+  TASKS = ('caption',)
+  SPLITS = ('train',)
   PATTERN = '*.tar'
 
-  def __init__(
-    self,
-    root: Path,
-    split: str,
-    task: str,
-    max_turns: int,
-    files: str | Sequence[str] = '',
-    caption: str = 'caption',
-  ):
-    del split, task, max_turns
+  def _open(self, *, files: str | Sequence[str] = '', caption: str = 'caption') -> None:
     self._caption = caption
-    self._paths = parts.listed('laion', root, files, self.PATTERN)
+    tars = self._list_files(self.root, files)
+    if len(tars) > _MANY_TARS:
+      log.info(
+        "source 'laion': reading the headers of %d tars; python -m sphinx_jax.prepare "
+        '--source=laion --root=%s --output=... makes a set that opens at once',
+        len(tars),
+        self.root,
+      )
     self.broken: dict[str, str] = {}
-    self._keys, self._places = [], []
-    for path in Progress(self._paths, what='laion: tars'):
-      keys, places, damage = _index(path)
-      self._keys.append(keys)
-      self._places.append(places)
+    self._samples: list[_Sample] = []
+    for tar in Progress(tars, what='laion: tars'):
+      samples, damage = _read_headers(tar)
+      self._samples += samples
       if damage:
-        self.broken[str(path)] = damage
-    self._ends = np.cumsum([len(keys) for keys in self._keys])
+        self.broken[str(tar)] = damage
     if self.broken:
       log.warning(
         "source 'laion': %d of %d tars are damaged: %s",
         len(self.broken),
-        len(self._paths),
-        '; '.join(f'{path}: {why}' for path, why in list(self.broken.items())[:3]),
+        len(tars),
+        '; '.join(f'{path}: {reason}' for path, reason in list(self.broken.items())[:3]),
       )
-    if not len(self):
-      raise errors.make(
-        "source 'laion'",
-        f'{len(self._paths)} tars without a sample ({self._paths[0]}, ...)',
+    if not self._samples:
+      raise self._error(
+        f'{len(tars)} tars without a sample ({tars[0]}, ...)',
         'tars as img2dataset writes them',
         'download them again',
       )
 
   def __len__(self) -> int:
-    return int(self._ends[-1])
+    return len(self._samples)
 
   def item(self, index: int) -> Item:
     """Raises BadExample ('missing image', 'no caption', 'cut short', 'malformed record')."""
-    tar = int(np.searchsorted(self._ends, index, side='right'))
-    row = index - int(self._ends[tar]) + len(self._keys[tar])
-    path, name = self._paths[tar], self._keys[tar][row].decode('utf-8', 'backslashreplace')
-    image, *texts = self._places[tar][row]
-    where = f'{path.stem}/{name}'
-    if image[1] < 0:
-      raise BadExample('missing image', f'{where}: the tar has no picture of it')
-    try:
-      with open(path, 'rb') as file:
-        return Item(where, _read(file, where, image), {'caption': self._text(file, where, *texts)})
-    except OSError as error:
-      raise BadExample('missing image', f'{where}: {error}') from error
+    sample = self._samples[index]
+    name = f'{sample.tar.stem}/{sample.key}'
+    if 'image' not in sample.members:
+      raise BadExample('missing image', f'{name}: the tar has no image with this key')
+    image = _read_member(name, sample, 'image')
+    return Item(name, image, {'caption': self._read_caption(name, sample)})
 
-  def _text(self, file: Any, where: str, text: np.ndarray, told: np.ndarray) -> str:
+  def _read_caption(self, name: str, sample: _Sample) -> str:
+    caption = None
     try:
-      if self._caption == 'caption' and text[1] >= 0:
-        return _read(file, where, text).decode()
-      caption = json.loads(_read(file, where, told))[self._caption] if told[1] >= 0 else None
+      if self._caption == 'caption' and 'text' in sample.members:
+        return _read_member(name, sample, 'text').decode()
+      if 'metadata' in sample.members:
+        caption = json.loads(_read_member(name, sample, 'metadata'))[self._caption]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-      raise BadExample('malformed record', f'{where}: {type(error).__name__} {error}') from error
+      raise BadExample('malformed record', f'{name}: {type(error).__name__} {error}') from error
     if not isinstance(caption, str):
-      raise BadExample('no caption', f'{where}: {self._caption!r} is {caption!r:.80}')
+      raise BadExample('no caption', f'{name}: {self._caption!r} is {caption!r:.80}')
     return caption
 
 
-def _read(file: Any, where: str, place: np.ndarray) -> bytes:
-  begin, size = (int(number) for number in place)
-  file.seek(0, 2)
-  if begin + size > file.tell():
-    raise BadExample(
-      'cut short', f'{where}: {begin + size - file.tell()} bytes are missing at the end of the tar'
-    )
-  file.seek(begin)
-  return file.read(size)
-
-
-def _index(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
-  """(keys bytes[n], (begin, bytes) of picture, text and JSON int64[n, 3, 2] with -1 for what is not there, damage or '')."""
-  cache, stat = path.with_name(f'{path.name}.index.npz'), path.stat()
-  try:
-    with np.load(cache) as kept:
-      if kept['stat'].tolist() == [stat.st_size, stat.st_mtime_ns]:
-        return kept['keys'], kept['places'], str(kept['damage'])
-  except (
-    Exception
-  ):  # Not there or damaged, for which np.load raises errors of no common type: it is made again.
-    pass
-  keys, places, damage = _scan(path)
-  try:
-    partial = cache.with_name(f'.{cache.name}')
-    with open(partial, 'wb') as file:
-      np.savez(file, keys=keys, places=places, damage=damage, stat=[stat.st_size, stat.st_mtime_ns])
-    partial.replace(cache)
-  except OSError as error:
-    log.debug('laion: no index is kept beside %s: %s', path, error)
-  return keys, places, damage
-
-
-def _scan(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
-  names, places, damage = [], [], ''
+def _read_headers(path: Path) -> tuple[list[_Sample], str]:
+  """Returns the samples of a tar, and its damage or ''."""
+  samples: list[_Sample] = []
+  damage = ''
   try:
     with tarfile.open(path, 'r:') as tar:
-      end = 0
       for member in tar:
-        end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-        key, dot, suffix = member.name.rpartition('/')[2].partition('.')
-        kind = _KINDS.get(suffix.lower())
+        key, _, extension = member.name.rpartition('/')[2].partition('.')
+        kind = _KINDS.get(extension.lower())
         if not member.isfile() or kind is None:
           continue
-        # As in webdataset, a sample's members follow each other.
-        if not names or names[-1] != key or places[-1][kind][1] >= 0:
-          names.append(key)
-          places.append([[-1, -1] for _ in range(3)])
-        places[-1][kind] = [member.offset_data, member.size]
-    damage = _ending(path, end)
+        # The members of a sample follow each other, as in webdataset.
+        if not samples or samples[-1].key != key or kind in samples[-1].members:
+          samples.append(_Sample(path, key, {}))
+        samples[-1].members[kind] = _Member(member.offset_data, member.size)
+      # tarfile stops without an error at a damaged header. A complete tar ends with zeros.
+      tar.fileobj.seek(tar.offset)
+      if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        damage = f'no header at byte {tar.offset}'
   except (tarfile.TarError, OSError, ValueError, EOFError) as error:
     damage = str(error) or type(error).__name__
-  keys = np.array(
-    [name.encode('utf-8', 'surrogateescape') for name in unique(names)] or [b''][:0], 'S'
-  )
-  return keys, np.array(places, np.int64).reshape(-1, 3, 2), damage
+  keys = unique_ids(sample.key for sample in samples)
+  printable = [
+    key.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace') for key in keys
+  ]
+  return [sample._replace(key=key) for sample, key in zip(samples, printable)], damage
 
 
-def _ending(path: Path, end: int) -> str:
-  """What is wrong after the last member: tarfile ends without a word at a header that is cut off or damaged."""
-  with open(path, 'rb') as file:
-    file.seek(end)
-    block = file.read(_BLOCK)
-  return (
-    ''
-    if block == bytes(_BLOCK)
-    else 'cut short'
-    if len(block) < _BLOCK
-    else f'no header at byte {end}'
-  )
+def _read_member(name: str, sample: _Sample, kind: str) -> bytes:
+  """Returns the data of a member. Raises BadExample ('missing image', 'cut short')."""
+  offset, size = sample.members[kind]
+  try:
+    with open(sample.tar, 'rb') as file:
+      file.seek(offset)
+      data = file.read(size)
+  except OSError as error:
+    raise BadExample('missing image', f'{name}: {error}') from error
+  if len(data) < size:
+    raise BadExample(
+      'cut short', f'{name}: {size - len(data)} bytes are missing at the end of the tar'
+    )
+  return data
 
 
-class LaionParquet:
-  """Rows of parquet files whose download succeeded. Opening reads footers and the columns status and key.
+class LaionParquet(Family):
+  """Rows of parquet files whose download succeeded.
 
-  A row is read with its row group (100 rows as img2dataset writes them).
+  Opening reads the footers and the columns status and key. A row is read with its row group (100
+  rows as img2dataset writes them).
 
-  Args:
-    files: pattern or list of the parquet files under root; '': all.
-    caption: the column.
+  Settings:
+    files: pattern or list of the parquet files under root. '' selects all.
+    caption: column of the caption.
   """
 
-  TASKS, SPLITS = ('caption',), ('train',)
+  NAME = 'laion_parquet'
+  TASKS = ('caption',)
+  SPLITS = ('train',)
   PATTERN = '*.parquet'
 
-  def __init__(
-    self,
-    root: Path,
-    split: str,
-    task: str,
-    max_turns: int,
-    files: str | Sequence[str] = '',
-    caption: str = 'caption',
-  ):
-    del split, task, max_turns
+  def _open(self, *, files: str | Sequence[str] = '', caption: str = 'caption') -> None:
     self._caption = caption
-    paths = parts.listed('laion_parquet', root, files, self.PATTERN)
-    self._file = Parquet('laion_parquet', paths, [('jpg', 'png', 'webp'), (caption,), ('key',)])
+    paths = self._list_files(self.root, files)
+    columns = [('jpg', 'png', 'webp'), (caption,), ('key',)]
+    self._file = Parquet(self.NAME, paths, columns)
     self.broken = self._file.broken
-    self._again: dict[
-      tuple[int, int, int], str
-    ] = {}  # Names of rows whose key another row of the file has, too.
-    rows = list(self._rows())
-    self._rows_of = np.array(rows, np.int64).reshape(-1, 3)
+    # Names of the rows whose key occurred before in the file.
+    self._repeated: dict[tuple[int, int, int], str] = {}
+    rows = list(self._find_rows())
     if not rows:
-      raise errors.make(
-        "source 'laion_parquet'",
+      raise self._error(
         f'no row whose status is success in {len(paths)} files',
-        'downloaded pictures',
+        'downloaded images',
         'see the stats that img2dataset wrote',
       )
+    self._rows = np.array(rows, np.int64)  # [items, (file, group, row)]
 
   def __len__(self) -> int:
-    return len(self._rows_of)
+    return len(self._rows)
 
   def item(self, index: int) -> Item:
     """Raises BadExample ('missing image', 'no caption', 'damaged file')."""
-    file, group, row = (int(number) for number in self._rows_of[index])
+    file, group, row = (int(number) for number in self._rows[index])
     image, caption, key = self._file.row(file, group, row)
-    where = f'{self._file.where(file).stem}/{self._again.get((file, group, row), key)}'
+    key = self._repeated.get((file, group, row), key)
+    name = f'{self._file.path(file).stem}/{key}'
     if not isinstance(image, bytes):
-      raise BadExample('missing image', f'{where}: the row has no picture')
+      raise BadExample('missing image', f'{name}: the row has no image')
     if not isinstance(caption, str):
-      raise BadExample('no caption', f'{where}: {self._caption!r} is {caption!r:.80}')
-    return Item(where, image, {'caption': caption})
+      raise BadExample('no caption', f'{name}: {self._caption!r} is {caption!r:.80}')
+    return Item(name, image, {'caption': caption})
 
-  def _rows(self) -> Iterator[tuple[int, int, int]]:
-    for file, groups in itertools.groupby(
-      Progress(self._file.groups, what='laion_parquet: rows'), lambda group: group[0]
-    ):
-      status, keys = self._file.whole(file, 'status'), self._file.whole(file, 'key')
-      names = unique(map(str, keys or ()))
-      places = [(file, group, row) for _, group, rows, _ in groups for row in range(rows)]
-      for number, place in enumerate(places):
+  def _find_rows(self) -> Iterator[tuple[int, int, int]]:
+    """The usable rows as (file, group, row)."""
+    groups = Progress(self._file.groups, what='laion_parquet: rows')
+    for file, groups_of_file in itertools.groupby(groups, lambda group: group.file):
+      status = self._file.file_column(file, 'status')
+      keys = self._file.file_column(file, 'key')
+      names = unique_ids(map(str, keys or ()))
+      rows = [(file, group.group, row) for group in groups_of_file for row in range(group.rows)]
+      for number, row in enumerate(rows):
         if status is None or status[number] == 'success':
           if keys and names[number] != str(keys[number]):
-            self._again[place] = names[number]
-          yield place
+            self._repeated[row] = names[number]
+          yield row

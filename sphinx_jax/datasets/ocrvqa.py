@@ -1,9 +1,10 @@
-"""OCR-VQA: questions about the covers of books, answered by reading them.
+"""OCR-VQA: questions about book covers, answered by reading them.
 
-root/
-  dataset.json              key -> {imageURL, questions, answers, title, authorName, genre, split (1 train, 2 val, 3 test)}
-  images/0143035983.jpg     <key> with the ending of imageURL, as the official loadDataset.py saves them, or .jpg; or in the
-                            folder that the setting `images` names (relative to root)
+    root/
+      dataset.json              key -> {imageURL, questions, answers, title, authorName, genre, split
+                                (1 train, 2 val, 3 test)}
+      images/0143035983.jpg     <key> with the extension of imageURL, as the authors' loadDataset.py
+                                saves them, or .jpg; or the directory of the setting `images`
 
 Licence: see the homepage; the covers belong to their publishers.
 Homepage: https://ocr-vqa.github.io
@@ -12,48 +13,63 @@ Homepage: https://ocr-vqa.github.io
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.datasets.fields import field, texts
-from sphinx_jax.datasets.files import find, folder, read_json
+from sphinx_jax.datasets.fields import field, texts_field
+from sphinx_jax.datasets.files import image_folder
 from sphinx_jax.datasets.qa import Questions, question
 
 
-class OcrVqa(Questions):
-  """Questions of a cover with one answer each; they are named <key>-0, <key>-1, ..."""
+class _Asked(NamedTuple):
+  """A question about a cover."""
 
+  image: str
+  id: str
+  question: str
+  answer: str
+
+
+class OcrVqa(Questions):
+  """Questions with one answer. The ids of a cover's questions are <key>-0, <key>-1, ...
+
+  Settings:
+    images: directory of the images, relative to root.
+  """
+
+  NAME = 'ocrvqa'
   TASKS = ('ocr', 'vqa')
   SPLITS = ('train', 'val', 'test')
 
-  def __init__(self, root: Path, split: str, task: str, max_turns: int, images: str = ''):
-    del task
-    self._folder = folder(root, images, 'images')
-    books = read_json('ocrvqa', find('ocrvqa', root, 'dataset.json'), dict)
-    super().__init__('ocrvqa', _asked(books, 1 + self.SPLITS.index(split)), max_turns)
+  def _open(self, *, images: str = '') -> None:
+    self._folder = image_folder(self.root, images, 'images')
+    books = self._read_json(self._find('dataset.json'), dict)
+    split_number = 1 + self.SPLITS.index(self.split)
+    self._set_records(_find_questions(books, split_number))
 
-  def _read(self, record: tuple[str, str, str, str]) -> tuple[str, dict]:
-    picture, number, text, answer = record
-    return picture, question(number, text, [answer])
+  def _read(self, record: _Asked) -> tuple[str, dict[str, Any]]:
+    return record.image, question(record.id, record.question, [record.answer])
 
-  def _image(self, picture: str) -> Path:
-    path = self._folder / picture
-    # Many have saved all of them as JPEG; the few of another ending are looked for.
+  def _image(self, image: str) -> Path:
+    path = self._folder / image
+    # Many downloads have all covers as JPEG. Only the few other extensions need a look.
     return path if path.suffix == '.jpg' or path.exists() else path.with_suffix('.jpg')
 
 
-def _asked(books: dict, split: int) -> Iterator[tuple[str, str, str, str] | BadExample]:
-  """(picture, id, question, answer) of the books of a split; books without a readable one belong to the first."""
+def _find_questions(books: dict[str, Any], split: int) -> Iterator[_Asked | BadExample]:
+  """The questions of a split. A book without a readable split is a bad example of the first."""
   for key, book in books.items():
     number = book.get('split') if isinstance(book, dict) else None
-    if (number if number in (1, 2, 3) else 1) != split:
+    if number not in (1, 2, 3):
+      number = 1
+    if number != split:
       continue
     try:
       field(book, 'split', int)
-      ending = PurePosixPath(field(book, 'imageURL', str, '')).suffix or '.jpg'
-      pairs = list(zip_longest(texts(book, 'questions'), texts(book, 'answers'), fillvalue=''))
+      extension = PurePosixPath(field(book, 'imageURL', str, '')).suffix or '.jpg'
+      questions, answers = texts_field(book, 'questions'), texts_field(book, 'answers')
     except BadExample as error:
       yield error
       continue
-    yield from (
-      (key + ending, f'{key}-{n}', text, answer) for n, (text, answer) in enumerate(pairs)
-    )
+    for n, (text, answer) in enumerate(zip_longest(questions, answers, fillvalue='')):
+      yield _Asked(key + extension, f'{key}-{n}', text, answer)

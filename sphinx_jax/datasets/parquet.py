@@ -1,38 +1,53 @@
-"""Rows of parquet files by number: opening reads their footers, reading takes one row group at a time."""
+"""Rows of parquet files by number. Opening reads the footers; reading takes one row group at a time."""
 
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sphinx_jax.core import errors
-from sphinx_jax.core.progress import log, Progress
+from sphinx_jax.core.progress import Progress, log
 from sphinx_jax.data.record import BadExample
 
-_DENSEST = 10_000  # Bytes before compression a byte of a file; above it a footer is damaged.
-_KEPT = 4  # Row groups held in memory, so that neighbours are read once.
+_CACHED_GROUPS = 4  # Row groups held in memory, so that neighbours are read once.
+
+
+class RowGroup(NamedTuple):
+  """A row group.
+
+  Attributes:
+    file: number of the file.
+    group: number of the row group in the file.
+    rows: number of rows.
+    size: bytes of all columns before compression.
+  """
+
+  file: int
+  group: int
+  rows: int
+  size: int
 
 
 class Parquet:
-  """Row groups of several files with the same columns.
+  """The row groups of several files with the same columns.
 
   Args:
-    name: of the source, for messages.
-    paths: the files; one that cannot be opened is named in the log and left out.
-    columns: what is read; for each, names of which the first that the file has is taken.
+    name: name of the source, for messages.
+    paths: the files. One that cannot be opened is logged and left out.
+    columns: the columns to read. Each is a list of names, of which the first in the file is taken.
 
   Attributes:
-    groups: [(number of the file, number of the row group in it, rows, bytes of all columns before compression)].
-    broken: {path: reason} of the files left out.
+    groups: the row groups of all files.
+    broken: path -> reason, of the files left out.
 
   Raises:
     SphinxError: a file has none of the names of a column, or no file can be opened.
   """
 
-  def __init__(self, name: str, paths: Sequence[Path], columns: Sequence[Sequence[str]]):
+  def __init__(self, name: str, paths: Sequence[Path], columns: Sequence[Sequence[str]]) -> None:
     self._name, self._paths, self._wanted = name, paths, columns
     self._columns: dict[int, list[str]] = {}
-    self.groups: list[tuple[int, int, int, int]] = []
+    self.groups: list[RowGroup] = []
     self.broken: dict[str, str] = {}
     for number, path in enumerate(Progress(paths, what=f'{name}: files')):
       self._open(number, path)
@@ -42,47 +57,43 @@ class Parquet:
         name,
         len(self.broken),
         len(paths),
-        '; '.join(f'{path}: {why}' for path, why in list(self.broken.items())[:3]),
+        '; '.join(f'{path}: {reason}' for path, reason in list(self.broken.items())[:3]),
       )
-    if not any(rows for _, _, rows, _ in self.groups):
+    if not any(group.rows for group in self.groups):
       raise errors.make(
         f"source '{name}'",
         f'no rows in {len(paths)} files ({paths[0]}, ...)',
-        'the official parquet files',
+        'the published parquet files',
         'download them again',
       )
-    self._cached = functools.lru_cache(_KEPT)(self._read)
+    self._read_cached = functools.lru_cache(_CACHED_GROUPS)(self._read)
 
   def row(self, file: int, group: int, row: int) -> list[Any]:
     """The columns of a row. Raises BadExample ('damaged file')."""
     try:
-      return [column[row].as_py() for column in self._cached(file, group)]
-    except _errors() as error:
-      raise BadExample(
-        'damaged file', f'{self._paths[file]}, row group {group}: {error}'
-      ) from error
+      return [column[row].as_py() for column in self._read_cached(file, group)]
+    except _read_errors() as error:
+      raise self._damaged(file, group, error) from error
 
   def column(self, file: int, group: int) -> list[Any]:
     """All values of the first column of a row group. Raises BadExample ('damaged file')."""
     try:
       return self._read(file, group)[0].to_pylist()
-    except _errors() as error:
-      raise BadExample(
-        'damaged file', f'{self._paths[file]}, row group {group}: {error}'
-      ) from error
+    except _read_errors() as error:
+      raise self._damaged(file, group, error) from error
 
-  def where(self, file: int) -> Path:
+  def path(self, file: int) -> Path:
+    """The path of a file."""
     return self._paths[file]
 
-  def whole(self, file: int, column: str) -> list[Any] | None:
-    """A (small) column of a whole file, None where there is none or it cannot be read."""
+  def file_column(self, file: int, column: str) -> list[Any] | None:
+    """A (small) column of a whole file, or None if it is missing or cannot be read."""
     import pyarrow.parquet
 
     try:
-      return (
-        pyarrow.parquet.read_table(self._paths[file], columns=[column]).column(column).to_pylist()
-      )
-    except (KeyError, *_errors()):
+      table = pyarrow.parquet.read_table(self._paths[file], columns=[column])
+      return table.column(column).to_pylist()
+    except (KeyError, *_read_errors()):
       return None
 
   def _open(self, number: int, path: Path) -> None:
@@ -91,23 +102,20 @@ class Parquet:
     try:
       with pyarrow.parquet.ParquetFile(path) as opened:
         names, footer = opened.schema_arrow.names, opened.metadata
-        columns = [self._column(path, names, choices) for choices in self._wanted]
-        # Of a damaged footer, metadata of single columns would abort the process in Arrow's C++.
-        groups = [
-          (number, i, footer.row_group(i).num_rows, footer.row_group(i).total_byte_size)
-          for i in range(footer.num_row_groups)
-        ]
-        most = _DENSEST * path.stat().st_size
-        possible = all(0 <= rows <= most and 0 <= size <= most for _, _, rows, size in groups)
-        if not possible or sum(group[2] for group in groups) != footer.num_rows:
-          raise OSError('impossible numbers of rows or bytes in its footer')
-    except _errors() as error:
+        columns = [self._choose_column(path, names, choices) for choices in self._wanted]
+        # The metadata of a row group, not of its columns: for a damaged footer, Arrow's C++ aborts
+        # the process when it reads those.
+        groups = []
+        for group in range(footer.num_row_groups):
+          metadata = footer.row_group(group)
+          groups.append(RowGroup(number, group, metadata.num_rows, metadata.total_byte_size))
+    except _read_errors() as error:
       self.broken[str(path)] = ' '.join(str(error).split())
     else:
       self._columns[number] = columns
       self.groups += groups
 
-  def _column(self, path: Path, names: Sequence[str], choices: Sequence[str]) -> str:
+  def _choose_column(self, path: Path, names: Sequence[str], choices: Sequence[str]) -> str:
     for choice in choices:
       if choice in names:
         return choice
@@ -118,7 +126,7 @@ class Parquet:
       'name the right one in the settings of the source',
     )
 
-  def _read(self, file: int, group: int) -> list:
+  def _read(self, file: int, group: int) -> list[Any]:
     import pyarrow.parquet
 
     columns = self._columns[file]
@@ -126,8 +134,11 @@ class Parquet:
       table = opened.read_row_group(group, columns=columns)
     return [table.column(column) for column in columns]
 
+  def _damaged(self, file: int, group: int, error: Exception) -> BadExample:
+    return BadExample('damaged file', f'{self._paths[file]}, row group {group}: {error}')
 
-def _errors() -> tuple[type[Exception], ...]:
+
+def _read_errors() -> tuple[type[Exception], ...]:
   import pyarrow
 
   return OSError, pyarrow.ArrowException, UnicodeDecodeError

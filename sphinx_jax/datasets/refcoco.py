@@ -1,32 +1,39 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: sentences that tell one object of a COCO picture from all others.
+"""RefCOCO, RefCOCO+ and RefCOCOg: sentences that single out one object of a COCO image.
 
-    root/                                 (the refer API's data folder; its subfolder refcoco itself will do, too)
+    root/                                 (the data folder of the refer API, or its folder refcoco)
       refcoco/refs(unc).p refs(google).p instances.json
       refcoco+/refs(unc).p instances.json
       refcocog/refs(umd).p refs(google).p instances.json
       images/mscoco/images/train2014/COCO_train2014_000000581857.jpg ...
                                           (or train2014/, images/train2014/, ../coco/train2014/)
 
-`by=` names who made the split: unc (RefCOCO and +), umd (g), or google. `images=` names another folder that holds
-train2014. The refs are a pickle of Python 2, which could run any code; it is read by a reader that knows only plain data.
-Annotations Apache 2.0, pictures as COCO's. https://github.com/lichengunc/refer
+The setting `by` names the author of the split: unc (RefCOCO and RefCOCO+), umd (RefCOCOg), or google.
+The setting `images` names another directory with train2014. The refs are a pickle of Python 2. A
+pickle can run any code, so it is read by a reader that accepts only plain data.
+Licence: annotations Apache 2.0, images as COCO.
+Homepage: https://github.com/lichengunc/refer
 """
 
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample
+from sphinx_jax.datasets import files
 from sphinx_jax.datasets.coco_json import CocoJson
-from sphinx_jax.datasets.fields import field, name_of
-from sphinx_jax.datasets.files import find
+from sphinx_jax.datasets.fields import field, id_field
 from sphinx_jax.datasets.qa import Questions
 
-_TREES = ('images/mscoco/images/train2014', 'train2014', 'images/train2014', '../coco/train2014')
-# What Python 2 writes by name of plain data, and what it is now.
-_PLAIN = {
+_IMAGE_FOLDERS = (
+  'images/mscoco/images/train2014',
+  'train2014',
+  'images/train2014',
+  '../coco/train2014',
+)
+# The types of plain data that Python 2 stores by name.
+_PLAIN_TYPES = {
   'list': list,
   'dict': dict,
   'tuple': tuple,
@@ -41,118 +48,144 @@ _PLAIN = {
 }
 
 
-class RefCoco(Questions):
-  """Every sentence is an object of an item, with the sentence's id; no item holds one thing twice.
+class _Sentence(NamedTuple):
+  """Sentence `rank` of a ref; `sentences` are all of its (id, text)."""
 
-  For 'rec' the sentence is its only expression. For 'reg' the others of the same thing follow it, which are right as well.
+  ref: dict[str, Any]
+  sentences: list[tuple[str, str]]
+  rank: int
+
+
+class RefCoco(Questions):
+  """Every sentence is an object of an item, with the sentence's id. No item has one object twice.
+
+  For 'rec' the sentence is the object's only expression. For 'reg' the other sentences about the
+  same object follow it, because they are right answers too.
+
+  Settings:
+    by: author of the split.
+    images: another directory with train2014, relative to root.
   """
 
+  NAME = 'refcoco'
   TASKS = ('rec', 'reg')
   SPLITS = ('train', 'val', 'testA', 'testB', 'test')
-  _NAME, _BY = 'refcoco', 'unc'
+  BY = 'unc'
 
-  def __init__(
-    self, root: Path, split: str, task: str, max_turns: int = 1, by: str = '', images: str = ''
-  ):
-    file = f'refs({by or self._BY}).p'
-    refs_file = find(self._NAME, root, f'{self._NAME}/{file}', file).absolute()
-    self._task = task
-    self._instances = CocoJson(self._NAME, refs_file.parent / 'instances.json')
-    self._things = {
-      row.get('id'): row
+  def _open(self, *, by: str = '', images: str = '') -> None:
+    name = f'refs({by or self.BY}).p'
+    refs_file = self._find(f'{self.NAME}/{name}', name).absolute()
+    self._instances = CocoJson(self._who(), refs_file.parent / 'instances.json')
+    self._annotations = {
+      row['id']: row
       for rows in self._instances.annotations.values()
       for row in rows
       if isinstance(row, dict) and isinstance(row.get('id'), int)
     }
-    self._pictures = find(self._NAME, root / images if images else refs_file.parent.parent, *_TREES)
-    refs = read_pickle(self._NAME, refs_file)
+    image_root = self.root / images if images else refs_file.parent.parent
+    self._images = files.find(self._who(), image_root, *_IMAGE_FOLDERS)
+    refs = read_pickle(self._who(), refs_file)
     splits = {str(ref['split']) for ref in refs if isinstance(ref, dict) and 'split' in ref}
-    if split not in splits:
-      raise errors.make(
-        f"source '{self._NAME}'",
-        f"no ref of split '{split}' in {str(refs_file)!r}",
+    if self.split not in splits:
+      raise self._error(
+        f"no ref of split '{self.split}' in {str(refs_file)!r}",
         f'one of {", ".join(sorted(splits))}',
         'choose one of them, or another file with by=',
       )
-    super().__init__(self._NAME, list(_sentences(refs, split)), max_turns)
+    self._set_records(list(_find_sentences(refs, self.split)))
 
-  def _read(self, record: tuple[dict, list, int]) -> tuple[Any, dict]:
-    ref, said, rank = record
-    image, number = field(ref, 'image_id', int), field(ref, 'ann_id', int)
-    if number not in self._things:
-      raise BadExample('malformed record', f'annotation {number}, which is not in instances.json')
-    name, sentence = said[rank]
-    others = [other for _, other in said] if self._task == 'reg' else []
-    entry = {'id': name, 'image_id': image, 'expressions': list(dict.fromkeys([sentence, *others]))}
-    return (image, rank), self._instances.object(self._things[number]) | entry
+  def _read(self, record: _Sentence) -> tuple[tuple[int, int], dict[str, Any]]:
+    image_id = field(record.ref, 'image_id', int)
+    annotation_id = field(record.ref, 'ann_id', int)
+    if annotation_id not in self._annotations:
+      raise BadExample(
+        'malformed record', f'annotation {annotation_id}, which is not in instances.json'
+      )
+    sentence_id, sentence = record.sentences[record.rank]
+    expressions = [sentence]
+    if self.task == 'reg':
+      expressions += [other for _, other in record.sentences]
+    entry = self._instances.object(self._annotations[annotation_id])
+    entry['id'] = sentence_id
+    entry['image_id'] = image_id
+    entry['expressions'] = list(dict.fromkeys(expressions))
+    # With the rank in the key, the k-th sentences of all objects of an image are asked together.
+    return (image_id, record.rank), entry
 
-  def _image(self, picture: tuple[int, int]) -> Path:
-    return self._pictures / field(self._instances.image(picture[0]), 'file_name', str)
+  def _image(self, image: tuple[int, int]) -> Path:
+    image_id, _ = image
+    return self._images / field(self._instances.image(image_id), 'file_name', str)
 
-  def _annotation(self, entries: list[dict]) -> dict:
-    return self._instances.about(entries[0]['image_id']) | {'objects': entries}
+  def _annotation(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    return self._instances.size_annotation(entries[0]['image_id']) | {'objects': entries}
 
 
 class RefCocoPlus(RefCoco):
   """RefCOCO+: sentences without words of place."""
 
-  _NAME = 'refcoco+'
+  NAME = 'refcoco+'
 
 
 class RefCocoG(RefCoco):
-  """RefCOCOg: longer sentences; the split of umd shares no picture between train, val and test."""
+  """RefCOCOg: longer sentences. The umd split has no image in two of train, val and test."""
 
+  NAME = 'refcocog'
   SPLITS = ('train', 'val', 'test')
-  _NAME, _BY = 'refcocog', 'umd'
+  BY = 'umd'
 
 
-def _sentences(refs: list, split: str) -> Iterator[tuple[dict, list, int] | BadExample]:
-  """(ref, [(id, sentence), ...], which of them) of a split; the k-th of each thing are asked together."""
+def _find_sentences(refs: list[Any], split: str) -> Iterator[_Sentence | BadExample]:
+  """The sentences of a split."""
   for ref in refs:
     try:
       if field(ref, 'split', str) != split:
         continue
-      said = [
-        (name_of(one, 'sent_id'), ' '.join(field(one, 'sent', str).split()))
-        for one in field(ref, 'sentences', list)
+      sentences = [
+        (id_field(sentence, 'sent_id'), ' '.join(field(sentence, 'sent', str).split()))
+        for sentence in field(ref, 'sentences', list)
       ]
-      if not said or not all(sentence for _, sentence in said):
+      if not sentences or not all(text for _, text in sentences):
         raise BadExample('empty question', f'a sentence of ref {ref.get("ref_id")!r} has no words')
-      yield from ((ref, said, rank) for rank in range(len(said)))
     except BadExample as error:
       yield error
+      continue
+    for rank in range(len(sentences)):
+      yield _Sentence(ref, sentences, rank)
 
 
 class _PlainUnpickler(pickle.Unpickler):
   def find_class(self, module: str, name: str) -> type:
-    if module in ('builtins', '__builtin__') and name in _PLAIN:
-      return _PLAIN[name]
-    raise pickle.UnpicklingError(
-      f'it asks for {module}.{name}, which is no plain data and is not run'
-    )
+    if module in ('builtins', '__builtin__') and name in _PLAIN_TYPES:
+      return _PLAIN_TYPES[name]
+    raise pickle.UnpicklingError(f'it contains {module}.{name}, which is not plain data: not run')
 
 
-def read_pickle(name: str, path: Path) -> list:
-  """The list in a pickle of plain data; nothing that the file names is imported or called.
+def read_pickle(who: str, path: Path) -> list[Any]:
+  """Returns the list in a pickle of plain data. Nothing that the file names is imported or called.
+
+  Args:
+    who: the reader, for messages.
+    path: the file.
 
   Raises:
-    SphinxError: missing, cut short, no list, or it asks for anything but plain data, which is named.
+    SphinxError: the file is missing or cut short, holds no list, or contains anything except plain
+      data (the message has its name).
   """
   try:
     with path.open('rb') as file:
       value = _PlainUnpickler(file, encoding='utf-8', errors='replace').load()
-  except Exception as error:  # The module says that damaged data may raise any.
+  except Exception as error:  # pickle documents that damaged data may raise any exception.
     raise errors.make(
-      f"source '{name}'",
+      who,
       f'{str(path)!r}, which cannot be read ({error})',
       'a pickle of lists, dicts, texts and numbers',
-      'use the official file, and do not open this one with anything else',
+      'use the published file, and do not open this one with anything else',
     ) from error
   if not isinstance(value, list):
     raise errors.make(
-      f"source '{name}'",
+      who,
       f'a {type(value).__name__} in {str(path)!r}',
       'a list of refs',
-      'check that it is the official file',
+      'check that it is the published file',
     )
   return value

@@ -1,18 +1,24 @@
-"""Text alone: RefinedWeb, and plain text files. A document longer than a row of a batch is cut, and nothing of it lost.
+"""Text without images: RefinedWeb, and plain text files.
 
-`RefinedWeb` (https://huggingface.co/datasets/tiiuae/falcon-refinedweb; ODC-By 1.0, and CommonCrawl's terms of use):
+`RefinedWeb` (https://huggingface.co/datasets/tiiuae/falcon-refinedweb; ODC-By 1.0, and CommonCrawl's
+terms of use):
 
-    root/data/train-00000-of-05534-b8fc5348cbe605a5.parquet     columns content, url, timestamp, dump, segment, image_urls
+    root/data/train-00000-of-05534-b8fc5348cbe605a5.parquet     columns content, url, timestamp, dump,
+                                                                segment, image_urls
 
-or the parquet files in root itself. `PlainText` reads files of one's own:
+or the parquet files in root itself. `PlainText` reads the user's own files:
 
-    root/**/*.txt       UTF-8; a document is a line, a paragraph (up to a blank line) or a file
+    root/**/*.txt       UTF-8. A document is a line, a paragraph (up to a blank line) or a file.
 
-**Pieces.** An item is a piece of about `words` words, taken as six bytes each, so that an index needs sizes alone: a document
-of b bytes gives ceil(b / (6 words)) pieces of the same number of characters, cut at the next white space. RefinedWeb's
-documents are not counted one by one, which would mean to read all of it at opening: there the documents of a row group
-(1,000), with a blank line between them, are cut as one, by the size in the file's footer, urls included. With words=0 an
-item is one document, however long; what a row cannot hold of it is then lost or, at too_long='skip', all of it.
+A document that is longer than a row of a batch is cut into pieces, and no text is lost. An item is a
+piece of about `words` words of 6 bytes each, so that opening needs only sizes: a document of b bytes
+gives ceil(b / (6 words)) pieces of the same number of characters, cut at the next white space. To
+know the size of every document of RefinedWeb, opening would have to read all of it. Its documents
+are therefore cut together: the documents of a row group (1,000), joined with blank lines, are one
+text. Its size is the one in the file's footer, which includes the urls.
+
+With words=0 an item is one document of any length. The row of a batch then loses the end of a long
+document or, with too_long='skip', all of it.
 """
 
 import re
@@ -24,83 +30,79 @@ import numpy as np
 from sphinx_jax.core import errors
 from sphinx_jax.core.progress import Progress
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.datasets import parts
-from sphinx_jax.datasets.family import Item
+from sphinx_jax.datasets.family import Family, Item
 from sphinx_jax.datasets.parquet import Parquet
 
-_BYTES = 6  # of a word and the space after it
-_REACH = 100  # characters in which white space is looked for, as Chinese has none
+_BYTES_PER_WORD = 6  # With the space after it.
+_SPACE_REACH = 100  # Characters in which to look for white space. Chinese has none.
 _SPACE = re.compile(r'\s')
 
 
-def pieces(size: int, words: int) -> int:
-  """How many pieces text of so many bytes is cut into."""
-  return max(1, -(-size // (_BYTES * words))) if words else 1
+def piece_count(size: int, words: int) -> int:
+  """The number of pieces of about `words` words into which a text of `size` bytes is cut."""
+  return max(1, -(-size // (_BYTES_PER_WORD * words))) if words else 1
 
 
 def piece(text: str, number: int, count: int) -> str:
-  """Piece `number` of `count` that together are the text."""
-  return text[_cut(text, number, count) : _cut(text, number + 1, count)]
+  """Returns piece `number` of `count`. All pieces joined are the text."""
+  return text[_cut_position(text, number, count) : _cut_position(text, number + 1, count)]
 
 
-def _cut(text: str, number: int, count: int) -> int:
-  if number in (0, count):
-    return len(text) * (number > 0)
-  place = number * len(text) // count
-  space = _SPACE.search(text, place, place + _REACH)
-  return space.start() if space else place
+def _cut_position(text: str, number: int, count: int) -> int:
+  """Where piece `number` begins."""
+  if number == 0:
+    return 0
+  if number == count:
+    return len(text)
+  position = number * len(text) // count
+  space = _SPACE.search(text, position, position + _SPACE_REACH)
+  return space.start() if space else position
 
 
-def _checked(name: str, words: int) -> int:
-  if isinstance(words, bool) or not isinstance(words, int) or words < 0:
-    raise errors.make(
-      f"source '{name}'", f'words {words!r}', 'a whole number, 0 for whole documents', 'correct it'
-    )
-  return words
+class _Text(Family):
+  """Base class: checks `words`, and makes items of text."""
+
+  TASKS = ('text',)
+  SPLITS = ('train',)
+
+  def _check_words(self, words: int) -> None:
+    if isinstance(words, bool) or not isinstance(words, int) or words < 0:
+      raise self._error(f'words {words!r}', 'a whole number, 0 for whole documents', 'correct it')
+
+  def _make_item(self, name: str, text: str) -> Item:
+    if not text.strip():
+      raise BadExample('empty text', f'{name} has no words')
+    return Item(name, None, {'text': text.strip(), 'document': True})
 
 
-def _item(name: str, text: str) -> Item:
-  if not text.strip():
-    raise BadExample('empty text', f'{name} has no words')
-  return Item(name, None, {'text': text.strip(), 'document': True})
+class RefinedWeb(_Text):
+  """RefinedWeb, read one row group at a time.
 
+  Neighbours are read quickly. In random order every item reads its row group.
 
-class RefinedWeb:
-  """RefinedWeb, read a row group at a time: neighbours and builds are quick; in random order each item reads its group.
-
-  Args:
-    files: pattern or list of the parquet files under root; '': all.
-    words: of an item, about.
-    column: of the text.
+  Settings:
+    files: pattern or list of the parquet files under root. '' selects all.
+    words: approximate length of an item.
+    column: column of the text.
   """
 
-  TASKS, SPLITS = ('text',), ('train',)
+  NAME = 'refinedweb'
   PATTERN = '**/*.parquet'
 
-  def __init__(
-    self,
-    root: Path,
-    split: str,
-    task: str,
-    max_turns: int,
-    files: str | Sequence[str] = '',
-    words: int = 256,
-    column: str = 'content',
-  ):
-    del split, task, max_turns
-    self._words = _checked('refinedweb', words)
-    self._file = Parquet(
-      'refinedweb', parts.listed('refinedweb', root, files, self.PATTERN), [(column,)]
-    )
+  def _open(
+    self, *, files: str | Sequence[str] = '', words: int = 256, column: str = 'content'
+  ) -> None:
+    self._check_words(words)
+    self._words = words
+    self._file = Parquet(self.NAME, self._list_files(self.root, files), [(column,)])
     self.broken = self._file.broken
+    # Items of each row group.
     self._counts = [
-      pieces(size, words) if words and rows else rows for _, _, rows, size in self._file.groups
+      piece_count(group.size, words) if words and group.rows else group.rows
+      for group in self._file.groups
     ]
     self._ends = np.cumsum(self._counts)
-    self._last: tuple[int, str] = (
-      -1,
-      '',
-    )  # A row group and its text: neighbours come one after the other.
+    self._last_group: tuple[int, str] = (-1, '')  # A row group and its text.
 
   def __len__(self) -> int:
     return int(self._ends[-1])
@@ -108,67 +110,60 @@ class RefinedWeb:
   def item(self, index: int) -> Item:
     """Raises BadExample ('empty text', 'damaged file', 'malformed record')."""
     number = int(np.searchsorted(self._ends, index, side='right'))
-    file, group, *_ = self._file.groups[number]
-    place = index - int(self._ends[number]) + self._counts[number]
-    name = f'{self._file.where(file).stem}/{group}/{place}'
-    if not self._words:
-      text = self._file.row(file, group, place)[0]
+    group = self._file.groups[number]
+    position = index - int(self._ends[number]) + self._counts[number]
+    name = f'{self._file.path(group.file).stem}/{group.group}/{position}'
+    if self._words:
+      text = piece(self._group_text(number), position, self._counts[number])
+    else:
+      text = self._file.row(group.file, group.group, position)[0]
       if not isinstance(text, str):
-        raise BadExample('malformed record', f'{name}: a {type(text).__name__} is no text')
-      return _item(name, text)
-    last, text = self._last
-    if last != number:
-      text = '\n\n'.join(
-        document for document in self._file.column(file, group) if isinstance(document, str)
-      )
-      self._last = number, text
-    return _item(name, piece(text, place, self._counts[number]))
+        raise BadExample('malformed record', f'{name}: a {type(text).__name__} is not text')
+    return self._make_item(name, text)
+
+  def _group_text(self, number: int) -> str:
+    last_number, text = self._last_group
+    if last_number != number:
+      group = self._file.groups[number]
+      documents = self._file.column(group.file, group.group)
+      text = '\n\n'.join(document for document in documents if isinstance(document, str))
+      self._last_group = number, text
+    return text
 
 
-class PlainText:
-  """Text files. Opening reads through them once, to find where documents begin; their text stays on disk.
+class PlainText(_Text):
+  """Text files. Opening reads them once to find where documents begin; the text stays on disk.
 
-  Args:
-    files: pattern or list of the files under root; '': all .txt in all folders.
+  Settings:
+    files: pattern or list of the files under root. '' selects all .txt files in all directories.
     document: 'line', 'paragraph' or 'file'.
-    words: of an item, about; 0: whole documents.
+    words: approximate length of an item. 0 keeps documents whole.
   """
 
-  TASKS, SPLITS = ('text',), ('train',)
+  NAME = 'plain_text'
   PATTERN = '**/*.txt'
   DOCUMENTS = ('line', 'paragraph', 'file')
 
-  def __init__(
-    self,
-    root: Path,
-    split: str,
-    task: str,
-    max_turns: int,
-    files: str | Sequence[str] = '',
-    document: str = 'line',
-    words: int = 256,
-  ):
-    del split, task, max_turns
-    _checked('plain_text', words)
+  def _open(
+    self, *, files: str | Sequence[str] = '', document: str = 'line', words: int = 256
+  ) -> None:
+    self._check_words(words)
     if document not in self.DOCUMENTS:
-      raise errors.unknown("document of source 'plain_text'", document, self.DOCUMENTS)
-    self._root, self._paths = root, parts.listed('plain_text', root, files, self.PATTERN)
-    files_read = enumerate(Progress(self._paths, what='plain_text: files'))
-    places = [
-      (number, begin, size, pieces(size, words))
-      for number, path in files_read
-      for begin, size in _documents(path, document)
+      raise errors.unknown(f'document of {self._who()}', document, self.DOCUMENTS)
+    self._paths = self._list_files(self.root, files)
+    documents = [
+      (number, begin, size, piece_count(size, words))
+      for number, path in enumerate(Progress(self._paths, what='plain_text: files'))
+      for begin, size in self._find_documents(path, document)
     ]
-    if not places:
-      raise errors.make(
-        "source 'plain_text'",
-        f'{len(self._paths)} empty files ({self._paths[0]}, ...)',
-        'text',
-        'check the files',
+    if not documents:
+      raise self._error(
+        f'{len(self._paths)} empty files ({self._paths[0]}, ...)', 'text', 'check the files'
       )
-    self._places = np.array(places, np.int64)
-    self._ends = np.cumsum(self._places[:, 3])
-    self._last: tuple[int, str] = (-1, '')
+    # [documents, (file, first byte, bytes, pieces)]
+    self._documents = np.array(documents, np.int64)
+    self._ends = np.cumsum(self._documents[:, 3])
+    self._last_document: tuple[int, str] = (-1, '')  # A document and its text.
 
   def __len__(self) -> int:
     return int(self._ends[-1])
@@ -176,19 +171,50 @@ class PlainText:
   def item(self, index: int) -> Item:
     """Raises BadExample ('empty text', 'not utf-8', 'missing text')."""
     number = int(np.searchsorted(self._ends, index, side='right'))
-    file, begin, size, count = (int(value) for value in self._places[number])
+    file, begin, size, count = (int(value) for value in self._documents[number])
     path = self._paths[file]
-    place = index - int(self._ends[number]) + count
-    short = path.relative_to(self._root).as_posix() if path != self._root else path.name
-    name = f'{short}/{begin}' + f'/{place}' * (count > 1)
-    last, text = self._last
-    if last != number:
-      text = _text(path, name, begin, size)
-      self._last = number, text
-    return _item(name, piece(text, place, count))
+    position = index - int(self._ends[number]) + count
+    short_path = path.name if path == self.root else path.relative_to(self.root).as_posix()
+    name = f'{short_path}/{begin}'
+    if count > 1:
+      name += f'/{position}'
+    last_number, text = self._last_document
+    if last_number != number:
+      text = _read_text(path, name, begin, size)
+      self._last_document = number, text
+    return self._make_item(name, piece(text, position, count))
+
+  def _find_documents(self, path: Path, document: str) -> Iterator[tuple[int, int]]:
+    """(first byte, bytes) of the documents of a file that are not blank."""
+    try:
+      yield from _find_documents(path, document)
+    except OSError as error:
+      raise self._error(
+        f'{error.strerror} for {str(path)!r}', 'a readable file', 'check root'
+      ) from error
 
 
-def _text(path: Path, name: str, begin: int, size: int) -> str:
+def _find_documents(path: Path, document: str) -> Iterator[tuple[int, int]]:
+  if document == 'file':
+    if path.stat().st_size:
+      yield 0, path.stat().st_size
+    return
+  with open(path, 'rb') as file:
+    begin = end = 0
+    for line in file:
+      line_begin, end = end, end + len(line)
+      if document == 'line':
+        if line.strip():
+          yield line_begin, len(line)
+      elif not line.strip():  # A blank line ends a paragraph.
+        if line_begin > begin:
+          yield begin, line_begin - begin
+        begin = end
+    if document == 'paragraph' and end > begin:
+      yield begin, end - begin
+
+
+def _read_text(path: Path, name: str, begin: int, size: int) -> str:
   try:
     with open(path, 'rb') as file:
       file.seek(begin)
@@ -197,27 +223,3 @@ def _text(path: Path, name: str, begin: int, size: int) -> str:
     raise BadExample('missing text', f'{name}: {error}') from error
   except UnicodeDecodeError as error:
     raise BadExample('not utf-8', f'{name}: {error}') from error
-
-
-def _documents(path: Path, document: str) -> Iterator[tuple[int, int]]:
-  """(first byte, bytes) of the documents of a file that are not blank."""
-  try:
-    if document == 'file':
-      if path.stat().st_size:
-        yield 0, path.stat().st_size
-      return
-    with open(path, 'rb') as file:
-      begin = end = 0
-      for line in file:
-        end += len(line)
-        if document == 'line' and line.strip():
-          yield end - len(line), len(line)
-        elif document == 'paragraph' and not line.strip():
-          yield from [(begin, end - len(line) - begin)] * (end - len(line) > begin)
-          begin = end
-      if document == 'paragraph' and end > begin:
-        yield begin, end - begin
-  except OSError as error:
-    raise errors.make(
-      "source 'plain_text'", f'{error.strerror} for {str(path)!r}', 'a readable file', 'check root'
-    ) from error

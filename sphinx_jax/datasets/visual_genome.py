@@ -1,12 +1,15 @@
-"""Visual Genome: phrases about regions, relations between objects, and questions, on 108,077 pictures.
+"""Visual Genome: phrases about regions, relations between objects, and questions, on 108,077 images.
 
     root/
-      image_data.json region_descriptions.json relationships.json question_answers.json   (that of the task, and image_data)
-      VG_100K/2407890.jpg ...    (or images/VG_100K/, images2/VG_100K/)
-      VG_100K_2/1.jpg ...        (or images/VG_100K_2/, images2/VG_100K_2/)
+      image_data.json                      always needed, with the file of the task:
+      region_descriptions.json relationships.json question_answers.json
+      VG_100K/2407890.jpg ...              (or images/VG_100K/, images2/VG_100K/)
+      VG_100K_2/1.jpg ...                  (or images/VG_100K_2/, images2/VG_100K_2/)
 
-It has no official split: 'val' has the pictures whose id is a multiple of 20, 'train' the others, 'all' both. About half of
-the pictures are COCO's, of all its splits. CC BY 4.0. https://homes.cs.washington.edu/~ranjay/visualgenome
+The dataset has no split of its own. Here 'val' has the images whose id is a multiple of 20, 'train'
+the others, and 'all' both. About half of the images are COCO's, of all its splits.
+Licence: CC BY 4.0.
+Homepage: https://homes.cs.washington.edu/~ranjay/visualgenome
 """
 
 import json
@@ -20,11 +23,11 @@ import numpy as np
 from sphinx_jax.core import boxes
 from sphinx_jax.core.progress import Progress
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.datasets.family import Item
-from sphinx_jax.datasets.fields import field, name_of, number, unique
-from sphinx_jax.datasets.files import find, read_json
+from sphinx_jax.datasets.family import Family, Item
+from sphinx_jax.datasets.fields import field, id_field, number, unique_ids
 from sphinx_jax.datasets.qa import question
 
+# Task -> file and the key of an image's rows in it.
 _FILES = {
   'rec': ('region_descriptions', 'regions'),
   'reg': ('region_descriptions', 'regions'),
@@ -42,164 +45,187 @@ _UNUSED = frozenset(
     'image_id',
   }
 )
-_FOLDERS = ('VG_100K', 'VG_100K_2')
-_VAL = 20
+_IMAGE_FOLDERS = ('VG_100K', 'VG_100K_2')
+_VAL_STEP = 20
 
 
-class VisualGenome:
-  """At most max_turns regions, relations or questions of a picture an item; beside relations, all objects of the picture.
+class VisualGenome(Family):
+  """An item is an image with at most max_turns of its regions, relations or questions.
 
-  What is said of a picture is kept as the bytes of its JSON until it is asked for, as 5 million regions would take some
-  5 GB else. A malformed row is a BadExample of the item that it is in.
+  An item of relations also has all objects of the image. The rows of an image are kept as the bytes
+  of their JSON until they are read, because keeping 5 million regions as objects would take about
+  5 GB. A malformed row is a BadExample of its item.
   """
 
+  NAME = 'visual_genome'
   TASKS = ('rec', 'reg', 'relation', 'vqa')
   SPLITS = ('train', 'val', 'all')
 
-  def __init__(self, root: Path, split: str, task: str, max_turns: int = 1):
-    self._task, self._max_turns = task, max_turns
-    self._about = _about(find('visual_genome', root, 'image_data.json'))
-    self._folders = _folders(root)
-    rows = [
-      row
-      for row in _read_rows(root, *_FILES[task])
-      if split == 'all' or (split == 'val') == (row.image % _VAL == 0)
-    ]
-    self._rows, self._names = rows, unique(str(row.image) for row in rows)
-    # The number of the first item of each picture, and at the end that of all items.
-    self._first = np.cumsum([0] + [-(-row.count // max_turns) for row in rows])
+  def _open(self) -> None:
+    image_data = self._read_json(self._find('image_data.json'), list)
+    self._image_entries = _entries_by_id(image_data)
+    self._find(*(path for folder in _IMAGE_FOLDERS for path in _folder_paths(folder)))
+    self._folders = {folder: _find_folder(self.root, folder) for folder in _IMAGE_FOLDERS}
+    self._rows = [rows for rows in self._read_rows() if self._in_split(rows.image)]
+    self._ids = unique_ids(str(rows.image) for rows in self._rows)
+    # The index of the first item of each image, and at the end the number of items.
+    item_counts = [-(-rows.count // self.max_turns) for rows in self._rows]
+    self._first = np.cumsum([0, *item_counts])
 
   def __len__(self) -> int:
     return int(self._first[-1])
 
   def item(self, index: int) -> Item:
+    """Raises BadExample ('unknown image', 'malformed record', 'empty answer', ...)."""
     place = int(np.searchsorted(self._first, index, side='right')) - 1
-    begin = (index - int(self._first[place])) * self._max_turns
-    image, rows = self._rows[place].image, self._rows[place].rows()
-    about = self._about.get(image)
-    if about is None:
-      raise BadExample('unknown image', f'image {image}, which is not once in image_data.json')
-    picture = re.search(r'(VG_100K(?:_2)?)/([^/]+)$', field(about, 'url', str))
-    if not picture:
-      raise BadExample('malformed record', f'the address {about["url"]!r:.80} of image {image}')
+    begin = (index - int(self._first[place])) * self.max_turns
+    image_id, rows = self._rows[place].image, self._rows[place].unpack()
+    entry = self._image_entries.get(image_id)
+    if entry is None:
+      raise BadExample(
+        'unknown image', f'image {image_id} does not have exactly one entry in image_data.json'
+      )
+    path = re.search(r'(VG_100K(?:_2)?)/([^/]+)$', field(entry, 'url', str))
+    if not path:
+      raise BadExample('malformed record', f'the URL {entry["url"]!r:.80} of image {image_id}')
+    folder, file_name = path.groups()
     size = tuple(
-      number(about.get(side), f'{side} of image {image}') for side in ('width', 'height')
+      number(entry.get(side), f'{side} of image {image_id}') for side in ('width', 'height')
     )
-    lists = _READ[self._task](rows[begin : begin + self._max_turns], rows)
+    annotation = _ANNOTATE[self.task](rows[begin : begin + self.max_turns], rows)
     return Item(
-      f'{self._names[place]}/{begin}',
-      self._folders[picture[1]] / picture[2],
-      {'size': size, **lists},
+      f'{self._ids[place]}/{begin}', self._folders[folder] / file_name, {'size': size, **annotation}
     )
 
+  def _in_split(self, image_id: int) -> bool:
+    is_val = image_id % _VAL_STEP == 0
+    return self.split == 'all' or (self.split == 'val') == is_val
 
-class _Packed:
-  """The rows of a picture as the bytes of their JSON, equal ones once."""
+  def _read_rows(self) -> list['_ImageRows']:
+    """Reads the rows of all images.
+
+    Entries without an id or without rows are filed under image 0, which does not exist.
+    """
+    name, key = _FILES[self.task]
+    path = self._find(f'{name}.json')
+    with Progress(what=f'visual_genome: {name}', unit='images') as progress:
+
+      def pack(entry: dict[str, Any]) -> Any:
+        image_id = _image_id(entry)
+        if isinstance(image_id, int) and isinstance(entry.get(key), list):
+          progress.update(1)
+          return _ImageRows(image_id, entry[key])
+        return {name: value for name, value in entry.items() if name not in _UNUSED}
+
+      entries = self._read_json(path, list, pack)
+    images = [
+      entry if isinstance(entry, _ImageRows) else _ImageRows(0, [entry]) for entry in entries
+    ]
+    return list({(rows.image, rows.data): rows for rows in images}.values())
+
+
+class _ImageRows:
+  """The rows of an image, packed as the bytes of their JSON. Equal rows are kept once.
+
+  Attributes:
+    image: image id.
+    count: number of rows.
+    data: JSON list of the rows.
+  """
 
   __slots__ = ('image', 'count', 'data')
 
-  def __init__(self, image: int, rows: list):
+  def __init__(self, image: int, rows: list[Any]) -> None:
     texts = list(dict.fromkeys(json.dumps(row, default=str) for row in rows))
-    self.image, self.count, self.data = image, len(texts), f'[{",".join(texts)}]'.encode()
+    self.image = image
+    self.count = len(texts)
+    self.data = f'[{",".join(texts)}]'.encode()
 
-  def rows(self) -> list:
+  def unpack(self) -> list[Any]:
     return json.loads(self.data)
 
 
-def _read_rows(root: Path, name: str, key: str) -> list[_Packed]:
-  """What a file says of each picture; entries without an id or rows stand for a picture 0, which there is not."""
-  path = find('visual_genome', root, f'{name}.json')
-  with Progress(what=f'visual_genome: {name}', unit='pictures') as bar:
-
-    def packed(entry: dict) -> Any:
-      image = entry.get('image_id', entry.get('id'))  # 'id' in the first release.
-      if isinstance(image, int) and isinstance(entry.get(key), list):
-        bar.update(1)
-        return _Packed(image, entry[key])
-      return {name: value for name, value in entry.items() if name not in _UNUSED}
-
-    rows = read_json('visual_genome', path, list, packed)
-  rows = [row if isinstance(row, _Packed) else _Packed(0, [row]) for row in rows]
-  return list({(row.image, row.data): row for row in rows}.values())
+def _image_id(entry: dict[str, Any]) -> Any:
+  return entry.get('image_id', entry.get('id'))  # 'id' in the first release.
 
 
-def _about(path: Path) -> dict[int, dict | None]:
-  """Image id -> its entry, None where two differ."""
-  result: dict[int, dict | None] = {}
-  for entry in read_json('visual_genome', path, list):
+def _entries_by_id(entries: list[Any]) -> dict[int, dict[str, Any] | None]:
+  """Image id -> its entry of image_data.json, None if two entries differ."""
+  result: dict[int, dict[str, Any] | None] = {}
+  for entry in entries:
     if isinstance(entry, dict):
-      image = entry.get('image_id', entry.get('id'))
-      if isinstance(image, int):
-        result[image] = entry if result.get(image, entry) == entry else None
+      image_id = _image_id(entry)
+      if isinstance(image_id, int):
+        result[image_id] = entry if result.get(image_id, entry) == entry else None
   return result
 
 
-def _folders(root: Path) -> dict[str, Path]:
-  """Where the two halves of the pictures are; of one that is not there, the pictures will be missing."""
-  find('visual_genome', root, *(place for folder in _FOLDERS for place in _places(folder)))
-  return {
-    folder: next(
-      (root / place for place in _places(folder) if (root / place).is_dir()), root / folder
-    )
-    for folder in _FOLDERS
-  }
-
-
-def _places(folder: str) -> tuple[str, ...]:
+def _folder_paths(folder: str) -> tuple[str, ...]:
   return folder, f'images/{folder}', f'images2/{folder}'
 
 
-def _regions(asked: list, rows: list) -> dict:
+def _find_folder(root: Path, folder: str) -> Path:
+  """The directory of one half of the images. If it is missing, so are its images."""
+  for path in _folder_paths(folder):
+    if (root / path).is_dir():
+      return root / path
+  return root / folder
+
+
+def _regions(asked: list[Any], rows: list[Any]) -> dict[str, Any]:
   del rows
-  return {
-    'objects': [
-      {
-        'id': name_of(row, 'region_id'),
-        'name': _words(row, 'phrase'),
-        'box': _box(row, 'width', 'height'),
-        'expressions': [_words(row, 'phrase')],
-      }
-      for row in asked
-    ]
-  }
-
-
-def _told(asked: list, rows: list) -> dict:
-  """Regions whose phrase no other region of the picture has."""
-  same = Counter(str(row.get('phrase')).lower() for row in rows if isinstance(row, dict))
-  regions = _regions(asked, rows)['objects']
-  alone = [region for region, row in zip(regions, asked) if same[str(row['phrase']).lower()] == 1]
-  if not alone:
-    raise BadExample(
-      'ambiguous expression', f'{regions[0]["name"]!r:.80} is said of several regions'
-    )
-  return {'objects': alone}
-
-
-def _relations(asked: list, rows: list) -> dict:
-  """The relations asked for, between their places in the list of all objects of the picture."""
-  places: dict[tuple, int] = {}
-
-  def place(thing: dict) -> int:
-    return places.setdefault((thing['id'], thing['name'], *thing['box']), len(places))
-
-  relations = [
-    {'subject': place(subject), 'predicate': predicate, 'object': place(other)}
-    for subject, predicate, other in map(_triple, asked)
+  objects = [
+    {
+      'id': id_field(row, 'region_id'),
+      'name': _words(row, 'phrase'),
+      'box': _box(row, 'width', 'height'),
+      'expressions': [_words(row, 'phrase')],
+    }
+    for row in asked
   ]
+  return {'objects': objects}
+
+
+def _unambiguous_regions(asked: list[Any], rows: list[Any]) -> dict[str, Any]:
+  """The regions whose phrase no other region of the image has."""
+  counts = Counter(str(row.get('phrase')).lower() for row in rows if isinstance(row, dict))
+  regions = _regions(asked, rows)['objects']
+  unambiguous = [
+    region for region, row in zip(regions, asked) if counts[str(row['phrase']).lower()] == 1
+  ]
+  if not unambiguous:
+    raise BadExample(
+      'ambiguous expression', f'{regions[0]["name"]!r:.80} is the phrase of several regions'
+    )
+  return {'objects': unambiguous}
+
+
+def _relations(asked: list[Any], rows: list[Any]) -> dict[str, Any]:
+  """The relations to ask about, between their indices in the list of all objects of the image."""
+  indices: dict[tuple[Any, ...], int] = {}
+
+  def index_of(thing: dict[str, Any]) -> int:
+    return indices.setdefault((thing['id'], thing['name'], *thing['box']), len(indices))
+
+  relations = []
+  for row in asked:
+    subject, predicate, other = _triple(row)
+    relations.append(
+      {'subject': index_of(subject), 'predicate': predicate, 'object': index_of(other)}
+    )
   for row in rows:
     try:
       subject, _, other = _triple(row)
     except BadExample:
-      continue  # Of another item, which says so.
-    place(subject), place(other)
-  return {
-    'objects': [{'id': name, 'name': text, 'box': list(box)} for name, text, *box in places],
-    'relations': relations,
-  }
+      continue  # It belongs to another item, which raises.
+    index_of(subject)
+    index_of(other)
+  objects = [{'id': key, 'name': name, 'box': list(box)} for key, name, *box in indices]
+  return {'objects': objects, 'relations': relations}
 
 
-def _triple(row: Any) -> tuple[dict, str, dict]:
+def _triple(row: Any) -> tuple[dict[str, Any], str, dict[str, Any]]:
+  """(subject, predicate, object)."""
   return (
     _thing(field(row, 'subject', dict)),
     _words(row, 'predicate').lower(),
@@ -207,32 +233,41 @@ def _triple(row: Any) -> tuple[dict, str, dict]:
   )
 
 
-def _thing(entry: dict) -> dict:
-  names = field(entry, 'names', list, [])  # Where the file has no 'name'.
+def _thing(entry: dict[str, Any]) -> dict[str, Any]:
+  names = field(entry, 'names', list, [])  # In the files without 'name'.
   name = _words({'name': names[0]} if names else entry, 'name')
-  return {'id': name_of(entry, 'object_id'), 'name': name, 'box': _box(entry, 'w', 'h')}
+  return {'id': id_field(entry, 'object_id'), 'name': name, 'box': _box(entry, 'w', 'h')}
 
 
-def _questions(asked: list, rows: list) -> dict:
+def _questions(asked: list[Any], rows: list[Any]) -> dict[str, Any]:
   del rows
-  return {
-    'questions': [
-      question(name_of(row, 'qa_id'), field(row, 'question', str), [_words(row, 'answer')])
-      for row in asked
-    ]
-  }
+  questions = [
+    question(id_field(row, 'qa_id'), field(row, 'question', str), [_words(row, 'answer')])
+    for row in asked
+  ]
+  return {'questions': questions}
 
 
-def _box(row: dict, width: str, height: str) -> list[float]:
+def _box(row: dict[str, Any], width: str, height: str) -> list[float]:
   return list(boxes.corners([number(row.get(key), key) for key in ('x', 'y', width, height)]))
 
 
 def _words(row: Any, key: str) -> str:
-  """A text without the full stop that some of them end with. Raises BadExample ('malformed record', 'empty answer')."""
+  """A text without the full stop at the end that some of them have.
+
+  Raises:
+    BadExample: 'malformed record', 'empty answer'.
+  """
   text = ' '.join(field(row, key, str).split()).rstrip(' .')
   if not text:
     raise BadExample('empty answer', f'{key!r} has no words in {row!r:.200}')
   return text
 
 
-_READ = {'rec': _told, 'reg': _regions, 'relation': _relations, 'vqa': _questions}
+# Task -> function of (rows to ask about, all rows of the image) that returns the annotation.
+_ANNOTATE = {
+  'rec': _unambiguous_regions,
+  'reg': _regions,
+  'relation': _relations,
+  'vqa': _questions,
+}

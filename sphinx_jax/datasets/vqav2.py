@@ -1,14 +1,16 @@
-"""VQAv2 and OKVQA: questions about COCO pictures, ten answers each.
+"""VQAv2 and OK-VQA: questions about COCO images, ten answers each.
 
-root/                                              or root/vqav2/ (root/okvqa/)
-  v2_OpenEnded_mscoco_train2014_questions.json     OKVQA: OpenEnded_mscoco_train2014_questions.json
-  v2_mscoco_train2014_annotations.json             OKVQA: mscoco_train2014_annotations.json
-  ... val2014 in the same way
-  v2_OpenEnded_mscoco_test2015_questions.json      and test-dev2015; their answers are hidden
-  train2014/COCO_train2014_000000000009.jpg        val2014/, test2015/: COCO's folders, here, in root/images, root/coco or
-                                                   root/../coco, or in the folder that the setting `images` names
+    root/                                              or root/vqav2/ (root/okvqa/)
+      v2_OpenEnded_mscoco_train2014_questions.json     OK-VQA: OpenEnded_mscoco_train2014_questions.json
+      v2_mscoco_train2014_annotations.json             OK-VQA: mscoco_train2014_annotations.json
+      ... the same for val2014
+      v2_OpenEnded_mscoco_test2015_questions.json      and test-dev2015; the answers are hidden
+      train2014/COCO_train2014_000000000009.jpg        val2014/, test2015/
 
-Licence: VQAv2's annotations CC BY 4.0, OKVQA's see its homepage; the pictures are under the terms of Flickr.
+COCO's image directories may be in root, root/images, root/coco or root/../coco, or in the directory
+that the setting `images` names.
+Licence: annotations of VQAv2 CC BY 4.0, of OK-VQA see the homepage; the images are under the terms of
+Flickr.
 Homepages: https://visualqa.org/download.html and https://okvqa.allenai.org
 """
 
@@ -17,62 +19,67 @@ from pathlib import Path
 from typing import Any
 
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.datasets.fields import field, name_of, texts
-from sphinx_jax.datasets.files import coco_folder, find, listed
+from sphinx_jax.datasets.fields import field, id_field, texts_field
+from sphinx_jax.datasets.files import coco_image_folder
 from sphinx_jax.datasets.qa import Questions, question
 
 
 class Vqav2(Questions):
-  """Questions with 'answer' (the files' multiple_choice_answer, else the most common) and all 'answers'."""
+  """Questions with the answer to train and all 'answers'.
 
+  The answer to train is the files' multiple_choice_answer or, if there is none, the most common one.
+
+  Settings:
+    images: directory of COCO's image directories, relative to root.
+  """
+
+  NAME = 'vqav2'
   TASKS = ('vqa',)
   SPLITS = ('train2014', 'val2014', 'test2015', 'test-dev2015')
-  _NAME, _PREFIX = 'vqav2', 'v2_'
+  PREFIX = 'v2_'
 
-  def __init__(self, root: Path, split: str, task: str, max_turns: int, images: str = ''):
-    del task
-    self._pictures = split.replace('test-dev', 'test')
-    self._folder = coco_folder(root, images, self._pictures)
-    super().__init__(self._NAME, self._records(root, split), max_turns)
-
-  def _records(self, root: Path, split: str) -> list[tuple[Any, dict[str, Any]]]:
-    """(a question, the annotations by question id) as the files have them."""
-    asked = self._listed(root, f'OpenEnded_mscoco_{split}_questions.json', 'questions')
-    answered: dict[str, Any] = {}
-    if not split.startswith('test'):
-      for annotation in self._listed(root, f'mscoco_{split}_annotations.json', 'annotations'):
+  def _open(self, *, images: str = '') -> None:
+    self._image_split = self.split.replace('test-dev', 'test')
+    self._folder = coco_image_folder(self.root, images, self._image_split)
+    questions = self._read_file(f'OpenEnded_mscoco_{self.split}_questions.json', 'questions')
+    annotations: dict[str, Any] = {}  # By question id.
+    if not self.split.startswith('test'):
+      for annotation in self._read_file(f'mscoco_{self.split}_annotations.json', 'annotations'):
         try:
-          answered.setdefault(name_of(annotation, 'question_id'), annotation)
+          annotations.setdefault(id_field(annotation, 'question_id'), annotation)
         except BadExample:
           continue  # Its question has no answer then, and is counted.
-    return [(record, answered) for record in asked]
+    self._set_records([(record, annotations) for record in questions])
 
-  def _listed(self, root: Path, file: str, key: str) -> list:
-    path = find(self._NAME, root, self._PREFIX + file, f'{self._NAME}/{self._PREFIX}{file}')
-    return listed(self._NAME, path, key, _lean)
+  def _read_file(self, file: str, key: str) -> list[Any]:
+    path = self._find(self.PREFIX + file, f'{self.NAME}/{self.PREFIX}{file}')
+    return self._read_json_list(path, key, _keep_answer_text)
 
-  def _read(self, record: tuple[Any, dict[str, Any]]) -> tuple[int, dict]:
-    asked, answered = record
-    number = name_of(asked, 'question_id')
-    annotation = answered.get(number, {})
-    return field(asked, 'image_id', int), question(
-      number,
+  def _read(self, record: tuple[Any, dict[str, Any]]) -> tuple[int, dict[str, Any]]:
+    asked, annotations = record
+    question_id = id_field(asked, 'question_id')
+    annotation = annotations.get(question_id, {})
+    image_id = field(asked, 'image_id', int)
+    entry = question(
+      question_id,
       field(asked, 'question', str),
-      texts(annotation, 'answers'),
+      texts_field(annotation, 'answers'),
       answer=field(annotation, 'multiple_choice_answer', str, None) or None,
     )
+    return image_id, entry
 
-  def _image(self, picture: int) -> Path:
-    return self._folder / f'COCO_{self._pictures}_{picture:012d}.jpg'
+  def _image(self, image: int) -> Path:
+    return self._folder / f'COCO_{self._image_split}_{image:012d}.jpg'
 
 
-def _lean(value: dict) -> Any:
-  """Of an annotator's answer the text alone: there are 4 million of them, and few different ones."""
+def _keep_answer_text(value: dict[str, Any]) -> Any:
+  """Replaces an annotator's answer by its text: there are 4 million, and few different ones."""
   return sys.intern(value['answer']) if isinstance(value.get('answer'), str) else value
 
 
 class OkVqa(Vqav2):
-  """Questions that need knowledge of the world, in VQAv2's form."""
+  """Questions that need outside knowledge, in VQAv2's format."""
 
+  NAME = 'okvqa'
   SPLITS = ('train2014', 'val2014')
-  _NAME, _PREFIX = 'okvqa', ''
+  PREFIX = ''

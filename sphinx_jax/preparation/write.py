@@ -19,10 +19,12 @@ from typing import Any
 
 from etils import epath
 
-from sphinx_jax.core import errors, tensorflow as quiet_tensorflow
+from sphinx_jax.core import errors, renames, tensorflow as quiet_tensorflow
 from sphinx_jax.data import images
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.datasets import FAMILIES, family as base, parts
+from sphinx_jax.datasets import FAMILIES
+from sphinx_jax.datasets.family import Family, Item
+from sphinx_jax.datasets.files import read_image
 
 FILE = 'build.json'
 DOING = '.building'  # Reports of the finished shards of an unfinished split.
@@ -33,7 +35,7 @@ class Build:
   """What is built.
 
   Attributes:
-    source: name in FAMILIES; root, split, task, max_turns: see `sources.base.Family`.
+    source: name in FAMILIES; root, split, task, max_turns: see `datasets.family.Family`.
     settings: of the family, as the text of a JSON object.
     output: folder, local or what etils.epath can write (gs://).
     name: of the TFDS dataset.
@@ -80,18 +82,19 @@ def make(
   shard: int = 2000,
 ) -> Build:
   """A Build with the family's own defaults. Raises SphinxError for unknown names and a name that TFDS does not take."""
+  source = renames.source(source)
   family = FAMILIES[source]
   name = name or source.replace('+', '_plus')
   if not re.fullmatch(r'[a-z][a-z0-9_]*', name):
     raise errors.make(
       'name', repr(name), 'small letters, digits and _, as TFDS takes them', 'choose another'
     )
-  if source == 'built':
-    raise errors.make('source', "'built'", 'the dataset itself', 'copy the folder')
+  if source == 'array_record':
+    raise errors.make('source', "'array_record'", 'the dataset itself', 'copy the folder')
   return Build(
     source,
     str(root),
-    split or family.SPLITS[0],
+    split or family.default_split(),
     task or family.TASKS[0],
     str(output),
     name,
@@ -108,27 +111,20 @@ def plan(build: Build) -> list[Shard]:
     SphinxError: the family cannot be opened.
   """
   family, settings = FAMILIES[build.source], json.loads(build.settings)
-  if hasattr(family, 'PATTERN'):
-    base.check_family(family, build.source, Path(build.root), build.split, build.task)
-    found = parts.each(build.source, Path(build.root), settings, family.PATTERN)
-    each = [json.dumps(part, sort_keys=True) for part in found]
-    return [Shard(number, len(each), part) for number, part in enumerate(each)]
+  if family.PATTERN is not None:
+    root = Path(build.root)
+    family.check(root, build.split, build.task, settings)
+    parts = [json.dumps(part, sort_keys=True) for part in family.settings_per_file(root, settings)]
+    return [Shard(number, len(parts), part) for number, part in enumerate(parts)]
   items = len(_opened(build, build.settings))
   ranges = [(begin, min(begin + build.shard, items)) for begin in range(0, items, build.shard)]
   return [Shard(number, len(ranges), build.settings, *both) for number, both in enumerate(ranges)]
 
 
 @functools.lru_cache(1)
-def _opened(build: Build, settings: str) -> base.Family:
-  return base.open_family(
-    FAMILIES[build.source],
-    build.source,
-    Path(build.root),
-    build.split,
-    build.task,
-    build.max_turns,
-    json.loads(settings),
-  )
+def _opened(build: Build, settings: str) -> Family:
+  family = FAMILIES[build.source]
+  return family(Path(build.root), build.split, build.task, build.max_turns, **json.loads(settings))
 
 
 def features() -> Any:
@@ -206,7 +202,7 @@ def _write(build: Build, shard: Shard, path: str, advance: Callable[[int], None]
   skipped, first, records, begin, end, damaged = Counter(), {}, 0, 0, 0, {}
   try:
     family = _opened(build, shard.settings)
-    damaged = dict(getattr(family, 'broken', {}))
+    damaged = dict(family.broken)
     begin, end = shard.begin, len(family) if shard.end is None else shard.end
   except errors.SphinxError as error:
     if shard.end is not None:
@@ -243,11 +239,11 @@ def _serializer() -> Callable[[dict], bytes]:
   return serialized
 
 
-def _record(item: base.Item) -> dict:
+def _record(item: Item) -> dict:
   """Raises BadExample for a picture that cannot be decoded: a build looks at all of it, so that training need not fail."""
   data, size = b'', (0, 0)
   if item.image is not None:
-    data = base.read_image(item.id, item.image)
+    data = read_image(item.id, item.image)
     height, width = images.decode(data).shape[:2]
     size = width, height
   return {

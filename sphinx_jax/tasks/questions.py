@@ -22,6 +22,11 @@ CHOICE_INSTRUCTIONS = (
   '{}\nAnswer with a letter.',
 )
 
+# The official evaluation's prompt for VizWiz, where many questions cannot be answered.
+UNANSWERABLE_INSTRUCTION = base.SHORT_ANSWER.replace(
+  '{}', "{} When the provided information is insufficient, respond with 'Unanswerable'."
+)
+
 # VQA's ten annotators answer each for themselves; fewer answers are ways to say the same (DocVQA).
 ANNOTATORS = 10
 _LETTER = re.compile(r'\s*\(?([A-Z])\)?\s*(?:[.:)].*)?', re.DOTALL | re.IGNORECASE)

@@ -192,7 +192,7 @@ TREES = {
     plain_text,
     _tasks('plain_text', 'text') + _tasks('plain_text', 'text', document='paragraph'),
   ),
-  'built': (built, _tasks('built', 'detection')),
+  'array_record': (built, _tasks('array_record', 'detection')),
   'jsonl': (
     jsonl,
     [

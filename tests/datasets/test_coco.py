@@ -263,11 +263,11 @@ def test_odd_pictures(tmp_path, data, reason):
   'text, words',
   [
     (None, 'none of annotations/instances_train2017.json'),
-    ('', 'no JSON'),
-    ('{"images": [', 'no JSON'),
+    ('', 'not JSON'),
+    ('{"images": [', 'not JSON'),
     ('[]', 'a list in'),
     ('{"images": [], "annotations": {}}', "no list 'annotations'"),
-    ('[' * 100_000, 'no JSON'),
+    ('[' * 100_000, 'not JSON'),
   ],
 )
 def test_wrong_files_are_named(tmp_path, text, words):

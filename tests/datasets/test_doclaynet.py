@@ -79,7 +79,7 @@ def test_wrong_trees_are_named(tmp_path):
   with pytest.raises(errors.SphinxError, match='none of COCO/test.json'):
     opened(root, 'test')
   (root / 'COCO/train.json').write_text('')
-  with pytest.raises(errors.SphinxError, match='no JSON'):
+  with pytest.raises(errors.SphinxError, match='not JSON'):
     opened(root)
   with pytest.raises(errors.SphinxError, match='does not read text'):
     layout(tmp_path, []), opened(root, mirror=0.5)

@@ -18,13 +18,13 @@ from sphinx_jax import datasets as sources
 from sphinx_jax.core.errors import SphinxError
 from sphinx_jax.data import tokenizer as tokenizers
 from sphinx_jax.data.dialog import Template
-from sphinx_jax.data.pipeline import Pipeline
+from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
 from sphinx_jax.data.record import BadExample, Record, Source
 from tests.datasets.fuzz_trees import TREES
 
 CASES = 16  # of each family
 TOKENIZER = tokenizers.load(pathlib.Path(__file__).parents[1] / 'golden/tokenizer.model')
-BATCH = {'size': 4, 'seq_len': 512, 'images': 4, 'window': 16}
+BATCH = {'batch_size': 4, 'seq_len': 512, 'slots': 4, 'window': 16}
 ODD = (
   None,
   True,
@@ -192,9 +192,8 @@ def test_harmed_trees_are_told_or_counted(name, tmp_path, caplog):
     opened.append(source)
   assert len(opened) + refused == CASES and len(opened) >= CASES // 5
   records = All(opened)
-  pipeline = Pipeline(
-    {'all': records}, {'all': 1.0}, TOKENIZER, Template(''), BATCH, 5, 28, max_skipped=1.0
-  )
+  config = PipelineConfig(**BATCH, visual_tokens=5, image_size=28, max_skipped=1.0)
+  pipeline = Pipeline({'all': records}, {'all': 1.0}, TOKENIZER, Template(''), config)
   seen = 0
   with pipeline.batches(examples=len(records)) as batches:
     for batch, _ in batches:

@@ -5,7 +5,7 @@ import pytest
 from sphinx_jax import datasets as sources
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.datasets.lvis import plain
+from sphinx_jax.datasets.lvis import plain_name
 from tests.datasets import layouts, pictures
 
 NAMES = (
@@ -49,7 +49,7 @@ def bad(source, index):
   ],
 )
 def test_names_lose_their_sense(name, text):
-  assert plain(name) == text
+  assert plain_name(name) == text
 
 
 def test_objects_classes_and_what_is_known_of_the_others(tmp_path):

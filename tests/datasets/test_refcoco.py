@@ -192,7 +192,7 @@ def test_texts_of_python_2_are_read(tmp_path):
     b'(lp0\n(dp1\nS"sent"\np2\nS"caf\\xc3\\xa9"\np3\nsS"tokens"\nc__builtin__\nset\n((lp4\nS"a"\natRs'
     b'S"n"\nL12L\nsa.'
   )
-  assert refcoco.read_pickle('refcoco', path) == [{'sent': 'café', 'tokens': {'a'}, 'n': 12}]
+  assert refcoco.read_pickle("source 'refcoco'", path) == [{'sent': 'café', 'tokens': {'a'}, 'n': 12}]
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_words_0_keeps_documents_whole(tmp_path):
 
 def test_text_without_spaces_is_cut_too():
   line = '文' * 5000
-  count = text.pieces(len(line.encode()), 256)
+  count = text.piece_count(len(line.encode()), 256)
   cut = [text.piece(line, i, count) for i in range(count)]
   assert count == 10 and ''.join(cut) == line and max(map(len, cut)) <= 501
   line = 'a b' * 40

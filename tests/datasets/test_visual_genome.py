@@ -273,9 +273,9 @@ def test_trees_in_use_and_pictures_that_are_missing(tmp_path):
   [
     ('region_descriptions', None, 'none of region_descriptions.json'),
     ('image_data', None, 'none of image_data.json'),
-    ('region_descriptions', '[{"id": 1', 'no JSON'),
+    ('region_descriptions', '[{"id": 1', 'not JSON'),
     ('region_descriptions', '{"id": 1, "regions": []}', 'expected a list'),
-    ('image_data', '', 'no JSON'),
+    ('image_data', '', 'not JSON'),
   ],
 )
 def test_wrong_files_are_named(tmp_path, name, text, words):

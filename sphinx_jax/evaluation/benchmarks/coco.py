@@ -16,7 +16,7 @@ from typing import Any
 
 from sphinx_jax.core import boxes, coordinates
 from sphinx_jax.datasets import files
-from sphinx_jax.datasets.family import grouped
+from sphinx_jax.datasets.fields import group_by
 from sphinx_jax.evaluation.benchmarks.benchmark import Question, field, rows
 
 
@@ -110,7 +110,7 @@ def _pictures(
   name: str, value: dict, path: Path
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
   """Every picture of a file with its annotations."""
-  groups = grouped(
+  groups = group_by(
     rows(name, value, 'annotations', path), lambda row: field(name, row, 'image_id', path)
   )
   found = {group[0]['image_id']: group for group in groups}

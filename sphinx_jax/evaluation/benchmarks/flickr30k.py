@@ -7,15 +7,13 @@ from pathlib import Path
 
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.datasets import FAMILIES, family as sources
+from sphinx_jax.datasets.flickr30k_entities import Flickr30kEntities
 from sphinx_jax.evaluation.benchmarks.benchmark import Question
 
 
 def read(name: str, root: Path, prompt: str, folder: str, split: str) -> list[Question]:
   """The phrases of a split; folder is the root of the data set. Raises SphinxError for missing or wrong files."""
-  family = sources.open_family(
-    FAMILIES['flickr30k_entities'], 'flickr30k_entities', root / folder, split, 'grounded_caption'
-  )
+  family = Flickr30kEntities(root / folder, split, 'grounded_caption')
   questions = []
   for index in range(len(family)):
     try:

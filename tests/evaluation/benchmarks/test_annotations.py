@@ -140,7 +140,7 @@ def test_a_missing_annotation_file_is_named(tmp_path):
   [
     ([], 'no question'),
     ({}, 'a dict'),
-    ('{', 'no JSON'),
+    ('{', 'not JSON'),
     ([{'image_path': 'a.jpg'}], "without 'question'"),
     (['text'], 'without'),
   ],
