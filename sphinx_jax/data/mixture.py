@@ -1,4 +1,7 @@
-"""From what a config says of sampling to the law of the task mix: shares by a rule, stages, mean lengths; and its table."""
+"""Builds the task mixture from `config.sampling`: shares, stages and mean lengths.
+
+It also formats the mixture as a table.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -6,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sphinx_jax.core import errors
+from sphinx_jax.core import errors, text
 from sphinx_jax.core.progress import Progress
-from sphinx_jax.data.record import BadExample
+from sphinx_jax.data.record import BadExample, Source
 from sphinx_jax.mix import tasks
 
-BLOCK = 1024  # positions in which the shares of tasks are exact
-MEASURED = 64  # examples of each task that are read for its mean length
+BLOCK = 1024  # Positions in which the shares of tasks are exact.
+MEASURED = 64  # Examples of each task that are read for its mean length.
 SETTINGS = ('by', 'temperature', 'stages')
 
 
@@ -20,10 +23,11 @@ class Sampling(NamedTuple):
   """The mixture of a run.
 
   Attributes:
-    mixture: the law.
-    names, sources: of the tasks and of what feeds them.
-    weights: as the config has them, of the first stage.
-    tokens: mean positions of an example of each task; None where the rule does not need them.
+    mixture: the order of examples.
+    names: task names.
+    sources: name of each task's source.
+    weights: weights of the first stage, as in the config.
+    tokens: mean positions of an example of each task; None if the rule does not need them.
   """
 
   mixture: tasks.Mixture
@@ -33,62 +37,52 @@ class Sampling(NamedTuple):
   tokens: tuple[float, ...] | None
 
   def table(self, position: int = 0) -> str:
-    """Task, source, examples, weight, share of the examples in each stage, mean tokens, epochs before `position`.
+    """The mixture as a text table.
+
+    Columns: task, source, examples, weight, share of the examples in each stage, mean tokens if
+    measured, epochs before `position`.
 
     Args:
-      position: in the order of examples.
+      position: position in the order of examples.
     """
-    later = [f'from {begin:,}' for begin, _, _ in self.mixture.stages[1:]]
-    measured = ['tokens'] if self.tokens else []
-    lines = [['task', 'source', 'examples', 'weight', 'share', *later, *measured, 'epochs']]
-    for i, (name, epochs) in enumerate(zip(self.names, self.mixture.epochs(position))):
+    later_stages = [f'from {begin:,}' for begin, _, _ in self.mixture.stages[1:]]
+    tokens_header = ['tokens'] if self.tokens else []
+    header = ['task', 'source', 'examples', 'weight', 'share', *later_stages, *tokens_header]
+    rows = [[*header, 'epochs']]
+    epochs = self.mixture.epochs(position)
+    for i, name in enumerate(self.names):
+      examples, weight = f'{self.mixture.sizes[i]:,}', f'{self.weights[i]:g}'
       shares = [f'{counts[i] / self.mixture.block:.3f}' for _, _, counts in self.mixture.stages]
       tokens = [f'{self.tokens[i]:.0f}'] if self.tokens else []
-      lines.append(
-        [
-          name,
-          self.sources[i],
-          f'{self.mixture.sizes[i]:,}',
-          f'{self.weights[i]:g}',
-          *shares,
-          *tokens,
-          f'{epochs:.2f}',
-        ]
-      )
-    widths = [max(len(cell) for cell in column) for column in zip(*lines)]
-    return '\n'.join(
-      '  '.join(
-        cell.rjust(width) if i > 1 else cell.ljust(width)
-        for i, (cell, width) in enumerate(zip(line, widths))
-      )
-      for line in lines
-    )
+      rows.append([name, self.sources[i], examples, weight, *shares, *tokens, f'{epochs[i]:.2f}'])
+    return text.table(rows, align='ll' + 'r' * (len(rows[0]) - 2))
 
 
-def make(
-  sources: Mapping[str, Any],
+def make_sampling(
+  sources: Mapping[str, Source],
   weights: Mapping[str, float],
   seed: int,
   settings: Mapping[str, Any] | None,
   caps: Mapping[str, float] | None,
-  length: Callable[[int, int], int],
+  measure: Callable[[int, int], int],
   threads: int,
 ) -> Sampling:
-  """The mixture of opened sources.
+  """Builds the mixture of opened sources.
 
   Args:
-    sources: task name -> source (`len`, `name`).
+    sources: task name -> source.
     weights: task name -> weight.
-    seed: of the order.
-    settings: {by, temperature, stages} of the config, or None: weights are shares of examples. `by` is a rule of
-      `mix.tasks.shares`; stages ((position, {task: weight}), ...) say which weights are other ones from a position of the
-      order of examples on, and tasks that one does not name keep theirs.
-    caps: task name -> most examples that count, by 'temperature'.
-    length: (task, example) -> positions that it takes; raises BadExample.
-    threads: that read, where lengths are measured.
+    seed: seed of the order.
+    settings: `config.sampling`, {by, temperature, stages}. None: weights are shares of examples.
+      `by` is a rule of `mix.tasks.shares`. `stages` is ((position, {task: weight}), ...): the
+      weights from a position in the order of examples on. Tasks that a stage does not name keep
+      their weight.
+    caps: task name -> largest number of examples that counts under the rule 'temperature'.
+    measure: (task, example) -> positions that the example takes. It may raise BadExample.
+    threads: threads that read if lengths are measured.
 
   Raises:
-    SphinxError: settings, weights or sizes that do not fit; a task of which nothing can be read, where that is measured.
+    SphinxError: settings, weights or sizes do not fit, or no example of a task can be measured.
   """
   settings, caps, names = dict(settings or {}), dict(caps or {}), tuple(sources)
   for setting in settings:
@@ -96,45 +90,37 @@ def make(
       raise errors.unknown('setting of sampling', setting, SETTINGS)
   rule, temperature = settings.get('by', 'examples'), settings.get('temperature', 1.0)
   if rule != 'temperature' and (caps or temperature != 1):
+    unused = f'caps of {sorted(caps)}' if caps else f'temperature {temperature:g}'
     raise errors.make(
       'sampling',
-      f"by '{rule}' with {f'caps of {sorted(caps)}' if caps else f'temperature {temperature:g}'}",
-      "by 'temperature', which alone reads them",
+      f"by '{rule}' with {unused}",
+      "by 'temperature', the only rule that uses them",
       "set sampling.by to 'temperature' or leave them out",
     )
   stages = _stages(weights, settings.get('stages', ()), names)
   sizes = [len(source) for source in sources.values()]
+  source_names = tuple(source.name for source in sources.values())
   labels = [
-    name if source.name == name else f'{name} ({source.name})' for name, source in sources.items()
+    name if name == source_name else f'{name} ({source_name})'
+    for name, source_name in zip(names, source_names)
   ]
 
-  def law(rule: str, tokens: Sequence[float] | None = None) -> tasks.Mixture:
-    capped = [caps.get(name) for name in names]
+  def make_mixture(rule: str, tokens: Sequence[float] | None = None) -> tasks.Mixture:
+    task_caps = [caps.get(name) for name in names]
     shares = [
-      (position, tasks.shares(rule, these, sizes, tokens, temperature, capped, labels))
-      for position, these in stages
+      (begin, tasks.shares(rule, stage_weights, sizes, tokens, temperature, task_caps, labels))
+      for begin, stage_weights in stages
     ]
-    return tasks.Mixture(shares[0][1], sizes, seed, BLOCK, labels, shares[1:])
+    (_, first), *later = shares
+    return tasks.Mixture(first, sizes, seed, BLOCK, labels, later)
 
+  _, first_weights = stages[0]
   if rule != 'tokens':
-    return Sampling(
-      law(rule), names, tuple(source.name for source in sources.values()), stages[0][1], None
-    )
-  law('examples')  # What is wrong with weights and sizes is said before anything is read.
-  tokens = _mean_lengths(
-    labels,
-    sizes,
-    [any(these[i] for _, these in stages) for i in range(len(names))],
-    length,
-    threads,
-  )
-  return Sampling(
-    law(rule, tokens),
-    names,
-    tuple(source.name for source in sources.values()),
-    stages[0][1],
-    tokens,
-  )
+    return Sampling(make_mixture(rule), names, source_names, first_weights, tokens=None)
+  make_mixture('examples')  # Reports wrong weights and sizes before anything is read.
+  used = [any(stage_weights[i] for _, stage_weights in stages) for i in range(len(names))]
+  tokens = _mean_lengths(labels, sizes, used, measure, threads)
+  return Sampling(make_mixture(rule, tokens), names, source_names, first_weights, tokens)
 
 
 def _stages(
@@ -142,55 +128,68 @@ def _stages(
   changes: Sequence[tuple[int, Mapping[str, float]]],
   names: Sequence[str],
 ) -> list[tuple[int, tuple[float, ...]]]:
-  """(position, the weights of all tasks) of every stage, the first at 0."""
-  now = dict(weights)
-  stages = [(0, tuple(now[name] for name in names))]
+  """(first position, weights of all tasks) of every stage, the first at position 0."""
+  current = dict(weights)
+  stages = [(0, tuple(current[name] for name in names))]
   for position, changed in changes:
     for name in changed:
-      if name not in now:
+      if name not in current:
         raise errors.unknown(f'task of the stage at {position:,}', name, names)
-    now |= dict(changed)
-    stages.append((position, tuple(now[name] for name in names)))
+    current |= dict(changed)
+    stages.append((position, tuple(current[name] for name in names)))
   return stages
 
 
 def _mean_lengths(
-  names: Sequence[str],
+  labels: Sequence[str],
   sizes: Sequence[int],
-  wanted: Sequence[bool],
-  length: Callable[[int, int], int],
+  used: Sequence[bool],
+  measure: Callable[[int, int], int],
   threads: int,
 ) -> tuple[float, ...]:
-  """Mean length of examples spread over each source: a function of the files alone, the same on every host."""
+  """Measures the mean length of examples of each task.
 
-  def measure(task: int, index: int) -> int | BadExample:
+  The examples are spread evenly over a source, so the result depends on the files alone and is the
+  same on every host.
+
+  Args:
+    labels: task names for messages.
+    sizes: number of examples of each task.
+    used: whether the task has weight in any stage. The mean of unused tasks is 0.
+    measure: (task, example) -> positions.
+    threads: threads that read.
+
+  Raises:
+    SphinxError: no example of a used task can be read.
+  """
+
+  def measure_or_error(entry: tuple[int, int]) -> int | BadExample:
     try:
-      return length(task, index)
+      return measure(*entry)
     except BadExample as error:
       return error
 
-  entries = [
-    (task, i * size // min(size, MEASURED))
-    for task, size in enumerate(sizes)
-    if wanted[task]
-    for i in range(min(size, MEASURED))
-  ]
+  entries = []
+  for task, size in enumerate(sizes):
+    count = min(size, MEASURED)
+    if used[task]:
+      entries += [(task, i * size // count) for i in range(count)]
+  lengths: list[list[int]] = [[] for _ in labels]
+  unreadable: list[list[BadExample]] = [[] for _ in labels]
   with ThreadPoolExecutor(threads, thread_name_prefix='sphinx_jax measure') as pool:
-    found = list(
-      Progress(
-        pool.map(measure, *zip(*entries)), total=len(entries), what='mean lengths', unit='example'
-      )
-    )
-  means = []
-  for task, name in enumerate(names):
-    mine = [result for (of, _), result in zip(entries, found) if of == task]
-    readable = [result for result in mine if not isinstance(result, BadExample)]
-    if mine and not readable:
+    measured = pool.map(measure_or_error, entries)
+    results = list(Progress(measured, total=len(entries), what='mean lengths', unit='example'))
+  for (task, _), result in zip(entries, results):
+    if isinstance(result, BadExample):
+      unreadable[task].append(result)
+    else:
+      lengths[task].append(result)
+  for label, good, bad in zip(labels, lengths, unreadable):
+    if bad and not good:
       raise errors.make(
-        f"task '{name}'",
-        f'none readable of {len(mine)} examples looked at ({mine[0].message})',
-        'some, to measure their tokens',
-        'check its files',
+        f"task '{label}'",
+        f'none readable of {len(bad)} examples looked at ({bad[0].message})',
+        'at least one, to measure the tokens of the task',
+        'check the files of its source',
       )
-    means.append(float(np.mean(readable)) if readable else 0.0)
-  return tuple(means)
+  return tuple(float(np.mean(good)) if good else 0.0 for good in lengths)

@@ -1,4 +1,4 @@
-"""Examples of different lengths -> full rows of the batch contract (core/batch.py)."""
+"""Packs examples of different lengths into the rows of a batch (core/batch.py)."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -6,29 +6,30 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from sphinx_jax.core import batch as contract, errors
+from sphinx_jax.core import batch as batch_contract, errors
 from sphinx_jax.data import images
 from sphinx_jax.data.record import BadExample
 
-# How much an example's n trained tokens weigh together: n, sqrt(n) or 1 (times a constant). Answers go from one token to
-# hundreds, so with 'token' the long ones (poses, layouts) decide nearly everything.
+# Total weight of an example with n label tokens: proportional to n, sqrt(n) or 1. Answers have from
+# one to hundreds of tokens, so with 'token' the long ones (poses, layouts) dominate the loss.
 LOSS_WEIGHTING = {'token': 0.0, 'sqrt': 0.5, 'example': 1.0}
-# An example of this many trained tokens keeps weight 1 a token; near the mean weight of 1 for answers of 1 to 250 tokens.
+# An example with this many label tokens keeps weight 1 per token. For answers of 1 to 250 tokens
+# the mean weight is then near 1.
 _USUAL_ANSWER = 48
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """A tokenised example.
+  """A tokenized example.
 
   Attributes:
     ids: int32[n], BOS first.
     weights: float32[n], weight of predicting each id.
-    image: encoded file, or None; its visual tokens stand between BOS and the text.
+    image: encoded file, or None. Its visual tokens stand between BOS and the text.
     task: index of the task in the mixture.
-    id: for log lines.
-    position: in the global order of examples.
-    mirrored: whether the picture is shown left for right.
+    id: shown in log lines.
+    position: position in the global order of examples.
+    mirrored: whether the image is flipped left to right.
   """
 
   ids: np.ndarray
@@ -40,40 +41,47 @@ class Example:
   mirrored: bool = False
 
   def length(self, visual_tokens: int) -> int:
-    """Positions that the example takes in a row."""
+    """The number of positions that the example takes in a row."""
     return len(self.ids) + (visual_tokens if self.image is not None else 0)
 
 
+def check_loss_weighting(loss_weighting: str) -> None:
+  """Raises SphinxError unless the name is a rule of `LOSS_WEIGHTING`."""
+  if loss_weighting not in LOSS_WEIGHTING:
+    raise errors.unknown('loss weighting', loss_weighting, LOSS_WEIGHTING)
+
+
 def weigh(weights: np.ndarray, loss_weighting: str) -> np.ndarray:
-  """Scales an example's 0/1 label weights float32[n] by a rule of `LOSS_WEIGHTING`.
+  """Scales the 0/1 label weights of an example, float32[n], by a rule of `LOSS_WEIGHTING`.
 
   Raises:
     SphinxError: an unknown rule.
   """
-  if loss_weighting not in LOSS_WEIGHTING:
-    raise errors.unknown('loss weighting', loss_weighting, LOSS_WEIGHTING)
-  return weights * np.float32(
-    (_USUAL_ANSWER / max(weights.sum(), 1.0)) ** LOSS_WEIGHTING[loss_weighting]
-  )
+  check_loss_weighting(loss_weighting)
+  labels = max(weights.sum(), 1.0)
+  return weights * np.float32((_USUAL_ANSWER / labels) ** LOSS_WEIGHTING[loss_weighting])
 
 
 def plan(
-  lengths: Sequence[int], has_image: Sequence[bool], length: int, images: int
+  lengths: Sequence[int], has_image: Sequence[bool], seq_len: int, slots: int
 ) -> list[list[int]]:
-  """Packs a window of examples into rows: each begins with the longest that is left and is filled as full as can be.
+  """Packs a window of examples into rows.
+
+  Each row begins with the longest remaining example and is filled as full as possible.
 
   Args:
-    lengths: positions of each example, none above `length`.
-    has_image: whether it needs one of the row's image slots.
-    length: positions of a row (T).
-    images: image slots of a row (N).
+    lengths: positions of each example, at most `seq_len`.
+    has_image: whether the example needs an image slot.
+    seq_len: positions of a row (T).
+    slots: image slots of a row (N).
 
   Returns:
-    The rows, each a list of example numbers in their order; rows in the order of their first example, so that what
-    reaches a batch early does not depend on its length.
+    The rows, each a sorted list of example numbers. Rows are in the order of their first example,
+    so that what reaches a batch early does not depend on its length.
   """
-  # Text alone goes into any row, so it is kept for what images leave; otherwise examples are taken as they come, which
-  # keeps the kinds that are left as mixed as those that are used. Short ones alone would not fill rows.
+  # Examples without an image fit into any row, so they fill what examples with images leave over.
+  # Otherwise examples are taken in their order, which keeps the remaining examples as mixed as the
+  # used ones. Taking short ones first would leave rows that cannot be filled.
   left = sorted(range(len(lengths)), key=lambda i: (not has_image[i], i))
   longest = sorted(left, key=lambda i: -lengths[i])
   placed = np.zeros(len(lengths), bool)
@@ -83,7 +91,8 @@ def plan(
       continue
     placed[first] = True
     left = [i for i in left if not placed[i]]
-    more = _fill(left, lengths, has_image, length - lengths[first], images - bool(has_image[first]))
+    space, free_slots = seq_len - lengths[first], slots - int(has_image[first])
+    more = _fill(left, lengths, has_image, space, free_slots)
     placed[more] = True
     rows.append(sorted([first, *more]))
   return sorted(rows)
@@ -94,18 +103,20 @@ def _fill(
   lengths: Sequence[int],
   has_image: Sequence[bool],
   space: int,
-  images: int,
+  slots: int,
 ) -> list[int]:
-  """The examples that fill `space` positions best with at most so many images; of equal ones, those with more images.
+  """Returns the candidates that fill `space` positions best with at most `slots` images.
 
-  A subset sum: bit s of reachable[k] says that some of the examples so far have k images and s positions together. Python's
-  integers are the fastest bitsets at hand.
+  Among equally full choices, those with more images win.
+
+  This is a subset sum. Bit s of reachable[k] is set if some of the examples so far have k images
+  and s positions in total. Python's integers are the fastest bitsets at hand.
   """
   inside, full = (1 << space + 1) - 1, 1 << space
-  reachable, steps = [1] + [0] * images, []
+  reachable, steps = [1] + [0] * slots, []
   for i in candidates:
     n = lengths[i]
-    if n > space or (has_image[i] and not images):
+    if n > space or (has_image[i] and not slots):
       continue
     steps.append((i, reachable))
     taken = [sums << n & inside for sums in reachable]
@@ -117,77 +128,87 @@ def _fill(
   used, count = max((sums.bit_length() - 1, k) for k, sums in enumerate(reachable))
   chosen = []
   for i, before in reversed(steps):
-    if not before[count] >> used & 1:  # Only with this one.
+    if not before[count] >> used & 1:  # Not reachable without this one.
       chosen.append(i)
-      used, count = used - lengths[i], count - bool(has_image[i])
+      used, count = used - lengths[i], count - int(has_image[i])
   return chosen
 
 
-def decode(
-  rows: Sequence[Sequence[Example]], size: int, pool: Executor | None = None
+def decode_images(
+  rows: Sequence[Sequence[Example]], image_size: int, pool: Executor | None = None
 ) -> Iterator[np.ndarray | BadExample | None]:
-  """The pixels of every example, uint8[size,size,3], row by row; None where it has no image, the error of a bad one.
+  """Decodes the images of all examples, row by row.
 
-  With a pool they are read ahead: the work is handed over at once, the results come as they are asked for.
+  Args:
+    rows: the examples of each row.
+    image_size: edge of the square images in pixels.
+    pool: decodes ahead of the caller: all work is submitted now.
+
+  Returns:
+    One item per example: uint8[image_size,image_size,3], None without an image, or the error of an
+    unreadable one.
   """
 
-  def pixels(example: Example) -> np.ndarray | BadExample | None:
+  def decode(example: Example) -> np.ndarray | BadExample | None:
+    if example.image is None:
+      return None
     try:
-      return None if example.image is None else images.square(example.image, size, example.mirrored)
+      return images.square(example.image, image_size, example.mirrored)
     except BadExample as error:
       return error
 
-  return iter((pool.map if pool else map)(pixels, [example for row in rows for example in row]))
+  examples = [example for row in rows for example in row]
+  return pool.map(decode, examples) if pool else map(decode, examples)
 
 
 def assemble(
   rows: Sequence[Sequence[Example]],
-  length: int,
+  seq_len: int,
   slots: int,
-  size: int,
+  image_size: int,
   visual_tokens: int,
-  bad: Callable[[Example, BadExample], None],
+  report_bad: Callable[[Example, BadExample], None],
   pixels: Iterable[np.ndarray | BadExample | None] | None = None,
 ) -> dict[str, np.ndarray]:
   """Builds a batch.
 
   Args:
-    rows: the examples of each row (B), as `plan` chose them; an empty row becomes padding.
-    length: positions of a row (T).
+    rows: the examples of each row (B), as chosen by `plan`. An empty row becomes padding.
+    seq_len: positions of a row (T).
     slots: image slots of a row (N).
-    size: pixels of the square images (Y = X).
-    visual_tokens: tokens of one image.
-    bad: told of every example whose image cannot be read; its place in the row stays padding.
-    pixels: what `decode` gives for the rows, where it was begun before.
+    image_size: edge of the square images in pixels (Y = X).
+    visual_tokens: visual tokens of one image.
+    report_bad: called with every example whose image cannot be read. Its positions stay padding.
+    pixels: result of `decode_images` for the rows. None: decode them here.
 
   Returns:
     The batch of core/batch.py.
   """
-  spec = contract.spec(len(rows), length, slots, size)
-  # Most image slots are filled: zeros for all of them would take a tenth of the time of their pictures.
+  spec = batch_contract.spec(len(rows), seq_len, slots, image_size)
   batch = {
-    name: (np.empty if name == 'images' else np.zeros)(of.shape, of.dtype)
-    for name, of in spec.items()
+    name: np.zeros(field.shape, field.dtype) for name, field in spec.items() if name != 'images'
   }
+  # Most image slots are filled. Zeroing all of them first would take a tenth of the decoding time.
+  batch['images'] = np.empty(spec['images'].shape, spec['images'].dtype)
   batch['visual_index'][:] = -1
-  read = iter(decode(rows, size) if pixels is None else pixels)
+  decoded = iter(decode_images(rows, image_size) if pixels is None else pixels)
   for b, row in enumerate(rows):
     begin, segment, slot = 0, 0, 0
     for example in row:
-      image = next(read)
+      image = next(decoded)
       if isinstance(image, BadExample):
-        bad(example, image)
+        report_bad(example, image)
         continue
       segment += 1
+      begin = _write_example(batch, b, begin, segment, slot, example, visual_tokens)
       if image is not None:
         batch['images'][b, slot] = image
-      begin = _place(batch, b, begin, segment, slot, example, visual_tokens)
-      slot += image is not None
+        slot += 1
     batch['images'][b, slot:] = 0
   return batch
 
 
-def _place(
+def _write_example(
   batch: dict[str, np.ndarray],
   b: int,
   begin: int,
@@ -196,22 +217,17 @@ def _place(
   example: Example,
   visual_tokens: int,
 ) -> int:
-  """Writes an example into row b from `begin` on; returns its end. BOS, then visual tokens, then text."""
-  end = begin + example.length(visual_tokens)
-  text = end - len(example.ids) + 1  # where the ids after BOS begin
-  tokens, weights = batch['tokens'][b], batch['loss_weight'][b]
-  tokens[begin], tokens[text:end] = example.ids[0], example.ids[1:]
-  batch['targets'][b, text - 1 : end - 1] = example.ids[1:]
-  weights[text - 1 : end - 1] = example.weights[1:]
-  batch['positions'][b, begin:end] = np.arange(end - begin)
+  """Writes an example into row `b` from position `begin` on; returns the position after its end."""
+  images_at = () if example.image is None else (1,)  # Right after BOS.
+  tokens, visual_index = batch_contract.interleave(example.ids, images_at, visual_tokens, slot)
+  end = begin + len(tokens)
+  batch['tokens'][b, begin:end] = tokens
+  batch['visual_index'][b, begin:end] = visual_index
+  batch['positions'][b, begin:end] = np.arange(len(tokens))
   batch['segments'][b, begin:end] = segment
   batch['task'][b, begin:end] = example.task
-  batch['visual_index'][b, begin + 1 : text] = np.arange(
-    slot * visual_tokens, slot * visual_tokens + text - begin - 1
-  )
+  # Every id but BOS is predicted at the position before it.
+  predicts = begin + np.flatnonzero(visual_index < 0)[1:] - 1
+  batch['targets'][b, predicts] = example.ids[1:]
+  batch['loss_weight'][b, predicts] = example.weights[1:]
   return end
-
-
-def useful(batch: dict[str, np.ndarray]) -> float:
-  """Share of positions that are not padding."""
-  return float(np.mean(np.asarray(batch['segments']) > 0))

@@ -1,56 +1,112 @@
-"""From sources to batches: sample, read, tokenise, pack, assemble; a pure function of (seed, position).
+"""Sources -> batches: sample, read, tokenize, pack, assemble.
 
-The global order of examples is cut in windows; the examples of a window are packed among themselves into at most
-`window` rows. Rows have numbers, window * (number of the window) + (row in the window), and the data position is the
-number of the next row to be used: one integer, the same for any number of hosts. Every host plans all rows, since rows
-depend on lengths, but reads pixels only for its own.
+Batches are a pure function of (seed, position). The global order of examples is cut into windows.
+The examples of a window are packed among themselves into at most `window` rows. Row r of window w
+has the number w * window + r, and the data position is the number of the next row to use: one
+integer, the same for any number of hosts. Every host plans all rows, because rows depend on the
+lengths of examples, but decodes images only for its own.
 """
 
+import dataclasses
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sphinx_jax.core import errors, tensorflow as quiet_tensorflow
+from sphinx_jax.core import errors
 from sphinx_jax.core.prefetch import Prefetch
-from sphinx_jax.data import mixture, packing, sampler
+from sphinx_jax.data import packing, sampler
 from sphinx_jax.data.dialog import Template
+from sphinx_jax.data.mixture import make_sampling
 from sphinx_jax.data.packing import Example
-from sphinx_jax.data.record import BadExample, Source
+from sphinx_jax.data.record import BadExample, Record, Source
 from sphinx_jax.data.skips import Skips
 from sphinx_jax.data.tokenizer import Tokenizer
 
-_CHUNK = 16  # examples a thread takes at once
-_READY = 4  # finished batches kept
-_AHEAD = 2  # batches whose pictures are being decoded
+_CHUNK = 16  # Examples that a thread reads at once.
+_READY_BATCHES = 4  # Finished batches to keep ready.
+_DECODING_BATCHES = 2  # Batches whose images are being decoded.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+  """Shapes of the batches, and the rules that examples follow.
+
+  Attributes:
+    batch_size: rows of a batch on all hosts together (B).
+    seq_len: positions of a row (T).
+    slots: image slots of a row (N).
+    window: examples that are packed together.
+    visual_tokens: visual tokens of one image, start and end tokens of every view included.
+    image_size: edge of the square images in pixels.
+    seed: seed of the order of examples.
+    loss_weighting: a rule of `packing.LOSS_WEIGHTING`.
+    max_skipped: share of bad examples, in a stretch of `skips.STRETCH`, above which a pass stops.
+    threads: threads that read, tokenize and decode.
+
+  Raises:
+    SphinxError: a row too short for an image, an unknown rule, a share outside [0, 1].
+  """
+
+  batch_size: int
+  seq_len: int
+  slots: int
+  window: int
+  visual_tokens: int
+  image_size: int
+  seed: int = 0
+  loss_weighting: str = 'token'
+  max_skipped: float = 0.5
+  threads: int = 2
+
+  def __post_init__(self) -> None:
+    if not 0 <= self.max_skipped <= 1:
+      raise errors.make('max_skipped', f'{self.max_skipped:g}', 'a share in [0, 1]', 'correct it')
+    packing.check_loss_weighting(self.loss_weighting)
+    if self.slots and self.seq_len <= self.visual_tokens + 1:
+      raise errors.make(
+        'batch.seq_len',
+        f'{self.seq_len} positions',
+        f'more than BOS and an image of {self.visual_tokens}',
+        'raise batch.seq_len',
+      )
+
+
+class _Decoding(NamedTuple):
+  """A batch whose images are being decoded.
+
+  Attributes:
+    rows: this host's rows of the batch.
+    pixels: the images of their examples, see `packing.decode_images`.
+    next_position: data position after the batch.
+  """
+
+  rows: list[list[Example]]
+  pixels: Iterator[np.ndarray | BadExample | None]
+  next_position: int
 
 
 class Pipeline:
   """Batches of a task mixture.
 
   Args:
-    sources: task name -> records. A source may have `too_long = 'cut_text'`: its examples lose the end of their text
-      when a row cannot hold them, where others ('skip') are counted and left out. Visual tokens are never cut.
-    weights: task name -> share.
-    tokenizer, template: text -> ids and labels.
-    batch: {size (B, of all hosts together), seq_len (T), images (N), window (examples packed together)}.
-    visual_tokens: tokens of one image, start and end of every view included.
-    image_size: pixels of the square images.
-    seed: of the order.
-    loss_weighting: a rule of `packing.LOSS_WEIGHTING`.
-    mine: which rows of each batch this process assembles, ascending; None: all.
-    threads: that read, tokenise and decode.
-    sampling: {by, temperature, stages} or None, and caps: task name -> examples that count at most; see `mixture.make`.
-    max_skipped: share of bad examples in a stretch of `skips.STRETCH` that ends a pass.
+    sources: task name -> records.
+    weights: task name -> weight.
+    tokenizer: tokenizer of the model.
+    template: dialog template, which turns records into ids and labels.
+    config: shapes and rules.
+    local_rows: the rows of each batch that this process assembles, ascending. None: all.
+    sampling: {by, temperature, stages} or None, see `mixture.make_sampling`.
+    caps: task name -> largest number of examples that counts, see `mixture.make_sampling`.
 
   Attributes:
-    tasks: names; a batch's `task` indexes them.
+    tasks: task names. A batch's `task` indexes them.
     skipped: Counter of (task, reason), of this host.
 
   Raises:
-    SphinxError: empty sources with weight, a row too short for an image, an unknown rule or setting.
+    SphinxError: a task with weight but no examples, or an unknown sampling setting.
   """
 
   def __init__(
@@ -59,205 +115,215 @@ class Pipeline:
     weights: Mapping[str, float],
     tokenizer: Tokenizer,
     template: Template,
-    batch: Mapping[str, int],
-    visual_tokens: int,
-    image_size: int,
-    seed: int = 0,
-    loss_weighting: str = 'token',
-    mine: Sequence[int] | None = None,
-    threads: int = 2,
+    config: PipelineConfig,
+    *,
+    local_rows: Sequence[int] | None = None,
     sampling: Mapping[str, Any] | None = None,
     caps: Mapping[str, float] | None = None,
-    max_skipped: float = 0.5,
-  ):
+  ) -> None:
     self.tasks = tuple(sources)
-    self._sources = tuple(sources[name] for name in self.tasks)
-    self._tokenizer, self._template = tokenizer, template
-    self._rows, self._length, self._slots = batch['size'], batch['seq_len'], batch['images']
-    self._window = batch['window']
-    self._visual_tokens, self._size = visual_tokens, image_size
-    self._loss_weighting = loss_weighting
-    self._mine, self._threads = tuple(range(self._rows)) if mine is None else tuple(mine), threads
     self.skipped: Counter = Counter()
-    self._max_skipped = max_skipped
-    self._check()
-    self._sampling = mixture.make(sources, weights, seed, sampling, caps, self._measure, threads)
-
-  def _check(self) -> None:
-    if not 0 <= self._max_skipped <= 1:
-      raise errors.make('max_skipped', f'{self._max_skipped:g}', 'a share in [0, 1]', 'correct it')
-    packing.weigh(np.ones(1, np.float32), self._loss_weighting)
-    if self._slots and self._length <= self._visual_tokens + 1:
-      raise errors.make(
-        'batch.seq_len',
-        f'{self._length} positions',
-        f'more than BOS and an image of {self._visual_tokens}',
-        'raise batch.seq_len',
-      )
+    self._sources = tuple(sources.values())
+    self._tokenizer = tokenizer
+    self._template = template
+    self._config = config
+    self._local_rows = tuple(range(config.batch_size) if local_rows is None else local_rows)
+    self._sampling = make_sampling(
+      sources, weights, config.seed, sampling, caps, self._measure, config.threads
+    )
 
   def batches(self, position: int = 0, examples: int | None = None) -> Prefetch:
     """Iterates over (batch, position of the next batch).
 
     Args:
-      position: where to start; any position that came out before, or 0.
-      examples: None for an endless stream. A number ends it after exactly these first examples of the global order,
-        whatever `position` is; the last batch is filled with empty rows.
+      position: where to start: 0, or any position that was returned before.
+      examples: None for an endless stream. Otherwise the pass ends after exactly the first
+        `examples` of the global order, for any `position`, and the last batch is filled with empty
+        rows.
 
     Returns:
-      An iterator with `close()`; a batch is as in core/batch.py, of this host's rows.
+      An iterator with `close()`. A batch is as in core/batch.py, with this host's rows.
 
     Raises:
-      SphinxError (while iterating): more than `max_skipped` of a stretch of examples are bad.
+      SphinxError: (while iterating) more than `max_skipped` of a stretch of examples are bad.
     """
-    quiet_tensorflow.load()  # Here and not in the thread, because it touches stderr.
-    skips = Skips(self.skipped, examples, self._max_skipped)
-    return Prefetch(self._batches(position, examples, skips), _READY)
+    skips = Skips(self.skipped, examples, self._config.max_skipped)
+    return Prefetch(self._batches(position, examples, skips), _READY_BATCHES)
 
   def table(self, position: int = 0) -> str:
     """The mixture as text, with the epochs before the data position `position`."""
-    return self._sampling.table(position // self._window * self._window)
+    window = self._config.window
+    return self._sampling.table(position // window * window)
 
   def summary(self, position: int) -> str:
-    """The table at a data position, and what this host has left out so far, of examples and of their boxes."""
-    lines = [
-      f'skipped {number} examples of {task}: {reason}'
-      for (task, reason), number in self.skipped.items()
-    ]
-    lines += [
-      f'left out in examples of {task}: {number} times {reason}'
-      for (task, reason), number in self.dropped().items()
-    ]
-    return '\n'.join([self.table(position), *lines])
+    """The mixture as text, and what this host has skipped or dropped so far."""
+    lines = [self.table(position)]
+    for (task, reason), number in self.skipped.items():
+      lines.append(f'skipped {number} examples of {task}: {reason}')
+    for (task, reason), number in self.dropped().items():
+      lines.append(f'left out in examples of {task}: {number} times {reason}')
+    return '\n'.join(lines)
 
   def dropped(self) -> Counter:
-    """(task, reason) -> number of boxes and keypoints that sources have left out of examples."""
-    return Counter(
-      {
-        (task, reason): number
-        for task, source in zip(self.tasks, self._sources)
-        for reason, number in source.dropped.items()
-      }
-    )
+    """(task, reason) -> number of boxes and keypoints that sources have dropped from examples."""
+    dropped = Counter()
+    for task, source in zip(self.tasks, self._sources):
+      for reason, number in source.dropped.items():
+        dropped[task, reason] = number
+    return dropped
 
   def _batches(
     self, position: int, examples: int | None, skips: Skips
-  ) -> Iterator[tuple[dict, int]]:
-    pool = ThreadPoolExecutor(self._threads, thread_name_prefix='sphinx_jax read')
-    windows = Prefetch(self._windows(position // self._window, examples, pool, skips), 1)
-    begun = deque()  # Pictures of the next batch are decoded while this one is put together.
+  ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """Yields (batch, next position); decodes the images of one batch ahead."""
+    config = self._config
+    pool = ThreadPoolExecutor(config.threads, thread_name_prefix='sphinx_jax read')
+    windows = Prefetch(self._windows(position // config.window, examples, pool, skips), 1)
+    decoding: deque[_Decoding] = deque()
     try:
-      for rows, number in self._grouped(windows, position):
-        mine = [rows[row] for row in self._mine]
-        begun.append((mine, packing.decode(mine, self._size, pool), number))
-        if len(begun) == _AHEAD:
-          yield self._assemble(*begun.popleft(), skips)
-      while begun:
-        yield self._assemble(*begun.popleft(), skips)
+      for rows, next_position in self._group_rows(windows, position):
+        local = [rows[row] for row in self._local_rows]
+        pixels = packing.decode_images(local, config.image_size, pool)
+        decoding.append(_Decoding(local, pixels, next_position))
+        if len(decoding) == _DECODING_BATCHES:
+          yield self._assemble(decoding.popleft(), skips)
+      while decoding:
+        yield self._assemble(decoding.popleft(), skips)
     finally:
       windows.close()
       pool.shutdown(wait=False, cancel_futures=True)
 
-  def _grouped(
+  def _group_rows(
     self, windows: Iterator[tuple[int, list[list[Example]]]], position: int
   ) -> Iterator[tuple[list[list[Example]], int]]:
-    """(the rows of a batch, position of the next batch), from `position` on."""
-    pending: list[list[Example]] = []
-    number = position
-    for window, rows in windows:
-      begin = window * self._window
-      for row, packed in enumerate(rows):
+    """Yields (rows of a batch, position of the next batch), from `position` on."""
+    batch_size, window_size = self._config.batch_size, self._config.window
+    rows: list[list[Example]] = []
+    next_position = position
+    for window, window_rows in windows:
+      begin = window * window_size
+      for row, packed in enumerate(window_rows):
         if begin + row < position:
           continue
-        pending.append(packed)
-        number = begin + (row + 1 if row + 1 < len(rows) else self._window)
-        if len(pending) == self._rows:
-          yield pending, number
-          pending = []
-    if pending:
-      yield pending + [[]] * (self._rows - len(pending)), number
+        rows.append(packed)
+        last = row + 1 == len(window_rows)
+        next_position = begin + (window_size if last else row + 1)
+        if len(rows) == batch_size:
+          yield rows, next_position
+          rows = []
+    if rows:
+      yield rows + [[]] * (batch_size - len(rows)), next_position
 
   def _windows(
     self, first: int, examples: int | None, pool: ThreadPoolExecutor, skips: Skips
   ) -> Iterator[tuple[int, list[list[Example]]]]:
-    """(number of the window, its rows)."""
-    columns = sampler.dataset(
-      self._sampling.mixture, self._window, first, examples
-    ).as_numpy_iterator()
-    for number, column in enumerate(columns, first):
-      entries = list(zip(*(column[name].tolist() for name in sampler.COLUMNS)))
+    """Yields (number of the window, its packed rows), from window `first` on."""
+    config = self._config
+    dataset = sampler.make_dataset(self._sampling.mixture, config.window, first, examples)
+
+    def read(entries: list[tuple[int, int, int, int]]) -> list[Example | None]:
+      return [self._read(skips, *entry) for entry in entries]
+
+    for window, columns in enumerate(dataset.as_numpy_iterator(), first):
+      entries = list(zip(*(columns[name].tolist() for name in sampler.COLUMNS)))
       chunks = [entries[i : i + _CHUNK] for i in range(0, len(entries), _CHUNK)]
-      read = [
-        example
-        for chunk in pool.map(lambda chunk: [self._read(skips, *entry) for entry in chunk], chunks)
-        for example in chunk
-        if example is not None
-      ]
-      lengths = [example.length(self._visual_tokens) for example in read]
+      examples_read = []
+      for chunk in pool.map(read, chunks):
+        examples_read += [example for example in chunk if example is not None]
       rows = packing.plan(
-        lengths, [example.image is not None for example in read], self._length, self._slots
+        [example.length(config.visual_tokens) for example in examples_read],
+        [example.image is not None for example in examples_read],
+        config.seq_len,
+        config.slots,
       )
-      yield number, [[read[i] for i in row] for row in rows]
+      yield window, [[examples_read[i] for i in row] for row in rows]
 
   def _read(self, skips: Skips, position: int, task: int, index: int, epoch: int) -> Example | None:
-    """An example, or None if it is bad."""
-    name, source = f'example {index}', self._sources[task]
+    """Reads and tokenizes an example; reports a bad one and returns None."""
+    source, name = self._sources[task], f'example {index}'
     try:
       record = source.read(index, epoch)
       name = record.id
-      return self._example(record, position, task)
+      return self._tokenize(record, task, position)
     except BadExample as error:
       skips.add(self.tasks[task], position, name, error)
       return None
 
   def _measure(self, task: int, index: int) -> int:
-    """Positions that an example takes. Raises BadExample."""
-    return self._example(self._sources[task][index], 0, task).length(self._visual_tokens)
+    """The number of positions that an example takes. Raises BadExample."""
+    example = self._tokenize(self._sources[task][index], task, position=0)
+    return example.length(self._config.visual_tokens)
 
-  def _example(self, record: Any, position: int, task: int) -> Example:
-    if not record.turns or not all(answer.strip() for _, answer in record.turns):
-      raise BadExample('empty answer', 'an answer is empty' if record.turns else 'no turns')
-    if record.image is not None and not self._slots:
+  def _tokenize(self, record: Record, task: int, position: int) -> Example:
+    """Turns a record into an example that fits into a row.
+
+    Raises:
+      BadExample: the record cannot be trained on. This is the only check of records. Unreadable
+        images are found later, by `packing.decode_images`.
+    """
+    config = self._config
+    if not record.turns:
+      raise BadExample('empty answer', 'no turns')
+    if not all(answer.strip() for _, answer in record.turns):
+      raise BadExample('empty answer', 'an answer is empty')
+    if record.image is not None and not config.slots:
       raise BadExample('no image slot', 'it has an image, but batch.images is 0')
     try:
       ''.join(text for turn in record.turns for text in turn if text is not None).encode()
-    except (
-      UnicodeEncodeError
-    ) as error:  # Half of a surrogate pair, which JSON may hold and no tokenizer takes.
+    except UnicodeEncodeError as error:
+      # JSON may hold half of a surrogate pair, which no tokenizer takes.
       raise BadExample('not unicode', str(error)) from error
     ids, weights = self._template.encode(record.turns, self._tokenizer)
-    trained = np.flatnonzero(weights)
-    room = self._length - (self._visual_tokens if record.image is not None else 0)
-    keep = (
-      int(trained[-1]) + 1
-    )  # What follows the last label (EOS) is never a label and nothing sees it.
-    if keep > room:
-      if self._sources[task].too_long != 'cut_text':
-        raise BadExample(
-          'too long', f'{keep - room} more than the {self._length} positions of a row'
-        )
-      keep = room
-      if trained[0] >= keep:
-        raise BadExample('too long', f'no answer begins in the {self._length} positions of a row')
-    weights = packing.weigh(weights[:keep], self._loss_weighting)
+    space = config.seq_len - (config.visual_tokens if record.image is not None else 0)
+    kept = self._kept_ids(weights, space, self._sources[task].too_long)
     return Example(
-      np.asarray(ids[:keep], np.int32),
-      weights,
-      record.image,
-      task,
-      record.id,
-      position,
-      record.mirrored,
+      ids=np.asarray(ids[:kept], np.int32),
+      weights=packing.weigh(weights[:kept], config.loss_weighting),
+      image=record.image,
+      task=task,
+      id=record.id,
+      position=position,
+      mirrored=record.mirrored,
     )
 
-  def _assemble(
-    self, rows: list[list[Example]], pixels: Iterator, number: int, skips: Skips
-  ) -> tuple[dict, int]:
-    def bad(example: Example, error: BadExample) -> None:
-      # This host sees the pixels of its own rows alone.
-      skips.add(
-        self.tasks[example.task], example.position, example.id, error, self._rows / len(rows)
-      )
+  def _kept_ids(self, weights: np.ndarray, space: int, too_long: str) -> int:
+    """The number of ids of an example to keep. Visual tokens are never cut.
 
-    return packing.assemble(
-      rows, self._length, self._slots, self._size, self._visual_tokens, bad, pixels
-    ), number
+    Args:
+      weights: float32[n], label weights of the ids.
+      space: positions of a row that are free for ids.
+      too_long: policy for an example that does not fit: 'skip' it, or 'cut_text' at its end.
+
+    Raises:
+      BadExample: the example does not fit, or no label is left of it.
+    """
+    labels = np.flatnonzero(weights)
+    needed = int(labels[-1]) + 1  # EOS, after the last label, is no label and predicts nothing.
+    if needed <= space:
+      return needed
+    seq_len = self._config.seq_len
+    if too_long != 'cut_text':
+      raise BadExample('too long', f'{needed - space} more than the {seq_len} positions of a row')
+    if labels[0] >= space:
+      raise BadExample('too long', f'no answer begins in the {seq_len} positions of a row')
+    return space
+
+  def _assemble(self, batch: _Decoding, skips: Skips) -> tuple[dict[str, np.ndarray], int]:
+    """Returns (batch, next position)."""
+    config = self._config
+
+    def report_bad(example: Example, error: BadExample) -> None:
+      # This host decodes only its share of the images, so a bad one stands for those of all hosts.
+      stands_for = config.batch_size / len(batch.rows)
+      skips.add(self.tasks[example.task], example.position, example.id, error, stands_for)
+
+    assembled = packing.assemble(
+      batch.rows,
+      config.seq_len,
+      config.slots,
+      config.image_size,
+      config.visual_tokens,
+      report_bad,
+      batch.pixels,
+    )
+    return assembled, batch.next_position

@@ -25,7 +25,7 @@ class Sized:
 def _make(sources, weights, settings=None, caps=None):
   sources = {source.name.split('.')[0]: source for source in sources}
   opened = list(sources.values())
-  return mixture.make(
+  return mixture.make_sampling(
     sources,
     dict(zip(sources, weights)),
     0,

@@ -32,7 +32,9 @@ def test_a_small_batch_literally():
     [_example([1, 10, 11, 12], {12}), _example([1, 20, 21], {20, 21}, _png(7), task=2)],
     [_example([1, 30], {30}, _png(9)), _example([1, 40], {40}, _png(8))],
   ]
-  batch = packing.assemble(rows, length=11, slots=2, size=4, visual_tokens=3, bad=_never)
+  batch = packing.assemble(
+    rows, seq_len=11, slots=2, image_size=4, visual_tokens=3, report_bad=_never
+  )
   want = {
     'tokens': [[1, 10, 11, 12, 1, 0, 0, 0, 20, 21, 0], [1, 0, 0, 0, 30, 1, 0, 0, 0, 40, 0]],
     'targets': [[10, 11, 12, 0, 0, 0, 0, 20, 21, 0, 0], [0, 0, 0, 30, 0, 0, 0, 0, 40, 0, 0]],
@@ -49,24 +51,27 @@ def test_a_small_batch_literally():
   for name, value in want.items():
     assert batch[name].tolist() == value, name
   assert batch['images'][:, :, 0, 0, 0].tolist() == [[7, 0], [9, 8]]
-  assert packing.useful(batch) == pytest.approx(20 / 22)
 
 
 def test_an_unreadable_image_leaves_padding_and_the_rest_of_the_row():
   good, bad = _example([1, 20, 21], {21}, _png(7)), _example([1, 10, 11], {11}, b'no image')
   told = []
-  arguments = dict(length=11, slots=2, size=4, visual_tokens=3)
+  arguments = dict(seq_len=11, slots=2, image_size=4, visual_tokens=3)
   batch = packing.assemble(
-    [[bad, good]], **arguments, bad=lambda example, error: told.append((example, error.reason))
+    [[bad, good]],
+    **arguments,
+    report_bad=lambda example, error: told.append((example, error.reason)),
   )
-  alone = packing.assemble([[good]], **arguments, bad=_never)
+  alone = packing.assemble([[good]], **arguments, report_bad=_never)
   assert told == [(bad, 'unreadable image')]
   for name in contract.FIELDS:
     assert np.array_equal(batch[name], alone[name]), name
 
 
 def test_an_empty_row_is_padding():
-  batch = packing.assemble([[]], length=5, slots=1, size=4, visual_tokens=3, bad=_never)
+  batch = packing.assemble(
+    [[]], seq_len=5, slots=1, image_size=4, visual_tokens=3, report_bad=_never
+  )
   contract.check(batch, visual_tokens=3)
   assert (batch['visual_index'] == -1).all()
   assert not any(batch[name].any() for name in contract.FIELDS if name != 'visual_index')
@@ -91,13 +96,13 @@ def test_an_empty_row_is_padding():
   ],
 )
 def test_plan(lengths, has_image, rows):
-  assert packing.plan(lengths, has_image, length=10, images=2) == rows
+  assert packing.plan(lengths, has_image, seq_len=10, slots=2) == rows
 
 
 def test_plan_loses_nothing_and_keeps_to_the_capacity():
   draw = np.random.default_rng(0)
   lengths, has_image = draw.integers(1, 60, 256).tolist(), (draw.random(256) < 0.7).tolist()
-  rows = packing.plan(lengths, has_image, length=60, images=3)
+  rows = packing.plan(lengths, has_image, seq_len=60, slots=3)
   assert sorted(i for row in rows for i in row) == list(range(256))
   assert all(
     sum(lengths[i] for i in row) <= 60 and sum(has_image[i] for i in row) <= 3 for row in rows
@@ -126,7 +131,7 @@ def test_plan_fills_rows_of_a_mixture_like_that_of_stage_2():
   has_image = np.arange(1024) < 964
   order = draw.permutation(1024)
   lengths, has_image = np.minimum(texts + 291 * has_image, 2048)[order], has_image[order]
-  rows = packing.plan(lengths.tolist(), has_image.tolist(), length=2048, images=6)
+  rows = packing.plan(lengths.tolist(), has_image.tolist(), seq_len=2048, slots=6)
   assert sorted(i for row in rows for i in row) == list(range(1024))
   assert lengths.sum() / (2048 * len(rows)) > 0.98
 

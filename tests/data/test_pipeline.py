@@ -15,14 +15,14 @@ from sphinx_jax.core import batch as contract
 from sphinx_jax.core.errors import SphinxError
 from sphinx_jax.data import geometry, images, tokenizer as tokenizers
 from sphinx_jax.data.dialog import Template
-from sphinx_jax.data.pipeline import Pipeline
+from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
 from sphinx_jax.data.record import BadExample, Record, Source
 from sphinx_jax.mix.tasks import Mixture
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 TOKENIZER = tokenizers.load(GOLDEN / 'tokenizer.model')
 VISUAL, SIZE = 5, 8
-BATCH = {'size': 4, 'seq_len': 64, 'images': 2, 'window': 16}
+BATCH = {'batch_size': 4, 'seq_len': 64, 'slots': 2, 'window': 16}
 ROW_FIELDS = tuple(contract.FIELDS)
 
 
@@ -54,7 +54,16 @@ class Fake(Source):
     return Record(f'{self.name}/{index}', self.name, made['image'], (('Q', made['answer']),), ({},))
 
 
-def _pipeline(sources=None, weights=None, batch=BATCH, **more):
+def _pipeline(
+  sources=None,
+  weights=None,
+  batch=BATCH,
+  template=Template(''),
+  local_rows=None,
+  sampling=None,
+  image_size=SIZE,
+  **rules,
+):
   sources = sources or [Fake('a', 10), Fake('b', 17), Fake('c', 5, image=False)]
   weights = weights or [0.5, 0.3, 0.2]
   names = [source.name for source in sources]
@@ -62,11 +71,10 @@ def _pipeline(sources=None, weights=None, batch=BATCH, **more):
     dict(zip(names, sources)),
     dict(zip(names, weights)),
     TOKENIZER,
-    Template(''),
-    batch,
-    VISUAL,
-    SIZE,
-    **more,
+    template,
+    PipelineConfig(**batch, visual_tokens=VISUAL, image_size=image_size, **rules),
+    local_rows=local_rows,
+    sampling=sampling,
   )
 
 
@@ -126,7 +134,7 @@ def test_seed_changes_the_order():
 @pytest.mark.parametrize('examples', [None, 40])
 def test_hosts_together_have_the_batches_of_one(shares, examples):
   one = _take(_pipeline(), 5, examples=examples)
-  parts = [_take(_pipeline(mine=share), 5, examples=examples) for share in shares]
+  parts = [_take(_pipeline(local_rows=share), 5, examples=examples) for share in shares]
   order = np.argsort([row for share in shares for row in share])
   for i, (batch, position) in enumerate(one):
     assert {part[i][1] for part in parts} == {position}
@@ -145,7 +153,7 @@ def test_each_host_decodes_the_images_of_its_own_rows_alone(shares, monkeypatch)
   counts = []
   for share in shares:
     decoded.clear()
-    batches = list(_pipeline([Fake('a', 40)], [1], mine=share).batches(examples=40))
+    batches = list(_pipeline([Fake('a', 40)], [1], local_rows=share).batches(examples=40))
     used = sum(int(batch['segments'].max(axis=1).sum()) for batch, _ in batches)
     counts.append(len(decoded))
     assert counts[-1] == used  # One image each.
@@ -207,8 +215,8 @@ def test_cut_text_equals_the_official_truncation(name):
   said = [turn['value'] for turn in item['conversations']]
   source = [Record(name, 'chat', None, tuple(zip(said[::2], said[1::2])), ({},) * (len(said) // 2))]
   source = type('Dialogs', (list, Source), {'name': 'chat', 'too_long': 'cut_text'})(source)
-  batch = BATCH | {'size': 1, 'seq_len': 90}
-  pipeline = Pipeline({'chat': source}, {'chat': 1}, TOKENIZER, Template(), batch, VISUAL, SIZE)
+  batch = BATCH | {'batch_size': 1, 'seq_len': 90}
+  pipeline = _pipeline([source], [1], batch, Template())
   ((batch, _),) = list(pipeline.batches(examples=1))
   assert batch['tokens'][0].tolist() == golden['input_ids']
   labels = np.where(batch['loss_weight'][0] > 0, batch['targets'][0], 0)
@@ -270,7 +278,7 @@ def test_each_of_several_hosts_stops_at_unreadable_pictures():
   """Though it decodes but its part of them."""
   with pytest.raises(SphinxError, match='bad among the first 1000 examples'):
     for _ in _pipeline(
-      [Fake('a', 50, spoil=lambda index: {'image': b'torn'})], [1], mine=(0,)
+      [Fake('a', 50, spoil=lambda index: {'image': b'torn'})], [1], local_rows=(0,)
     ).batches():
       pass
 
@@ -301,11 +309,7 @@ def test_a_mirrored_picture_still_has_its_object_in_its_box(shape):
   x1, y1, x2, y2 = (round(number * side) for number in box['box'])
   source = [Record('a/0', 'a', _encode(pixels), (('Q', 'so'),), ({},), True)]
   source = type('Mirrored', (list, Source), {'name': 'a'})(source)
-  ((batch, _),) = list(
-    Pipeline({'a': source}, {'a': 1}, TOKENIZER, Template(''), BATCH, VISUAL, side).batches(
-      examples=1
-    )
-  )
+  ((batch, _),) = list(_pipeline([source], [1], image_size=side).batches(examples=1))
   bright = batch['images'][0, 0, :, :, 0] == 255
   assert bright[y1:y2, x1:x2].all() and bright.sum() == 9
 

@@ -11,7 +11,7 @@ MIXTURE = Mixture((0.3, 0.7), (13, 40), seed=5, block=10)
 
 @pytest.mark.parametrize('first', [0, 3, 10**12])
 def test_windows_are_the_law(first):
-  windows = sampler.dataset(MIXTURE, window=7, first=first).take(3).as_numpy_iterator()
+  windows = sampler.make_dataset(MIXTURE, window=7, first=first).take(3).as_numpy_iterator()
   for number, columns in enumerate(windows, first):
     positions = np.arange(number * 7, number * 7 + 7)
     want = dict(zip(sampler.COLUMNS, (positions, *MIXTURE.lookup(positions))))
@@ -22,5 +22,5 @@ def test_windows_are_the_law(first):
 
 @pytest.mark.parametrize('examples, lengths', [(0, []), (5, [5]), (7, [7]), (16, [7, 7, 2])])
 def test_a_finite_order_ends_exactly(examples, lengths):
-  windows = sampler.dataset(MIXTURE, window=7, examples=examples).as_numpy_iterator()
+  windows = sampler.make_dataset(MIXTURE, window=7, examples=examples).as_numpy_iterator()
   assert [len(columns['position']) for columns in windows] == lengths

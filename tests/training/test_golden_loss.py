@@ -58,7 +58,7 @@ def batch_of(images, ids=WANT['examples'], labels=WANT['labels']):
     )
   ]
   words, slots = (0, 0) if images is None else (WORDS, 1)
-  return packing.assemble(rows, words + LENGTH, slots, 224, WORDS, bad=None)
+  return packing.assemble(rows, words + LENGTH, slots, 224, WORDS, report_bad=None)
 
 
 def png(pixels):
