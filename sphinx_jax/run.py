@@ -25,7 +25,8 @@ from sphinx_jax.checkpoint import store as checkpoints
 from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
 from sphinx_jax.core import batch as batch_contract, config as config_lib, errors, trees
 from sphinx_jax.core.progress import log
-from sphinx_jax.data import dialog, pipeline, tokenizer as tokenizers
+from sphinx_jax.data import dialog, tokenizer as tokenizers
+from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
 from sphinx_jax.models import sphinx
 from sphinx_jax.parallel import hosts, mesh as meshes, placement, rules
 from sphinx_jax.training import optimizer as optimizers, state as states, step as steps
@@ -329,19 +330,24 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
     sources: Mapping[str, Any],
     loss_weighting: str,
     **sampling: Any,
-  ) -> pipeline.Pipeline:
-    return pipeline.Pipeline(
+  ) -> Pipeline:
+    return Pipeline(
       sources,
       weights={name: entry.weight for name, entry in entries.items()},
       tokenizer=tokenizer,
       template=dialog.Template(config.dialog.system),
-      batch=config.batch,
-      visual_tokens=sphinx.visual_tokens(config.model),
-      image_size=config.model.image_size,
-      seed=config.seed,
-      loss_weighting=loss_weighting,
-      mine=local_rows,
-      max_skipped=config.max_skipped,
+      config=PipelineConfig(
+        batch_size=config.batch.size,
+        seq_len=config.batch.seq_len,
+        slots=config.batch.images,
+        window=config.batch.window,
+        visual_tokens=sphinx.visual_tokens(config.model),
+        image_size=config.model.image_size,
+        seed=config.seed,
+        loss_weighting=loss_weighting,
+        max_skipped=config.max_skipped,
+      ),
+      local_rows=local_rows,
       **sampling,
     )
 
