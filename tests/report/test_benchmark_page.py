@@ -22,7 +22,7 @@ def case(n, answer, truth, score, image=True):
 
 
 @pytest.fixture
-def made(tmp_path):
+def html(tmp_path):
   (tmp_path / 'cases').mkdir()
   for n in range(4):
     Image.fromarray(np.full((80, 120, 3), 200, np.uint8)).save(tmp_path / 'cases' / f'{n}.jpg')
@@ -67,23 +67,23 @@ def made(tmp_path):
   return file.read_text()
 
 
-def pictures(text):
+def images(text):
   return [
     np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).astype(int)
     for data in re.findall(r'src="data:image/jpeg;base64,([^"]*)"', text)
   ]
 
 
-def test_answer_and_truth_are_drawn_side_by_side_where_there_are_places(made):
-  captions = re.findall(r'<figcaption>(\w+)', made)
+def test_answer_and_truth_are_drawn_side_by_side_if_one_has_a_box(html):
+  captions = re.findall(r'<figcaption>(\w+)', html)
   assert captions == ['answer', 'truth', 'answer', 'truth']
-  shown = pictures(made)
+  shown = images(html)
   assert len(shown) == 6
-  drawn = [bool((np.abs(picture - 200) > 60).any()) for picture in shown]
-  assert drawn == [True, True, False, True, False, False]  # 'no idea' has no place, its truth has.
+  drawn = [bool((np.abs(image - 200) > 60).any()) for image in shown]
+  assert drawn == [True, True, False, True, False, False]  # 'no idea' has no box, its truth has.
 
 
-def test_the_page_says_what_it_must_and_needs_nothing_from_outside(made):
+def test_the_page_shows_scores_and_cases_and_needs_no_other_file(html):
   for words in (
     '12.34',
     '91.1',
@@ -96,8 +96,8 @@ def test_the_page_says_what_it_must_and_needs_nothing_from_outside(made):
     '>worst<',
     '>first<',
   ):
-    assert words in made, words
-  assert re.search(r'<b class="bad">1</b>could not be asked', made)
-  sources = re.findall(r'(?:src|href)="([^"]*)"', made)
+    assert words in html, words
+  assert re.search(r'<b class="bad">1</b>could not be asked', html)
+  sources = re.findall(r'(?:src|href)="([^"]*)"', html)
   assert all(source.startswith(('data:image/jpeg;base64,', '#')) for source in sources)
-  assert {link[1:] for link in sources if link[0] == '#'} <= set(re.findall(r'id="([^"]*)"', made))
+  assert {link[1:] for link in sources if link[0] == '#'} <= set(re.findall(r'id="([^"]*)"', html))

@@ -7,7 +7,7 @@ from sphinx_jax.report import plots
 CURVE = [{'coefficient': c, 'real': 2 - c, 'synthetic': 1 + c} for c in (0.0, 0.5, 1.0)]
 
 
-def test_every_task_has_a_line_and_gaps_are_left_out():
+def test_every_task_has_a_line_without_missing_points():
   lines = [
     {'step': 1, 'loss': 3.0, 'loss/vqa': 2.0},
     {'step': 2, 'validation/real': 1.0},
@@ -52,7 +52,7 @@ def test_losses_and_scores_between_two_checkpoints_have_a_panel_each():
   }
 
 
-def test_bars_stand_for_blind_and_final():
+def test_bars_show_the_blind_and_the_final_score():
   tasks = {
     'vqa': {'final': 0.8, 'low': 0.7, 'high': 0.85, 'blind': 0.3},
     'rec': {'final': 0.5, 'low': 0.5, 'high': 0.5, 'blind': 0.1},
@@ -61,7 +61,7 @@ def test_bars_stand_for_blind_and_final():
   assert sorted(bar.get_width() for bar in axes.patches) == [0.1, 0.3, 0.5, 0.8]
 
 
-def test_wrapping_says_where_it_cut():
+def test_wrapping_marks_a_cut_with_an_ellipsis():
   assert plots.wrap('one two three four', 9, 1) == ['one two …']
   assert plots.wrap('', 9, 2) == ['']
 

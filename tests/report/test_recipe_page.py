@@ -43,8 +43,8 @@ def entry(task, n, prediction, answer, right):
 
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory):
-  """A small finished recipe and its page: (arguments of write, workdir, html)."""
+def finished(tmp_path_factory):
+  """A small finished recipe with its page: (arguments of write, workdir, html)."""
   work = tmp_path_factory.mktemp('work')
   evaluation = work / 'evaluate'
   (evaluation / 'images').mkdir(parents=True)
@@ -68,7 +68,7 @@ def made(tmp_path_factory):
       for s in (10, 20)
     )
     + '{"step": 30, "lo'
-  )  # as a kill may leave it
+  )  # The last line was cut off by a kill.
   arguments = dict(
     evaluation=evaluation,
     metrics={'stage2': log},
@@ -83,8 +83,8 @@ def made(tmp_path_factory):
   return arguments, work, file.read_text()
 
 
-def test_metrics_json_is_exactly_the_contract(made):
-  metrics = json.loads((made[1] / 'metrics.json').read_text())
+def test_metrics_json_has_exactly_its_documented_fields(finished):
+  metrics = json.loads((finished[1] / 'metrics.json').read_text())
   assert list(metrics) == ['tasks', 'mix_curve', 'seconds', 'peak_rss_bytes']
   assert metrics['tasks']['vqa'] == {
     'metric': 'accuracy',
@@ -98,19 +98,19 @@ def test_metrics_json_is_exactly_the_contract(made):
   assert metrics['peak_rss_bytes'] == 3 * 2**30
 
 
-def test_the_page_needs_nothing_from_outside(made):
-  sources = re.findall(r'(?:src|href)="([^"]*)"', made[2])
+def test_the_page_needs_nothing_from_outside(finished):
+  sources = re.findall(r'(?:src|href)="([^"]*)"', finished[2])
   assert sources and all(source.startswith(('data:image/png;base64,', '#')) for source in sources)
-  assert 'url(' not in made[2] and '<script' not in made[2] and '@import' not in made[2]
+  assert 'url(' not in finished[2] and '<script' not in finished[2] and '@import' not in finished[2]
 
 
-def test_every_link_of_the_page_has_its_place(made):
-  places = set(re.findall(r'id="([^"]*)"', made[2]))
-  assert {link[1:] for link in re.findall(r'href="([^"]*)"', made[2])} <= places
+def test_every_link_of_the_page_has_a_target(finished):
+  targets = set(re.findall(r'id="([^"]*)"', finished[2]))
+  assert {link[1:] for link in re.findall(r'href="([^"]*)"', finished[2])} <= targets
 
 
-def test_the_page_says_what_it_must(made):
-  text = made[2]
+def test_the_page_shows_scores_targets_and_samples(finished):
+  text = finished[2]
   for words in (
     '0.900',
     '0.850 – 0.950',
@@ -125,16 +125,16 @@ def test_the_page_says_what_it_must(made):
     'no worse than the better parent',
   ):
     assert words in text, words
-  assert re.search(r'1 of 2</b>tasks clear', text)  # rec's interval overlaps its blind one
+  assert re.search(r'1 of 2</b>tasks beat', text)  # The intervals of rec overlap.
 
 
-def test_every_task_has_its_pictures_with_prediction_and_truth(made):
+def test_every_task_has_images_with_prediction_and_truth(finished):
   assert (
-    len(re.findall(r'<figcaption>prediction', made[2]))
-    == len(re.findall(r'<figcaption>truth', made[2]))
+    len(re.findall(r'<figcaption>prediction', finished[2]))
+    == len(re.findall(r'<figcaption>truth', finished[2]))
     == 2
   )
-  names = {file.name for file in (made[1] / 'report' / 'samples').iterdir()}
+  names = {file.name for file in (finished[1] / 'report' / 'samples').iterdir()}
   assert names == {
     'vqa-0.png',
     'vqa-1.png',
@@ -144,52 +144,31 @@ def test_every_task_has_its_pictures_with_prediction_and_truth(made):
     'rec-1-truth.png',
   }
   for name in ('overview', 'loss', 'mix_curve', 'scores'):
-    assert Image.open(made[1] / 'report' / f'{name}.png').size[0] > 500
+    assert Image.open(finished[1] / 'report' / f'{name}.png').size[0] > 500
 
 
-def test_the_page_is_well_formed(made):
+TAGS = ('div', 'table', 'dl', 'figure', 'details', 'main', 'body', 'html', 'p', 'h2', 'h3')
+
+
+def test_the_page_is_well_formed(finished):
   class Balance(html.parser.HTMLParser):
     open_tags = []
 
     def handle_starttag(self, tag, attributes):
-      if tag in (
-        'div',
-        'table',
-        'dl',
-        'figure',
-        'details',
-        'main',
-        'body',
-        'html',
-        'p',
-        'h2',
-        'h3',
-      ):
+      if tag in TAGS:
         self.open_tags.append(tag)
 
     def handle_endtag(self, tag):
-      if tag in (
-        'div',
-        'table',
-        'dl',
-        'figure',
-        'details',
-        'main',
-        'body',
-        'html',
-        'p',
-        'h2',
-        'h3',
-      ):
+      if tag in TAGS:
         assert self.open_tags.pop() == tag
 
   parser = Balance()
-  parser.feed(made[2])
+  parser.feed(finished[2])
   assert not parser.open_tags
 
 
-def test_a_mix_that_is_worse_than_its_parents_is_called_so(made, tmp_path):
-  arguments, _, _ = made
+def test_a_mix_that_is_worse_than_its_parents_is_reported(finished, tmp_path):
+  arguments, _, _ = finished
   hill = [
     point | {'real': 2 + point['coefficient'] * (1 - point['coefficient']) * 4} for point in CURVE
   ]
@@ -197,8 +176,8 @@ def test_a_mix_that_is_worse_than_its_parents_is_called_so(made, tmp_path):
   assert 'worse than the better parent' in text and 'no worse' not in text
 
 
-def test_a_recipe_without_a_mix_has_a_page_too(made, tmp_path):
-  arguments, _, _ = made
+def test_a_recipe_without_a_mix_has_a_page(finished, tmp_path):
+  arguments, _, _ = finished
   text = recipe_page.write(tmp_path, **(arguments | {'curve': [], 'targets': None})).read_text()
   assert 'id="mix"' not in text and not (tmp_path / 'report' / 'mix_curve.png').exists()
 
@@ -221,7 +200,7 @@ def test_the_verdict_compares_averages_with_the_better_parent():
   )
 
 
-def test_a_missing_file_is_named(made, tmp_path):
-  arguments, _, _ = made
+def test_a_missing_file_is_named(finished, tmp_path):
+  arguments, _, _ = finished
   with pytest.raises(errors.SphinxError, match='nowhere.json'):
     recipe_page.write(tmp_path, **(arguments | {'curve': tmp_path / 'nowhere.json'}))
