@@ -1,11 +1,12 @@
-"""Times a forward pass of every full-size encoder, ours beside PyTorch's, in turns:
+"""Times a forward pass of every full-size encoder in JAX and in PyTorch, in turns.
 
     python -m benchmarks.encoders
     python -m benchmarks.encoders --only=clip,dinov2 --repeats=9
 
-One image, random weights, two threads each, float32 arithmetic. Our parameters rest in bfloat16 and are widened inside
-the timed pass; PyTorch's rest in float32. Each side runs in a process of its own, which also gives its peak memory.
-PyTorch's modules are those of Hugging Face transformers (`pip install -e .[benchmarks]`).
+One image, random weights, two threads each, float32 arithmetic. The JAX parameters are stored in
+bfloat16 and widened inside the timed pass. The PyTorch parameters are stored in float32. Each side
+runs in a separate process, which also measures its peak memory. The PyTorch modules are those of
+Hugging Face transformers (`pip install -e .[benchmarks]`).
 """
 
 import argparse
@@ -17,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 
@@ -25,11 +27,18 @@ THREADS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """An encoder of configs/sphinx.py and the function that makes PyTorch's; `size` in place of the config's pixels."""
+  """One line of the table.
+
+  Attributes:
+    title: printed name.
+    encoder: name of the encoder in configs/sphinx.py.
+    make_torch: settings -> forward pass of the PyTorch module.
+    size: pixels along one side in place of the config's.
+  """
 
   title: str
   encoder: str
-  theirs: Callable
+  make_torch: Callable
   size: int | None = None
 
 
@@ -105,7 +114,7 @@ def qformer(settings: dict) -> Callable:
   )
   queries = tensor(normal((1, settings['queries'], settings['width'])))
 
-  def forward(images):
+  def forward(images: Any) -> Any:
     return reader(query_embeds=queries, encoder_hidden_states=vit(images)).last_hidden_state
 
   forward.parameters = vit.parameters + count(reader)
@@ -129,12 +138,13 @@ def settings_of(case: Case) -> dict:
 
 
 def normal(shape: tuple[int, ...]) -> np.ndarray:
-  """Small random numbers; a million of them, repeated, because drawing a billion takes longer than the benchmark."""
-  return np.resize(0.02 * np.random.default_rng(0).standard_normal(2**20).astype(np.float32), shape)
+  """Small random numbers: a million, repeated, as drawing a billion takes too long."""
+  drawn = 0.02 * np.random.default_rng(0).standard_normal(2**20).astype(np.float32)
+  return np.resize(drawn, shape)
 
 
 def build(module: type, config: object) -> object:
-  """A transformers module with random parameters, without its own slow initialisation."""
+  """A transformers module with random parameters, without its slow initialization."""
   import torch
 
   with torch.device('meta'):
@@ -149,9 +159,10 @@ def build(module: type, config: object) -> object:
 
 
 def plain(module: type, config: object) -> Callable:
+  """The forward pass of a module from images to its last hidden states, with `parameters`."""
   model = build(module, config)
 
-  def forward(images):
+  def forward(images: Any) -> Any:
     return model(pixel_values=images).last_hidden_state
 
   forward.parameters = count(model)
@@ -168,24 +179,22 @@ def tensor(values: np.ndarray) -> object:
   return torch.from_numpy(values)
 
 
-def make_theirs(case: Case) -> tuple[Callable, int]:
+def make_torch(case: Case) -> tuple[Callable, int]:
   import torch
 
   torch.set_num_threads(THREADS)
   settings = settings_of(case)
-  forward, images = (
-    case.theirs(settings),
-    tensor(normal((1, 3, settings['view'], settings['view']))),
-  )
+  forward = case.make_torch(settings)
+  images = tensor(normal((1, 3, settings['view'], settings['view'])))
 
-  def run():
+  def run() -> None:
     with torch.inference_mode():
       forward(images)
 
   return run, forward.parameters
 
 
-def make_ours(case: Case) -> tuple[Callable, int]:
+def make_jax(case: Case) -> tuple[Callable, int]:
   os.environ['JAX_PLATFORMS'] = 'cpu'
   import flax.linen as nn
   import jax
@@ -193,11 +202,11 @@ def make_ours(case: Case) -> tuple[Callable, int]:
 
   from sphinx_jax.models import layers, sphinx
 
-  settings, module = settings_of(case), sphinx.ENCODERS[case.encoder]
-  shared = {'image_mean': sphinx.MEAN, 'image_std': sphinx.STD}
-  module = module(
-    **settings,
-    **{name: value for name, value in shared.items() if name in module.__dataclass_fields__},
+  settings, encoder = settings_of(case), sphinx.ENCODERS[case.encoder]
+  normalization = {'image_mean': sphinx.MEAN, 'image_std': sphinx.STD}
+  fields = encoder.__dataclass_fields__
+  module = encoder(
+    **settings, **{name: value for name, value in normalization.items() if name in fields}
   )
   images = jnp.asarray(normal((1, settings['view'], settings['view'], 3)))
   shapes = jax.eval_shape(
@@ -208,13 +217,20 @@ def make_ours(case: Case) -> tuple[Callable, int]:
     lambda params, images: module.apply({'params': params}, images),
     compiler_options=layers.compiler_options(),
   )
-  return lambda: jax.block_until_ready(forward(params, images)), sum(
-    leaf.size for leaf in jax.tree.leaves(params)
-  )
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+  return lambda: jax.block_until_ready(forward(params, images)), parameters
 
 
 def work(side: Callable, name: str, pipe: Connection) -> None:
-  """A process of one side: makes the module, runs it once, then once for every message; last it tells its memory."""
+  """The process of one side.
+
+  Makes the module and runs it once, then once for every true message. A false message ends it.
+
+  Args:
+    side: `make_jax` or `make_torch`.
+    name: a name in CASES.
+    pipe: gets the number of parameters, the seconds of every pass, and last the peak GiB.
+  """
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
   run, parameters = side(CASES[name])
   run()
@@ -227,30 +243,36 @@ def work(side: Callable, name: str, pipe: Connection) -> None:
 
 
 def measure(name: str, repeats: int) -> str:
-  """A line of the table."""
+  """Measures a case and formats its line of the table."""
   context = multiprocessing.get_context('spawn')
   pipes, processes = [], []
-  for side in (make_ours, make_theirs):
+  for side in (make_jax, make_torch):
     pipe, other = context.Pipe()
     processes.append(context.Process(target=work, args=(side, name, other), daemon=True))
     processes[-1].start()
-    other.close()  # So that a side that dies ends the wait for it.
+    other.close()  # Now `pipe.recv` raises when the process dies.
     pipes.append(pipe)
-  ask = lambda pipe, more: (pipe.send(more), pipe.recv())[1]
-  ours, theirs = (pipe.recv() for pipe in pipes)
-  if abs(ours - theirs) > 0.01 * ours:
+
+  def ask(pipe: Connection, run_again: bool) -> float:
+    pipe.send(run_again)
+    return pipe.recv()
+
+  jax_parameters, torch_parameters = (pipe.recv() for pipe in pipes)
+  if abs(jax_parameters - torch_parameters) > 0.01 * jax_parameters:
     raise SystemExit(
-      f'{name}: ours has {ours} parameters, PyTorch {theirs}; they are not the same module'
+      f'{name}: JAX has {jax_parameters} parameters, PyTorch {torch_parameters}: '
+      'not the same module'
     )
   pairs = [[ask(pipe, True) for pipe in pipes] for _ in range(repeats)]
-  memory = [ask(pipe, False) for pipe in pipes]
+  jax_gib, torch_gib = (ask(pipe, False) for pipe in pipes)
   for process in processes:
     process.join()
-  medians = [statistics.median(seconds) for seconds in zip(*pairs)]
-  ratios = [theirs / ours for ours, theirs in pairs]
+  jax_seconds, torch_seconds = (statistics.median(seconds) for seconds in zip(*pairs))
+  ratios = [torch_pass / jax_pass for jax_pass, torch_pass in pairs]
   return (
-    f'{CASES[name].title:25}{ours / 1e6:7.0f}{1e3 * medians[0]:9.0f}{1e3 * medians[1]:9.0f}'
-    f'{medians[1] / medians[0]:8.2f}   {min(ratios):4.2f} to {max(ratios):4.2f}{memory[0]:9.1f}{memory[1]:9.1f}'
+    f'{CASES[name].title:25}{jax_parameters / 1e6:7.0f}'
+    f'{1e3 * jax_seconds:9.0f}{1e3 * torch_seconds:9.0f}{torch_seconds / jax_seconds:8.2f}'
+    f'   {min(ratios):4.2f} to {max(ratios):4.2f}{jax_gib:9.1f}{torch_gib:9.1f}'
   )
 
 
@@ -258,7 +280,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--only', default=','.join(CASES), help='names, by commas (all: %(default)s)')
+  parser.add_argument(
+    '--only', default=','.join(CASES), help='names, separated by commas (all: %(default)s)'
+  )
   parser.add_argument(
     '--repeats',
     type=int,
@@ -268,19 +292,19 @@ def main() -> None:
   options = parser.parse_args()
   names = options.only.split(',')
   if unknown := set(names) - set(CASES):
-    parser.error(f'--only: no {", ".join(sorted(unknown))}; there are {", ".join(CASES)}')
+    parser.error(f'--only: unknown {", ".join(sorted(unknown))}; choose from {", ".join(CASES)}')
   began = time.perf_counter()
-  print(
-    f'{"":25}{"million":>7}{"ours":>9}{"PyTorch":>9}{"times":>8}{"of single":>15}{"peak GiB":>9}{"peak GiB":>9}'
-  )
-  print(
-    f'{"encoder":25}{"params":>7}{"ms":>9}{"ms":>9}{"faster":>8}{"pairs":>15}{"ours":>9}{"PyTorch":>9}'
-  )
+  widths = (25, 7, 9, 9, 8, 15, 9, 9)
+  for header in (
+    ('', 'million', 'JAX', 'PyTorch', 'times', 'of single', 'peak GiB', 'peak GiB'),
+    ('encoder', 'params', 'ms', 'ms', 'faster', 'pairs', 'JAX', 'PyTorch'),
+  ):
+    print(header[0].ljust(widths[0]) + ''.join(map(str.rjust, header[1:], widths[1:])))
   for name in names:
     print(measure(name, options.repeats), flush=True)
   print(
-    f'medians of {options.repeats}, {THREADS} threads; load of the machine {os.getloadavg()[0]:.1f}; '
-    f'{time.perf_counter() - began:.0f} s in all'
+    f'medians of {options.repeats}, {THREADS} threads; load average {os.getloadavg()[0]:.1f}; '
+    f'{time.perf_counter() - began:.0f} s in total'
   )
 
 

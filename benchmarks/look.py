@@ -1,13 +1,16 @@
-"""Whether a stage makes the model look: trains it and gives the held-out loss with the true image and with another one.
+"""Tests whether training makes a model use the image.
 
-    python -m benchmarks.look --config=configs/mini.py --workdir=workdir/mini --stage=stage2 --config.stage2.steps=500
+    python -m benchmarks.look --workdir=workdir/mini --stage=stage2 --config.stage2.steps=500
 
-The data of the recipe in --workdir must be built; `--config.stage2.init_from=scratch` starts from nothing. A model that
-does not look has the same loss with both images, long before its scores can tell.
+Trains one stage of a recipe, then prints the held-out loss with the true image and with another
+image. A model that ignores the image has the same loss with both, long before its scores show it.
+The data of the recipe in --workdir must be built. `--config.stage2.init_from=scratch` starts from
+random weights.
 """
 
 import pathlib
 import tempfile
+from collections.abc import Mapping
 
 import numpy as np
 from absl import flags
@@ -20,8 +23,8 @@ from sphinx_jax.core import cli
 FLAGS = flags.FLAGS
 
 
-def run_config():
-  """The stage as one run of its own, which validates on every task with an image."""
+def run_config() -> ConfigDict:
+  """The stage as a separate run that validates on every task with an image."""
   workdir = pathlib.Path(FLAGS.workdir)
   config = ConfigDict(run.training_run(FLAGS.config, FLAGS.stage, workdir).to_dict())
   if config.init_from == 'scratch':
@@ -34,11 +37,12 @@ def run_config():
   return config.lock()
 
 
-def with_other_images(batch):
-  return batch | {'images': np.roll(batch['images'], 1, axis=0)}
+def with_other_images(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The batch with every row's images replaced by those of the row before."""
+  return {**batch, 'images': np.roll(batch['images'], 1, axis=0)}
 
 
-def main():
+def main() -> None:
   config = run_config()
   with tempfile.TemporaryDirectory() as workdir:
     last = train.train(config, workdir)
@@ -46,15 +50,15 @@ def main():
     params = store.load_params(workdir, program.params)
   other = {
     task: [with_other_images(batch) for batch in batches]
-    for task, batches in run.open_data(config).validation.items()
+    for task, batches in run.open_data(config).validation().items()
   }
   print(f'{config.steps} updates, {last["examples_per_second"]:.0f} examples a second')
   for task, loss in program.evaluate(params, other).items():
-    print(f'{task:20} {last[f"validation/{task}"]:.3f} true image   {loss:.3f} another')
+    print(f'{task:20} {last[f"validation/{task}"]:.3f} true image   {loss:.3f} another image')
 
 
 if __name__ == '__main__':
-  cli.define_config('configs/mini.py')
-  flags.DEFINE_string('workdir', 'workdir/mini', 'Of a recipe whose data is built.')
+  cli.define_config('mini')
+  flags.DEFINE_string('workdir', 'workdir/mini', 'Directory of a recipe whose data is built.')
   flags.DEFINE_string('stage', 'stage2', 'Section of the config that is one training run.')
   cli.run(main)

@@ -1,25 +1,58 @@
-"""SPHINX (arXiv 2311.07575) for JAX: one model from a joint mix of weights, tasks, visual embeddings and scales.
+"""SPHINX (arXiv 2311.07575) for JAX: a multimodal LLM from four mixes.
 
-Rooms, from the bottom: `core`, `mix` (the four mixes: start reading there), `parallel`, `data` and `models`,
-`checkpoint` and `training`, `generate`, `evaluate`, `report` and `planning`; the modules beside this file are the doors
-(`python -m sphinx_jax.recipe`, `train`, `chat`, `peek`, ...). A room imports only the rooms before it.
+The mixes are in `sphinx_jax.mix`, where reading should start: weights, tasks, visual embeddings and
+scales. Packages import only packages on the lines below their own:
 
-One legend of shape letters holds for the whole package, in einsums, docstrings and tests:
+    report                      pages and images of finished runs
+    evaluation, preparation     benchmarks and their protocols; datasets as files to train on
+    generate                    loaded models: logits, decoding, chat
+    datasets                    one file per dataset family
+    miniworld                   an embedded dataset of drawn scenes
+    tasks                       one file per task family: instructions, answers, metric
+    checkpoint, planning        storage and foreign formats; memory and FLOP of a run
+    training                    state, loss, optimizer, update step
+    models, data                images and tokens -> logits; records -> batches
+    parallel, mix               mesh and sharding; the four mixes
+    core                        config, errors, files, trees, the batch contract
+
+Files beside this one with a `main` are entry points, run as `python -m sphinx_jax.NAME` (`recipe`,
+`train`, `chat`, `evaluate`, ...). `run.py` holds what they share.
+
+Shape letters in einsums, docstrings and tests:
 
     B  rows of a batch          N  images a row         V  views an image       L  tokens a view
     T  text positions           S  sequence positions   D  model width          E  encoder width
-    H  heads                    K  key/value heads      C  head width           F  feed-forward width
+    H  heads                    K  key/value heads      C  head width           F  FFN width
+    Q  query tokens             G  cells per side of a feature map
     Y  pixel rows               X  pixel columns
+
+X always means pixel columns. A dimension of experts is written out as `experts`.
 """
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
 
 from sphinx_jax.core import accelerator
 
+if TYPE_CHECKING:
+  from sphinx_jax.generate.model import Model
+
+__all__ = ['__version__', 'load']
 __version__ = '0.1.0'
+
 accelerator.choose_platform()  # Before anything imports JAX.
 
 
-def load(directory, dtype=None, half_round=None, clip_activation=None, mesh=None):
-  """A model from one of our checkpoints or from a folder as others release it (official SPHINX, LLaMA).
+def load(
+  directory: str | os.PathLike,
+  dtype: str | None = None,
+  half_round: bool | None = None,
+  clip_activation: str | None = None,
+  mesh: str | None = None,
+) -> Model:
+  """Loads a model from a checkpoint or a released folder (official SPHINX, LLaMA).
 
       model = sphinx_jax.load('DIR')
       logits = model.logits(tokens, images)
@@ -27,18 +60,22 @@ def load(directory, dtype=None, half_round=None, clip_activation=None, mesh=None
 
   Args:
     directory: a run's directory, one step's, or a released folder.
-    dtype: of computation, 'float32' or 'bfloat16'; None: as the checkpoint says, or for others' folders as they store.
-    half_round: resized pictures are rounded to half precision as in the official code (True in its own folders).
-    clip_activation: 'gelu' or 'quick_gelu': the official inference builds the first, OpenAI's weights were trained with
-      the second (None: as the checkpoint or folder says).
-    mesh: name of a layout over all devices of this process ('serving', 'fsdp', 'fsdp_tensor'); None: on the first device.
+    dtype: compute dtype, 'float32' or 'bfloat16'. None: that of the checkpoint's config, or the
+      dtype in which a released folder stores its weights.
+    half_round: whether resized images are rounded to half precision, as in the official code.
+      None: as in the checkpoint's config; True for official folders.
+    clip_activation: 'gelu', which the official inference uses, or 'quick_gelu', with which OpenAI
+      trained CLIP. None: that of the checkpoint's config or of the folder.
+    mesh: name of a mesh over all devices of this process: 'serving', 'fsdp' or 'fsdp_tensor'. None:
+      the model is on the first device.
 
   Returns:
     `sphinx_jax.generate.model.Model`.
 
   Raises:
-    SphinxError: nothing that is recognised, or files that do not fit together.
+    SphinxError: the directory has no known format, its files do not fit together, or an option is
+      unknown.
   """
-  from sphinx_jax.generate import load as loading  # Importing the package alone stays light.
+  from sphinx_jax.generate import load as loading  # Keeps `import sphinx_jax` light.
 
   return loading.load_model(directory, dtype, half_round, clip_activation, mesh)

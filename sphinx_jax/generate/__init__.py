@@ -1,1 +1,1 @@
-"""Answers from a trained model: prompt prefill, cached decoding, conversation."""
+"""Answers from a trained model: loading, prompt prefill, cached decoding, sampling, stop texts."""

@@ -1,1 +1,5 @@
-"""Floor 3: from a batch to logits. `sphinx.py` is the model; `encoders/` and `llms/` are its parts, one file each."""
+"""Models: from a batch to logits.
+
+`sphinx.py` is the model; `encoders/` and `llms/` hold its parts, one file each. `foreign.py` and
+`variants.py` describe the same weights in other libraries and in the official release.
+"""

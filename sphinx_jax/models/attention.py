@@ -1,4 +1,4 @@
-"""Attention behind one function: `attend` says what a query may see, a kernel chosen by name computes it."""
+"""Attention behind one function: `attend` masks, and a kernel chosen by name computes."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from sphinx_jax.core import errors, tables
 
-# Of packed rows. Encoders and decoding over a cache take the first.
+# Kernels for packed rows. Encoders and decoding over a cache always use 'xla'.
 KERNELS = tables.Table(
   'attention kernel',
   {
@@ -17,6 +17,7 @@ KERNELS = tables.Table(
 )
 AUTO = 'auto'
 
+_PLATFORMS = {'splash': ('tpu',), 'cudnn': ('gpu', 'cuda')}
 _MIN_BLOCK, _MAX_BLOCKS = 64, 8
 
 
@@ -29,22 +30,25 @@ def attend(
   positions: jax.Array | None = None,
   kernel: str = 'xla',
 ) -> jax.Array:
-  """Attention of query [B,T,H,C] over key and value [B,S,K,C]; head h reads key/value head h // (H/K).
+  """Multi-head attention with grouped key/value heads: head h reads key/value head h // (H/K).
+
+  With neither segments nor positions, every query sees every key (encoders).
 
   Args:
-    query: in the compute dtype, as are key and value; softmax is computed in float32.
-    key: see query.
-    value: see query.
-    segments: int32[B,T]: packed rows, S = T. A query sees positions of its own segment up to itself.
-    positions: int32[B,T]: a cache whose slot is the position. A query at position p sees slots <= p.
-      With neither, every query sees every key (encoders).
-    kernel: a name of `KERNELS`, for packed rows; 'auto': splash where the shapes allow it.
+    query: [B,T,H,C] in the compute dtype. The softmax is computed in float32.
+    key: [B,S,K,C].
+    value: [B,S,K,C].
+    segments: int32[B,T] of packed rows, S = T. A query sees positions of its own segment up to
+      itself.
+    positions: int32[B,T] in a cache whose slot is the position. A query at position p sees
+      slots <= p.
+    kernel: name in `KERNELS`, for packed rows; 'auto' is splash if the shapes allow it, or xla.
 
   Returns:
     [B,T,H,C] in the dtype of value.
 
   Raises:
-    SphinxError: for both segments and positions, heads that do not divide, or an unknown kernel.
+    SphinxError: both segments and positions, heads that do not divide, or an unknown kernel.
   """
   if segments is not None and positions is not None:
     raise errors.make(
@@ -58,39 +62,49 @@ def attend(
       'change llm.heads or llm.kv_heads',
     )
   if kernel == AUTO:
-    from sphinx_jax.parallel import splash  # Pallas takes a second to import, and is for TPUs.
+    from sphinx_jax.parallel import splash  # Imported here: Pallas takes a second to import.
 
     kernel = 'splash' if splash.fits(query.shape) else 'xla'
-  chosen = KERNELS[kernel]
+  kernel_function = KERNELS[kernel]
   if segments is None:
     return xla_attention(query, key, value, segments, positions)
-  return checkpoint_name(chosen(query, key, value, segments), 'attention')
+  return checkpoint_name(kernel_function(query, key, value, segments), 'attention')
 
 
 def choose(kernel: str, platform: str) -> str:
-  """The kernel that a config's name stands for on a platform: 'auto' is splash on a TPU and plain products elsewhere.
+  """Resolves a config's kernel name for a platform.
+
+  Args:
+    kernel: name in `KERNELS`, or 'auto': splash if possible on a TPU, xla on other platforms.
+    platform: 'cpu', 'gpu' or 'tpu'.
+
+  Returns:
+    The name to pass to `attend`.
 
   Raises:
-    SphinxError: an unknown name, or splash elsewhere than on a TPU.
+    SphinxError: an unknown name, or a kernel of another platform.
   """
   if kernel == AUTO:
     return AUTO if platform == 'tpu' else 'xla'
-  KERNELS[kernel]
-  for name, at in (('splash', ('tpu',)), ('cudnn', ('gpu', 'cuda'))):
-    if kernel == name and platform not in at:
-      raise errors.make(
-        'model.attention',
-        f"'{kernel}' on {platform}",
-        f"'{AUTO}', or a kernel of this platform",
-        f'--config.model.attention={AUTO}',
-      )
+  if kernel not in KERNELS:
+    raise errors.unknown('attention kernel', kernel, KERNELS)
+  if kernel in _PLATFORMS and platform not in _PLATFORMS[kernel]:
+    raise errors.make(
+      'model.attention',
+      f"'{kernel}' on {platform}",
+      f"'{AUTO}', or a kernel of this platform",
+      f'--config.model.attention={AUTO}',
+    )
   return kernel
 
 
 def visible(
   length: int, slots: int, segments: jax.Array | None, positions: jax.Array | None
 ) -> jax.Array | None:
-  """bool[B,length,slots]: which key a query sees, or None for all. [1 1 2] as segments gives [[1 0 0] [1 1 0] [0 0 1]]."""
+  """The attention mask bool[B,length,slots], or None if every query sees every key.
+
+  Segments [1 1 2] give [[1 0 0] [1 1 0] [0 0 1]].
+  """
   if segments is not None:
     index = jnp.arange(length)
     return (segments[:, :, None] == segments[:, None, :]) & (index[:, None] >= index)
@@ -102,10 +116,10 @@ def visible(
 def cudnn_attention(
   query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array
 ) -> jax.Array:
-  """cuDNN's fused attention, for packed rows in float16 or bfloat16. Arguments as `attend`.
+  """cuDNN's fused attention, for packed rows. Arguments as in `attend`.
 
   Raises:
-    SphinxError: another dtype.
+    SphinxError: a dtype other than float16 and bfloat16.
   """
   if query.dtype.itemsize != 2:
     raise errors.make(
@@ -125,10 +139,11 @@ def xla_attention(
   segments: jax.Array | None,
   positions: jax.Array | None = None,
 ) -> jax.Array:
-  """Plain products; what every other kernel is checked against. Arguments as `attend`.
+  """Plain matrix products, the reference for every other kernel. Arguments as in `attend`.
 
-  Packed rows are taken in blocks of queries, each against the keys up to its end: that skips most of what causality
-  hides (4x faster on a CPU at 320 positions, together with normalising after the second product).
+  Packed rows are computed in blocks of queries, each against the keys up to the block's end. This
+  skips most of the keys that causality hides (4x faster on a CPU at 320 positions, together with
+  normalizing after the second product).
   """
   batch, length, heads, width = query.shape
   slots, kv_heads = key.shape[1:3]
@@ -140,25 +155,21 @@ def xla_attention(
   for i in range(blocks):
     end = length * (i + 1) // blocks
     keys = slots if segments is None else end
-    parts.append(
-      _block(
-        query[..., start:end, :],
-        key[:, :, :keys],
-        value[:, :, :keys],
-        None if mask is None else mask[:, start:end, :keys],
-      )
-    )
+    block_mask = None if mask is None else mask[:, start:end, :keys]
+    queries = query[..., start:end, :]
+    parts.append(_block(queries, key[:, :, :keys], value[:, :, :keys], block_mask))
     start = end
   out = jnp.concatenate(parts, axis=3)
   return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
 
 
 def _block(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
-  # query [B,K,R,T,C], R query heads to a key/value head; key and value [B,K,S,C]; mask bool[B,T,S].
-  scores = (
-    jnp.einsum('bkrtc,bksc->bkrts', query, key, preferred_element_type=jnp.float32)
-    * query.shape[-1] ** -0.5
-  )
+  """Attention of query [B,K,R,T,C] over key and value [B,K,S,C], with mask bool[B,T,S].
+
+  R query heads share a key/value head.
+  """
+  scores = jnp.einsum('bkrtc,bksc->bkrts', query, key, preferred_element_type=jnp.float32)
+  scores = scores * query.shape[-1] ** -0.5
   if mask is not None:
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
   weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))

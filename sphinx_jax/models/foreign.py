@@ -1,6 +1,8 @@
-"""Names and layouts of the same weights elsewhere: one table per library and part of the model, read in both directions.
+"""Names and axis orders of the same weights in other libraries: tables that are read both ways.
 
-A model file lists its `FORMS`; `forms(config)` puts the official SPHINX release together from them.
+There is one table per library and part of the model. A model file lists its tables in `FORMS`.
+`variants.weights` combines them into the official SPHINX release. "Foreign" means the other
+library's side of a table, "native" means ours.
 """
 
 import dataclasses
@@ -16,19 +18,22 @@ import numpy as np
 from sphinx_jax.core import errors
 
 Shapes = Mapping[str, tuple[int, ...]]  # Foreign name -> shape.
+# (shapes of a file, its config or {}) -> settings of the part, as in a model config.
+ReadSettings = Callable[[Shapes, Mapping[str, Any]], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-  """A parameter of ours and the foreign tensors that it is made of.
+  """A native parameter and the foreign tensors that it consists of.
 
   Attributes:
-    path: ours, 'trunk/layers/attention/qkv/kernel'.
-    key: theirs; '{}' stands for the number of the layer where ours is stacked.
-    pattern: the layout of one layer, theirs to ours, as einops writes it: 'o i -> i o'.
-    sizes: of the pattern's axes that a shape does not tell, ((axis, size), ...).
-    layers: their numbers of the layers along our leading axis, or None where ours is not stacked.
-    part: index into our layer, where several of their tensors make one of ours (separate q, k and v).
+    path: native path, e.g. 'trunk/layers/attention/qkv/kernel'.
+    key: foreign name. '{}' stands for the layer number if the native parameter is stacked.
+    pattern: einops pattern of one layer, foreign to native: 'o i -> i o'.
+    sizes: sizes of the pattern's axes that no shape determines, ((axis, size), ...).
+    layers: foreign layer numbers along the native leading axis, or None if it is not stacked.
+    part: index into the native layer if several foreign tensors form one native parameter
+      (separate q, k and v).
   """
 
   path: str
@@ -39,99 +44,104 @@ class Weight:
   part: tuple[Any, ...] = ()
 
   def places(self) -> Iterator[tuple[tuple[Any, ...], str]]:
-    """(index into our parameter, their name) of every tensor."""
+    """Yields (index into the native parameter, foreign name) of every tensor."""
     if self.layers is None:
       yield self.part, self.key
     else:
       yield from (((i, *self.part), self.key.format(layer)) for i, layer in enumerate(self.layers))
 
-  def to_ours(self, tensor: np.ndarray) -> np.ndarray:
-    """One of their tensors in our layout, contiguous."""
+  def to_native(self, tensor: np.ndarray) -> np.ndarray:
+    """One foreign tensor in native axis order, contiguous."""
     return _contiguous(einops.rearrange(tensor, self.pattern, **dict(self.sizes)))
 
-  def to_theirs(self, part: np.ndarray) -> np.ndarray:
-    """What `to_ours` made, back in their layout, contiguous."""
-    return _contiguous(_back(self.pattern, self.sizes, part))
+  def to_foreign(self, part: np.ndarray) -> np.ndarray:
+    """The inverse of `to_native`: one tensor in foreign axis order, contiguous."""
+    return _contiguous(_invert(self.pattern, self.sizes, part))
 
-  def their_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of one of their tensors from that of our whole parameter."""
-    one = list(shape if self.layers is None else shape[1:])
+  def foreign_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of one foreign tensor from the shape of the whole native parameter."""
+    layer_shape = list(shape if self.layers is None else shape[1:])
     if self.part:
-      del one[len(self.part) - 1]
-    return _back_shape(self.pattern, self.sizes, tuple(one))
+      del layer_shape[len(self.part) - 1]
+    return _inverted_shape(self.pattern, self.sizes, tuple(layer_shape))
 
 
-def _back(pattern: str, sizes: tuple[tuple[str, int], ...], part: Any) -> Any:
-  theirs, ours = pattern.split('->')
-  # The sizes that count are of axes that are split on the way back; joined ones tell their own.
-  split = {name for group in re.findall(r'\(([^)]*)\)', ours) for name in group.split()}
-  return einops.rearrange(
-    part, f'{ours}->{theirs}', **{name: size for name, size in sizes if name in split}
-  )
+def _invert(pattern: str, sizes: tuple[tuple[str, int], ...], part: Any) -> Any:
+  """Rearranges `part` by the inverse of an einops pattern."""
+  foreign, native = pattern.split('->')
+  # Only axes that the inverse splits need a size. einops rejects sizes of other axes.
+  split = {name for group in re.findall(r'\(([^)]*)\)', native) for name in group.split()}
+  split_sizes = {name: size for name, size in sizes if name in split}
+  return einops.rearrange(part, f'{native}->{foreign}', **split_sizes)
 
 
 @functools.cache
-def _back_shape(
+def _inverted_shape(
   pattern: str, sizes: tuple[tuple[str, int], ...], shape: tuple[int, ...]
 ) -> tuple[int, ...]:
-  return jax.eval_shape(
-    lambda part: _back(pattern, sizes, part), jax.ShapeDtypeStruct(shape, np.float32)
-  ).shape
+  part = jax.ShapeDtypeStruct(shape, np.float32)
+  return jax.eval_shape(lambda part: _invert(pattern, sizes, part), part).shape
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:
-  """A transposed view as an array of its own; XLA transposes in blocks, several times faster than numpy."""
-  if array.flags.c_contiguous or array.dtype.itemsize > 4:  # XLA would cut 64 bits to 32.
+  """A contiguous copy of a transposed view.
+
+  XLA transposes in blocks, which is several times faster than numpy.
+  """
+  if array.flags.c_contiguous or array.dtype.itemsize > 4:  # XLA would narrow 64 bits to 32.
     return np.ascontiguousarray(array)
   try:
     host = jax.local_devices(backend='cpu')[0]
-  except RuntimeError:  # JAX_PLATFORMS names accelerators alone.
+  except RuntimeError:  # JAX_PLATFORMS lists only accelerators.
     return np.ascontiguousarray(array)
   return np.asarray(jax.device_put(array, host))
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """How a library names and lays out one part of the model.
+  """How a library names and arranges one part of the model.
 
   Attributes:
-    kind: what it is, in words.
-    mark: a name by which a file of it is recognised.
+    kind: description for messages.
+    mark: a tensor name that identifies files of this form.
     weights: settings of the part (as in a model config) -> its table.
     settings: (shapes of a file, its config or {}) -> settings of the part.
-    unused: patterns of names that such a file holds and the model does not use; they are carried along.
-    prefixes: what files put before the names; the first one that fits the mark counts.
+    unused: patterns of tensor names that the model does not use. Such tensors are kept in the
+      converted checkpoint.
+    prefixes: possible prefixes of the names in a file. The first one with which `mark` is there is
+      taken.
     config: settings -> the library's own config, for forms that can be written as a whole model.
   """
 
   kind: str
   mark: str
   weights: Callable[[Mapping[str, Any]], list[Weight]]
-  settings: Callable[[Shapes, Mapping[str, Any]], dict[str, Any]]
+  settings: ReadSettings
   unused: tuple[str, ...] = ()
   prefixes: tuple[str, ...] = ('',)
   config: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 
   def prefix(self, keys: Iterable[str]) -> str | None:
-    """What stands before the names in a file, or None where the file is of another form."""
+    """The prefix of the names in a file, or None if the file is of another form."""
     present = set(keys)
     return next((prefix for prefix in self.prefixes if prefix + self.mark in present), None)
 
 
 def tensor(path: str, key: str, pattern: str, **sizes: int) -> list[Weight]:
-  """One parameter that is one tensor."""
+  """A parameter that is one foreign tensor."""
   return [Weight(path, key, pattern, tuple(sizes.items()))]
 
 
 def linear(path: str, key: str, bias: bool = True) -> list[Weight]:
-  """A Dense of ours from their Linear."""
-  return tensor(f'{path}/kernel', f'{key}.weight', 'o i -> i o') + (
-    tensor(f'{path}/bias', f'{key}.bias', 'o -> o') if bias else []
-  )
+  """A Dense from a foreign Linear."""
+  table = tensor(f'{path}/kernel', f'{key}.weight', 'o i -> i o')
+  if bias:
+    table += tensor(f'{path}/bias', f'{key}.bias', 'o -> o')
+  return table
 
 
 def packed(path: str, weight: str, bias: str, count: int) -> list[Weight]:
-  """A Dense of `count` features from one Linear that packs them one after the other (q, k, v; gate, value)."""
+  """A Dense of `count` features from one Linear that concatenates them (q, k, v; gate, value)."""
   return [
     *tensor(f'{path}/kernel', weight, '(n o) i -> i n o', n=count),
     *tensor(f'{path}/bias', bias, '(n o) -> n o', n=count),
@@ -139,7 +149,7 @@ def packed(path: str, weight: str, bias: str, count: int) -> list[Weight]:
 
 
 def unpacked(path: str, keys: Sequence[str]) -> list[Weight]:
-  """A Dense of several features from as many Linears."""
+  """A Dense of several features, each from its own Linear."""
   table = []
   for n, key in enumerate(keys):
     table += [
@@ -151,8 +161,10 @@ def unpacked(path: str, keys: Sequence[str]) -> list[Weight]:
 
 def patches(path: str, key: str, bias: bool = True) -> list[Weight]:
   """A PatchEmbed from a convolution."""
-  kernel = tensor(f'{path}/kernel', f'{key}.weight', 'o i y x -> y x i o')
-  return kernel + (tensor(f'{path}/bias', f'{key}.bias', 'o -> o') if bias else [])
+  table = tensor(f'{path}/kernel', f'{key}.weight', 'o i y x -> y x i o')
+  if bias:
+    table += tensor(f'{path}/bias', f'{key}.bias', 'o -> o')
+  return table
 
 
 def norm(path: str, key: str) -> list[Weight]:
@@ -166,7 +178,14 @@ def norm(path: str, key: str) -> list[Weight]:
 def within(
   path: str, key: str, weights: Iterable[Weight], layers: Iterable[int] | None = None
 ) -> list[Weight]:
-  """The table with prefixes before paths and names; `layers` stacks it, and then `key` holds their '{}'."""
+  """Prefixes the paths and names of a table.
+
+  Args:
+    path: prefix of native paths.
+    key: prefix of foreign names; contains '{}' if `layers` is given.
+    weights: the table.
+    layers: foreign layer numbers of stacked parameters, or None.
+  """
   stacked = {} if layers is None else {'layers': tuple(layers)}
   return [
     dataclasses.replace(weight, path=path + weight.path, key=key + weight.key, **stacked)
@@ -178,23 +197,23 @@ def field(config: Mapping[str, Any], name: str) -> Any:
   """A field that a foreign config must have.
 
   Raises:
-    SphinxError: where it has not.
+    SphinxError: the field or the whole config is missing.
   """
   if config.get(name) is None:
     raise errors.make(
       'config.json',
       f'no {name!r}' if config else 'no such file',
-      f'{name!r}, which no tensor tells',
+      f'{name!r}, which no tensor determines',
       'take the config.json (or params.json) that belongs to the weights',
     )
   return config[name]
 
 
 def size(config: Mapping[str, Any], name: str) -> int:
-  """A field that a foreign config must have, a number of something.
+  """A positive integer that a foreign config must have.
 
   Raises:
-    SphinxError: where it has not, or it is none.
+    SphinxError: the field is missing, or is not a positive integer.
   """
   value = field(config, name)
   if type(value) is not int or value < 1:
@@ -208,7 +227,7 @@ def size(config: Mapping[str, Any], name: str) -> int:
 
 
 def count(shapes: Shapes, key: str) -> int:
-  """How many layers a file has of a name with '{}'."""
+  """The number of layers in a file; `key` is a tensor name with '{}' for the layer number."""
   layers = 0
   while key.format(layers) in shapes:
     layers += 1
@@ -223,19 +242,30 @@ def heads(
   field: str = 'heads',
   config: Mapping[str, Any] | None = None,
 ) -> int:
-  """The number of heads, which no tensor tells: from a config of transformers for that width, or that of a known width.
+  """The number of attention heads, which no tensor determines.
+
+  Args:
+    part: encoder, for the error.
+    sizes: the encoder's size table.
+    width: its width.
+    name: name of the width in the size table.
+    field: name of the number of heads in the size table.
+    config: config of transformers, which may have the number for this width; None: there is none.
+
+  Returns:
+    The config's number if there is one, or that of the size table's row of the same width.
 
   Raises:
-    SphinxError: for a width that is in no row of the size table.
+    SphinxError: no row of the size table has the width.
   """
   if config and config.get('hidden_size') == width and 'num_attention_heads' in config:
     return config['num_attention_heads']
-  found = {row[name]: row[field] for row in sizes.values()}
-  if width not in found:
+  heads_of_width = {row[name]: row[field] for row in sizes.values()}
+  if width not in heads_of_width:
     raise errors.make(
       f'encoder {part}',
-      f'{name} {width}, whose number of heads no tensor tells',
-      f'{name} {sorted(found)}',
+      f'{name} {width}, whose number of heads no tensor determines',
+      f'{name} {sorted(heads_of_width)}',
       "add a row to the encoder's SIZES",
     )
-  return found[width]
+  return heads_of_width[width]

@@ -1,7 +1,13 @@
-"""Layers that every part of the model shares; parameters get their logical names here.
+"""Layers that all parts of the model share. Parameters get their logical names here.
 
-Logical names: 'layers' (scanned), 'vocab', 'lookup', 'embed', 'heads', 'kv_heads', 'ffn' of the language model; 'encoder_embed',
-'encoder_heads', 'encoder_ffn', 'encoder_out' of the encoders; 'visual' is the projections' input; None is never sharded.
+Logical names of dimensions, which `parallel/rules.py` maps to mesh axes:
+
+    layers                                                    scanned layers
+    vocab, lookup, embed, heads, kv_heads, ffn                language model
+    encoder_embed, encoder_heads, encoder_ffn, encoder_out    encoders
+    visual                                                    input of the projections
+
+A dimension named None is never sharded.
 """
 
 import math
@@ -20,35 +26,35 @@ Names = tuple[str | None, ...]
 
 
 def fan_in(axes: int = 1, scale: float = 1.0) -> Callable:
-  """Normal initialiser of deviation `scale` / sqrt(product of the first `axes` dimensions)."""
+  """Normal initializer with deviation `scale` / sqrt(product of the first `axes` dimensions)."""
 
-  def make(rng, shape, dtype=jnp.float32):
+  def init(rng: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     return jax.random.normal(rng, shape, dtype) * (scale / math.sqrt(math.prod(shape[:axes])))
 
-  return make
+  return init
 
 
 def sincos_2d(prefix: int) -> Callable:
-  """Initialiser of position embeddings [prefix + G*G, E]: sines and cosines of row and column, zeros for the prefix.
+  """Initializer of learned position embeddings [prefix + G*G, E].
 
-  Learned positions that start ordered localise sooner than random ones.
+  They start as sines and cosines of row and column, with zeros for the prefix. Models learn to
+  localize sooner from ordered positions than from random ones.
   """
 
-  def make(rng, shape, dtype=jnp.float32):
+  def init(rng: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     del rng
     cells, width = shape[0] - prefix, shape[1]
-    grid = math.isqrt(cells)
+    side = math.isqrt(cells)
     bands = -(-width // 4)
-    frequency = np.pi * grid ** (
-      -np.arange(bands) / bands
-    )  # From half a cell's period up to the whole grid.
-    angle = (np.arange(grid) + 0.5)[:, None] * frequency
+    # Half periods from one cell up to the whole side.
+    frequency = np.pi * side ** (-np.arange(bands) / bands)
+    angle = (np.arange(side) + 0.5)[:, None] * frequency
     wave = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
-    rows, columns = np.repeat(wave, grid, axis=0), np.tile(wave, (grid, 1))
+    rows, columns = np.repeat(wave, side, axis=0), np.tile(wave, (side, 1))
     table = np.stack([rows, columns], axis=-1).reshape(cells, -1)[:, :width]
     return jnp.asarray(np.concatenate([np.zeros((prefix, width)), table]), dtype)
 
-  return make
+  return init
 
 
 def param(
@@ -59,22 +65,42 @@ def param(
   names: Names,
   dtype: Any = jnp.float32,
 ) -> jax.Array:
-  """Makes a float32 parameter whose dimensions carry logical names; returned in `dtype`, as the mesh computes with it."""
+  """Makes a float32 parameter.
+
+  Args:
+    module: the module that owns it.
+    name: its name in the module.
+    init: initializer (rng, shape, dtype) -> array.
+    shape: its shape.
+    names: logical names of its dimensions.
+    dtype: of the returned value.
+
+  Returns:
+    The value in `dtype` and in the compute sharding.
+  """
   value = module.param(name, nn.with_logical_partitioning(init, names), tuple(shape), jnp.float32)
-  # Cast first: what travels between devices is then the smaller one.
+  # Casting first makes the all-gather smaller.
   return placement.constrain(value.astype(dtype), names)
 
 
 class Dense(nn.Module):
   """x[..., in] @ kernel[in, *features] (+ bias): [..., *features].
 
-  The product is taken on 2-D shapes: XLA:CPU computes weight gradients of higher ranks 4x slower (FACTS "Measured").
+  The product is taken on 2-D shapes: XLA:CPU computes weight gradients of higher ranks 4x slower
+  (docs/official_sphinx.md, "Measured").
+
+  Attributes:
+    features: output dimensions.
+    names: logical names of the kernel's dimensions: the input, then the features.
+    bias: whether there is one.
+    scale: scale of the initial deviation; residual outputs start smaller.
+    dtype: compute dtype.
   """
 
   features: tuple[int, ...]
-  names: Names  # Of the kernel: input dimension, then features.
+  names: Names
   bias: bool = True
-  scale: float = 1.0  # Of the initial deviation; residual outputs start smaller.
+  scale: float = 1.0
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -91,7 +117,7 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-  """Layer norm over the last dimension, statistics in float32; returns `dtype`."""
+  """Layer norm over the last dimension. Computes in float32, returns `dtype`."""
 
   eps: float
   name_axis: str = 'encoder_embed'
@@ -108,7 +134,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-  """Root-mean-square norm over the last dimension in float32; returns `dtype`."""
+  """Root-mean-square norm over the last dimension. Computes in float32, returns `dtype`."""
 
   eps: float
   dtype: Any = jnp.float32
@@ -122,7 +148,7 @@ class RMSNorm(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-  """[B,Y,X,3] -> [B,G,G,features]: a convolution whose stride is its size, as one matrix product."""
+  """[B,Y,X,3] -> [B,G,G,features]: a convolution with stride = size, as one matrix product."""
 
   patch: int
   features: int
@@ -134,7 +160,7 @@ class PatchEmbed(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     batch, size, _, channels = x.shape
-    patch, grid = self.patch, size // self.patch
+    patch, side = self.patch, size // self.patch
     kernel = param(
       self,
       'kernel',
@@ -143,10 +169,9 @@ class PatchEmbed(nn.Module):
       (None, None, self.name_in, self.name_out),
       self.dtype,
     )
-    x = x.astype(self.dtype).reshape(batch, grid, patch, grid, patch, channels).swapaxes(2, 3)
-    out = (x.reshape(batch * grid * grid, -1) @ kernel.reshape(-1, self.features)).reshape(
-      batch, grid, grid, -1
-    )
+    x = x.astype(self.dtype).reshape(batch, side, patch, side, patch, channels).swapaxes(2, 3)
+    out = x.reshape(batch * side * side, -1) @ kernel.reshape(-1, self.features)
+    out = out.reshape(batch, side, side, -1)
     if self.bias:
       out += param(
         self, 'bias', nn.initializers.zeros, (self.features,), (self.name_out,), self.dtype
@@ -155,11 +180,13 @@ class PatchEmbed(nn.Module):
 
 
 def activate(name: str, x: jax.Array) -> jax.Array:
-  """'gelu' (the exact one, with erf) or 'quick_gelu' (x * sigmoid(1.702 x))."""
-  return jax.nn.gelu(x, approximate=False) if name == 'gelu' else x * jax.nn.sigmoid(1.702 * x)
+  """Applies 'gelu' (exact, with erf) or 'quick_gelu' (x * sigmoid(1.702 x))."""
+  if name == 'gelu':
+    return jax.nn.gelu(x, approximate=False)
+  return x * jax.nn.sigmoid(1.702 * x)
 
 
-# What the backward pass finds, and does not compute again. An attention kernel names its output 'attention'.
+# Policies of what is saved for the backward pass. Attention kernels name their output 'attention'.
 REMAT = {
   'none': None,
   'attention': jax.checkpoint_policies.save_only_these_names('attention'),
@@ -171,19 +198,23 @@ REMAT = {
 def stack(
   layer: type[nn.Module], length: int, unroll: int, remat: str, scanned: int = 0, broadcast: int = 0
 ) -> Callable:
-  """`layer` scanned `length` times over stacked parameters: makes modules called as (x, *scanned, *broadcast) -> (x, outs).
+  """Scans a layer `length` times over stacked parameters.
 
   Args:
     layer: a module called as (x, *scanned, *broadcast) -> (x, out).
     length: number of layers.
-    unroll: layers a loop iteration holds.
-    remat: a name of `REMAT`: 'none' keeps all of a layer's insides for the backward pass, 'full' computes them again,
-      'dots' keeps the outputs of products with weights, 'attention' that of attention.
+    unroll: layers in one loop iteration.
+    remat: name in `REMAT`. 'none' saves all activations of a layer for the backward pass, 'full'
+      recomputes them, 'dots' saves the outputs of products with weights, 'attention' that of
+      attention.
     scanned: number of arguments with a leading layer axis.
-    broadcast: number of arguments that every layer sees whole.
+    broadcast: number of arguments that every layer gets whole.
+
+  Returns:
+    Constructor of modules called as (x, *scanned, *broadcast) -> (x, stacked outs).
 
   Raises:
-    SphinxError: for an unknown name.
+    SphinxError: `remat` is unknown.
   """
   if remat not in REMAT:
     raise errors.unknown('model.remat', remat, REMAT)
@@ -201,13 +232,12 @@ def stack(
 
 
 def compiler_options() -> dict[str, str]:
-  """Options of `jax.jit` for a forward pass over scanned layers whose parameters rest in bfloat16.
+  """Options of `jax.jit` for a forward pass over scanned layers with parameters stored in bfloat16.
 
-  XLA:CPU cannot slice bfloat16: it widens the stack of all layers to float32 and moves that out of their loop, a copy of
-  the whole model at every call. Left inside, the widening becomes part of reading one layer. Elsewhere there are none.
+  XLA:CPU cannot slice bfloat16. It widens the stack of all layers to float32 and moves that out of
+  the loop: a copy of the whole model at every call. Without this motion, only one layer at a time
+  is widened. Other backends need no options.
   """
-  return (
-    {'xla_disable_hlo_passes': 'while-loop-invariant-code-motion'}
-    if jax.default_backend() == 'cpu'
-    else {}
-  )
+  if jax.default_backend() != 'cpu':
+    return {}
+  return {'xla_disable_hlo_passes': 'while-loop-invariant-code-motion'}

@@ -1,6 +1,7 @@
-"""The official SPHINX release: its variants as numbers, and the names of the whole model's weights.
+"""The official SPHINX models: sizes of every variant, and names of the whole model's weights.
 
-Sources: FACTS "Views" and "Released checkpoints"; golden/models/full_size_keys_*.json of the official code.
+Sources: docs/official_sphinx.md, "Views" and "Released checkpoints";
+tests/golden/models/full_size_keys_*.json, recorded from the official code.
 """
 
 from collections.abc import Mapping
@@ -13,8 +14,9 @@ from sphinx_jax.models import foreign, sphinx
 from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer
 from sphinx_jax.models.llms import llama
 
-# How the official code names a model (meta.json's llama_type) -> its pixels, views and encoders. `convnext` is what
-# differs in an encoder: the light ones show it the picture as it is (and 1024 without rounding to half).
+# Official name (llama_type in meta.json) -> pixels, views and encoders. The settings of ConvNeXt
+# differ: the light variants do not change the size of its views. `input` still rounds them to half
+# precision, which llama_ens5_light does not do.
 _ENS = dict(encoders=('clip', 'convnext', 'dinov2', 'qformer'), convnext=dict(view=224, input=256))
 _LIGHT = ('convnext', 'dinov2')
 VARIANTS = {
@@ -29,7 +31,7 @@ VARIANTS = {
     image_size=1024, grid=2, pool=1, encoders=_LIGHT, convnext=dict(view=512)
   ),
 }
-# Our encoder -> its name there, and the form of what comes after it.
+# Encoder -> prefix of its official names, and the form of the names after the prefix.
 ENCODERS = {
   'clip': ('clip.', clip.FORMS['open_clip']),
   'convnext': ('openclip_convnext_xxl.', convnext.FORMS['timm']),
@@ -37,7 +39,8 @@ ENCODERS = {
   'qformer': ('qformer.', qformer.FORMS['hf']),
 }
 LLM = llama.FORMS['meta']
-# What a release holds beside the names that a model reads: the text half of CLIP and DINOv2's mask, at full size.
+# Tensors of a release that the model does not use, with their full-size shapes: the text half of
+# CLIP, and DINOv2's mask token.
 UNUSED = {
   'clip.positional_embedding': (77, 768),
   'clip.text_projection': (768, 768),
@@ -54,7 +57,7 @@ def variant(name: str) -> Mapping[str, Any]:
   """A row of VARIANTS.
 
   Raises:
-    SphinxError: for a name that is none.
+    SphinxError: an unknown name.
   """
   if name not in VARIANTS:
     raise errors.unknown('llama_type', name, VARIANTS)
@@ -71,14 +74,14 @@ def model(
   """The model config of a variant.
 
   Args:
-    name: of the variant.
+    name: a name in VARIANTS.
     llm: settings of the language model.
-    encoders: settings of (at least) the variant's encoders.
-    dtype: of computation.
-    half_round: rounds resized pictures to half precision as the official code does.
+    encoders: settings of at least the variant's encoders.
+    dtype: compute dtype.
+    half_round: round resized images to half precision, as the official code does.
 
   Raises:
-    SphinxError: an unknown variant; an encoder of it that is not given.
+    SphinxError: an unknown variant, or missing settings of one of its encoders.
   """
   row = variant(name)
   missing = [part for part in row['encoders'] if part not in encoders]
@@ -126,35 +129,35 @@ def language_model(llm: Mapping[str, Any], dtype: str = 'float32') -> ml_collect
 
 
 def name_of(config: ml_collections.ConfigDict) -> str:
-  """The variant that a model config is.
+  """The official name of a model config.
 
   Raises:
-    SphinxError: where the official code has none with its pixels, views and encoders.
+    SphinxError: no official variant has these pixels, views and encoders.
   """
+  for name, row in VARIANTS.items():
+    if _matches(config, row):
+      return name
+  raise errors.make(
+    'official form',
+    f'a model of {config.image_size} pixels, grid {config.grid}, pool {config.pool}, '
+    f'encoders {", ".join(config.encoders)}',
+    f'one of {", ".join(VARIANTS)}',
+    'the official code has no such model; --to=hf exports its language model',
+  )
 
-  def is_row(row):
-    return (
-      all(config[key] == row[key] for key in ('image_size', 'grid', 'pool'))
-      and set(config.encoders) == set(row['encoders'])
-      and all(
-        config.encoders.convnext.get(key) == row['convnext'].get(key) for key in ('view', 'input')
-      )
-    )
 
-  found = [name for name, row in VARIANTS.items() if is_row(row)]
-  if not found:
-    raise errors.make(
-      'official form',
-      f'a model of {config.image_size} pixels, grid {config.grid}, pool {config.pool}, '
-      f'encoders {", ".join(config.encoders)}',
-      f'one of {", ".join(VARIANTS)}',
-      'the official code has no such model; --to=hf takes its language model',
-    )
-  return found[0]
+def _matches(config: ml_collections.ConfigDict, row: Mapping[str, Any]) -> bool:
+  """Whether a model config has the pixels, views and encoders of a row of VARIANTS."""
+  if set(config.encoders) != set(row['encoders']):
+    return False
+  if any(config[key] != row[key] for key in ('image_size', 'grid', 'pool')):
+    return False
+  convnext = config.encoders.convnext
+  return all(convnext.get(key) == row['convnext'].get(key) for key in ('view', 'input'))
 
 
 def weights(config: ml_collections.ConfigDict) -> list[foreign.Weight]:
-  """The table of a whole model: our paths from the root, official names without 'llma.'."""
+  """The table of a whole model: native paths from the root, official names without 'llma.'."""
   table = foreign.within('llm/', '', LLM.weights(config.llm))
   if not config.encoders:
     return table
@@ -163,7 +166,10 @@ def weights(config: ml_collections.ConfigDict) -> list[foreign.Weight]:
       table += foreign.within(f'encoders/{part}/', key, form.weights(config.encoders[part]))
   for name in ('start_img', 'end_img'):
     table += foreign.tensor(name, name, '1 1 d -> d')
-  for name in ('visual_proj', *(['qformer_proj'] if 'qformer' in config.encoders else [])):
+  projections = ['visual_proj']
+  if 'qformer' in config.encoders:
+    projections.append('qformer_proj')
+  for name in projections:
     table += [
       *foreign.linear(f'{name}/linear', f'{name}.0'),
       *foreign.norm(f'{name}/norm', f'{name}.1'),
@@ -172,10 +178,10 @@ def weights(config: ml_collections.ConfigDict) -> list[foreign.Weight]:
 
 
 def shapes(config: ml_collections.ConfigDict) -> dict[str, tuple[int, ...]]:
-  """Name -> shape of every official tensor that a model reads, from the model itself, nothing computed."""
-  ours, found = trees.flatten(sphinx.abstract_params(config)), {}
+  """Official name -> shape of every tensor that a model reads. Computes nothing."""
+  native, official = trees.flatten(sphinx.abstract_params(config)), {}
   for weight in weights(config):
-    found |= dict.fromkeys(
-      (key for _, key in weight.places()), weight.their_shape(ours[weight.path].shape)
-    )
-  return found
+    shape = weight.foreign_shape(native[weight.path].shape)
+    for _, key in weight.places():
+      official[key] = shape
+  return official

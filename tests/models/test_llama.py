@@ -46,8 +46,8 @@ def test_logits_are_those_of_the_official_decoder():
   positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
 
   def run(module, tokens):
-    return module.head(
-      module.states(module.embed(tokens), positions, segments=np.ones_like(positions))[0]
+    return module.lm_head(
+      module.hidden_states(module.embed(tokens), positions, segments=np.ones_like(positions))[0]
     )
 
   logits = model.apply({'params': golden_params()}, tokens, method=run)

@@ -1,10 +1,12 @@
-"""With the TPU compiler, which needs no TPU: `pip install 'sphinx_jax[plan]'`, as launch/test.sh does."""
+"""Compilation for TPUs, which needs libtpu (`pip install 'sphinx_jax[plan]'`) but no TPU."""
 
 import os
 import pathlib
 import re
 import subprocess
 import sys
+
+import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -24,7 +26,7 @@ def run(*arguments, **environment):
 
 
 def test_ordinary_runs_do_not_look_for_a_tpu():
-  """Neither a warning nor the compiler's library in memory, where JAX computes."""
+  """Without a warning, and without the compiler's library in memory."""
   code = (
     'import sphinx_jax, jax; print(jax.devices()[0].platform, (jax.numpy.ones(3) + 1).sum()); '
     'print("libtpu" in open("/proc/self/maps").read())'
@@ -40,31 +42,49 @@ def test_a_platform_that_is_asked_for_is_left_alone():
   assert done.stdout.strip() == 'cuda,cpu'
 
 
-def test_splash_attention_is_in_what_a_tpu_runs():
-  code = (
-    'import sphinx_jax; from configs import stage1; from sphinx_jax.planning import slices; '
-    'from sphinx_jax.run import Program; from sphinx_jax.core import accelerator; accelerator.quiet_libtpu(); '
-    "program = Program(stage1.get_config('7b,224'), slices.devices(slices.find('v5e:4x8'))); "
-    "text = program.lower().as_text(); print('tpu_custom_call' in text, 'splash_mha_fwd' in text, 'splash_mha_dkv' in text)"
-  )
+def test_a_shipped_config_of_13b_is_lowered_for_its_slice_with_splash_attention():
+  """Without compiling it: the loops over 40 layers and the TPU's kernels are in the StableHLO."""
+  code = """
+from sphinx_jax.configs import stage1
+from sphinx_jax.core import accelerator
+from sphinx_jax.planning import slices
+from sphinx_jax.run import Program
+
+accelerator.quiet_libtpu()
+program = Program(stage1.get_config('13b,224'), slices.devices(slices.find('v5p:2x2x4')))
+text = program.lower().as_text()
+print(*(name in text for name in ('tpu_custom_call', 'splash_mha_fwd', 'splash_mha_dkv')))
+print('dense<40> : tensor<i32>' in text, 'tensor<40x5120x5120xf32>' in text)
+"""
   done = run('-c', code)
-  assert done.stdout.split() == ['True'] * 3, done.stdout + done.stderr
+  assert done.stdout.split() == ['True'] * 5, done.stdout + done.stderr
 
 
-def test_a_shipped_config_of_13b_is_compiled_for_its_slice():
-  done = run('-m', 'sphinx_jax.plan', '--config=configs/stage1.py:13b,224', '--topology=v5p:2x2x4')
+def plan_of_stage1(layers, *changes):
+  """Compiles a config of 13B for a slice, and checks the sections and the loop over layers."""
+  done = run('-m', 'sphinx_jax.plan', '--config=stage1:13b,224', '--topology=v5p:2x2x4', *changes)
   assert done.returncode == 0, done.stderr
-  sections = (
+  for words in (
     'total, compiled',
     'fits',
     'Largest pieces of the working memory',
-    'llm.states backward',
+    'llm.hidden_states backward',
     'all-gather',
-  )
-  assert all(words in done.stdout for words in sections), done.stdout
-  layers = re.search(r'llm.states forward +all-gather +(\d+) +(\d+)', done.stdout)
-  assert (
-    layers and int(layers[1]) == 40 and int(layers[2]) == 7
-  )  # Every matrix of a layer, and no activations.
+  ):
+    assert words in done.stdout, done.stdout
+  assert 'Unavailable' not in done.stdout, done.stdout
+  row = re.search(r'llm.hidden_states forward +all-gather +(\d+) +(\d+)', done.stdout)
+  # Every matrix of a layer is gathered, and no activations.
+  assert row and (int(row[1]), int(row[2])) == (layers, 7), done.stdout
   assert 'Replicated leaves over 1 MiB: none' in done.stdout
   assert not re.search('libtpu|WARNING|E0000', done.stderr)
+
+
+def test_a_shipped_config_is_compiled_for_its_slice_with_two_layers():
+  """The layers are one loop, so the program has the size of the one with all layers."""
+  plan_of_stage1(2, '--config.model.llm.layers=2')
+
+
+@pytest.mark.slow
+def test_a_shipped_config_of_13b_is_compiled_for_its_slice():
+  plan_of_stage1(40)

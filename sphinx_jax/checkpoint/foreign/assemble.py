@@ -1,4 +1,7 @@
-"""One model from one source or several: an official release, a language model alone, or a fresh SPHINX from its parts."""
+"""Assembles one model from one source or several, without reading its weights.
+
+The sources are an official release, a language model alone, or the parts of a fresh SPHINX.
+"""
 
 import dataclasses
 import functools
@@ -15,27 +18,30 @@ from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.checkpoint.stream import Array, Index
 from sphinx_jax.core import errors, trees
 from sphinx_jax.data.tokenizer import Tokenizer
-from sphinx_jax.models import foreign, sphinx, variants as official
+from sphinx_jax.models import foreign, sphinx, variants
 from sphinx_jax.models.llms import llama
 
-_SHOWN = 20  # Differences named in an error.
+_MAX_SHOWN = 20  # Differences named in an error.
 
 
 @dataclasses.dataclass(frozen=True)
 class Assembly:
-  """A model whose weights lie in foreign files.
+  """A model whose weights are in foreign files.
 
   Attributes:
-    config: of the model.
-    table: paths from the root of the parameter tree; names as in `tensors`.
-    tensors: of all sources; where there are several, named 'part/name'.
-    shapes: path -> shape and dtype of ours.
-    fresh: paths that no source has and that start from random numbers (projections, start and end of a view).
-    differences: between files and model, in words; such an assembly cannot be read.
-    carried: what the model does not use of a single source, kept for the way back.
-    dropped: the same of several sources, and what of a file belongs to no part of the model; it is not kept.
+    config: the model config.
+    table: parameter paths from the root of the tree, with foreign names as in `tensors`.
+    tensors: foreign name -> tensor of all sources; 'part/name' if there are several.
+    shapes: path -> shape and dtype of our parameter.
+    fresh: paths that no source has. They are initialized at random (projections, start and end of a
+      view).
+    differences: descriptions of what differs between files and model. An assembly with differences
+      cannot be imported.
+    unused: tensors of a single source that the model does not use; kept for the export.
+    dropped: names of unused tensors that are not kept: those of several sources, and those of other
+      models in the same file.
     tokenizer: contents of tokenizer.model, or None.
-    origin: JSON-able: form, prefix and config of the language model's source, for the way back.
+    origin: JSON-able: form, prefix and config of the language model's source, for the export.
   """
 
   config: ml_collections.ConfigDict
@@ -44,7 +50,7 @@ class Assembly:
   shapes: Mapping[str, jax.ShapeDtypeStruct]
   fresh: tuple[str, ...]
   differences: tuple[str, ...]
-  carried: Mapping[str, Tensor]
+  unused: Mapping[str, Tensor]
   dropped: tuple[str, ...]
   tokenizer: bytes | None
   origin: dict[str, Any]
@@ -56,35 +62,40 @@ def assemble(
   tokenizer: bytes | None = None,
   strict: bool = True,
 ) -> Assembly:
-  """Puts a model together and checks it against the files, names, shapes and dtypes, before a weight is read.
+  """Assembles a model and compares names, shapes and dtypes of the files with its config.
 
   Args:
     sources: one whole SPHINX, or a language model with or without encoders, each part once.
-    variant: of a SPHINX from its parts.
+    variant: official name of the SPHINX that is made of parts.
     tokenizer: contents of a tokenizer.model, instead of the one beside the language model.
-    strict: refuses files that differ from the model; False lists how in `differences`.
+    strict: refuse files that differ from the model; False lists them in `differences`.
 
   Raises:
-    SphinxError: parts twice or missing; names, shapes or dtypes that the config does not expect, all named; a tokenizer
-      of another vocabulary.
+    SphinxError: a part is missing or given twice, names, shapes or dtypes differ from the config
+      (all of them are named), or the tokenizer has another vocabulary.
   """
-  config, main = _config(sources, variant)
-  table, tensors, carried, outside = [], {}, {}, []
+  config, main = _make_config(sources, variant)
+  table: list[foreign.Weight] = []
+  tensors: dict[str, Tensor] = {}
+  unused: dict[str, Tensor] = {}
+  outside: list[str] = []
   for source in sources:
     path = {'model': '', 'llm': 'llm/'}.get(source.part, f'encoders/{source.part}/')
-    before = f'{source.part}/' if len(sources) > 1 else ''
-    table += foreign.within(path, before, source.table)
-    tensors |= {before + key: tensor for key, tensor in source.tensors.items()}
-    carried |= {before + key: source.tensors[key] for key in source.carried}
-    outside += [before + key for key in source.outside]
-  ours = trees.flatten(sphinx.abstract_params(config))
-  differences = _differences(table, tensors, ours, carried)
+    prefix = f'{source.part}/' if len(sources) > 1 else ''
+    table += foreign.within(path, prefix, source.table)
+    tensors |= {prefix + key: tensor for key, tensor in source.tensors.items()}
+    unused |= {prefix + key: source.tensors[key] for key in source.unused}
+    outside += [prefix + key for key in source.outside]
+  params = trees.flatten(sphinx.abstract_params(config))
+  differences = _find_differences(table, tensors, params, unused)
   if differences and strict:
-    more = f'; and {len(differences) - _SHOWN} more' if len(differences) > _SHOWN else ''
+    more = len(differences) - _MAX_SHOWN
     raise errors.make(
       'source ' + ', '.join(f"'{source.path}' ({source.kind})" for source in sources),
-      f'{len(differences)} differences: ' + '; '.join(differences[:_SHOWN]) + more,
-      'the tensors that its config says',
+      f'{len(differences)} differences: '
+      + '; '.join(differences[:_MAX_SHOWN])
+      + (f'; and {more} more' if more > 0 else ''),
+      'the tensors of its config',
       'check that config and weights belong together and that no file is missing',
     )
   dtypes = {
@@ -95,29 +106,30 @@ def assemble(
   }
   shapes = {
     path: jax.ShapeDtypeStruct(leaf.shape, dtypes.get(path, leaf.dtype))
-    for path, leaf in ours.items()
+    for path, leaf in params.items()
   }
   tokenizer = tokenizer or main.tokenizer
   if tokenizer is not None:
     _check_vocabulary(tokenizer, config.llm.vocab, main)
-  kept = carried if len(sources) == 1 else {}
-  dropped = (*(key for key in carried if key not in kept), *outside)
+  kept = unused if len(sources) == 1 else {}
   return Assembly(
     config,
     table,
     tensors,
     shapes,
-    fresh=tuple(path for path in ours if path not in dtypes),
+    fresh=tuple(path for path in params if path not in dtypes),
     differences=differences,
-    carried=kept,
-    dropped=dropped,
+    unused=kept,
+    dropped=(*(key for key in unused if key not in kept), *outside),
     tokenizer=tokenizer,
     origin={'form': main.form, 'prefix': main.prefix, 'config': dict(main.config)},
   )
 
 
-def _config(sources: Sequence[Source], variant: str) -> tuple[ml_collections.ConfigDict, Source]:
-  """The model config, and the source with the language model."""
+def _make_config(
+  sources: Sequence[Source], variant: str
+) -> tuple[ml_collections.ConfigDict, Source]:
+  """Returns the model config, and the source that has the language model."""
   parts = {source.part: source for source in sources}
   if 'model' in parts and len(sources) == 1:
     return parts['model'].settings, parts['model']
@@ -131,11 +143,11 @@ def _config(sources: Sequence[Source], variant: str) -> tuple[ml_collections.Con
   llm = parts.pop('llm')
   dtype = compute_dtype(llm.tensors, llama.FORMS[llm.form])
   if not parts:
-    return official.language_model(llm.settings, dtype), llm
-  config = official.model(
-    variant, llm.settings, {part: source.settings for part, source in parts.items()}, dtype
-  )
-  if unneeded := set(parts) - set(config.encoders):
+    return variants.language_model(llm.settings, dtype), llm
+  encoders = {part: source.settings for part, source in parts.items()}
+  config = variants.model(variant, llm.settings, encoders, dtype)
+  unneeded = set(parts) - set(config.encoders)
+  if unneeded:
     raise errors.make(
       f'model {variant}',
       f'weights of {", ".join(sorted(unneeded))}',
@@ -145,16 +157,24 @@ def _config(sources: Sequence[Source], variant: str) -> tuple[ml_collections.Con
   return config, llm
 
 
-def _differences(
+def _find_differences(
   table: Sequence[foreign.Weight],
   tensors: Mapping[str, Tensor],
-  ours: Mapping[str, Any],
-  carried: Mapping[str, Tensor],
+  params: Mapping[str, Any],
+  unused: Mapping[str, Tensor],
 ) -> tuple[str, ...]:
-  """Every difference between the files and the model of their config."""
+  """Describes every difference between the files and the model of their config.
+
+  Args:
+    table: the foreign names of the parameters.
+    tensors: foreign name -> tensor.
+    params: path -> anything with a parameter's shape.
+    unused: names that the model does not use.
+  """
   lines = []
   for weight in table:
-    shape, dtypes = weight.their_shape(ours[weight.path].shape), set()
+    shape = weight.foreign_shape(params[weight.path].shape)
+    dtypes = set()
     for _, key in weight.places():
       if key not in tensors:
         lines.append(f'missing {key}')
@@ -164,12 +184,13 @@ def _differences(
         lines.append(f'{key}: shape {tensors[key].shape}, expected {shape}')
     if len(dtypes) > 1:
       lines.append(f'{weight.key}: layers of {" and ".join(sorted(dtypes))}')
-  # Layers that the config does not count.
-  families = {_family(key) for weight in table for _, key in weight.places()}
-  return (*lines, *(f'left over {key}' for key in carried if _family(key) in families))
+  # Unused names that differ from a used one by numbers only: more layers than the config has.
+  families = {_without_numbers(key) for weight in table for _, key in weight.places()}
+  lines += [f'left over {key}' for key in unused if _without_numbers(key) in families]
+  return tuple(lines)
 
 
-def _family(key: str) -> str:
+def _without_numbers(key: str) -> str:
   return re.sub(r'\d+', '#', key)
 
 
@@ -180,66 +201,73 @@ def _check_vocabulary(tokenizer: bytes, vocab: int, source: Source) -> None:
       f"source '{source.path}'",
       f'a tokenizer of {size} tokens',
       f'the {vocab} of the embedding',
-      'take the tokenizer.model that belongs to the weights',
+      'use the tokenizer.model that belongs to the weights',
     )
 
 
 def arrays(assembly: Assembly) -> dict[str, Array]:
-  """Path -> our parameter, read from the foreign files layer by layer when it is asked for; fresh ones are left out."""
+  """Returns path -> our parameter, to be read layer by layer; fresh ones are left out."""
   groups: dict[str, list[foreign.Weight]] = {}
   for weight in assembly.table:
     groups.setdefault(weight.path, []).append(weight)
-  found = {}
-  for path, group in groups.items():
+  opened = {}
+  for path, weights in groups.items():
     leaf = assembly.shapes[path]
-    read = functools.partial(_read, assembly.tensors, group, leaf)
-    found[path] = Array(leaf.shape, np.dtype(leaf.dtype), read, len(group[0].layers or (0,)))
-  return found
+    read = functools.partial(_read, assembly.tensors, weights, leaf)
+    layers = 1 if weights[0].layers is None else len(weights[0].layers)
+    opened[path] = Array(leaf.shape, np.dtype(leaf.dtype), read, layers)
+  return opened
+
+
+def init_fresh(assembly: Assembly, seed: int) -> dict[str, np.ndarray]:
+  """Returns path -> random initial values of the parameters that no source has.
+
+  Args:
+    assembly: the model.
+    seed: random seed.
+  """
+
+  def init(rng: jax.Array) -> dict[str, jax.Array]:
+    params = trees.flatten(sphinx.init(assembly.config, rng))
+    return {path: params[path] for path in assembly.fresh}
+
+  # Under jit the other parameters are not computed.
+  values = jax.jit(init)(jax.random.key(seed))
+  return {path: np.asarray(value) for path, value in values.items()}
 
 
 def _read(
   tensors: Mapping[str, Tensor],
-  group: Sequence[foreign.Weight],
+  weights: Sequence[foreign.Weight],
   leaf: jax.ShapeDtypeStruct,
   index: Index,
 ) -> np.ndarray:
-  stacked = group[0].layers is not None
-  if not stacked or index:
-    return _layer(
-      tensors,
-      group,
-      leaf.shape[1:] if stacked else leaf.shape,
-      leaf.dtype,
-      index[0] if index else None,
-    )
+  """Reads a parameter, or one layer of a stacked one if `index` is (layer,)."""
+  if weights[0].layers is None:
+    return _read_layer(tensors, weights, leaf.shape, leaf.dtype, None)
+  if index:
+    return _read_layer(tensors, weights, leaf.shape[1:], leaf.dtype, index[0])
   out = np.empty(leaf.shape, leaf.dtype)
-  for i in range(leaf.shape[0]):
-    out[i] = _layer(tensors, group, leaf.shape[1:], leaf.dtype, i)
+  for layer in range(leaf.shape[0]):
+    out[layer] = _read_layer(tensors, weights, leaf.shape[1:], leaf.dtype, layer)
   return out
 
 
-def _layer(
+def _read_layer(
   tensors: Mapping[str, Tensor],
-  group: Sequence[foreign.Weight],
+  weights: Sequence[foreign.Weight],
   shape: Sequence[int],
-  dtype: Any,
+  dtype: np.dtype,
   layer: int | None,
 ) -> np.ndarray:
-  """One layer, from one tensor, or from several that lie beside each other in it."""
-  name = lambda weight: weight.key if layer is None else weight.key.format(weight.layers[layer])
-  if len(group) == 1:
-    return group[0].to_ours(tensors[name(group[0])].read())
+  """Reads one layer, which one foreign tensor fills or several of them side by side."""
+
+  def key(weight: foreign.Weight) -> str:
+    return weight.key if layer is None else weight.key.format(weight.layers[layer])
+
+  if len(weights) == 1:
+    return weights[0].to_native(tensors[key(weights[0])].read())
   out = np.empty(shape, dtype)
-  for weight in group:
-    out[weight.part] = weight.to_ours(tensors[name(weight)].read())
+  for weight in weights:
+    out[weight.part] = weight.to_native(tensors[key(weight)].read())
   return out
-
-
-def fresh(assembly: Assembly, seed: int) -> dict[str, np.ndarray]:
-  """Path -> first values of the parameters that no source has; the others are not made."""
-
-  def pick(rng):
-    drawn = trees.flatten(sphinx.init(assembly.config, rng))
-    return {path: drawn[path] for path in assembly.fresh}
-
-  return {path: np.asarray(value) for path, value in jax.jit(pick)(jax.random.key(seed)).items()}

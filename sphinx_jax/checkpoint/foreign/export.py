@@ -1,4 +1,7 @@
-"""Our parameters as foreign tensors again, for the official code or HF transformers; nothing is read until it is written."""
+"""Writes our parameters as foreign files: an official SPHINX folder, or LLaMA for HF transformers.
+
+Nothing is read from the checkpoint before it is written.
+"""
 
 import collections
 import contextlib
@@ -12,61 +15,83 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from sphinx_jax.checkpoint.read_ahead import read_ahead
 from sphinx_jax.checkpoint.foreign import pth_writer, safetensors, shards, sources
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
+from sphinx_jax.checkpoint.read_ahead import read_ahead
 from sphinx_jax.checkpoint.stream import Array
-from sphinx_jax.core import errors, trees
-from sphinx_jax.core.progress import log, Progress
-from sphinx_jax.models import foreign, variants as official
+from sphinx_jax.core import errors, files, trees
+from sphinx_jax.core.progress import Progress, log
+from sphinx_jax.models import foreign, variants
 from sphinx_jax.models.llms import llama
 
+# The checkpoint's item with the tensors that an import kept although the model does not use them.
+UNUSED_ITEM = 'carried'
 
-def tensors(table: list[foreign.Weight], arrays: Mapping[str, Array]) -> dict[str, Tensor]:
-  """Foreign name -> tensor, in the dtypes of ours.
+
+def foreign_tensors(table: list[foreign.Weight], arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+  """Returns foreign name -> tensor, in the dtypes of our parameters.
 
   Args:
-    table: of the form to write.
+    table: names and shapes of the form to write.
     arrays: path -> our parameter.
   """
-  found = {}
+  tensors = {}
   for weight in table:
     array = arrays[weight.path]
-    shape = weight.their_shape(array.shape)
+    shape = weight.foreign_shape(array.shape)
     for index, key in weight.places():
-      found[key] = Tensor(shape, array.dtype, functools.partial(_read, weight, array, index))
-  return found
+      tensors[key] = Tensor(shape, array.dtype, functools.partial(_read, weight, array, index))
+  return tensors
 
 
 def _read(weight: foreign.Weight, array: Array, index: tuple[Any, ...]) -> np.ndarray:
-  return weight.to_theirs(array.read(index))
+  return weight.to_foreign(array.read(index))
 
 
 def official_tensors(
   config: ml_collections.ConfigDict,
   arrays: Mapping[str, Array],
-  carried: Mapping[str, Array],
+  unused: Mapping[str, Array],
   origin: Mapping[str, Any],
 ) -> dict[str, Tensor]:
-  """All tensors of an official folder, those that the model does not use included where they were carried along.
+  """Returns all tensors of an official folder.
+
+  Args:
+    config: the model config.
+    arrays: path -> our parameter.
+    unused: foreign name -> tensor that the import kept although the model does not use it.
+    origin: the origin in the checkpoint's meta.
 
   Raises:
-    SphinxError: a model that the official code does not have.
+    SphinxError: the official code does not have this model.
   """
-  official.name_of(config)
+  variants.name_of(config)
   prefix = origin['prefix'] if origin.get('form') == 'official' else shards.PREFIX
-  encoders = tuple(
-    before for part, (before, _) in official.ENCODERS.items() if part in config.encoders
+  encoder_prefixes = tuple(
+    name for part, (name, _) in variants.ENCODERS.items() if part in config.encoders
   )
-  if absent := [key for key in official.UNUSED if key.startswith(encoders) and key not in carried]:
+  absent = [
+    key for key in variants.UNUSED if key.startswith(encoder_prefixes) and key not in unused
+  ]
+  if absent:
     log.info('not in this checkpoint, and not read by the official model: %s', ', '.join(absent))
-  return {
-    prefix + key: tensor
-    for key, tensor in (tensors(official.weights(config), arrays) | _carried(carried)).items()
-  }
+  tensors = foreign_tensors(variants.weights(config), arrays) | _unused_tensors(unused)
+  return {prefix + key: tensor for key, tensor in tensors.items()}
 
 
-def _carried(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+def language_tensors(
+  config: ml_collections.ConfigDict,
+  arrays: Mapping[str, Array],
+  unused: Mapping[str, Array],
+  origin: Mapping[str, Any],
+) -> dict[str, Tensor]:
+  """Returns the tensors of the language model under the names of HF; see `official_tensors`."""
+  table = foreign.within('llm/', '', llama.FORMS['hf'].weights(config.llm))
+  tensors = foreign_tensors(table, arrays)
+  return tensors | _unused_tensors(unused) if origin.get('form') == 'hf' else tensors
+
+
+def _unused_tensors(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
   return {
     key: Tensor(array.shape, array.dtype, functools.partial(array.read, ()))
     for key, array in arrays.items()
@@ -76,38 +101,38 @@ def _carried(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
 def write_official(
   folder: pathlib.Path,
   config: ml_collections.ConfigDict,
-  found: Mapping[str, Tensor],
+  tensors: Mapping[str, Tensor],
   tokenizer: bytes,
   origin: Mapping[str, Any],
   count: int,
 ) -> None:
-  """Writes a folder as the official code releases it.
+  """Writes a folder in the form of an official release.
 
   Args:
-    folder: made by the caller.
-    config: of the model.
-    found: as `official_tensors` gives.
+    folder: the folder, which exists.
+    config: the model config.
+    tensors: from `official_tensors`.
     tokenizer: contents of tokenizer.model.
-    origin: of the checkpoint; an official one's own config.json is written back as it was.
-    count: of tensor-parallel shards.
+    origin: the origin in the checkpoint's meta. The config.json of an official checkpoint is
+      written back as it was.
+    count: number of tensor-parallel shards.
 
   Raises:
-    SphinxError: dimensions or heads that do not divide by the shards.
+    SphinxError: the shards do not divide the heads or a dimension.
   """
-  name = official.name_of(config)
+  name = variants.name_of(config)
   if origin.get('form') == 'official':
     settings = origin['config']
   else:
-    activation = (
-      config.encoders.clip.get('activation', 'gelu') if 'clip' in config.encoders else 'gelu'
-    )
+    clip = config.encoders.get('clip')
+    activation = 'gelu' if clip is None else clip.get('activation', 'gelu')
     settings = {
-      **official.LLM.config(config.llm),
+      **variants.LLM.config(config.llm),
       'load_pretrained_visual_encoder': activation == 'quick_gelu',
     }
-  parts = shards.split(found, count, config.llm.get('kv_heads') or config.llm.heads)
-  with _counted(*parts) as counted:
-    for rank, part in enumerate(counted):
+  parts = shards.split(tensors, count, config.llm.get('kv_heads') or config.llm.heads)
+  with _read_in_order(*parts) as ordered_parts:
+    for rank, part in enumerate(ordered_parts):
       pth_writer.write_pth(folder / f'consolidated.{rank:02d}-of-{count:02d}.model.pth', part)
   _write_json(folder / 'config.json', settings)
   _write_json(folder / 'meta.json', {'llama_type': name})
@@ -115,75 +140,78 @@ def write_official(
   (folder / 'tokenizer.model').write_bytes(tokenizer)
 
 
-def language_tensors(
-  config: ml_collections.ConfigDict,
-  arrays: Mapping[str, Array],
-  carried: Mapping[str, Array],
-  origin: Mapping[str, Any],
-) -> dict[str, Tensor]:
-  """All tensors of the language model alone in HF's names."""
-  table = foreign.within('llm/', '', llama.FORMS['hf'].weights(config.llm))
-  return tensors(table, arrays) | (_carried(carried) if origin.get('form') == 'hf' else {})
-
-
 def write_huggingface(
   folder: pathlib.Path,
   config: ml_collections.ConfigDict,
-  found: Mapping[str, Tensor],
+  tensors: Mapping[str, Tensor],
   tokenizer: bytes,
   origin: Mapping[str, Any],
   count: int,
 ) -> None:
-  """Writes the language model for HF transformers: safetensors, config.json, tokenizer.model. Arguments as `write_official`.
+  """Writes the language model for HF transformers: safetensors, config.json, tokenizer.model.
+
+  The arguments are those of `write_official`, with `tensors` from `language_tensors`.
 
   Raises:
-    SphinxError: for more than one shard; a file's size decides here.
+    SphinxError: more than one shard. The size of a file decides here.
   """
   if count != 1:
     raise errors.make(
       '--shards',
       f'{count}',
       '1 with --to=hf',
-      "transformers' files are cut by size, not for parallel ranks",
+      'leave it out: files of transformers are cut by size, not for parallel ranks',
     )
-  with _counted(found) as counted:
-    safetensors.write_safetensors(folder, counted[0])
-  dtype = str(found['model.embed_tokens.weight'].dtype)
-  _write_json(
-    folder / 'config.json',
-    {**llama.FORMS['hf'].config(config.llm), 'torch_dtype': dtype}
-    if origin.get('form') != 'hf'
-    else dict(origin['config']),
-  )
+  with _read_in_order(tensors) as (ordered,):
+    safetensors.write_safetensors(folder, ordered)
+  if origin.get('form') == 'hf':
+    settings = dict(origin['config'])
+  else:
+    dtype = str(tensors['model.embed_tokens.weight'].dtype)
+    settings = {**llama.FORMS['hf'].config(config.llm), 'torch_dtype': dtype}
+  _write_json(folder / 'config.json', settings)
   (folder / 'tokenizer.model').write_bytes(tokenizer)
 
 
 @contextlib.contextmanager
-def _counted(*parts: Mapping[str, Tensor]) -> Iterator[list[dict[str, Tensor]]]:
-  """The same tensors, to be read once; a bar counts the bytes, and in their order they are read ahead."""
+def _read_in_order(*parts: Mapping[str, Tensor]) -> Iterator[list[dict[str, Tensor]]]:
+  """Yields the same tensors with reads that come from the background, and shows a progress bar.
+
+  Args:
+    parts: the tensors. Each must be read once, in this order.
+  """
   ordered = [tensor for part in parts for tensor in part.values()]
   with Progress(total=sum(map(trees.nbytes, parts)), what='writing', unit='B') as bar:
     values = read_ahead([(tensor.nbytes, tensor.read) for tensor in ordered])
     waiting = collections.deque(ordered)
 
-    def read(tensor):
+    def read(tensor: Tensor) -> np.ndarray:
+      if waiting.popleft() is not tensor:
+        raise RuntimeError('tensors are read in another order than they were announced')
       bar.update(tensor.nbytes)
-      if waiting and waiting[0] is tensor:
-        waiting.popleft()
-        return next(values)
-      return tensor.read()  # safetensors puts wider dtypes first.
+      return next(values)
 
-    counted = lambda tensor: Tensor(tensor.shape, tensor.dtype, functools.partial(read, tensor))
-    yield [{key: counted(tensor) for key, tensor in part.items()} for part in parts]
+    yield [
+      {
+        key: Tensor(tensor.shape, tensor.dtype, functools.partial(read, tensor))
+        for key, tensor in part.items()
+      }
+      for part in parts
+    ]
 
 
 def _write_json(file: pathlib.Path, value: Mapping[str, Any]) -> None:
-  file.write_text(json.dumps(value, indent=2) + '\n')
+  files.write_atomic(file, json.dumps(value, indent=2) + '\n')
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """A format to write: (config, arrays, carried, origin) -> tensors, and what writes a folder of them."""
+  """A format to write.
+
+  Attributes:
+    tensors: (config, arrays, unused, origin) -> foreign name -> tensor.
+    write: (folder, config, tensors, tokenizer, origin, shards) writes the folder.
+  """
 
   tensors: Callable[..., dict[str, Tensor]]
   write: Callable[..., None]

@@ -1,1 +1,5 @@
-"""Visual encoders: float32[B,Y,X,3] CLIP-normalised views -> a class token and a grid of patch features, or query tokens."""
+"""Visual encoders of CLIP-normalized views float32[B,Y,X,3].
+
+An encoder returns a class token [B,E] and a feature map [B,G,G,E]. The Q-Former returns query
+tokens.
+"""

@@ -1,4 +1,8 @@
-"""CLIP's vision transformer (open_clip ViT-L-14, FACTS "CLIP"): ln_post on all tokens, no output projection."""
+"""CLIP's vision transformer (open_clip ViT-L-14).
+
+The last norm applies to all tokens, and there is no output projection
+(docs/official_sphinx.md, "CLIP").
+"""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +19,21 @@ EPS = 1e-5
 
 
 class Clip(nn.Module):
-  """float[B,Y,X,3] CLIP-normalised views of `view` pixels -> (class token [B,E], grid [B,G,G,E])."""
+  """CLIP-normalized views float[B,Y,X,3] -> class token [B,E] and feature map [B,G,G,E].
+
+  Attributes:
+    view: pixels along one side, Y = X.
+    patch: pixels along one side of a patch.
+    width: E.
+    layers: number of blocks.
+    heads: number of attention heads.
+    mlp_ratio: hidden width of the MLP over E.
+    activation: 'gelu', or 'quick_gelu', with which OpenAI's weights were trained
+      (docs/official_sphinx.md, "CLIP").
+    remat: see `layers.stack`.
+    unroll: see `layers.stack`.
+    dtype: compute dtype.
+  """
 
   view: int
   patch: int
@@ -23,16 +41,14 @@ class Clip(nn.Module):
   layers: int
   heads: int
   mlp_ratio: float = 4
-  activation: str = (
-    'gelu'  # 'quick_gelu' is what OpenAI's weights were trained with (FACTS "CLIP").
-  )
+  activation: str = 'gelu'
   remat: str = 'none'
   unroll: int = 1
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    grid = vit.grid_of('clip', self.view, self.patch)
+    side = vit.patches_per_side('clip', self.view, self.patch)
     x = layers.PatchEmbed(self.patch, self.width, bias=False, dtype=self.dtype, name='patch')(
       images
     )
@@ -40,7 +56,7 @@ class Clip(nn.Module):
       self, 'cls', nn.initializers.normal(self.width**-0.5), (self.width,), ('encoder_embed',)
     )
     table = layers.param(
-      self, 'positions', layers.sincos_2d(1), (1 + grid * grid, self.width), (None, 'encoder_embed')
+      self, 'positions', layers.sincos_2d(1), (1 + side * side, self.width), (None, 'encoder_embed')
     )
     x = vit.with_class(cls, x) + table.astype(self.dtype)
     x = layers.LayerNorm(EPS, dtype=self.dtype, name='norm_pre')(x)
@@ -55,10 +71,11 @@ class Clip(nn.Module):
       dtype=self.dtype,
       name='trunk',
     )(x)
-    return vit.split(layers.LayerNorm(EPS, dtype=self.dtype, name='norm_post')(x), grid)
+    x = layers.LayerNorm(EPS, dtype=self.dtype, name='norm_post')(x)
+    return vit.split_class(x, side)
 
 
-# Sizes by their names elsewhere; 'golden' is that of the official code's recorded numbers (tests/golden).
+# Named as the libraries do. 'golden' is the size of the numbers recorded in tests/golden.
 SIZES = {
   'ViT-L-14': dict(view=224, patch=14, width=1024, layers=24, heads=16),
   'golden': dict(view=224, patch=14, width=32, layers=2, heads=4),
@@ -103,19 +120,23 @@ def _huggingface(settings: Any) -> list[foreign.Weight]:
     *foreign.patches('patch', 'embeddings.patch_embedding', bias=False),
     *foreign.tensor('cls', 'embeddings.class_embedding', 'e -> e'),
     *foreign.tensor('positions', 'embeddings.position_embedding.weight', 'n e -> n e'),
-    *foreign.norm('norm_pre', 'pre_layrnorm'),  # Their spelling.
+    *foreign.norm('norm_pre', 'pre_layrnorm'),  # Misspelled in transformers.
     *foreign.within('trunk/layers/', 'encoder.layers.{}.', block, range(settings['layers'])),
     *foreign.norm('norm_post', 'post_layernorm'),
   ]
 
 
-def _settings(patches: str, positions: str, up: str, activation: str) -> Any:
+def _settings(patches: str, positions: str, up: str, activation: str) -> foreign.ReadSettings:
+  """Reader of the settings from tensors of these names; `activation` is the form's default."""
+
   def read(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     width, _, patch, _ = shapes[patches]
     config = config.get('vision_config', config)
-    # OpenAI's file describes itself, and was trained with QuickGELU; open_clip's own have the exact one. A config of
-    # transformers may leave out what is its class's default, QuickGELU.
-    quick = config.get('hidden_act', activation) == 'quick_gelu' or 'input_resolution' in shapes
+    # OpenAI's own file has the tensor 'input_resolution' and was trained with QuickGELU. Other
+    # files of open_clip use the exact GELU. A config of transformers may leave out `hidden_act`,
+    # whose default there is QuickGELU.
+    from_openai = 'input_resolution' in shapes
+    quick = from_openai or config.get('hidden_act', activation) == 'quick_gelu'
     return dict(
       view=patch * math.isqrt(shapes[positions][0] - 1),
       patch=patch,
@@ -140,7 +161,7 @@ FORMS = {
       'visual.transformer.resblocks.{}.mlp.c_fc.weight',
       'gelu',
     ),
-    # The text half, which no SPHINX uses. OpenAI's file also holds three numbers about itself.
+    # SPHINX does not use the text half. OpenAI's file also holds three numbers about itself.
     unused=(
       r'positional_embedding',
       r'text_projection',
@@ -166,7 +187,7 @@ FORMS = {
       'encoder.layers.{}.mlp.fc1.weight',
       'quick_gelu',
     ),
-    # The vision half saved alone by transformers 5 is without the prefix.
+    # transformers 5 saves a vision half alone without the prefix.
     unused=(r'embeddings\.position_ids',),
     prefixes=('vision_model.', ''),
   ),

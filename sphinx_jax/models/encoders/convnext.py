@@ -1,4 +1,7 @@
-"""ConvNeXt (open_clip XXL trunk, FACTS "ConvNeXt"), with the head's norm at every position and no classifier."""
+"""ConvNeXt (open_clip XXL trunk): the head's norm applies at every position, without a classifier.
+
+Source: docs/official_sphinx.md, "ConvNeXt".
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,9 +19,17 @@ _STEM, _KERNEL, _RATIO = 4, 7, 4
 
 
 class ConvNext(nn.Module):
-  """float[B,Y,X,3] CLIP-normalised views of `view` pixels -> (mean over positions [B,E], grid [B,G,G,E]).
+  """CLIP-normalized views float[B,Y,X,3] -> mean over positions [B,E] and feature map [B,G,G,E].
 
-  `input` is the size that the view is resized to (nearest) before the stem; None takes the view as it is.
+  Attributes:
+    view: pixels along one side, Y = X.
+    depths: blocks of every stage.
+    widths: channels of every stage; the last is E.
+    input: pixels that the view is resized to (nearest) before the stem; None does not resize.
+    half_round: see `scales.resize`.
+    remat: see `layers.stack`.
+    unroll: see `layers.stack`.
+    dtype: compute dtype.
   """
 
   view: int
@@ -58,13 +69,14 @@ class ConvNext(nn.Module):
           name=f'downsample{i}',
         )(x)
       blocks = layers.stack(Block, depth, self.unroll, self.remat)
-      x = blocks(scale, self.dtype, name=f'stage{i}')(x)[0]
+      x, _ = blocks(scale, self.dtype, name=f'stage{i}')(x)
     x = layers.LayerNorm(EPS, dtype=self.dtype, name='norm')(x)
-    return x.astype(jnp.float32).mean(axis=(1, 2)).astype(self.dtype), x
+    mean = x.astype(jnp.float32).mean(axis=(1, 2)).astype(self.dtype)
+    return mean, x
 
 
 class Block(nn.Module):
-  """Depthwise 7x7, norm, an inverted bottleneck, gamma, residual; x is [B,G,G,E]."""
+  """Residual block on [B,G,G,E]: depthwise 7x7, norm, inverted bottleneck, learned gamma."""
 
   scale: float
   dtype: Any
@@ -86,28 +98,30 @@ class Block(nn.Module):
     gamma = layers.param(
       self, 'gamma', nn.initializers.ones, (width,), ('encoder_embed',), self.dtype
     )
+    up = layers.Dense(
+      (_RATIO * width,), ('encoder_embed', 'encoder_ffn'), dtype=self.dtype, name='up'
+    )
+    down = layers.Dense(
+      (width,), ('encoder_ffn', 'encoder_embed'), scale=self.scale, dtype=self.dtype, name='down'
+    )
     y = depthwise(x, kernel) + bias
     y = layers.LayerNorm(EPS, dtype=self.dtype, name='norm')(y)
-    y = layers.Dense(
-      (_RATIO * width,), ('encoder_embed', 'encoder_ffn'), dtype=self.dtype, name='up'
-    )(y)
-    y = layers.Dense(
-      (width,), ('encoder_ffn', 'encoder_embed'), scale=self.scale, dtype=self.dtype, name='down'
-    )(layers.activate('gelu', y))
+    y = down(layers.activate('gelu', up(y)))
     return x + gamma * y, None
 
 
 def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Convolves every channel of [B,Y,X,E] with its own [7,7,E] kernel, zero border.
 
-  On a CPU as a sum of 49 shifted products: XLA's grouped convolution is over ten times slower there (FACTS "Measured").
+  On a CPU this is a sum of 49 shifted products: XLA's grouped convolution is over ten times slower
+  there (docs/official_sphinx.md, "Measured").
   """
   return jax.lax.platform_dependent(x, kernel, cpu=depthwise_shifted, default=depthwise_grouped)
 
 
 @jax.custom_vjp
 def depthwise_shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """`depthwise` as shifted products, with a gradient of its own."""
+  """`depthwise` as shifted products, with a custom gradient."""
   size, padded = x.shape[1], _pad(x)
   return sum(
     padded[:, i : i + size, j : j + size] * kernel[i, j]
@@ -126,27 +140,29 @@ def _shifted_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]
 
 
 def _shifted_backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-  # The kernel's gradient shift by shift, summed over positions as a product with ones: 3x faster on a CPU than the
-  # derivative of the 49 products, whose sums XLA:CPU computes column by column.
+  # The kernel's gradient is computed shift by shift and summed over positions by a product with
+  # ones. On a CPU this is 3x faster than the derivative of the 49 products, whose sums XLA:CPU
+  # computes column by column.
   x, kernel = saved
   padded = _pad(x)
   ones = jnp.ones((1, gradient.size // gradient.shape[-1]), x.dtype)
 
-  def at(shift):
-    part = jax.lax.dynamic_slice(padded, (0, shift // _KERNEL, shift % _KERNEL, 0), gradient.shape)
-    return jnp.matmul(
-      ones, (part * gradient).reshape(-1, gradient.shape[-1]), preferred_element_type=jnp.float32
-    )[0]
+  def of_shift(shift: jax.Array) -> jax.Array:
+    corner = (0, shift // _KERNEL, shift % _KERNEL, 0)
+    product = jax.lax.dynamic_slice(padded, corner, gradient.shape) * gradient
+    flat = product.reshape(-1, gradient.shape[-1])
+    return jnp.matmul(ones, flat, preferred_element_type=jnp.float32)[0]
 
-  to_kernel = jax.lax.map(at, jnp.arange(_KERNEL**2)).reshape(kernel.shape).astype(kernel.dtype)
-  return depthwise_shifted(gradient, kernel[::-1, ::-1]), to_kernel
+  by_shift = jax.lax.map(of_shift, jnp.arange(_KERNEL**2))
+  kernel_gradient = by_shift.reshape(kernel.shape).astype(kernel.dtype)
+  return depthwise_shifted(gradient, kernel[::-1, ::-1]), kernel_gradient
 
 
 depthwise_shifted.defvjp(_shifted_forward, _shifted_backward)
 
 
 def depthwise_grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """`depthwise` as XLA's convolution with a feature group per channel."""
+  """`depthwise` as XLA's convolution with one feature group per channel."""
   return jax.lax.conv_general_dilated(
     x,
     kernel[:, :, None],
@@ -189,10 +205,8 @@ def _timm(settings: Any) -> list[foreign.Weight]:
 
 def _settings(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
   del config
-  gamma = [
-    f'stages.{i}.blocks.{{}}.gamma'
-    for i in range(foreign.count(shapes, 'stages.{}.blocks.0.gamma'))
-  ]
+  stages = foreign.count(shapes, 'stages.{}.blocks.0.gamma')
+  gamma = [f'stages.{i}.blocks.{{}}.gamma' for i in range(stages)]
   return dict(
     depths=tuple(foreign.count(shapes, key) for key in gamma),
     widths=tuple(shapes[key.format(0)][0] for key in gamma),
@@ -200,7 +214,7 @@ def _settings(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, An
 
 
 FORMS = {
-  # open_clip wraps timm's trunk; its own projection and the text half come after.
+  # open_clip wraps timm's trunk, and adds a projection and the text half.
   'timm': foreign.Form(
     'ConvNeXt of timm or open_clip',
     'stem.0.weight',

@@ -1,4 +1,7 @@
-"""DINOv2's vision transformer (ViT-g/14, FACTS "DINOv2"): SwiGLU, layer scale, interpolated position embeddings."""
+"""DINOv2's vision transformer (ViT-g/14): SwiGLU, layer scale, interpolated position embeddings.
+
+Source: docs/official_sphinx.md, "DINOv2".
+"""
 
 import math
 from collections.abc import Mapping
@@ -14,15 +17,28 @@ from sphinx_jax.models import foreign, layers
 from sphinx_jax.models.encoders import vit
 
 EPS = 1e-6
-_OFFSET = (
-  0.1  # The official interpolation asks for (G + 0.1) / G_stored, which moves every sampling point.
-)
+# DINOv2 interpolates with the scale (G + 0.1) / G_stored, which moves every sampling point.
+_OFFSET = 0.1
 
 
 class DinoV2(nn.Module):
-  """float[B,Y,X,3] CLIP-normalised views of `view` pixels -> (class token [B,E], grid [B,G,G,E]).
+  """CLIP-normalized views float[B,Y,X,3] -> class token [B,E] and feature map [B,G,G,E].
 
-  `image_mean` and `image_std` are the statistics that the views carry; `mean` and `std` the encoder's own (ImageNet).
+  Attributes:
+    view: pixels along one side, Y = X.
+    patch: pixels along one side of a patch.
+    width: E.
+    layers: number of blocks.
+    heads: number of attention heads.
+    pos_grid: patches per side of the stored position embeddings.
+    image_mean: mean that the views are normalized with.
+    image_std: standard deviation that the views are normalized with.
+    hidden: hidden width of the SwiGLU; None: 8/3 E, rounded up to a multiple of 8.
+    mean: mean that the encoder expects (ImageNet).
+    std: standard deviation that the encoder expects (ImageNet).
+    remat: see `layers.stack`.
+    unroll: see `layers.stack`.
+    dtype: compute dtype.
   """
 
   view: int
@@ -42,11 +58,9 @@ class DinoV2(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    grid = vit.grid_of('dinov2', self.view, self.patch)
-    old_mean, old_std, mean, std = (
-      np.asarray(v, np.float32) for v in (self.image_mean, self.image_std, self.mean, self.std)
-    )
-    x = (images * old_std + old_mean - mean) / std
+    side = vit.patches_per_side('dinov2', self.view, self.patch)
+    image_mean, image_std = np.float32(self.image_mean), np.float32(self.image_std)
+    x = (images * image_std + image_mean - np.float32(self.mean)) / np.float32(self.std)
     x = layers.PatchEmbed(self.patch, self.width, dtype=self.dtype, name='patch')(x)
     cls = layers.param(
       self, 'cls', nn.initializers.normal(self.width**-0.5), (self.width,), ('encoder_embed',)
@@ -58,7 +72,7 @@ class DinoV2(nn.Module):
       (1 + self.pos_grid**2, self.width),
       (None, 'encoder_embed'),
     )
-    x = vit.with_class(cls, x) + interpolate(table, grid).astype(self.dtype)
+    x = vit.with_class(cls, x) + interpolate(table, side).astype(self.dtype)
     hidden = self.hidden or (int(4 * self.width * 2 / 3) + 7) // 8 * 8
     x = vit.Trunk(
       self.layers,
@@ -72,17 +86,21 @@ class DinoV2(nn.Module):
       dtype=self.dtype,
       name='trunk',
     )(x)
-    return vit.split(layers.LayerNorm(EPS, dtype=self.dtype, name='norm')(x), grid)
+    x = layers.LayerNorm(EPS, dtype=self.dtype, name='norm')(x)
+    return vit.split_class(x, side)
 
 
-def interpolate(table: jax.Array, grid: int) -> jax.Array:
-  """Position embeddings float32[1+P*P,E] -> [1+grid*grid,E]: bicubic over the cells, the class position untouched."""
-  stored, width = int((table.shape[0] - 1) ** 0.5), table.shape[1]
-  if stored == grid:
+def interpolate(table: jax.Array, side: int) -> jax.Array:
+  """Resizes position embeddings float32[1+P*P,E] to [1+side*side,E].
+
+  Patch positions are interpolated bicubically. The class position stays as it is.
+  """
+  stored, width = math.isqrt(table.shape[0] - 1), table.shape[1]
+  if stored == side:
     return table
   cells = table[1:].reshape(1, stored, stored, width)
-  cells = scales.resize(cells, grid, scale=(grid + _OFFSET) / stored)
-  return jnp.concatenate([table[:1], cells.reshape(grid * grid, width)])
+  cells = scales.resize(cells, side, scale=(side + _OFFSET) / stored)
+  return jnp.concatenate([table[:1], cells.reshape(side * side, width)])
 
 
 SIZES = {
@@ -133,10 +151,12 @@ def _huggingface(settings: Any) -> list[foreign.Weight]:
   ]
 
 
-def _settings(patches: str, positions: str, down: str) -> Any:
+def _settings(patches: str, positions: str, down: str) -> foreign.ReadSettings:
+  """Reader of the settings from tensors of these names."""
+
   def read(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     width, _, patch, _ = shapes[patches]
-    # The view is SPHINX's: the stored grid is of the pictures that DINOv2 was trained on.
+    # SPHINX's view is 224 pixels. The stored positions are for DINOv2's training images.
     return dict(
       view=224,
       patch=patch,

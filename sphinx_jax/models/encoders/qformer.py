@@ -1,4 +1,7 @@
-"""BLIP-2's ViT and Q-Former (FACTS "BLIP-2"): learned queries that read an image by cross-attention."""
+"""BLIP-2's ViT and Q-Former: learned queries that attend to an image.
+
+Source: docs/official_sphinx.md, "BLIP-2".
+"""
 
 import math
 from collections.abc import Mapping
@@ -16,10 +19,10 @@ EPS = 1e-12
 
 
 class QFormer(nn.Module):
-  """float[B,Y,X,3] CLIP-normalised views of `view` pixels -> query tokens [B,queries,width].
+  """CLIP-normalized views float[B,Y,X,3] -> query tokens [B,queries,width].
 
-  The fields `vit_*` size the vision transformer; width, layers, heads and mlp the Q-Former, whose even layers
-  (0, 2, ...) cross-attend.
+  The settings `vit_*` are sizes of the vision transformer; width, layers, heads and mlp are sizes
+  of the Q-Former. Its even layers (0, 2, ...) cross-attend.
   """
 
   view: int
@@ -39,7 +42,7 @@ class QFormer(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    seen = Vit(
+    features = Vit(
       self.view,
       self.patch,
       self.vit_width,
@@ -60,14 +63,16 @@ class QFormer(nn.Module):
     )
     x = layers.LayerNorm(EPS, dtype=self.dtype, name='norm')(queries)
     x = jnp.broadcast_to(x, (images.shape[0], *x.shape))
-    # A pair is an even layer, which cross-attends, and an odd one; a last even layer may stand alone.
-    pairs, rest = divmod(self.layers, 2)
-    shape = (self.heads, self.mlp, self.dtype)
+    # A pair is an even layer, which cross-attends, and an odd one. With an odd number of layers the
+    # last even layer has no partner.
+    pairs, single = divmod(self.layers, 2)
+    sizes = (self.heads, self.mlp, self.dtype)
     if pairs:
-      x, _ = layers.stack(Pair, pairs, self.unroll, self.remat, broadcast=1)(*shape, name='pairs')(
-        x, seen
-      )
-    return Layer(*shape, name='last')(x, seen) if rest else x
+      stack = layers.stack(Pair, pairs, self.unroll, self.remat, broadcast=1)
+      x, _ = stack(*sizes, name='pairs')(x, features)
+    if single:
+      x = Layer(*sizes, name='last')(x, features)
+    return x
 
 
 class Vit(nn.Module):
@@ -85,13 +90,13 @@ class Vit(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    grid = vit.grid_of('qformer', self.view, self.patch)
+    side = vit.patches_per_side('qformer', self.view, self.patch)
     x = layers.PatchEmbed(self.patch, self.width, dtype=self.dtype, name='patch')(images)
     cls = layers.param(
       self, 'cls', nn.initializers.normal(self.width**-0.5), (self.width,), ('encoder_embed',)
     )
     table = layers.param(
-      self, 'positions', layers.sincos_2d(1), (1 + grid * grid, self.width), (None, 'encoder_embed')
+      self, 'positions', layers.sincos_2d(1), (1 + side * side, self.width), (None, 'encoder_embed')
     )
     x = vit.with_class(cls, x) + table.astype(self.dtype)
     x = vit.Trunk(
@@ -115,45 +120,49 @@ class Pair(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x: jax.Array, seen: jax.Array) -> tuple[jax.Array, None]:
-    x = Layer(self.heads, self.mlp, self.dtype, name='even')(x, seen)
+  def __call__(self, x: jax.Array, features: jax.Array) -> tuple[jax.Array, None]:
+    x = Layer(self.heads, self.mlp, self.dtype, name='even')(x, features)
     return Layer(self.heads, self.mlp, self.dtype, name='odd')(x, None), None
 
 
 class Layer(nn.Module):
-  """Post-norm self-attention, cross-attention to `seen` [B,L,E] (or none), and feed-forward, of queries x [B,Q,width]."""
+  """Post-norm layer of queries x [B,Q,width].
+
+  Self-attention, cross-attention to features [B,L,E] if there are any, and an MLP.
+  """
 
   heads: int
   mlp: int
   dtype: Any
 
   @nn.compact
-  def __call__(self, x: jax.Array, seen: jax.Array | None) -> jax.Array:
+  def __call__(self, x: jax.Array, features: jax.Array | None) -> jax.Array:
     norm = lambda name: layers.LayerNorm(EPS, dtype=self.dtype, name=name)
     x = norm('norm_self')(x + Attention(self.heads, self.dtype, name='self')(x, x))
-    if seen is not None:
-      x = norm('norm_cross')(x + Attention(self.heads, self.dtype, name='cross')(x, seen))
+    if features is not None:
+      x = norm('norm_cross')(x + Attention(self.heads, self.dtype, name='cross')(x, features))
     return norm('norm_mlp')(x + vit.Mlp(self.mlp, 'gelu', 1.0, self.dtype, name='mlp')(x))
 
 
 class Attention(nn.Module):
-  """Attention of x [B,Q,width] over `seen` [B,L,E]."""
+  """Attention of x [B,Q,width] over `keys` [B,L,E]."""
 
   heads: int
   dtype: Any
 
   @nn.compact
-  def __call__(self, x: jax.Array, seen: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, keys: jax.Array) -> jax.Array:
     width = x.shape[-1]
-    dense = lambda name, names: layers.Dense((width,), names, dtype=self.dtype, name=name)
-    split = lambda y: y.reshape(*y.shape[:2], self.heads, width // self.heads)
-    query, key, value = (
-      split(dense(name, ('encoder_embed', 'encoder_heads'))(of))
-      for name, of in (('query', x), ('key', seen), ('value', seen))
-    )
-    return dense('out', ('encoder_heads', 'encoder_embed'))(
-      attention.attend(query, key, value).reshape(x.shape)
-    )
+
+    def project(name: str, inputs: jax.Array) -> jax.Array:
+      names = ('encoder_embed', 'encoder_heads')
+      y = layers.Dense((width,), names, dtype=self.dtype, name=name)(inputs)
+      return y.reshape(*y.shape[:2], self.heads, width // self.heads)
+
+    query, key, value = project('query', x), project('key', keys), project('value', keys)
+    attended = attention.attend(query, key, value).reshape(x.shape)
+    names = ('encoder_heads', 'encoder_embed')
+    return layers.Dense((width,), names, dtype=self.dtype, name='out')(attended)
 
 
 SIZES = {
@@ -202,8 +211,7 @@ def _huggingface(settings: Any) -> list[foreign.Weight]:
     *foreign.norm('norm', 'post_layernorm'),
     *foreign.within('trunk/layers/', 'encoder.layers.{}.', block, range(settings['vit_layers'])),
   ]
-  # Even layers cross-attend; a last even one may stand alone (`QFormer.__call__`).
-  pairs, rest = divmod(settings['layers'], 2)
+  pairs, single = divmod(settings['layers'], 2)  # See `QFormer.__call__`.
   table = [
     *foreign.within('vit/', 'vision_model.', vit_table),
     *foreign.tensor('queries', 'query_tokens', '1 q e -> q e'),
@@ -218,15 +226,14 @@ def _huggingface(settings: Any) -> list[foreign.Weight]:
         'pairs/odd/', 'qformer.encoder.layer.{}.', _layer(cross=False), range(1, 2 * pairs, 2)
       ),
     ]
-  return table + (
-    foreign.within('last/', f'qformer.encoder.layer.{2 * pairs}.', _layer(cross=True))
-    if rest
-    else []
-  )
+  if single:
+    key = f'qformer.encoder.layer.{2 * pairs}.'
+    table += foreign.within('last/', key, _layer(cross=True))
+  return table
 
 
 def _layer(cross: bool) -> list[foreign.Weight]:
-  def attend(path, key):
+  def attend(path: str, key: str) -> list[foreign.Weight]:
     table = []
     for name in ('query', 'key', 'value'):
       table += foreign.linear(f'{path}/{name}', f'{key}.attention.{name}')
@@ -247,24 +254,23 @@ def _layer(cross: bool) -> list[foreign.Weight]:
 
 def _settings(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
   vit_width, _, patch, _ = shapes['vision_model.embeddings.patch_embedding.weight']
-  up, inner = (
-    'vision_model.encoder.layers.{}.mlp.fc1.weight',
-    'qformer.encoder.layer.{}.intermediate_query.dense.weight',
-  )
+  positions = shapes['vision_model.embeddings.position_embedding']
+  vit_up = 'vision_model.encoder.layers.{}.mlp.fc1.weight'
+  up = 'qformer.encoder.layer.{}.intermediate_query.dense.weight'
   _, queries, width = shapes['query_tokens']
   return dict(
-    view=patch * math.isqrt(shapes['vision_model.embeddings.position_embedding'][1] - 1),
+    view=patch * math.isqrt(positions[1] - 1),
     patch=patch,
     vit_width=vit_width,
-    vit_layers=foreign.count(shapes, up),
-    vit_mlp=shapes[up.format(0)][0],
+    vit_layers=foreign.count(shapes, vit_up),
+    vit_mlp=shapes[vit_up.format(0)][0],
     vit_heads=foreign.heads(
       'qformer', SIZES, vit_width, 'vit_width', 'vit_heads', config.get('vision_config')
     ),
     width=width,
-    layers=foreign.count(shapes, inner),
+    layers=foreign.count(shapes, up),
     heads=foreign.heads('qformer', SIZES, width, config=config.get('qformer_config')),
-    mlp=shapes[inner.format(0)][0],
+    mlp=shapes[up.format(0)][0],
     queries=queries,
   )
 
@@ -275,7 +281,7 @@ FORMS = {
     'qformer.layernorm.weight',
     _huggingface,
     _settings,
-    # BLIP-2's own language model is not SPHINX's, nor is the half of the Q-Former that reads text.
+    # SPHINX does not use BLIP-2's language model, nor the half of the Q-Former that reads text.
     unused=(
       r'language_model\..*',
       r'language_projection\..*',

@@ -10,15 +10,20 @@ from sphinx_jax.core import errors
 from sphinx_jax.models import attention, layers
 
 
-def grid_of(who: str, view: int, patch: int) -> int:
-  """Patches along an edge.
+def patches_per_side(encoder: str, view: int, patch: int) -> int:
+  """Number of patches along one side of a square view.
+
+  Args:
+    encoder: its name, for the error.
+    view: pixels along one side.
+    patch: pixels along one side of a patch.
 
   Raises:
-    SphinxError: where the patch does not divide the view.
+    SphinxError: the patch does not divide the view.
   """
   if view % patch:
     raise errors.make(
-      f'encoder {who}',
+      f'encoder {encoder}',
       f'a view of {view} pixels',
       f'a multiple of its patch, {patch}',
       'change one of them',
@@ -27,7 +32,7 @@ def grid_of(who: str, view: int, patch: int) -> int:
 
 
 class SelfAttention(nn.Module):
-  """Attention of all tokens [B,L,E] to all; the kernel of `qkv` is packed (E, 3, E)."""
+  """Attention among all tokens [B,L,E]. The kernel of `qkv` is packed as [E,3,E]."""
 
   heads: int
   scale: float
@@ -40,14 +45,15 @@ class SelfAttention(nn.Module):
       (3, width), ('encoder_embed', None, 'encoder_heads'), dtype=self.dtype, name='qkv'
     )(x)
     qkv = qkv.reshape(batch, length, 3, self.heads, width // self.heads)
-    x = attention.attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(batch, length, width)
+    query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    x = attention.attend(query, key, value).reshape(batch, length, width)
     return layers.Dense(
       (width,), ('encoder_heads', 'encoder_embed'), scale=self.scale, dtype=self.dtype, name='out'
     )(x)
 
 
 class Mlp(nn.Module):
-  """Two linear layers; 'swiglu' packs gate and value in the first: silu(gate) * value."""
+  """Two linear layers. For 'swiglu' the first packs gate and value: silu(gate) * value."""
 
   hidden: int
   activation: str
@@ -57,10 +63,10 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     if self.activation == 'swiglu':
-      both = layers.Dense(
+      gate_and_value = layers.Dense(
         (2, self.hidden), ('encoder_embed', None, 'encoder_ffn'), dtype=self.dtype, name='up'
       )(x)
-      hidden = jax.nn.silu(both[..., 0, :]) * both[..., 1, :]
+      hidden = jax.nn.silu(gate_and_value[..., 0, :]) * gate_and_value[..., 1, :]
     else:
       hidden = layers.Dense(
         (self.hidden,), ('encoder_embed', 'encoder_ffn'), dtype=self.dtype, name='up'
@@ -76,7 +82,10 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-  """x + attention(norm x), x + mlp(norm x); with layer scale, each branch times a learned gamma."""
+  """Pre-norm block: attention and MLP, each with a residual connection.
+
+  With layer scale, each branch is multiplied by a learned gamma.
+  """
 
   heads: int
   hidden: int
@@ -88,25 +97,25 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-    def gamma(name):
-      if not self.layer_scale:
-        return 1
-      return layers.param(
-        self, name, nn.initializers.ones, x.shape[-1:], ('encoder_embed',), self.dtype
-      )
-
-    norm = lambda name: layers.LayerNorm(self.eps, dtype=self.dtype, name=name)
-    x = x + gamma('gamma1') * SelfAttention(self.heads, self.scale, self.dtype, name='attention')(
-      norm('norm1')(x)
-    )
-    x = x + gamma('gamma2') * Mlp(self.hidden, self.activation, self.scale, self.dtype, name='mlp')(
-      norm('norm2')(x)
-    )
+    gamma1, gamma2 = self._gamma('gamma1', x), self._gamma('gamma2', x)
+    attend = SelfAttention(self.heads, self.scale, self.dtype, name='attention')
+    mlp = Mlp(self.hidden, self.activation, self.scale, self.dtype, name='mlp')
+    norm1 = layers.LayerNorm(self.eps, dtype=self.dtype, name='norm1')
+    norm2 = layers.LayerNorm(self.eps, dtype=self.dtype, name='norm2')
+    x = x + gamma1 * attend(norm1(x))
+    x = x + gamma2 * mlp(norm2(x))
     return x, None
+
+  def _gamma(self, name: str, x: jax.Array) -> jax.Array | int:
+    if not self.layer_scale:
+      return 1
+    return layers.param(
+      self, name, nn.initializers.ones, x.shape[-1:], ('encoder_embed',), self.dtype
+    )
 
 
 class Trunk(nn.Module):
-  """`layers` blocks over tokens [B,L,E], scanned."""
+  """Scanned blocks over tokens [B,L,E]."""
 
   layers: int
   heads: int
@@ -122,7 +131,7 @@ class Trunk(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     blocks = layers.stack(Block, self.layers, self.unroll, self.remat)
     scale = (2 * self.layers) ** -0.5  # The sum of all residual outputs starts at unit variance.
-    return blocks(
+    x, _ = blocks(
       self.heads,
       self.hidden,
       self.eps,
@@ -131,16 +140,17 @@ class Trunk(nn.Module):
       scale,
       self.dtype,
       name='layers',
-    )(x)[0]
+    )(x)
+    return x
 
 
 def with_class(cls: jax.Array, patches: jax.Array) -> jax.Array:
-  """Class token [E] in front of patches [B,G,G,E]: [B,1+G*G,E]."""
+  """Puts a class token [E] before patches [B,G,G,E]: [B,1+G*G,E]."""
   batch, _, _, width = patches.shape
   cls = jnp.broadcast_to(cls.astype(patches.dtype), (batch, 1, width))
   return jnp.concatenate([cls, patches.reshape(batch, -1, width)], axis=1)
 
 
-def split(tokens: jax.Array, grid: int) -> tuple[jax.Array, jax.Array]:
-  """[B,1+G*G,E] -> class token [B,E] and grid [B,G,G,E]."""
-  return tokens[:, 0], tokens[:, 1:].reshape(tokens.shape[0], grid, grid, -1)
+def split_class(tokens: jax.Array, side: int) -> tuple[jax.Array, jax.Array]:
+  """Splits tokens [B,1+G*G,E] into the class token [B,E] and the feature map [B,G,G,E]."""
+  return tokens[:, 0], tokens[:, 1:].reshape(tokens.shape[0], side, side, -1)

@@ -1,4 +1,8 @@
-"""LLaMA-2 (FACTS "LLaMA"): RMSNorm, rotary embeddings on adjacent pairs, grouped key/value heads, SwiGLU, no biases."""
+"""LLaMA-2: RMSNorm, rotary embeddings, grouped key/value heads, SwiGLU, no biases.
+
+Rotary embeddings rotate adjacent pairs of channels, as in Meta's code
+(docs/official_sphinx.md, "LLaMA").
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,25 +17,43 @@ from sphinx_jax.parallel import placement
 
 
 class Llama(nn.Module):
-  """The decoder: `embed` tokens, `states` of the whole sequence, `head`. Sizes as in Meta's params.json."""
+  """The decoder: `embed` tokens, compute `hidden_states`, apply the `lm_head`.
+
+  Attributes:
+    vocab: number of token ids.
+    width: D.
+    layers: number of layers.
+    heads: number of query heads.
+    kv_heads: number of key/value heads; None: as many as heads.
+    multiple_of: the feed-forward width is a multiple of it, see `ffn_width`.
+    ffn_multiplier: multiplier of the feed-forward width, see `ffn_width`.
+    norm_eps: epsilon of the norms.
+    rope_theta: base of the rotary frequencies.
+    rope_scaling: factor of positions; 0.5 halves them.
+    max_length: most positions of a sequence.
+    remat: see `layers.stack`.
+    attention: kernel for packed rows, see models/attention.py.
+    unroll: see `layers.stack`.
+    dtype: compute dtype.
+  """
 
   vocab: int
   width: int
   layers: int
   heads: int
-  kv_heads: int | None = None  # None: as many as heads.
+  kv_heads: int | None = None
   multiple_of: int = 256
   ffn_multiplier: float | None = None
   norm_eps: float = 1e-5
   rope_theta: float = 10000.0
-  rope_scaling: float | None = None  # Multiplies positions: 0.5 halves them.
+  rope_scaling: float | None = None
   max_length: int = 2048
   remat: str = 'none'
-  attention: str = 'xla'  # A kernel of models/attention.py.
+  attention: str = 'xla'
   unroll: int = 1
   dtype: Any = jnp.float32
 
-  def setup(self):
+  def setup(self) -> None:
     if self.width % self.heads or self.width // self.heads % 2:
       raise errors.make(
         'llm',
@@ -59,51 +81,63 @@ class Llama(nn.Module):
       name='layers',
     )
     self.norm = layers.RMSNorm(self.norm_eps, self.dtype)
-    # Small first logits: the loss starts at log(vocab).
+    # The scale makes the first logits small, so that the loss starts at log(vocab).
     self.output = layers.Dense(
       (self.vocab,), ('embed', 'vocab'), bias=False, scale=0.25, dtype=self.dtype
     )
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """int32[B,T] -> [B,T,D] in the compute dtype."""
-    # Every device looks up its channels of all rows. The whole table, or its gradient, is on none of them.
+    # Every device looks up its own channels of all rows. No device holds the whole table or its
+    # gradient.
     tokens = placement.constrain(tokens, ('lookup_rows', None))
     x = placement.constrain(jnp.take(self.table, tokens, axis=0), ('lookup_rows', None, 'lookup'))
     return placement.constrain(x, ('batch', None, None))
 
-  def states(
+  def hidden_states(
     self,
     x: jax.Array,
     positions: jax.Array,
     segments: jax.Array | None = None,
     cache: dict | None = None,
   ) -> tuple[jax.Array, dict | None]:
-    """Embedded sequence -> what the head reads.
+    """Last hidden states of embedded sequences.
 
     Args:
-      x: [B,T,D].
-      positions: int32[B,T], for the rotary embedding; with a cache, also the slots: row b writes positions[b,0] onwards.
+      x: embeddings [B,T,D].
+      positions: int32[B,T] for the rotary embedding. With a cache they are also its slots: row b
+        writes slots positions[b,0] onwards.
       segments: int32[B,T] of packed rows, without a cache.
-      cache: as `init_cache` makes it, or None.
+      cache: from `init_cache` or the call before, or None.
 
     Returns:
-      [B,T,D] in the compute dtype, normed, and the new cache.
+      Hidden states [B,T,D] in the compute dtype, after the last norm, and the new cache.
     """
-    angles = rotary_angles(positions, self.width // self.heads, self.rope_theta, self.rope_scaling)
+    head_width = self.width // self.heads
+    angles = rotary_angles(positions, head_width, self.rope_theta, self.rope_scaling)
+    layer_numbers = jnp.arange(self.layers)
     (x, cache), _ = self.blocks(
-      (x, cache), jnp.arange(self.layers), jnp.cos(angles), jnp.sin(angles), positions, segments
+      (x, cache), layer_numbers, jnp.cos(angles), jnp.sin(angles), positions, segments
     )
     return self.norm(x), cache
 
-  def head(self, states: jax.Array) -> jax.Array:
-    """Logits float32[B,T,vocab] of states [B,T,D]."""
-    return self.output(states).astype(jnp.float32)
+  def lm_head(self, hidden_states: jax.Array) -> jax.Array:
+    """Logits float32[B,T,vocab] of hidden states [B,T,D]."""
+    return self.output(hidden_states).astype(jnp.float32)
 
   def init_cache(self, rows: int, length: int) -> dict:
-    """Zeros {'k','v'}: [layers,B,K,length,C]; a decoding step reads a head's slots in one stretch of memory.
+    """An empty cache.
+
+    Args:
+      rows: B.
+      length: slots of each row.
+
+    Returns:
+      Zeros {'k', 'v'}, each [layers,B,K,length,C] in the compute dtype. In this order a decoding
+      step reads the slots of a head from contiguous memory.
 
     Raises:
-      SphinxError: for a length over max_length.
+      SphinxError: the length is over max_length.
     """
     if length > self.max_length:
       raise errors.make(
@@ -117,7 +151,7 @@ class Llama(nn.Module):
 
 
 def ffn_width(width: int, multiple_of: int, multiplier: float | None) -> int:
-  """Feed-forward width: 2/3 of 4 * width, times the multiplier, rounded up to a multiple."""
+  """Feed-forward width: 8/3 of `width`, times the multiplier, rounded up to `multiple_of`."""
   hidden = int(8 * width / 3)
   if multiplier is not None:
     hidden = int(multiplier * hidden)
@@ -127,28 +161,25 @@ def ffn_width(width: int, multiple_of: int, multiplier: float | None) -> int:
 def rotary_angles(
   positions: jax.Array, width: int, theta: float, scaling: float | None
 ) -> jax.Array:
-  """float32[B,T,width/2]: position (times scaling) * theta^(-2i/width)."""
+  """Angles float32[B,T,width/2]: position * scaling * theta^(-2i/width)."""
   frequency = 1.0 / theta ** (jnp.arange(0, width, 2, dtype=jnp.float32) / width)
   return positions.astype(jnp.float32)[..., None] * (scaling or 1.0) * frequency
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-  """Turns adjacent pairs (2i, 2i+1) of x [B,T,H,C] by angles [B,T,C/2], in float32."""
+  """Rotates adjacent channels (2i, 2i+1) of x [B,T,H,C] by angles [B,T,C/2], in float32."""
   pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
   even, odd = pairs[..., 0], pairs[..., 1]
   cos, sin = cos[:, :, None], sin[:, :, None]
-  return (
-    jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-    .reshape(x.shape)
-    .astype(x.dtype)
-  )
+  rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+  return rotated.reshape(x.shape).astype(x.dtype)
 
 
 class Layer(nn.Module):
-  """One decoder layer: (x [B,T,D], the cache of all layers or None) -> the same.
+  """One decoder layer, scanned.
 
-  The scan over layers carries the cache whole and each layer writes only its new slots; as a scanned input and output
-  it would be copied in every step.
+  The carry is x [B,T,D] and the cache of all layers, or None. Each layer writes only its new slots.
+  A cache that is a scanned input and output instead would be copied in every decoding step.
   """
 
   heads: int
@@ -160,22 +191,32 @@ class Layer(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, carry, layer, cos, sin, positions, segments):
+  def __call__(
+    self,
+    carry: tuple[jax.Array, dict | None],
+    layer: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    positions: jax.Array,
+    segments: jax.Array | None,
+  ) -> tuple[tuple[jax.Array, dict | None], None]:
+    attend = Attention(
+      self.heads, self.kv_heads, self.scale, self.kernel, self.dtype, name='attention'
+    )
+    feed_forward = FeedForward(self.ffn, self.scale, self.dtype, name='feed_forward')
+    attention_norm = layers.RMSNorm(self.eps, self.dtype, name='attention_norm')
+    ffn_norm = layers.RMSNorm(self.eps, self.dtype, name='ffn_norm')
+
     x, cache = carry
     x = placement.constrain(x, ('batch', None, None))
-    normed = layers.RMSNorm(self.eps, self.dtype, name='attention_norm')(x)
-    attended, cache = Attention(
-      self.heads, self.kv_heads, self.scale, self.kernel, self.dtype, name='attention'
-    )(normed, cache, layer, cos, sin, positions, segments)
+    attended, cache = attend(attention_norm(x), cache, layer, cos, sin, positions, segments)
     x = x + attended
-    x = x + FeedForward(self.ffn, self.scale, self.dtype, name='feed_forward')(
-      layers.RMSNorm(self.eps, self.dtype, name='ffn_norm')(x)
-    )
+    x = x + feed_forward(ffn_norm(x))
     return (x, cache), None
 
 
 class Attention(nn.Module):
-  """Causal attention: within segments of a packed row, or over a cache that it also writes."""
+  """Causal attention within the segments of packed rows, or over a cache that it also writes."""
 
   heads: int
   kv_heads: int
@@ -184,33 +225,45 @@ class Attention(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x, cache, layer, cos, sin, positions, segments):
+  def __call__(
+    self,
+    x: jax.Array,
+    cache: dict | None,
+    layer: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    positions: jax.Array,
+    segments: jax.Array | None,
+  ) -> tuple[jax.Array, dict | None]:
     batch, length, width = x.shape
-    head = width // self.heads
-    dense = lambda name, heads, names: layers.Dense(
-      (heads * head,), names, bias=False, dtype=self.dtype, name=name
-    )(x).reshape(batch, length, heads, head)
-    query = rotate(dense('wq', self.heads, ('embed', 'heads')), cos, sin)
-    key = rotate(dense('wk', self.kv_heads, ('embed', 'kv_heads')), cos, sin)
-    value = dense('wv', self.kv_heads, ('embed', 'kv_heads'))
+    head_width = width // self.heads
+
+    def project(name: str, heads: int, axis: str) -> jax.Array:
+      dense = layers.Dense(
+        (heads * head_width,), ('embed', axis), bias=False, dtype=self.dtype, name=name
+      )
+      return dense(x).reshape(batch, length, heads, head_width)
+
+    query = rotate(project('wq', self.heads, 'heads'), cos, sin)
+    key = rotate(project('wk', self.kv_heads, 'kv_heads'), cos, sin)
+    value = project('wv', self.kv_heads, 'kv_heads')
     if cache is None:
-      x = attention.attend(query, key, value, segments=segments, kernel=self.kernel)
+      attended = attention.attend(query, key, value, segments=segments, kernel=self.kernel)
     else:
       cache = {
         'k': _write(cache['k'], layer, key, positions),
         'v': _write(cache['v'], layer, value, positions),
       }
-      x = attention.attend(
-        query, *(cache[name][layer].swapaxes(1, 2) for name in 'kv'), positions=positions
-      )
+      keys, values = (cache[name][layer].swapaxes(1, 2) for name in ('k', 'v'))
+      attended = attention.attend(query, keys, values, positions=positions)
     out = layers.Dense(
       (width,), ('heads', 'embed'), bias=False, scale=self.scale, dtype=self.dtype, name='wo'
     )
-    return out(x.reshape(batch, length, width)), cache
+    return out(attended.reshape(batch, length, width)), cache
 
 
 def _write(slots: jax.Array, layer: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
-  # `new` [B,T,K,C] goes to slots `positions` [B,T] of one layer of [layers,B,K,S,C], in place.
+  """Writes `new` [B,T,K,C] to slots `positions` [B,T] of one layer of [layers,B,K,S,C]."""
   rows = jnp.arange(new.shape[0])[:, None]
   return slots.at[layer, rows, :, positions].set(new.astype(slots.dtype), unique_indices=True)
 
@@ -226,11 +279,12 @@ class FeedForward(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     dense = lambda name: layers.Dense(
       (self.hidden,), ('embed', 'ffn'), bias=False, dtype=self.dtype, name=name
-    )(x)
-    gated = jax.nn.silu(dense('w1')) * dense('w3')
-    return layers.Dense(
+    )
+    w1, w3 = dense('w1'), dense('w3')
+    w2 = layers.Dense(
       (x.shape[-1],), ('ffn', 'embed'), bias=False, scale=self.scale, dtype=self.dtype, name='w2'
-    )(gated)
+    )
+    return w2(jax.nn.silu(w1(x)) * w3(x))
 
 
 SIZES = {
@@ -264,7 +318,7 @@ def _meta(settings: Any) -> list[foreign.Weight]:
 
 def _huggingface(settings: Any) -> list[foreign.Weight]:
   block = []
-  # Their rotary embedding pairs channel i with i + C/2, ours (and Meta's) neighbours.
+  # transformers rotates channel i with i + C/2. Meta's code and ours rotate adjacent channels.
   for name, heads in (
     ('q', settings['heads']),
     ('k', settings.get('kv_heads') or settings['heads']),
@@ -276,19 +330,19 @@ def _huggingface(settings: Any) -> list[foreign.Weight]:
       h=heads,
       two=2,
     )
-  for ours, theirs in (
+  for path, key in (
     ('attention/wv', 'self_attn.v_proj'),
     ('attention/wo', 'self_attn.o_proj'),
     ('feed_forward/w1', 'mlp.gate_proj'),
     ('feed_forward/w2', 'mlp.down_proj'),
     ('feed_forward/w3', 'mlp.up_proj'),
   ):
-    block += foreign.linear(ours, theirs, bias=False)
-  for ours, theirs in (
+    block += foreign.linear(path, key, bias=False)
+  for path, key in (
     ('attention_norm', 'input_layernorm'),
     ('ffn_norm', 'post_attention_layernorm'),
   ):
-    block += foreign.tensor(f'{ours}/scale', f'{theirs}.weight', 'd -> d')
+    block += foreign.tensor(f'{path}/scale', f'{key}.weight', 'd -> d')
   return [
     *foreign.tensor('embed', 'model.embed_tokens.weight', 'v d -> v d'),
     *foreign.within('layers/', 'model.layers.{}.', block, range(settings['layers'])),
@@ -335,16 +389,15 @@ def _from_huggingface(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict
     raise errors.make(
       'config.json',
       'tied embeddings (tie_word_embeddings)',
-      'an output of its own, lm_head.weight',
-      'LLaMA-2 has one; a model without it is not supported',
+      'a separate output, lm_head.weight',
+      'tied embeddings are not supported; LLaMA-2 has a separate output',
     )
   width, heads, hidden = (
     foreign.size(config, name)
     for name in ('hidden_size', 'num_attention_heads', 'intermediate_size')
   )
-  rope = (
-    config.get('rope_parameters') or config.get('rope_scaling') or {}
-  )  # The newer name holds theta as well.
+  # transformers 5 writes rope_parameters, which also has theta.
+  rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
   kind = rope.get('rope_type', rope.get('type', 'default'))
   if kind not in ('default', 'linear'):
     raise errors.make(
@@ -353,16 +406,16 @@ def _from_huggingface(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict
       "'default' or 'linear'",
       'this rotary embedding is not supported',
     )
-  sizes = dict(multiple_of=256, ffn_multiplier=None)
-  if ffn_width(width, 256, None) != hidden:  # Then one multiple is the whole width.
-    sizes = dict(multiple_of=hidden, ffn_multiplier=min(1.0, hidden / int(8 * width / 3)))
+  ffn = dict(multiple_of=256, ffn_multiplier=None)
+  if ffn_width(width, 256, None) != hidden:  # Round up to a multiple that is the whole width.
+    ffn = dict(multiple_of=hidden, ffn_multiplier=min(1.0, hidden / int(8 * width / 3)))
   return dict(
     vocab=foreign.size(config, 'vocab_size'),
     width=width,
     layers=foreign.size(config, 'num_hidden_layers'),
     heads=heads,
     kv_heads=config.get('num_key_value_heads') or heads,
-    **sizes,
+    **ffn,
     norm_eps=config.get('rms_norm_eps', 1e-6),
     rope_theta=float(config.get('rope_theta') or rope.get('rope_theta') or 10000.0),
     rope_scaling=1 / foreign.field(rope, 'factor') if kind == 'linear' else None,
@@ -371,7 +424,9 @@ def _from_huggingface(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict
 
 
 def _to_huggingface(settings: Mapping[str, Any]) -> dict[str, Any]:
-  scaling = settings.get('rope_scaling')
+  scaling, rope_scaling = settings.get('rope_scaling'), None
+  if scaling is not None:
+    rope_scaling = {'type': 'linear', 'rope_type': 'linear', 'factor': 1 / scaling}
   return dict(
     architectures=['LlamaForCausalLM'],
     model_type='llama',
@@ -388,16 +443,14 @@ def _to_huggingface(settings: Mapping[str, Any]) -> dict[str, Any]:
     ),
     rms_norm_eps=settings.get('norm_eps', 1e-5),
     rope_theta=settings.get('rope_theta', 10000.0),
-    rope_scaling=None
-    if scaling is None
-    else {'type': 'linear', 'rope_type': 'linear', 'factor': 1 / scaling},
+    rope_scaling=rope_scaling,
     max_position_embeddings=settings.get('max_length', 2048),
     bos_token_id=1,
     eos_token_id=2,
   )
 
 
-_CONTEXT = 4096  # LLaMA-2's, where a config does not say.
+_CONTEXT = 4096  # LLaMA-2's context, for configs without one.
 
 FORMS = {
   'meta': foreign.Form(

@@ -44,8 +44,8 @@ def contents(folder):
 @pytest.mark.parametrize('name', [LLAMA, META])
 def test_llama_goes_out_to_huggingface_byte_for_byte(name, tmp_path):
   """Through the rotary layout of neighbours and back; Meta's file is of the same weights."""
-  convert.read_in(convert.open_sources(paths(name), tokenizer=str(TOKENIZER)), tmp_path / 'ours')
-  convert.take_out(str(tmp_path / 'ours'), str(tmp_path / 'back'), 'hf')
+  convert.import_checkpoint(convert.open_sources(paths(name), tokenizer=str(TOKENIZER)), tmp_path / 'ours')
+  convert.export_checkpoint(str(tmp_path / 'ours'), str(tmp_path / 'back'), 'hf')
   assert contents(tmp_path / 'back') == contents(GOLDEN / LLAMA)
   wrote, config = (
     json.loads((folder / 'config.json').read_text())
@@ -74,7 +74,7 @@ def test_separate_parts_are_a_checkpoint_that_training_starts_from(tmp_path):
   assembly = convert.open_sources(
     paths(LLAMA, _CONVNEXT, _DINOV2), 'llama_ens_light', tokenizer=str(TOKENIZER)
   )
-  convert.read_in(assembly, tmp_path, seed=3)
+  convert.import_checkpoint(assembly, tmp_path, seed=3)
   config = config_lib.from_json(store.load_meta(tmp_path)['config']).model
   assert config.to_dict() == assembly.config.to_dict() and config.image_size == 512
   store.check(tmp_path, sphinx.abstract_params(config))
@@ -202,7 +202,7 @@ def test_tied_embeddings_are_refused(tmp_path):
   config = json.loads((tmp_path / 'config.json').read_text())
   (tmp_path / 'config.json').write_text(json.dumps(config | {'tie_word_embeddings': True}))
   with pytest.raises(
-    errors.SphinxError, match='tied embeddings.*an output of its own, lm_head.weight'
+    errors.SphinxError, match='tied embeddings.*a separate output, lm_head.weight'
   ):
     convert.open_sources([folder])
 
@@ -224,7 +224,7 @@ def test_heads_of_an_unknown_width_are_asked_for(tmp_path):
   )
   with pytest.raises(
     errors.SphinxError,
-    match=r'clip: got width 40, whose number of heads no tensor tells.*\[32, 1024\]',
+    match=r'clip: got width 40, whose number of heads no tensor determines.*\[32, 1024\]',
   ):
     sources.open_source(tmp_path)
 

@@ -114,7 +114,7 @@ def test_logits_of_llama_are_those_of_transformers(name, logits):
 def test_meta_and_huggingface_give_the_same_parameters():
   assert equal(parameters(META), parameters(LLAMA))
   assert parts(META).config.llm.vocab == 512  # Its params.json says -1.
-  assert list(parts(META).carried) == ['rope.freqs']
+  assert list(parts(META).unused) == ['rope.freqs']
 
 
 def test_config_of_older_transformers_says_the_same(tmp_path):
