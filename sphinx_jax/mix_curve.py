@@ -94,7 +94,7 @@ def draw_curve(
     score = _task_scorer(config, parents.params[0], sources, examples, output, identity)
 
   def evaluate(params: dict, share: float) -> dict[str, float]:
-    values = parents.program.evaluate(params, parents.data.validation)
+    values = parents.program.evaluate(params, parents.data.validation())
     if score is not None:
       values |= score(params, share)
     return values

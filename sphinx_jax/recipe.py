@@ -139,7 +139,7 @@ def _mix(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   inputs = [workdir / parent for parent in section.inputs]
   stage = run.training_run(config, section.inputs[0], workdir)
   parents = run.open_parents(stage, inputs)
-  domains = parents.data.validation
+  domains = parents.data.validation()
   halves = {}
   for domain, batches in domains.items():
     halves[f'choice/{domain}'] = batches[0::2]

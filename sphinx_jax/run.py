@@ -23,7 +23,8 @@ from ml_collections import ConfigDict
 from sphinx_jax import datasets
 from sphinx_jax.checkpoint import store as checkpoints
 from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
-from sphinx_jax.core import batch as batch_contract, config as config_lib, errors, trees
+from sphinx_jax.core import batch as batch_contract, config as config_lib, errors, tensorflow, trees
+from sphinx_jax.core.prefetch import Prefetch
 from sphinx_jax.core.progress import log
 from sphinx_jax.data import dialog, tokenizer as tokenizers
 from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
@@ -293,14 +294,15 @@ class Data(NamedTuple):
 
   Attributes:
     batches: data position -> iterator (with `close`) of (numpy batch, next position).
-    validation: name -> list of numpy batches.
+    validation: returns name -> list of numpy batches. They are read in the background since
+      `open_data`, while the update compiles. The call waits for them and raises their errors.
     bundle: what a checkpoint carries for inference.
     table: the mixture as text.
     summary: data position -> the mixture as text with the epochs so far and the skipped examples.
   """
 
   batches: Callable[[int], Iterator[tuple[dict[str, np.ndarray], int]]]
-  validation: dict[str, list[dict[str, np.ndarray]]]
+  validation: Callable[[], dict[str, list[dict[str, np.ndarray]]]]
   bundle: Bundle
   table: str
   summary: Callable[[int], str]
@@ -357,15 +359,22 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
     config.mixture, sources, config.loss_weighting, sampling=config.sampling, caps=caps
   )
 
-  validation = {}
-  for name, entry in config.validation.items():
-    single = open_pipeline({name: entry}, {name: validation_sources[name]}, 'token')
-    with contextlib.closing(single.batches()) as batches:
-      validation[name] = [batch for batch, _ in itertools.islice(batches, config.eval_batches)]
+  validation_pipelines = {
+    name: open_pipeline({name: entry}, {name: validation_sources[name]}, 'token')
+    for name, entry in config.validation.items()
+  }
+
+  def read_validation() -> Iterator[tuple[str, list[dict[str, np.ndarray]]]]:
+    tensorflow.load()  # Takes seconds, so it starts now even without validation sets.
+    for name, single in validation_pipelines.items():
+      with contextlib.closing(single.batches()) as batches:
+        yield name, [batch for batch, _ in itertools.islice(batches, config.eval_batches)]
+
+  validation = Prefetch(read_validation(), depth=len(validation_pipelines) + 1)
 
   return Data(
     batches=mixture.batches,
-    validation=validation,
+    validation=functools.cache(lambda: dict(validation)),
     bundle=Bundle(config, tokenizer.model_bytes, config.dialog.to_dict()),
     table=mixture.table(),
     summary=mixture.summary,

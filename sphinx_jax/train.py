@@ -68,6 +68,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   if latest is None and config.init_from:
     run.check_parent(config, program, data)
   train_step = program.compile()
+  validation = data.validation()  # Read while the update compiled.
 
   with contextlib.ExitStack() as stack:
     # Arrays, and everything that has to be closed.
@@ -100,9 +101,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       if last or step % config.log_every == 0:
         window.read()
         writer.write(step, window.close())
-      if data.validation and (last or step % config.eval_every == 0):
+      if validation and (last or step % config.eval_every == 0):
         with window.pause():
-          losses = program.evaluate(state.params, data.validation)
+          losses = program.evaluate(state.params, validation)
         writer.write(step, {f'validation/{name}': value for name, value in losses.items()})
 
       # Checkpoint.

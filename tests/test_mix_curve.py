@@ -59,7 +59,7 @@ def memory(monkeypatch, runs):
 
   def open_data(config, local_rows=None):
     assert config.tokenizer == '' and config.init_from
-    return run_lib.Data(None, {'real': [make_batch(config, 10**6)]}, None, '', None)
+    return run_lib.Data(None, lambda: {'real': [make_batch(config, 10**6)]}, None, '', None)
 
   monkeypatch.setattr(run_lib, 'open_data', open_data)
   monkeypatch.setattr(run_lib, 'Program', lambda config: runs[2])

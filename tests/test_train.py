@@ -49,7 +49,7 @@ def in_memory(spoil=lambda position, batch: batch):
   def open_data(config: ConfigDict, local_rows=None) -> run.Data:
     return run.Data(
       batches=lambda position: Stream(config, position, spoil),
-      validation={'real': [make_batch(config, 10**6)]},
+      validation=lambda: {'real': [make_batch(config, 10**6)]},
       bundle=bundle.Bundle(config, b'pieces', {}),
       table='a table',
       summary=lambda position: f'a table at {position}',
@@ -171,7 +171,7 @@ def test_broken_run_goes_on_bit_for_bit(unbroken, tmp_path, monkeypatch):
 
 def test_run_goes_on_with_another_mesh_and_less_memory(unbroken, tmp_path, monkeypatch):
   opened = interrupt_at(4, crash)  # Without validation: its compilation would be all that it adds.
-  monkeypatch.setattr(run, 'open_data', lambda *given: opened(*given)._replace(validation={}))
+  monkeypatch.setattr(run, 'open_data', lambda *given: opened(*given)._replace(validation=dict))
   with pytest.raises(RuntimeError):
     train.train(tiny(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}), tmp_path)
   monkeypatch.setattr(run, 'open_data', in_memory())
