@@ -1,6 +1,5 @@
-"""`python -m sphinx_jax.evaluate --benchmarks` from end to end, by a tiny model, on small files in the official form."""
+"""`python -m sphinx_jax.evaluate` from end to end, with a tiny model and small dataset files."""
 
-import base64
 import json
 import os
 import pathlib
@@ -15,7 +14,7 @@ import pytest
 from PIL import Image
 
 from sphinx_jax.checkpoint import store
-from sphinx_jax.core import config as config_lib
+from sphinx_jax.checkpoint.bundle import Bundle
 from tests import release
 from tests.generate import small
 
@@ -26,7 +25,7 @@ COUNTS = {'refcoco_val': 6, 'MME_benchmark': 8}
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
-  """The first rows of official files, with small pictures where they say; the last one is torn."""
+  """The first rows of official annotation files with small images; the last image is truncated."""
   folder = tmp_path_factory.mktemp('root')
   (folder / 'annotations').mkdir()
   rng = np.random.default_rng(0)
@@ -34,10 +33,10 @@ def root(tmp_path_factory):
     rows = json.loads((GOLDEN / f'{name}.json').read_text())[:count]
     (folder / 'annotations' / f'{name}.json').write_text(json.dumps(rows))
     for row in rows:
-      picture = folder / row['image_path']
-      picture.parent.mkdir(parents=True, exist_ok=True)
-      Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).save(picture)
-  picture.write_bytes(picture.read_bytes()[:50])
+      image = folder / row['image_path']
+      image.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).save(image)
+  image.write_bytes(image.read_bytes()[:50])
   questions = [{'question_id': 7 + i, 'image_id': i, 'question': 'Is it?'} for i in range(2)]
   (folder / 'data' / 'vqav2').mkdir()
   hidden = folder / 'data' / 'vqav2' / 'v2_OpenEnded_mscoco_test-dev2015_questions.json'
@@ -54,13 +53,9 @@ def root(tmp_path_factory):
 def checkpoint(tmp_path_factory):
   folder = tmp_path_factory.mktemp('run')
   config = ml_collections.ConfigDict({'model': small.config(max_length=512).to_dict()})
-  meta = {
-    'config': config_lib.to_json(config),
-    'tokenizer': base64.b64encode(small.tokenizer().model_bytes).decode(),
-    'dialog': {'system': 'Be brief.'},
-  }
+  bundle = Bundle(config, small.tokenizer().model_bytes, {'system': 'Be brief.'})
   with store.Store(folder) as saver:
-    saver.save(7, small.params(), None, meta)
+    saver.save(7, small.params(), None, bundle.to_meta())
   return folder
 
 
@@ -79,11 +74,11 @@ def start(*flags, **environment):
 
 def finish(process, code=0):
   try:
-    said = process.communicate(timeout=300)[0]
+    printed = process.communicate(timeout=300)[0]
   finally:
     process.kill()
-  assert process.returncode == code, said
-  return said
+  assert process.returncode == code, printed
+  return printed
 
 
 NAMES = '--benchmarks=refcoco_val,mme,vqav2_testdev'
@@ -91,7 +86,7 @@ NAMES = '--benchmarks=refcoco_val,mme,vqav2_testdev'
 
 @pytest.fixture(scope='module')
 def scored(root, checkpoint, tmp_path_factory):
-  """(output, what was printed) of one process."""
+  """Returns the output directory and the printed text of one process."""
   output = tmp_path_factory.mktemp('out')
   return output, finish(
     start(f'--checkpoint={checkpoint}', NAMES, f'--root={root}', f'--output={output}')
@@ -102,8 +97,8 @@ def lines(file):
   return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_answers_scores_page_and_the_file_to_hand_in_are_written(scored):
-  output, said = scored
+def test_answers_scores_report_and_the_file_to_submit_are_written(scored):
+  output, printed = scored
   assert {file.name for file in output.iterdir()} == {
     'run.json',
     'results.json',
@@ -118,7 +113,7 @@ def test_answers_scores_page_and_the_file_to_hand_in_are_written(scored):
     COUNTS.values()
   )
   results = json.loads((output / 'results.json').read_text())
-  assert {name: (one['questions'], one['skipped']) for name, one in results.items()} == {
+  assert {name: (result['questions'], result['skipped']) for name, result in results.items()} == {
     'refcoco_val': (6, 0),
     'mme': (8, 2),
     'vqav2_testdev': (2, 0),
@@ -128,14 +123,14 @@ def test_answers_scores_page_and_the_file_to_hand_in_are_written(scored):
     r'refcoco_val +miou0\.5 +\d+\.\d\d +91\.1 +6 +0\n',
     r'mme +perception +\d+\.\d +1470\.6 +8 +2\n',
   ):
-    assert re.search(line, said)
-  handed_in = json.loads((output / 'vqav2_testdev_submission.json').read_text())
-  assert [entry['question_id'] for entry in handed_in] == [7, 8]
+    assert re.search(line, printed)
+  submitted = json.loads((output / 'vqav2_testdev_submission.json').read_text())
+  assert [entry['question_id'] for entry in submitted] == [7, 8]
   page = (output / 'report.html').read_text()
   assert all(f'id="cases-{name}"' in page for name in results) and 'hidden' in page
 
 
-def test_two_processes_write_what_one_writes(scored, root, checkpoint, tmp_path):
+def test_two_processes_write_the_files_of_one(scored, root, checkpoint, tmp_path):
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     port = free.getsockname()[1]
@@ -154,30 +149,30 @@ def test_two_processes_write_what_one_writes(scored, root, checkpoint, tmp_path)
     )
     for number in range(2)
   ]
-  said = [finish(process) for process in both]
-  assert 'refcoco_val' in said[0] and 'miou0.5' not in said[1]
+  printed = [finish(process) for process in both]
+  assert 'refcoco_val' in printed[0] and 'miou0.5' not in printed[1]
   for file in scored[0].glob('*.json*'):
     if file.name != 'run.json':
       assert (tmp_path / file.name).read_text() == file.read_text(), file.name
 
 
-def test_a_file_of_answers_is_scored_alone(scored, root, tmp_path):
+def test_a_file_of_answers_is_scored_without_a_checkpoint(scored, root, tmp_path):
   answers = [
     {'id': line['id'], 'answer': line['gt_answers']} for line in lines(scored[0] / 'mme.jsonl')
   ]
   (tmp_path / 'mine.jsonl').write_text(''.join(json.dumps(answer) + '\n' for answer in answers))
-  said = finish(
+  printed = finish(
     start(
       f'--predictions={tmp_path / "mine.jsonl"}',
       '--benchmarks=mme',
       f'--root={root}',
-      '--official',
+      '--official_scoring',
       f'--output={tmp_path / "out"}',
     )
   )
-  assert re.search(r'mme +perception +200\.0', said)
+  assert re.search(r'mme +perception +200\.0', printed)
   assert json.loads((tmp_path / 'out' / 'results.json').read_text())['mme']['official']
-  said = finish(
+  printed = finish(
     start(
       f'--predictions={tmp_path / "mine.jsonl"}',
       '--benchmarks=refcoco_val',
@@ -185,13 +180,13 @@ def test_a_file_of_answers_is_scored_alone(scored, root, tmp_path):
       '--limit=4',
     )
   )
-  assert re.search(r'refcoco_val +miou0\.5 +0\.00 +91\.1 +4 +0', said)
+  assert re.search(r'refcoco_val +miou0\.5 +0\.00 +91\.1 +4 +0', printed)
 
 
 def test_an_official_folder_answers_too(root, tmp_path, monkeypatch):
   monkeypatch.setitem(
     release.ENCODERS, 'convnext', dict(depths=(1, 1, 1, 1), widths=(4, 4, 8, 8))
-  )  # 259 tokens a picture.
+  )  # An image has 259 tokens.
   official = release.write_official(
     tmp_path / 'official', release.tensors(release.official_shapes())
   )
@@ -222,7 +217,9 @@ def test_an_official_folder_answers_too(root, tmp_path, monkeypatch):
     (['--benchmarks=mme', '--checkpoint={out}', '--root={root}', '--output={out}'], 'checkpoint'),
   ],
 )
-def test_what_is_wrong_is_said_before_anything_is_asked(flags, message, root, checkpoint, tmp_path):
+def test_errors_are_reported_before_any_question_is_answered(
+  flags, message, root, checkpoint, tmp_path
+):
   places = dict(root=root, out=tmp_path / 'out', run=checkpoint)
-  said = finish(start(*(flag.format(**places) for flag in flags)), code=2)
-  assert message in said.splitlines()[-1] and 'Traceback' not in said
+  printed = finish(start(*(flag.format(**places) for flag in flags)), code=2)
+  assert message in printed.splitlines()[-1] and 'Traceback' not in printed
