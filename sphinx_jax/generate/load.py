@@ -57,19 +57,19 @@ def load_model(
   ):
     if value is not None and value not in choices:
       raise errors.unknown(kind, value, choices)
-  if is_ours(directory):
+  if is_checkpoint(directory):
     carried = bundle.load_bundle(directory)
-    config = carried.config.model
-    arrays = store.stored_leaves(store.locate(directory))
-    expected = None if mesh is None else _sharded_shapes(config, arrays, mesh)
+    config, expected = carried.config.model, None
+    if mesh is not None:
+      expected = _sharded_shapes(config, store.stored_leaves(store.locate(directory)), mesh)
     params = store.load_params(directory, expected)
   else:
     assembly = assemble.assemble([sources.open_source(directory)])
     config = assembly.config
-    carried = bundle.Bundle(config, assembly.tokenizer, {})
-    arrays = assemble.arrays(assembly)
-    expected = None if mesh is None else _sharded_shapes(config, arrays, mesh)
-    params = read(assembly, expected)
+    carried, expected = bundle.Bundle(config, assembly.tokenizer, {}), None
+    if mesh is not None:
+      expected = _sharded_shapes(config, assemble.arrays(assembly), mesh)
+    params = _read_params(assembly, expected)
   changes = {'dtype': dtype, 'half_round': half_round}
   config = config.copy_and_resolve_references()
   with config.unlocked():
@@ -88,7 +88,7 @@ def _model(carried: bundle.Bundle, config: ml_collections.ConfigDict, params: di
   return Model(config, params, pieces, dialog.Template(**carried.dialog))
 
 
-def is_ours(directory: store.Path) -> bool:
+def is_checkpoint(directory: store.Path) -> bool:
   """Whether a directory is a run or checkpoint of sphinx_jax, and not of another library."""
   return store.latest(directory) is not None or (epath.Path(directory) / 'params').is_dir()
 
@@ -119,7 +119,7 @@ def _sharded_shapes(
   )
 
 
-def read(assembly: assemble.Assembly, expected: dict | None = None) -> dict:
+def _read_params(assembly: assemble.Assembly, expected: dict | None = None) -> dict:
   """Reads the parameters of foreign files.
 
   Args:

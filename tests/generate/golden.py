@@ -1,6 +1,7 @@
-"""The official code's tiny models: release folders of every variant, what a run of ours saw, and the same in plain numpy.
+"""Tiny models of the official code: release folders, recorded forwards, and a numpy reference.
 
-Forwards and weights are recorded from the official code (tests/golden); of llama_ens5 every third token is kept.
+Forwards and weights are recorded from the official code (tests/golden). Of the tokens of llama_ens5
+every third is recorded.
 """
 
 import json
@@ -16,7 +17,7 @@ import sphinx_jax
 from sphinx_jax.checkpoint.foreign import sources
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'golden'
-# Variant -> the weights that it runs on, and what its config.json says otherwise.
+# Variant without a recorded forward -> the recorded weights to use, and changes of config.json.
 DERIVED = {
   'llama_ens10': (
     'llama_ens5',
@@ -28,6 +29,7 @@ DERIVED = {
     dict(rope_scaling=0.5, rope_theta=50000, max_seq_len=2048),
   ),
 }
+# Visual tokens of one image.
 WORDS = {
   'llama_ens': 291,
   'llama_ens5': 1455,
@@ -50,55 +52,64 @@ _WATCHED = {
 }
 
 
-def release(to, weights, variant, **config):
-  """A copy of a golden release folder that is another variant, with changes to its config.json."""
+def release(to, weights, variant, **changes):
+  """Copies a golden release folder as another variant, with changes of its config.json."""
   shutil.copytree(FOLDER / 'models' / weights / 'mp1', to)
-  said = json.loads((to / 'config.json').read_text())
-  (to / 'config.json').write_text(json.dumps(said | config))
+  (to / 'config.json').write_text(json.dumps(config(to) | changes))
   (to / 'meta.json').write_text(json.dumps({'llama_type': variant}))
   return to
 
 
 def forward(name):
-  """A golden forward, pictures as [B,Y,X,3]."""
-  found = dict(np.load(FOLDER / 'forward' / f'{name}.npz'))
-  if 'image_u8' in found:
-    found['image_u8'] = found['image_u8'].transpose(0, 2, 3, 1)
-  return found
+  """Arrays of a recorded forward; images as [B,Y,X,3]."""
+  recorded = dict(np.load(FOLDER / 'forward' / f'{name}.npz'))
+  if 'image_u8' in recorded:
+    recorded['image_u8'] = recorded['image_u8'].transpose(0, 2, 3, 1)
+  return recorded
 
 
 def run(directory, tokens, images, **options):
-  """Loads a folder as a user does and asks for logits, which is compiled once: the encoders tell on the way what they do.
+  """Loads a folder as a user does and computes logits, with the encoders' inputs and outputs.
+
+  One program is compiled.
 
   Returns:
-    A namespace: `model`; `logits`; `views` (encoder -> float32[B*V,Y,X,3] that it saw); `features` (encoder -> what it
-    gave, the grids flattened behind class tokens as in the official code); `image_tokens` [B,words,D].
+    A namespace:
+      model: the loaded model.
+      logits: float32[B,T,vocab].
+      views: encoder -> its input float32[B*V,Y,X,3].
+      features: encoder -> its output, with a feature map flattened behind the class token as in the
+        official code.
+      image_tokens: [B,words,D].
   """
-  model, told = sphinx_jax.load(directory, **options), {}
+  model, seen = sphinx_jax.load(directory, **options), {}
 
   def watch(module, args, kwargs, context):
     out = module(*args, **kwargs)
     if name := _WATCHED.get((type(context.module).__name__, context.method_name)):
       jax.debug.callback(
-        lambda *values: told.update({name: jax.tree.map(np.asarray, values)}), args[0], out
+        lambda *values: seen.update({name: jax.tree.map(np.asarray, values)}), args[0], out
       )
     return out
 
   with nn.intercept_methods(watch):
     logits = np.asarray(model.logits(tokens, images))
   jax.effects_barrier()
-  joined = lambda cls, grid: np.concatenate(
-    [cls[:, None], grid.reshape(len(cls), -1, cls.shape[-1])], axis=1
-  )
-  image_tokens = told.pop('image_tokens')[1]
+
+  def flatten(output):
+    if not isinstance(output, tuple):
+      return output
+    cls, feature_map = output
+    cells = feature_map.reshape(len(cls), -1, cls.shape[-1])
+    return np.concatenate([cls[:, None], cells], axis=1)
+
+  image_tokens = seen.pop('image_tokens')[1]
   return types.SimpleNamespace(
     model=model,
     logits=logits,
     image_tokens=image_tokens,
-    views={name: seen for name, (seen, _) in told.items()},
-    features={
-      name: joined(*out) if isinstance(out, tuple) else out for name, (_, out) in told.items()
-    },
+    views={name: views for name, (views, _) in seen.items()},
+    features={name: flatten(output) for name, (_, output) in seen.items()},
   )
 
 
@@ -112,25 +123,30 @@ def config(directory):
 
 
 def image_tokens(features, w, views, pool):
-  """The image tokens of one picture from its views' features, by FACTS "Tokens of a view": float32[words,D]."""
-  joined = []
-  for name in (name for name in ('clip', 'convnext', 'dinov2') if name in features):
+  """The visual tokens of one image from its views' features: float32[words,D].
+
+  Source: docs/official_sphinx.md, "Tokens of a view".
+  """
+  channels = []
+  for name in ('clip', 'convnext', 'dinov2'):
+    if name not in features:
+      continue
     first, cells = features[name][:, :1], features[name][:, 1:]
     if name == 'convnext':
       first = cells.mean(axis=1, keepdims=True)  # It has no class token.
-    if cells.shape[1] == 64:  # 8 x 8 become 16 x 16, each repeated.
-      cells = (
-        cells.reshape(views, 8, 8, -1).repeat(2, axis=1).repeat(2, axis=2).reshape(views, 256, -1)
-      )
-    joined.append(np.concatenate([first, cells], axis=1))
-  mixed = np.concatenate(joined, axis=-1)
+    if cells.shape[1] == 64:  # 8 x 8 cells are repeated to 16 x 16.
+      cells = cells.reshape(views, 8, 8, -1).repeat(2, axis=1).repeat(2, axis=2)
+      cells = cells.reshape(views, 256, -1)
+    channels.append(np.concatenate([first, cells], axis=1))
+  mixed = np.concatenate(channels, axis=-1)
   tokens = []
   for view, x in enumerate(mixed):
     if pool and view > 0:
-      x = np.concatenate([x[:1], x[1:].reshape(8, 2, 8, 2, -1).mean(axis=(1, 3)).reshape(64, -1)])
-    queries = (
-      [_project(features['qformer'][view], w, 'qformer_proj')] if 'qformer' in features else []
-    )
+      cells = x[1:].reshape(8, 2, 8, 2, -1).mean(axis=(1, 3)).reshape(64, -1)
+      x = np.concatenate([x[:1], cells])
+    queries = []
+    if 'qformer' in features:
+      queries = [_project(features['qformer'][view], w, 'qformer_proj')]
     tokens += [w['start_img'][0], *queries, _project(x, w, 'visual_proj'), w['end_img'][0]]
   return np.concatenate(tokens)
 
@@ -141,57 +157,64 @@ def _project(x, w, name):
   return x * w[f'{name}.1.weight'] + w[f'{name}.1.bias']
 
 
-def logits(tokens, visual, w, said):
-  """The official decoder (FACTS "LLaMA") on [BOS][visual float32[words,D]][text]: float32[T,vocab] of the last T."""
+def logits(tokens, visual, w, config):
+  """The official decoder on [BOS][visual float32[words,D]][text]: float32[T,vocab] of the last T.
+
+  Source: docs/official_sphinx.md, "LLaMA".
+  """
   text = w['tok_embeddings.weight'][tokens]
   x = np.concatenate([text[:1], visual, text[1:]])
-  norm = lambda x, name: (
-    x / np.sqrt(np.square(x).mean(-1, keepdims=True) + said['norm_eps']) * w[f'{name}.weight']
-  )
-  head = said['dim'] // said['n_heads']
-  shared = said['n_heads'] // (said['n_kv_heads'] or said['n_heads'])
-  frequency = (1 / said['rope_theta'] ** (np.arange(0, head, 2) / head)).astype(np.float32)
-  turn = np.exp(
-    1j
-    * np.outer(
-      np.arange(len(x), dtype=np.float32) * np.float32(said['rope_scaling'] or 1), frequency
-    )
-  )
-  pairs = lambda x: (x[:, 0::2] + 1j * x[:, 1::2]) * turn
-  rotate = lambda x: np.concatenate([pairs(x).real, pairs(x).imag], axis=1).astype(
-    np.float32
-  )  # Products need no order.
-  hidden = np.triu(np.full((len(x), len(x)), -np.inf, np.float32), 1)
-  for i in range(said['n_layers']):
-    matrix = lambda name: w[f'layers.{i}.{name}.weight'].T
-    y, out = norm(x, f'layers.{i}.attention_norm'), []
-    each = lambda x: np.split(x, x.shape[1] // head, axis=1)
-    query, key, value = (each(y @ matrix(f'attention.{name}')) for name in ('wq', 'wk', 'wv'))
-    for h in range(said['n_heads']):
-      scores = rotate(query[h]) @ rotate(key[h // shared]).T / np.float32(head**0.5) + hidden
-      share = np.exp(scores - scores.max(-1, keepdims=True))
-      out.append(share / share.sum(-1, keepdims=True) @ value[h // shared])
-    x = x + np.concatenate(out, axis=1) @ matrix('attention.wo')
-    y = norm(x, f'layers.{i}.ffn_norm')
-    gate = y @ matrix('feed_forward.w1')
-    x = x + (gate / (1 + np.exp(-gate)) * (y @ matrix('feed_forward.w3'))) @ matrix(
-      'feed_forward.w2'
-    )
+  length, head_width = len(x), config['dim'] // config['n_heads']
+  queries_per_key = config['n_heads'] // (config['n_kv_heads'] or config['n_heads'])
+  exponents = np.arange(0, head_width, 2) / head_width
+  frequency = (1 / config['rope_theta'] ** exponents).astype(np.float32)
+  positions = np.arange(length, dtype=np.float32) * np.float32(config['rope_scaling'] or 1)
+  rotation = np.exp(1j * np.outer(positions, frequency))
+  causal = np.triu(np.full((length, length), -np.inf, np.float32), 1)
+
+  def norm(x, name):
+    mean_square = np.square(x).mean(-1, keepdims=True)
+    return x / np.sqrt(mean_square + config['norm_eps']) * w[f'{name}.weight']
+
+  def rotate(x):
+    pairs = (x[:, 0::2] + 1j * x[:, 1::2]) * rotation
+    # Real parts first: the order of channels does not change a product of query and key.
+    return np.concatenate([pairs.real, pairs.imag], axis=1).astype(np.float32)
+
+  def heads(y, name):
+    projected = y @ w[f'{name}.weight'].T
+    return np.split(projected, projected.shape[1] // head_width, axis=1)
+
+  for i in range(config['n_layers']):
+    layer = f'layers.{i}'
+    y, out = norm(x, f'{layer}.attention_norm'), []
+    query, key, value = (heads(y, f'{layer}.attention.{name}') for name in ('wq', 'wk', 'wv'))
+    for h in range(config['n_heads']):
+      scores = rotate(query[h]) @ rotate(key[h // queries_per_key]).T
+      scores = scores / np.float32(head_width**0.5) + causal
+      weights = np.exp(scores - scores.max(-1, keepdims=True))
+      out.append(weights / weights.sum(-1, keepdims=True) @ value[h // queries_per_key])
+    x = x + np.concatenate(out, axis=1) @ w[f'{layer}.attention.wo.weight'].T
+    y = norm(x, f'{layer}.ffn_norm')
+    gate = y @ w[f'{layer}.feed_forward.w1.weight'].T
+    gated = gate / (1 + np.exp(-gate)) * (y @ w[f'{layer}.feed_forward.w3.weight'].T)
+    x = x + gated @ w[f'{layer}.feed_forward.w2.weight'].T
   return norm(x[len(visual) :], 'norm') @ w['output.weight'].T
 
 
 def bicubic(x, size):
-  """Resizes [Y,X,3] by FACTS "Interpolation": A = -0.75, corners not aligned, no antialiasing, border clamped."""
+  """Resizes [Y,X,3]: A = -0.75, corners not aligned, no antialiasing, border clamped.
+
+  Source: docs/official_sphinx.md, "Interpolation".
+  """
 
   def weight(t):
     t = abs(t)
-    return (
-      (1.25 * t - 2.25) * t * t + 1
-      if t <= 1
-      else ((-0.75 * t + 3.75) * t - 6) * t + 3
-      if t < 2
-      else 0.0
-    )
+    if t <= 1:
+      return (1.25 * t - 2.25) * t * t + 1
+    if t < 2:
+      return ((-0.75 * t + 3.75) * t - 6) * t + 3
+    return 0.0
 
   matrix, scale = np.zeros((size, len(x))), len(x) / size
   for i in range(size):
@@ -202,7 +225,7 @@ def bicubic(x, size):
 
 
 def crops(x, size):
-  """[Y,X,3] -> the squares of an edge, row by row."""
+  """[Y,X,3] -> its squares with `size` pixels along one side, row by row."""
   return [
     x[top : top + size, left : left + size]
     for top in range(0, len(x), size)

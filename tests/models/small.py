@@ -6,13 +6,14 @@ import jax
 import ml_collections
 import numpy as np
 
+from sphinx_jax.core import batch
 from sphinx_jax.models import sphinx
 
 T = 64
 
 
 def config(**changes):
-  """Four encoders, 2 x 2 sub-images; `changes` override keys of the model config."""
+  """Four encoders and 2 x 2 sub-images. `changes` override keys of the model config."""
   values = dict(
     image_size=16,
     grid=2,
@@ -48,14 +49,17 @@ def config(**changes):
 
 
 def light(**changes):
-  """One convolutional encoder and one view: quick to compile."""
+  """One convolutional encoder and one view, which compiles fast."""
   encoders = dict(convnext=dict(view=16, input=16, depths=(1,), widths=(8,)))
   return config(**(dict(grid=1, encoders=encoders) | changes))
 
 
 def weights(abstract, seed=1):
-  """Random parameters for a tree of shapes: drawn by numpy (compiling `init` takes longer than a test should), and with
-  biases and gammas that hide no mistake."""
+  """Random parameters for a tree of shapes.
+
+  numpy draws them, as compiling `init` takes too long for a test. Biases and gammas are not 0 and
+  1, which would hide mistakes.
+  """
   rng = np.random.default_rng(seed)
 
   def draw(path, leaf):
@@ -76,22 +80,23 @@ def light_params():
 def light_forward():
   """Jitted (params, tokens, visual_index, positions, segments, images) -> logits of `light()`."""
   model = sphinx.build(light())
-  return jax.jit(lambda params, *batch: model.apply({'params': params}, *batch))
+  return jax.jit(lambda params, *fields: model.apply({'params': params}, *fields))
 
 
 def examples(seed=0):
-  """Two examples: tokens, visual_index and positions of one with an image (slot 0) and one of text only."""
+  """(tokens, visual_index) of two examples: one with an image (slot 0), and one of text only."""
   rng = np.random.default_rng(seed)
+  with_image, text = rng.integers(3, 50, 12), rng.integers(3, 50, 9)
   words = sphinx.visual_tokens(light())
-  tokens = rng.integers(3, 50, words + 12).astype(np.int32)
-  index = np.full_like(tokens, -1)
-  tokens[1 : 1 + words], index[1 : 1 + words] = 0, np.arange(words)
-  text = rng.integers(3, 50, 9).astype(np.int32)
-  return [(tokens, index), (text, np.full_like(text, -1))]
+  return [batch.interleave(with_image, (1,), words), batch.interleave(text, (), words)]
 
 
 def row(parts, length=T):
-  """Packs (tokens, visual_index) examples into one row: tokens, visual_index, positions, segments, each int32[1,length]."""
+  """Packs examples (tokens, visual_index) into one row.
+
+  Returns:
+    tokens, visual_index, positions, segments, each int32[1,length].
+  """
   fields = np.zeros((4, 1, length), np.int32)
   fields[1] = -1
   start = 0

@@ -41,11 +41,11 @@ def test_packed_rows_see_their_own_past(length):
 
 def test_gradient_through_blocks_is_that_of_one_block(monkeypatch):
   segments = jnp.ones((2, 150), jnp.int32)
-  gradient = lambda: jax.jit(
-    jax.grad(
-      lambda *x: jnp.square(attention.attend(*x, segments=segments)).mean(), argnums=(0, 1, 2)
-    )
-  )(*arrays(150, 150))
+
+  def gradient():
+    loss = lambda *x: jnp.square(attention.attend(*x, segments=segments)).mean()
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*arrays(150, 150))
+
   blocks = gradient()
   monkeypatch.setattr(attention, '_MAX_BLOCKS', 1)
   for a, b in zip(blocks, gradient()):
@@ -97,38 +97,36 @@ def packed(length=128):
   return [x.astype(jnp.bfloat16) for x in arrays(length, length)], segments
 
 
-def assert_close(found, expected):
-  """Up to the last place of bfloat16."""
+def assert_close(actual, expected):
+  """Equal up to the last place of bfloat16."""
   np.testing.assert_allclose(
-    np.asarray(found, np.float32), np.asarray(expected, np.float32), rtol=1e-2, atol=0.05
+    np.asarray(actual, np.float32), np.asarray(expected, np.float32), rtol=1e-2, atol=0.05
   )
 
 
-def test_cudnn_is_asked_for_what_plain_products_compute(monkeypatch):
-  """The call alone: jax's own products answer it, in place of the GPU."""
-  real, asked = jax.nn.dot_product_attention, []
+def test_the_call_of_cudnn_computes_what_plain_products_do(monkeypatch):
+  """Tests the arguments alone: jax's XLA implementation replaces cuDNN, which needs a GPU."""
+  real, implementations = jax.nn.dot_product_attention, []
 
-  def answer(*args, implementation, **options):
-    asked.append(implementation)
+  def with_xla(*args, implementation, **options):
+    implementations.append(implementation)
     return real(*args, implementation='xla', **options)
 
-  monkeypatch.setattr(jax.nn, 'dot_product_attention', answer)
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', with_xla)
   (query, key, value), segments = packed()
   out = attention.attend(query, key, value, segments=segments, kernel='cudnn')
   assert_close(out, attention.attend(query, key, value, segments=segments))
-  assert asked == ['cudnn']
+  assert implementations == ['cudnn']
   with pytest.raises(errors.SphinxError, match='got float32, expected bfloat16 or float16'):
     attention.attend(*arrays(128, 128), segments=segments, kernel='cudnn')
 
 
 def test_cudnn_computes_what_plain_products_do():
   if jax.default_backend() != 'gpu':
-    pytest.skip('needs an NVIDIA GPU; none where the tests ran on 2026-11-23')
+    pytest.skip('needs an NVIDIA GPU')
   (query, key, value), segments = packed()
-  found, expected = (
-    jax.jit(attention.attend, static_argnames='kernel')(
-      query, key, value, segments=segments, kernel=kernel
-    )
-    for kernel in ('cudnn', 'xla')
+  jitted = jax.jit(attention.attend, static_argnames='kernel')
+  actual, expected = (
+    jitted(query, key, value, segments=segments, kernel=kernel) for kernel in ('cudnn', 'xla')
   )
-  assert_close(found, expected)
+  assert_close(actual, expected)

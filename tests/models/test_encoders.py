@@ -26,13 +26,14 @@ def apply(module, *inputs):
 
 def test_both_depthwise_convolutions_and_their_gradients_are_equal():
   x, kernel = normal(3, 9, 9, 5), normal(7, 7, 5, seed=1)
-  results = []
-  for convolve in (convnext.depthwise_shifted, convnext.depthwise_grouped, convnext.depthwise):
-    value = jax.jit(convolve)(x, kernel)
-    gradient = jax.jit(
-      jax.grad(lambda x, kernel: jnp.sin(convolve(x, kernel)).sum(), argnums=(0, 1))
-    )(x, kernel)
-    results.append((value, *gradient))
+
+  def value_and_gradients(convolve):
+    total = lambda x, kernel: jnp.sin(convolve(x, kernel)).sum()
+    gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(x, kernel)
+    return jax.jit(convolve)(x, kernel), *gradients
+
+  variants = (convnext.depthwise_shifted, convnext.depthwise_grouped, convnext.depthwise)
+  results = [value_and_gradients(convolve) for convolve in variants]
   for other in results[1:]:
     for a, b in zip(results[0], other):
       np.testing.assert_allclose(a, b, atol=2e-4)
@@ -57,37 +58,33 @@ def test_patches_are_a_strided_convolution():
   np.testing.assert_allclose(out, convolved + params['bias'], atol=1e-5)
 
 
-def test_dinov2_sees_imagenet_statistics():
-  """Views normalised with other statistics of the same pixels give the same features."""
+def test_dinov2_renormalizes_to_imagenet_statistics():
+  """Views normalized with other statistics of the same pixels give the same features."""
   pixels = jax.random.uniform(jax.random.key(0), (1, 8, 8, 3))
   settings = dict(view=8, patch=4, width=8, layers=1, heads=2, pos_grid=2)
   module = dinov2.DinoV2(**settings, image_mean=sphinx.MEAN, image_std=sphinx.STD)
   plain = dinov2.DinoV2(**settings, image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
-  params, (cls, grid) = apply(module, (pixels - jnp.array(sphinx.MEAN)) / jnp.array(sphinx.STD))
-  other_cls, other_grid = jax.jit(plain.apply)({'params': params}, pixels)
+  params, (cls, features) = apply(module, (pixels - jnp.array(sphinx.MEAN)) / jnp.array(sphinx.STD))
+  other_cls, other_features = jax.jit(plain.apply)({'params': params}, pixels)
   np.testing.assert_allclose(cls, other_cls, atol=1e-4)
-  np.testing.assert_allclose(grid, other_grid, atol=1e-4)
-  assert params['trunk']['layers']['mlp']['down']['kernel'].shape == (
-    1,
-    24,
-    8,
-  )  # (int(4 * 8 * 2 / 3) + 7) // 8 * 8.
+  np.testing.assert_allclose(features, other_features, atol=1e-4)
+  hidden = (int(4 * 8 * 2 / 3) + 7) // 8 * 8
+  assert params['trunk']['layers']['mlp']['down']['kernel'].shape == (1, hidden, 8)
 
 
 def test_class_feature_of_convnext_is_the_mean_over_positions():
-  _, (cls, grid) = apply(
-    convnext.ConvNext(view=8, depths=(1, 1), widths=(4, 6), input=16), normal(2, 8, 8, 3)
-  )
-  assert grid.shape == (2, 2, 2, 6)
-  np.testing.assert_allclose(cls, grid.mean(axis=(1, 2)), atol=1e-6)
+  module = convnext.ConvNext(view=8, depths=(1, 1), widths=(4, 6), input=16)
+  _, (cls, features) = apply(module, normal(2, 8, 8, 3))
+  assert features.shape == (2, 2, 2, 6)
+  np.testing.assert_allclose(cls, features.mean(axis=(1, 2)), atol=1e-6)
 
 
 def test_quick_gelu_is_another_activation_of_clip():
   x = normal(1, 8, 8, 3)
   settings = dict(view=8, patch=4, width=8, layers=1, heads=2)
-  params, (cls, grid) = apply(clip.Clip(**settings), x)
+  params, (cls, features) = apply(clip.Clip(**settings), x)
   quick, _ = jax.jit(clip.Clip(**settings, activation='quick_gelu').apply)({'params': params}, x)
-  assert cls.shape == (1, 8) and grid.shape == (1, 2, 2, 8)
+  assert cls.shape == (1, 8) and features.shape == (1, 2, 2, 8)
   assert 1e-5 < np.abs(quick - cls).max() < 0.1
   np.testing.assert_allclose(layers.activate('gelu', jnp.array([1.0])), 0.8413447, atol=1e-6)
   np.testing.assert_allclose(layers.activate('quick_gelu', jnp.array([1.0])), 0.8457958, atol=1e-6)
@@ -119,7 +116,7 @@ def test_even_layers_of_the_qformer_cross_attend(count, groups):
     assert params['pairs']['odd']['self']['query']['kernel'].value.shape[0] == count // 2
 
 
-def test_layers_that_rest_in_bfloat16_are_widened_one_at_a_time():
+def test_layers_stored_in_bfloat16_are_widened_one_at_a_time():
   module, x = vit.Trunk(layers=8, heads=2, hidden=256, eps=1e-6), normal(1, 5, 64)
   shapes = jax.eval_shape(lambda rng: nn.unbox(module.init(rng, x)['params']), jax.random.key(0))
   params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), small.weights(shapes))
@@ -127,8 +124,7 @@ def test_layers_that_rest_in_bfloat16_are_widened_one_at_a_time():
     lambda params: module.apply({'params': params}, x), compiler_options=layers.compiler_options()
   )
   used = forward.lower(params).compile().memory_analysis().temp_size_in_bytes
-  assert (
-    used < 2 * 4 * sum(leaf.size for leaf in jax.tree.leaves(params)) / 8
-  )  # Of eight layers, two in float32.
+  float32_bytes = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
+  assert used < float32_bytes * 2 / 8  # At most two of the eight layers.
   wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
   np.testing.assert_allclose(forward(params), jax.jit(module.apply)({'params': wide}, x), atol=1e-5)

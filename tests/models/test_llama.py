@@ -31,7 +31,7 @@ def golden_params(layers=2):
 
 
 def test_logits_are_those_of_the_official_decoder():
-  """Two key/value heads, positions halved: the whole text-only forward of the official code."""
+  """The text-only forward of the official code, with two key/value heads and halved positions."""
   model = llama.Llama(
     vocab=128,
     width=64,
@@ -46,9 +46,8 @@ def test_logits_are_those_of_the_official_decoder():
   positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
 
   def run(module, tokens):
-    return module.lm_head(
-      module.hidden_states(module.embed(tokens), positions, segments=np.ones_like(positions))[0]
-    )
+    embedded, segments = module.embed(tokens), np.ones_like(positions)
+    return module.lm_head(module.hidden_states(embedded, positions, segments=segments)[0])
 
   logits = model.apply({'params': golden_params()}, tokens, method=run)
   np.testing.assert_allclose(logits, GOLDEN['logits'], atol=2e-5)
@@ -60,8 +59,8 @@ def test_rotary_table_and_rotation_are_the_official_ones():
   np.testing.assert_allclose(jnp.cos(angles), GOLDEN['freqs_cos'], atol=5e-6)
   np.testing.assert_allclose(jnp.sin(angles), GOLDEN['freqs_sin'], atol=5e-6)
   angles = llama.rotary_angles(jnp.arange(3, 9)[None], 16, 10000.0, None)
-  turned = llama.rotate(jnp.asarray(GOLDEN['rot_in']), jnp.cos(angles), jnp.sin(angles))
-  np.testing.assert_allclose(turned, GOLDEN['rot_out_pos3to8'], atol=2e-6)
+  rotated = llama.rotate(jnp.asarray(GOLDEN['rot_in']), jnp.cos(angles), jnp.sin(angles))
+  np.testing.assert_allclose(rotated, GOLDEN['rot_out_pos3to8'], atol=2e-6)
 
 
 @pytest.mark.parametrize(

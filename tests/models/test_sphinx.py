@@ -14,11 +14,8 @@ CLOSE = dict(rtol=1e-4, atol=2e-5)
 
 def encode(config, params, images):
   model = sphinx.build(config)
-  return np.asarray(
-    jax.jit(lambda params, images: model.apply({'params': params}, images, method='encode'))(
-      params, images
-    )
-  )
+  encoder = jax.jit(lambda params, images: model.apply({'params': params}, images, method='encode'))
+  return np.asarray(encoder(params, images))
 
 
 def forward(row, images):
@@ -34,7 +31,7 @@ def test_no_gradient_from_the_future_or_from_another_segment():
     changed = {**params, 'llm': {**params['llm'], 'embed': table}}
     return model.apply({'params': changed}, *batch, images)[0, at].sum()
 
-  # Give every position a token of its own, so that a token's gradient is a position's gradient.
+  # Give every position a different token, so that a token's gradient is a position's gradient.
   tokens = np.arange(small.T, dtype=np.int32)[None] % 50
   batch = (np.where(batch[1] >= 0, 0, tokens).astype(np.int32), *batch[1:])
   gradient = jax.jit(jax.grad(logit))
@@ -94,9 +91,8 @@ def test_prefill_of_padded_prompts_and_decoding_equal_the_full_forward():
   visual = encode(config, params, np.repeat(small.images(), 2, axis=0))
   step = jax.jit(lambda *args: model.apply({'params': params}, *args, method='decode'))
   cut = ends - 4
-  prompt = np.where(
-    np.arange(small.T) < cut[:, None], tokens, 7
-  )  # What pads a prompt must not matter.
+  padding = 7  # The padding of a prompt must not matter.
+  prompt = np.where(np.arange(small.T) < cut[:, None], tokens, padding)
   logits, cache = step(prompt, index, positions, visual, sphinx.init_cache(config, 2, small.T + 4))
   rows = np.arange(2)
   np.testing.assert_allclose(logits[rows, cut - 1], full[rows, cut - 1], **CLOSE)
@@ -127,7 +123,7 @@ def _loss_and_gradient(**change):
 
 
 @pytest.mark.parametrize('change', [dict(scan_unroll=2), dict(remat='full')])
-def test_unrolled_and_rematerialised_layers_compute_the_same(change):
+def test_unrolled_and_rematerialized_layers_compute_the_same(change):
   value, gradient = _loss_and_gradient()
   changed_value, changed_gradient = _loss_and_gradient(**change)
   np.testing.assert_allclose(value, changed_value, rtol=1e-5)
@@ -184,13 +180,14 @@ def test_official_variants_are_numbers_and_have_the_official_image_words(variant
 
 @functools.cache
 def everything():
-  """`small.config()` with all encoders: its parameters, and jitted (params, images) -> visual tokens."""
+  """Parameters of `small.config()`, and jitted (params, images) -> visual tokens."""
   model = sphinx.build(small.config())
   encoder = jax.jit(lambda params, images: model.apply({'params': params}, images, method='encode'))
   return small.weights(sphinx.abstract_params(small.config())), encoder
 
 
-VIEW = 2 + 2 + 1 + 16  # Start and end, two query tokens, the class token, 4 x 4 cells.
+# Tokens of a view: start and end, two query tokens, the class token, 4 x 4 cells.
+VIEW = 2 + 2 + 1 + 16
 
 
 def test_a_constant_image_gives_every_view_the_same_tokens():
@@ -205,27 +202,23 @@ def test_a_constant_image_gives_every_view_the_same_tokens():
 
 def test_pooled_sub_images_keep_the_class_token_and_the_global_view():
   params, encoder = everything()
-  whole, less = (
-    encoder(params, small.images())[0],
-    encode(small.config(pool=2), params, small.images())[0],
-  )
-  assert len(less) == VIEW + 4 * (VIEW - 16 + 4)
-  np.testing.assert_allclose(less[:VIEW], whole[:VIEW], **CLOSE)
-  np.testing.assert_allclose(
-    less[VIEW : VIEW + 4], whole[VIEW : VIEW + 4], **CLOSE
-  )  # Start, query tokens, class token.
-  assert np.abs(less[VIEW + 4 : VIEW + 8] - whole[VIEW + 4 : VIEW + 8]).max() > 1e-2
+  full = encoder(params, small.images())[0]
+  pooled = encode(small.config(pool=2), params, small.images())[0]
+  assert len(pooled) == VIEW + 4 * (VIEW - 16 + 4)
+  np.testing.assert_allclose(pooled[:VIEW], full[:VIEW], **CLOSE)
+  edge = slice(VIEW, VIEW + 4)  # Start, query tokens and class token of the first sub-image.
+  np.testing.assert_allclose(pooled[edge], full[edge], **CLOSE)
+  assert np.abs(pooled[VIEW + 4 : VIEW + 8] - full[VIEW + 4 : VIEW + 8]).max() > 1e-2
 
 
 def test_order_of_encoders_in_the_config_changes_nothing():
   params, encoder = everything()
   config = small.config()
-  turned = small.config(
-    encoders={name: config.encoders[name] for name in reversed(list(config.encoders))}
-  )
-  assert trees.differences(params, sphinx.abstract_params(turned)) == []
+  encoders = {name: config.encoders[name] for name in reversed(list(config.encoders))}
+  reordered = small.config(encoders=encoders)
+  assert trees.differences(params, sphinx.abstract_params(reordered)) == []
   np.testing.assert_array_equal(
-    encoder(params, small.images()), encode(turned, params, small.images())
+    encoder(params, small.images()), encode(reordered, params, small.images())
   )
 
 
@@ -254,9 +247,8 @@ def test_first_logits_are_small_and_layers_start_apart():
 def test_bfloat16_computes_close_to_float32_and_returns_float32_logits():
   row = small.row(small.examples())
   model = sphinx.build(small.light(dtype='bfloat16'))
-  logits = jax.jit(lambda params, *batch: model.apply({'params': params}, *batch))(
-    small.light_params(), *row, small.images()
-  )
+  forward_in_bfloat16 = jax.jit(lambda params, *fields: model.apply({'params': params}, *fields))
+  logits = forward_in_bfloat16(small.light_params(), *row, small.images())
   assert logits.dtype == np.float32
   full = forward(row, small.images())
   assert 0 < np.abs(logits - full).max() < 0.1 * np.abs(full).max()

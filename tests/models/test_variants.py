@@ -1,4 +1,4 @@
-"""Official models at full size, without their weights: the names, shapes and counts of their own state dictionaries."""
+"""Names, shapes and parameter counts of the official models at full size, without weights."""
 
 import functools
 import json
@@ -9,7 +9,7 @@ import re
 import pytest
 
 from sphinx_jax.core import errors
-from sphinx_jax.models import variants as official
+from sphinx_jax.models import variants
 from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer
 from sphinx_jax.models.llms import llama
 
@@ -21,38 +21,32 @@ ENCODERS = dict(
   dinov2=dinov2.SIZES['ViT-g-14'],
   qformer=qformer.SIZES['BLIP-2'],
 )
-RELEASES = {
-  'llama_ens': '13b',
-  'llama_ens_light': '1b',
-}  # Golden keys -> size of the language model.
+# Name of the recorded keys -> size of the language model.
+RELEASES = {'llama_ens': '13b', 'llama_ens_light': '1b'}
 
 
 def config(name, size):
-  return official.model(name, llama.SIZES[size], ENCODERS)
+  return variants.model(name, llama.SIZES[size], ENCODERS)
 
 
 @functools.cache
 def shapes(name, size):
-  """Name -> shape of every tensor in a release: what the model reads, and what lies beside it."""
-  read = official.shapes(config(name, size))
-  roots = {root for root, _ in (official.ENCODERS[part] for part in config(name, size).encoders)}
-  beside = {
-    key: shape
-    for key, shape in official.UNUSED.items()
-    if any(key.startswith(root) for root in roots)
-  }
-  assert not read.keys() & beside.keys()
-  return read | beside
+  """Name -> shape of every tensor in a release, used by the model or not."""
+  used = variants.shapes(config(name, size))
+  prefixes = tuple(variants.ENCODERS[part][0] for part in config(name, size).encoders)
+  unused = {key: shape for key, shape in variants.UNUSED.items() if key.startswith(prefixes)}
+  assert not used.keys() & unused.keys()
+  return used | unused
 
 
 def golden(name):
-  """Name -> shape of the official module; of its decoder layers only the first is recorded."""
-  found = json.loads((GOLDEN / f'full_size_keys_{name}.json').read_text())
-  return {key.removeprefix('llma.'): tuple(shape) for key, shape in found.items()}
+  """Name -> shape of the official module. Only the first of its decoder layers is recorded."""
+  recorded = json.loads((GOLDEN / f'full_size_keys_{name}.json').read_text())
+  return {key.removeprefix('llma.'): tuple(shape) for key, shape in recorded.items()}
 
 
 def first_layer(key):
-  """The name in layer 0 of a decoder layer's tensor; other names as they are."""
+  """The name of a decoder layer's tensor in layer 0. Other names stay as they are."""
   return re.sub(r'^layers\.\d+\.', 'layers.0.', key)
 
 
@@ -74,9 +68,12 @@ def test_parameter_counts_are_those_of_the_official_module(name):
   ours, facts = shapes(name, RELEASES[name]), FACTS[name]
   assert not ours.keys() & set(facts['buffers'])  # Those are neither stored nor counted.
   for part, want in facts['params'].items():
-    start = (
-      'layers.0.' if part == 'layers' else part if part.endswith('_img') else f'{part}.'
-    )  # One layer was built there.
+    if part == 'layers':
+      start = 'layers.0.'  # The recorded module has one layer.
+    elif part.endswith('_img'):
+      start = part
+    else:
+      start = f'{part}.'
     assert count(ours, start) == want, part
   assert {key for key in ours if not key.startswith(tuple(facts['params']))} == set()
   assert llama.ffn_width(config(name, RELEASES[name]).llm.width, 256, None) == facts['ffn_hidden']
@@ -84,7 +81,7 @@ def test_parameter_counts_are_those_of_the_official_module(name):
 
 def test_seven_billion_differ_from_thirteen_in_width_and_layers_alone():
   small, large = shapes('llama_ens', '7b'), shapes('llama_ens', '13b')
-  encoders = tuple(key for key, _ in official.ENCODERS.values())
+  encoders = tuple(key for key, _ in variants.ENCODERS.values())
   narrower = lambda shape: tuple({5120: 4096, 13824: 11008}.get(size, size) for size in shape)
   assert small == {
     key: shape if key.startswith(encoders) else narrower(shape)
@@ -92,9 +89,8 @@ def test_seven_billion_differ_from_thirteen_in_width_and_layers_alone():
     if not key.startswith('layers.') or int(key.split('.')[1]) < 32
   }
   llm = ('layers.', 'tok_embeddings.', 'norm.', 'output.')
-  assert (
-    sum(count(small, start) for start in llm) == 6_738_415_616
-  )  # LLaMA-2 7B, as Meta counts it.
+  parameters = sum(count(small, start) for start in llm)
+  assert parameters == 6_738_415_616  # LLaMA-2 7B, as Meta counts it.
 
 
 @pytest.mark.parametrize(
@@ -110,15 +106,15 @@ def test_views_change_no_weight(name, of):
   assert shapes(name, '1b') == shapes(of, '1b')
 
 
-@pytest.mark.parametrize('name', official.VARIANTS)
-def test_a_config_tells_its_variant(name):
-  assert official.name_of(config(name, '1b')) == name
+@pytest.mark.parametrize('name', variants.VARIANTS)
+def test_a_config_has_the_name_of_its_variant(name):
+  assert variants.name_of(config(name, '1b')) == name
 
 
 def test_an_unknown_variant_and_a_missing_encoder_are_named():
   with pytest.raises(
     errors.SphinxError, match="llama_type: got 'llama_ens6'.*did you mean 'llama_ens'"
   ):
-    official.variant('llama_ens6')
+    variants.variant('llama_ens6')
   with pytest.raises(errors.SphinxError, match='give the weights of dinov2 too'):
-    official.model('llama_ens_light', llama.SIZES['1b'], {'convnext': ENCODERS['convnext']})
+    variants.model('llama_ens_light', llama.SIZES['1b'], {'convnext': ENCODERS['convnext']})
