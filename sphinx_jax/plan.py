@@ -1,12 +1,14 @@
-"""What a run needs of a slice that is not there: `python -m sphinx_jax.plan --config=configs/stage2.py:13b,1k --topology=v5p:4x4x4`.
+"""Plans a run on a TPU slice that is not present.
 
-Bytes on a device, the largest buffers, collectives, FLOP and a bound on time and MFU, without reading a weight or any data.
-With libtpu (`pip install 'sphinx_jax[plan]'`; no TPU is needed) the very update that `train` runs is compiled for the slice;
-without it, or with --nocompile, memory is estimated from shapes and layouts. `--search` ranks meshes, rows and remat
-policies; `--topologies=all` prints README's table of the smallest slices.
+    python -m sphinx_jax.plan --config=stage2:13b,1k --topology=v5p:4x4x4
+
+Prints the bytes on a device, the largest buffers, collectives, FLOP, and a bound on time and MFU,
+without reading a weight or any data. With libtpu (`pip install 'sphinx_jax[plan]'`; no TPU is
+needed) the update that `train` runs is compiled for the slice. Without it, or with --nocompile,
+memory is estimated from shapes and shardings. `--search` ranks meshes, batch sizes and remat
+policies. `--topologies=all` prints the table of the smallest slices (docs/pods.md).
 """
 
-import importlib
 import importlib.util
 import pathlib
 
@@ -14,13 +16,17 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
+from sphinx_jax.configs import stage1, stage2
 from sphinx_jax.core import accelerator, cli, errors
 from sphinx_jax.core.progress import log
-from sphinx_jax.planning import plan as plans, search as searching, sheet, slices, table
+from sphinx_jax.planning import search as searching, sheet, slices, smallest_slices
+from sphinx_jax.planning.plan import Planner
 from sphinx_jax.run import Program, training_run
 
 FLAGS = flags.FLAGS
-STAGES, SIZES, SCALES = ('stage1', 'stage2'), ('7b', '13b'), ('224', '1k', '2k')
+STAGES = {'stage1': stage1, 'stage2': stage2}
+SIZES = ('7b', '13b')
+SCALES = ('224', '1k', '2k')
 
 
 def have_compiler() -> bool:
@@ -29,61 +35,49 @@ def have_compiler() -> bool:
 
 
 def shipped() -> dict[str, ConfigDict]:
-  """Label -> config of every training run on a pod that the project ships.
-
-  Raises:
-    SphinxError: not started from the project root, where configs/ is.
-  """
-  try:
-    modules = {stage: importlib.import_module(f'configs.{stage}') for stage in STAGES}
-  except ModuleNotFoundError as error:
-    raise errors.make(
-      '--topologies=all', 'no configs/ here', 'the project root', 'start from there'
-    ) from error
+  """Returns label -> config of every training run for pods that the project ships."""
   return {
-    f'{stage}.py:{size},{scale}': modules[stage].get_config(f'{size},{scale}')
-    for stage in STAGES
+    f'{stage}.py:{size},{scale}': module.get_config(f'{size},{scale}')
+    for stage, module in STAGES.items()
     for size in SIZES
     for scale in SCALES
   }
 
 
 def main() -> None:
-  jax.config.update(
-    'jax_platforms', 'cpu'
-  )  # Nothing is computed, and a TPU that is here is left alone.
+  """Prints the plan, the ranking or the table that the command line asks for."""
+  jax.config.update('jax_platforms', 'cpu')  # Nothing is computed; a TPU of this host stays free.
   accelerator.quiet_libtpu()
-  planner = plans.Planner(Program)
   compiler = FLAGS.compile and have_compiler()
   if FLAGS.compile and not compiler:
     log.info(
-      'libtpu is not installed: estimates from shapes and layouts only, no compiled bytes, buffers or collectives'
+      'libtpu is not installed: estimates from shapes and shardings only, '
+      'no compiled bytes, buffers or collectives'
     )
+  planner = Planner(Program)
+
   if FLAGS.topologies:
     if FLAGS.topologies != 'all':
       raise errors.unknown('--topologies', FLAGS.topologies, ['all'])
     output = pathlib.Path(FLAGS.output) if FLAGS.output else None
-    print(table.markdown(table.fill(shipped(), planner, output, compiler)))
+    print(smallest_slices.markdown(smallest_slices.fill(shipped(), planner, output, compiler)))
     return
+
   if not FLAGS.config:
     raise errors.make(
       '--config',
       'nothing',
       'the config of one training run',
-      'give --config=configs/stage2.py:13b,1k',
+      'give --config=stage2:13b,1k',
     )
   config = training_run(FLAGS.config, FLAGS.step)
-  where = slices.find(FLAGS.topology)
+  tpu_slice = slices.find(FLAGS.topology)
   if FLAGS.search:
-    print(
-      sheet.ranked(
-        searching.search(config, where, planner, FLAGS.compile_best if compiler else 0)[
-          : FLAGS.rows
-        ]
-      )
-    )
+    compile_best = FLAGS.compile_best if compiler else 0
+    plans = searching.search(config, tpu_slice, planner, compile_best)
+    print(sheet.ranked(plans[: FLAGS.rows]))
   else:
-    print(sheet.text(planner.plan(config, where, compiler)))
+    print(sheet.text(planner.plan(config, tpu_slice, compile_it=compiler)))
 
 
 if __name__ == '__main__':
@@ -91,21 +85,19 @@ if __name__ == '__main__':
   flags.DEFINE_string(
     'topology',
     'v5p:4x4x4',
-    'The slice, as libtpu names it (v5p:4x4x4) or by accelerator type (v5p-128).',
+    'The slice by its topology name (v5p:4x4x4) or its accelerator type (v5p-128).',
   )
-  flags.DEFINE_string('step', None, 'Which training run of a recipe.')
+  flags.DEFINE_string('step', None, 'Training run of a recipe.')
   flags.DEFINE_bool(
-    'compile', True, 'Compiles for the slice, where libtpu is installed: minutes at full size.'
+    'compile', True, 'Compile for the slice if libtpu is installed: minutes at full size.'
   )
-  flags.DEFINE_bool('search', False, 'Ranks mesh shapes, rows of a batch and remat policies.')
-  flags.DEFINE_integer('compile_best', 2, 'How many of the best layouts --search compiles.')
-  flags.DEFINE_integer('rows', 20, 'Lines that --search prints.')
+  flags.DEFINE_bool('search', False, 'Rank mesh shapes, batch sizes and remat policies.')
+  flags.DEFINE_integer('compile_best', 2, 'Number of the best candidates that --search compiles.')
+  flags.DEFINE_integer('rows', 20, 'Number of lines that --search prints.')
   flags.DEFINE_string(
-    'topologies', None, "'all': README's table of the smallest slice for each shipped config."
+    'topologies', None, "'all': print the table of the smallest slice for each shipped config."
   )
   flags.DEFINE_string(
-    'output',
-    None,
-    'JSON file of the rows of --topologies; a table that was interrupted goes on from it.',
+    'output', None, 'JSON file of the rows of --topologies; an interrupted table resumes from it.'
   )
   cli.run(main)

@@ -1,5 +1,5 @@
-"""What a run needs of a slice that is not there: memory, arithmetic, traffic and time, before anything is allocated.
+"""Memory, FLOP, traffic and time of a run on a TPU slice, before anything is allocated.
 
-Goals: exact where shapes and layouts say it, the compiler's own answer where it can be asked (libtpu compiles for absent
-slices), and an estimate that is called one everywhere else.
+Bytes are exact where shapes and shardings determine them. The rest is the compiler's answer (libtpu
+compiles for slices that are not present) or, without it, an estimate that is labelled as one.
 """

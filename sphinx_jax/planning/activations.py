@@ -45,7 +45,7 @@ def estimate(config: ConfigDict, program: Any, saved: SavedStacks) -> dict[str, 
       'weights': weights of the layers that are all-gathered at once, and the gradient of one layer
         before it is scattered.
       'layer': what the backward pass of one layer has live.
-      'head': the logits of one chunk, their gradient, and the output matrix.
+      'lm_head': the logits of one chunk, their gradient, and the output matrix.
   """
   mesh, model = program.mesh.shape, config.model
   batch_ways = mesh['data'] * mesh['fsdp']
@@ -72,7 +72,7 @@ def estimate(config: ConfigDict, program: Any, saved: SavedStacks) -> dict[str, 
   live = _LIVE_MODEL_WIDTH * model.llm.width
   live += _LIVE_FEED_FORWARD_WIDTH * feed_forward_width // mesh['tensor']
 
-  chunk = config.get('loss_chunk', 0) or config.batch.seq_len
+  chunk = config.loss_chunk or config.batch.seq_len
   logits = 2 * _FLOAT32_BYTES * positions * chunk // config.batch.seq_len
   output_matrix = model.llm.width * (_BFLOAT16_BYTES + _FLOAT32_BYTES)
 
@@ -82,7 +82,7 @@ def estimate(config: ConfigDict, program: Any, saved: SavedStacks) -> dict[str, 
     'saved': sum(_local_stack_bytes(*stack, rows, program.mesh.size) for stack in saved),
     'weights': layer_weights * bytes_per_weight,
     'layer': positions * _BFLOAT16_BYTES * live,
-    'head': model.llm.vocab // mesh['tensor'] * (logits + output_matrix),
+    'lm_head': model.llm.vocab // mesh['tensor'] * (logits + output_matrix),
   }
 
 

@@ -1,75 +1,87 @@
-"""Arithmetic of an update, counted from its traced shapes: 2 * M * N * K for every product, times the trips of its loop."""
+"""FLOP of an update, counted from its traced shapes.
+
+A product of [M,K] and [K,N] counts 2 * M * K * N, times the trips of the loops around it.
+"""
 
 import collections
+import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 _PARTS = re.compile(
-  r'(?<=/)(clip|convnext|dinov2|qformer)(?=/|$)|(visual_proj|qformer_proj)|llm\.(head)'
+  r'(?<=/)(clip|convnext|dinov2|qformer)(?=/|$)|(visual_proj|qformer_proj)|llm\.(lm_head)'
 )
 
 
-def count(traced: Any) -> tuple[dict[str, float], float]:
-  """Products of one update, over all devices.
+@dataclasses.dataclass(frozen=True)
+class Flops:
+  """FLOP of one update over all devices.
 
-  Counted are matrix products and convolutions, as MFU counts them. Attention is counted as its kernel computes it: plain
-  attention of packed rows skips most of what causality hides. A kernel of its own (splash) is opaque: trace the program
-  with `model.attention='xla'` and on one device.
+  Attributes:
+    parts: FLOP by part of the model: encoders by name with all their views, projections, 'llm',
+      'lm_head'.
+    recomputed: FLOP that remat computes a second time; not in `parts`.
+  """
+
+  parts: Mapping[str, float]
+  recomputed: float
+
+
+def count(traced: Any) -> Flops:
+  """Counts the products of one update.
+
+  Matrix products and convolutions are counted, as MFU counts them. Attention is counted as its
+  kernel computes it: plain attention of packed rows skips most of what the causal mask hides. A
+  custom kernel (splash) is opaque: trace the program with `model.attention='xla'` on one device.
 
   Args:
     traced: `Program.trace()`.
-
-  Returns:
-    FLOP by part of the model (encoders by name, their views included; projections; 'llm'; 'head'), and beside them the
-    FLOP that remat computes a second time.
   """
   parts: collections.Counter[str] = collections.Counter()
-  again = 0.0
+  recomputed = 0.0
   for flops, path in _products(traced.jaxpr.jaxpr, 1, ''):
     if 'rematted_computation' in path:
-      again += flops
+      recomputed += flops
     else:
       parts[_part(path)] += flops
-  return dict(parts), again
+  return Flops(dict(parts), recomputed)
 
 
 def _part(path: str) -> str:
-  found = _PARTS.search(path)
-  return next(filter(None, found.groups())) if found else 'llm' if 'llm' in path else 'other'
+  match = _PARTS.search(path)
+  if match:
+    return next(name for name in match.groups() if name)
+  return 'llm' if 'llm' in path else 'other'
 
 
-def _products(jaxpr: Any, times: int, path: str) -> Iterator[tuple[float, str]]:
+def _products(jaxpr: Any, trips: int, path: str) -> Iterator[tuple[float, str]]:
+  """Yields (FLOP, name stack) of every product in a jaxpr that runs `trips` times."""
   for eqn in jaxpr.eqns:
-    here = f'{path}/{eqn.source_info.name_stack}'
-    if eqn.primitive.name == 'dot_general':
+    name = eqn.primitive.name
+    eqn_path = f'{path}/{eqn.source_info.name_stack}'
+    if name == 'dot_general':
       (contracted, _), _ = eqn.params['dimension_numbers']
       depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
-      yield 2.0 * times * depth * math.prod(eqn.outvars[0].aval.shape), here
-    elif eqn.primitive.name == 'conv_general_dilated':
-      kernel, names = eqn.invars[1].aval.shape, eqn.params['dimension_numbers'].rhs_spec
-      yield (
-        2.0 * times * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / kernel[names[0]],
-        here,
-      )
-    elif eqn.primitive.name == 'cond':  # By platform: the costliest branch stands for all.
-      yield from max(
-        (list(_products(branch.jaxpr, times, here)) for branch in eqn.params['branches']),
-        key=lambda found: sum(flops for flops, _ in found),
-      )
+      yield 2.0 * trips * depth * math.prod(eqn.outvars[0].aval.shape), eqn_path
+    elif name == 'conv_general_dilated':
+      kernel = eqn.invars[1].aval.shape
+      out_axis = eqn.params['dimension_numbers'].rhs_spec[0]
+      depth = math.prod(kernel) / kernel[out_axis]
+      yield 2.0 * trips * depth * math.prod(eqn.outvars[0].aval.shape), eqn_path
+    elif name == 'cond':  # One branch for each platform: the most expensive one counts.
+      branches = [list(_products(b.jaxpr, trips, eqn_path)) for b in eqn.params['branches']]
+      yield from max(branches, key=lambda products: sum(flops for flops, _ in products))
     else:
+      length = eqn.params.get('length', 1) if name == 'scan' else 1
       for inner in inner_jaxprs(eqn.params):
-        yield from _products(
-          inner,
-          times * eqn.params.get('length', 1) if eqn.primitive.name == 'scan' else times,
-          here,
-        )
+        yield from _products(inner, trips * length, eqn_path)
 
 
 def inner_jaxprs(params: Mapping[str, Any]) -> Iterator[Any]:
-  """What the parameters of an equation call."""
+  """Yields the jaxprs that an equation calls, from its parameters."""
   for value in params.values():
-    value = getattr(value, 'jaxpr', value)
-    if hasattr(value, 'eqns'):
-      yield value
+    jaxpr = getattr(value, 'jaxpr', value)
+    if hasattr(jaxpr, 'eqns'):
+      yield jaxpr

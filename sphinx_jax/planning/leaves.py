@@ -1,4 +1,7 @@
-"""What lies on a device between updates: exact, from the shapes and layouts of a `Program`."""
+"""Memory of the arrays that stay on a device between updates.
+
+It is exact: it follows from the shapes and shardings of a `sphinx_jax.run.Program`.
+"""
 
 import dataclasses
 import math
@@ -12,66 +15,73 @@ from sphinx_jax.parallel import rules
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-  """One array of the state or the batch; `nbytes` in all, `local` on one device."""
+  """One array of the state or the batch.
 
-  kind: str  # 'trained', 'frozen', 'optimizer' or 'batch'
+  Attributes:
+    kind: 'trained', 'frozen', 'optimizer' or 'batch'.
+    path: names in its tree, joined by '/'.
+    shape: global shape.
+    dtype: name of the dtype.
+    nbytes: bytes of the global array.
+    local_nbytes: bytes on one device.
+  """
+
+  kind: str
   path: str
   shape: tuple[int, ...]
   dtype: str
   nbytes: int
-  local: int
+  local_nbytes: int
 
   @property
   def replicated(self) -> bool:
-    """Whether every device holds all of it."""
-    return self.local == self.nbytes
+    """Whether every device has all of it."""
+    return self.local_nbytes == self.nbytes
 
 
-def held(program: Any) -> list[Leaf]:
-  """Every array that a compiled update takes (`sphinx_jax.run.Program`), as its layout splits it."""
-  parts = {
+def resident_leaves(program: Any) -> list[Leaf]:
+  """Returns every array that the compiled update of a `Program` takes."""
+  trees = {
     'trained': program.state.trained,
     'frozen': program.state.frozen,
     'optimizer': program.state.opt_state,
     'batch': program.batch,
   }
-  return [
-    _leaf(kind, path, leaf)
-    for kind, tree in parts.items()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  ]
-
-
-def _leaf(kind: str, path: tuple, leaf: jax.ShapeDtypeStruct) -> Leaf:
-  names = '/'.join(
-    str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key)))) for key in path
-  )
-  return Leaf(
-    kind,
-    names,
-    leaf.shape,
-    str(np.dtype(leaf.dtype)),
-    math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize,
-    local_bytes(leaf),
-  )
+  leaves = []
+  for kind, tree in trees.items():
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+      leaves.append(
+        Leaf(
+          kind=kind,
+          path=jax.tree_util.keystr(path, simple=True, separator='/'),
+          shape=leaf.shape,
+          dtype=str(np.dtype(leaf.dtype)),
+          nbytes=math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize,
+          local_nbytes=local_bytes(leaf),
+        )
+      )
+  return leaves
 
 
 def local_bytes(leaf: jax.ShapeDtypeStruct) -> int:
-  """Bytes of an array on one device, as its layout splits it."""
+  """Returns the bytes of an array on one device, as its sharding splits it."""
   return math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
 
 
-def by_kind(leaves: list[Leaf]) -> dict[str, int]:
-  """Bytes on one device of each kind; 'gradients' have the shapes and layouts of what is trained."""
-  total = dict.fromkeys(('trained', 'frozen', 'optimizer', 'batch'), 0)
+def resident_bytes(leaves: list[Leaf]) -> dict[str, int]:
+  """Returns the bytes on one device by kind.
+
+  'gradients' is added: they have the shapes and shardings of the trained parameters.
+  """
+  totals = dict.fromkeys(('trained', 'frozen', 'optimizer', 'batch'), 0)
   for leaf in leaves:
-    total[leaf.kind] += leaf.local
-  return total | {'gradients': total['trained']}
+    totals[leaf.kind] += leaf.local_nbytes
+  return totals | {'gradients': totals['trained']}
 
 
 def replicated(leaves: list[Leaf], devices: int) -> list[Leaf]:
-  """Leaves over 1 MiB that every one of several devices holds whole, largest first."""
-  return sorted(
-    (leaf for leaf in leaves if devices > 1 and leaf.replicated and leaf.nbytes > rules.LARGE),
-    key=lambda leaf: -leaf.nbytes,
-  )
+  """Returns the leaves over 1 MiB that each of several devices has whole, largest first."""
+  if devices == 1:
+    return []
+  large = [leaf for leaf in leaves if leaf.replicated and leaf.nbytes > rules.LARGE]
+  return sorted(large, key=lambda leaf: -leaf.nbytes)

@@ -1,27 +1,21 @@
-"""One config on one slice: everything the other files of this room find out about it, together."""
+"""The plan of one config on one slice: memory, FLOP and time together."""
 
 import dataclasses
-import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from sphinx_jax.core import errors
-from sphinx_jax.planning import (
-  activations,
-  compiled as compiling,
-  flops as arithmetic,
-  leaves as state,
-  roofline,
-  slices,
-)
+from sphinx_jax.planning import activations, compiled as compiling, flops, leaves, roofline, slices
 
-# (config, devices) -> Program: it belongs to the doors, which this room does not know.
+# (config, devices) -> `sphinx_jax.run.Program`, which this package must not import.
 MakeProgram = Callable[[ConfigDict, Sequence[Any]], Any]
 
-
-MARGIN = 0.1  # Of the HBM: estimates of the working memory are that good (benchmarks/RESULTS.md).
+# Share of the HBM that an estimate must leave free. Estimates of the working memory are that
+# accurate (docs/results.md).
+MARGIN = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,140 +23,174 @@ class Plan:
   """What a config needs on a slice.
 
   Attributes:
-    config: of the run.
-    where: the slice.
-    mesh: size of each axis.
+    config: the run's config.
+    slice: the slice.
+    mesh: axis -> size.
     leaves: all arrays between updates.
-    activations: estimate of the working memory, by what it is for.
-    flops: of an update over all devices, by part; `again` is what remat computes a second time.
-    roofline: a bound on the time.
+    activations: estimated bytes of the working memory on a device, by purpose.
+    flops: FLOP of an update over all devices.
+    roofline: bound on the time.
     compiled: the compiler's answer, or None.
   """
 
   config: ConfigDict
-  where: slices.Slice
+  slice: slices.Slice
   mesh: Mapping[str, int]
-  leaves: list[state.Leaf]
+  leaves: list[leaves.Leaf]
   activations: Mapping[str, int]
-  flops: Mapping[str, float]
-  again: float
+  flops: flops.Flops
   roofline: roofline.Roofline
   compiled: compiling.Compiled | None
 
   @property
-  def held(self) -> dict[str, int]:
-    """Bytes on a device by kind (leaves.by_kind)."""
-    return state.by_kind(self.leaves)
+  def resident_bytes(self) -> dict[str, int]:
+    """Bytes on a device between updates, by kind (`leaves.resident_bytes`)."""
+    return leaves.resident_bytes(self.leaves)
 
   @property
   def estimated(self) -> int:
-    """Bytes on a device without a compiler: exact for what lies there, an estimate of the working memory."""
-    return sum(leaf.local for leaf in self.leaves) + sum(self.activations.values())
+    """Bytes on a device without a compiler: exact leaves and an estimate of the working memory."""
+    return sum(leaf.local_nbytes for leaf in self.leaves) + sum(self.activations.values())
 
   @property
   def total(self) -> int:
-    """Bytes on a device: the compiler's if it was asked and says them."""
-    return self.compiled.total if self.compiled and self.compiled.total else self.estimated
+    """Bytes on a device: the compiler's number if there is one, else the estimate."""
+    if self.compiled and self.compiled.total:
+      return self.compiled.total
+    return self.estimated
 
   @property
   def headroom(self) -> int:
-    """Bytes of HBM that are left; negative where it does not fit."""
-    return self.where.chip.hbm - self.total
+    """Bytes of HBM that are left; negative if the run does not fit."""
+    return self.slice.chip.hbm - self.total
 
   @property
   def fits(self) -> bool:
-    """Whether it fits, the program itself included; where no compiler was asked, the estimate must leave a tenth of the HBM."""
+    """Whether it fits, the program itself included. An estimate must leave `MARGIN` of the HBM."""
     if self.compiled:
       return self.compiled.fits and self.headroom >= 0
-    return self.headroom >= MARGIN * self.where.chip.hbm
+    return self.headroom >= MARGIN * self.slice.chip.hbm
+
+
+@dataclasses.dataclass(frozen=True)
+class _Traced:
+  """What is counted on a trace with one row per microbatch.
+
+  Attributes:
+    flops: FLOP of that update.
+    saved: stacks that the forward pass keeps for the backward pass.
+  """
+
+  flops: flops.Flops
+  saved: activations.SavedStacks
 
 
 class Planner:
-  """Plans configs on slices; what does not depend on the slice is found out once.
+  """Plans configs on slices. Traces that do not depend on the slice are made once.
 
   Args:
     make_program: `sphinx_jax.run.Program`.
   """
 
-  def __init__(self, make_program: MakeProgram):
-    self._make = make_program
-    self._counted: dict[str, tuple] = {}
+  def __init__(self, make_program: MakeProgram) -> None:
+    self._make_program = make_program
+    self._traces: dict[str, _Traced] = {}
 
   def plan(
-    self, config: ConfigDict, where: slices.Slice, compile_it: bool, details: bool = True
+    self, config: ConfigDict, tpu_slice: slices.Slice, compile_it: bool, details: bool = True
   ) -> Plan:
-    """The plan of one config on one slice.
+    """Plans one config on one slice.
 
     Args:
-      config: of the run; its mesh is filled from the slice.
-      where: the slice.
-      compile_it: asks the compiler, which takes minutes at full size.
-      details: buffers and collectives of the compiled program too.
+      config: the run's config; a mesh axis of -1 is filled from the slice.
+      tpu_slice: the slice.
+      compile_it: whether to compile the update, which takes minutes at full size.
+      details: whether to read buffers and collectives of the compiled program too.
 
     Raises:
-      SphinxError: a mesh, batch and slice that do not fit together.
+      SphinxError: the mesh, batch and slice do not fit together.
     """
-    program = self._make(
-      config, slices.devices(where) if compile_it else slices.absent_devices(where)
-    )
-    if program.mesh.size != where.devices:
+    if compile_it:
+      devices = slices.devices(tpu_slice)
+    else:
+      devices = slices.absent_devices(tpu_slice)
+    program = self._make_program(config, devices)
+    if program.mesh.size != tpu_slice.devices:
       raise errors.make(
         f"mesh of '{config.name}'",
         f'{program.mesh.size} devices',
-        f'all {where.devices} of {where.name}',
+        f'all {tpu_slice.devices} of {tpu_slice.name}',
         'set one axis to -1: --config.mesh.fsdp=-1',
       )
-    leaves = state.held(program)
-    flops, again, saved = self._count(config)
-    parts = activations.estimate(config, program, saved)
+
+    resident = leaves.resident_leaves(program)
+    traced = self._trace(config)
+    update_flops = _times(traced.flops, config.batch.size / config.optimizer.accumulate)
+    working_memory = activations.estimate(config, program, traced.saved)
     compiled = compiling.compile_update(program.lower(), details) if compile_it else None
-    trained, frozen = roofline.gathered_bytes(program)
-    hbm = roofline.hbm_bytes(state.by_kind(leaves), 2 * trained + frozen, parts['saved'])
-    received = (
-      roofline.ici_bytes(compiled.collectives)
-      if compiled and compiled.collectives
-      else roofline.estimated_ici_bytes(config, program)
+
+    trained, frozen = roofline.weight_bytes(program)
+    hbm_bytes = roofline.hbm_bytes(
+      leaves.resident_bytes(resident),
+      weights=2 * trained + frozen,  # Frozen weights have no weight gradient: one pass.
+      saved=working_memory['saved'],
     )
-    time = roofline.bound(config, where, flops, again, hbm, received)
+    if compiled and compiled.details.collectives:
+      ici_bytes = roofline.ici_bytes(compiled.details.collectives)
+    else:
+      ici_bytes = roofline.estimated_ici_bytes(config, program)
+
     return Plan(
-      config, where, dict(program.mesh.shape), leaves, parts, flops, again, time, compiled
+      config=config,
+      slice=tpu_slice,
+      mesh=dict(program.mesh.shape),
+      leaves=resident,
+      activations=working_memory,
+      flops=update_flops,
+      roofline=roofline.bound(config, tpu_slice, update_flops, hbm_bytes, ici_bytes),
+      compiled=compiled,
     )
 
-  def _count(self, config: ConfigDict) -> tuple[Mapping[str, float], float, activations.Stacks]:
-    """FLOP and saved stacks, traced on one device with one row a microbatch: both are proportional to rows.
+  def _trace(self, config: ConfigDict) -> _Traced:
+    """Traces on one device with one row per microbatch; FLOP and stacks are proportional to rows.
 
-    An accelerator's own attention kernel is opaque, so that FLOP are counted with the plain one.
+    FLOP are counted with plain attention, because an accelerator's attention kernel is opaque.
     """
-    key = str(
-      [
-        config.model,
-        config.batch.seq_len,
-        config.batch.images,
-        config.optimizer,
-        config.trainable,
-        config.loss_chunk,
-      ]
-    )
-    if key not in self._counted:
-      where, alone = (
-        slices.absent_devices(slices.find('v5e:1x1')),
-        _ALONE | {'batch.size': config.optimizer.accumulate},
+    key = _trace_key(config)
+    if key not in self._traces:
+      devices = slices.absent_devices(slices.find('v5e:1x1'))
+      single = changed(config, _ONE_DEVICE | {'batch.size': config.optimizer.accumulate})
+      plain = changed(single, {'model.attention': 'xla'})
+      self._traces[key] = _Traced(
+        flops=flops.count(self._make_program(plain, devices).trace()),
+        saved=activations.saved_stacks(self._make_program(single, devices).trace()),
       )
-      plain = self._make(changed(config, alone | {'model.attention': 'xla'}), where).trace()
-      own = self._make(changed(config, alone), where).trace()
-      self._counted[key] = (*arithmetic.count(plain), activations.saved_stacks(own))
-    flops, again, saved = self._counted[key]
-    times = config.batch.size / config.optimizer.accumulate
-    return {part: number * times for part, number in flops.items()}, again * times, saved
+    return self._traces[key]
 
 
-_ALONE = {'mesh.data': 1, 'mesh.fsdp': 1, 'mesh.tensor': 1}
+_ONE_DEVICE = {'mesh.data': 1, 'mesh.fsdp': 1, 'mesh.tensor': 1}
+
+
+def _trace_key(config: ConfigDict) -> str:
+  """Returns the settings that a trace depends on, as JSON."""
+  settings = {
+    'model': config.model.to_dict(),
+    'seq_len': config.batch.seq_len,
+    'images': config.batch.images,
+    'optimizer': config.optimizer.to_dict(),
+    'trainable': config.trainable,
+    'loss_chunk': config.loss_chunk,
+  }
+  return json.dumps(settings, sort_keys=True)
+
+
+def _times(update_flops: flops.Flops, factor: float) -> flops.Flops:
+  parts = {part: number * factor for part, number in update_flops.parts.items()}
+  return flops.Flops(parts, update_flops.recomputed * factor)
 
 
 def changed(config: ConfigDict, settings: Mapping[str, Any]) -> ConfigDict:
-  """A copy of a config with some dotted settings replaced or added."""
+  """Returns a locked copy of a config with some dotted settings replaced or added."""
   copy = ConfigDict(config.to_dict())
-  for path, value in settings.items():
-    *sections, name = path.split('.')
-    functools.reduce(lambda section, key: section[key], sections, copy)[name] = value
+  copy.update_from_flattened_dict(settings)
   return copy.lock()

@@ -1,6 +1,7 @@
-"""A bound on the time of an update: the slowest of arithmetic, HBM and interconnect, if each ran at its peak.
+"""A lower bound on the time of an update: FLOP, HBM traffic and interconnect, each at peak rate.
 
-An estimate from below, never a measurement: real runs of well-tuned programs reach 40 to 60 % of a chip's peak.
+The largest of the three is the bound. It is never a measurement: well-tuned programs reach 40 to
+60 % of a chip's peak.
 """
 
 import dataclasses
@@ -10,96 +11,129 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sphinx_jax.core import trees
-from sphinx_jax.planning import hlo
+from sphinx_jax.planning.compiler_dumps import Collective
+from sphinx_jax.planning.flops import Flops
 from sphinx_jax.planning.slices import Slice
+
+_BFLOAT16_BYTES = 2.0
+_SECONDS_PER_DAY = 86400
 
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-  """Seconds of one update by each limit, the largest of them, and what follows from it."""
+  """Bounds for one update and for the run.
+
+  Attributes:
+    compute: seconds of its FLOP.
+    hbm: seconds of its HBM traffic.
+    ici: seconds of its interconnect traffic.
+    seconds: the largest of the three.
+    mfu: model FLOP utilization at that time, without recomputed FLOP.
+    tokens: positions per second.
+    examples: examples per second, one for each image slot of a row.
+    days: days for `config.steps`.
+  """
 
   compute: float
   hbm: float
   ici: float
   seconds: float
   mfu: float
-  tokens: float  # a second
-  examples: float  # a second, one for each image slot of a row
-  days: float  # of config.steps
+  tokens: float
+  examples: float
+  days: float
 
 
 def bound(
-  config: ConfigDict, where: Slice, flops: Mapping[str, float], again: float, hbm: float, ici: float
+  config: ConfigDict, tpu_slice: Slice, flops: Flops, hbm_bytes: float, ici_bytes: float
 ) -> Roofline:
-  """The roofline of one update.
+  """Returns the roofline of one update.
 
   Args:
-    config: of the run.
-    where: the slice.
-    flops: by part, over all devices, without recomputation.
-    again: FLOP that remat computes a second time, over all devices.
-    hbm: bytes that one device reads and writes.
-    ici: bytes that one device receives.
+    config: the run's config.
+    tpu_slice: the slice.
+    flops: over all devices.
+    hbm_bytes: bytes that one device reads and writes.
+    ici_bytes: bytes that one device receives.
   """
-  model = sum(flops.values())
-  peak = where.devices * where.chip.flops
-  times = (model + again) / peak, hbm / where.chip.bandwidth, ici / where.chip.ici
-  seconds = max(times)
-  rows = config.batch.size
+  chip = tpu_slice.chip
+  model_flops = sum(flops.parts.values())
+  peak = tpu_slice.devices * chip.flops
+  compute = (model_flops + flops.recomputed) / peak
+  hbm = hbm_bytes / chip.bandwidth
+  ici = ici_bytes / chip.ici
+  seconds = max(compute, hbm, ici)
+  batch = config.batch
   return Roofline(
-    *times,
-    seconds,
-    model / peak / seconds,
-    rows * config.batch.seq_len / seconds,
-    rows * max(config.batch.images, 1) / seconds,
-    seconds * config.steps / 86400,
+    compute=compute,
+    hbm=hbm,
+    ici=ici,
+    seconds=seconds,
+    mfu=model_flops / peak / seconds,
+    tokens=batch.size * batch.seq_len / seconds,
+    examples=batch.size * max(batch.images, 1) / seconds,
+    days=seconds * config.steps / _SECONDS_PER_DAY,
   )
 
 
-def hbm_bytes(held: Mapping[str, int], gathered: float, saved: float) -> float:
-  """Bytes that one device moves at least: the optimizer reads gradients and reads and writes parameters and moments; weights
-  are written once gathered and read by each pass; what is saved is written and read.
+def hbm_bytes(resident: Mapping[str, int], weights: float, saved: float) -> float:
+  """Returns the bytes that one device moves at least.
+
+  The optimizer reads gradients, and reads and writes parameters and moments. All-gathered weights
+  are written once and read by each pass. What is saved for the backward pass is written and read.
 
   Args:
-    held: bytes on a device by kind (`leaves.by_kind`).
-    gathered: bytes of the weights that a device computes with, in the compute dtype, over all passes.
-    saved: bytes kept for the backward pass.
+    resident: bytes on a device by kind (`leaves.resident_bytes`).
+    weights: bytes of the weights that a device computes with, over all passes (`weight_bytes`).
+    saved: bytes that are kept for the backward pass.
   """
-  return (
-    2 * (held['trained'] + held['optimizer'] + held['gradients'])
-    + held['batch']
-    + 2 * gathered
-    + 2 * saved
-  )
+  optimizer = 2 * (resident['trained'] + resident['optimizer'] + resident['gradients'])
+  return optimizer + resident['batch'] + 2 * weights + 2 * saved
 
 
-def gathered_bytes(program: Any) -> tuple[float, float]:
-  """Bytes of (trained, frozen) weights that a device computes with in one pass, in bfloat16."""
-  state, tensor = program.state, program.mesh.shape['tensor']
-  return 2.0 * trees.count(state.trained) / tensor, 2.0 * trees.count(state.frozen) / tensor
+def weight_bytes(program: Any) -> tuple[float, float]:
+  """Returns the bytes of (trained, frozen) weights that a device computes with in one pass.
+
+  They are in bfloat16, and split over the tensor axis only.
+  """
+  tensor = program.mesh.shape['tensor']
+  trained = _BFLOAT16_BYTES * trees.count(program.state.trained) / tensor
+  frozen = _BFLOAT16_BYTES * trees.count(program.state.frozen) / tensor
+  return trained, frozen
 
 
-def ici_bytes(collectives: Sequence[hlo.Collective]) -> float:
-  """Bytes that one device receives in an update by what was compiled: twice for all-reduce, which scatters and gathers."""
-  return float(
-    sum((2 if one.kind == 'all-reduce' else 1) * one.trips * one.nbytes for one in collectives)
-  )
+def ici_bytes(collectives: Sequence[Collective]) -> float:
+  """Returns the bytes that one device receives in an update, from the compiled collectives.
+
+  An all-reduce counts twice, because it scatters and gathers.
+  """
+  total = 0.0
+  for item in collectives:
+    passes = 2 if item.kind == 'all-reduce' else 1
+    total += passes * item.trips * item.nbytes
+  return total
 
 
 def estimated_ici_bytes(config: ConfigDict, program: Any) -> float:
-  """The same without a compiler, of a well split program.
+  """Estimates what `ici_bytes` returns for a well-partitioned program, without a compiler.
 
-  Trained weights are gathered for the forward and the backward pass and their gradients scattered in float32, frozen ones
-  are gathered once; `data` sums what each copy has of the gradients; `tensor` sums activations after each of a layer's two
-  blocks, forward and backward, and once more where remat computes them again.
+  Over `fsdp`, trained weights are gathered for the forward and the backward pass and their
+  gradients scattered in float32; frozen weights are gathered once. Over `data`, gradients are
+  summed. Over `tensor`, activations are summed after each of a layer's two blocks, forward and
+  backward, and once more if remat recomputes them.
   """
   mesh, model = program.mesh.shape, config.model
-  trained, frozen = gathered_bytes(program)
-  total = (4 * trained + frozen) if mesh['fsdp'] > 1 else 0.0
+  trained, frozen = weight_bytes(program)
+  total = 0.0
+  if mesh['fsdp'] > 1:
+    gathers, scatter = 2 * trained + frozen, 2 * trained
+    total += gathers + scatter
   if mesh['data'] > 1:
-    total += 2 * 2 * trained / mesh['fsdp']
+    gradients = 2 * trained / mesh['fsdp']  # float32
+    total += 2 * gradients
   if mesh['tensor'] > 1:
     positions = config.batch.size * config.batch.seq_len / (mesh['data'] * mesh['fsdp'])
-    sums = 4 if model.remat == 'none' else 6
-    total += 2 * 2.0 * model.llm.layers * sums * positions * model.llm.width
+    activations = _BFLOAT16_BYTES * positions * model.llm.width
+    sums_per_layer = 4 if model.remat == 'none' else 6
+    total += 2 * model.llm.layers * sums_per_layer * activations
   return total

@@ -1,4 +1,7 @@
-"""Which mesh, rows and remat a slice runs a config with at its best: estimated for all, compiled for the most promising."""
+"""Ranks the meshes, batch sizes and remat policies of a config on one slice.
+
+All of them are estimated, and the most promising ones compiled.
+"""
 
 import itertools
 from collections.abc import Iterator
@@ -12,64 +15,67 @@ from sphinx_jax.models import layers
 from sphinx_jax.planning.plan import Plan, Planner, changed
 from sphinx_jax.planning.slices import Slice
 
-_DATA, _TENSOR = (1, 2, 4), (1, 2, 4, 8)
-_ROWS = (0.5, 1, 2, 4)  # times the config's
+_DATA_SIZES = (1, 2, 4)
+_TENSOR_SIZES = (1, 2, 4, 8)
+_BATCH_FACTORS = (0.5, 1, 2, 4)  # Times the config's batch size.
 
 
-def candidates(config: ConfigDict, where: Slice) -> Iterator[dict[str, Any]]:
-  """Changes of a config: mesh shapes that fill the slice, rows that divide over them, remat policies."""
-  for data, tensor, times, remat in itertools.product(_DATA, _TENSOR, _ROWS, layers.REMAT):
-    fsdp, rows = where.devices // (data * tensor), int(config.batch.size * times)
-    if (
-      data * fsdp * tensor == where.devices
-      and rows
-      and rows % (data * fsdp * config.optimizer.accumulate) == 0
-    ):
-      yield {
-        'mesh.data': data,
-        'mesh.fsdp': fsdp,
-        'mesh.tensor': tensor,
-        'batch.size': rows,
-        'model.remat': remat,
-      }
+def candidates(config: ConfigDict, tpu_slice: Slice) -> Iterator[dict[str, Any]]:
+  """Yields changes of a config: meshes that fill the slice, batch sizes that divide, remat."""
+  for data, tensor, factor, remat in itertools.product(
+    _DATA_SIZES, _TENSOR_SIZES, _BATCH_FACTORS, layers.REMAT
+  ):
+    fsdp = tpu_slice.devices // (data * tensor)
+    batch_size = int(config.batch.size * factor)
+    fills_slice = data * fsdp * tensor == tpu_slice.devices
+    if not fills_slice or batch_size == 0:
+      continue
+    if batch_size % (data * fsdp * config.optimizer.accumulate):
+      continue
+    yield {
+      'mesh.data': data,
+      'mesh.fsdp': fsdp,
+      'mesh.tensor': tensor,
+      'batch.size': batch_size,
+      'model.remat': remat,
+    }
 
 
-def search(config: ConfigDict, where: Slice, planner: Planner, compiled: int) -> list[Plan]:
-  """Plans of all candidates, best first: what fits before what does not, then tokens a second, then headroom.
+def search(config: ConfigDict, tpu_slice: Slice, planner: Planner, compile_best: int) -> list[Plan]:
+  """Returns the plans of all candidates, best first.
+
+  Plans that fit come first, then those with more tokens per second, then those with more headroom.
 
   Args:
-    config: of the run.
-    where: the slice.
+    config: the run's config.
+    tpu_slice: the slice.
     planner: see plan.py.
-    compiled: how many of the best to compile; those that the compiler lets fit come first.
+    compile_best: number of the best candidates to compile. Those that the compiler accepts come
+      first.
 
   Raises:
-    SphinxError: no mesh of this slice divides the config's rows and widths.
+    SphinxError: no mesh of this slice divides the config's batch size and widths.
   """
-  plans, refused = [], ''
-  for change in Progress(
-    list(candidates(config, where)), what=f'layouts of {where.name}', unit='layout'
-  ):
+  plans, refusal = [], ''
+  changes = list(candidates(config, tpu_slice))
+  for change in Progress(changes, what=f'meshes of {tpu_slice.name}', unit='mesh'):
     try:
-      plans.append(planner.plan(changed(config, change), where, compile_it=False))
-    except (
-      errors.SphinxError,
-      NotImplementedError,
-    ) as error:  # JAX's own word for a mesh that does not fit the torus.
-      refused = str(error)
+      plans.append(planner.plan(changed(config, change), tpu_slice, compile_it=False))
+    except (errors.SphinxError, NotImplementedError) as error:
+      refusal = str(error)  # NotImplementedError: JAX cannot lay this mesh on the torus.
   if not plans:
     raise errors.make(
       '--search',
-      f'{where.name} and {config.batch.size} rows',
+      f'{tpu_slice.name} and batch.size {config.batch.size}',
       'a mesh that divides both',
-      refused or 'change batch.size or the slice',
+      refusal or 'change batch.size or the slice',
     )
   plans.sort(key=_rank)
-  best = [
-    planner.plan(plan.config, where, compile_it=True)
-    for plan in Progress(plans[:compiled], what='compiling', unit='layout')
+  compiled = [
+    planner.plan(plan.config, tpu_slice, compile_it=True)
+    for plan in Progress(plans[:compile_best], what='compiling', unit='mesh')
   ]
-  return sorted(best + plans[compiled:], key=_rank)
+  return sorted(compiled + plans[compile_best:], key=_rank)
 
 
 def _rank(plan: Plan) -> tuple[bool, bool, float, int]:

@@ -1,4 +1,4 @@
-"""TPU slices by name, with what their chips can do; `find` answers a wrong name with the right ones."""
+"""TPU slices by name, and the peak rates of their chips."""
 
 import dataclasses
 import math
@@ -11,15 +11,17 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One chip, which JAX sees as one device (v4 and v5p join their two cores: megacore).
+  """One chip, which is one JAX device (v4 and v5p join their two cores: megacore).
 
   Attributes:
     flops: peak of bfloat16 products, FLOP/s.
-    hbm: bytes of HBM that a program may use, as libtpu 0.0.42.1 refuses more with; a little less than what is sold.
-    bandwidth: of HBM, bytes/s.
-    ici: interconnect, bytes/s in one direction over all links of a chip (half of what "bidirectional" counts).
-    cores: TensorCores, which accelerator types of v4 and v5p count.
-    accelerator: gcloud's accelerator type up to the number.
+    hbm: bytes of HBM that a program may use: the limit in the errors of libtpu 0.0.42.1, a little
+      less than the nominal size.
+    bandwidth: HBM bandwidth, bytes/s.
+    ici: interconnect bandwidth, bytes/s in one direction over all links of a chip (half of the
+      "bidirectional" figure).
+    cores: number of TensorCores that the accelerator type counts (v4 and v5p).
+    accelerator: gcloud's accelerator type without the number.
   """
 
   flops: float
@@ -30,15 +32,16 @@ class Chip:
   accelerator: str
 
 
-# Sources: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "key specifications" (TFLOP/s in bf16, HBM bandwidth, ICI).
-# v4's links are 6 x 50 GB/s (arXiv 2304.01433); the others are half of the bidirectional 400, 1200 and 800 GB/s.
+# Source: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, "key specifications" (bf16 TFLOP/s, HBM
+# bandwidth, ICI). v4 has 6 links of 50 GB/s (arXiv 2304.01433). The ICI of the others is half of
+# the bidirectional 400, 1200 and 800 GB/s.
 CHIPS = {
   'v4': Chip(275e12, int(30.75 * GIB), 1200e9, 300e9, 2, 'v4'),
   'v5e': Chip(197e12, int(15.75 * GIB), 819e9, 200e9, 1, 'v5litepod'),
   'v5p': Chip(459e12, int(95.74 * GIB), 2765e9, 600e9, 2, 'v5p'),
   'v6e': Chip(918e12, int(31.25 * GIB), 1638e9, 400e9, 1, 'v6e'),
 }
-# The shapes in which chips are lent, smallest first.
+# The shapes that can be booked, smallest first.
 _CUBES = (
   '2x2x1',
   '2x2x2',
@@ -57,7 +60,13 @@ SHAPES = {'v4': _CUBES, 'v5e': _SQUARES, 'v5p': (*_CUBES, '16x16x16', '16x16x24'
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-  """A slice: `name` as libtpu takes it ('v5p:4x4x4'), number of chips (JAX devices), and the kind of chip."""
+  """A TPU slice.
+
+  Attributes:
+    name: name of the topology as libtpu takes it ('v5p:4x4x4').
+    devices: number of chips, which are JAX devices.
+    chip: the kind of chip.
+  """
 
   name: str
   devices: int
@@ -65,12 +74,12 @@ class Slice:
 
   @property
   def accelerator(self) -> str:
-    """gcloud's --accelerator-type ('v5p-128'): v4 and v5p count cores, v5e and v6e chips."""
+    """gcloud's --accelerator-type ('v5p-128'). v4 and v5p count cores, v5e and v6e count chips."""
     return f'{self.chip.accelerator}-{self.devices * self.chip.cores}'
 
 
 def slices(kind: str) -> list[Slice]:
-  """All slices of a kind of chip ('v5p'), smallest first."""
+  """Returns all slices of a kind of chip ('v5p'), smallest first."""
   return [
     Slice(f'{kind}:{shape}', math.prod(map(int, shape.split('x'))), CHIPS[kind])
     for shape in SHAPES[kind]
@@ -78,23 +87,23 @@ def slices(kind: str) -> list[Slice]:
 
 
 def find(name: str) -> Slice:
-  """The slice of a topology name ('v5p:4x4x4') or an accelerator type ('v5p-128').
+  """Returns the slice of a topology name ('v5p:4x4x4') or an accelerator type ('v5p-128').
 
   Raises:
-    SphinxError: a slice that does not exist: lists those that do.
+    SphinxError: there is no such slice; lists those of the same kind of chip.
   """
-  everything = [one for kind in CHIPS for one in slices(kind)]
-  for one in everything:
-    if name in (one.name, one.accelerator):
-      return one
+  every_slice = [tpu_slice for kind in CHIPS for tpu_slice in slices(kind)]
+  for tpu_slice in every_slice:
+    if name in (tpu_slice.name, tpu_slice.accelerator):
+      return tpu_slice
   kind = name.partition(':')[0].partition('-')[0]
-  near = slices(kind) if kind in CHIPS else everything
-  raise errors.unknown('--topology', name, [one.name for one in near])
+  choices = slices(kind) if kind in CHIPS else every_slice
+  raise errors.unknown('--topology', name, [tpu_slice.name for tpu_slice in choices])
 
 
 @dataclasses.dataclass(frozen=True)
-class Absent:
-  """Stands for a device where there is no compiler to describe it: shapes and layouts need no more."""
+class AbsentDevice:
+  """Stands for a device when no compiler describes it; shapes and shardings need no more."""
 
   id: int
   coords: tuple[int, int, int]
@@ -104,25 +113,26 @@ class Absent:
   process_index: int = 0
 
 
-def absent_devices(where: Slice) -> list[Absent]:
-  """Devices of a slice for `Program` without libtpu; nothing can be compiled for them."""
-  x, y, z = (*map(int, where.name.partition(':')[2].split('x')), 1)[:3]
-  return [Absent(i, (i % x, i // x % y, i // (x * y))) for i in range(x * y * z)]
+def absent_devices(tpu_slice: Slice) -> list[AbsentDevice]:
+  """Returns devices of a slice for `Program` without libtpu; nothing can be compiled for them."""
+  shape = [int(size) for size in tpu_slice.name.partition(':')[2].split('x')]
+  x, y, z = shape if len(shape) == 3 else (*shape, 1)
+  return [AbsentDevice(i, (i % x, i // x % y, i // (x * y))) for i in range(x * y * z)]
 
 
-def devices(where: Slice) -> list[Any]:
-  """Devices of a slice for `Program`, as libtpu describes them; programs can be compiled for them.
+def devices(tpu_slice: Slice) -> list[Any]:
+  """Returns devices of a slice for `Program`, as libtpu describes them, to compile for.
 
   Raises:
     RuntimeError: libtpu is not installed.
   """
-  from jax.experimental import (
-    topologies,
-  )  # It loads libtpu, which `accelerator.quiet_libtpu` must come before.
+  # This import loads libtpu, so `accelerator.quiet_libtpu` must have been called before.
+  from jax.experimental import topologies
 
   settings: dict[str, Any] = {}
-  if where.name.startswith('v4'):
+  if tpu_slice.name.startswith('v4'):
     settings['chip_config_name'] = 'megacore'
-  if where.devices == 1:
+  if tpu_slice.devices == 1:
     settings['chips_per_host_bounds'] = (1, 1, 1)
-  return topologies.get_topology_desc(platform='tpu', topology_name=where.name, **settings).devices
+  topology = topologies.get_topology_desc(platform='tpu', topology_name=tpu_slice.name, **settings)
+  return topology.devices

@@ -9,7 +9,14 @@ import pytest
 from sphinx_jax import plan as plan_command, run as run_lib, train
 from sphinx_jax.configs import recipe, stage2
 from sphinx_jax.core import errors
-from sphinx_jax.planning import plan as plans, search, sheet, slices, table
+from sphinx_jax.planning import (
+  compiler_dumps,
+  plan as plans,
+  search,
+  sheet,
+  slices,
+  smallest_slices,
+)
 from sphinx_jax.run import Program
 from tests.tiny import tiny
 
@@ -27,14 +34,16 @@ def large(planner):
   return planner.plan(stage2.get_config('13b,1k'), slices.find('v5p:4x4x4'), compile_it=False)
 
 
-def test_a_plan_says_everything_without_reading_a_weight(large):
+def test_a_plan_has_every_section_without_reading_a_weight(large):
   parameters = sum(leaf.nbytes for leaf in large.leaves if leaf.kind == 'trained') / 4
   assert 13e9 < parameters < 13.2e9
-  assert large.held['optimizer'] == pytest.approx(2 * large.held['trained'], rel=1e-4)
-  assert large.held['trained'] == pytest.approx(4 * parameters / 64, rel=0.01)
-  assert large.fits and large.headroom == large.where.chip.hbm - large.total
-  # 6 FLOP a weight and position, and attention and encoders beside it.
-  assert 1 < sum(large.flops.values()) / (6 * parameters * 128 * 2048) < 1.2
+  assert large.resident_bytes['optimizer'] == pytest.approx(
+    2 * large.resident_bytes['trained'], rel=1e-4
+  )
+  assert large.resident_bytes['trained'] == pytest.approx(4 * parameters / 64, rel=0.01)
+  assert large.fits and large.headroom == large.slice.chip.hbm - large.total
+  # 6 FLOP per weight and position, plus attention and encoders.
+  assert 1 < sum(large.flops.parts.values()) / (6 * parameters * 128 * 2048) < 1.2
   text = sheet.text(large)
   for words in (
     'parameters, trained',
@@ -56,35 +65,36 @@ def test_a_plan_says_everything_without_reading_a_weight(large):
     assert words in text, words
 
 
-def test_what_does_not_fit_is_said(planner):
+def test_a_run_that_does_not_fit_is_marked(planner):
   small = planner.plan(stage2.get_config('13b,2k'), slices.find('v5e:4x4'), compile_it=False)
   assert not small.fits and small.headroom < 0 and 'DOES NOT FIT' in sheet.text(small)
 
 
 def test_search_ranks_what_fits_first(planner):
-  found = search.search(stage2.get_config('7b,224'), slices.find('v5e:4x8'), planner, compiled=0)
-  fitting = [plan.fits for plan in found]
-  assert fitting == sorted(fitting, reverse=True) and 0 < sum(fitting) < len(found)
-  speeds = [plan.roofline.tokens for plan in found if plan.fits]
+  plans_found = search.search(
+    stage2.get_config('7b,224'), slices.find('v5e:4x8'), planner, compile_best=0
+  )
+  fitting = [plan.fits for plan in plans_found]
+  assert fitting == sorted(fitting, reverse=True) and 0 < sum(fitting) < len(plans_found)
+  speeds = [plan.roofline.tokens for plan in plans_found if plan.fits]
   assert speeds == sorted(speeds, reverse=True)
   assert (
-    len({plan.mesh['tensor'] for plan in found}) > 1
-    and len({plan.config.model.remat for plan in found}) > 1
+    len({plan.mesh['tensor'] for plan in plans_found}) > 1
+    and len({plan.config.model.remat for plan in plans_found}) > 1
   )
-  assert all(plan.mesh['data'] * plan.mesh['fsdp'] * plan.mesh['tensor'] == 32 for plan in found)
-  assert len(sheet.ranked(found[:5]).splitlines()) == 7
+  assert all(
+    plan.mesh['data'] * plan.mesh['fsdp'] * plan.mesh['tensor'] == 32 for plan in plans_found
+  )
+  assert len(sheet.ranked(plans_found[:5]).splitlines()) == 7
 
 
-def test_every_shipped_config_has_a_row_and_an_interrupted_table_goes_on(
-  planner, tmp_path, monkeypatch
-):
-  monkeypatch.chdir(ROOT)
+def test_every_shipped_config_has_a_row_and_an_interrupted_table_resumes(planner, tmp_path):
   runs = plan_command.shipped()
   assert len(runs) == 12
-  some = {run: runs[run] for run in ('stage1.py:7b,224', 'stage2.py:13b,2k')}
-  rows = table.fill(some, planner, tmp_path / 'rows.json', compiler=False)
+  chosen = {run: runs[run] for run in ('stage1.py:7b,224', 'stage2.py:13b,2k')}
+  rows = smallest_slices.fill(chosen, planner, tmp_path / 'rows.json', compiler=False)
   assert {(row['run'], row['kind']) for row in rows} == {
-    (run, kind) for run in some for kind in slices.CHIPS
+    (run, kind) for run in chosen for kind in slices.CHIPS
   }
   sizes = {
     (row['run'], row['kind']): slices.find(row['slice']).devices for row in rows if row['slice']
@@ -94,7 +104,7 @@ def test_every_shipped_config_has_a_row_and_an_interrupted_table_goes_on(
     for kind in slices.CHIPS
     if ('stage2.py:13b,2k', kind) in sizes
   )
-  text = table.markdown(rows)
+  text = smallest_slices.markdown(rows)
   assert (
     len([line for line in text.splitlines() if line.startswith('| stage')]) == 2
     and '**' not in text.splitlines()[2]
@@ -102,25 +112,25 @@ def test_every_shipped_config_has_a_row_and_an_interrupted_table_goes_on(
 
   class Never:
     def plan(self, *_, **__):
-      raise AssertionError('it was worked out before')
+      raise AssertionError('this plan was already made')
 
-  assert table.fill(some, Never(), tmp_path / 'rows.json', compiler=False) == rows
+  assert smallest_slices.fill(chosen, Never(), tmp_path / 'rows.json', compiler=False) == rows
   assert json.loads((tmp_path / 'rows.json').read_text()) == rows
 
 
 def test_plan_compiles_what_train_runs(tmp_path, monkeypatch):
-  """The same text goes to the compiler, for the same 8 devices."""
+  """The same StableHLO goes to the compiler, for the same 8 devices."""
   config = tiny(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2, 'steps': 1})
   texts = []
 
   class Compiling(Exception):
     pass
 
-  def compile(lowered, compiler_options=None):
+  def record(lowered, compiler_options=None):
     texts.append(lowered.as_text())
     raise Compiling
 
-  monkeypatch.setattr(jax.stages.Lowered, 'compile', compile)
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', record)
   monkeypatch.setattr(run_lib, 'open_data', lambda *_: run_lib.Data(None, {}, None, '', None))
   with pytest.raises(Compiling):
     train.train(config, tmp_path)
@@ -138,19 +148,68 @@ def test_a_step_of_a_recipe_is_planned_by_name():
       run_lib.training_run(config, name)
 
 
-def run(*arguments):
+@pytest.fixture(scope='module')
+def tiny_config():
+  return tiny(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2})
+
+
+def test_a_compiled_plan_has_the_compilers_bytes_and_collectives(planner, tiny_config, monkeypatch):
+  monkeypatch.setattr(slices, 'devices', lambda _: jax.devices())
+  plan = planner.plan(tiny_config, slices.find('v5e:2x4'), compile_it=True)
+  compiled, text = plan.compiled, sheet.text(plan)
+  assert plan.total == compiled.total > compiled.temporaries > 0
+  assert 'total, compiled' in text and 'all-gather' in text and 'llm.hidden_states forward' in text
+
+
+def test_a_plan_survives_compiler_text_that_cannot_be_read(planner, tiny_config, monkeypatch):
+  def broken(*_):
+    raise IndexError('list index out of range')
+
+  monkeypatch.setattr(slices, 'devices', lambda _: jax.devices())
+  monkeypatch.setattr(compiler_dumps, '_computations', broken)
+  monkeypatch.setattr(compiler_dumps, '_VALUE', None)
+  monkeypatch.setattr(compiler_dumps, 'op_names', broken)
+  text = sheet.text(planner.plan(tiny_config, slices.find('v5e:2x4'), compile_it=True))
+  for section in ('total, compiled', 'TFLOP', 'Roofline estimate', 'bytes estimated'):
+    assert section in text
+  missing = [line for line in text.splitlines() if line.startswith('Unavailable: ')]
+  assert [line.split(',')[0] for line in missing] == [
+    'Unavailable: collectives',
+    'Unavailable: largest buffers',
+  ]
+  assert all('because the compiler text has another format (IndexError: ' in m for m in missing)
+
+
+def test_a_compiler_without_the_dump_option_still_compiles(planner, tiny_config, monkeypatch):
+  compile_lowered = jax.stages.Lowered.compile
+
+  def refuse_options(lowered, compiler_options=None):
+    options = {'xla_no_such_option': True} if compiler_options else None
+    return compile_lowered(lowered, compiler_options=options)
+
+  monkeypatch.setattr(slices, 'devices', lambda _: jax.devices())
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', refuse_options)
+  text = sheet.text(planner.plan(tiny_config, slices.find('v5e:2x4'), compile_it=True))
+  assert 'total, compiled' in text
+  assert 'Unavailable: largest buffers, because the compiler dumped no buffer assignment' in text
+
+
+def run(*arguments, cwd=ROOT):
   return subprocess.run(
-    [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+    [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
   )
 
 
-def test_the_door_answers_without_a_compiler():
-  """Where libtpu is not installed, and where it is not asked."""
-  hidden = "import sys, runpy; sys.modules['libtpu'] = None; runpy.run_module('sphinx_jax.plan', run_name='__main__', alter_sys=True)"
-  done = run('-c', hidden, '--config=configs/stage1.py:7b,224', '--topology=v5p-16', '--compile')
+def test_the_command_answers_without_a_compiler(tmp_path):
+  """If libtpu is not installed, and if it is not asked. Any directory will do."""
+  hidden = (
+    "import sys, runpy; sys.modules['libtpu'] = None; "
+    "runpy.run_module('sphinx_jax.plan', run_name='__main__', alter_sys=True)"
+  )
+  done = run('-c', hidden, '--config=stage1:7b,224', '--topology=v5p-16', '--compile', cwd=tmp_path)
   assert done.returncode == 0, done.stderr
   assert 'v5p:2x2x2 (v5p-16, 8 devices)' in done.stdout and 'Not compiled' in done.stdout
-  assert 'libtpu is not installed: estimates from shapes and layouts only' in done.stderr
+  assert 'libtpu is not installed: estimates from shapes and shardings only' in done.stderr
   done = run(
     '-m',
     'sphinx_jax.plan',
@@ -167,20 +226,13 @@ def test_the_door_answers_without_a_compiler():
 @pytest.mark.parametrize(
   'arguments, words',
   [
-    (['--config=configs/stage1.py:7b,224', '--topology=v5p:9x9x9'], 'v5p:4x4x4'),
-    (
-      ['--config=configs/mini.py', '--step=stage2'],
-      "mesh of 'stage2': got 1 devices, expected all 64",
-    ),
+    (['--config=stage1:7b,224', '--topology=v5p:9x9x9'], 'v5p:4x4x4'),
+    (['--config=mini', '--step=stage2'], "mesh of 'stage2': got 1 devices, expected all 64"),
     (['--topologies=some'], "'some', expected one of all"),
     ([], '--config: got nothing'),
   ],
 )
 def test_a_wrong_question_gets_one_clear_line(arguments, words):
   done = run('-m', 'sphinx_jax.plan', *arguments)
-  assert (
-    done.returncode == 2
-    and words in done.stderr
-    and done.stderr.count('error: ') == 1
-    and 'Traceback' not in done.stderr
-  )
+  assert done.returncode == 2 and words in done.stderr
+  assert done.stderr.count('error: ') == 1 and 'Traceback' not in done.stderr
