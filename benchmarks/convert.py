@@ -132,7 +132,7 @@ def main() -> None:
       f'{name:<18}{read:>9.2f}{written:>12.2f}{seconds:>9.1f}{copy:>7.1f}{seconds / copy:>7.2f}{written / seconds:>7.2f}'
       f'{memory:>10.2f}'
     )
-  opened = shards.fold(official_folder)['official']
+  opened = shards.open_sets(official_folder)['official']
   largest = max(tensor.nbytes for tensor in shards.merge(opened, print).values())
   print(
     f'largest tensor {largest / 2**20:.0f} MiB: promised are 2 GiB + twice that; '

@@ -1,12 +1,18 @@
-"""Takes weights in and out: `python -m sphinx_jax.convert --source=DIR --output=DIR`.
+"""Imports weights of other projects into a checkpoint, and exports them again:
 
-In: an official SPHINX folder, LLaMA of Meta or HF transformers, or several sources for a fresh SPHINX, from which stage 1
-starts: --source=LLAMA,CLIP,CONVNEXT,DINOV2,BLIP2 --variant=llama_ens. Formats are recognised by their files.
-Out: --to=official (with --shards=N) or --to=hf takes one of our checkpoints back.
---dry_run prints the table of names and shapes, and what is missing or left over. --verify=DIR compares with another model.
+    python -m sphinx_jax.convert --source=DIR --output=DIR
+
+Import: an official SPHINX folder, LLaMA as Meta or HF transformers release it, or several sources
+for a fresh SPHINX, the start of stage 1:
+--source=LLAMA,CLIP,CONVNEXT,DINOV2,BLIP2 --variant=llama_ens. The format is detected.
+Export: --to=official (with --shards=N) or --to=hf writes one of our checkpoints in that format.
+--dry_run prints the table of names and shapes, and the missing and unused tensors.
+--verify=DIR compares --source with another model.
+
+launch/environment.sh sets MALLOC_* variables that keep freed memory for the next tensors. Without
+them the conversion works, but takes up to twice as long.
 """
 
-import base64
 import contextlib
 import functools
 import os
@@ -21,10 +27,12 @@ import psutil
 from absl import flags
 
 from sphinx_jax.checkpoint import store, stream
+from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
 from sphinx_jax.checkpoint.foreign import assemble, export, sources
+from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.checkpoint.read_ahead import read_ahead
-from sphinx_jax.core import cli, config as config_lib, errors, trees
-from sphinx_jax.core.progress import log, Progress
+from sphinx_jax.core import cli, config as config_lib, errors, text, trees
+from sphinx_jax.core.progress import Progress, log
 from sphinx_jax.data import dialog
 from sphinx_jax.generate import load as loading
 
@@ -38,43 +46,42 @@ def open_sources(
   tokenizer: str | None = None,
   strict: bool = True,
 ) -> assemble.Assembly:
-  """Recognises what lies there, says it, and puts a model together; no weight is read.
+  """Detects and logs the format of each source and assembles a model without reading weights.
 
   Args:
     paths: one whole model, or a language model and encoders.
-    variant: the official name of the model, where the files do not say.
-    base: folder that deltas are added to.
-    tokenizer: a tokenizer.model, where the language model's folder has none.
-    strict: see `assemble.assemble`.
+    variant: the official name of the model, if the files do not have it.
+    base: the folder that deltas are added to.
+    tokenizer: path of a tokenizer.model, if the language model's folder has none.
+    strict: as in `assemble.assemble`.
 
   Raises:
-    SphinxError: nothing recognised, or files that do not fit together.
+    SphinxError: a format is unknown, or the files do not fit together.
   """
   for path in paths:
-    if loading.is_ours(path):
+    if loading.is_checkpoint(path):
       raise errors.make(
         f"source '{path}'",
-        'a checkpoint of ours',
-        'weights of others',
-        'give --to=official or --to=hf to take it back',
+        'a checkpoint of sphinx_jax',
+        'weights of another project',
+        'add --to=official or --to=hf to export it',
       )
-  found = [sources.open_source(path, variant, base) for path in paths]
-  for source in found:
-    size = trees.nbytes(source.tensors)
+  opened = [sources.open_source(path, variant, base) for path in paths]
+  for source in opened:
     dtypes = sorted({str(tensor.dtype) for tensor in source.tensors.values()})
     log.info(
       "'%s': %s, %d tensors, %.2f GB, %s",
       source.path,
       source.kind,
       len(source.tensors),
-      size / 1e9,
+      trees.nbytes(source.tensors) / 1e9,
       ', '.join(dtypes),
     )
-  given = None if tokenizer is None else _bytes(tokenizer)
-  return assemble.assemble(found, variant or 'llama_ens', given, strict)
+  model_bytes = None if tokenizer is None else _read_tokenizer(tokenizer)
+  return assemble.assemble(opened, variant or 'llama_ens', model_bytes, strict)
 
 
-def _bytes(path: str) -> bytes:
+def _read_tokenizer(path: str) -> bytes:
   try:
     return pathlib.Path(path).read_bytes()
   except OSError as error:
@@ -86,59 +93,45 @@ def _bytes(path: str) -> bytes:
     ) from None
 
 
-def read_in(assembly: assemble.Assembly, output: str, seed: int = 0) -> None:
-  """Writes a checkpoint of ours, a layer at a time; it appears when it is complete.
+def import_checkpoint(assembly: assemble.Assembly, output: str, seed: int = 0) -> None:
+  """Writes a checkpoint of sphinx_jax layer by layer. It appears when it is complete.
 
   Args:
     assembly: from `open_sources`.
-    output: directory, as of a run.
-    seed: of the parameters that no source has.
+    output: directory of the checkpoint, in the form of a run's directory.
+    seed: random seed for the parameters that no source has.
 
   Raises:
-    SphinxError: no tokenizer; an output that holds a checkpoint; a damaged file.
+    SphinxError: there is no tokenizer, the output holds a checkpoint, or a file is damaged.
   """
   if assembly.tokenizer is None:
     raise errors.make(
       'convert',
       'no tokenizer.model beside the weights',
-      'one, as a checkpoint carries its tokenizer',
+      'one, because a checkpoint carries its tokenizer',
       'give --tokenizer=FILE',
     )
-  arrays, started = (
-    assemble.arrays(assembly),
-    assemble.fresh(assembly, seed) if assembly.fresh else {},
-  )
-  carried = {
-    name: stream.Array(tensor.shape, tensor.dtype, lambda _, tensor=tensor: tensor.read())
-    for name, tensor in assembly.carried.items()
+  arrays = assemble.arrays(assembly)
+  fresh = assemble.init_fresh(assembly, seed) if assembly.fresh else {}
+  unused = {
+    name: stream.Array(tensor.shape, tensor.dtype, functools.partial(_read_whole, tensor))
+    for name, tensor in assembly.unused.items()
   }
-  writer = stream.Writer(output, {'params': assembly.shapes, 'carried': carried}, _meta(assembly))
+  writer = stream.Writer(
+    output, {'params': assembly.shapes, export.UNUSED_ITEM: unused}, _meta(assembly)
+  )
   try:
-    pieces = [
-      (item, path, array, index, size)
-      for item, group in (('params', arrays), ('carried', carried))
-      for path, array in group.items()
-      for index, size in array.pieces()
-    ]
-    values = read_ahead(
-      [(size, functools.partial(array.read, index)) for _, _, array, index, size in pieces]
-    )
-    with Progress(total=sum(size for *_, size in pieces), what='writing', unit='B') as bar:
-      for item, path, _, index, size in pieces:
-        writer.write(
-          item, path, next(values), index
-        )  # No name holds the value while the next one is read.
-        bar.update(size)
-    for path, value in started.items():
+    _copy_arrays(writer, {'params': arrays, export.UNUSED_ITEM: unused})
+    for path, value in fresh.items():
       writer.write('params', path, value)
     writer.finish()
   except BaseException:
     writer.abandon()
     raise
-  if started:
-    log.info('started from random numbers (seed %d): %s', seed, ', '.join(started))
-  if carried:
-    log.info('carried along, not used by the model: %s', ', '.join(carried))
+  if fresh:
+    log.info('initialized at random (seed %d): %s', seed, ', '.join(fresh))
+  if unused:
+    log.info('kept, not used by the model: %s', ', '.join(unused))
   if assembly.dropped:
     log.info(
       'left out, not used by the model: %d tensors (%s, ...)',
@@ -147,57 +140,83 @@ def read_in(assembly: assemble.Assembly, output: str, seed: int = 0) -> None:
     )
 
 
+def _read_whole(tensor: Tensor, index: stream.Index) -> np.ndarray:
+  del index  # Such a tensor is no stack, so it is always read at once.
+  return tensor.read()
+
+
+def _copy_arrays(writer: stream.Writer, items: Mapping[str, Mapping[str, stream.Array]]) -> None:
+  """Writes all arrays of all items, and reads the next pieces meanwhile."""
+  pieces = [
+    (item, path, array, index, size)
+    for item, arrays in items.items()
+    for path, array in arrays.items()
+    for index, size in array.pieces()
+  ]
+  values = read_ahead(
+    [(size, functools.partial(array.read, index)) for _, _, array, index, size in pieces]
+  )
+  with Progress(total=sum(size for *_, size in pieces), what='writing', unit='B') as bar:
+    for item, path, _, index, size in pieces:
+      # The value is not bound to a name, which would keep it while the next one is read.
+      writer.write(item, path, next(values), index)
+      bar.update(size)
+
+
 def _meta(assembly: assemble.Assembly) -> dict[str, Any]:
   config = ml_collections.ConfigDict(
     {'name': 'converted', 'model': assembly.config.to_dict(), 'dialog': {'system': dialog.SYSTEM}}
   )
-  return {
-    'config': config_lib.to_json(config),
-    'tokenizer': base64.b64encode(assembly.tokenizer).decode(),
-    'dialog': {'system': dialog.SYSTEM},
-    'foreign': assembly.origin,
-  }
+  bundle = Bundle(config, assembly.tokenizer, {'system': dialog.SYSTEM})
+  return {**bundle.to_meta(), 'foreign': assembly.origin}
 
 
-def take_out(
+def export_checkpoint(
   source: str, output: str | None, to: str, shards: int = 1, dry_run: bool = False
 ) -> None:
-  """Writes a checkpoint of ours in a foreign format; the folder appears when it is complete.
+  """Writes a checkpoint of sphinx_jax in a foreign format. The folder appears when it is complete.
 
   Args:
     source: a run's directory or one step's.
-    output: folder to be made.
-    to: 'official' or 'hf' (the language model alone).
-    shards: of an official folder, for as many tensor-parallel ranks.
-    dry_run: prints names and shapes instead.
+    output: folder to create.
+    to: 'official', or 'hf' (the language model alone).
+    shards: number of tensor-parallel shards of an official folder.
+    dry_run: print names and shapes instead.
 
   Raises:
-    SphinxError: no checkpoint, a model that the format does not have, shards that do not divide, an output that exists.
+    SphinxError: the source is no checkpoint, the format does not have this model, the shards do not
+      divide it, or the output exists.
   """
   meta = store.load_meta(source)
-  config, origin = config_lib.from_json(meta['config']).model, meta.get('foreign', {})
-  found = export.TARGETS[to].tensors(
-    config, stream.read(source), stream.read(source, 'carried'), origin
+  bundle = Bundle.from_meta(meta, source)
+  config, origin = bundle.config.model, meta.get('foreign', {})
+  target = export.TARGETS[to]
+  tensors = target.tensors(
+    config, stream.read(source), stream.read(source, export.UNUSED_ITEM), origin
   )
   if dry_run:
-    for key, tensor in found.items():
+    for key, tensor in tensors.items():
       print(f'{key} {list(tensor.shape)} {tensor.dtype}')
     return
   with _new_folder(output) as folder:
-    export.TARGETS[to].write(
-      folder, config, found, base64.b64decode(meta['tokenizer']), origin, shards
-    )
+    target.write(folder, config, tensors, bundle.tokenizer or b'', origin, shards)
   if to == 'hf' and config.encoders:
-    log.info('the language model alone; left out: encoders, projections, start and end of a view')
+    log.info(
+      'only the language model was written, without the encoders, their projections and the '
+      'parameters that mark start and end of a view'
+    )
 
 
 @contextlib.contextmanager
 def _new_folder(output: str) -> Iterator[pathlib.Path]:
-  """A temporary folder that becomes `output` if nothing is raised."""
+  """Yields a temporary folder that is renamed to `output` if the block does not raise."""
   final = pathlib.Path(output).absolute()
   if final.exists() and (not final.is_dir() or any(final.iterdir())):
     raise errors.make(
-      f"output '{output}'", 'something there already', 'a new folder', 'give another --output'
+      f"output '{output}'",
+      'a path that exists already',
+      'a new or empty folder',
+      'give another --output',
     )
   partial = final.with_name(final.name + '.partial')
   shutil.rmtree(partial, ignore_errors=True)
@@ -212,95 +231,107 @@ def _new_folder(output: str) -> Iterator[pathlib.Path]:
     raise
 
 
-def verify(first: str, second: str, **options) -> float:
-  """Prints how far two models are from each other: every parameter, part by part, and the logits of one example.
+def verify(first: str, second: str, **options: Any) -> float:
+  """Prints how much two models differ: in every parameter, by part, and in the logits of a prompt.
 
   Args:
-    first, second: our checkpoints or others' folders.
-    options: as in `sources.open_source`, for `first`.
+    first, second: checkpoints of sphinx_jax or foreign folders.
+    options: arguments of `sources.open_source` for `first`.
 
   Returns:
-    The largest difference of any parameter or logit; 0 for equal ones.
+    The largest difference of any parameter or logit; 0 if all are equal.
 
   Raises:
-    SphinxError: models of other parameters.
+    SphinxError: the models have different parameters.
   """
-  (config, a), (other, b) = _arrays(first, **options), _arrays(second)
-  for line in config_lib.differences(config_lib.to_dict(config), config_lib.to_dict(other)):
-    print(f'config: {line}')
-  if lines := trees.difference(a, b):
+  config, arrays = _open_model(first, **options)
+  other_config, other_arrays = _open_model(second)
+  for difference in config_lib.differences(
+    config_lib.to_dict(config), config_lib.to_dict(other_config)
+  ):
+    print(f'config: {difference}')
+  lines = trees.differences(arrays, other_arrays)
+  if lines:
     raise errors.make(
       f"verify '{second}'",
       f'{len(lines)} differences: ' + '; '.join(lines[:10]),
       f"the parameters of '{first}'",
       'compare models of one size',
     )
-  rows: dict[str, list[float]] = {}
-  with Progress(total=trees.nbytes(a), what='comparing', unit='B') as bar:
-    for path, array in a.items():
-      part = '/'.join(path.split('/')[: 2 if path.startswith('encoders/') else 1])
-      rows.setdefault(part, []).append(
-        max(_distance(array.read(index), b[path].read(index)) for index, _ in array.pieces())
+  differences: dict[str, list[float]] = {}  # Part of the model -> of each of its parameters.
+  with Progress(total=trees.nbytes(arrays), what='comparing', unit='B') as bar:
+    for path, array in arrays.items():
+      depth = 2 if path.startswith('encoders/') else 1
+      part = '/'.join(path.split('/')[:depth])
+      largest = max(
+        _largest_difference(array.read(index), other_arrays[path].read(index))
+        for index, _ in array.pieces()
       )
+      differences.setdefault(part, []).append(largest)
       bar.update(array.nbytes)
-  print(f'{"part":<20}{"parameters":>12}{"equal":>8}{"largest difference":>22}')
-  for part, distances in rows.items():
-    print(f'{part:<20}{len(distances):>12}{distances.count(0.0):>8}{max(distances):>22.3g}')
-  worst = max(map(max, rows.values()))
-  # Each model is loaded in its turn, and computes in float32.
-  if trees.nbytes(a) > psutil.virtual_memory().available / 4:
-    print('logits: not compared, the memory of this machine is too small')
-    return worst
-  distance = _distance(_example(first, config), _example(second, other))
-  print(f'{"logits":<20}{"":>12}{"":>8}{distance:>22.3g}')
-  return max(worst, distance)
+  rows = [('part', 'parameters', 'equal', 'largest difference')]
+  for part, values in differences.items():
+    rows.append((part, len(values), values.count(0.0), f'{max(values):.3g}'))
+  worst = max(map(max, differences.values()))
+  # The models are loaded one after the other and compute in float32.
+  has_memory = trees.nbytes(arrays) <= psutil.virtual_memory().available / 4
+  if has_memory:
+    logits = _largest_difference(
+      _example_logits(first, config), _example_logits(second, other_config)
+    )
+    rows.append(('logits', '', '', f'{logits:.3g}'))
+    worst = max(worst, logits)
+  print(text.table(rows, 'lrrr'))
+  if not has_memory:
+    print('logits: not compared, this machine has too little memory')
+  return worst
 
 
-def _arrays(
-  directory: str, **options
+def _open_model(
+  directory: str, **options: Any
 ) -> tuple[ml_collections.ConfigDict, Mapping[str, stream.Array]]:
-  if loading.is_ours(directory):
-    return config_lib.from_json(store.load_meta(directory)['config']).model, stream.read(directory)
+  """Returns model config and arrays of a checkpoint of sphinx_jax or of a foreign folder."""
+  if loading.is_checkpoint(directory):
+    return load_bundle(directory).config.model, stream.read(directory)
   assembly = assemble.assemble([sources.open_source(directory, **options)])
   return assembly.config, assemble.arrays(assembly)
 
 
-def _distance(a: np.ndarray, b: np.ndarray) -> float:
-  """The largest difference; infinite where only one is no number."""
+def _largest_difference(a: np.ndarray, b: np.ndarray) -> float:
+  """Returns the largest absolute difference; infinite if one number is NaN and the other is not."""
   a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
-  return float(
-    np.nan_to_num(
-      np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.abs(a - b)), nan=np.inf
-    ).max(initial=0)
-  )
+  are_equal = (a == b) | (np.isnan(a) & np.isnan(b))
+  difference = np.where(are_equal, 0, np.abs(a - b))
+  return float(np.nan_to_num(difference, nan=np.inf).max(initial=0))
 
 
-def _example(directory: str, config: ml_collections.ConfigDict) -> np.ndarray:
-  """Logits of a fixed row of random tokens, with a random image where the model sees."""
+def _example_logits(directory: str, config: ml_collections.ConfigDict) -> np.ndarray:
+  """Returns the logits of 16 fixed random tokens, with a random image if the model has encoders."""
   rng = np.random.default_rng(0)
   tokens = rng.integers(0, config.llm.vocab, (1, 16))
-  image = (
-    rng.integers(0, 256, (1, config.image_size, config.image_size, 3), np.uint8)
-    if config.encoders
-    else None
-  )
+  image = None
+  if config.encoders:
+    image = rng.integers(0, 256, (1, config.image_size, config.image_size, 3), np.uint8)
   return np.asarray(loading.load_model(directory, dtype='float32').logits(tokens, image))
 
 
 def print_table(assembly: assemble.Assembly) -> None:
-  """Their names and shapes beside ours, one line for all layers; then what is missing, fresh and left over."""
+  """Prints foreign names and shapes beside ours, one line for all layers.
+
+  Differences and the fresh, unused and dropped names follow.
+  """
   arrays = assemble.arrays(assembly)
   width = max(len(weight.key) for weight in assembly.table) + 6
   for weight in assembly.table:
+    array = arrays[weight.path]
     key = weight.key if weight.layers is None else f'{weight.key} x{len(weight.layers)}'
-    theirs, ours = weight.their_shape(arrays[weight.path].shape), arrays[weight.path].shape
-    print(
-      f'{key:<{width}} {str(list(theirs)):<20} {weight.path} {list(ours)} {arrays[weight.path].dtype}'
-    )
+    foreign_shape = str(list(weight.foreign_shape(array.shape)))
+    ours = f'{weight.path} {list(array.shape)} {array.dtype}'
+    print(f'{key:<{width}} {foreign_shape:<20} {ours}')
   for title, names in (
     ('differs', assembly.differences),
-    ('starts from random numbers', assembly.fresh),
-    ('carried along, not used by the model', assembly.carried),
+    ('initialized at random', assembly.fresh),
+    ('kept, not used by the model', assembly.unused),
     ('left out, not used by the model', assembly.dropped),
   ):
     for name in names:
@@ -308,6 +339,7 @@ def print_table(assembly: assemble.Assembly) -> None:
 
 
 def main() -> None:
+  """Imports, exports, compares or lists weights, as the flags ask."""
   if not FLAGS.source:
     raise errors.make(
       '--source', 'nothing', 'a folder or file of weights', 'for instance --source=DIR --output=DIR'
@@ -320,44 +352,48 @@ def main() -> None:
       '--output',
       'nothing',
       'a new directory',
-      'for instance --output=DIR, or --dry_run to look only',
+      'for instance --output=DIR, or --dry_run to write nothing',
     )
   if FLAGS.to:
-    take_out(FLAGS.source[0], FLAGS.output, FLAGS.to, FLAGS.shards, FLAGS.dry_run)
+    export_checkpoint(FLAGS.source[0], FLAGS.output, FLAGS.to, FLAGS.shards, FLAGS.dry_run)
     return
   assembly = open_sources(
     FLAGS.source, FLAGS.variant, FLAGS.base, FLAGS.tokenizer, strict=not FLAGS.dry_run
   )
   if FLAGS.dry_run:
     print_table(assembly)
-  else:
-    read_in(assembly, FLAGS.output, FLAGS.seed)
-    log.info("'%s': done", FLAGS.output)
+    return
+  import_checkpoint(assembly, FLAGS.output, FLAGS.seed)
+  log.info("'%s': done", FLAGS.output)
 
 
 if __name__ == '__main__':
   flags.DEFINE_list(
     'source',
     [],
-    'What to read: a folder or file; for a fresh SPHINX the language model and the encoders.',
+    'Folder or file of weights. For a fresh SPHINX: language model and encoders, with commas.',
   )
-  flags.DEFINE_string('output', None, 'Directory to be made.')
+  flags.DEFINE_string('output', None, 'Directory to create.')
   flags.DEFINE_enum(
-    'to', None, list(export.TARGETS), 'Takes one of our checkpoints back to this format.'
+    'to', None, list(export.TARGETS), 'Export a checkpoint of sphinx_jax to this format.'
   )
-  flags.DEFINE_integer('shards', 1, 'Tensor-parallel shards of an official folder.', lower_bound=1)
+  flags.DEFINE_integer(
+    'shards', 1, 'Number of tensor-parallel shards of an official folder.', lower_bound=1
+  )
   flags.DEFINE_string(
-    'variant', None, 'The official name of the model (llama_ens5, ...), where no meta.json says it.'
+    'variant', None, 'Official name of the model (llama_ens5, ...), if no meta.json has it.'
   )
-  flags.DEFINE_string('base', None, 'The folder that the deltas of *.model-diff.pth are added to.')
   flags.DEFINE_string(
-    'tokenizer', None, "A tokenizer.model, where the language model's folder has none."
+    'base', None, 'Folder of the weights that the deltas of *.model-diff.pth are added to.'
   )
-  flags.DEFINE_integer('seed', 0, 'Of the parameters that no source has (projections).')
+  flags.DEFINE_string(
+    'tokenizer', None, "Path of a tokenizer.model, if the language model's folder has none."
+  )
+  flags.DEFINE_integer('seed', 0, 'Random seed for the parameters that no source has.')
   flags.DEFINE_bool(
     'dry_run',
     False,
-    'Prints the table of names and shapes, and what is missing or left over; writes nothing.',
+    'Print the table of names and shapes, and the missing and unused tensors; write nothing.',
   )
-  flags.DEFINE_string('verify', None, 'Another model to compare --source with; writes nothing.')
+  flags.DEFINE_string('verify', None, 'Compare --source with this model; write nothing.')
   cli.run(main)

@@ -38,8 +38,8 @@ def door(*flags: str) -> subprocess.CompletedProcess:
   )
 
 
-def read_in(source, output, **options) -> pathlib.Path:
-  convert.read_in(convert.open_sources([source], **options), output)
+def imported(source, output, **options) -> pathlib.Path:
+  convert.import_checkpoint(convert.open_sources([source], **options), output)
   return output
 
 
@@ -92,8 +92,8 @@ def test_there_and_back_is_bit_equal(light, tmp_path, dtype, came, go):
     1e-7,
   ]  # No arithmetic on the way.
   source = release.write_official(tmp_path / 'a', arrays, came)
-  ours = read_in(source, tmp_path / 'ours')
-  convert.take_out(ours, tmp_path / 'b', 'official', go)
+  ours = imported(source, tmp_path / 'ours')
+  convert.export_checkpoint(ours, tmp_path / 'b', 'official', go)
   assert_bit_equal(merged(torch_shards(tmp_path / 'b')), arrays)
   for name in ('config.json', 'meta.json'):
     assert json.loads((tmp_path / 'b' / name).read_text()) == json.loads(
@@ -117,14 +117,14 @@ def test_every_encoder_and_what_no_model_reads_come_back(tmp_path):
     variant='llama_ens',
     config=release.CONFIG | {'load_pretrained_visual_encoder': True},
   )
-  ours = read_in(source, tmp_path / 'ours')
+  ours = imported(source, tmp_path / 'ours')
   assert set(stream.read(ours, 'carried')) == {key.removeprefix('llma.') for key in shapes} & {
     'dinov2_vitg14.mask_token',
     'clip.logit_scale',
     'clip.visual.proj',
     'clip.ln_final.bias',
   }
-  convert.take_out(ours, tmp_path / 'b', 'official', 2)
+  convert.export_checkpoint(ours, tmp_path / 'b', 'official', 2)
   assert_bit_equal(merged(torch_shards(tmp_path / 'b')), arrays)
   assert json.loads((tmp_path / 'b' / 'meta.json').read_text()) == {'llama_type': 'llama_ens'}
   # What we wrote is read as what others wrote; the released config asks for QuickGELU.
@@ -142,13 +142,13 @@ def test_huggingface_comes_back_in_mixed_dtypes(tmp_path):
   source = release.write_meta(
     tmp_path / 'meta', release.tensors(release.llama_shapes(), np.float16)
   )
-  convert.take_out(read_in(source, tmp_path / 'ours'), tmp_path / 'hf', 'hf')
+  convert.export_checkpoint(imported(source, tmp_path / 'ours'), tmp_path / 'hf', 'hf')
   first = safetensors.torch.load_file(tmp_path / 'hf' / 'model.safetensors')
   arrays = {key: value.numpy() for key, value in first.items()}
   arrays['model.layers.0.self_attn.rotary_emb.inv_freq'] = np.linspace(0, 1, 2, dtype=np.float32)
   (tmp_path / 'hf' / 'model.safetensors').unlink()
   safetensors_files.write_safetensors(tmp_path / 'hf', release.as_tensors(arrays))
-  convert.take_out(read_in(tmp_path / 'hf', tmp_path / 'again'), tmp_path / 'back', 'hf')
+  convert.export_checkpoint(imported(tmp_path / 'hf', tmp_path / 'again'), tmp_path / 'back', 'hf')
   assert_bit_equal(safetensors.torch.load_file(tmp_path / 'back' / 'model.safetensors'), arrays)
   assert (tmp_path / 'back' / 'config.json').read_text() == (
     tmp_path / 'hf' / 'config.json'
@@ -157,11 +157,11 @@ def test_huggingface_comes_back_in_mixed_dtypes(tmp_path):
 
 def test_double_precision_is_kept(tmp_path):
   arrays = release.tensors(release.llama_shapes(), np.float64)
-  ours = read_in(release.write_meta(tmp_path / 'a', arrays), tmp_path / 'ours')
+  ours = imported(release.write_meta(tmp_path / 'a', arrays), tmp_path / 'ours')
   assert (
     stream.read(ours)['llm/output/kernel'].read(()).tobytes() == arrays['output.weight'].T.tobytes()
   )
-  convert.take_out(ours, tmp_path / 'hf', 'hf')
+  convert.export_checkpoint(ours, tmp_path / 'hf', 'hf')
   found = safetensors.torch.load_file(tmp_path / 'hf' / 'model.safetensors')
   for theirs, meta in (
     ('lm_head', 'output'),
@@ -179,7 +179,7 @@ def test_replicas_that_differ_are_named_and_rank_0_counts(tmp_path, caplog, monk
   }
   release.write_meta(tmp_path / 'other', other, 2)
   shutil.copy(tmp_path / 'other' / 'consolidated.01.pth', folder)
-  ours = read_in(folder, tmp_path / 'ours')
+  ours = imported(folder, tmp_path / 'ours')
   warnings = [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
   assert len(warnings) == 1 and warnings[0].startswith(
     'norm.weight: the copies in shards 0 and 1 differ by up to 0.5'
@@ -246,7 +246,7 @@ def test_the_door_says_what_it_found_and_tells_of_the_rest(light, tmp_path):
 
 def test_help_tells():
   done = door('--help')
-  assert 'Takes weights in and out' in done.stdout
+  assert 'Imports weights of other projects' in done.stdout
   for flag in (
     '--source',
     '--output',
@@ -274,18 +274,18 @@ def test_dry_run_shows_names_shapes_missing_and_left_over_and_writes_nothing(lig
     'start_img [1, 1, 16] start_img [16] float32',
     'differs: missing layers.1.feed_forward.w2.weight',
     'differs: left over layers.7.attention.wq.weight',
-    'carried along, not used by the model: dinov2_vitg14.mask_token',
+    'kept, not used by the model: dinov2_vitg14.mask_token',
   ):
     assert line in lines
   assert [path.name for path in tmp_path.iterdir()] == ['a']
 
 
 def test_dry_run_of_the_way_out_names_every_tensor(tmp_path, capsys):
-  ours = read_in(
+  ours = imported(
     release.write_meta(tmp_path / 'a', release.tensors(release.llama_shapes(), np.float16)),
     tmp_path / 'ours',
   )
-  convert.take_out(ours, None, 'hf', dry_run=True)
+  convert.export_checkpoint(ours, None, 'hf', dry_run=True)
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) == 3 + 2 * 9 and 'model.layers.1.mlp.up_proj.weight [48, 16] float16' in lines
 
@@ -296,9 +296,9 @@ def table(text: str) -> dict[str, list[str]]:
 
 
 def test_verify_of_equal_models_is_zero(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(convert, '_example', lambda *_: np.zeros(1))  # Logits: see the next test.
+  monkeypatch.setattr(convert, '_example_logits', lambda *_: np.zeros(1))  # Logits: see the next test.
   release.write_meta(tmp_path / 'a', release.tensors(release.llama_shapes()))
-  assert convert.verify(read_in(tmp_path / 'a', tmp_path / 'ours'), tmp_path / 'a') == 0
+  assert convert.verify(imported(tmp_path / 'a', tmp_path / 'ours'), tmp_path / 'a') == 0
   out = capsys.readouterr().out
   assert table(out)['llm'] == ['12', '12', '0'] and 'config:' not in out
 
@@ -324,7 +324,7 @@ def test_verify_tells_the_largest_difference_and_keys_of_the_config(tmp_path, ca
 
 
 def test_verify_of_nan_on_one_side_only_is_no_zero(tmp_path, monkeypatch):
-  monkeypatch.setattr(convert, '_example', lambda *_: np.zeros(1))
+  monkeypatch.setattr(convert, '_example_logits', lambda *_: np.zeros(1))
   arrays = release.tensors(release.llama_shapes())
   release.write_meta(tmp_path / 'a', arrays)
   arrays['norm.weight'][0] = np.nan
@@ -357,10 +357,10 @@ def stop(self, value):
     os.kill(os.getpid(), signal.SIGKILL)
   return real(self, value)
 setattr(foreign.Weight, method, stop)
-if method == 'to_ours':
-  convert.read_in(convert.open_sources([source]), output)
+if method == 'to_native':
+  convert.import_checkpoint(convert.open_sources([source]), output)
 else:
-  convert.take_out(source, output, 'official' if 'official' in output else 'hf')
+  convert.export_checkpoint(source, output, 'official' if 'official' in output else 'hf')
 """
 
 
@@ -381,24 +381,24 @@ def test_killed_on_the_way_in_or_out_nothing_looks_finished_and_the_next_try_suc
 ):
   arrays = release.tensors(light)
   release.write_official(tmp_path / 'a', arrays)
-  killed(tmp_path / 'a', tmp_path / 'ours', 'to_ours')
+  killed(tmp_path / 'a', tmp_path / 'ours', 'to_native')
   assert any((tmp_path / 'ours').rglob('*')) and store.latest(tmp_path / 'ours') is None
   with pytest.raises(errors.SphinxError):
-    convert.take_out(tmp_path / 'ours', tmp_path / 'x', 'official')
-  read_in(tmp_path / 'a', tmp_path / 'ours')
-  killed(tmp_path / 'ours', tmp_path / 'official', 'to_theirs')
+    convert.export_checkpoint(tmp_path / 'ours', tmp_path / 'x', 'official')
+  imported(tmp_path / 'a', tmp_path / 'ours')
+  killed(tmp_path / 'ours', tmp_path / 'official', 'to_foreign')
   assert not (tmp_path / 'official').exists() and any(
     path.name.startswith('official') for path in tmp_path.iterdir()
   )
-  convert.take_out(tmp_path / 'ours', tmp_path / 'official', 'official')
+  convert.export_checkpoint(tmp_path / 'ours', tmp_path / 'official', 'official')
   assert_bit_equal(merged(torch_shards(tmp_path / 'official')), arrays)
   assert sorted(path.name for path in tmp_path.iterdir()) == ['a', 'official', 'ours']
 
 
-@pytest.mark.parametrize('method', ['to_ours', 'to_theirs'])
+@pytest.mark.parametrize('method', ['to_native', 'to_foreign'])
 def test_interrupted_by_hand_leaves_nothing(tmp_path, monkeypatch, method):
   source = release.write_meta(tmp_path / 'a', release.tensors(release.llama_shapes()))
-  ours, seen, real = read_in(source, tmp_path / 'ours'), [], getattr(foreign.Weight, method)
+  ours, seen, real = imported(source, tmp_path / 'ours'), [], getattr(foreign.Weight, method)
 
   def stop(self, value):
     seen.append(value)
@@ -408,7 +408,7 @@ def test_interrupted_by_hand_leaves_nothing(tmp_path, monkeypatch, method):
 
   monkeypatch.setattr(foreign.Weight, method, stop)
   with pytest.raises(KeyboardInterrupt):
-    read_in(source, tmp_path / 'b') if method == 'to_ours' else convert.take_out(
+    imported(source, tmp_path / 'b') if method == 'to_native' else convert.export_checkpoint(
       ours, tmp_path / 'b', 'hf'
     )
   assert sorted(path.name for path in tmp_path.iterdir()) == ['a', 'ours']
@@ -422,10 +422,16 @@ def test_a_flipped_byte_found_late_removes_what_was_written(tmp_path):
   data[data.index(last) + 5] ^= 16
   file.write_bytes(data)
   with pytest.raises(errors.SphinxError, match=r'consolidated\.00\.pth.*(damaged|CRC)'):
-    read_in(source, tmp_path / 'ours')
+    imported(source, tmp_path / 'ours')
   assert [path.name for path in tmp_path.iterdir()] == ['a']
 
 
+# As launch/environment.sh sets them.
+MALLOC = {
+  'MALLOC_ARENA_MAX': '1',
+  'MALLOC_MMAP_THRESHOLD_': str(1 << 30),
+  'MALLOC_TRIM_THRESHOLD_': str(1 << 30),
+}
 MEMORY = """
 import re, sys
 from sphinx_jax import convert
@@ -433,9 +439,9 @@ def status(field):
   return int(re.search(field + r':\\s+(\\d+) kB', open('/proc/self/status').read())[1]) / 1024
 source, ours, official = sys.argv[1:]
 before = status('VmRSS')
-convert.read_in(convert.open_sources([source]), ours)
+convert.import_checkpoint(convert.open_sources([source]), ours)
 there = status('VmHWM')
-convert.take_out(ours, official, 'official')
+convert.export_checkpoint(ours, official, 'official')
 print(before, there, status('VmHWM'))
 """
 
@@ -466,7 +472,7 @@ def test_memory_is_a_few_tensors_at_whatever_size(light, tmp_path):
     capture_output=True,
     text=True,
     timeout=300,
-    env=os.environ | {'XLA_FLAGS': ''},
+    env=os.environ | {'XLA_FLAGS': ''} | MALLOC,
   )
   assert done.returncode == 0, done.stderr
   before, there, back = map(float, done.stdout.split())

@@ -166,7 +166,7 @@ def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path, case):
   spoil, words = SPOILED[case]
   spoil(folder)
   output = tmp_path / 'ours'
-  message = refused(lambda: convert.read_in(convert.open_sources([folder]), output), output)
+  message = refused(lambda: convert.import_checkpoint(convert.open_sources([folder]), output), output)
   assert all(word in message for word in words), message
   assert not pathlib.Path('/tmp/sphinx_jax_was_run').exists()
 
@@ -203,7 +203,7 @@ def ours(tmp_path_factory):
   """A checkpoint of a language model alone: 4 heads, feed-forward width 48."""
   place = tmp_path_factory.mktemp('ours')
   source = release.write_meta(place / 'source', release.tensors(release.llama_shapes()))
-  convert.read_in(convert.open_sources([source]), place / 'run')
+  convert.import_checkpoint(convert.open_sources([source]), place / 'run')
   return place / 'run'
 
 
@@ -211,12 +211,12 @@ def test_an_output_that_exists_is_kept(ours, tmp_path):
   found = convert.open_sources([ours.parent / 'source'])
   before = {path: path.stat().st_mtime_ns for path in ours.rglob('*')}
   with pytest.raises(errors.SphinxError, match='holds a checkpoint.*--output'):
-    convert.read_in(found, ours)
+    convert.import_checkpoint(found, ours)
   assert {path: path.stat().st_mtime_ns for path in ours.rglob('*')} == before
   (tmp_path / 'mine.txt').write_text('kept')
   for place in (tmp_path, tmp_path / 'mine.txt'):
-    with pytest.raises(errors.SphinxError, match='something there already.*--output'):
-      convert.take_out(ours, place, 'hf')
+    with pytest.raises(errors.SphinxError, match='a path that exists already.*--output'):
+      convert.export_checkpoint(ours, place, 'hf')
   assert [path.name for path in tmp_path.iterdir()] == ['mine.txt'] and (
     tmp_path / 'mine.txt'
   ).read_text() == 'kept'
@@ -230,16 +230,16 @@ def test_an_output_that_exists_is_kept(ours, tmp_path):
   ],
 )
 def test_a_format_that_lacks_the_model_is_refused(ours, tmp_path, to, shards, words):
-  message = refused(lambda: convert.take_out(ours, tmp_path / 'out', to, shards), tmp_path / 'out')
+  message = refused(lambda: convert.export_checkpoint(ours, tmp_path / 'out', to, shards), tmp_path / 'out')
   assert all(word in message for word in words), message
   assert not any(tmp_path.iterdir())
 
 
 def test_shards_that_do_not_divide_are_refused(folder, tmp_path):
-  convert.read_in(convert.open_sources([folder]), tmp_path / 'ours')
+  convert.import_checkpoint(convert.open_sources([folder]), tmp_path / 'ours')
   for shards in (3, 8):
     message = refused(
-      lambda: convert.take_out(tmp_path / 'ours', tmp_path / 'out', 'official', shards),
+      lambda: convert.export_checkpoint(tmp_path / 'ours', tmp_path / 'out', 'official', shards),
       tmp_path / 'out',
     )
     assert f'4 key-value heads for {shards} shards' in message
@@ -248,6 +248,6 @@ def test_shards_that_do_not_divide_are_refused(folder, tmp_path):
 def test_only_our_checkpoints_are_taken_out(folder, tmp_path):
   for place, words in ((folder, WEIGHTS), (tmp_path / 'nowhere', 'no such directory')):
     message = refused(
-      lambda: convert.take_out(place, tmp_path / 'out', 'official'), tmp_path / 'out'
+      lambda: convert.export_checkpoint(place, tmp_path / 'out', 'official'), tmp_path / 'out'
     )
     assert message.startswith('checkpoint') and words in message

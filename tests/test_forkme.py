@@ -1,4 +1,4 @@
-"""The config to copy: it takes model, tokenizer and dialog from the checkpoint it is pointed at."""
+"""The config to copy takes model, tokenizer and dialog from the checkpoint in its argument."""
 
 import json
 import pathlib
@@ -16,7 +16,7 @@ GOLDEN = pathlib.Path(__file__).parent / 'golden'
 @pytest.fixture(scope='module')
 def released(tmp_path_factory):
   directory = tmp_path_factory.mktemp('released')
-  convert.read_in(
+  convert.import_checkpoint(
     convert.open_sources([str(GOLDEN / 'models/llama_ens_light/mp1')]),
     str(directory / 'checkpoint'),
   )
@@ -35,9 +35,7 @@ def test_released_weights_are_tuned_with_their_own_model_and_tokenizer(released)
   config = forkme.get_config(f'{released}/my.jsonl,{released}/checkpoint')
   assert config.model.llm.vocab == 512 and config.model.image_size == 512
   data = run.open_data(config)
-  run.check_parent(
-    config, run.Program(config), data
-  )  # Leaves and tokenizer fit, or this raises.
+  run.check_parent(config, run.Program(config), data)  # Raises if leaves or tokenizer do not fit.
   batches = data.batches()
   batch, _ = next(batches)
   batches.close()
@@ -46,10 +44,8 @@ def test_released_weights_are_tuned_with_their_own_model_and_tokenizer(released)
   assert batch['loss_weight'].sum() > 0
 
 
-def test_without_a_tokenizer_or_a_parent_it_is_said(released):
-  config = forkme.get_config(
-    f'{released}/my.jsonl,{released}/checkpoint'
-  ).copy_and_resolve_references()
+def test_a_config_without_a_tokenizer_and_a_parent_is_refused(released):
+  config = forkme.get_config(f'{released}/my.jsonl,{released}/checkpoint')
   with config.unlocked():
     config.init_from = None
   with pytest.raises(errors.SphinxError, match='neither a tokenizer nor init_from'):

@@ -134,21 +134,21 @@ def test_what_is_not_a_checkpoint_is_refused(saved, tmp_path):
   for place, words in (
     (tmp_path, 'notes.txt'),
     (tmp_path / 'absent', 'no such directory'),
-    (tmp_path / 'half', 'without readable meta'),
+    (tmp_path / 'half', 'without a readable meta'),
   ):
     with pytest.raises(errors.SphinxError, match=words):
       store.load_params(place)
   assert store.latest(tmp_path) is None
 
 
-def test_another_layout_version_is_refused(saved, tmp_path):
+def test_another_format_version_is_refused(saved, tmp_path):
   copy = shutil.copytree(saved / 'checkpoints' / '3', tmp_path / '3')
   file = copy / 'meta' / 'metadata'
   meta = {
     name: value for name, value in json.loads(file.read_text()).items() if name != fingerprint.SEAL
   }
   file.write_text(json.dumps(fingerprint.seal(meta | {'layout': 99})))
-  with pytest.raises(errors.SphinxError, match='layout version 99, expected 1'):
+  with pytest.raises(errors.SphinxError, match='format version 99, expected 1'):
     store.load_params(copy)
 
 
@@ -312,7 +312,7 @@ def test_all_damaged_is_an_error_again_and_again(three, tmp_path):
   for _ in range(2):
     with pytest.raises(
       errors.SphinxError,
-      match='got 3, all of them damaged, expected one that is whole; nothing was deleted',
+      match='got 3, all of them damaged, expected at least one undamaged checkpoint; nothing was deleted',
     ):
       newest(run)
   assert hashes(run) == before

@@ -1,1 +1,1 @@
-"""Other people's checkpoint files: opened without reading a weight, read and written tensor by tensor."""
+"""Weights of other projects: formats, their detection, import and export."""

@@ -1,12 +1,18 @@
-"""Files of torch.save and torch.jit.save, read without torch: no code of the file is ever run."""
+"""Reads files of torch.save and torch.jit.save without torch. No code of a file is ever run.
 
+The format is the zip archive that torch writes since release 1.6. The tests read files of torch
+2.13, the release that setup.py names.
+"""
+
+import functools
 import io
 import math
 import pathlib
 import pickle
 import zipfile
 from collections import OrderedDict
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -16,52 +22,42 @@ from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.core import errors
 from sphinx_jax.core.progress import log
 
-STORAGES = {  # torch's storage classes that numpy has a dtype for.
-  name: np.dtype(dtype)
-  for name, dtype in {
-    'FloatStorage': np.float32,
-    'HalfStorage': np.float16,
-    'BFloat16Storage': ml_dtypes.bfloat16,
-    'DoubleStorage': np.float64,
-    'LongStorage': np.int64,
-    'IntStorage': np.int32,
-    'ShortStorage': np.int16,
-    'CharStorage': np.int8,
-    'ByteStorage': np.uint8,
-    'BoolStorage': np.bool_,
-    'ComplexFloatStorage': np.complex64,
-    'ComplexDoubleStorage': np.complex128,
-  }.items()
+# Storage classes of torch for which numpy has a dtype.
+STORAGES = {
+  'FloatStorage': np.dtype(np.float32),
+  'HalfStorage': np.dtype(np.float16),
+  'BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
+  'DoubleStorage': np.dtype(np.float64),
+  'LongStorage': np.dtype(np.int64),
+  'IntStorage': np.dtype(np.int32),
+  'ShortStorage': np.dtype(np.int16),
+  'CharStorage': np.dtype(np.int8),
+  'ByteStorage': np.dtype(np.uint8),
+  'BoolStorage': np.dtype(np.bool_),
+  'ComplexFloatStorage': np.dtype(np.complex64),
+  'ComplexDoubleStorage': np.dtype(np.complex128),
 }
 _WRAPPERS = ('model', 'state_dict', 'teacher')
-_LOOKS = [  # (bytes, where they stand, what the file is, what to do), for files that are no zip archive.
+# Common files that are no zip archive: (first bytes, description, advice).
+_OTHER_KINDS = (
   (
     b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.',
-    0,
-    "a file of torch.save's format before 1.6 (not a zip archive)",
-    're-save it: torch.save(torch.load(path, weights_only=True), path)',
+    'a file of torch.save before release 1.6',
+    'save it again: torch.save(torch.load(path, weights_only=True), path)',
   ),
-  (b'ustar', 257, 'a tar archive', 'unpack it and give the .pth file inside'),
   (
     b'version https://git-lfs',
-    0,
     'a git-lfs pointer, not the file itself',
     'fetch the file with `git lfs pull`',
   ),
-  (b'{', 8, 'a safetensors file', 'name it *.safetensors'),
-  (b'\x1f\x8b', 0, 'a gzip file', 'unpack it'),
-  (b'PK\x03\x04', 0, 'a zip archive that is cut short or damaged', 'download or copy it again'),
-  (
-    b'\x80',
-    0,
-    'a bare pickle',
-    'pickles can run code: ask its maker for a file of torch.save or safetensors',
-  ),
-]
+  (b'PK\x03\x04', 'a zip archive that is cut short or damaged', 'download or copy it again'),
+)
+_HTML = (b'<!doctype', b'<html', b'<?xml')
+_MAX_MODULES = 10_000  # Of a TorchScript file. Real ones have some hundreds.
 
 
 class _Storage(NamedTuple):
-  """A run of numbers in the archive."""
+  """A record of the archive that holds numbers of one dtype."""
 
   record: zipfile.ZipInfo
   dtype: np.dtype
@@ -69,7 +65,14 @@ class _Storage(NamedTuple):
 
 
 class _View(NamedTuple):
-  """A tensor: where in its storage it lies. Strides and offset count elements. (A tuple, so no pickle can change it.)"""
+  """A tensor: a view of a storage. It is a tuple, so a pickle cannot change it.
+
+  Attributes:
+    storage: the storage.
+    offset: its first element in the storage.
+    shape: sizes of its dimensions.
+    strides: of its dimensions, in elements.
+  """
 
   storage: _Storage
   offset: int
@@ -78,26 +81,37 @@ class _View(NamedTuple):
 
   @property
   def span(self) -> int:
-    """Elements of the storage from the first to the last one it uses."""
-    return (
-      1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides)) if math.prod(self.shape) else 0
-    )
+    """Elements of the storage from the first to the last one that the view uses."""
+    if not math.prod(self.shape):
+      return 0
+    last = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides))
+    return 1 + last
 
 
 class _Attributes:
-  """Stands for any class of a TorchScript file: holds attributes, does nothing."""
+  """Stands for any class of a TorchScript file: it holds attributes and does nothing."""
 
 
-def open_pth(path) -> dict[str, Tensor]:
-  """Opens a zip archive of torch.save or torch.jit.save; no tensor is read yet.
+def open_pth(path: files.Path) -> dict[str, Tensor]:
+  """Opens a file of torch.save or torch.jit.save; no tensor is read yet.
 
-  The tensors are those of the mapping under 'model', 'state_dict' or 'teacher' if there is one, else of the outermost
-  mapping. A TorchScript module gives its parameters and buffers by dotted name. Other values are skipped (and logged).
-  Reading checks the CRC of the tensor's whole storage and holds the tensor once (a transposed view twice).
+  The tensors are those of the mapping under 'model', 'state_dict' or 'teacher' if there is one,
+  else of the outermost mapping. A TorchScript module has its parameters and buffers under dotted
+  names. Other values are skipped, and logged.
+
+  Reading a tensor checks the CRC of its whole storage. It holds the tensor in memory once, a
+  transposed view twice.
+
+  Args:
+    path: the file.
+
+  Returns:
+    Name -> tensor.
 
   Raises:
-    SphinxError: the file is missing, of another kind, damaged, of the other byte order, or its pickle asks for
-      anything that is not needed for weights, which could run code; `read` raises it for damage found only then.
+    SphinxError: the file is missing, damaged, of another kind or another byte order, or its pickle
+      asks for anything that weights do not need and that could run code. `read` raises it for
+      damage that is found only then.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -107,7 +121,7 @@ def open_pth(path) -> dict[str, Tensor]:
   with files.explain_damage(path):
     archive = _Archive(path)
     top = archive.unpickle()
-    views = _flatten(top) if isinstance(top, _Attributes) else _weights(top, path)
+    views = _module_tensors(top) if isinstance(top, _Attributes) else _find_weights(top, path)
   if not views:
     raise errors.make(
       str(path),
@@ -116,23 +130,27 @@ def open_pth(path) -> dict[str, Tensor]:
       'give the file that holds the weights',
     )
   return {
-    key: Tensor(view.shape, view.storage.dtype, lambda view=view: archive.read(view))
+    key: Tensor(view.shape, view.storage.dtype, functools.partial(archive.read, view))
     for key, view in views.items()
   }
 
 
 class _Archive:
-  """An open zip archive: its records by name, and reads that check the CRC. Closed when nobody holds it any more."""
+  """An open zip archive, read with CRC checks. It is closed when no tensor refers to it.
 
-  def __init__(self, path: pathlib.Path):
-    self._path, self._bytes = path, path.stat().st_size
+  Args:
+    path: the file.
+  """
+
+  def __init__(self, path: pathlib.Path) -> None:
+    self._path = path
+    self._file_size = path.stat().st_size
     try:
       self._zip = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
       raise _other_kind(path) from error
-    pickles = [
-      name for name in self._zip.namelist() if name.endswith('data.pkl') and name.count('/') <= 1
-    ]
+    names = self._zip.namelist()
+    pickles = [name for name in names if name.endswith('data.pkl') and name.count('/') <= 1]
     if len(pickles) != 1:
       raise errors.make(
         str(path),
@@ -141,35 +159,39 @@ class _Archive:
         'give a checkpoint file',
       )
     self._root = pickles[0].removesuffix('data.pkl')
-    if self._root + 'byteorder' in self._zip.namelist():
+    if self._root + 'byteorder' in names:
       order = self._zip.read(self.record('byteorder'))
       if order != b'little':
         raise errors.make(
           str(path),
           f'byte order {order[:20]}',
           "b'little'",
-          're-save it on a little-endian machine',
+          'save it again on a little-endian machine',
         )
 
   def record(self, name: str) -> zipfile.ZipInfo:
-    """A record by its name; its sizes fit the file, so memory may be taken for it."""
+    """Returns a record by its name.
+
+    Raises:
+      ValueError: its sizes do not fit the file, so they must not decide how much memory to take.
+    """
     info = self._zip.getinfo(self._root + name)
-    if (
-      info.compress_type != zipfile.ZIP_STORED
-      or info.file_size != info.compress_size
-      or info.file_size > self._bytes
-    ):
+    is_stored = info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size
+    if not is_stored or info.file_size > self._file_size:
       raise ValueError(
-        f'record {name} is compressed or larger than the file; torch.save stores records as they are'
+        f'record {name} is compressed or larger than the file; torch.save does not compress'
       )
     return info
 
   def unpickle(self) -> object:
-    """What data.pkl holds, with a _View for every tensor."""
+    """Returns the contents of data.pkl, with a _View for every tensor."""
     return _Unpickler(self._path, self.record, self._zip.read(self.record('data.pkl'))).load()
 
   def read(self, view: _View) -> np.ndarray:
-    """Reads one tensor. The whole storage goes by, as only then its CRC is known; kept is what the tensor spans."""
+    """Reads one tensor, C-contiguous.
+
+    The whole storage is read to check its CRC. Only the span of the tensor is kept.
+    """
     with files.explain_damage(self._path):
       dtype = view.storage.dtype
       start, count = view.offset * dtype.itemsize, view.span * dtype.itemsize
@@ -178,88 +200,105 @@ class _Archive:
         _skip(file, start)
         files.read_into(file, data)
         _skip(file, view.storage.record.file_size - start - count)
-      strides = [s * dtype.itemsize for s in view.strides]
+      strides = [stride * dtype.itemsize for stride in view.strides]
       array = np.lib.stride_tricks.as_strided(data.view(dtype), view.shape, strides)
-      return data.view(dtype).reshape(view.shape) if array.flags.c_contiguous else array.copy()
+      if array.flags.c_contiguous:
+        return data.view(dtype).reshape(view.shape)
+      return array.copy()
 
 
-class _Unpickler(pickle._Unpickler):  # pylint: disable=protected-access
-  """Builds plain containers and _Views; refuses every global that weights do not need.
+class _Unpickler(pickle._Unpickler):
+  """Builds plain containers and _Views, and refuses every global that weights do not need.
 
-  Python's own unpickler in Python rather than in C: the one in C takes memory by counts it reads from the file.
-  Whatever `find_class` hands out cannot be changed by the pickle: strings, built-in types, fresh classes, bound methods.
+  It is the unpickler in Python, not the one in C, which takes memory by counts in the file. A
+  pickle cannot change anything that `find_class` returns: strings, built-in types, new classes and
+  bound methods.
+
+  Args:
+    path: the file, for error messages.
+    record: `_Archive.record`.
+    data: the pickle.
   """
 
-  def __init__(self, path: pathlib.Path, record, data: bytes):
+  def __init__(
+    self, path: pathlib.Path, record: Callable[[str], zipfile.ZipInfo], data: bytes
+  ) -> None:
     super().__init__(io.BytesIO(data))
     self._path, self._record = path, record
-    self._known = {
+    self._globals = {
       ('collections', 'OrderedDict'): OrderedDict,
       ('torch', 'Size'): tuple,
-      ('torch', 'device'): self._first,
-      ('torch._utils', '_rebuild_tensor'): self._tensor,
-      ('torch._utils', '_rebuild_tensor_v2'): self._tensor,
-      ('torch._utils', '_rebuild_parameter'): self._first,
-      ('torch.jit._pickle', 'restore_type_tag'): self._first,
-      **{
-        ('torch.jit._pickle', f'build_{kind}list'): self._first
-        for kind in ('bool', 'double', 'int', 'tensor')
-      },
+      ('torch', 'device'): self._first_argument,
+      ('torch._utils', '_rebuild_tensor'): self._rebuild_tensor,
+      ('torch._utils', '_rebuild_tensor_v2'): self._rebuild_tensor,
+      ('torch._utils', '_rebuild_parameter'): self._first_argument,
+      ('torch.jit._pickle', 'restore_type_tag'): self._first_argument,
     }
+    for kind in ('bool', 'double', 'int', 'tensor'):
+      self._globals['torch.jit._pickle', f'build_{kind}list'] = self._first_argument
 
   def find_class(self, module: str, name: str) -> object:
-    """What a name in the pickle stands for."""
-    if module == 'torch' and (
-      name in STORAGES or name in map(str, STORAGES.values())
-    ):  # A storage class or a torch.dtype.
+    """Returns what a name in the pickle stands for.
+
+    Raises:
+      SphinxError: weights do not need this name.
+    """
+    is_storage_or_dtype = name in STORAGES or name in map(str, STORAGES.values())
+    if module == 'torch' and is_storage_or_dtype:
       return name
     if module.split('.')[0] == '__torch__':
       return type('TorchScript', (_Attributes,), {})
-    if (module, name) not in self._known:
+    if (module, name) not in self._globals:
       raise errors.make(
         str(self._path),
         f"a pickle that asks for '{module[:100]}.{name[:100]}'",
         'only tensors and plain containers',
         'loading it would run code, so it is refused: ask its maker for a weights-only file',
       )
-    return self._known[module, name]
+    return self._globals[module, name]
 
-  def persistent_load(self, pid: object) -> _Storage:
-    """The storage that a tensor of the pickle points to."""
+  def persistent_load(self, pid: Any) -> _Storage:
+    """Returns the storage that a tensor of the pickle refers to.
+
+    Raises:
+      ValueError: the record holds fewer numbers than announced.
+    """
     kind, name, key, _, size = pid
     dtype = STORAGES[name]
     record = self._record(f'data/{key}')
-    if (
-      kind != 'storage'
-      or type(size) is not int
-      or not 0 <= size * dtype.itemsize <= record.file_size
-    ):
+    fits = type(size) is int and 0 <= size * dtype.itemsize <= record.file_size
+    if kind != 'storage' or not fits:
       raise ValueError(
         f'storage {key} announces {size} numbers of {dtype} and holds {record.file_size} bytes'
       )
     return _Storage(record, dtype, size)
 
-  def _tensor(self, storage: _Storage, offset: int, shape: tuple, strides: tuple, *_) -> _View:
+  def _rebuild_tensor(
+    self, storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: object
+  ) -> _View:
     view = _View(storage, offset, tuple(shape), tuple(strides))
     counts = (offset, *view.shape, *view.strides)
-    if (
-      not isinstance(storage, _Storage)
-      or not all(type(i) is int and i >= 0 for i in counts)
-      or len(shape) != len(strides)
-    ):
+    are_counts = all(type(count) is int and count >= 0 for count in counts)
+    if not isinstance(storage, _Storage) or not are_counts or len(shape) != len(strides):
       raise ValueError(f'a tensor of shape {shape}, strides {strides} and offset {offset}')
     if offset + view.span > storage.size:
-      raise ValueError(
-        f'a tensor of shape {shape} reaches over the end of its storage of {storage.size} numbers'
-      )
+      raise ValueError(f'a tensor of shape {shape} exceeds its storage of {storage.size} numbers')
     return view
 
-  def _first(self, value: object, *_) -> object:
+  def _first_argument(self, value: object, *_: object) -> object:
     return value
 
 
-def _weights(top: object, path: pathlib.Path) -> dict[str, _View]:
-  """The one mapping of tensors that a checkpoint holds."""
+def _find_weights(top: object, path: pathlib.Path) -> dict[str, _View]:
+  """Returns the tensors of the one mapping of tensors in a checkpoint.
+
+  Args:
+    top: the unpickled object.
+    path: the file, for messages.
+
+  Raises:
+    SphinxError: there is no mapping, or there are several.
+  """
   if not isinstance(top, dict):
     raise errors.make(
       str(path),
@@ -267,51 +306,51 @@ def _weights(top: object, path: pathlib.Path) -> dict[str, _View]:
       'a mapping of tensors',
       'give the file that holds the weights',
     )
-  inner = [
+  wrappers = [
     key
     for key in _WRAPPERS
     if isinstance(top.get(key), dict) and any(map(_is_tensor, top[key].values()))
   ]
-  if len(inner) > 1:
+  if len(wrappers) > 1:
     raise errors.make(
       str(path),
-      f'several models ({", ".join(inner)})',
+      f'several models ({", ".join(wrappers)})',
       'one',
       'save the wanted one to a file of its own',
     )
-  mapping = top[inner[0]] if inner else top
+  mapping = top[wrappers[0]] if wrappers else top
   views = {
     key: value for key, value in mapping.items() if isinstance(key, str) and _is_tensor(value)
   }
-  others = [key for key in top if inner and key not in inner] + [
-    key for key in mapping if key not in views
-  ]
-  if others and views:
-    log.info(
-      '%s: %d values beside the weights are skipped: %s',
-      path,
-      len(others),
-      ', '.join(map(str, others[:8]))[:200],
-    )
+  skipped = [key for key in top if key not in wrappers] if wrappers else []
+  skipped += [key for key in mapping if key not in views]
+  if skipped and views:
+    names = ', '.join(map(str, skipped[:8]))[:200]
+    log.info('%s: %d values beside the weights are skipped: %s', path, len(skipped), names)
   return views
 
 
-def _flatten(module: _Attributes) -> dict[str, _View]:
-  """Tensors of a TorchScript module and of the modules in it, by dotted name."""
-  views, todo, seen = {}, [('', module)], 0
-  while todo:
-    prefix, module = todo.pop()
-    seen += 1
-    if seen > 10_000:  # Real ones have some hundreds; one that holds itself would never end.
-      raise ValueError('a module that holds itself, or over 10000 modules')
-    views.update({prefix + key: value for key, value in vars(module).items() if _is_tensor(value)})
-    todo += reversed(
-      [
-        (f'{prefix}{key}.', value)
-        for key, value in vars(module).items()
-        if isinstance(value, _Attributes)
-      ]
-    )
+def _module_tensors(module: _Attributes) -> dict[str, _View]:
+  """Returns the tensors of a TorchScript module and its submodules, by dotted name.
+
+  Raises:
+    ValueError: a module contains itself, or there are too many.
+  """
+  views: dict[str, _View] = {}
+  stack, count = [('', module)], 0
+  while stack:
+    prefix, module = stack.pop()
+    count += 1
+    if count > _MAX_MODULES:
+      raise ValueError(f'a module that contains itself, or over {_MAX_MODULES} modules')
+    attributes = vars(module)
+    views.update({prefix + key: value for key, value in attributes.items() if _is_tensor(value)})
+    submodules = [
+      (f'{prefix}{key}.', value)
+      for key, value in attributes.items()
+      if isinstance(value, _Attributes)
+    ]
+    stack += reversed(submodules)
   return views
 
 
@@ -319,7 +358,12 @@ def _is_tensor(value: object) -> bool:
   return isinstance(value, _View)
 
 
-def _skip(file, count: int) -> None:
+def _skip(file: io.BufferedIOBase, count: int) -> None:
+  """Reads and drops bytes.
+
+  Raises:
+    EOFError: the file ends before.
+  """
   while count > 0:
     data = file.read(min(count, files.CHUNK))
     if not data:
@@ -328,19 +372,16 @@ def _skip(file, count: int) -> None:
 
 
 def _other_kind(path: pathlib.Path) -> errors.SphinxError:
-  """The error for a file that is no zip archive: says what it looks like."""
+  """Returns the error for a file that is no zip archive."""
   with open(path, 'rb') as file:
     head = file.read(512)
+  description, advice = 'an unknown kind of file', 'give a file of torch.save'
   if not head:
-    got, do = 'an empty file', 'download or copy it again'
-  elif head.lstrip().lower().startswith((b'<!doctype', b'<html', b'<?xml')):
-    got, do = (
-      'a web page, not a checkpoint',
-      'the download failed: download it again (some sites ask to log in first)',
-    )
-  else:
-    known = [
-      (looks, advice) for magic, at, looks, advice in _LOOKS if head[at : at + len(magic)] == magic
-    ]
-    got, do = known[0] if known else ('an unknown kind of file', 'give a file of torch.save')
-  return errors.make(str(path), got, 'a zip archive of torch.save', do)
+    description, advice = 'an empty file', 'download or copy it again'
+  elif head.lstrip().lower().startswith(_HTML):
+    description = 'a web page, not a checkpoint'
+    advice = 'the download failed: download it again (some sites ask to log in first)'
+  for first_bytes, kind, remedy in _OTHER_KINDS:
+    if head.startswith(first_bytes):
+      description, advice = kind, remedy
+  return errors.make(str(path), description, 'a zip archive of torch.save', advice)

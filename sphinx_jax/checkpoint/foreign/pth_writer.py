@@ -1,35 +1,43 @@
-"""Writes files that torch.load reads, one tensor in memory at a time, without torch."""
+"""Writes files that torch.load reads, without torch, with one tensor in memory at a time."""
 
+import io
 import math
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from sphinx_jax.checkpoint.foreign import files, pth
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.core import errors
 
 _ROOT = 'archive/'
-_ALIGN = 64  # As torch.save does, so that torch.load(mmap=True) gives aligned tensors.
-_NAMES = {dtype: name for name, dtype in pth.STORAGES.items()}
+_ALIGNMENT = 64  # As torch.save does, so that torch.load(mmap=True) returns aligned tensors.
+_STORAGE_NAMES = {dtype: name for name, dtype in pth.STORAGES.items()}
+# Bytes of a zip entry before its data: the local header, the zip64 field, the head of our field.
+_LOCAL_HEADER, _ZIP64_FIELD, _FIELD_HEAD = 30, 20, 4
 
 
-def write_pth(path, tensors: Mapping[str, Tensor], wrapper: str = 'model') -> None:
+def write_pth(path: files.Path, tensors: Mapping[str, Tensor], wrapper: str = 'model') -> None:
   """Writes {wrapper: {key: tensor}} for `torch.load(path, weights_only=True)`, also with mmap=True.
 
-  Every tensor is read once and is in memory alone. The file appears under its name only when it is complete; the same
-  tensors give the same bytes.
+  Every tensor is read once and is in memory alone. The file appears under its name only when it is
+  complete. Equal tensors give equal bytes.
+
+  Args:
+    path: the file.
+    tensors: name -> tensor.
+    wrapper: key of the mapping of tensors.
 
   Raises:
-    SphinxError: a dtype that torch has no storage for, or a tensor that reads otherwise than it announced.
+    SphinxError: torch has no storage for a dtype, or a tensor differs from what it announces.
   """
   for key, tensor in tensors.items():
-    if tensor.dtype not in _NAMES:
+    if tensor.dtype not in _STORAGE_NAMES:
       raise errors.make(
         f'{path}: tensor {key}',
         f'dtype {tensor.dtype}',
-        f'one of {", ".join(map(str, _NAMES))}',
+        f'one of {", ".join(map(str, _STORAGE_NAMES))}',
         'cast it first',
       )
   with (
@@ -37,20 +45,20 @@ def write_pth(path, tensors: Mapping[str, Tensor], wrapper: str = 'model') -> No
     open(temporary, 'wb') as file,
     zipfile.ZipFile(file, 'w') as archive,
   ):
-    _write(file, archive, 'data.pkl', [_pickle(tensors, wrapper)])
-    _write(file, archive, 'byteorder', [b'little'])
+    _write_record(file, archive, 'data.pkl', [_pickle(tensors, wrapper)])
+    _write_record(file, archive, 'byteorder', [b'little'])
     for index, (key, tensor) in enumerate(tensors.items()):
-      _write(file, archive, f'data/{index}', files.tensor_bytes(key, tensor))
-    _write(file, archive, 'version', [b'3\n'])
+      _write_record(file, archive, f'data/{index}', files.tensor_bytes(key, tensor))
+    _write_record(file, archive, 'version', [b'3\n'])
 
 
-def _write(file, archive: zipfile.ZipFile, name: str, pieces) -> None:
-  """Adds a record whose data begin at a multiple of 64 bytes: an extra field before them is made as long as it takes."""
+def _write_record(
+  file: io.BufferedIOBase, archive: zipfile.ZipFile, name: str, pieces: Iterable[bytes]
+) -> None:
+  """Adds a record whose data begin at a multiple of 64 bytes, by padding an extra field."""
   info = zipfile.ZipInfo(_ROOT + name)
-  start = (
-    file.tell() + 30 + len(info.filename) + 20 + 4
-  )  # Local header, name, zip64 field, head of our field.
-  padding = -start % _ALIGN
+  start = file.tell() + _LOCAL_HEADER + len(info.filename) + _ZIP64_FIELD + _FIELD_HEAD
+  padding = -start % _ALIGNMENT
   info.extra = struct.pack('<2sH', b'FB', padding) + b'Z' * padding
   with archive.open(info, 'w', force_zip64=True) as record:
     for piece in pieces:
@@ -58,39 +66,30 @@ def _write(file, archive: zipfile.ZipFile, name: str, pieces) -> None:
 
 
 def _pickle(tensors: Mapping[str, Tensor], wrapper: str) -> bytes:
-  """The pickle of {wrapper: {key: tensor}} as torch writes it, its globals by name, so that torch is not needed."""
+  """Returns the pickle of {wrapper: {key: tensor}} as torch writes it, with globals by name."""
   items = b''.join(
     _text(key) + _tensor(index, tensor) for index, (key, tensor) in enumerate(tensors.items())
   )
   inner = pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS
-  return (
-    pickle.PROTO
-    + b'\x02'
-    + pickle.EMPTY_DICT
-    + _text(wrapper)
-    + inner
-    + pickle.SETITEM
-    + pickle.STOP
-  )
+  outer = pickle.EMPTY_DICT + _text(wrapper) + inner + pickle.SETITEM
+  return pickle.PROTO + b'\x02' + outer + pickle.STOP
 
 
 def _tensor(index: int, tensor: Tensor) -> bytes:
-  strides = [math.prod(max(n, 1) for n in tensor.shape[i + 1 :]) for i in range(len(tensor.shape))]
-  storage = (
-    _tuple(
-      _text('storage'),
-      _global('torch', _NAMES[tensor.dtype]),
-      _text(str(index)),
-      _text('cpu'),
-      _int(math.prod(tensor.shape)),
-    )
-    + pickle.BINPERSID
+  shape = tensor.shape
+  strides = [math.prod(max(size, 1) for size in shape[axis + 1 :]) for axis in range(len(shape))]
+  storage = _tuple(
+    _text('storage'),
+    _global('torch', _STORAGE_NAMES[tensor.dtype]),
+    _text(str(index)),
+    _text('cpu'),
+    _int(math.prod(shape)),
   )
   hooks = _global('collections', 'OrderedDict') + pickle.EMPTY_TUPLE + pickle.REDUCE
   arguments = _tuple(
-    storage,
+    storage + pickle.BINPERSID,
     _int(0),
-    _tuple(*map(_int, tensor.shape)),
+    _tuple(*map(_int, shape)),
     _tuple(*map(_int, strides)),
     pickle.NEWFALSE,
     hooks,

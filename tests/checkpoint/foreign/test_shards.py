@@ -62,7 +62,7 @@ def save(folder, *names: str):
 
 def test_the_official_shards_merge_to_the_official_tensors():
   keys = json.loads((GOLDEN / 'keys.json').read_text())
-  merged = shards.merge(shards.fold(GOLDEN / 'mp2')['official'], refuse)
+  merged = shards.merge(shards.open_sets(GOLDEN / 'mp2')['official'], refuse)
   assert merged.keys() == keys.keys()
   for key, facts in keys.items():
     assert shards.parallel_dim(key) == facts['parallel_dim'] and merged[key].shape == tuple(
@@ -72,9 +72,9 @@ def test_the_official_shards_merge_to_the_official_tensors():
 
 
 def test_splitting_the_official_model_gives_the_official_shards():
-  whole = shards.merge(shards.fold(GOLDEN / 'mp1')['official'], refuse)
+  whole = shards.merge(shards.open_sets(GOLDEN / 'mp1')['official'], refuse)
   for ours, theirs in zip(
-    shards.split(whole, 2), shards.fold(GOLDEN / 'mp2')['official'], strict=True
+    shards.split(whole, 2), shards.open_sets(GOLDEN / 'mp2')['official'], strict=True
   ):
     assert ours.keys() == theirs.keys() and equal(ours, {key: theirs[key] for key in ours})
 
@@ -228,14 +228,14 @@ def test_reading_a_merged_tensor_reads_each_part_once_and_holds_the_whole_and_on
   ],
 )
 def test_the_shard_sets_of_a_folder_are_found_in_rank_order(tmp_path, names, kinds):
-  found = shards.find(save(tmp_path / 'model', *names))
+  found = shards.find_sets(save(tmp_path / 'model', *names))
   assert {kind: len(paths) for kind, paths in found.items()} == kinds
   assert all(
     f'{rank:02d}' in path.name for paths in found.values() for rank, path in enumerate(paths)
   )
   assert all(
     each['w'].read().tolist() == [1, 1]
-    for parts in shards.fold(tmp_path / 'model').values()
+    for parts in shards.open_sets(tmp_path / 'model').values()
     for each in parts
   )
 
@@ -259,12 +259,12 @@ def test_the_shard_sets_of_a_folder_are_found_in_rank_order(tmp_path, names, kin
 )
 def test_a_set_that_is_not_complete_is_refused(tmp_path, names, message):
   with pytest.raises(errors.SphinxError, match=message):
-    shards.find(save(tmp_path / 'model', *names))
+    shards.find_sets(save(tmp_path / 'model', *names))
 
 
 def test_no_folder_is_an_error(tmp_path):
   with pytest.raises(errors.SphinxError, match='no such folder'):
-    shards.find(tmp_path / 'model')
+    shards.find_sets(tmp_path / 'model')
 
 
 @pytest.mark.parametrize('prefix', ['', 'llma.'])
