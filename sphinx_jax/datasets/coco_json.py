@@ -3,6 +3,7 @@
 A malformed image or annotation is a BadExample of the items that need it. The others stay usable.
 """
 
+from collections import Counter
 from collections.abc import Collection, Hashable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ class CocoJson:
     who: the reader, for messages: "source 'coco'".
     path: the file.
     keep: keys of entries to keep of those that are dropped otherwise ('area').
+    strict: raise SphinxError for an entry without an id and for a repeated image. Benchmarks need
+      this: a score over fewer images would not be comparable.
 
   Attributes:
     images: image id -> entry, in the order of the file.
@@ -38,7 +41,9 @@ class CocoJson:
     SphinxError: the file is missing or not JSON, or lacks one of the lists.
   """
 
-  def __init__(self, who: str, path: Path, keep: Collection[str] = ()) -> None:
+  def __init__(
+    self, who: str, path: Path, keep: Collection[str] = (), strict: bool = False
+  ) -> None:
     unused = _UNUSED.difference(keep)
 
     def drop_unused(entry: dict[str, Any]) -> dict[str, Any]:
@@ -56,6 +61,8 @@ class CocoJson:
           "a file in COCO's format",
           'check that it is the published file',
         )
+    if strict:
+      _check_ids(who, path, value)
     self.images: dict[Any, dict[str, Any]] = {}
     for image in value['images']:
       image_id = _key(image, 'id')
@@ -135,6 +142,26 @@ def box(annotation: Any) -> list[float]:
   if len(bbox) != 4:
     raise BadExample('malformed record', f'box {bbox!r:.80}, expected [x, y, width, height]')
   return list(boxes.corners([number(value, 'box') for value in bbox]))
+
+
+def _check_ids(who: str, path: Path, value: dict[str, Any]) -> None:
+  for name, key in (('images', 'id'), ('annotations', 'image_id'), ('categories', 'id')):
+    for entry in value[name]:
+      if _key(entry, key) is None:
+        raise errors.make(
+          who,
+          f"an entry of '{name}' in {str(path)!r} without '{key}': {str(entry)[:200]}",
+          'the published file',
+          'download it again',
+        )
+  repeated = [key for key, count in Counter(i['id'] for i in value['images']).items() if count > 1]
+  if repeated:
+    raise errors.make(
+      who,
+      f'two images with the id {repeated[0]!r} in {str(path)!r}',
+      'the published file',
+      'download it again',
+    )
 
 
 def _key(entry: Any, name: str) -> int | str | None:

@@ -1,4 +1,7 @@
-"""Task families: each file holds its instructions, its answer text, its parser and its metric (`base.py` says the contract)."""
+"""Task families: each file has its instructions, its answer text, its parser and its metric.
+
+The interface is described in task.py.
+"""
 
 from sphinx_jax.core.tables import Table
 

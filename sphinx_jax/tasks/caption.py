@@ -1,12 +1,16 @@
-"""Captioning. Which domain (real or synthetic) is the source's choice: it puts that caption under 'caption'.
+"""Captioning. The source chooses the domain (real or synthetic) of the caption under 'caption'.
 
-The metric compares what is mentioned, not the wording, so it needs no list of things: a colour with the noun it stands
-before is one thing ('red circle'), and so is every other word that tells what is there ('waving', 'title', 'sun').
+The metric compares what is mentioned, not the wording, so it needs no list of objects. A color with
+the noun after it is one thing ('red circle'). So is every other word with a meaning of its own
+('waving', 'title', 'sun').
 """
 
 import re
+from typing import Any
 
-from sphinx_jax.tasks import task as base
+import numpy as np
+
+from sphinx_jax.tasks import task
 
 INSTRUCTIONS = (
   'Provide a one-sentence caption for the provided image.',
@@ -15,49 +19,57 @@ INSTRUCTIONS = (
   'What is in the image?',
 )
 
-_LETTERS = re.compile(r'[^\W\d_]+')
+_WORD = re.compile(r'[^\W\d_]+')
 _COLORS = frozenset(
-  'black blue brown cyan gold gray green grey magenta orange pink purple red silver white yellow'.split()
+  (
+    'black blue brown cyan gold gray green grey magenta orange pink purple red silver white yellow'
+  ).split()
 )
-# Function words, the frame of a caption, sizes and places: what a caption says around the things it mentions.
+# Function words, the frame of a caption, sizes and places: the words around the things.
 _AROUND = frozenset(
-  'a an and are at by for from has here in into is it its of on or shows that the there these this to with '
-  'image page person photo picture scene word written big large little small tiny '
-  'above below bottom center centre corner half left lower middle right side top upper'.split()
+  (
+    'a an and are at by for from has here in into is it its of on or shows that the there these '
+    'this to with image page person photo picture scene word written big large little small tiny '
+    'above below bottom center centre corner half left lower middle right side top upper'
+  ).split()
 )
 
 
-def turns(annotation, rng, max_turns):
-  """One turn: the caption as it is. 'captions', all references, are the truth's 'answers'."""
+def turns(annotation: dict[str, Any], rng: np.random.Generator, max_turns: int) -> list[task.Turn]:
+  """Returns one turn with the caption. 'captions', all references, are the truth's 'answers'."""
   del max_turns
   caption = annotation['caption'].strip()
   truth = {'answer': caption}
   if annotation.get('captions'):
     truth['answers'] = [reference.strip() for reference in annotation['captions']]
-  return [base.Turn(base.choose(INSTRUCTIONS, rng), caption, truth)]
+  return [task.Turn(task.choose(INSTRUCTIONS, rng), caption, truth)]
 
 
 def things(text: str) -> set[str]:
-  """What a caption mentions: {'red circle', 'waving', ...}."""
-  result, color = set(), ''
-  for word in _LETTERS.findall(text.lower()):
+  """Returns the things that a caption mentions: {'red circle', 'waving', ...}."""
+  result: set[str] = set()
+  color = ''
+  for word in _WORD.findall(text.lower()):
     if word in _COLORS or word in _AROUND:
-      result |= {color} - {''}  # A colour that no noun follows stands for itself.
+      if color:
+        result.add(color)  # A color without a noun is a thing of its own.
       color = word if word in _COLORS else ''
     else:
       result.add(f'{color} {word}'.strip())
       color = ''
-  return result | {color} - {''}
+  if color:
+    result.add(color)
+  return result
 
 
-def score(answer, truth):
-  """F1 of mentioned things as (2 tp, 2 tp + fp + fn), with the reference that the answer is nearest to."""
-  said = things(answer)
-  counts = [
-    (2.0 * len(said & meant), float(len(said) + len(meant)))
-    for meant in map(things, truth.get('answers', [truth['answer']]))
-  ]
+def score(answer: str, truth: dict[str, Any]) -> tuple[float, float]:
+  """F1 of the mentioned things as (2 tp, 2 tp + fp + fn), with the nearest reference."""
+  mentioned = things(answer)
+  counts = []
+  for reference in truth.get('answers', [truth['answer']]):
+    expected = things(reference)
+    counts.append((2.0 * len(mentioned & expected), float(len(mentioned) + len(expected))))
   return max(counts, key=lambda count: count[0] / max(count[1], 1.0))
 
 
-TASK = base.Task('caption', 'F1 of things', INSTRUCTIONS, turns, score)
+TASK = task.Task('caption', 'F1 of things', INSTRUCTIONS, turns, score)

@@ -1,74 +1,103 @@
-"""Questions of one class at a time: which classes an annotation allows to ask for, and their boxes (detection, layout)."""
+"""Questions about one class at a time, for detection, layout and counting."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from sphinx_jax.tasks import task as base
+from sphinx_jax.tasks import task
 
-# More things than this are asked for by class, as a list of all of them would be too long for most contexts.
+# With more objects, single classes are asked for: a list of all objects would be too long for most
+# contexts.
 MANY = 20
-ABSENT_SHARE = 0.2  # Of the questions about one class, where one is known that is not there.
+ABSENT_SHARE = 0.2  # Of the questions about one class, if an absent class is known.
 
 
-def sort(
-  annotation: Mapping, things: Sequence[dict], key: str, crowds: bool = True
-) -> tuple[dict[str, list[dict]], list[str]]:
-  """({class: its things}, [class that is not there, ...]), where that is sure.
+def split_classes(
+  annotation: Mapping[str, Any],
+  things: Sequence[dict[str, Any]],
+  key: str,
+  with_crowds: bool = True,
+) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+  """Returns the classes that are surely in the image with their things, and the absent ones.
 
   Args:
-    annotation: with 'classes', 'absent', 'partial' where they are known.
+    annotation: may have 'classes', 'absent', 'partial'.
     things: objects or blocks.
-    key: where a thing says its class.
-    crowds: whether a class is asked for that has a crowd beside things of their own; not where they are counted.
+    key: key of a thing's class.
+    with_crowds: whether to keep a class that has a crowd beside single things. A class with a crowd
+      cannot be counted.
+
+  Returns:
+    ({class: its things}, [absent class, ...]).
   """
-  there = {thing[key] for thing in things}
+  seen = {thing[key] for thing in things}
   unsure = set(annotation.get('partial', ()))
-  if not crowds:
+  if not with_crowds:
     unsure |= {thing[key] for thing in things if thing.get('crowd')}
-  present: dict[str, list[dict]] = {}
-  for thing in base.single(things):
+  present: dict[str, list[dict[str, Any]]] = {}
+  for thing in task.without_crowds(things):
     if thing[key] not in unsure:
       present.setdefault(thing[key], []).append(thing)
-  known = annotation['absent'] if 'absent' in annotation else annotation.get('classes', ())
-  return present, [name for name in known if name not in there and name not in unsure]
+  candidates = annotation['absent'] if 'absent' in annotation else annotation.get('classes', ())
+  return present, [name for name in candidates if name not in seen and name not in unsure]
 
 
-def choose(
+def choose_classes(
   present: Sequence[str], absent: Sequence[str], rng: np.random.Generator, limit: int
 ) -> list[str]:
-  """Up to `limit` different classes, ABSENT_SHARE of them not there. Raises BadExample when none is present."""
-  names = base.sample(present, rng, limit, 'class that can be asked for')
+  """Returns up to `limit` different classes, of which ABSENT_SHARE are absent.
+
+  Raises:
+    BadExample: no class is present.
+  """
+  names = task.sample(present, rng, limit, 'class that can be asked for')
   if not absent:
     return names
-  others = iter(base.sample(absent, rng, len(names), 'absent classes'))
-  return [next(others, name) if rng.random() < ABSENT_SHARE else name for name in names]
+  absent_names = iter(task.sample(absent, rng, len(names), 'absent classes'))
+  return [next(absent_names, name) if rng.random() < ABSENT_SHARE else name for name in names]
 
 
-def by_class(annotation: Mapping, things: Sequence[dict], rng: np.random.Generator) -> bool:
-  """Whether to ask for single classes: always where things may be missing from the list, often where they are many."""
+def asks_by_class(
+  annotation: Mapping[str, Any], things: Sequence[dict[str, Any]], rng: np.random.Generator
+) -> bool:
+  """Whether to ask for single classes.
+
+  Always if the list of things may be incomplete or has more than MANY; otherwise in half of the
+  cases. Never if the classes are unknown.
+  """
   if 'absent' in annotation or 'partial' in annotation:
     return True
   return 'classes' in annotation and (len(things) > MANY or bool(rng.random() < 0.5))
 
 
-def turns(
-  annotation: Mapping,
-  things: Sequence[dict],
+def class_turns(
+  annotation: Mapping[str, Any],
+  things: Sequence[dict[str, Any]],
   key: str,
-  order: Callable,
+  order: Callable[[dict[str, Any]], Any],
   rng: np.random.Generator,
   max_turns: int,
   instructions: Sequence[str],
-) -> list[base.Turn]:
-  """One turn for each of up to max_turns classes: `cup [box; box]`, or NOTHING for one that is not there."""
-  present, absent = sort(annotation, things, key)
-  result = []
-  for name in choose(list(present), absent, rng, max_turns):
-    answer, truth = base.labelled_boxes(
-      [(name, thing['box']) for thing in sorted(present.get(name, ()), key=order)]
-    )
-    result.append(
-      base.Turn(base.choose(instructions, rng).format(name), answer or base.NOTHING, truth)
-    )
-  return result
+) -> list[task.Turn]:
+  """Returns one turn for each of up to max_turns classes.
+
+  The answer is `cup [box; box]`, or NOTHING for an absent class.
+
+  Args:
+    annotation: may have 'classes', 'absent', 'partial'.
+    things: objects or blocks.
+    key: key of a thing's class.
+    order: sort key of the things in an answer.
+    rng: random generator.
+    max_turns: the largest number of turns.
+    instructions: phrasings with '{}' for the class.
+  """
+  present, absent = split_classes(annotation, things, key)
+  turns = []
+  for name in choose_classes(list(present), absent, rng, max_turns):
+    pairs = [(name, thing['box']) for thing in sorted(present.get(name, ()), key=order)]
+    answer, truth = task.format_labeled_boxes(pairs)
+    instruction = task.choose(instructions, rng).format(name)
+    turns.append(task.Turn(instruction, answer or task.NOTHING, truth))
+  return turns

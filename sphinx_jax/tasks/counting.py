@@ -1,11 +1,14 @@
-"""Counting: how many of a class there are, sometimes none (COCO, LVIS)."""
+"""Counting: how many objects of a class there are, sometimes none (COCO, LVIS)."""
 
 import re
+from typing import Any
 
-from sphinx_jax.tasks import classes, task as base
+import numpy as np
+
+from sphinx_jax.tasks import classes, task
 
 INSTRUCTIONS = (
-  base.SHORT_ANSWER,
+  task.SHORT_ANSWER,
   '{} Answer with a number.',
   '{} Short answer.',
   '{}',
@@ -39,19 +42,23 @@ _IRREGULAR = {
 }
 
 
-def turns(annotation, rng, max_turns):
-  """One turn for each of up to max_turns classes; one with a crowd cannot be counted."""
-  present, absent = classes.sort(annotation, annotation['objects'], 'name', crowds=False)
-  names = classes.choose(list(present), absent, rng, max_turns)
-  questions = [
-    (base.choose(_QUESTIONS, rng).format(plural(name)), str(len(present.get(name, ()))))
-    for name in names
-  ]
-  return base.short_answer_turns(questions, rng, INSTRUCTIONS)
+def turns(annotation: dict[str, Any], rng: np.random.Generator, max_turns: int) -> list[task.Turn]:
+  """Returns one turn for each of up to max_turns classes. A class with a crowd is not counted."""
+  present, absent = classes.split_classes(
+    annotation, annotation['objects'], 'name', with_crowds=False
+  )
+  questions = []
+  for name in classes.choose_classes(list(present), absent, rng, max_turns):
+    question = task.choose(_QUESTIONS, rng).format(plural(name))
+    questions.append((question, str(len(present.get(name, ())))))
+  return task.short_answer_turns(questions, rng, INSTRUCTIONS)
 
 
 def plural(name: str) -> str:
-  """'dining table' -> 'dining tables', 'person' -> 'people'; a name in -s is one already ('skis'), but for 'bus', 'glass'."""
+  """Returns the plural of a class name: 'dining table' -> 'dining tables', 'person' -> 'people'.
+
+  A name in -s is a plural already ('skis'), except in -ss and -us ('glass', 'bus').
+  """
   head, space, last = name.rpartition(' ')
   if last.lower() in _IRREGULAR:
     last = _IRREGULAR[last.lower()]
@@ -64,4 +71,4 @@ def plural(name: str) -> str:
   return head + space + last
 
 
-TASK = base.Task('counting', 'accuracy', INSTRUCTIONS, turns, base.exact_match)
+TASK = task.Task('counting', 'accuracy', INSTRUCTIONS, turns, task.exact_match)

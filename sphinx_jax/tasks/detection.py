@@ -1,6 +1,10 @@
-"""Object detection: every class with its boxes, `circle [box; box], cup [box]`, or one class asked for (COCO, LVIS)."""
+"""Object detection: all classes with their boxes, `circle [box; box], cup [box]`, or one class."""
 
-from sphinx_jax.tasks import classes, task as base
+from typing import Any
+
+import numpy as np
+
+from sphinx_jax.tasks import classes, task
 
 INSTRUCTIONS = (
   'Detect all objects.',
@@ -16,16 +20,19 @@ CLASS_INSTRUCTIONS = (
 )
 
 
-def turns(annotation, rng, max_turns):
-  """One turn: objects from left to right, grouped by class where it first appears; or one for each of max_turns classes."""
+def turns(annotation: dict[str, Any], rng: np.random.Generator, max_turns: int) -> list[task.Turn]:
+  """Returns one turn about all objects, or one for each of up to max_turns classes.
+
+  Objects are listed from left to right, each class where it first appears.
+  """
   objects = annotation['objects']
-  if classes.by_class(annotation, objects, rng):
-    return classes.turns(
-      annotation, objects, 'name', base.center, rng, max_turns, CLASS_INSTRUCTIONS
+  if classes.asks_by_class(annotation, objects, rng):
+    return classes.class_turns(
+      annotation, objects, 'name', task.center, rng, max_turns, CLASS_INSTRUCTIONS
     )
-  things = sorted(base.single(objects), key=base.center)
-  answer, truth = base.labelled_boxes([(item['name'], item['box']) for item in things])
-  return [base.Turn(base.choose(INSTRUCTIONS, rng), answer, truth)]
+  ordered = sorted(task.without_crowds(objects), key=task.center)
+  answer, truth = task.format_labeled_boxes([(thing['name'], thing['box']) for thing in ordered])
+  return [task.Turn(task.choose(INSTRUCTIONS, rng), answer, truth)]
 
 
-TASK = base.Task('detection', 'F1 at IoU 0.5', INSTRUCTIONS, turns, base.labelled_f1)
+TASK = task.Task('detection', 'F1 at IoU 0.5', INSTRUCTIONS, turns, task.labeled_box_f1)

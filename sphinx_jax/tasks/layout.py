@@ -1,6 +1,10 @@
-"""Document layout: blocks of a page by class with their boxes, `Title [box], Text [box; box]`, or of one (DocLayNet)."""
+"""Document layout: the blocks of a page by class, `Title [box], Text [box; box]`, or one class."""
 
-from sphinx_jax.tasks import classes, task as base
+from typing import Any
+
+import numpy as np
+
+from sphinx_jax.tasks import classes, task
 
 INSTRUCTIONS = (
   'Detect the document layout.',
@@ -16,22 +20,24 @@ CLASS_INSTRUCTIONS = (
 )
 
 
-def turns(annotation, rng, max_turns):
-  """One turn: blocks in reading order, grouped by class where it first appears; or one for each of max_turns classes."""
+def turns(annotation: dict[str, Any], rng: np.random.Generator, max_turns: int) -> list[task.Turn]:
+  """Returns one turn about all blocks, or one for each of up to max_turns classes.
+
+  Blocks are listed in reading order, each class where it first appears.
+  """
   blocks = annotation['blocks']
-  if classes.by_class(annotation, blocks, rng):
-    return classes.turns(
+  if classes.asks_by_class(annotation, blocks, rng):
+    return classes.class_turns(
       annotation, blocks, 'label', _reading_order, rng, max_turns, CLASS_INSTRUCTIONS
     )
-  pairs = [
-    (block['label'], block['box']) for block in sorted(base.single(blocks), key=_reading_order)
-  ]
-  answer, truth = base.labelled_boxes(pairs)
-  return [base.Turn(base.choose(INSTRUCTIONS, rng), answer, truth)]
+  ordered = sorted(task.without_crowds(blocks), key=_reading_order)
+  answer, truth = task.format_labeled_boxes([(block['label'], block['box']) for block in ordered])
+  return [task.Turn(task.choose(INSTRUCTIONS, rng), answer, truth)]
 
 
-def _reading_order(block):
-  return block['box'][1], block['box'][0]  # Top, then left.
+def _reading_order(block: dict[str, Any]) -> tuple[float, float]:
+  """(top, left) of a block."""
+  return block['box'][1], block['box'][0]
 
 
-TASK = base.Task('layout', 'F1 at IoU 0.5', INSTRUCTIONS, turns, base.labelled_f1, mirrors=False)
+TASK = task.Task('layout', 'F1 at IoU 0.5', INSTRUCTIONS, turns, task.labeled_box_f1, mirrors=False)

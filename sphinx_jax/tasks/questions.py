@@ -1,19 +1,22 @@
-"""Questions that a dataset asks itself: their wording, choices of answers, truth and score (tasks vqa and ocr).
+"""The questions of a dataset: wording, choices, truth and score (tasks vqa and ocr).
 
-A question is {'id', 'question', 'answer': str, the one to train, 'answers'?: [str] of all annotators, 'choices'?: [str]
-(then 'answer' is the letter of one), 'context'?: str to read first, 'instruction'?: str with '{}' for the task's wording}.
+A question is {'id', 'question', 'answer': str, the one to train, 'answers'?: [str] of all annotators,
+'choices'?: [str] (then 'answer' is the letter of one), 'context'?: str to read first,
+'instruction'?: str with '{}', used instead of the task's instructions}.
 """
 
 import re
 import string
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.tasks import task as base
+from sphinx_jax.tasks import task
 
-# The official evaluation's prompt where a letter is the answer; it has this quote in the word.
+# The official evaluation's prompt for a letter as the answer. The straight quotation mark in
+# "option"s" is in the official files, and the released weights were trained with it.
 OFFICIAL_CHOICE = '{}\nAnswer with the option"s letter from the given choices directly.'
 CHOICE_INSTRUCTIONS = (
   OFFICIAL_CHOICE,
@@ -23,84 +26,122 @@ CHOICE_INSTRUCTIONS = (
 )
 
 # The official evaluation's prompt for VizWiz, where many questions cannot be answered.
-UNANSWERABLE_INSTRUCTION = base.SHORT_ANSWER.replace(
+UNANSWERABLE_INSTRUCTION = task.SHORT_ANSWER.replace(
   '{}', "{} When the provided information is insufficient, respond with 'Unanswerable'."
 )
 
-# VQA's ten annotators answer each for themselves; fewer answers are ways to say the same (DocVQA).
+# The ten annotators of VQA each give their own answer. Fewer answers are equivalent ones (DocVQA).
 ANNOTATORS = 10
+_MATCHES_FOR_FULL_SCORE = 3  # Of the annotators' answers, as in the VQA accuracy.
 _LETTER = re.compile(r'\s*\(?([A-Z])\)?\s*(?:[.:)].*)?', re.DOTALL | re.IGNORECASE)
 
 
 def turns(
-  questions: Sequence[Mapping],
+  questions: Sequence[Mapping[str, Any]],
   rng: np.random.Generator,
   max_turns: int,
   instructions: Sequence[str],
-) -> list[base.Turn]:
-  """The first max_turns questions in their order, one turn each.
+) -> list[task.Turn]:
+  """Returns one turn for each of the first max_turns questions, in their order.
 
-  The first that is a plain question carries one of `instructions` around it and the others follow it without; a question
-  with choices or with an instruction of its own always carries its wording.
+  The first question without choices and without its own instruction has one of `instructions` around
+  it. The others of that kind follow it without an instruction. A question with choices or with its
+  own instruction always has its instruction.
 
   Raises:
-    BadExample: no questions; one without an answer, or whose answer is not the letter of one of its choices.
+    BadExample: there are no questions, a question has no answer, or its answer is not the letter of
+      one of its choices.
   """
   if not questions:
     raise BadExample('nothing to ask', 'the annotation has no questions')
-  wording, choice_wording = base.choose(instructions, rng), base.choose(CHOICE_INSTRUCTIONS, rng)
+  plain_instruction = task.choose(instructions, rng)
+  choice_instruction = task.choose(CHOICE_INSTRUCTIONS, rng)
   result = []
   for question in questions[:max_turns]:
-    form = question.get('instruction')
-    if not form and question.get('choices'):
-      form = choice_wording
-    elif not form:
-      form, wording = wording, '{}'
-    # Not str.format: questions and instructions of datasets may hold other braces.
-    result.append(
-      base.Turn(form.replace('{}', _text(question)), question['answer'].strip(), _truth(question))
-    )
+    if question.get('instruction'):
+      instruction = question['instruction']
+    elif question.get('choices'):
+      instruction = choice_instruction
+    else:
+      instruction, plain_instruction = plain_instruction, '{}'
+    # Not str.format: questions and instructions of datasets may have other braces.
+    text = instruction.replace('{}', _format(question))
+    result.append(task.Turn(text, question['answer'].strip(), _truth(question)))
   return result
 
 
-def _text(question: Mapping) -> str:
-  """The question with its context and choices, as the official evaluation lays them out."""
-  lines = [f'Context:\n{question["context"]}'] if 'context' in question else []
-  choices = question.get('choices') or ()
-  lines.append(f'Question:\n{question["question"]}' if lines or choices else question['question'])
+def format_question(
+  question: str, choices: Mapping[str, str] | None = None, context: str | None = None
+) -> str:
+  """Returns a question with its context and choices, formatted like the official evaluation.
+
+  Args:
+    question: the question.
+    choices: letter -> text. None or empty for a question without choices.
+    context: a text to read first, which may be ''. None: no context.
+  """
+  lines = []
+  if context is not None:
+    lines += ['Context:', context]
+  if choices or context is not None:
+    lines.append('Question:')
+  lines.append(question)
   if choices:
     lines.append('Choices:')
-    lines += [f'{letter}. {choice}' for letter, choice in zip(string.ascii_uppercase, choices)]
+    lines += [f'{letter}. {text}' for letter, text in choices.items()]
   return '\n'.join(lines)
 
 
-def _truth(question: Mapping) -> dict:
+def official_choice_question(
+  question: str, choices: Mapping[str, str], context: str | None = None
+) -> str:
+  """Returns the whole prompt of a question with choices.
+
+  The format is that of ScienceQA and MMMU in the official annotation files.
+
+  Args:
+    question: the question.
+    choices: letter -> text.
+    context: a text to read first, or None.
+  """
+  return OFFICIAL_CHOICE.replace('{}', format_question(question, choices, context))
+
+
+def _format(question: Mapping[str, Any]) -> str:
+  choices = dict(zip(string.ascii_uppercase, question.get('choices') or ()))
+  return format_question(question['question'], choices, question.get('context'))
+
+
+def _truth(question: Mapping[str, Any]) -> dict[str, Any]:
   choices, answer = question.get('choices') or (), question['answer'].strip()
   if len(choices) > len(string.ascii_uppercase):
     raise BadExample('too many choices', f'{len(choices)} in {question["question"]!r:.200}')
   letters = list(string.ascii_uppercase[: len(choices)])
   if choices and answer and answer not in letters:
     raise BadExample('answer is no choice', f'{answer!r:.80}, expected one of {letters}')
-  return {
-    'answer': answer,
-    **{key: question[key] for key in ('id', 'answers', 'choices') if question.get(key)},
-  }
+  truth = {'answer': answer}
+  truth.update({key: question[key] for key in ('id', 'answers', 'choices') if question.get(key)})
+  return truth
 
 
-def score(answer: str, truth: dict) -> tuple[float, float]:
-  """Accuracy, while training and for any dataset; benchmarks have their own in evaluate/protocols.
+def score(answer: str, truth: Mapping[str, Any]) -> tuple[float, float]:
+  """Accuracy of an answer during training, for any dataset.
 
-  With choices, 1 if the answer names the right letter ('B', '(b)', 'B. cup') or is the text of that choice. With the
-  answers of ANNOTATORS, min(1, how many of them gave this one / 3), the VQA accuracy without leaving each out once. Else 1
-  if it equals one of the answers. All in normal form.
+  With choices it is 1 if the answer has the right letter ('B', '(b)', 'B. cup') or is the text of
+  that choice. With the answers of ANNOTATORS it is min(1, number of equal answers / 3): the VQA
+  accuracy, without the mean over leaving out one annotator. Otherwise it is 1 if the answer equals
+  one of the accepted ones. All texts are normalized. Benchmarks have their own scores in
+  evaluation/protocols.
   """
-  said, answers = base.normalize(answer), truth.get('answers') or [truth['answer']]
+  normalized = task.normalize(answer)
   if truth.get('choices'):
-    texts = dict(zip(string.ascii_uppercase, map(base.normalize, truth['choices'])))
+    index = string.ascii_uppercase.index(truth['answer'])
+    if normalized == task.normalize(truth['choices'][index]):
+      return 1.0, 1.0
     letter = _LETTER.fullmatch(answer)
-    return float(
-      said == texts[truth['answer']] or bool(letter) and letter[1].upper() == truth['answer']
-    ), 1.0
+    return float(bool(letter) and letter[1].upper() == truth['answer']), 1.0
+  answers = truth.get('answers') or [truth['answer']]
   if len(answers) >= ANNOTATORS:
-    return min(1.0, sum(said == base.normalize(other) for other in answers) / 3), 1.0
-  return base.any_match(answer, {**truth, 'answers': answers})
+    matches = sum(normalized == task.normalize(other) for other in answers)
+    return min(1.0, matches / _MATCHES_FOR_FULL_SCORE), 1.0
+  return task.any_match(answer, {**truth, 'answers': answers})

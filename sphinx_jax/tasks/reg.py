@@ -1,7 +1,11 @@
-"""Referring expression generation: a box -> the expression of the thing in it (RefCOCO, Visual Genome)."""
+"""Referring expression generation: a box -> the expression of the object in it (RefCOCO, ...)."""
+
+from typing import Any
+
+import numpy as np
 
 from sphinx_jax.core import coordinates
-from sphinx_jax.tasks import task as base
+from sphinx_jax.tasks import task
 
 INSTRUCTIONS = (
   'Please provide a short description for this region: {}.',
@@ -11,18 +15,25 @@ INSTRUCTIONS = (
 )
 
 
-def turns(annotation, rng, max_turns):
-  """One turn for each of up to max_turns objects; its first expression is trained, all are the truth's 'answers'."""
-  objects = base.single(annotation['objects'])
-  described = [item for item in objects if item.get('expressions')]
+def turns(annotation: dict[str, Any], rng: np.random.Generator, max_turns: int) -> list[task.Turn]:
+  """Returns one turn for each of up to max_turns objects.
+
+  The first expression is trained. All expressions are the truth's 'answers'.
+  """
+  objects = task.without_crowds(annotation['objects'])
+  described = [thing for thing in objects if thing.get('expressions')]
   result = []
-  for item in base.sample(described or objects, rng, max_turns, 'objects'):
-    box, answer, truth = base.checked_box(item['box']), base.expression(item), {}
+  for thing in task.sample(described or objects, rng, max_turns, 'objects'):
+    box = task.check_box(thing['box'])
     if described:
-      answer, truth = item['expressions'][0], {'answers': list(item['expressions'])}
-    instruction = base.choose(INSTRUCTIONS, rng).format(coordinates.format_box(box))
-    result.append(base.Turn(instruction, answer, {'answer': answer, 'box': box, **truth}))
+      answer = thing['expressions'][0]
+      truth = {'answer': answer, 'box': box, 'answers': list(thing['expressions'])}
+    else:
+      answer = task.expression(thing)
+      truth = {'answer': answer, 'box': box}
+    instruction = task.choose(INSTRUCTIONS, rng).format(coordinates.format_box(box))
+    result.append(task.Turn(instruction, answer, truth))
   return result
 
 
-TASK = base.Task('reg', 'accuracy', INSTRUCTIONS, turns, base.any_match)
+TASK = task.Task('reg', 'accuracy', INSTRUCTIONS, turns, task.any_match)

@@ -1,6 +1,13 @@
-"""Text only: a document as it is, or a sentence to continue or to write. Its loss is what is watched, it has no metric."""
+"""Text without images: a whole document, or a sentence to continue or to write.
 
-from sphinx_jax.tasks import task as base
+There is no metric. The loss is what is watched.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from sphinx_jax.tasks import task
 
 INSTRUCTIONS = (
   'Continue: {}',
@@ -10,29 +17,31 @@ INSTRUCTIONS = (
 )
 
 
-def turns(annotation, rng, max_turns):
-  """One turn. A document is all answer, with no question before it, as in pretraining.
+def turns(annotation: dict[str, Any], rng: np.random.Generator, max_turns: int) -> list[task.Turn]:
+  """Returns one turn.
 
-  Of a sentence the instruction shows a quarter to half of the words, and the answer is the rest; or nothing, and all.
+  A document is all answer, with no question before it, as in pretraining. For a sentence, the
+  instruction shows a quarter to half of the words and the answer is the rest, or the instruction
+  shows none and the answer is the whole sentence.
   """
   del max_turns
   if annotation.get('document'):
     answer = annotation['text'].strip()
-    return [base.Turn(None, answer, {'answer': answer})]
+    return [task.Turn(None, answer, {'answer': answer})]
   words = annotation['text'].split()
-  instruction = base.choose(INSTRUCTIONS, rng)
+  instruction = task.choose(INSTRUCTIONS, rng)
   shown = 0
   if '{}' in instruction:
-    # One word cannot be split: it stays whole in the answer, or an answer would be empty.
+    # A single word stays in the answer, which must not be empty.
     shown = int(rng.integers(len(words) // 4, len(words) // 2 + 1))
   answer = ' '.join(words[shown:])
-  return [base.Turn(instruction.format(' '.join(words[:shown])), answer, {'answer': answer})]
+  return [task.Turn(instruction.format(' '.join(words[:shown])), answer, {'answer': answer})]
 
 
-def score(answer, truth):
-  """Open-ended: adds nothing to any mean."""
+def score(answer: str, truth: dict[str, Any]) -> tuple[float, float]:
+  """(0, 0): an open-ended answer adds nothing to any mean."""
   del answer, truth
   return 0.0, 0.0
 
 
-TASK = base.Task('text', 'none', INSTRUCTIONS, turns, score)
+TASK = task.Task('text', 'none', INSTRUCTIONS, turns, score)

@@ -1,15 +1,21 @@
-"""General VQA: the questions of a dataset (VQAv2, GQA, ScienceQA), or short ones about the objects it gives.
+"""General VQA: the questions of a dataset (VQAv2, GQA, ScienceQA), or short ones about its objects.
 
-Those (of colour, kind, presence, number and position) are made from the scene alone, so the task needs no list of colours or
-kinds, and asked so that their wording does not give the answer away: a question of presence is asked of a pair that is there
-as often as of one whose colour and kind are both there, on different things.
+The latter ask about color, kind, presence, number and position. They are made from the scene only, so
+the task needs no list of colors or kinds. Their wording does not give the answer away: half of the
+questions of presence are about a pair of color and kind that is in the image, half about a pair whose
+color and kind are in the image on different objects.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.tasks import questions, task as base
+from sphinx_jax.tasks import questions, task
 
 INSTRUCTIONS = (
-  base.SHORT_ANSWER,
+  task.SHORT_ANSWER,
   '{} Answer in a word.',
   '{} Short answer.',
   '{}',
@@ -28,82 +34,91 @@ _POSITION = (
   'In which corner is the {}?',
   'In which part of the image is the {}?',
 )
+_MIN_FROM_MIDDLE = 0.14  # An object nearer to a middle line is in no corner.
+
+Questions = list[tuple[str, str]]  # (question, answer)
 
 
-def _color(objects, rng):
-  names = [item['name'] for item in objects]
+def _color_questions(objects: Sequence[dict[str, Any]], rng: np.random.Generator) -> Questions:
+  names = [thing['name'] for thing in objects]
   return [
-    (base.choose(_COLOR, rng).format(item['name']), item['color'])
-    for item in objects
-    if item.get('color') and names.count(item['name']) == 1
+    (task.choose(_COLOR, rng).format(thing['name']), thing['color'])
+    for thing in objects
+    if thing.get('color') and names.count(thing['name']) == 1
   ]
 
 
-def _kind(objects, rng):
-  colors = [item.get('color') for item in objects]
+def _kind_questions(objects: Sequence[dict[str, Any]], rng: np.random.Generator) -> Questions:
+  colors = [thing.get('color') for thing in objects]
   return [
-    (base.choose(_KIND, rng).format(item['color']), item['name'])
-    for item in objects
-    if item.get('color') and colors.count(item['color']) == 1
+    (task.choose(_KIND, rng).format(thing['color']), thing['name'])
+    for thing in objects
+    if thing.get('color') and colors.count(thing['color']) == 1
   ]
 
 
-def _presence(objects, rng):
-  present = sorted({(item['color'], item['name']) for item in objects if item.get('color')})
+def _presence_questions(objects: Sequence[dict[str, Any]], rng: np.random.Generator) -> Questions:
+  present = sorted({(thing['color'], thing['name']) for thing in objects if thing.get('color')})
   crossed = sorted({(color, name) for color, _ in present for _, name in present} - set(present))
-  balance = min(len(present), len(crossed))
-  if not balance:
+  count = min(len(present), len(crossed))
+  if not count:
     return []
-  pairs = [(pair, 'yes') for pair in base.sample(present, rng, balance, 'objects')]
-  pairs += [(pair, 'no') for pair in base.sample(crossed, rng, balance, 'objects')]
+  pairs = [(pair, 'yes') for pair in task.sample(present, rng, count, 'objects')]
+  pairs += [(pair, 'no') for pair in task.sample(crossed, rng, count, 'objects')]
   return [
-    (base.choose(_PRESENCE, rng).format(base.with_article(f'{color} {name}')), answer)
+    (task.choose(_PRESENCE, rng).format(task.with_article(f'{color} {name}')), answer)
     for (color, name), answer in pairs
   ]
 
 
-def _number(objects, rng):
-  return [(base.choose(_NUMBER, rng), str(len(objects)))]
+def _number_questions(objects: Sequence[dict[str, Any]], rng: np.random.Generator) -> Questions:
+  return [(task.choose(_NUMBER, rng), str(len(objects)))]
 
 
-def _position(objects, rng):
-  names = [base.expression(item) for item in objects]
+def _position_questions(objects: Sequence[dict[str, Any]], rng: np.random.Generator) -> Questions:
+  names = [task.expression(thing) for thing in objects]
   result = []
-  for item, name in zip(objects, names):
-    x, y = base.center(item)
-    # Things near the middle lines belong to no corner.
-    if names.count(name) == 1 and min(abs(x - 0.5), abs(y - 0.5)) >= 0.14:
+  for thing, name in zip(objects, names):
+    x, y = task.center(thing)
+    from_middle = min(abs(x - 0.5), abs(y - 0.5))
+    if names.count(name) == 1 and from_middle >= _MIN_FROM_MIDDLE:
       corner = f'{"upper" if y < 0.5 else "lower"} {"left" if x < 0.5 else "right"}'
-      result.append((base.choose(_POSITION, rng).format(name), corner))
+      result.append((task.choose(_POSITION, rng).format(name), corner))
   return result
 
 
-FAMILIES = {
-  'color': _color,
-  'kind': _kind,
-  'presence': _presence,
-  'number': _number,
-  'position': _position,
+QUESTION_KINDS = {
+  'color': _color_questions,
+  'kind': _kind_questions,
+  'presence': _presence_questions,
+  'number': _number_questions,
+  'position': _position_questions,
 }
 
 
-def turns(annotation, rng, max_turns):
-  """The first max_turns given questions; or as many about objects, of as many families as there are, in random order."""
+def turns(annotation: dict[str, Any], rng: np.random.Generator, max_turns: int) -> list[task.Turn]:
+  """Returns the first max_turns questions of the dataset, or as many about objects.
+
+  The latter are of as many kinds as possible, in random order.
+  """
   if 'questions' in annotation:
     return questions.turns(annotation['questions'], rng, max_turns, INSTRUCTIONS)
   if not annotation['objects']:
     raise BadExample('nothing to ask', 'the annotation has no objects')
-  return base.short_answer_turns(
-    scene_questions(annotation['objects'], rng)[:max_turns], rng, INSTRUCTIONS
-  )
+  asked = scene_questions(annotation['objects'], rng)[:max_turns]
+  return task.short_answer_turns(asked, rng, INSTRUCTIONS)
 
 
-def scene_questions(objects, rng):
-  """All (question, answer) about at least one object, round by round, one question of every family that still has one."""
-  pools = [ask(objects, rng) for ask in FAMILIES.values()]
-  pools = [base.sample(pool, rng, len(pool), 'questions') for pool in pools if pool]
-  order = base.sample(pools, rng, len(pools), 'questions')
-  return [pool[i] for i in range(max(map(len, order))) for pool in order if i < len(pool)]
+def scene_questions(objects: Sequence[dict[str, Any]], rng: np.random.Generator) -> Questions:
+  """Returns all questions about at least one object.
+
+  They come in rounds: one question of every kind that has any left.
+  """
+  pools = [make_questions(objects, rng) for make_questions in QUESTION_KINDS.values()]
+  pools = [task.sample(pool, rng, len(pool), 'questions') for pool in pools if pool]
+  order = task.sample(pools, rng, len(pools), 'questions')
+  rounds = max(len(pool) for pool in order)
+  return [pool[i] for i in range(rounds) for pool in order if i < len(pool)]
 
 
-TASK = base.Task('vqa', 'accuracy', INSTRUCTIONS, turns, questions.score)
+TASK = task.Task('vqa', 'accuracy', INSTRUCTIONS, turns, questions.score)

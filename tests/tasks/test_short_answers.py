@@ -40,7 +40,7 @@ def test_vqa_asks_every_family_and_the_answers_are_right():
   objects = scenes.OBJECTS
   rng = np.random.default_rng(0)
   answers = {
-    name: {answer for _, answer in family(objects, rng)} for name, family in vqa.FAMILIES.items()
+    name: {answer for _, answer in family(objects, rng)} for name, family in vqa.QUESTION_KINDS.items()
   }
   assert answers == {
     'color': {'red'},  # two cups: their colour is not asked
@@ -56,7 +56,7 @@ def test_vqa_presence_is_balanced_and_true():
   for seed in range(300):
     objects = random_scene(seed)['objects']
     there = {base.expression(item) for item in objects}
-    for question, answer in vqa.FAMILIES['presence'](objects, np.random.default_rng(seed)):
+    for question, answer in vqa.QUESTION_KINDS['presence'](objects, np.random.default_rng(seed)):
       assert (answer == 'yes') == any(question.endswith(f' {name}?') for name in there)
       counts[answer] += 1
   assert counts['yes'] == counts['no'] > 100

@@ -1,5 +1,6 @@
-"""The published benchmarks: their questions read from the official files, one small file per layout.
+"""The published benchmarks: readers of their questions, one small file per format.
 
-Paths are relative to one root, as in the official SPHINX annotation files ('data/coco/val2014/...'); configs/benchmarks.py
-is the table of what is asked how. Opening reads no picture.
+Paths are relative to one root, as in the official SPHINX annotation files ('data/coco/val2014/...').
+The table of the benchmarks, their prompts and their protocols is configs/benchmarks.py. Opening a
+benchmark reads no image.
 """

@@ -1,10 +1,14 @@
-"""The official SPHINX annotation files: a JSON list of image_path, question, question_id, dataset_name, gt_answers.
+"""The official SPHINX annotation files.
 
-    root/annotations/okvqa_val.json                       the questions, with the commonest answer
-    root/data/okvqa/mscoco_val2014_annotations.json       all annotators' answers, where the protocol needs them
-    root/data/...                                         the pictures, as 'image_path' says
+    root/annotations/okvqa_val.json                       JSON list of {image_path, question,
+                                                          question_id, dataset_name, gt_answers}, where
+                                                          gt_answers is the most common answer
+    root/data/okvqa/mscoco_val2014_annotations.json       all annotators' answers, if the protocol needs
+                                                          them
+    root/data/...                                         the images, as in image_path
 
-https://huggingface.co/Alpha-VLLM/LLaMA2-Accessory (data/SPHINX/eval); the licences are those of the data sets.
+Licence: those of the datasets.
+Homepage: https://huggingface.co/Alpha-VLLM/LLaMA2-Accessory (data/SPHINX/eval)
 """
 
 import re
@@ -14,83 +18,83 @@ from typing import Any
 
 from sphinx_jax.core import errors
 from sphinx_jax.datasets import files
-from sphinx_jax.evaluation.benchmarks.benchmark import Question, field, rows
+from sphinx_jax.evaluation.benchmarks.benchmark import Question, required, required_list
+
+_KEYS = ('image_path', 'question', 'question_id', 'gt_answers')
 
 
 def read(
-  name: str, root: Path, prompt: str, file: str, annotation: str | Sequence[str] | None = None
+  who: str, root: Path, prompt: str, file: str, annotation: str | Sequence[str] | None = None
 ) -> list[Question]:
-  """The questions of one file. Ids are positions: the official ones are not unique in all files and stay in the entry.
+  """Returns the questions of one file.
+
+  The official ids are not unique in every file. They stay in the entry, and `Question.id` is the
+  position in the file.
 
   Args:
-    name: of the benchmark.
-    root: the folder of all paths.
-    prompt: with '{}' for the question.
+    who: the benchmark, for messages.
+    root: directory that all paths are relative to.
+    prompt: instruction with '{}' for the question.
     file: the annotation file.
-    annotation: with all the annotators' answers, or several such paths of which any will do; None: 'gt_answers' is
-      the whole truth.
+    annotation: file of all annotators' answers, or several paths of which the first that exists is
+      read. None: 'gt_answers' is the complete truth.
 
   Raises:
-    SphinxError: a file is missing or not the official one, or has no answers to one of the questions.
+    SphinxError: a file is missing or not the official one, or has no answers to a question.
   """
   path = root / file
   answers = None
   if annotation is not None:
-    source = files.find(name, root, *((annotation,) if isinstance(annotation, str) else annotation))
-    answers = all_answers(name, source)
+    choices = (annotation,) if isinstance(annotation, str) else annotation
+    answers_path = files.find(who, root, *choices)
+    answers = all_answers(who, answers_path)
   questions = []
-  for index, row in enumerate(files.read_json(name, path, list)):
-    entry = {
-      key: field(name, row, key, path)
-      for key in ('image_path', 'question', 'question_id', 'gt_answers')
-    }
+  for index, row in enumerate(files.read_json(who, path, list)):
+    entry = {key: required(who, row, key, path) for key in _KEYS}
     if answers is not None:
-      if str(entry['question_id']) not in answers:
+      question_id = str(entry['question_id'])
+      if question_id not in answers:
         raise errors.make(
-          f"benchmark '{name}'",
-          f'no answers to question {entry["question_id"]} in {str(source)!r}',
+          who,
+          f'no answers to question {question_id} in {str(answers_path)!r}',
           f'answers to every question of {str(path)!r}',
           'take both files from one release',
         )
-      entry['gt_answers'] = answers[str(entry['question_id'])]
-    questions.append(
-      Question(str(index), root / entry['image_path'], prompt.format(entry['question']), entry)
-    )
+      entry['gt_answers'] = answers[question_id]
+    text = prompt.format(entry['question'])
+    questions.append(Question(str(index), root / entry['image_path'], text, entry))
   return questions
 
 
-def all_answers(name: str, path: Path) -> dict[str, list[str]]:
-  """{question id: every annotator's answer} of an official file.
+def all_answers(who: str, path: Path) -> dict[str, list[str]]:
+  """Returns every annotator's answer, by question id, from a dataset's own file.
 
-  The forms are those of VQAv2 and OK-VQA ('annotations'), of TextVQA and DocVQA ('data'), and of VizWiz (a list whose
-  pictures carry the number of the question).
+  The formats are those of VQAv2 and OK-VQA ('annotations'), of TextVQA and DocVQA ('data'), and of
+  VizWiz (a list; the image file has the number of the question).
   """
-  value = files.read_json(name, path)
-  listed = (
-    value
-    if isinstance(value, list)
-    else rows(
-      name,
-      value,
-      'annotations' if isinstance(value, dict) and 'annotations' in value else 'data',
-      path,
-    )
-  )
+  value = files.read_json(who, path)
+  if isinstance(value, list):
+    rows = value
+  elif isinstance(value, dict) and 'annotations' in value:
+    rows = required_list(who, value, 'annotations', path)
+  else:
+    rows = required_list(who, value, 'data', path)
   return {
-    _question_id(name, row, path): [
-      _text(name, answer, path) for answer in rows(name, row, 'answers', path)
+    _question_id(who, row, path): [
+      _answer_text(who, answer, path) for answer in required_list(who, row, 'answers', path)
     ]
-    for row in listed
+    for row in rows
   }
 
 
-def _question_id(name: str, row: Any, path: Path) -> str:
+def _question_id(who: str, row: Any, path: Path) -> str:
   for key in ('question_id', 'questionId'):
     if isinstance(row, dict) and key in row:
       return str(row[key])
-  number = re.search(r'(\d+)\.\w+$', str(field(name, row, 'image', path)))
-  return str(int(number[1])) if number else str(row['image'])
+  image = str(required(who, row, 'image', path))
+  number = re.search(r'(\d+)\.\w+$', image)
+  return str(int(number[1])) if number else image
 
 
-def _text(name: str, answer: Any, path: Path) -> str:
-  return answer if isinstance(answer, str) else str(field(name, answer, 'answer', path))
+def _answer_text(who: str, answer: Any, path: Path) -> str:
+  return answer if isinstance(answer, str) else str(required(who, answer, 'answer', path))

@@ -1,4 +1,4 @@
-"""What a benchmark is: questions with the whole prompt, and what its protocol needs to score the answers."""
+"""A benchmark: questions with their whole prompts, and what its protocol needs to score the answers."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,8 @@ from sphinx_jax.core import errors
 from sphinx_jax.core.tables import Table
 from sphinx_jax.evaluation.protocols import PROTOCOLS
 
-# Each reads one layout: (name, root, prompt, **the row's own settings) -> [Question, ...].
+# Each reads one file format: (who, root, prompt, **the row's own settings) -> list of Question.
+# `who` is the benchmark as messages show it.
 READERS = Table(
   'benchmark reader',
   {
@@ -28,7 +29,8 @@ READERS = Table(
   },
 )
 
-_COMMON = (
+# Keys of a row of configs/benchmarks.py that are not arguments of its reader.
+COMMON_KEYS = (
   'reader',
   'prompt',
   'prefix',
@@ -44,13 +46,13 @@ _COMMON = (
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """One question about one picture.
+  """One question about one image.
 
   Attributes:
     id: unique in its benchmark.
     image: the file, its bytes, or None.
-    prompt: the whole question, with the benchmark's wording around it.
-    entry: plain JSON, what the protocol needs ('gt_answers', 'question_id', 'image_path', ...).
+    prompt: the question with the benchmark's instruction.
+    entry: JSON values that the protocol needs ('gt_answers', 'question_id', 'image_path', ...).
     history: earlier turns (question, answer) of the dialog in which this question is asked.
     answer_length: rough length of the answer, if known. Questions with answers of similar length
       are decoded together, which only affects the speed.
@@ -69,12 +71,12 @@ class Benchmark:
   """A benchmark, opened.
 
   Attributes:
-    name: its key in configs/benchmarks.py.
-    questions: in the order of the official file.
-    prefix: how the answer begins, given to the model ('' or such as ' The answer is').
-    max_new_tokens: longest answer.
+    name: key in configs/benchmarks.py.
+    questions: in the order of the published file.
+    prefix: the beginning of every answer, which the model is given ('', ' The answer is').
+    max_new_tokens: length of the longest answer.
     protocol: name in `PROTOCOLS`.
-    hidden: there is no truth to score against, only a submission file (evaluation/submissions.py).
+    hidden: the answers are hidden, so there is only a submission file (evaluation/submissions.py).
     settings: the whole row of the table.
   """
 
@@ -88,64 +90,74 @@ class Benchmark:
 
 
 def open_benchmark(name: str, settings: Mapping[str, Any], root: Path | str) -> Benchmark:
-  """Reads the questions of a benchmark; no picture is touched.
+  """Reads the questions of a benchmark. No image is read.
 
   Args:
-    name: of the benchmark.
+    name: name of the benchmark.
     settings: its row of configs/benchmarks.py.
-    root: the folder that the row's paths are relative to.
+    root: directory that the row's paths are relative to.
 
   Raises:
-    SphinxError: an unknown reader or protocol; a file that is missing (it is named) or not the official one; no question.
+    SphinxError: unknown reader or protocol; a file that is missing or not the published one (the
+      message names it); no question; repeated ids.
   """
   settings = dict(settings)
+  who = f"benchmark '{name}'"
   if settings['protocol'] not in PROTOCOLS:
-    raise errors.unknown(f"protocol of benchmark '{name}'", settings['protocol'], PROTOCOLS)
-  own = {key: value for key, value in settings.items() if key not in _COMMON}
-  questions = READERS[settings['reader']](name, Path(root), settings['prompt'], **own)
+    raise errors.unknown(f'protocol of {who}', settings['protocol'], PROTOCOLS)
+  own = {key: value for key, value in settings.items() if key not in COMMON_KEYS}
+  questions = READERS[settings['reader']](who, Path(root), settings['prompt'], **own)
   if not questions:
-    raise errors.make(f"benchmark '{name}'", 'no question', 'at least one', 'check its files')
-  seen = set()
+    raise errors.make(who, 'no question', 'at least one', 'check its files')
+  ids = set()
   for question in questions:
-    if question.id in seen:
-      raise errors.make(
-        f"benchmark '{name}'",
-        f"two questions with the id '{question.id}'",
-        'one',
-        'check its files',
-      )
-    seen.add(question.id)
+    if question.id in ids:
+      raise errors.make(who, f"two questions with the id '{question.id}'", 'one', 'check its files')
+    ids.add(question.id)
   return Benchmark(
-    name,
-    questions,
-    settings.get('prefix', ''),
-    settings['max_new_tokens'],
-    settings['protocol'],
-    settings.get('hidden', False),
-    settings,
+    name=name,
+    questions=questions,
+    prefix=settings.get('prefix', ''),
+    max_new_tokens=settings['max_new_tokens'],
+    protocol=settings['protocol'],
+    hidden=settings.get('hidden', False),
+    settings=settings,
   )
 
 
-def field(name: str, row: Any, key: str, path: Path) -> Any:
-  """row[key]. Raises SphinxError naming file and key when the row is not as in the official file."""
+def required(who: str, row: Any, key: str, path: Path) -> Any:
+  """Returns row[key].
+
+  Unlike datasets/fields.py, a malformed row is not skipped: a score over fewer questions than the
+  benchmark has would not be comparable.
+
+  Args:
+    who: the benchmark, for messages.
+    row: a JSON value.
+    key: the key.
+    path: the file, for messages.
+
+  Raises:
+    SphinxError: the row is no object, or has no such key.
+  """
   if not isinstance(row, dict) or key not in row:
     raise errors.make(
-      f"benchmark '{name}'",
+      who,
       f"a row of {str(path)!r} without '{key}': {str(row)[:200]}",
-      'the official file',
+      'the published file',
       'download it again',
     )
   return row[key]
 
 
-def rows(name: str, value: Any, key: str, path: Path) -> list[Any]:
-  """value[key], a list. Raises SphinxError naming the file when it is none."""
-  found = field(name, value, key, path)
-  if not isinstance(found, list):
+def required_list(who: str, row: Any, key: str, path: Path) -> list[Any]:
+  """Returns row[key], a list. Raises SphinxError like `required`, or if it is no list."""
+  value = required(who, row, key, path)
+  if not isinstance(value, list):
     raise errors.make(
-      f"benchmark '{name}'",
-      f"a {type(found).__name__} under '{key}' in {str(path)!r}",
+      who,
+      f"a {type(value).__name__} under '{key}' in {str(path)!r}",
       'a list',
-      'check that it is the official file',
+      'check that it is the published file',
     )
-  return found
+  return value

@@ -1,6 +1,6 @@
-"""Phrase grounding on Flickr30k Entities: one question for every phrase that has a box, in every sentence of a split.
+"""Phrase grounding on Flickr30k Entities: one question for every phrase with a box, in every sentence.
 
-The tree, its licence and homepage are those of the source 'flickr30k_entities' (datasets).
+The tree, the licence and the homepage are in datasets/flickr30k_entities.py.
 """
 
 from pathlib import Path
@@ -11,34 +11,40 @@ from sphinx_jax.datasets.flickr30k_entities import Flickr30kEntities
 from sphinx_jax.evaluation.benchmarks.benchmark import Question
 
 
-def read(name: str, root: Path, prompt: str, folder: str, split: str) -> list[Question]:
-  """The phrases of a split; folder is the root of the data set. Raises SphinxError for missing or wrong files."""
+def read(who: str, root: Path, prompt: str, folder: str, split: str) -> list[Question]:
+  """Returns the phrases of a split.
+
+  Args:
+    who: the benchmark, for messages.
+    root: directory that all paths are relative to.
+    prompt: instruction with '{}' for the phrase.
+    folder: root of the dataset.
+    split: the split.
+
+  Raises:
+    SphinxError: files are missing or not the published ones.
+  """
   family = Flickr30kEntities(root / folder, split, 'grounded_caption')
   questions = []
   for index in range(len(family)):
     try:
       item = family.item(index)
-    except (
-      BadExample
-    ) as error:  # A score over fewer questions than the benchmark has would be another benchmark's.
+    except BadExample as error:  # A score over fewer questions would not be comparable.
       raise errors.make(
-        f"benchmark '{name}'",
-        f'an item it cannot use ({error})',
-        'the official files',
-        'download them again',
+        who, f'an item it cannot use ({error})', 'the published files', 'download them again'
       ) from error
     width, height = (int(side) for side in item.annotation['size'])
-    place = Path(item.image).relative_to(root)
+    image_path = Path(item.image).relative_to(root).as_posix()
     for number, phrase in enumerate(item.annotation['phrases']):
-      if phrase['boxes']:
-        entry = {
-          'image_path': place.as_posix(),
-          'question': phrase['text'],
-          'width': width,
-          'height': height,
-          'gt_answers': [list(box) for box in phrase['boxes']],
-        }
-        questions.append(
-          Question(f'{item.id}-{number}', item.image, prompt.format(phrase['text'].strip()), entry)
-        )
+      if not phrase['boxes']:
+        continue
+      entry = {
+        'image_path': image_path,
+        'question': phrase['text'],
+        'width': width,
+        'height': height,
+        'gt_answers': [list(box) for box in phrase['boxes']],
+      }
+      text = prompt.format(phrase['text'].strip())
+      questions.append(Question(f'{item.id}-{number}', item.image, text, entry))
   return questions

@@ -1,10 +1,12 @@
-"""MMBench's official tab-separated file; every question is asked with each rotation of its choices.
+"""MMBench's tab-separated file. Every question is asked with each rotation of its choices.
 
     root/data/mmbench/mmbench_dev_20230712.tsv
       index, question, hint, A, B, C, D, answer, category, l2-category, image (base64)
 
-In files that hold the rotations themselves, index % 1e6 names the question, and 'image' may be the index of the row that
-has the picture. https://github.com/open-compass/MMBench (Apache 2.0).
+Some files have the rotations themselves. There, index % 1e6 is the question, and 'image' may be the
+index of the row with the image.
+Licence: Apache 2.0.
+Homepage: https://github.com/open-compass/MMBench
 """
 
 import base64
@@ -14,102 +16,125 @@ from pathlib import Path
 
 from sphinx_jax.core import errors
 from sphinx_jax.datasets import files
-from sphinx_jax.evaluation.benchmarks import choices
-from sphinx_jax.evaluation.benchmarks.benchmark import Question, field
+from sphinx_jax.evaluation.benchmarks.benchmark import Question, required
+from sphinx_jax.tasks import questions as questions_lib
 
-_ROUND = 10**6
-_REFERENCE = 64  # An 'image' of no more characters is the index of another row.
+_ROTATION_STEP = 10**6  # index = rotation * _ROTATION_STEP + question
+_REFERENCE_LENGTH = 64  # An 'image' of no more characters is the index of another row.
 _EMPTY = ('', 'nan', 'None')
 
 
-def read(name: str, root: Path, prompt: str, file: str | tuple[str, ...]) -> list[Question]:
-  """The questions of a file, all rotations of one together; file may be several names of which any will do.
+def read(who: str, root: Path, prompt: str, file: str | tuple[str, ...]) -> list[Question]:
+  """Returns the questions of a file, with all rotations of a question together.
+
+  Args:
+    who: the benchmark, for messages.
+    root: directory that all paths are relative to.
+    prompt: instruction with '{}' for the question.
+    file: the file, or several paths of which the first that exists is read.
 
   Raises:
-    SphinxError: a missing or wrong file, a picture that is not base64, an answer that is not one of the choices.
+    SphinxError: the file is missing or not the published one, an image is not base64, or an answer
+      is not one of the choices.
   """
-  path = files.find(name, root, *((file,) if isinstance(file, str) else file))
-  rows = _rows(path)
-  numbers = [_index(name, row, path) for row in rows]
-  pictures = {number: field(name, row, 'image', path) for number, row in zip(numbers, rows)}
+  path = files.find(who, root, *((file,) if isinstance(file, str) else file))
+  rows = _read_rows(path)
+  indices = [_index(who, row, path) for row in rows]
+  image_texts = {index: required(who, row, 'image', path) for index, row in zip(indices, rows)}
   decoded: dict[str, bytes] = {}
-  rotated = any(number >= _ROUND for number in numbers)
+  has_rotations = any(index >= _ROTATION_STEP for index in indices)
   questions = []
-  for number, row in sorted(zip(numbers, rows), key=lambda pair: (pair[0] % _ROUND, pair[0])):
-    text = pictures[number]
-    if len(text) <= _REFERENCE and text.isdecimal():
-      text = pictures.get(int(text), text)
-    image = decoded.setdefault(text, _picture(name, number, text))
-    offered, letter = _choices(name, row, number, path)
-    for rotation in [number // _ROUND] if rotated else range(len(offered)):
-      turned, answer = (offered, letter) if rotated else rotate(offered, letter, rotation)
+  in_groups = sorted(zip(indices, rows), key=lambda pair: (pair[0] % _ROTATION_STEP, pair[0]))
+  for index, row in in_groups:
+    group = index % _ROTATION_STEP
+    image_text = image_texts[index]
+    if len(image_text) <= _REFERENCE_LENGTH and image_text.isdecimal():
+      image_text = image_texts.get(int(image_text), image_text)
+    if image_text not in decoded:
+      decoded[image_text] = _decode_image(who, index, image_text)
+    choices, letter = _read_choices(who, row, index, path)
+    hint = row.get('hint') or ''
+    for rotation in [index // _ROTATION_STEP] if has_rotations else range(len(choices)):
+      rotated, answer = choices, letter
+      if not has_rotations:
+        rotated, answer = rotate(choices, letter, rotation)
       entry = {
-        'index': number,
-        'group': number % _ROUND,
+        'index': index,
+        'group': group,
         'rotation': rotation,
         'question': row['question'],
-        'choices': turned,
+        'choices': rotated,
         'gt_answers': answer,
         'category': row.get('category') or '',
         'l2-category': row.get('l2-category') or '',
       }
-      hint = row.get('hint') or ''
-      asked = choices.write(row['question'], turned, '' if hint in _EMPTY else hint)
-      questions.append(
-        Question(f'{number % _ROUND}-{rotation}', image, prompt.format(asked), entry)
+      text = questions_lib.official_choice_question(
+        row['question'], rotated, None if hint in _EMPTY else hint
       )
+      image = decoded[image_text]
+      questions.append(Question(f'{group}-{rotation}', image, prompt.format(text), entry))
   return questions
 
 
-def rotate(offered: dict[str, str], letter: str, by: int) -> tuple[dict[str, str], str]:
-  """The choices moved up by some places, round about, and the letter that the answer then has ('' stays '')."""
-  letters = list(offered)
-  turned = {place: offered[letters[(i + by) % len(letters)]] for i, place in enumerate(letters)}
-  return turned, letters[(letters.index(letter) - by) % len(letters)] if letter else ''
+def rotate(choices: dict[str, str], letter: str, by: int) -> tuple[dict[str, str], str]:
+  """Moves the choices up by some places, cyclically.
+
+  Args:
+    choices: letter -> text.
+    letter: the right letter, '' if it is hidden.
+    by: number of places.
+
+  Returns:
+    The new choices, and the letter that the right answer has in them.
+  """
+  letters = list(choices)
+  count = len(letters)
+  rotated = {place: choices[letters[(i + by) % count]] for i, place in enumerate(letters)}
+  return rotated, letters[(letters.index(letter) - by) % count] if letter else ''
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-  before = csv.field_size_limit(2**31 - 1)  # A picture is one field.
+def _read_rows(path: Path) -> list[dict[str, str]]:
+  old_limit = csv.field_size_limit(2**31 - 1)  # An image is one field.
   try:
     with path.open(newline='') as lines:
       return list(csv.DictReader(lines, delimiter='\t'))
   finally:
-    csv.field_size_limit(before)
+    csv.field_size_limit(old_limit)
 
 
-def _index(name, row, path):
-  text = field(name, row, 'index', path)
+def _index(who: str, row: dict[str, str], path: Path) -> int:
+  text = required(who, row, 'index', path)
   if not text.isdecimal():
     raise errors.make(
-      f"benchmark '{name}'",
-      f'index {text!r} in {str(path)!r}',
-      'a number',
-      'download the official file',
+      who, f'index {text!r} in {str(path)!r}', 'a number', 'download the published file'
     )
   return int(text)
 
 
-def _choices(name, row, number, path):
-  field(name, row, 'question', path)
-  offered = {letter: row[letter] for letter in 'ABCDE' if (row.get(letter) or '') not in _EMPTY}
+def _read_choices(
+  who: str, row: dict[str, str], index: int, path: Path
+) -> tuple[dict[str, str], str]:
+  """The nonempty choices by letter, and the right letter or ''."""
+  required(who, row, 'question', path)
+  choices = {letter: row[letter] for letter in 'ABCDE' if (row.get(letter) or '') not in _EMPTY}
   letter = row.get('answer') or ''
-  if not offered or letter not in (*offered, ''):
+  if not choices or letter not in (*choices, ''):
     raise errors.make(
-      f"benchmark '{name}'",
-      f'answer {letter!r} to question {number} with the choices {sorted(offered)}',
+      who,
+      f'answer {letter!r} to question {index} with the choices {sorted(choices)}',
       'one of the choices',
       f'download {str(path)!r} again',
     )
-  return offered, letter
+  return choices, letter
 
 
-def _picture(name, number, text):
+def _decode_image(who: str, index: int, text: str) -> bytes:
   try:
     return base64.b64decode(text, validate=True)
   except (binascii.Error, ValueError) as error:
     raise errors.make(
-      f"benchmark '{name}'",
-      f'a picture of question {number} that is not base64 ({error})',
-      'the official file',
+      who,
+      f'an image of question {index} that is not base64 ({error})',
+      'the published file',
       'download it again',
     ) from error

@@ -1,9 +1,10 @@
-"""POPE's official files: one JSON object a line with question_id, image, text, label.
+"""POPE's files: one JSON object per line with question_id, image, text, label.
 
     root/data/pope/coco_pope_random.json      also _popular, _adversarial
     root/data/coco/val2014/COCO_val2014_000000000042.jpg
 
-https://github.com/RUCAIBox/POPE (MIT; the pictures are COCO's).
+Licence: MIT; the images are COCO's.
+Homepage: https://github.com/RUCAIBox/POPE
 """
 
 import json
@@ -11,31 +12,41 @@ from pathlib import Path
 
 from sphinx_jax.core import errors
 from sphinx_jax.datasets import files
-from sphinx_jax.evaluation.benchmarks.benchmark import Question, field
+from sphinx_jax.evaluation.benchmarks.benchmark import Question, required
 
 
-def read(name: str, root: Path, prompt: str, file: str, images: str) -> list[Question]:
-  """The questions of one file; images is the folder of the pictures. Raises SphinxError for a missing or wrong file."""
-  path = files.find(name, root, file)
+def read(who: str, root: Path, prompt: str, file: str, images: str) -> list[Question]:
+  """Returns the questions of one file.
+
+  Args:
+    who: the benchmark, for messages.
+    root: directory that all paths are relative to.
+    prompt: instruction with '{}' for the question.
+    file: the file.
+    images: directory of the images.
+
+  Raises:
+    SphinxError: the file is missing or not the published one.
+  """
+  path = files.find(who, root, file)
   questions = []
-  for number, line in enumerate(path.read_text().splitlines(), 1):
+  for index, line in enumerate(path.read_text().splitlines()):
     try:
       row = json.loads(line)
     except ValueError as error:
       raise errors.make(
-        f"benchmark '{name}'",
-        f'line {number} of {str(path)!r}, which is no JSON ({error})',
-        'the official file',
+        who,
+        f'line {index + 1} of {str(path)!r}, which is not JSON ({error})',
+        'the published file',
         'download it again',
       ) from error
-    text, image, label, key = (
-      field(name, row, key, path) for key in ('text', 'image', 'label', 'question_id')
-    )
+    text = required(who, row, 'text', path)
+    image_path = f'{images}/{required(who, row, "image", path)}'
     entry = {
-      'question_id': key,
+      'question_id': required(who, row, 'question_id', path),
       'question': text,
-      'image_path': f'{images}/{image}',
-      'gt_answers': label,
+      'image_path': image_path,
+      'gt_answers': required(who, row, 'label', path),
     }
-    questions.append(Question(str(number - 1), root / images / image, prompt.format(text), entry))
+    questions.append(Question(str(index), root / image_path, prompt.format(text), entry))
   return questions

@@ -1,40 +1,51 @@
-"""SEED-Bench's official file, the questions about pictures (9 of its 12 types).
+"""SEED-Bench's file: the questions about images (9 of its 12 types).
 
     root/data/SEED_Bench/SEED-Bench.json
-      {'questions': [{question_id, question, choice_a, ..., answer, data_id, data_type, question_type_id}]}
+      {'questions': [{question_id, question, choice_a, ..., answer, data_id, data_type,
+                      question_type_id}]}
     root/data/SEED_Bench/SEED-Bench-image/<data_id>
 
-https://github.com/AILab-CVC/SEED-Bench (CC BY-NC 4.0).
+Licence: CC BY-NC 4.0.
+Homepage: https://github.com/AILab-CVC/SEED-Bench
 """
 
 from pathlib import Path
 
 from sphinx_jax.datasets import files
-from sphinx_jax.evaluation.benchmarks import choices
-from sphinx_jax.evaluation.benchmarks.benchmark import Question, field, rows
+from sphinx_jax.evaluation.benchmarks.benchmark import Question, required
+from sphinx_jax.tasks.questions import official_choice_question
 
 
-def read(name: str, root: Path, prompt: str, file: str, images: str) -> list[Question]:
-  """The questions about pictures, which lie in the folder images. Raises SphinxError for a missing or wrong file."""
-  path = files.find(name, root, file)
+def read(who: str, root: Path, prompt: str, file: str, images: str) -> list[Question]:
+  """Returns the questions about images.
+
+  Args:
+    who: the benchmark, for messages.
+    root: directory that all paths are relative to.
+    prompt: instruction with '{}' for the question.
+    file: the file.
+    images: directory of the images.
+
+  Raises:
+    SphinxError: the file is missing or not the published one.
+  """
+  path = files.find(who, root, file)
   questions = []
-  for row in rows(name, files.read_json(name, path, dict), 'questions', path):
-    if field(name, row, 'data_type', path) != 'image':
+  for row in files.read_json_list(who, path, 'questions'):
+    if required(who, row, 'data_type', path) != 'image':
       continue
-    key, text, image, answer, kind = (
-      field(name, row, part, path)
-      for part in ('question_id', 'question', 'data_id', 'answer', 'question_type_id')
-    )
-    offered = {letter.upper(): field(name, row, f'choice_{letter}', path) for letter in 'abcd'}
+    question_id = required(who, row, 'question_id', path)
+    text = required(who, row, 'question', path)
+    image_path = f'{images}/{required(who, row, "data_id", path)}'
+    choices = {letter.upper(): required(who, row, f'choice_{letter}', path) for letter in 'abcd'}
     entry = {
-      'question_id': key,
+      'question_id': question_id,
       'question': text,
-      'choices': offered,
-      'image_path': f'{images}/{image}',
-      'gt_answers': answer,
-      'question_type_id': kind,
+      'choices': choices,
+      'image_path': image_path,
+      'gt_answers': required(who, row, 'answer', path),
+      'question_type_id': required(who, row, 'question_type_id', path),
     }
-    questions.append(
-      Question(str(key), root / images / image, prompt.format(choices.write(text, offered)), entry)
-    )
+    asked = prompt.format(official_choice_question(text, choices))
+    questions.append(Question(str(question_id), root / image_path, asked, entry))
   return questions

@@ -49,7 +49,7 @@ def test_pope(tmp_path):
   with pytest.raises(SphinxError, match="without 'text'"):
     official.opened('pope_random', tmp_path)
   official.file(tmp_path, 'data/pope/coco_pope_random.json', '[')
-  with pytest.raises(SphinxError, match='line 1 of .* no JSON'):
+  with pytest.raises(SphinxError, match='line 1 of .* not JSON'):
     official.opened('pope_random', tmp_path)
 
 
@@ -322,13 +322,13 @@ def test_phrases_of_flickr30k_entities(tmp_path):
 @pytest.mark.parametrize(
   'value, message',
   [
-    ({'images': []}, "without 'categories'"),
+    ({'images': []}, "no list 'annotations'"),
     ([], 'a list'),
-    ({'images': 3, 'categories': [], 'annotations': []}, "a int under 'images'"),
+    ({'images': 3, 'categories': [], 'annotations': []}, "no list 'images'"),
     ({'images': [{'id': 1}], 'categories': [], 'annotations': []}, "without 'file_name'"),
     (
       {**official.instances(), 'images': official.instances()['images'] * 2},
-      "two questions with the id '139'",
+      'two images with the id 139',
     ),
   ],
 )

@@ -40,7 +40,7 @@ def test_every_row_fits_its_reader_and_protocol(name, tmp_path):
   assert row.protocol in PROTOCOLS and row.note.startswith(benchmarks.NOT_RUN)
   assert row.hidden == (name in SUBMISSIONS)
   assert row.published is None or row.published > 0
-  own = [key for key in row if key not in base._COMMON]
+  own = [key for key in row if key not in base.COMMON_KEYS]
   inspect.signature(base.READERS[row.reader]).bind(
     'name', tmp_path, 'prompt', **{key: row[key] for key in own}
   )
