@@ -1,12 +1,13 @@
-"""Imports only point down: a package imports packages of lower layers, never its own layer or above."""
+"""Imports only point down: a package imports only packages of lower layers."""
 
 import ast
 import pathlib
+from collections.abc import Iterator
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-# From the bottom; packages on one line do not import each other.
+# From the lowest. Packages of one layer do not import each other.
 LAYERS = [
   {'core'},
   {'mix', 'parallel'},
@@ -22,11 +23,17 @@ LAYERS = [
 ]
 LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages}
 FILES = sorted((ROOT / 'sphinx_jax').rglob('*.py'))
+CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+ENTRY_POINTS = {
+  file.stem
+  for file in FILES
+  if file.parent == ROOT / 'sphinx_jax' and "__name__ == '__main__'" in file.read_text()
+}
 HEAVY = {'tensorflow', 'tensorflow_datasets', 'torch', 'matplotlib'}
 
 
-def _imports(file):
-  """Full dotted names that a file imports, at any depth of it."""
+def _imports(file: pathlib.Path) -> Iterator[str]:
+  """Yields the full dotted names that a file imports, also inside functions."""
   for node in ast.walk(ast.parse(file.read_text())):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
@@ -34,33 +41,45 @@ def _imports(file):
       yield from (f'{node.module}.{alias.name}' for alias in node.names)
 
 
-def _package(file):
+def _package(file: pathlib.Path) -> str | None:
+  """Returns the package of a file, or None for a file at the top of sphinx_jax."""
   parts = file.relative_to(ROOT / 'sphinx_jax').parts
   return parts[0] if len(parts) > 1 else None
 
 
-@pytest.mark.parametrize('file', FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def _name(file: pathlib.Path) -> str:
+  return str(file.relative_to(ROOT))
+
+
+@pytest.mark.parametrize('file', FILES, ids=_name)
 def test_a_package_imports_only_layers_below(file):
   package = _package(file)
-  if package is None:  # An entry point may import every package.
+  if package is None:  # Entry points and run.py may import every package.
     return
   assert package in LAYER, f'{package} has no layer'
   for name in _imports(file):
     if name.startswith('sphinx_jax.'):
       other = name.split('.')[1]
-      assert other == package or LAYER.get(other, len(LAYERS)) < LAYER[package], (
-        f'{file} imports {name}'
-      )
+      below = LAYER.get(other, len(LAYERS)) < LAYER[package]
+      assert other == package or below, f'{file} imports {name}'
     assert not name.startswith(('configs', 'tests')), f'{file} imports {name}'
+
+
+@pytest.mark.parametrize('file', [*FILES, *CONFIGS], ids=_name)
+def test_nothing_imports_an_entry_point(file):
+  assert {'train', 'recipe', 'convert'} <= ENTRY_POINTS
+  for name in _imports(file):
+    parts = name.split('.')
+    is_entry_point = parts[0] == 'sphinx_jax' and parts[1:2] and parts[1] in ENTRY_POINTS
+    assert not is_entry_point, f'{file} imports {name}'
 
 
 @pytest.mark.parametrize(
   'file',
-  [f for f in FILES if _package(f) in ('core', 'mix', 'parallel', 'models')],
-  ids=lambda file: str(file.relative_to(ROOT)),
+  [file for file in FILES if _package(file) in ('core', 'mix', 'parallel', 'models')],
+  ids=_name,
 )
 def test_the_lower_layers_do_without_heavy_packages(file):
   heavy = {name.split('.')[0] for name in _imports(file)} & HEAVY
-  assert not heavy or file.relative_to(ROOT).parts[1:] == ('core', 'tensorflow.py'), (
-    f'{file} imports {heavy}'
-  )
+  is_exception = file == ROOT / 'sphinx_jax' / 'core' / 'tensorflow.py'
+  assert not heavy or is_exception, f'{file} imports {heavy}'

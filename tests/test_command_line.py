@@ -1,4 +1,4 @@
-"""What a door answers to a command line that is wrong: one clear line, no traceback, exit code 2."""
+"""A wrong command line or config file ends an entry point with one clear line and exit code 2."""
 
 import pathlib
 import subprocess
@@ -6,48 +6,96 @@ import sys
 
 import pytest
 
+from sphinx_jax.core import cli, errors
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def _open(*arguments):
+def _run(*arguments, cwd=ROOT):
   return subprocess.run(
-    [sys.executable, '-m', *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    [sys.executable, '-m', *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
   )
+
+
+def _error(done):
+  """The only error line of a program that ended with exit code 2 and without a traceback."""
+  assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
+  (line,) = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
+  return line
 
 
 @pytest.mark.parametrize(
   'arguments, message',
   [
     (['--workdri=x'], 'Did you mean: workdir'),
-    (['--config=configs/mini.py', '--config.stage2.optimizer.lrr=1'], 'Did you mean "lr"'),
+    (['--config=mini', '--config.stage2.optimizer.lrr=1'], "did you mean 'lr'?"),
     (['--config=configs/mini.py', '--config.stage2.steps=many'], 'stage2.steps'),
     (['--config=configs/mni.py'], "--config: got 'configs/mni.py'"),
+    (['--config=mni'], "did you mean 'mini'?"),
     (
-      ['--config=configs/mini.py:quik'],
-      "got 'quik', expected one of official, quick; did you mean 'quick'?",
+      ['--config=mini:quik'],
+      "got 'quik', expected one of dataset_files, quick; did you mean 'quick'?",
     ),
     (['stray'], "command line: got 'stray'"),
+    (['--config.stage2.steps=3', 'stray'], "command line: got 'stray'"),
   ],
 )
 def test_a_wrong_command_line_gets_one_clear_line(arguments, message, tmp_path):
-  done = _open('sphinx_jax.recipe', f'--workdir={tmp_path / "run"}', *arguments)
-  assert done.returncode == 2
-  last = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
-  assert len(last) == 1 and message in last[0], done.stderr
-  assert 'Traceback' not in done.stderr
+  assert message in _error(_run('sphinx_jax.recipe', f'--workdir={tmp_path / "run"}', *arguments))
   assert not (tmp_path / 'run').exists()
+
+
+def test_an_error_in_a_config_file_is_one_line_too(tmp_path):
+  (tmp_path / 'mine.py').write_text('import jax\nimport no_such_module\n')
+  error = _error(_run('sphinx_jax.train', '--config=mine.py', '--workdir=run', cwd=tmp_path))
+  assert "No module named 'no_such_module'" in error
+  assert f'{tmp_path}/mine.py, line 2' in error
+
+
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('def get_config(:', r'SyntaxError: .* in .*mine.py, line 1'),
+    ('def get_config():\n  return 1 / 0', r'ZeroDivisionError: .* in .*mine.py, line 2'),
+    (
+      'import json\ndef get_config():\n\n  return json.loads("{")',
+      r'JSONDecodeError: .* in .*mine.py, line 4',
+    ),
+    ('def get_config():\n  return 3', 'get_config returned int, not a ConfigDict'),
+    ('x = 1', "no attribute 'get_config'"),
+    (
+      'from sphinx_jax.configs import mini\ndef get_config(arg):\n'
+      '  config = mini.get_config()\n  config.stpes = 1\n  return config',
+      r'Did you mean "steps".* line 4',
+    ),
+  ],
+)
+def test_every_exception_of_a_config_file_has_its_file_and_line(text, message, tmp_path):
+  (tmp_path / 'mine.py').write_text(text)
+  with pytest.raises(errors.SphinxError, match=message):
+    cli.load_config(f'{tmp_path}/mine.py' + (':x' if '(arg)' in text else ''))
+
+
+def test_overrides_may_stand_anywhere_and_without_an_equals_sign(tmp_path):
+  (tmp_path / 'mine.py').write_text('def get_config(arg=""):\n  return dict(a=dict(b=1), c=True)\n')
+  code = (
+    'import sys; from sphinx_jax.core import cli; cli.define_config()\n'
+    'cli.run(lambda: print(cli.FLAGS.config.to_dict(), cli.FLAGS.config.is_locked))'
+  )
+  overrides = ['--config.a.b', '5', '--config=mine.py', '--noconfig.c']
+  done = subprocess.run(
+    [sys.executable, '-c', code, *overrides], cwd=tmp_path, capture_output=True, text=True
+  )
+  assert done.stdout.strip() == "{'a': {'b': 5}, 'c': False} True", done.stderr
 
 
 def test_a_workdir_of_another_config_is_refused(tmp_path):
   (tmp_path / 'config.json').write_text('{"steps": ["other"]}')
-  done = _open('sphinx_jax.recipe', f'--workdir={tmp_path}')
-  assert (
-    done.returncode == 2
-    and 'a run of another config (steps:' in done.stderr
-    and 'Traceback' not in done.stderr
-  )
+  error = _error(_run('sphinx_jax.recipe', f'--workdir={tmp_path}'))
+  assert 'a run of another config (steps:' in error
 
 
-def test_help_tells():
-  done = _open('sphinx_jax.recipe', '--help')
-  assert "The paper's recipe" in done.stdout and '--workdir' in done.stdout
+def test_help_shows_the_flags_and_what_the_command_does():
+  done = _run('sphinx_jax.recipe', '--help')
+  assert "the paper's recipe" in done.stdout
+  assert '--workdir' in done.stdout and '--config' in done.stdout

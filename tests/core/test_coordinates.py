@@ -44,7 +44,10 @@ def test_keypoint_names_survive_the_text():
 
 
 def test_labels_of_phrases_and_plain_names():
-  text = 'a <p>red circle</p>[0.1, 0.2, 0.3, 0.4] and a <p>blue cup</p> [0.5, 0.6, 0.7, 0.8; 0, 0, 1, 1].'
+  text = (
+    'a <p>red circle</p>[0.1, 0.2, 0.3, 0.4] and '
+    'a <p>blue cup</p> [0.5, 0.6, 0.7, 0.8; 0, 0, 1, 1].'
+  )
   assert coordinates.parse_groups(text) == [
     ('red circle', [(0.1, 0.2, 0.3, 0.4)]),
     ('blue cup', [(0.5, 0.6, 0.7, 0.8), (0.0, 0.0, 1.0, 1.0)]),
@@ -88,7 +91,7 @@ def test_random_text_never_raises():
   rng = random.Random(0)
   for _ in range(2000):
     text = ''.join(rng.choices('[]<>p/;,. 0189-abc\n٣', k=rng.randrange(60)))
-    for label, numbers in coordinates.parse_groups(text):
-      assert isinstance(label, str) and all(
-        len(n) in (2, 4) and np.isfinite(n).all() for n in numbers
-      )
+    for label, groups in coordinates.parse_groups(text):
+      assert isinstance(label, str)
+      for numbers in groups:
+        assert len(numbers) in (2, 4) and np.isfinite(numbers).all()
