@@ -12,7 +12,6 @@ import ml_collections
 from etils import epath
 
 from sphinx_jax.core import errors, files, renames
-from sphinx_jax.core.files import is_remote, write_atomic as write_whole  # noqa: F401
 
 Path = str | os.PathLike
 

@@ -1,4 +1,5 @@
 import pytest
+from etils import epath
 
 from sphinx_jax.core import errors, files, text
 from tests.checkpoint import bucket
@@ -16,6 +17,7 @@ def test_a_file_is_replaced_at_once(tmp_path):
 def test_an_object_in_a_bucket_is_written_directly(tmp_path):
   assert files.is_remote('gs://bucket/a') and not files.is_remote(tmp_path)
   with bucket.bucket(tmp_path):
+    epath.Path('gs://bucket').mkdir(parents=True, exist_ok=True)
     files.write_atomic('gs://bucket/a', 'text')
   assert (tmp_path / 'bucket' / 'a').read_text() == 'text'
 
