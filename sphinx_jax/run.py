@@ -8,7 +8,6 @@ import contextlib
 import functools
 import itertools
 import os
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -80,7 +79,7 @@ def training_run(
     for name in ('data_dir', 'tokenizer', 'init_from'):
       path = run_config[name]
       if path and path.split('/')[0] in config.steps:
-        run_config[name] = str(pathlib.Path(workdir) / path)
+        run_config[name] = str(epath.Path(workdir) / path)
   return run_config.lock()
 
 
