@@ -131,7 +131,7 @@ def open_benchmarks(
 
   Args:
     config: {name: settings}, as in configs/benchmarks.py.
-    names: names in `config`; a repeated one is opened once.
+    names: names in `config`. A repeated one is opened once.
     root: directory to which the paths in `config` are relative.
     limit: number of questions to keep of each, or None for all.
 
@@ -150,7 +150,7 @@ def open_benchmarks(
 
 def checkpoint_identity(checkpoint: str) -> str:
   """Returns the text that identifies a checkpoint in run.json and in the report."""
-  step = f' at step {store.load_meta(checkpoint)["step"]}' if load.is_ours(checkpoint) else ''
+  step = f' at step {store.load_meta(checkpoint)["step"]}' if load.is_checkpoint(checkpoint) else ''
   return f'{store.absolute_path(checkpoint)}{step}'
 
 

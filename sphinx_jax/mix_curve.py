@@ -43,8 +43,8 @@ def draw_curve(
   Args:
     inputs: two checkpoints of one model and tokenizer.
     coefficients: shares of the first input.
-    output: directory; made if absent. Answers that it already has are used again.
-    config: config of a run with the validation sets; None is the config inside the first input.
+    output: directory, made if absent. Answers that it already has are used again.
+    config: config of a run with the validation sets. None means the config inside the first input.
     tasks: entries of the config's mixture to score as well (evaluation/held_out.py).
     examples: most questions per task.
     split: split of the tasks.
@@ -68,7 +68,7 @@ def draw_curve(
       'a config with validation sets',
       'give --config',
     )
-  with config.unlocked():  # The checkpoint has the tokenizer; its file may be gone.
+  with config.unlocked():  # The checkpoint has the tokenizer. Its file may be gone.
     config.tokenizer, config.init_from = '', str(inputs[0])
   if tasks and hosts.process_count() > 1:
     raise errors.make(

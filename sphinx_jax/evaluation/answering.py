@@ -1,4 +1,4 @@
-"""Answers the questions of a benchmark with a model; a run that was killed resumes."""
+"""Answers the questions of a benchmark with a model. A killed run resumes."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -149,7 +149,7 @@ def _answer_chunk(
   batch_size: int,
   params: dict | None,
 ) -> list[dict]:
-  """Answers one chunk with one call of the model; returns its prediction lines."""
+  """Answers one chunk with one call of the model, and returns its prediction lines."""
   usable = [prepared for prepared in chunk if prepared.error is None]
   lengths = [prepared.question.answer_length for prepared in usable]
   texts = model.complete(

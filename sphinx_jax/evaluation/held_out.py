@@ -206,10 +206,10 @@ def open_split(
 
   Args:
     config: the run's config. If `config.validation` has a task's name, its entry is the held-out
-      split; otherwise it is another split of the task's source.
+      split. Otherwise it is another split of the task's source.
     names: names of entries of the mixture.
     split: name of the split; 'train' is what the run trains on.
-    data_dir: directory of the data; None is the config's.
+    data_dir: directory of the data, or None for the config's.
 
   Returns:
     {name: source}.
@@ -245,7 +245,7 @@ def _split_entry(config: ConfigDict, name: str, split: str) -> dict[str, Any]:
 
 
 def tasks_with_metric(config: ConfigDict) -> list[str]:
-  """Returns the entries of a run's mixture whose task has a metric; text and dialogs have none."""
+  """Returns the entries of a run's mixture whose task has a metric. Text and dialogs have none."""
   return [
     name
     for name, entry in config.mixture.items()

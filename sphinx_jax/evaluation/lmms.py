@@ -38,8 +38,8 @@ class Sphinx(lmms):
     dtype: see `sphinx_jax.load`.
     mesh: see `sphinx_jax.load`.
     batch_size: most prompts decoded together.
-    device: ignored, because JAX chooses the device; lmms-eval passes it.
-    max_batch_size: ignored; lmms-eval passes it.
+    device: passed by lmms-eval, and ignored, because JAX chooses the device.
+    max_batch_size: passed by lmms-eval, and ignored.
 
   Raises:
     SphinxError: there is no checkpoint, or the batch size is not a positive number.
@@ -140,7 +140,7 @@ class Sphinx(lmms):
 
 
 def manifest() -> Any:
-  """Returns the registration of the model; lmms-eval calls it through the entry point."""
+  """Returns the registration of the model, for lmms-eval, which finds it by the entry point."""
   from lmms_eval.models import registry_v2  # lmms-eval itself is still starting at import time.
 
   return registry_v2.ModelManifest(

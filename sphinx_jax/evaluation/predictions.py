@@ -54,12 +54,12 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def claim(folder: Path, checkpoint: str, benchmarks: Iterable[Benchmark]) -> epath.Path:
-  """Claims a folder for the answers of a checkpoint; later calls may add benchmarks.
+  """Claims a folder for the answers of a checkpoint. Later calls may add benchmarks.
 
   One process calls it.
 
   Args:
-    folder: the folder of the run; made if absent.
+    folder: the folder of the run, made if absent.
     checkpoint: text that identifies the checkpoint.
     benchmarks: the benchmarks to be answered.
 
@@ -80,7 +80,7 @@ def claim_folder(folder: Path, run: Mapping[str, Any], extensible: str | None = 
   """Writes run.json into a folder, or checks that the folder belongs to this run.
 
   Args:
-    folder: the folder; made if absent.
+    folder: the folder, made if absent.
     run: plain JSON that identifies the run.
     extensible: a key of `run` whose value is a dict to which later runs may add entries. Only
       entries that both have are compared.
@@ -89,7 +89,7 @@ def claim_folder(folder: Path, run: Mapping[str, Any], extensible: str | None = 
     The folder.
 
   Raises:
-    SphinxError: the folder belongs to another run; names the keys that differ.
+    SphinxError: the folder belongs to another run. The message names the keys that differ.
   """
   folder = epath.Path(folder)
   file = folder / 'run.json'
@@ -205,7 +205,7 @@ class Writer:
   The lines of an earlier run stay, except for a last line that was cut off.
 
   Args:
-    file: the file; made with the first line.
+    file: the file, made with the first line.
   """
 
   def __init__(self, file: Path) -> None:
@@ -216,7 +216,7 @@ class Writer:
       files.write_atomic(self._file, self._text)
 
   def write(self, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Appends lines; they are handed to the operating system before this returns.
+    """Appends lines. They are handed to the operating system before this returns.
 
     Raises:
       SphinxError: the lines cannot be written.

@@ -11,7 +11,7 @@ _COLUMNS = ('benchmark', 'metric', 'score', 'published', 'questions', 'skipped')
 
 
 def result(benchmark: Benchmark, entries: Sequence[dict], official: bool = False) -> dict[str, Any]:
-  """Scores one benchmark; returns its entry in results.json.
+  """Scores one benchmark and returns its entry in results.json.
 
   Args:
     benchmark: an answered benchmark.
@@ -19,7 +19,7 @@ def result(benchmark: Benchmark, entries: Sequence[dict], official: bool = False
     official: score like the official SPHINX script.
 
   Returns:
-    {'protocol', 'metrics': {name: value as the protocol defines it; empty for a hidden truth},
+    {'protocol', 'metrics': {name: value as the protocol defines it}, empty for a hidden truth,
     'metric': the metric that represents the benchmark, 'published': its published value, or None,
     'variant', 'note', 'questions', 'skipped': number of questions that could not be asked and
     count as wrong, 'official'}.
@@ -45,7 +45,7 @@ def result(benchmark: Benchmark, entries: Sequence[dict], official: bool = False
 
 
 def rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
-  """Returns the cells of a table, one row per metric; a benchmark's main metric comes first.
+  """Returns the cells of a table, one row per metric. A benchmark's main metric comes first.
 
   Args:
     results: {benchmark: result}, see `result`.

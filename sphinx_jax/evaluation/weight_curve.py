@@ -1,4 +1,4 @@
-"""Measures weight mixes along the line between two models; the mixes exist only in memory."""
+"""Measures weight mixes along the line between two models. The mixes exist only in memory."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,7 +12,7 @@ def measure(
   evaluate: Callable[[dict, float], Mapping[str, float]],
   method: str = 'linear',
 ) -> list[dict[str, float]]:
-  """Evaluates mixes of two parameter trees; a mix has the sharding of the parents.
+  """Evaluates mixes of two parameter trees. A mix has the sharding of the parents.
 
   Args:
     parents: two parameter trees on their devices.

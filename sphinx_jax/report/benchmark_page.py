@@ -78,7 +78,7 @@ def _draw_case(folder: epath.Path, case: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _data_url(image: Image.Image) -> str:
-  """Returns an image as a JPEG data URL; PNGs of hundreds of photographs would be 100 MB."""
+  """Returns an image as a JPEG data URL. PNGs of hundreds of photographs would be 100 MB."""
   buffer = io.BytesIO()
   image.save(buffer, 'JPEG', quality=85)
   return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()

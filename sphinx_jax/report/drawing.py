@@ -55,7 +55,7 @@ def draw_answer(
     answer: text of the answer, with coordinates on the padded square of this image.
     asked: text of the question. Its boxes are drawn in black.
     scale: whole factor by which the image is enlarged. None makes the longer edge about `edge`
-      pixels; large images keep their size.
+      pixels. Large images keep their size.
     edge: pixels.
   """
   height, width = image.shape[:2]
@@ -154,7 +154,7 @@ class _Brush:
     self._draw.ellipse(circle, fill=color, outline='white')
 
   def _label(self, label: str, corner: Sequence[float], bottom: float, color: str) -> None:
-    """Draws a label above `corner`; at the upper edge of the image it is below `bottom`."""
+    """Draws a label above `corner`. At the upper edge of the image it is below `bottom`."""
     if not label:
       return
     x, y = corner

@@ -113,7 +113,7 @@ def to_text(example: Example, color: bool) -> str:
 
   Args:
     example: the example.
-    color: print trained text in green; otherwise it is put between ⟦ and ⟧.
+    color: print trained text in green. Otherwise it is put between ⟦ and ⟧.
   """
   left, right = ('\x1b[1;32m', '\x1b[0m') if color else ('⟦', '⟧')
   text = ''.join(f'{left}{part}{right}' if trained else part for part, trained in example.runs)

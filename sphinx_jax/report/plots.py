@@ -85,7 +85,7 @@ def _series(lines: Lines, key: str) -> np.ndarray:
 
 
 def smooth(values: np.ndarray, share: float = 0.04) -> np.ndarray:
-  """Returns a centered running mean; at the ends it averages the values that exist.
+  """Returns a centered running mean. At the ends it averages the values that exist.
 
   Args:
     values: float[points].
@@ -103,10 +103,10 @@ def mix_curve(points: Points, chosen: float, axes: Axes | None = None) -> Figure
   """Plots the validation loss of both caption domains against the mixing coefficient.
 
   Args:
-    points: [{'coefficient', 'real', 'synthetic'}, ...]; the coefficient is the share of the real
+    points: [{'coefficient', 'real', 'synthetic'}, ...]. The coefficient is the share of the real
       parent.
     chosen: the coefficient with which the recipe continued.
-    axes: where to draw; None makes a figure and returns it.
+    axes: where to draw, or None to make a figure and return it.
   """
   with matplotlib.rc_context(_STYLE):
     figure = None
@@ -157,7 +157,7 @@ def line_between(points: Points, names: Sequence[str]) -> Figure:
 
   Args:
     points: [{'coefficient': float, '<validation set>': loss, 'task/<task>': score, ...}, ...].
-    names: names of the two checkpoints; the coefficient is the share of the first.
+    names: names of the two checkpoints. The coefficient is the share of the first.
   """
   keys = [key for key in points[0] if key != 'coefficient']
   losses = [key for key in keys if not key.startswith('task/')]
@@ -191,7 +191,7 @@ def score_bars(tasks: Results, axes: Axes | None = None) -> Figure | None:
 
   Args:
     tasks: as in metrics.json.
-    axes: where to draw; None makes a figure and returns it.
+    axes: where to draw, or None to make a figure and return it.
   """
   with matplotlib.rc_context(_STYLE):
     figure = None
@@ -234,7 +234,7 @@ def overview(
     tasks: as in metrics.json.
     points: see `mix_curve`. Without points the curve is left out.
     chosen: see `mix_curve`.
-    samples: [(task, question, answer, image uint8[Y,X,3]), ...]; at most ten are shown.
+    samples: [(task, question, answer, image uint8[Y,X,3]), ...]. At most ten are shown.
   """
   with matplotlib.rc_context(_STYLE):
     figure = Figure(figsize=(15, 7.4), layout='constrained')
@@ -257,5 +257,5 @@ def overview(
 
 
 def wrap(text: str, width: int, lines: int) -> list[str]:
-  """Breaks text into at most `lines` lines of `width` characters; an ellipsis marks a cut."""
+  """Breaks text into at most `lines` lines of `width` characters. An ellipsis marks a cut."""
   return textwrap.wrap(text, width, max_lines=lines, placeholder=' …') or ['']

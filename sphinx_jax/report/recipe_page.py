@@ -5,7 +5,7 @@
     evaluation   directory of `held_out.evaluate`: results.json, <task>.final.jsonl, images/
     metrics      {step of the recipe: metrics.jsonl}, lines {"step": int, "loss": float,
                  "loss/<task>": float, ...}
-    curve        [{"coefficient", "real", "synthetic"}], or a JSON file of it; the coefficient is
+    curve        [{"coefficient", "real", "synthetic"}], or a JSON file of it. The coefficient is
                  the share of the real parent
 
 It writes report.html, metrics.json, report/{scores,loss,mix_curve,overview}.png and
@@ -59,7 +59,7 @@ def write(
     workdir: directory of the recipe.
     evaluation: directory of the evaluation, see above.
     metrics: metrics.jsonl of each training step, in the order of the recipe.
-    curve: see above; empty if the recipe mixes no weights.
+    curve: see above. It is empty if the recipe mixes no weights.
     seconds: {step of the recipe: wall-clock seconds}.
     peak_rss_bytes: largest resident host memory of the recipe.
     config: the resolved config as a plain dict.
@@ -124,7 +124,7 @@ def curve_verdict(curve: Curve, mixed: float) -> dict[str, Any]:
   """Compares the losses of the used mix with those of its parents.
 
   Args:
-    curve: points of the curve; the parents are its ends.
+    curve: points of the curve. The parents are its ends.
     mixed: the coefficient that was used.
 
   Returns:

@@ -18,10 +18,10 @@ def levenshtein(a: Sequence, b: Sequence) -> int:
 
 
 def anls(answer: str, annotations: str | Sequence[str], official: bool = False) -> float:
-  """Returns 1 - edit distance / longer length, the best over the true answers; 0 if below 0.5.
+  """Returns 1 - edit distance / longer length, the best over the true answers.
 
-  Case and the amount of white space do not count. A similarity of exactly 0.5 is kept, as on the
-  benchmark's server (the formula of arXiv 1905.13648 would drop it).
+  A result below 0.5 becomes 0. Exactly 0.5 is kept, as on the benchmark's server (the formula of
+  arXiv 1905.13648 would drop it). Case and the amount of white space do not count.
 
   Args:
     answer: the model's answer.

@@ -54,7 +54,7 @@ def ngrams(words: Sequence[str]) -> Counter[Gram]:
 
 
 def bleu(answers: Sequence[list[str]], references: Sequence[Sequence[list[str]]]) -> list[float]:
-  """Returns corpus BLEU-1 to BLEU-4 in [0, 1]; the brevity penalty uses the nearest reference.
+  """Returns corpus BLEU-1 to BLEU-4 in [0, 1]. The brevity penalty uses the nearest reference.
 
   Args:
     answers: words of each answer.
@@ -118,7 +118,7 @@ def _tf_idf(
 
 
 def _similarity(answer: Sequence[WeightedGrams], truth: Sequence[WeightedGrams]) -> float:
-  """Returns the mean over n of the cosine; an n-gram weighs at most what it does in the truth."""
+  """Returns the mean over n of the cosine. An n-gram weighs at most what it does in the truth."""
   cosines = []
   for (weights, norm), (true_weights, true_norm) in zip(answer, truth):
     shared = sum(

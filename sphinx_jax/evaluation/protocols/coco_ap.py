@@ -41,7 +41,7 @@ def detections(entry: dict) -> list[tuple[str, boxes.Box]]:
 
 
 def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float | None]:
-  """Returns for every image the F1 over (class, box) at IoU 0.5; None if it has no objects.
+  """Returns for every image the F1 over (class, box) at IoU 0.5, or None if it has no objects.
 
   Crowd annotations are left out.
   """
@@ -138,8 +138,8 @@ def average_precision(
 
   Args:
     kind: 'bbox' or 'keypoints'.
-    image_ids: ids of the images; repeated ids count once.
-    names: names of the categories; the id of a category is its index here.
+    image_ids: ids of the images. Repeated ids count once.
+    names: names of the categories. The id of a category is its index here.
     truth: annotations in COCO's form, without ids.
     predicted: predictions in the same form, which all get score 1.
     statistics: names of pycocotools' first statistics, in its order.

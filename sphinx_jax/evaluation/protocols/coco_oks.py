@@ -1,4 +1,4 @@
-"""Average precision of keypoints (COCO pose) by pycocotools; the question gives each person's box.
+"""Average precision of keypoints (COCO pose) by pycocotools. Questions give each person's box.
 
 As with boxes (coco_ap.py), the answers have no confidence. Because the boxes are given, no person
 is missed, so the scores compare with those of top-down methods on ground-truth boxes. As in those,
@@ -28,7 +28,7 @@ Point = tuple[float, float]
 
 
 def keypoints(entry: dict) -> dict[str, Point]:
-  """Parses an answer like 'nose [0.50, 0.20], ...'; the first mention of a name counts.
+  """Parses an answer like 'nose [0.50, 0.20], ...'. The first mention of a name counts.
 
   Args:
     entry: a dict with 'answer', and 'width' and 'height' of the image in pixels.
@@ -49,7 +49,7 @@ def keypoints(entry: dict) -> dict[str, Point]:
 def oks(predicted: Mapping[str, Point], truth: Sequence[float], area: float) -> float:
   """Returns the object keypoint similarity, in [0, 1].
 
-  It is the mean over annotated keypoints of exp(-d² / (2 area (2 sigma)²)); a missing keypoint
+  It is the mean over annotated keypoints of exp(-d² / (2 area (2 sigma)²)). A missing keypoint
   contributes 0.
 
   Args:
@@ -68,7 +68,7 @@ def oks(predicted: Mapping[str, Point], truth: Sequence[float], area: float) -> 
 
 
 def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float | None]:
-  """Returns the OKS for every question; None if its person has no keypoints."""
+  """Returns the OKS for every question, or None if its person has no keypoints."""
   del official
   scores = []
   for entry in entries:
@@ -87,7 +87,7 @@ def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
     entries: one a person, with 'answer', 'image_id', 'width', 'height', 'person' and 'others'.
       'person' is the published annotation {'bbox', 'area', 'iscrowd', 'keypoints' (51 numbers),
       'num_keypoints'}. 'others' are the people of the image whom no question is about (crowds,
-      people without keypoints), on one entry of each image; predictions on them are not errors.
+      people without keypoints), on one entry of each image. Predictions on them are not errors.
     official: has no effect, because the SPHINX script does not score pose.
 
   Returns:

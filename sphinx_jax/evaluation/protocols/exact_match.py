@@ -10,7 +10,7 @@ def exact_match(answer: str, annotation: str | Sequence[str], official: bool = F
   """Returns 1.0 if the answer equals the annotation, or one of them, else 0.0.
 
   Every period is dropped on both sides, so 'U.S.' equals 'us', and '3.5' equals '35'. These
-  benchmarks define no normalization of their own; this one is behind SPHINX's published numbers.
+  benchmarks define no normalization of their own. This one is behind SPHINX's published numbers.
 
   Args:
     answer: the model's answer.

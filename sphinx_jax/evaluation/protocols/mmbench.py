@@ -13,7 +13,7 @@ def chosen(answer: str, choices: Mapping[str, str]) -> str | None:
   """Returns the letter of the choice that an answer names, or None.
 
   The answer names a choice by its letter, or by containing the text of exactly one choice. The
-  benchmark's own tool asks ChatGPT if neither is found; here such an answer is wrong.
+  benchmark's own tool asks ChatGPT if neither is found. Here such an answer is wrong.
 
   Args:
     answer: the model's answer.

@@ -1,6 +1,6 @@
 """MME score (arXiv 2306.13394): accuracy of yes/no questions plus accuracy of question pairs.
 
-Every image has two questions; a pair is right if both answers are.
+Every image has two questions. A pair is right if both answers are.
 """
 
 import pathlib

@@ -23,7 +23,7 @@ def choice_letter(answer: str) -> str | None:
 
 
 def multiple_choice(answer: str, letter: str) -> float:
-  """Returns 1.0 if the answer names this letter, else 0.0; an answer without a letter is wrong."""
+  """Returns 1.0 if the answer names this letter, else 0.0. An answer without a letter is wrong."""
   return float(choice_letter(answer) == letter)
 
 
@@ -42,7 +42,7 @@ def official_choice(answer: str, letter: str, rng: random.Random) -> float:
 def per_example_scores(
   entries: Sequence[dict], official: bool = False, seed: int = 1
 ) -> list[float]:
-  """Returns 1.0 or 0.0 for every entry; see `score`."""
+  """Returns 1.0 or 0.0 for every entry, see `score`."""
   rng = random.Random(seed)
 
   def entry_score(answer: str, truth: str | Sequence[str]) -> float:
@@ -65,7 +65,7 @@ def score(entries: Sequence[dict], official: bool = False, seed: int = 1) -> dic
     entries: dicts with 'answer' and 'gt_answers', a text or a list of which any is right.
     official: score as the SPHINX script does: a list of true answers is an error, and an answer
       without a letter counts as a random choice.
-    seed: random seed of these choices; the default is the script's.
+    seed: random seed of these choices. The default is the script's.
 
   Raises:
     SphinxError: there are no entries.

@@ -29,7 +29,7 @@ def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
 
   Args:
     entries: dicts with 'answer' and 'gt_answers' (yes or no).
-    official: has no effect. The SPHINX script does not score POPE; this is the benchmark's own
+    official: has no effect. The SPHINX script does not score POPE. This is the benchmark's own
       definition.
 
   Raises:

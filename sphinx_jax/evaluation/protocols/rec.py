@@ -34,7 +34,7 @@ def image_size(question_id: str) -> tuple[int, int]:
 def rec_iou(
   answer: str, box: Sequence[float], width: int, height: int, official: bool = False
 ) -> float:
-  """Returns the IoU of the first box in an answer with the true one; 0 if there is no box.
+  """Returns the IoU of the first box in an answer with the true one, or 0 if there is no box.
 
   Args:
     answer: text with '[x1, y1, x2, y2]' in [0, 1] on the padded square.

@@ -38,7 +38,7 @@ _REPAIRS["somebody'd"] = 'somebodyd'  # The toolkit swaps the two by mistake.
 
 
 def remove_punctuation(text: str) -> str:
-  """Replaces punctuation by a space, or by nothing; periods before digits stay.
+  """Replaces punctuation by a space, or by nothing. Periods before digits stay.
 
   Punctuation beside a space is dropped. If the text has a comma between digits, all of it is.
   Source: `processPunctuation` of the VQA toolkit (github.com/GT-Vision-Lab/VQA).
