@@ -1,15 +1,17 @@
-"""The published benchmarks: what is asked, in which words, how it is scored, and what SPHINX is said to reach.
+"""The published benchmarks: their prompts, how they are scored, and SPHINX's published results.
 
     python -m sphinx_jax.evaluate --checkpoint=DIR --benchmarks=refcoco_val,mme --root=DIR
 
-Paths are relative to --root, in which data/ and annotations/ lie as in the official repository (LLaMA2-Accessory,
-accessory/eval_mm); each reader's docstring (sphinx_jax/evaluation/benchmarks) shows its tree. Names, prompts and lengths are
-those of the official annotation_config.json; what is not in it is under "Beside them". Its DeepForm, InfographicsVQA,
-KleisterCharity, TabFact, VisualMRC and WikiTableQuestions are left out: their scorer ('ureader') belongs to the DUE
-benchmark and is not at hand.
+Paths are relative to --root, which has data/ and annotations/ as in the official repository
+(LLaMA2-Accessory, accessory/eval_mm). The docstring of each reader
+(sphinx_jax/evaluation/benchmarks) shows its tree. Names, prompts and lengths are those of the
+official annotation_config.json, or of `_own_rows` for benchmarks that it lacks. Its DeepForm,
+InfographicsVQA, KleisterCharity, TabFact, VisualMRC and WikiTableQuestions are left out: their
+scorer ('ureader') belongs to the DUE benchmark and was not available.
 
-`published` is the figure of SPHINX-2k (762 pixels, 1 + 9 views; arXiv 2311.07575), in percent unless it is MME's. The paper's
-own tables were not at hand; each figure is as two later papers cite it:
+`published` is the result of SPHINX-2k (762 pixels, 1 + 9 views; arXiv 2311.07575), in percent
+except for MME. The paper's own tables were not available. Each number is the one that two later
+papers cite:
 
     VQAv2 (test-dev), OKVQA       arXiv 2404.07204 (BRAVE), arXiv 2311.03079 (CogVLM)
     GQA, VizWiz (test)            BRAVE, arXiv 2403.11703 (LLaVA-UHD)
@@ -18,32 +20,55 @@ own tables were not at hand; each figure is as two later papers cite it:
     MME                           LLaVA-Mini; LLaVA-UHD has 1470.7
     RefCOCO, RefCOCO+, RefCOCOg   arXiv 2404.13046 (MoVA), arXiv 2404.07973 (Ferret-v2)
 
-A figure found in fewer places is None. No released weights could be run here, so no row has a figure of ours.
+A number that fewer papers cite is None. No released weights could be run here, so no row has a
+result of this project.
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from sphinx_jax.core import errors
+from sphinx_jax.tasks import caption, detection, layout, pose, rec
+from sphinx_jax.tasks.questions import UNANSWERABLE_INSTRUCTION
+from sphinx_jax.tasks.task import SHORT_ANSWER
 
 NOT_RUN = 'not run here'
-SHORT = '{}\nAnswer the question using a single word or phrase.'
-REC = 'Please provide the bounding box coordinate of the region this sentence describes: {}.'
-CAPTION = 'Provide a one-sentence caption for the provided image.'
+# The prompts below are the first instruction of each task, which is the official one if there is
+# one.
+REC = rec.INSTRUCTIONS[0]
+CAPTION = caption.INSTRUCTIONS[0]
+DETECTION = detection.INSTRUCTIONS[0]
+LAYOUT = layout.INSTRUCTIONS[0]
+POSE = pose.INSTRUCTIONS[0]
 
 
 def _row(
   reader: str,
   protocol: str,
   metric: str,
-  prompt: str = SHORT,
+  prompt: str = SHORT_ANSWER,
   max_new_tokens: int = 10,
   published: float | None = None,
   note: str = '',
   prefix: str = '',
   hidden: bool = False,
-  **own,
-) -> dict:
-  """One benchmark. `metric` is the protocol's number that stands for it, `own` is what the reader takes."""
+  **own: Any,
+) -> dict[str, Any]:
+  """Returns the row of a benchmark.
+
+  Args:
+    reader: name in evaluation/benchmarks/benchmark.py.
+    protocol: name in evaluation/protocols.
+    metric: the number of the protocol that represents the benchmark.
+    prompt: instruction with '{}' for the question.
+    max_new_tokens: length of the longest answer.
+    published: the published result.
+    note: a remark.
+    prefix: the beginning of every answer.
+    hidden: whether the answers are hidden.
+    own: arguments of the reader.
+  """
   return dict(
     reader=reader,
     protocol=protocol,
@@ -59,23 +84,27 @@ def _row(
   )
 
 
-def _official(file: str, protocol: str, **more) -> dict:
-  """One that has an official annotation file; the protocol's own name is its number's, but for MME."""
-  return _row(
-    'annotations', protocol, more.pop('metric', protocol), file=f'annotations/{file}.json', **more
-  )
+def _official(file: str, protocol: str, metric: str = '', **more: Any) -> dict[str, Any]:
+  """Returns the row of a benchmark with an official annotation file.
+
+  Its metric has the name of the protocol, except for MME.
+  """
+  return _row('annotations', protocol, metric or protocol, file=f'annotations/{file}.json', **more)
 
 
-def _annotators(file: str, *annotation: str, **more) -> dict:
-  """One that is scored against all annotators, whose answers are in a file of the data set: any of those named."""
+def _annotators(file: str, *annotation: str, **more: Any) -> dict[str, Any]:
+  """Returns the row of a benchmark that is scored against the answers of all annotators.
+
+  They are in a file of the dataset, the first of `annotation` that exists.
+  """
   return _official(file, 'vqa_score', annotation=annotation, **more)
 
 
-def _rec(file: str, published: float) -> dict:
+def _rec(file: str, published: float) -> dict[str, Any]:
   return _official(file, 'miou0.5', prompt=REC, max_new_tokens=30, published=published)
 
 
-def _pope(subset: str) -> dict:
+def _pope(subset: str) -> dict[str, Any]:
   return _row(
     'pope',
     'pope',
@@ -86,8 +115,8 @@ def _pope(subset: str) -> dict:
   )
 
 
-def _official_rows() -> dict:
-  """What the official annotation_config.json has, under its names."""
+def _official_rows() -> dict[str, dict[str, Any]]:
+  """The benchmarks of the official annotation_config.json, under its names."""
   return dict(
     mme=_official('MME_benchmark', 'mme_score', metric='perception', published=1470.6),
     okvqa_val=_annotators(
@@ -106,8 +135,7 @@ def _official_rows() -> dict:
       'vizwiz_val',
       'data/vizwiz/vizwiz_val_annotations.json',
       'data/vizwiz/val.json',
-      prompt="{} When the provided information is insufficient, respond with 'Unanswerable'.\n"
-      'Answer the question using a single word or phrase.',
+      prompt=UNANSWERABLE_INSTRUCTION,
     ),
     docvqa_val=_official(
       'docvqa_val', 'anls', max_new_tokens=32, annotation='data/docvqa/val/val_v1.0.json'
@@ -133,8 +161,11 @@ def _official_rows() -> dict:
   )
 
 
-def _own_rows() -> dict:
-  """Beside them; their prompts are those the tasks of stage 2 train on, or the official ones for questions of that kind."""
+def _own_rows() -> dict[str, dict[str, Any]]:
+  """The other benchmarks.
+
+  Their prompts are those that stage 2 trains with, or the official ones for similar questions.
+  """
   coco = 'data/coco/annotations'
   return dict(
     mmmu_val=_official('MMMU_val_single', 'accuracy', prompt='{}'),
@@ -167,7 +198,7 @@ def _own_rows() -> dict:
       'coco_objects',
       'coco_ap',
       'AP',
-      'Detect all objects.',
+      DETECTION,
       1024,
       file=f'{coco}/instances_val2017.json',
       images='data/coco/val2017',
@@ -176,7 +207,7 @@ def _own_rows() -> dict:
       'coco_people',
       'coco_oks',
       'AP',
-      'Detect the keypoints of {}.',
+      POSE,
       384,
       file=f'{coco}/person_keypoints_val2017.json',
       images='data/coco/val2017',
@@ -185,7 +216,7 @@ def _own_rows() -> dict:
       'coco_objects',
       'coco_ap',
       'AP',
-      'Detect the document layout.',
+      LAYOUT,
       1024,
       file='data/doclaynet/COCO/test.json',
       images='data/doclaynet/PNG',
@@ -249,7 +280,7 @@ def _own_rows() -> dict:
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  """The table, {name: row}; it takes no argument."""
+  """Returns the table, {name: row}. `arg` must be empty."""
   if arg:
     raise errors.unknown('argument of configs/benchmarks.py', arg, [])
   rows = {**_official_rows(), **_own_rows()}
@@ -257,7 +288,7 @@ def get_config(arg: str = '') -> ConfigDict:
     'vizwiz_questions',
     'vqa_score',
     'vqa_score',
-    rows['vizwiz_val']['prompt'],
+    UNANSWERABLE_INSTRUCTION,
     hidden=True,
     published=44.9,
     file='data/vizwiz/test.json',

@@ -1,4 +1,4 @@
-"""Where records come from: `FAMILIES` has one file per dataset family, `SOURCES` the other sources."""
+"""Where records come from: the dataset families, one file each, and the other sources."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,16 +1,16 @@
 """AI2D: questions with four choices about the diagrams of school books.
 
     root/                          or root/ai2d/
-      questions/0.png.json         {imageName, questions: {text: {questionId, answerTexts, correctAnswer,
-                                   abcLabel}}}
+      questions/0.png.json         {imageName, questions: {text: {questionId, answerTexts,
+                                   correctAnswer, abcLabel}}}
       images/0.png
       annotations/0.png.json       {text: {T0: {rectangle, replacementText, ...}}}
       abc_images/0.png
       ai2d_test_ids.csv            one number per line: the test split; all others are train
 
-A question with abcLabel refers to letters that cover the words of the image. The images of abc_images
-have these letters. If the directory is missing, the letters are drawn from the annotations. '{}' is an
-empty choice in the files.
+A question with abcLabel refers to letters that cover the words of the image. The images of
+abc_images have these letters. If the directory is missing, the letters are drawn from the
+annotations. '{}' is an empty choice in the files.
 Licence: see the homepage.
 Homepage: https://prior.allenai.org/projects/diagram-understanding
 """
@@ -47,7 +47,7 @@ class Ai2d(Questions):
 
   Settings:
     form: 'choice' trains the letter of the right choice. 'direct' lists the choices in lines and
-      trains one of them: the wording of annotations/ai2diagram_test.json of the official evaluation.
+      trains one of them, like annotations/ai2diagram_test.json of the official evaluation.
   """
 
   NAME = 'ai2d'

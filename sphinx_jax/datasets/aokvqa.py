@@ -1,15 +1,14 @@
 """A-OKVQA: questions that need knowledge of the world, with four choices and ten direct answers.
 
     root/                          or root/aokvqa/
-      aokvqa_v1p0_train.json       a list of objects; the same for val and test; the answers of test are
-                                   hidden
+      aokvqa_v1p0_train.json       a list of objects; the same for val and test (answers hidden)
       train2017/000000299207.jpg   val2017/, test2017/
 
 COCO's image directories may be in root, root/images, root/coco or root/../coco, or in the directory
 that the setting `images` names. Questions that the evaluation of direct answers leaves out
 (difficult_direct_answer) are kept for training.
-Licence: MIT for the repository, none is stated for the annotations; the images are under the terms of
-Flickr.
+Licence: MIT for the repository, none is stated for the annotations; the images are under the
+terms of Flickr.
 Homepage: https://github.com/allenai/aokvqa
 """
 

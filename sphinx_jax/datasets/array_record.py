@@ -1,7 +1,9 @@
-"""Output of `python -m sphinx_jax.prepare`: any family as array_record, quick to open and to read in any order.
+"""Datasets prepared by `python -m sphinx_jax.prepare`: any family as array_record files.
 
-    root/build.json                                     what was prepared, and the counts
-    root/dataset_info.json, features.json               TFDS's own (tfds.builder_from_directory(root))
+They open quickly and can be read in any order.
+
+    root/build.json                             what was prepared, and the counts
+    root/dataset_info.json, features.json       of TFDS (tfds.builder_from_directory(root))
     root/NAME-SPLIT.array_record-00000-of-00012 ...
 
 The licence is that of the prepared dataset.

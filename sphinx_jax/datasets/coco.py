@@ -1,7 +1,8 @@
 """COCO: captions, instances and person keypoints, of 2017 and of 2014.
 
     root/
-      annotations/captions_train2017.json instances_train2017.json person_keypoints_train2017.json ...
+      annotations/captions_train2017.json instances_train2017.json
+                  person_keypoints_train2017.json ...
       train2017/000000000009.jpg ...                (or images/train2017/)
       train2014/COCO_train2014_000000000009.jpg ... (or images/train2014/)
 

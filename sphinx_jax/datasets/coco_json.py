@@ -1,4 +1,4 @@
-"""The JSON format of COCO (images, annotations, categories), also used by LVIS, DocLayNet and RefCOCO.
+"""The JSON format of COCO, also used by LVIS, DocLayNet and RefCOCO.
 
 A malformed image or annotation is a BadExample of the items that need it. The others stay usable.
 """

@@ -30,15 +30,15 @@ def open_source(entry: Mapping[str, Any], data_dir: str | Path | None = None) ->
   """Opens the source of a mixture entry.
 
   Args:
-    entry: {path, type?, task?, too_long?}. path is the YAML file, relative to data_dir. type selects
-      the files of one type, by default all. task is the task of the records, by default 'dialog'.
-      too_long is 'skip' (the default) or 'cut_text'.
+    entry: {path, type?, task?, too_long?}. path is the YAML file, relative to data_dir. type
+      selects the files of one type, by default all. task is the task of the records, by default
+      'dialog'. too_long is 'skip' (the default) or 'cut_text'.
     data_dir: root of all datasets of the run. Relative paths and roots in the file are relative to
       it.
 
   Raises:
-    SphinxError: the YAML file is wrong (the message names file and entry), or no entry has the type;
-      see also `Jsonl`.
+    SphinxError: the YAML file is wrong (the message names file and entry), or no entry has the
+      type; see also `Jsonl`.
   """
   base = Path(data_dir or '')
   path = base / entry['path']
@@ -60,8 +60,8 @@ def read(path: Path) -> list[dict[str, Any]]:
   The official code has the same order.
 
   Raises:
-    SphinxError: the file is unreadable or not YAML, or an entry is wrong. The message has the number
-      of the entry, from 1.
+    SphinxError: the file is unreadable or not YAML, or an entry is wrong. The message has the
+      number of the entry, from 1.
   """
   import yaml  # Only for this kind of file.
 

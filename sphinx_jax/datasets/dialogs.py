@@ -8,9 +8,9 @@
     root/gqa/images/ ocr_vqa/images/ textvqa/train_images/ vg/VG_100K/ vg/VG_100K_2/
 
 The file is a JSON list of {"id", "image": "coco/train2017/000000033471.jpg", "conversations":
-[{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", "value": "A bus."}, ...]}. Items
-without "image" are text only. The older files name images of COCO train2017 without a directory
-("000000033471.jpg"), which are read from coco/train2017 or train2017.
+[{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", "value": "A bus."}, ...]}.
+Items without "image" are text only. The older files name images of COCO train2017 without a
+directory ("000000033471.jpg"), which are read from coco/train2017 or train2017.
 Licence: CC BY 4.0; written by GPT-4, so OpenAI's terms apply; the images have their datasets' own
 licences.
 Homepages: https://llava-vl.github.io and

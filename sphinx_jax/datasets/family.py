@@ -57,8 +57,8 @@ class Item:
 class Family(abc.ABC):
   """One dataset, opened for a split and a task. Item i is the same each time it is read.
 
-  A subclass sets the class attributes and implements `_open`, `__len__` and `item`. The keyword-only
-  arguments of `_open` are the family's own settings.
+  A subclass sets the class attributes and implements `_open`, `__len__` and `item`. The
+  keyword-only arguments of `_open` are the family's own settings.
 
   Args:
     root: root of the dataset's tree.
@@ -182,7 +182,9 @@ class Records(Source):
     SphinxError: unknown policy, or a mirror for a task that reads text in the image.
   """
 
-  def __init__(self, family: Family, seed: int = 0, mirror: float = 0.0, too_long: str = 'skip') -> None:
+  def __init__(
+    self, family: Family, seed: int = 0, mirror: float = 0.0, too_long: str = 'skip'
+  ) -> None:
     check_too_long(too_long)
     self.family, self.name, self.task, self.too_long = family, family.NAME, family.task, too_long
     if not 0 <= mirror <= 1 or (mirror and not TASKS[self.task].mirrors):

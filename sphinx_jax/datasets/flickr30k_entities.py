@@ -4,13 +4,14 @@
       train.txt val.txt test.txt               image ids, one per line
       Sentences/1000092795.txt ...             [/EN#1/people Two young guys] with [/EN#2/bodyparts
                                                shaggy hair] ...
-      Annotations/1000092795.xml ...           the boxes of 1, 2, ...; Sentences and Annotations may be
-                                               in annotations/
+      Annotations/1000092795.xml ...           the boxes of 1, 2, ...
+                                               (both directories may be in annotations/)
       flickr30k-images/1000092795.jpg ...      (or flickr30k_images/, images/)
 
-Licence: the images are given out by the University of Illinois on request, for research and teaching
-only; for the annotations see the homepage.
-Homepages: https://bryanplummer.com/Flickr30kEntities and https://shannon.cs.illinois.edu/DenotationGraph
+Licence: the images are given out by the University of Illinois on request, for research and
+teaching only; for the annotations see the homepage.
+Homepages: https://bryanplummer.com/Flickr30kEntities and
+https://shannon.cs.illinois.edu/DenotationGraph
 """
 
 import re
@@ -27,9 +28,9 @@ _PHRASE = re.compile(r'\[/EN#(\w+)/\S+\s+([^\[\]]+?)\s*\]')
 class Flickr30kEntities(Family):
   """An item for each sentence, spelled like in the file: 'Two dogs run .'
 
-  A phrase of 'phrases' has the boxes of its entity. It has none if the entity is the whole scene, is
-  not visible, or has no box. As in the authors' reader, pixels count from 0; in the files they count
-  from 1.
+  A phrase of 'phrases' has the boxes of its entity. It has none if the entity is the whole scene,
+  is not visible, or has no box. As in the authors' reader, pixels count from 0; in the files they
+  count from 1.
   """
 
   NAME = 'flickr30k_entities'

@@ -1,9 +1,9 @@
-"""GQA: compositional questions made from the scene graphs of Visual Genome's images, one answer each.
+"""GQA: compositional questions made from scene graphs of Visual Genome's images, one answer each.
 
     root/                              or root/questions1.2/ or root/questions/
-      train_balanced_questions.json    an object of question id -> question; the same for the splits val,
-      val_all_questions.json           testdev, test, challenge and submission, _balanced_ and _all_. The
-                                       answers of test, challenge and submission are hidden.
+      train_balanced_questions.json    an object of question id -> question; the same for the splits
+      val_all_questions.json           val, testdev, test, challenge and submission, _balanced_ and
+                                       _all_. The answers of the last three are hidden.
       train_all_questions/train_all_questions_0.json ... _9.json
     root/images/2370799.jpg            n161313.jpg; or the directory of the setting `images`
 

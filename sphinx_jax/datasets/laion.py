@@ -11,8 +11,8 @@
     root/00000.parquet      columns key, caption, jpg (bytes), status, width, height, ...; also png
                             or webp instead of jpg
 
-The captions of LAION-COCO were written by BLIP. If img2dataset saved them as additional columns, the
-setting caption='top_caption' reads them ('TEXT' reads the text of the web page). With
+The captions of LAION-COCO were written by BLIP. If img2dataset saved them as additional columns,
+the setting caption='top_caption' reads them ('TEXT' reads the text of the web page). With
 `--caption_col top_caption` they are the caption itself.
 
 Opening reads the headers of all tars. Prepare sets of more than a few dozen files first, one shard

@@ -1,8 +1,8 @@
 """OCR-VQA: questions about book covers, answered by reading them.
 
     root/
-      dataset.json              key -> {imageURL, questions, answers, title, authorName, genre, split
-                                (1 train, 2 val, 3 test)}
+      dataset.json              key -> {imageURL, questions, answers, title, authorName, genre,
+                                split (1 train, 2 val, 3 test)}
       images/0143035983.jpg     <key> with the extension of imageURL, as the authors' loadDataset.py
                                 saves them, or .jpg; or the directory of the setting `images`
 

@@ -1,4 +1,4 @@
-"""Rows of parquet files by number. Opening reads the footers; reading takes one row group at a time."""
+"""Rows of parquet files by number: opening reads the footers, reading takes whole row groups."""
 
 import functools
 from collections.abc import Sequence

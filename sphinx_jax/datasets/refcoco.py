@@ -7,9 +7,9 @@
       images/mscoco/images/train2014/COCO_train2014_000000581857.jpg ...
                                           (or train2014/, images/train2014/, ../coco/train2014/)
 
-The setting `by` names the author of the split: unc (RefCOCO and RefCOCO+), umd (RefCOCOg), or google.
-The setting `images` names another directory with train2014. The refs are a pickle of Python 2. A
-pickle can run any code, so it is read by a reader that accepts only plain data.
+The setting `by` names the author of the split: unc (RefCOCO and RefCOCO+), umd (RefCOCOg), or
+google. The setting `images` names another directory with train2014. The refs are a pickle of
+Python 2. A pickle can run any code, so it is read by a reader that accepts only plain data.
 Licence: annotations Apache 2.0, images as COCO.
 Homepage: https://github.com/lichengunc/refer
 """

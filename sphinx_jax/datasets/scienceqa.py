@@ -1,11 +1,11 @@
 """ScienceQA: school science with choices. About half of the questions have an image.
 
     root/
-      problems.json              id -> {question, choices, answer (index), hint, image ('image.png' or
-                                 null), split, lecture, ...}
+      problems.json              id -> {question, choices, answer (index), hint,
+                                 image ('image.png' or null), split, lecture, ...}
       pid_splits.json            split -> ids
-      images/train/1/image.png   the same for val/ and test/; or root/train/1/image.png; or the directory
-                                 of the setting `images`
+      images/train/1/image.png   the same for val/ and test/; or root/train/1/image.png; or the
+                                 directory of the setting `images`
 
 Licence: CC BY-NC-SA 4.0.
 Homepage: https://scienceqa.github.io

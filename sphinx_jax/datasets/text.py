@@ -1,21 +1,21 @@
 """Text without images: RefinedWeb, and plain text files.
 
-`RefinedWeb` (https://huggingface.co/datasets/tiiuae/falcon-refinedweb; ODC-By 1.0, and CommonCrawl's
-terms of use):
+`RefinedWeb` (https://huggingface.co/datasets/tiiuae/falcon-refinedweb; ODC-By 1.0, and
+CommonCrawl's terms of use):
 
-    root/data/train-00000-of-05534-b8fc5348cbe605a5.parquet     columns content, url, timestamp, dump,
-                                                                segment, image_urls
+    root/data/train-00000-of-05534-b8fc5348cbe605a5.parquet     columns content, url, timestamp,
+                                                                dump, segment, image_urls
 
 or the parquet files in root itself. `PlainText` reads the user's own files:
 
     root/**/*.txt       UTF-8. A document is a line, a paragraph (up to a blank line) or a file.
 
-A document that is longer than a row of a batch is cut into pieces, and no text is lost. An item is a
-piece of about `words` words of 6 bytes each, so that opening needs only sizes: a document of b bytes
-gives ceil(b / (6 words)) pieces of the same number of characters, cut at the next white space. To
-know the size of every document of RefinedWeb, opening would have to read all of it. Its documents
-are therefore cut together: the documents of a row group (1,000), joined with blank lines, are one
-text. Its size is the one in the file's footer, which includes the urls.
+A document that is longer than a row of a batch is cut into pieces, and no text is lost. An item is
+a piece of about `words` words of 6 bytes each, so that opening needs only sizes: a document of b
+bytes gives ceil(b / (6 words)) pieces of the same number of characters, cut at the next white
+space. To know the size of every document of RefinedWeb, opening would have to read all of it. Its
+documents are therefore cut together: the documents of a row group (1,000), joined with blank
+lines, are one text. Its size is the one in the file's footer, which includes the urls.
 
 With words=0 an item is one document of any length. The row of a batch then loses the end of a long
 document or, with too_long='skip', all of it.

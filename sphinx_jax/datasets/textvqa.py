@@ -1,8 +1,8 @@
 """TextVQA and TextCaps: questions about, and captions of, photographs with text. They share images.
 
     root/
-      TextVQA_0.5.1_train.json           {data: [{image_id, question, question_id, answers (ten), ...}]};
-                                         _val, _test (hidden)
+      TextVQA_0.5.1_train.json           {data: [{image_id, question, question_id, answers (ten),
+                                         ...}]}; _val, _test (hidden)
       TextCaps_0.1_train.json            {data: [{image_id, caption_id, caption_str, reference_strs,
                                          ...}]}; _val, _test (hidden)
       train_images/0054c91397f2fe05.jpg  of train and val

@@ -1,4 +1,4 @@
-"""Visual Genome: phrases about regions, relations between objects, and questions, on 108,077 images.
+"""Visual Genome: phrases about regions, relations of objects, and questions, on 108,077 images.
 
     root/
       image_data.json                      always needed, with the file of the task:

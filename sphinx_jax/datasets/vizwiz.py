@@ -1,9 +1,9 @@
-"""VizWiz: questions of blind people about photos they took, ten answers each; many are unanswerable.
+"""VizWiz: questions of blind people about their photos, ten answers each; many are unanswerable.
 
     root/
-      Annotations/train.json            or root/train.json: a list of {image, question, answers [{answer,
-                                        answer_confidence}], answerable, answer_type}; the same for val,
-                                        test without answers
+      Annotations/train.json            or root/train.json: a list of {image, question, answers
+                                        [{answer, answer_confidence}], answerable, answer_type};
+                                        the same for val, and for test without answers
       train/VizWiz_train_00000000.jpg   val/, test/; or the directory of the setting `images`
 
 Licence: CC BY 4.0.

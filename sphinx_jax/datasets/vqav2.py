@@ -1,16 +1,16 @@
 """VQAv2 and OK-VQA: questions about COCO images, ten answers each.
 
     root/                                              or root/vqav2/ (root/okvqa/)
-      v2_OpenEnded_mscoco_train2014_questions.json     OK-VQA: OpenEnded_mscoco_train2014_questions.json
-      v2_mscoco_train2014_annotations.json             OK-VQA: mscoco_train2014_annotations.json
+      v2_OpenEnded_mscoco_train2014_questions.json     without v2_ for OK-VQA
+      v2_mscoco_train2014_annotations.json             without v2_ for OK-VQA
       ... the same for val2014
       v2_OpenEnded_mscoco_test2015_questions.json      and test-dev2015; the answers are hidden
       train2014/COCO_train2014_000000000009.jpg        val2014/, test2015/
 
 COCO's image directories may be in root, root/images, root/coco or root/../coco, or in the directory
 that the setting `images` names.
-Licence: annotations of VQAv2 CC BY 4.0, of OK-VQA see the homepage; the images are under the terms of
-Flickr.
+Licence: annotations of VQAv2 CC BY 4.0, of OK-VQA see the homepage; the images are under the
+terms of Flickr.
 Homepages: https://visualqa.org/download.html and https://okvqa.allenai.org
 """
 
@@ -27,7 +27,8 @@ from sphinx_jax.datasets.qa import Questions, question
 class Vqav2(Questions):
   """Questions with the answer to train and all 'answers'.
 
-  The answer to train is the files' multiple_choice_answer or, if there is none, the most common one.
+  The answer to train is the files' multiple_choice_answer or, if there is none, the most common
+  one.
 
   Settings:
     images: directory of COCO's image directories, relative to root.

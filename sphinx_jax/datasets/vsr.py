@@ -1,12 +1,12 @@
 """VSR: statements about the spatial relation of objects in COCO images, true or false.
 
     root/                              or root/splits/, root/data/splits/
-      random/train.jsonl               {image, image_link, caption, label (0, 1), relation, ...} per line;
-                                       the same for dev and test
+      random/train.jsonl               {image, image_link, caption, label (0, 1), relation, ...} per
+                                       line; the same for dev and test
       zeroshot/train.jsonl             the same, with other concepts in each split
-    root/images/000000050403.jpg       or root/trainval2017/, root/data/images/, ...; or the directory of
-                                       the setting `images`; or COCO's train2017/ and val2017/, as in
-                                       image_link
+    root/images/000000050403.jpg       or root/trainval2017/, root/data/images/, ...; or the
+                                       directory of the setting `images`; or COCO's train2017/ and
+                                       val2017/, as in image_link
 
 Licence: Apache 2.0; the images are under the terms of Flickr.
 Homepage: https://github.com/cambridgeltl/visual-spatial-reasoning

@@ -1,7 +1,7 @@
-"""Human pose: the 17 COCO keypoints of a person, `nose [x, y], left eye [x, y], ...`, or of all people.
+"""Human pose: the 17 COCO keypoints of a person, `nose [x, y], left eye [x, y], ...`, or of all.
 
-For all people the answer is `person [box]: nose [x, y], ...`, one line per person, from left to right.
-Joints without annotation are left out, and so are people without an annotated joint.
+For all people the answer is `person [box]: nose [x, y], ...`, one line per person, from left to
+right. Joints without annotation are left out, and so are people without an annotated joint.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """The questions of a dataset: wording, choices, truth and score (tasks vqa and ocr).
 
-A question is {'id', 'question', 'answer': str, the one to train, 'answers'?: [str] of all annotators,
-'choices'?: [str] (then 'answer' is the letter of one), 'context'?: str to read first,
+A question is {'id', 'question', 'answer': str, the one to train, 'answers'?: [str] of all
+annotators, 'choices'?: [str] (then 'answer' is the letter of one), 'context'?: str to read first,
 'instruction'?: str with '{}', used instead of the task's instructions}.
 """
 
@@ -44,9 +44,9 @@ def turns(
 ) -> list[task.Turn]:
   """Returns one turn for each of the first max_turns questions, in their order.
 
-  The first question without choices and without its own instruction has one of `instructions` around
-  it. The others of that kind follow it without an instruction. A question with choices or with its
-  own instruction always has its instruction.
+  The first question without choices and without its own instruction has one of `instructions`
+  around it. The others of that kind follow it without an instruction. A question with choices or
+  with its own instruction always has its instruction.
 
   Raises:
     BadExample: there are no questions, a question has no answer, or its answer is not the letter of

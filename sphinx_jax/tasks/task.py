@@ -2,9 +2,9 @@
 
 A task turns an annotation into dialog turns, and scores the answers of a model. It reads only the
 lists of the annotation that it needs (coordinates in [0, 1] on the padded square image), so every
-dataset that has one of the lists can use the task. Questions, expressions and relations of a dataset
-are asked as they are. If a dataset only has objects, the task makes the questions. '?' marks optional
-keys:
+dataset that has one of the lists can use the task. Questions, expressions and relations of a
+dataset are asked as they are. If a dataset only has objects, the task makes the questions. '?'
+marks optional keys:
 
     caption           'caption': str, the one to train; 'captions'?: [str], all references
     vqa, ocr          'questions': [{'id', 'question', 'answer', 'answers'?, 'choices'?, 'context'?,
@@ -12,25 +12,25 @@ keys:
                       'words': [{'text', 'color'?, 'box'}]
     rec, reg          'objects', with 'expressions'?: [str] that single out the object (rec asks for
                       any of them, reg trains the first). Without them: color and name
-    grounded_caption  'phrases': [{'text', 'boxes'}], whose joined texts are the sentence. Without it:
-                      'objects'
-    detection         'objects'. With 'classes'?: [str], all classes of the dataset, single classes may
-                      be asked for. 'absent'?: classes known not to be in the image. 'partial'?: classes
-                      of which not every object is listed. With either of the two, 'objects' is not
-                      complete (LVIS), and only single classes are asked for
+    grounded_caption  'phrases': [{'text', 'boxes'}], whose joined texts are the sentence. Without
+                      it: 'objects'
+    detection         'objects'. With 'classes'?: [str], all classes of the dataset, single classes
+                      may be asked for. 'absent'?: classes known not to be in the image. 'partial'?:
+                      classes of which not every object is listed. With either of the two, 'objects'
+                      is not complete (LVIS), and only single classes are asked for
     counting          like detection
     relation          'relations': [{'subject': i, 'predicate': str, 'object': j}], indices of
                       'objects'. Without it: the positions of 'objects'
     layout            'blocks': [{'label', 'box'}]; 'classes'?, 'absent'?, 'partial'? like detection
-    pose              'people': [{'box', 'keypoints': [[x, y, v] x 17]}], v > 0 for an annotated joint.
-                      'every'?: True if other people may be in the image. Then a box says which person
-                      is meant, and all people may be asked for at once
+    pose              'people': [{'box', 'keypoints': [[x, y, v] x 17]}], v > 0 for an annotated
+                      joint. 'every'?: True if other people may be in the image. Then a box says
+                      which person is meant, and all people may be asked for at once
     dialog            'turns': [[question or None, answer], ...]
-    text              'text': str. 'document'?: True for a document to read as it is; otherwise it is a
-                      sentence to continue
+    text              'text': str. 'document'?: True for a document to read as it is; otherwise it
+                      is a sentence to continue
 
-An object is {'name', 'box', 'color'?, 'expressions'?, 'crowd'?: bool}. Its name may be any phrase. A
-crowd (one box around many) is never asked for, whether of objects, blocks or people.
+An object is {'name', 'box', 'color'?, 'expressions'?, 'crowd'?: bool}. Its name may be any phrase.
+A crowd (one box around many) is never asked for, whether of objects, blocks or people.
 
 The truth of a turn is a dict of JSON values. Boxes in it are 'box', or 'boxes' with their 'labels'.
 """
@@ -90,10 +90,11 @@ class Task:
   Attributes:
     name: key in TASKS.
     metric: name of the metric. Its value over examples is sum(numerators) / sum(denominators).
-    instructions: the phrasings; the official evaluation's first, if it has one. '{}' stands for what
-      is asked about. Other forms of the task have their own phrasings in its file.
-    turns: (annotation, rng, max_turns) -> 1 to max_turns turns. A pure function of the annotation and
-      the state of rng. Raises BadExample for an annotation that is wrong or has nothing to ask about.
+    instructions: the phrasings; the official evaluation's first, if it has one. '{}' stands for
+      what is asked about. Other forms of the task have their own phrasings in its file.
+    turns: (annotation, rng, max_turns) -> 1 to max_turns turns. A pure function of the annotation
+      and the state of rng. Raises BadExample for an annotation that is wrong or has nothing to ask
+      about.
     score: (answer, truth) -> (numerator, denominator). Never raises: an unreadable answer scores
       zero.
     mirrors: whether the image may be mirrored together with the annotation. False if text in the
@@ -235,8 +236,8 @@ def format_labeled_boxes(
 def labeled_box_f1(answer: str, truth: Mapping[str, Any]) -> tuple[float, float]:
   """F1 over (label, box) at IoU 0.5 as (2 tp, 2 tp + fp + fn).
 
-  The answer is any text with labeled brackets. If the truth has no box, the answer NOTHING counts as
-  one found box.
+  The answer is any text with labeled brackets. If the truth has no box, the answer NOTHING counts
+  as one found box.
   """
   predictions = [
     (normalize(label), box)
@@ -261,8 +262,8 @@ def direction(subject: Mapping[str, Any], other: Mapping[str, Any]) -> str | Non
   """Returns where the subject is, seen from the other object.
 
   Returns:
-    One of DIRECTIONS. None if people would disagree: the centers are less than 0.1 apart, or neither
-    axis clearly outweighs the other.
+    One of DIRECTIONS. None if people would disagree: the centers are less than 0.1 apart, or
+    neither axis clearly outweighs the other.
   """
   (x, y), (other_x, other_y) = center(subject), center(other)
   dx, dy = x - other_x, y - other_y

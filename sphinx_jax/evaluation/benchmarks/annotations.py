@@ -1,10 +1,10 @@
 """The official SPHINX annotation files.
 
     root/annotations/okvqa_val.json                       JSON list of {image_path, question,
-                                                          question_id, dataset_name, gt_answers}, where
-                                                          gt_answers is the most common answer
-    root/data/okvqa/mscoco_val2014_annotations.json       all annotators' answers, if the protocol needs
-                                                          them
+                                                          question_id, dataset_name, gt_answers},
+                                                          with the most common answer
+    root/data/okvqa/mscoco_val2014_annotations.json       all annotators' answers, if the protocol
+                                                          needs them
     root/data/...                                         the images, as in image_path
 
 Licence: those of the datasets.

@@ -1,4 +1,4 @@
-"""A benchmark: questions with their whole prompts, and what its protocol needs to score the answers."""
+"""A benchmark: questions with whole prompts, and what its protocol needs to score the answers."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,8 @@
     root/data/coco/annotations/instances_val2017.json, person_keypoints_val2017.json,
                                captions_val2017.json
     root/data/coco/val2017/000000000139.jpg
-    root/data/coco/dataset_coco.json                Karpathy's split of COCO 2014; images in train2014,
-                                                    val2014
+    root/data/coco/dataset_coco.json                Karpathy's split of COCO 2014; images in
+                                                    train2014, val2014
     root/data/doclaynet/COCO/test.json, PNG/*.png
     root/data/nocaps/nocaps_val_4500_captions.json, val/*.jpg
 

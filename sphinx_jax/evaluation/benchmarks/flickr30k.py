@@ -1,4 +1,6 @@
-"""Phrase grounding on Flickr30k Entities: one question for every phrase with a box, in every sentence.
+"""Phrase grounding on Flickr30k Entities.
+
+There is one question for every phrase with a box, in every sentence.
 
 The tree, the licence and the homepage are in datasets/flickr30k_entities.py.
 """

@@ -4,11 +4,11 @@
                                                                         question, question_id}]}
     root/data/coco/test2015/COCO_test2015_000000262144.jpg
     root/data/vizwiz/test.json, test/VizWiz_test_00000000.jpg           [{image, question}]
-    root/data/docvqa/test/test_v1.0.json, documents/xnbl0037_1.png      {'data': [{questionId, question,
-                                                                        image}]}
+    root/data/docvqa/test/test_v1.0.json, documents/xnbl0037_1.png      {'data': [{questionId,
+                                                                        question, image}]}
 
-The families of these datasets (datasets/) cannot serve here: they group the questions by image, strip
-their text and drop repetitions. A submission keeps the published order, text and ids.
+The families of these datasets (datasets/) cannot serve here: they group the questions by image,
+strip their text and drop repetitions. A submission keeps the published order, text and ids.
 
 Homepages: https://visualqa.org, https://vizwiz.org, https://www.docvqa.org (CC BY 4.0; DocVQA after
 registration).
