@@ -5,7 +5,7 @@
 The shipped file itself is `--config=forkme:my.jsonl`.
 
 Each line of `my.jsonl` is one example, in the format of LLaVA and SPHINX. The image path is
-relative to the file, or to `root` below. Leave `image` out for an example of text alone.
+relative to the file, or to `root` below. Leave `image` out for an example without one.
 
     {"image": "cat.jpg", "conversations": [{"from": "human", "value": "What is this?"},
                                            {"from": "gpt", "value": "A cat."}]}
@@ -23,6 +23,8 @@ Then ask the trained model:
 
     python -m sphinx_jax.chat --checkpoint=workdir/mine --image=cat.jpg --prompt="What is this?"
 """
+
+import os
 
 from ml_collections import ConfigDict
 
@@ -47,7 +49,6 @@ def get_config(arg: str = '') -> ConfigDict:
   config.name = 'forkme'
   config.init_from = checkpoint or MINI_CHECKPOINT
   config.tokenizer = ''  # Use the checkpoint's.
-  config.data_dir = ''  # Paths of the mixture are relative to the current directory.
   if checkpoint:
     parent = bundle.load_bundle(checkpoint)
     config.model = parent.config.model.to_dict()
@@ -57,9 +58,8 @@ def get_config(arg: str = '') -> ConfigDict:
     config.batch = dict(size=8, seq_len=seq_len, images=1, window=256)
     # For pretrained weights: docs/official_sphinx.md, "Fine-tuning recipe".
     config.optimizer.update(name='adamw', betas=(0.9, 0.95), weight_decay=0.0, clip=8.0)
-  entry = dict(
-    source='jsonl', path=path or 'my.jsonl', root='', task='dialog', weight=1.0, too_long='skip'
-  )
+  file = os.path.abspath(path or 'my.jsonl')  # A relative path would be one inside data_dir.
+  entry = dict(source='jsonl', path=file, root='', task='dialog', weight=1.0, too_long='skip')
   config.mixture = dict(mine=entry)
   config.validation = dict(mine=entry)  # Better: examples that are not in the mixture.
   config.max_skipped = 0.5  # A larger share of unreadable or invalid examples stops the run.

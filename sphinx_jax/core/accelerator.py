@@ -1,6 +1,6 @@
 """The choice of JAX's platform on a machine with libtpu but without a TPU.
 
-libtpu is installed there for its compiler alone (`sphinx_jax.plan`). JAX would search for a TPU for
+libtpu is installed there for its compiler (`sphinx_jax.plan`). JAX would search for a TPU for
 a long time and print warnings.
 """
 

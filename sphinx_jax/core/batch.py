@@ -98,7 +98,7 @@ def interleave(
   Args:
     ids: token ids, BOS first.
     images_at: for each image, the number of ids before it, ascending: (1,) puts one image right
-      after BOS, () is text alone.
+      after BOS, () is text without images.
     visual_tokens: visual tokens of one image.
     first_image: slot of the first image in its row; earlier slots belong to other examples.
 
