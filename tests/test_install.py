@@ -86,7 +86,8 @@ def test_a_copy_of_forkme_is_read_from_any_directory(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   shutil.copy(FORKME, 'mine.py')
   config = cli.load_config('mine.py:some.jsonl')
-  assert config.mixture.mine.path == f'{tmp_path}/some.jsonl' and config.init_from == 'workdir/mini/stage2'
+  assert config.mixture.mine.path == f'{tmp_path}/some.jsonl'
+  assert config.init_from == 'workdir/mini/stage2'
 
 
 def _run(python, *arguments, cwd, **environment):
