@@ -1,16 +1,12 @@
-"""The datasets that the pod configs name, in their official trees or built, with a few examples each."""
+"""The datasets of the pod configs as published files or prepared, with a few examples each."""
 
 import json
 import tarfile
 from pathlib import Path
 
-from sphinx_jax.preparation import (
-  folder as built_folder,
-  runners as build_runners,
-  write as building,
-)
-from tests.datasets import layouts, pictures, question_trees as trees
-from tests.datasets.layouts import dump
+from sphinx_jax.preparation import plan, runners, verify
+from tests.datasets import box_trees, image_files, question_trees as trees
+from tests.datasets.box_trees import dump
 
 PICTURES = {i: f'{i:012d}.jpg' for i in (1, 2, 3)}
 QUESTIONS = [trees.Asked(10 * i + n, i, f'Is it {n}?') for i in PICTURES for n in range(2)]
@@ -29,7 +25,7 @@ def write(root: Path) -> Path:
   ):
     place = tree(root / folder, QUESTIONS)
     for i in PICTURES:
-      pictures.write(place(i))
+      image_files.write(place(i))
   for kind in (
     'questions',
     'annotations',
@@ -39,11 +35,11 @@ def write(root: Path) -> Path:
       (root / 'coco' / name.format('train2014')).read_bytes()
     )
   for i in PICTURES:
-    pictures.write(root / f'coco/val2014/COCO_val2014_{i:012d}.jpg')
+    image_files.write(root / f'coco/val2014/COCO_val2014_{i:012d}.jpg')
   file = root / 'ocrvqa/dataset.json'
   books = json.loads(file.read_text())
   dump(file, books | {'5': books['001'] | {'split': 2}})
-  pictures.write(root / 'ocrvqa/images/5.jpg')
+  image_files.write(root / 'ocrvqa/images/5.jpg')
   dump(
     root / 'textvqa/TextCaps_0.1_train.json',
     {
@@ -59,7 +55,7 @@ def write(root: Path) -> Path:
       ]
     },
   )
-  pictures.write(root / 'textvqa/train_images/ab.jpg')
+  image_files.write(root / 'textvqa/train_images/ab.jpg')
   _regions(root)
   _words(root)
   return root
@@ -67,9 +63,9 @@ def write(root: Path) -> Path:
 
 def _coco(root: Path) -> None:
   for split in ('train2017', 'val2017'):
-    boxes = lambda **more: [layouts.box(i, 1 + i % 2, [2 * i, 3, 20, 15], **more) for i in PICTURES]
-    layouts.coco(root, 'instances', split, PICTURES, boxes(), ('cat', 'dog'))
-    layouts.coco(
+    boxes = lambda **more: [box_trees.box(i, 1 + i % 2, [2 * i, 3, 20, 15], **more) for i in PICTURES]
+    box_trees.coco(root, 'instances', split, PICTURES, boxes(), ('cat', 'dog'))
+    box_trees.coco(
       root,
       'person_keypoints',
       split,
@@ -77,14 +73,14 @@ def _coco(root: Path) -> None:
       boxes(keypoints=KEYPOINTS, num_keypoints=17),
       ('person', 'person'),
     )
-    layouts.coco(
+    box_trees.coco(
       root, 'captions', split, PICTURES, [{'image_id': i, 'caption': f'Cat {i}.'} for i in PICTURES]
     )
-  layouts.lvis(
+  box_trees.lvis(
     root,
     'train',
     {i: (f'train2017/{name}', [2], []) for i, name in PICTURES.items()},
-    [layouts.box(i, 1, [1, 2, 10, 10]) for i in PICTURES],
+    [box_trees.box(i, 1, [1, 2, 10, 10]) for i in PICTURES],
     ('cat', 'dog'),
   )
 
@@ -92,20 +88,20 @@ def _coco(root: Path) -> None:
 def _regions(root: Path) -> None:
   for name, by in (('refcoco', 'unc'), ('refcoco+', 'unc'), ('refcocog', 'umd')):
     refs = [
-      layouts.reference(i, i, i, f'cat {i}', f'the cat {i}', split='val' if i == 3 else 'train')
+      box_trees.reference(i, i, i, f'cat {i}', f'the cat {i}', split='val' if i == 3 else 'train')
       for i in PICTURES
     ]
-    layouts.refcoco(
+    box_trees.refcoco(
       root / 'refcoco',
       name,
       refs,
       PICTURES,
-      [layouts.box(i, 1, [2, 3, 20, 15]) for i in PICTURES],
+      [box_trees.box(i, 1, [2, 3, 20, 15]) for i in PICTURES],
       ('cat',),
       by,
     )
   thing = lambda i, name, x: {'object_id': i, 'names': [name], 'x': x, 'y': 3, 'w': 9, 'h': 12}
-  layouts.visual_genome(
+  box_trees.visual_genome(
     root / 'visual_genome',
     {i: 'VG_100K' for i in (1, 2, 20)},
     region_descriptions=[
@@ -142,11 +138,11 @@ def _regions(root: Path) -> None:
       {i: ['[/EN#7/animals A cat] sits .'] for i in ids},
       {i: [(['7'], [2, 3, 20, 15])] for i in ids},
     )
-    layouts.doclaynet(
+    box_trees.doclaynet(
       root / 'doclaynet',
       split,
       {i: f'{split}{i}.png' for i in ids},
-      [layouts.box(i, 1, [100, 100, 300, 200]) for i in ids],
+      [box_trees.box(i, 1, [100, 100, 300, 200]) for i in ids],
       ('Text', 'Title'),
     )
 
@@ -161,7 +157,7 @@ def _words(root: Path) -> None:
     ],
   )
   for name in PICTURES.values():
-    pictures.write(root / f'llava/coco/train2017/{name}')
+    image_files.write(root / f'llava/coco/train2017/{name}')
   dump(
     root / 'sharegpt/ShareGPT_V3_unfiltered_cleaned_split.json',
     [{'id': str(i), 'conversations': said} for i in PICTURES],
@@ -172,15 +168,15 @@ def _words(root: Path) -> None:
     (root / 'raw' / domain).mkdir()
     with tarfile.open(root / 'raw' / domain / '00000.tar', 'w') as tar:
       for i in range(6):
-        for suffix, data in (('jpg', pictures.encoded(seed=i)), ('txt', f'{domain} {i}'.encode())):
+        for suffix, data in (('jpg', image_files.encoded(seed=i)), ('txt', f'{domain} {i}'.encode())):
           (root / 'raw/member').write_bytes(data)
           tar.add(root / 'raw/member', f'{i:09d}.{suffix}')
     _build('laion', root / 'raw' / domain, root / domain)
 
 
 def _build(source: str, root: Path, output: Path) -> None:
-  build = building.make(source, str(root), str(output), '', '', 1, {}, '', 2000)
-  shards = building.plan(build)
-  assert built_folder.claim(build, shards) is None
-  build_runners.local(build, shards, 1)
-  built_folder.finish(build, shards)
+  build = plan.make_build(source, str(root), str(output), '', '', 1, {}, '', 2000)
+  shards = plan.plan_shards(build)
+  assert verify.claim(build, shards) is None
+  runners.run_local(build, shards, 1)
+  verify.finish(build, shards)

@@ -6,11 +6,10 @@ import collections
 import concurrent.futures
 import contextlib
 import multiprocessing
-import multiprocessing.connection
 import os
-import threading
 from collections.abc import Iterator
 
+from sphinx_jax.core.processes import end_with_parent
 from sphinx_jax.miniworld import scene
 
 _CHUNK, _AHEAD = 64, 8  # scenes a task, tasks ahead
@@ -26,16 +25,6 @@ def pool(processes: int | None, scenes: int):
   return concurrent.futures.ProcessPoolExecutor(
     processes, multiprocessing.get_context('spawn'), end_with_parent
   )
-
-
-def end_with_parent():
-  """Ends this worker when its parent is gone: workers of a killed build would wait for work for ever."""
-
-  def watch():
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
 
 
 def rows(kind: str, split: str, count: int, seed: int, size: int, executor=None) -> Iterator[dict]:

@@ -1,86 +1,91 @@
-"""Who writes the shards of a build: processes of this machine, or Apache Beam on any number of machines."""
+"""Runs the writing of shards: in processes of this machine, or with Apache Beam on any number."""
 
 import concurrent.futures
 import functools
 import multiprocessing
 import time
 from collections.abc import Sequence
-from typing import Any
+from multiprocessing.sharedctypes import Synchronized
 
 from sphinx_jax.core import errors
+from sphinx_jax.core.processes import end_with_parent
 from sphinx_jax.core.progress import Progress
-from sphinx_jax.miniworld import workers
-from sphinx_jax.preparation import write as building
-from sphinx_jax.preparation.write import Build, Shard
+from sphinx_jax.preparation.plan import Build, Shard
+from sphinx_jax.preparation.write import read_report, write_shard
 
-_LOOK = 0.5  # seconds between looks at how far the processes are
+_POLL_SECONDS = 0.5  # Between updates of the progress bar.
 
 
-def local(build: Build, shards: Sequence[Shard], processes: int) -> None:
-  """Writes the shards that are not there yet, with a bar of their items; the number of processes changes nothing in them."""
-  reports = [building.report_of(build, shard) for shard in shards]
-  wanted = [shard for shard, report in zip(shards, reports) if report is None]
-  known = all(shard.end is not None for shard in shards)
+def run_local(build: Build, shards: Sequence[Shard], processes: int) -> None:
+  """Writes the shards that are missing, with a progress bar of their items.
+
+  The written bytes do not depend on the number of processes.
+  """
+  reports = [read_report(build, shard) for shard in shards]
+  missing = [shard for shard, report in zip(shards, reports) if report is None]
   done = sum(report['items'] for report in reports if report)
-  total = shards[-1].end if known and shards else None
+  total = None  # Unknown if a shard is a file whose items are counted when it is opened.
+  if shards and all(shard.end is not None for shard in shards):
+    total = shards[-1].end
   with Progress(total=total, what=f'{build.source} {build.split}', unit='items', start=done) as bar:
-    if processes == 1 or len(wanted) < 2:
-      for shard in wanted:
-        building.write(
-          build,
-          shard,
-          functools.partial(bar.update, note=f'shard {shard.number + 1}/{shard.count}'),
-        )
-    else:
-      _spread(build, wanted, min(processes, len(wanted)), bar)
+    if processes > 1 and len(missing) > 1:
+      _run_processes(build, missing, min(processes, len(missing)), bar)
+      return
+    for shard in missing:
+      note = f'shard {shard.number + 1}/{shard.count}'
+      write_shard(build, shard, functools.partial(bar.update, note=note))
 
 
-def _spread(build: Build, wanted: Sequence[Shard], processes: int, bar: Progress) -> None:
-  context = multiprocessing.get_context(
-    'spawn'
-  )  # Forking after TensorFlow started threads may hang.
-  counter, seen = context.Value('q', 0), 0
-  with concurrent.futures.ProcessPoolExecutor(processes, context, _begin, (counter,)) as pool:
-    waiting = {pool.submit(_write, build, shard) for shard in wanted}
+def _run_processes(build: Build, shards: Sequence[Shard], processes: int, bar: Progress) -> None:
+  # Forking after TensorFlow started threads may hang.
+  context = multiprocessing.get_context('spawn')
+  finished_items, shown = context.Value('q', 0), 0
+  with concurrent.futures.ProcessPoolExecutor(
+    processes, context, _start_worker, (finished_items,)
+  ) as pool:
+    waiting = {pool.submit(_write_in_worker, build, shard) for shard in shards}
     try:
       while waiting:
-        finished, waiting = concurrent.futures.wait(
-          waiting, _LOOK, concurrent.futures.FIRST_EXCEPTION
+        done, waiting = concurrent.futures.wait(
+          waiting, _POLL_SECONDS, concurrent.futures.FIRST_EXCEPTION
         )
-        for future in finished:
+        for future in done:
           future.result()
-        now = counter.value
-        bar.update(now - seen, note=f'{len(wanted) - len(waiting)}/{len(wanted)} shards')
-        seen = now
+        items = finished_items.value
+        bar.update(items - shown, note=f'{len(shards) - len(waiting)}/{len(shards)} shards')
+        shown = items
     except BaseException:
       pool.shutdown(wait=False, cancel_futures=True)
       raise
 
 
-def _begin(counter: Any) -> None:
-  global _counter
-  _counter, _ = counter, workers.end_with_parent()
+def _start_worker(finished_items: Synchronized) -> None:
+  global _finished_items
+  _finished_items = finished_items
+  end_with_parent()
 
 
-def _write(build: Build, shard: Shard) -> None:
-  building.write(build, shard, _advance)
+def _write_in_worker(build: Build, shard: Shard) -> None:
+  write_shard(build, shard, _count_items)
 
 
-def _advance(items: int) -> None:
-  with _counter.get_lock():
-    _counter.value += items
+def _count_items(items: int) -> None:
+  with _finished_items.get_lock():
+    _finished_items.value += items
 
 
-def beam(build: Build, shards: Sequence[Shard], runner: str, options: Sequence[str]) -> None:
-  """Writes the shards as a Beam pipeline; what an interrupted one left is gone on with here too.
+def run_beam(build: Build, shards: Sequence[Shard], runner: str, options: Sequence[str]) -> None:
+  """Writes the shards that are missing with a Beam pipeline.
 
   Args:
+    build: the build.
+    shards: all of its shards.
     runner: DirectRunner, DataflowRunner, FlinkRunner, ...
-    options: of Beam, 'project=x' for --project=x. Workers elsewhere need this package and both folders: see Beam on
-      sdk_container_image, setup_file.
+    options: Beam's own options, 'project=x' for --project=x. Workers on other machines need this
+      package and both folders; see sdk_container_image and setup_file in Beam's documentation.
 
   Raises:
-    SphinxError: Apache Beam is not installed, or does not know an option.
+    SphinxError: Apache Beam is not installed.
   """
   try:
     import apache_beam
@@ -88,16 +93,15 @@ def beam(build: Build, shards: Sequence[Shard], runner: str, options: Sequence[s
   except ImportError as error:
     raise errors.make(
       '--beam',
-      f'no Apache Beam here ({error})',
+      f'an environment without Apache Beam ({error})',
       'the package apache-beam',
-      'install it in an environment of its own, as constraints_beam.txt says; or leave out --beam',
+      'install it in an environment of its own, see constraints_beam.txt, or leave out --beam',
     ) from error
   flags = [f'--runner={runner}', *(f'--{option}' for option in options)]
   began = time.monotonic()
-  with Progress(
-    total=len(shards), what=f'{build.source} {build.split} on {runner}', unit='shards'
-  ) as bar:
+  what = f'{build.source} {build.split} on {runner}'
+  with Progress(total=len(shards), what=what, unit='shards') as bar:
     with apache_beam.Pipeline(options=PipelineOptions(flags)) as pipeline:
-      work = apache_beam.Map(functools.partial(building.write, build))
-      pipeline | 'shards' >> apache_beam.Create(list(shards)) | apache_beam.Reshuffle() | work
+      write = apache_beam.Map(functools.partial(write_shard, build))
+      pipeline | 'shards' >> apache_beam.Create(list(shards)) | apache_beam.Reshuffle() | write
     bar.update(len(shards), note=f'{time.monotonic() - began:.0f} s')

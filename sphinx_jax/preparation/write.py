@@ -1,135 +1,82 @@
-"""A dataset family written as sharded array_record that TFDS reads: what a build is, one shard of it, and its end.
+"""Writes one shard of a build as array_record that TFDS reads.
 
-A shard is a pure function of (build, range or file), written under another name and renamed, so any process can write any
-shard at any time and an interrupted build goes on. Annotations stay in pixels: the task makes its turns when they are read.
+A shard is written under another name and renamed, so an interrupted build can resume. Annotations
+stay in pixels. A task makes its turns from them when the records are read.
 """
 
-import dataclasses
 import functools
-import hashlib
 import io
 import json
 import os
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from etils import epath
 
-from sphinx_jax.core import errors, renames, tensorflow as quiet_tensorflow
+from sphinx_jax.core import errors, files, tensorflow
 from sphinx_jax.data import images
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.datasets import FAMILIES
-from sphinx_jax.datasets.family import Family, Item
+from sphinx_jax.datasets.family import Item
 from sphinx_jax.datasets.files import read_image
-
-FILE = 'build.json'
-DOING = '.building'  # Reports of the finished shards of an unfinished split.
+from sphinx_jax.preparation.plan import PROGRESS_DIR, Build, Shard, open_family, shard_path
 
 
-@dataclasses.dataclass(frozen=True)
-class Build:
-  """What is built.
-
-  Attributes:
-    source: name in FAMILIES; root, split, task, max_turns: see `datasets.family.Family`.
-    settings: of the family, as the text of a JSON object.
-    output: folder, local or what etils.epath can write (gs://).
-    name: of the TFDS dataset.
-    shard: items in a shard, where the family has no files that are one each.
-  """
-
-  source: str
-  root: str
-  split: str
-  task: str
-  output: str
-  name: str
-  max_turns: int = 1
-  settings: str = '{}'
-  shard: int = 2000
-
-  def identity(self) -> dict:
-    """What must be the same for all splits in a folder."""
-    return {
-      key: getattr(self, key) for key in ('source', 'root', 'task', 'max_turns', 'settings', 'name')
-    }
+def read_report(build: Build, shard: Shard) -> dict[str, Any] | None:
+  """The report that `write_shard` returned, or None if the shard is not there as it was written."""
+  try:
+    report = json.loads(_report_path(build, shard).read_text())
+    intact = shard_path(build, shard).stat().length == report['bytes']
+  except (OSError, ValueError):
+    return None
+  return report if intact else None
 
 
-@dataclasses.dataclass(frozen=True)
-class Shard:
-  """Shard `number` of `count`: items begin to end of the family opened with `settings` (JSON); end is None for all."""
+def write_shard(
+  build: Build, shard: Shard, advance: Callable[[int], None] = lambda items: None
+) -> dict[str, Any]:
+  """Writes a shard, unless it is there already.
 
-  number: int
-  count: int
-  settings: str
-  begin: int = 0
-  end: int | None = None
+  Args:
+    build: the build.
+    shard: one of its shards.
+    advance: called with the number of items that were finished.
 
-
-def make(
-  source: str,
-  root: str,
-  output: str,
-  split: str = '',
-  task: str = '',
-  max_turns: int = 1,
-  settings: dict | None = None,
-  name: str = '',
-  shard: int = 2000,
-) -> Build:
-  """A Build with the family's own defaults. Raises SphinxError for unknown names and a name that TFDS does not take."""
-  source = renames.source(source)
-  family = FAMILIES[source]
-  name = name or source.replace('+', '_plus')
-  if not re.fullmatch(r'[a-z][a-z0-9_]*', name):
-    raise errors.make(
-      'name', repr(name), 'small letters, digits and _, as TFDS takes them', 'choose another'
-    )
-  if source == 'array_record':
-    raise errors.make('source', "'array_record'", 'the dataset itself', 'copy the folder')
-  return Build(
-    source,
-    str(root),
-    split or family.default_split(),
-    task or family.TASKS[0],
-    str(output),
-    name,
-    max_turns,
-    json.dumps(settings or {}, sort_keys=True),
-    shard,
-  )
-
-
-def plan(build: Build) -> list[Shard]:
-  """The shards: one for each file of a family of many files (those with PATTERN), else ranges of items.
+  Returns:
+    The report: {items, records, bytes, skipped: {reason: number}, first: {reason: message of the
+    first skipped item}, damaged: {path: reason}}.
 
   Raises:
-    SphinxError: the family cannot be opened.
+    SphinxError: the family cannot be opened. If the shard is one file of many, the file is reported
+      as damaged instead.
   """
-  family, settings = FAMILIES[build.source], json.loads(build.settings)
-  if family.PATTERN is not None:
-    root = Path(build.root)
-    family.check(root, build.split, build.task, settings)
-    parts = [json.dumps(part, sort_keys=True) for part in family.settings_per_file(root, settings)]
-    return [Shard(number, len(parts), part) for number, part in enumerate(parts)]
-  items = len(_opened(build, build.settings))
-  ranges = [(begin, min(begin + build.shard, items)) for begin in range(0, items, build.shard)]
-  return [Shard(number, len(ranges), build.settings, *both) for number, both in enumerate(ranges)]
-
-
-@functools.lru_cache(1)
-def _opened(build: Build, settings: str) -> Family:
-  family = FAMILIES[build.source]
-  return family(Path(build.root), build.split, build.task, build.max_turns, **json.loads(settings))
+  report = read_report(build, shard)
+  if report is not None:
+    return report
+  target, local = shard_path(build, shard), not files.is_remote(build.output)
+  # A local shard is written beside its target, because only then a rename is atomic.
+  with tempfile.TemporaryDirectory(
+    dir=build.output if local else None, prefix=f'{PROGRESS_DIR}-'
+  ) as folder:
+    temporary = os.path.join(folder, 'shard')
+    report = _write_records(build, shard, temporary, advance)
+    report['bytes'] = os.path.getsize(temporary)
+    if local:
+      os.replace(temporary, target)
+    else:
+      epath.Path(temporary).copy(target, overwrite=True)
+  files.write_json(_report_path(build, shard), report, indent=1)
+  return report
 
 
 def features() -> Any:
-  """Of a record: id, image (encoded as it was; empty for text alone), annotation (JSON), size (width, height; 0 for text)."""
-  quiet_tensorflow.load()
+  """The tfds FeaturesDict of a record.
+
+  id: text. image: the encoded file, unchanged; empty for text without an image. annotation: JSON.
+  size: int32[2], width and height in pixels; 0 without an image.
+  """
+  tensorflow.load()
   import numpy as np
   import tensorflow_datasets as tfds
 
@@ -143,78 +90,36 @@ def features() -> Any:
   )
 
 
-def place(build: Build, shard: Shard) -> epath.Path:
-  """The file of a shard, named as TFDS names it."""
-  stem = f'{build.name}-{split_name(build.split)}.array_record'
-  return epath.Path(build.output) / f'{stem}-{shard.number:05d}-of-{shard.count:05d}'
+def _report_path(build: Build, shard: Shard) -> epath.Path:
+  return epath.Path(build.output) / PROGRESS_DIR / f'{shard.number:05d}.json'
 
 
-def split_name(split: str) -> str:
-  """A split's name as TFDS takes it."""
-  return re.sub(r'\W', '_', split)
-
-
-def report_of(build: Build, shard: Shard) -> dict | None:
-  """What was counted when the shard was written; None if it is not there as it was written."""
-  report = epath.Path(build.output) / DOING / f'{shard.number:05d}.json'
-  try:
-    said = json.loads(report.read_text())
-    return said if place(build, shard).stat().length == said['bytes'] else None
-  except (OSError, ValueError):
-    return None
-
-
-def write(build: Build, shard: Shard, advance: Callable[[int], None] = lambda items: None) -> dict:
-  """Writes a shard, unless it is there.
-
-  Returns:
-    {items, records, bytes, skipped: {reason: number}, first: {reason: message}, damaged: what the family says of its files}.
-  """
-  said = report_of(build, shard)
-  if said is not None:
-    return said
-  target, local = place(build, shard), '://' not in build.output
-  with tempfile.TemporaryDirectory(
-    dir=build.output if local else None, prefix=f'{DOING}-'
-  ) as folder:
-    written = os.path.join(folder, 'shard')
-    said = _write(build, shard, written, advance)
-    said['bytes'] = os.path.getsize(written)
-    os.replace(written, target) if local else epath.Path(written).copy(target, overwrite=True)
-  save(target.parent / DOING / f'{shard.number:05d}.json', said)
-  return said
-
-
-def save(path: epath.Path, value: Any) -> None:
-  """Writes JSON, whole or not at all."""
-  partial = path.with_name(f'.{path.name}.{os.getpid()}')
-  partial.write_text(json.dumps(value, indent=1))
-  partial.replace(path)
-
-
-def _write(build: Build, shard: Shard, path: str, advance: Callable[[int], None]) -> dict:
+def _write_records(
+  build: Build, shard: Shard, path: str, advance: Callable[[int], None]
+) -> dict[str, Any]:
+  """Writes the records of a shard to a local file; returns the report without 'bytes'."""
   from array_record.python.array_record_module import ArrayRecordWriter
 
-  serialized, writer = (
-    _serializer(),
-    ArrayRecordWriter(path, 'group_size:1'),
-  )  # As TFDS and Grain read it best.
-  skipped, first, records, begin, end, damaged = Counter(), {}, 0, 0, 0, {}
+  damaged, begin, end = {}, 0, 0
   try:
-    family = _opened(build, shard.settings)
+    family = open_family(build, shard.settings)
     damaged = dict(family.broken)
     begin, end = shard.begin, len(family) if shard.end is None else shard.end
   except errors.SphinxError as error:
     if shard.end is not None:
       raise
-    damaged = {'': str(error)}  # One file of many: the others go on.
+    damaged = {'': str(error)}  # One file of many: the other shards are written.
+
+  serialize = _serializer()
+  writer = ArrayRecordWriter(path, 'group_size:1')  # TFDS and Grain read this grouping best.
+  records, skipped, first = 0, Counter(), {}
   for index in range(begin, end):
     try:
-      writer.write(serialized(_record(family.item(index))))
+      writer.write(serialize(_record(family.item(index))))
       records += 1
-    except BadExample as bad:
-      skipped[bad.reason] += 1
-      first.setdefault(bad.reason, bad.message)
+    except BadExample as error:
+      skipped[error.reason] += 1
+      first.setdefault(error.reason, error.message)
     advance(1)
   writer.close()
   return {
@@ -227,20 +132,27 @@ def _write(build: Build, shard: Shard, path: str, advance: Callable[[int], None]
 
 
 @functools.cache
-def _serializer() -> Callable[[dict], bytes]:
-  made, example = features(), quiet_tensorflow.load().train.Example
+def _serializer() -> Callable[[dict[str, Any]], bytes]:
+  """Returns a function that serializes a record to the same bytes in every process."""
+  record_features, example = features(), tensorflow.load().train.Example
 
-  # The order of features in an Example is free, and TFDS's serializer gives another one in every process.
-  def serialized(record: dict) -> bytes:
-    return example.FromString(
-      made.serialize_example(made.encode_example(record))
-    ).SerializeToString(deterministic=True)
+  def serialize(record: dict[str, Any]) -> bytes:
+    # The features of an Example may have any order. TFDS's own serializer uses another one in every
+    # process.
+    data = record_features.serialize_example(record_features.encode_example(record))
+    return example.FromString(data).SerializeToString(deterministic=True)
 
-  return serialized
+  return serialize
 
 
-def _record(item: Item) -> dict:
-  """Raises BadExample for a picture that cannot be decoded: a build looks at all of it, so that training need not fail."""
+def _record(item: Item) -> dict[str, Any]:
+  """Returns the record of an item, as in `features`.
+
+  The image is decoded completely, so that training does not find unreadable ones.
+
+  Raises:
+    BadExample: the image cannot be read or decoded.
+  """
   data, size = b'', (0, 0)
   if item.image is not None:
     data = read_image(item.id, item.image)
@@ -252,10 +164,3 @@ def _record(item: Item) -> dict:
     'size': size,
     'annotation': json.dumps(item.annotation, default=lambda value: value.tolist()),
   }
-
-
-def digest(shards: list[Shard]) -> str:
-  """Tells one plan from another."""
-  return hashlib.sha256(
-    json.dumps([dataclasses.astuple(shard) for shard in shards]).encode()
-  ).hexdigest()[:16]

@@ -2,12 +2,8 @@
 
 import functools
 
-from sphinx_jax.preparation import (
-  folder as built_folder,
-  runners as build_runners,
-  write as building,
-)
-from tests.datasets import layouts, pictures, question_trees
+from sphinx_jax.preparation import plan, runners, verify
+from tests.datasets import box_trees, image_files, question_trees
 from tests.datasets.test_dialogs import llava, said, write
 from tests.datasets.test_flickr30k_entities import MARKED, OBJECTS
 from tests.datasets.test_laion import ROWS, parquet, tar
@@ -21,40 +17,40 @@ MODES = ('RGB', 'L', 'CMYK')
 
 def coco(root):
   images = {i: f'{i:012d}.jpg' for i in range(4)}
-  boxes = [layouts.box(i, 1 + i % 3, [4 * i, 2, 12, 9], crowd=i % 2) for i in range(4)]
+  boxes = [box_trees.box(i, 1 + i % 3, [4 * i, 2, 12, 9], crowd=i % 2) for i in range(4)]
   people = [
-    layouts.box(i, 1, [1, 1, 20, 20], keypoints=[5, 6, 2] * 17, num_keypoints=17) for i in range(4)
+    box_trees.box(i, 1, [1, 1, 20, 20], keypoints=[5, 6, 2] * 17, num_keypoints=17) for i in range(4)
   ]
-  layouts.coco(root, 'instances', 'train2017', images, boxes, NAMES)
-  layouts.coco(
+  box_trees.coco(root, 'instances', 'train2017', images, boxes, NAMES)
+  box_trees.coco(
     root,
     'captions',
     'train2017',
     images,
     [{'image_id': i, 'caption': f'A café, {i}.'} for i in images],
   )
-  layouts.coco(root, 'person_keypoints', 'train2017', images, people, ('person',))
+  box_trees.coco(root, 'person_keypoints', 'train2017', images, people, ('person',))
   for i, mode in enumerate(MODES):
-    pictures.write(root / 'train2017' / images[i], mode=mode)
+    image_files.write(root / 'train2017' / images[i], mode=mode)
 
 
 def lvis(root):
   places = {i: (f'train2017/{i:012d}.jpg', [3], [2]) for i in (1, 2, 3)}
-  boxes = [layouts.box(i, 1 + i % 2, [1, 2, 12, 9]) for i in places]
-  layouts.lvis(root, 'train', places, boxes, ('bow_(weapon)', 'cup', 'stop_sign'))
+  boxes = [box_trees.box(i, 1 + i % 2, [1, 2, 12, 9]) for i in places]
+  box_trees.lvis(root, 'train', places, boxes, ('bow_(weapon)', 'cup', 'stop_sign'))
 
 
 def doclaynet(root):
-  boxes = [layouts.box(i, 2, [9, 9, 500, 99]) for i in (1, 2)]
-  layouts.doclaynet(root, 'train', {1: 'a.png', 2: 'b.png'}, boxes, ('Text', 'Title'))
+  boxes = [box_trees.box(i, 2, [9, 9, 500, 99]) for i in (1, 2)]
+  box_trees.doclaynet(root, 'train', {1: 'a.png', 2: 'b.png'}, boxes, ('Text', 'Title'))
 
 
 def refcoco(root):
-  layouts.refcoco(root, 'refcoco', REFS[:2], (7, 8), things(), NAMES)
+  box_trees.refcoco(root, 'refcoco', REFS[:2], (7, 8), things(), NAMES)
 
 
 def visual_genome(root):
-  layouts.visual_genome(
+  box_trees.visual_genome(
     root,
     {1: 'VG_100K_2', 20: 'VG_100K'},
     region_descriptions=[regions([region(i, f'a cat {i}') for i in range(3)])],
@@ -92,7 +88,7 @@ def textcaps(root):
       ]
     },
   )
-  pictures.write(root / 'train_images/ab.jpg')
+  image_files.write(root / 'train_images/ab.jpg')
 
 
 def questions(name, root):
@@ -100,7 +96,7 @@ def questions(name, root):
   root.mkdir(parents=True, exist_ok=True)
   place = question_trees.TREES[name](root, asked)
   for i in (1, 2, 3):
-    pictures.write(place(i), mode=MODES[i - 1])
+    image_files.write(place(i), mode=MODES[i - 1])
 
 
 def llava_tree(root):
@@ -110,7 +106,7 @@ def llava_tree(root):
     [llava(str(i), f'coco/{i}.jpg') for i in range(3)] + [llava('t', None)],
   )
   for i, mode in enumerate(MODES):
-    pictures.write(root / f'coco/{i}.jpg', mode=mode)
+    image_files.write(root / f'coco/{i}.jpg', mode=mode)
 
 
 def sharegpt(root):
@@ -144,13 +140,13 @@ def plain_text(root):
 
 def built(root):
   coco(root.with_name('whole'))
-  build = building.make(
-    'coco', str(root.with_name('whole')), str(root), 'train2017', 'detection', shard=2
+  build = plan.make_build(
+    'coco', str(root.with_name('whole')), str(root), 'train2017', 'detection', shard_size=2
   )
-  shards = building.plan(build)
-  if built_folder.claim(build, shards) is None:
-    build_runners.local(build, shards, 1)
-    built_folder.finish(build, shards)
+  shards = plan.plan_shards(build)
+  if verify.claim(build, shards) is None:
+    runners.run_local(build, shards, 1)
+    verify.finish(build, shards)
 
 
 def jsonl(root):
@@ -161,7 +157,7 @@ def jsonl(root):
     '- {path: root/mine.jsonl, root: root}\n'
   )
   for i in range(3):
-    pictures.write(root / f'{i}.jpg')
+    image_files.write(root / f'{i}.jpg')
 
 
 def _tasks(source, *tasks, **more):
