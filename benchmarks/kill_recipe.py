@@ -2,7 +2,7 @@
 
     python benchmarks/kill_recipe.py --workdir=/tmp/kill --kills=3
 
-Both runs use `configs/mini.py:quick` (further arguments go to both). Printed are the moments of the kills, the steps
+Both runs use `mini:quick` (further arguments go to both). Printed are the moments of the kills, the steps
 that were finished by then, and whether every loss and every score is equal, to the last bit.
 """
 
@@ -32,7 +32,7 @@ def start(workdir, extra):
       sys.executable,
       '-m',
       'sphinx_jax.recipe',
-      '--config=configs/mini.py:quick',
+      '--config=mini:quick',
       f'--workdir={workdir}',
       *extra,
     ],

@@ -182,7 +182,7 @@ def record_scores(
 
 
 if __name__ == '__main__':
-  cli.define_config('configs/benchmarks.py')
+  cli.define_config('benchmarks')
   flags.DEFINE_string(
     'checkpoint',
     None,

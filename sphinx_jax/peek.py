@@ -1,6 +1,6 @@
 """Shows what the model sees.
 
-    python -m sphinx_jax.peek --config=configs/mini.py --workdir=workdir/mini --stage=stage2
+    python -m sphinx_jax.peek --config=mini --workdir=workdir/mini --stage=stage2
 
 Prints the mixture and, for the first rows of the first batch, the decoded text with the loss mask
 in color. Writes the same with the pixels of every view to --output. The config of one training run

@@ -1,4 +1,4 @@
-"""Runs the paper's recipe: `python -m sphinx_jax.recipe --config=configs/mini.py --workdir=DIR`.
+"""Runs the paper's recipe: `python -m sphinx_jax.recipe --config=mini --workdir=DIR`.
 
 The config lists the names of the steps in order. Each name has a section in the config, and the
 section's `kind` selects the work:

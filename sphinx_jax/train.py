@@ -1,6 +1,6 @@
 """Trains one run.
 
-    python -m sphinx_jax.train --config=configs/forkme.py --workdir=DIR [--config.a.b=c]
+    python -m sphinx_jax.train --config=forkme:my.jsonl --workdir=DIR [--config.a.b=c]
 
 `train` is the story of a run from top to bottom: config, mesh, data, shapes, shardings,
 compilation, arrays, loop, summary. After an interruption the same command resumes from the run's
