@@ -1,6 +1,7 @@
-"""The mix of scales: one image becomes a global view and n x n sub-images cut from a larger canvas.
+"""The mix of scales: one image becomes a global view and n x n sub-images of a larger canvas.
 
-Resampling is separable, so a resize is two products with small constant matrices: a matmul on the device, any size.
+Resampling is separable, so a resize is two products with small constant matrices: a matmul on the
+device, for any size.
 """
 
 import jax
@@ -9,27 +10,35 @@ import numpy as np
 
 from sphinx_jax.core import errors
 
-_CUBIC = np.float32(-0.75)  # The "A" of the bicubic kernel (FACTS "Interpolation").
+# Index int[n_out] and weight float32[n_out] of one of the samples that make an output.
+Tap = tuple[np.ndarray, np.ndarray]
+
+# The coefficient "A" of the bicubic kernel (docs/official_sphinx.md, "Interpolation").
+_CUBIC = np.float32(-0.75)
 
 
 def resize_matrix(
   n_in: int, n_out: int, scale: float | None = None, method: str = 'bicubic'
 ) -> np.ndarray:
-  """The float32[n_out, n_in] matrix that resamples one axis (corners not aligned, no antialiasing, border clamped).
+  """Returns the matrix that resamples one axis, float32[n_out, n_in].
+
+  Corners are not aligned, there is no antialiasing, and indices are clamped at the border.
 
   Args:
     n_in: samples of the input.
     n_out: samples of the output.
-    scale: output samples per input sample where it is not n_out / n_in (DINOv2's position grid: 16.1 / 37).
+    scale: output samples per input sample, if not n_out / n_in (the position grid of DINOv2 has
+      16.1 / 37).
     method: 'bicubic' or 'nearest' (index floor(i * n_in / n_out)).
 
   Raises:
-    SphinxError: for another method.
+    SphinxError: the method is unknown.
   """
   rows = np.arange(n_out)
   matrix = np.zeros((n_out, n_in), np.float32)
   if method == 'nearest':
-    matrix[rows, np.minimum((rows * _step(n_in, n_out, scale)).astype(np.int64), n_in - 1)] = 1.0
+    index = (rows * _step(n_in, n_out, scale)).astype(np.int64)
+    matrix[rows, np.minimum(index, n_in - 1)] = 1.0
   elif method == 'bicubic':
     for index, weight in _taps(n_in, n_out, scale):
       np.add.at(matrix, (rows, index), weight)
@@ -39,14 +48,14 @@ def resize_matrix(
 
 
 def _step(n_in: int, n_out: int, scale: float | None) -> np.float32:
+  """Returns the number of input samples per output sample."""
   return np.float32(n_in / n_out if scale is None else 1.0 / scale)
 
 
-def _taps(n_in: int, n_out: int, scale: float | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Bicubic: index int[n_out] and weight float32[n_out] of the four samples that make an output, bit-equal to torch's."""
-  source = _multiply_add(
-    _step(n_in, n_out, scale), np.arange(n_out) + np.float32(0.5), np.float32(-0.5)
-  )
+def _taps(n_in: int, n_out: int, scale: float | None = None) -> list[Tap]:
+  """Returns the four bicubic taps of every output sample, bit-equal to torch's."""
+  step = _step(n_in, n_out, scale)
+  source = _multiply_add(step, np.arange(n_out) + np.float32(0.5), np.float32(-0.5))
   first = np.floor(source)
   rest = source - first
   weights = (_far(rest + 1), _near(rest), _near(1 - rest), _far((1 - rest) + 1))
@@ -57,15 +66,20 @@ def _taps(n_in: int, n_out: int, scale: float | None = None) -> list[tuple[np.nd
 
 
 def _near(x: np.ndarray) -> np.ndarray:
+  """The bicubic kernel for distances below 1."""
   return _multiply_add(_CUBIC + 2, x, -(_CUBIC + 3)) * x * x + 1
 
 
 def _far(x: np.ndarray) -> np.ndarray:
+  """The bicubic kernel for distances between 1 and 2."""
   return _multiply_add(_multiply_add(_CUBIC, x, -5 * _CUBIC), x, 8 * _CUBIC) * x - 4 * _CUBIC
 
 
 def _multiply_add(a: np.ndarray, b: np.ndarray, c: np.float32) -> np.ndarray:
-  """a * b + c of float32 rounded once, as torch's compiled code has it: float64 holds what comes before exactly."""
+  """Returns a * b + c in float32, rounded once, as torch's compiled code computes it.
+
+  float64 holds the product exactly.
+  """
   return (np.float64(a) * b + c).astype(np.float32)
 
 
@@ -76,81 +90,96 @@ def resize(
   method: str = 'bicubic',
   half_round: bool = False,
 ) -> jax.Array:
-  """Resizes square float32[B,Y,X,C] to float32[B,size,size,C].
+  """Resizes square images.
 
   Args:
-    images: the square pictures, Y = X.
-    size: pixels of an edge of the result.
+    images: float32[B,Y,X,C] with Y = X.
+    size: pixels per side of the result.
     scale: see `resize_matrix`.
     method: see `resize_matrix`.
-    half_round: round input, weights and result to float16 and sum in float32: bit-equal to what the official code's
-      half-precision interpolation gives on a CPU. Rounds also where the size does not change.
+    half_round: round input, weights and result to float16, and sum in float32. The result is
+      bit-equal to the half-precision interpolation of the official code on a CPU. It rounds even if
+      the size does not change.
+
+  Returns:
+    float32[B,size,size,C].
   """
   if half_round:
-    images = _rounded(images)
+    images = _round_to_half(images)
   if images.shape[1] != size or scale is not None:
     if half_round and method == 'bicubic':
       taps = _taps(images.shape[1], size, scale)
-      images = _weighted(_weighted(images, 2, taps), 1, taps)  # Columns are mixed before rows.
+      columns = _weighted_sum(images, 2, taps)  # Columns before rows.
+      images = _weighted_sum(columns, 1, taps)
     else:
       matrix = resize_matrix(images.shape[1], size, scale, method)
-      # Full float32 products: a TPU would otherwise cut pixels to bfloat16.
+      # Full float32 products: by default a TPU would round the pixels to bfloat16.
       images = jnp.einsum('jx,byxc->byjc', matrix, images, precision=jax.lax.Precision.HIGHEST)
       images = jnp.einsum('iy,byjc->bijc', matrix, images, precision=jax.lax.Precision.HIGHEST)
-  return _rounded(images) if half_round else images
+  return _round_to_half(images) if half_round else images
 
 
-def _rounded(images: jax.Array) -> jax.Array:
-  # To the nearest float16, as float32. Not a cast there and back, which XLA may drop; reduce_precision flushes
-  # subnormal numbers, which lie at multiples of 2^-24.
+def _round_to_half(images: jax.Array) -> jax.Array:
+  """Rounds to the nearest float16 and returns float32."""
+  # A cast there and back may be removed by XLA. reduce_precision flushes subnormal numbers, which
+  # are multiples of 2^-24.
   normal = jax.lax.reduce_precision(images, exponent_bits=5, mantissa_bits=10)
-  return jnp.where(jnp.abs(images) < 2.0**-14, jnp.round(images * 2.0**24) * 2.0**-24, normal)
+  subnormal = jnp.round(images * 2.0**24) * 2.0**-24
+  return jnp.where(jnp.abs(images) < 2.0**-14, subnormal, normal)
 
 
-def _weighted(images: jax.Array, axis: int, taps: list[tuple[np.ndarray, np.ndarray]]) -> jax.Array:
-  """Sums four taps along an axis in torch's order, fma(tap, weight, sum), with weights rounded to float16.
+def _weighted_sum(images: jax.Array, axis: int, taps: list[Tap]) -> jax.Array:
+  """Sums four taps along an axis, in the order and with the rounding of torch.
 
-  Whether XLA fuses a product with a sum is its own choice, so no product here may need rounding: a pixel is split in
-  two parts of 12 bits, whose products with the 11 bits of a weight are exact.
+  torch computes fma(tap, weight, sum) with weights rounded to float16. XLA may or may not fuse a
+  product with a sum, so no product here may need rounding: a pixel is split in two parts of 12
+  bits, whose products with the 11 bits of a weight are exact.
   """
 
-  def products(tap):
+  def products(tap: Tap) -> tuple[jax.Array, jax.Array]:
     index, weight = tap
     pixels = jnp.take(images, index, axis=axis)
-    weight = np.expand_dims(
-      weight.astype(np.float16).astype(np.float32), tuple(range(1, images.ndim - axis))
-    )
+    half_weight = weight.astype(np.float16).astype(np.float32)
+    half_weight = np.expand_dims(half_weight, tuple(range(1, images.ndim - axis)))
     high = jax.lax.reduce_precision(pixels, exponent_bits=8, mantissa_bits=11)
-    return high * weight, (pixels - high) * weight
+    return high * half_weight, (pixels - high) * half_weight
 
-  high, low = products(
-    taps[1]
-  )  # The compiler of the official code's kernel starts with the second product.
+  # The compiler of the official code's kernel starts with the second product.
+  high, low = products(taps[1])
   total = high + low
   for tap in (taps[0], taps[2], taps[3]):
     high, low = products(tap)
     rough = high + total
     part = rough - high
-    lost = (high - (rough - part)) + (
-      total - part
-    )  # What rounding `rough` lost, exactly (Knuth's two-sum).
+    # What rounding `rough` lost, exactly (Knuth's two-sum).
+    lost = (high - (rough - part)) + (total - part)
     total = rough + (lost + low)
   return total
 
 
 def views(images: jax.Array, grid: int, view: int, half_round: bool = False) -> jax.Array:
-  """float32[B,Y,X,C] -> float32[B,V,view,view,C]: the global view, then grid x grid crops row by row if grid > 1.
+  """Returns the global view and the sub-images of each image.
 
-  The crops are cut from the image at grid * view pixels. An image that already has the size asked for is taken as it
-  is, without rounding (FACTS "Views").
+  An image that already has the required size is used as it is, without rounding
+  (docs/official_sphinx.md, "Views").
+
+  Args:
+    images: float32[B,Y,X,C] with Y = X.
+    grid: sub-images per side; 1: only the global view.
+    view: pixels per side of a view. The sub-images are cut from the image at grid * view pixels.
+    half_round: see `resize`.
+
+  Returns:
+    float32[B,V,view,view,C]: the global view, then the grid x grid sub-images row by row.
   """
 
-  def at(size):
+  def resized(size: int) -> jax.Array:
     return images if images.shape[1] == size else resize(images, size, half_round=half_round)
 
-  whole = at(view)[:, None]
+  global_view = resized(view)[:, None]
   if grid == 1:
-    return whole
+    return global_view
   batch, channels = images.shape[0], images.shape[-1]
-  crops = at(grid * view).reshape(batch, grid, view, grid, view, channels).swapaxes(2, 3)
-  return jnp.concatenate([whole, crops.reshape(batch, grid * grid, view, view, channels)], axis=1)
+  cells = resized(grid * view).reshape(batch, grid, view, grid, view, channels).swapaxes(2, 3)
+  sub_images = cells.reshape(batch, grid * grid, view, view, channels)
+  return jnp.concatenate([global_view, sub_images], axis=1)

@@ -1,8 +1,8 @@
-"""The mix of tasks: which example of which task stands at a position of the endless training stream.
+"""The mix of tasks: the order of examples in the endless training stream.
 
-SPHINX tunes many vision-language tasks jointly. Here the mixture is a law, not a queue: task and example are a pure
-function of (seed, position). So a run starts at any position at once, any number of hosts agree without talking, and
-nothing is held in memory, whatever the size of the data.
+SPHINX tunes many vision-language tasks jointly. Here task and example are a pure function of
+(seed, position), not the state of a queue. A run starts at any position at once, any number of
+hosts agree without messages, and nothing is held in memory, whatever the size of the data.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,13 @@ import numpy as np
 
 from sphinx_jax.core import errors
 
-_ROUNDS = 8  # Four rounds make a Feistel network pseudorandom; more, because halves of small domains have few bits.
+RULES = ('examples', 'tokens', 'temperature')
+
+# Four rounds make a Feistel network pseudorandom. More are needed here, because the halves of small
+# domains have few bits.
+_ROUNDS = 8
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ROUND_KEYS = np.arange(_ROUNDS, dtype=np.uint64) * _GOLDEN
-
-
-RULES = ('examples', 'tokens', 'temperature')
 
 
 def shares(
@@ -28,23 +29,25 @@ def shares(
   caps: Sequence[float | None] | None = None,
   names: Sequence[str] | None = None,
 ) -> tuple[float, ...]:
-  """What share of the examples each task gets.
+  """Returns the share of examples of each task.
 
   Args:
-    rule: what a weight is a share of. 'examples': of examples. 'tokens': of positions of rows, so that tasks with long
-      examples get fewer of them. 'temperature': it multiplies min(size, cap) ** (1 / temperature), which is the mixing of
-      T5 (arXiv 1910.10683, section 3.5.2): temperature 1 is proportional to the sizes, a high one equal for all.
-    weights: of each task; 0 leaves it out.
+    rule: the meaning of a weight. 'examples': a share of the examples. 'tokens': a share of the
+      sequence positions, so tasks with long examples get fewer of them. 'temperature': a factor of
+      min(size, cap) ** (1 / temperature), the mixing of T5 (arXiv 1910.10683, section 3.5.2):
+      temperature 1 is proportional to the sizes, and a high temperature is uniform.
+    weights: one per task; a task of weight 0 is left out.
     sizes: number of examples of each task.
-    tokens: mean positions of an example of each task; for 'tokens'.
-    temperature, caps: for 'temperature'; a cap is the most examples that count, None has no limit.
-    names: of the tasks, for error messages.
+    tokens: mean length of each task's examples in positions; for 'tokens'.
+    temperature: for 'temperature'.
+    caps: for 'temperature': the most examples of each task that count; None: no limit.
+    names: names of the tasks, for error messages.
 
   Returns:
-    Shares that sum to 1, or all 0 where no task has weight.
+    Shares that sum to 1; all 0 if no task has weight.
 
   Raises:
-    SphinxError: an unknown rule, a temperature or cap that is not positive.
+    SphinxError: the rule is unknown, or the temperature or a cap is not positive.
   """
   if rule not in RULES:
     raise errors.unknown('sampling by', rule, RULES)
@@ -69,27 +72,29 @@ def shares(
 class Mixture:
   """The order of examples of several tasks.
 
-  Positions are cut in blocks. Every block holds exactly `counts[i]` examples of task i, at places of its own choice. The
-  examples of a task are numbered as they come, and each run of `sizes[i]` of them (an epoch) is a fresh permutation of
-  the task's examples, so each epoch covers every example exactly once, and one ends before the next begins.
+  Positions are grouped in blocks. Every block has exactly `counts[i]` examples of task i, in
+  shuffled order. The examples of a task are numbered as they appear. Each run of `sizes[i]` of them
+  (an epoch) is a new permutation of the task's examples. So each epoch has every example exactly
+  once, and ends before the next one begins.
 
-  Weights may change on the way: a stage begins with the first block at or after its position, and only the counts of
-  blocks are other ones from there. A task's examples go on where they were, so epochs stay whole.
+  Weights may change at stages. A stage begins with the first block at or after its position, and
+  changes only the counts of blocks. A task continues its current epoch, so epochs stay whole.
 
   Args:
-    weights: share of each task; any scale, none negative. Weight 0 leaves a task out.
+    weights: one per task, at any scale, none negative. A task of weight 0 is left out.
     sizes: number of examples of each task.
-    seed: chooses the order.
+    seed: random seed of the order.
     block: positions per block; shares are exact to one part in `block`.
-    names: names of the tasks for error messages.
-    stages: (position, weights) in ascending order: what holds from that position on.
+    names: names of the tasks, for error messages.
+    stages: (position, weights) in ascending order; the weights apply from that position on.
 
   Attributes:
-    stages: (position, weights, counts) of all stages, the first at 0; positions as they are in force.
+    stages: (position, weights, counts) of all stages, the first at 0. Positions are rounded up to
+      blocks.
 
   Raises:
-    SphinxError: a negative or all-zero weight, tasks with weight but without examples, one whose share of a block is less
-      than one example, stages out of order.
+    SphinxError: a weight is negative or all are zero, a task has weight but no examples, the share
+      of a task is less than one example per block, or stages are out of order.
   """
 
   def __init__(
@@ -100,15 +105,15 @@ class Mixture:
     block: int = 1024,
     names: Sequence[str] | None = None,
     stages: Sequence[tuple[int, Sequence[float]]] = (),
-  ):
+  ) -> None:
     self.sizes = tuple(int(size) for size in sizes)
     self.seed, self.block = int(seed), int(block)
     self.names = tuple(names or (str(i) for i in range(len(weights))))
     changes = [(0, weights), *stages]
-    self._begins = np.array(
-      [-(-int(position) // self.block) for position, _ in changes], np.int64
-    )  # in blocks
-    if (np.diff(self._begins) <= 0).any():
+    # The first block of each stage.
+    first_blocks = [-(-int(position) // self.block) for position, _ in changes]
+    self._first_blocks = np.array(first_blocks, np.int64)
+    if (np.diff(self._first_blocks) <= 0).any():
       raise errors.make(
         'stages of the mixture',
         f'positions {[int(position) for position, _ in changes]}',
@@ -116,23 +121,25 @@ class Mixture:
         'correct the positions',
       )
     self.stages = tuple(
-      (int(begin) * self.block, tuple(map(float, these)), self._counted(these))
-      for begin, (_, these) in zip(self._begins, changes)
+      (first_block * self.block, tuple(map(float, row)), self._count_examples(row))
+      for first_block, (_, row) in zip(first_blocks, changes)
     )
     self.weights, self.counts = self.stages[0][1:]
+    # int64[stages, tasks]: examples of each task in a block.
     self._counts = np.array([counts for _, _, counts in self.stages], np.int64)
-    # How many examples of each task come before each stage, and the task of each slot of its blocks before shuffling.
-    done = np.diff(self._begins)[:, None] * self._counts[:-1]
-    self._before = np.concatenate(
-      [np.zeros((1, len(self.sizes)), np.int64), np.cumsum(done, axis=0)]
-    )
-    self._owners = np.stack(
+    # int64[stages, tasks]: examples of each task before each stage.
+    stage_counts = np.diff(self._first_blocks)[:, None] * self._counts[:-1]
+    none_yet = np.zeros((1, len(self.sizes)), np.int64)
+    self._before = np.concatenate([none_yet, np.cumsum(stage_counts, axis=0)])
+    # int64[stages, block]: the task of each slot of a block before shuffling.
+    self._slot_tasks = np.stack(
       [np.repeat(np.arange(len(self.sizes)), counts) for counts in self._counts]
     )
-    self._starts = np.cumsum(self._counts, axis=1) - self._counts
+    # int64[stages, tasks]: the first slot of each task.
+    self._first_slots = np.cumsum(self._counts, axis=1) - self._counts
 
-  def _counted(self, weights: Sequence[float]) -> tuple[int, ...]:
-    """Examples of each task in a block."""
+  def _count_examples(self, weights: Sequence[float]) -> tuple[int, ...]:
+    """Returns the number of examples of each task in a block."""
     _check_weights(weights, self.sizes, self.names)
     if not sum(weights) > 0:
       raise errors.make(
@@ -150,56 +157,63 @@ class Mixture:
     return counts
 
   def lookup(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What stands at each position.
+    """Returns the example at each position.
 
     Args:
       positions: int64[P], from 0 on, in any order.
 
     Returns:
-      task int32[P], example int64[P] (index inside the task), epoch int64[P] (of that task, from 0).
+      task int32[P], example int64[P] (index inside the task), epoch int64[P] (of the task, from 0).
     """
     block, offset = np.divmod(np.asarray(positions, np.int64), self.block)
     blocks, which = np.unique(block, return_inverse=True)
     tasks, ranks = self._order(blocks)
     task, rank = tasks[which, offset], ranks[which, offset]
     sizes = np.maximum(np.asarray(self.sizes, np.int64), 1)[task]
-    epoch, index = np.divmod(self._seen(block, task) + rank, sizes)
+    epoch, index = np.divmod(self._examples_before(block, task) + rank, sizes)
     example = shuffle(index, sizes, _key(self.seed, task + 1, epoch))
     return task.astype(np.int32), example, epoch
 
   def _stage(self, block: np.ndarray | int) -> np.ndarray:
-    return np.searchsorted(self._begins, block, side='right') - 1
+    """Returns the number of the stage of each block."""
+    return np.searchsorted(self._first_blocks, block, side='right') - 1
 
-  def _seen(self, block: np.ndarray | int, task: np.ndarray) -> np.ndarray:
-    """How many examples of a task come before a block: int64, in the shape of both."""
+  def _examples_before(self, block: np.ndarray | int, task: np.ndarray) -> np.ndarray:
+    """Returns how many examples of a task come before a block, int64 in the shape of both."""
     stage = self._stage(block)
-    return self._before[stage, task] + (block - self._begins[stage]) * self._counts[stage, task]
+    blocks_of_stage = block - self._first_blocks[stage]
+    return self._before[stage, task] + blocks_of_stage * self._counts[stage, task]
 
   def _order(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The task at each place of some blocks, and how many of that task come before it there: int64[len(blocks), block]."""
+    """Returns the order inside some blocks.
+
+    Args:
+      blocks: int64[N], numbers of blocks.
+
+    Returns:
+      int64[N,block]: the task at each place; int64[N,block]: how many examples of that task come
+      before it in the block.
+    """
     stage = self._stage(blocks)[:, None]
     key = np.repeat(_key(self.seed, 0, blocks), self.block)
     place = np.tile(np.arange(self.block), len(blocks))
     slot = shuffle(place, np.full_like(place, self.block), key).reshape(len(blocks), self.block)
-    task = self._owners[stage, slot]
+    task = self._slot_tasks[stage, slot]
+    # Sorted by task, a task's examples are in consecutive slots that start at its first slot.
     by_task = np.argsort(task, axis=1, kind='stable')
+    sorted_tasks = np.take_along_axis(task, by_task, 1)
+    sorted_ranks = np.arange(self.block) - self._first_slots[stage, sorted_tasks]
     rank = np.empty_like(task)
-    np.put_along_axis(
-      rank,
-      by_task,
-      np.arange(self.block) - self._starts[stage, np.take_along_axis(task, by_task, 1)],
-      1,
-    )
+    np.put_along_axis(rank, by_task, sorted_ranks, 1)
     return task, rank
 
   def epochs(self, positions: int) -> tuple[float, ...]:
-    """How often each task's examples were seen after so many positions (task without examples: 0)."""
+    """Returns how many epochs of each task lie before a position; 0 for a task without examples."""
     blocks, rest = divmod(int(positions), self.block)
     tasks, _, _ = self.lookup(np.arange(blocks * self.block, blocks * self.block + rest))
-    seen = self._seen(blocks, np.arange(len(self.sizes))) + np.bincount(
-      tasks, minlength=len(self.sizes)
-    )
-    return tuple(float(n / size) if size else 0.0 for n, size in zip(seen, self.sizes))
+    all_tasks = np.arange(len(self.sizes))
+    seen = self._examples_before(blocks, all_tasks) + np.bincount(tasks, minlength=len(self.sizes))
+    return tuple(float(count / size) if size else 0.0 for count, size in zip(seen, self.sizes))
 
 
 def _check_weights(weights: Sequence[float], sizes: Sequence[int], names: Sequence[str]) -> None:
@@ -230,19 +244,23 @@ def _check_weights(weights: Sequence[float], sizes: Sequence[int], names: Sequen
 
 
 def _largest_remainder(weights: Sequence[float], total: int) -> tuple[int, ...]:
-  """Integers proportional to weights that sum to total: floors, then one each to the largest remainders, ties in order."""
-  shares = np.asarray(weights, np.float64) / sum(weights) * total
-  counts = np.floor(shares).astype(np.int64)
-  for i in np.argsort(counts - shares, kind='stable')[: total - counts.sum()]:
+  """Returns integers proportional to weights that sum to `total`.
+
+  They are the floors of the exact shares; those with the largest remainders get one more. Ties are
+  broken in order.
+  """
+  exact = np.asarray(weights, np.float64) / sum(weights) * total
+  counts = np.floor(exact).astype(np.int64)
+  for i in np.argsort(counts - exact, kind='stable')[: total - counts.sum()]:
     counts[i] += 1
   return tuple(int(count) for count in counts)
 
 
 def shuffle(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
-  """A keyed bijection of [0, size): where `index` goes. No memory, any size up to 2^60.
+  """Permutes [0, size) by a key and returns where `index` goes, for any size up to 2^60.
 
-  A Feistel network permutes the next even power of two; values that land outside [0, size) walk on along their cycle
-  until they are inside, which keeps it a bijection.
+  A Feistel network permutes the next even power of two. A value outside [0, size) is permuted again
+  until it is inside. It walks along its cycle, so the result is a bijection. Nothing is stored.
 
   Args:
     index: int64[P].
@@ -252,9 +270,10 @@ def shuffle(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
   Returns:
     int64[P].
   """
+  # Half the bits of the smallest even power of two that is not below the size.
   bits = np.zeros(size.shape, np.uint64)
-  while (small := (size - 1) >> (2 * bits).astype(np.int64) > 0).any():
-    bits += small.astype(np.uint64)
+  while (too_small := (size - 1) >> (2 * bits).astype(np.int64) > 0).any():
+    bits += too_small.astype(np.uint64)
   value = _feistel(index.astype(np.uint64), bits, key)
   limit = size.astype(np.uint64)
   while (outside := value >= limit).any():
@@ -263,24 +282,30 @@ def shuffle(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
 
 
 def _feistel(value: np.ndarray, bits: np.ndarray, key: np.ndarray) -> np.ndarray:
-  """Permutes [0, 4^bits): `bits` is half the width of the word."""
+  """Permutes [0, 4^bits); `bits` is half the width of a value."""
   mask = (np.uint64(1) << bits) - np.uint64(1)
   left, right = value >> bits, value & mask
   for round_key in _ROUND_KEYS:
-    # Middle bits of the hash, because small domains take only a few and the low ones mix least.
+    # Middle bits of the hash: small domains take only a few, and the low ones mix least.
     left, right = right, left ^ ((_hash((key + round_key) ^ right) >> np.uint64(20)) & mask)
   return (left << bits) | right
 
 
 def _hash(x: np.ndarray) -> np.ndarray:
-  """splitmix64's finaliser: uint64[P] -> uint64[P], every bit depends on every bit."""
+  """The finalizer of splitmix64, uint64[P] -> uint64[P]: every bit depends on every bit."""
   x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return x ^ (x >> np.uint64(31))
 
 
 def _key(seed: int, stream: np.ndarray | int, counter: np.ndarray) -> np.ndarray:
-  """uint64[P] key of one permutation: seed, then the task (0: the blocks), then the block or epoch."""
+  """Returns the keys of permutations, uint64[P].
+
+  Args:
+    seed: random seed.
+    stream: 0 for the order inside blocks, task + 1 for the examples of a task.
+    counter: int64[P], the block or the epoch.
+  """
   key = _hash(np.full(counter.shape, seed & 0xFFFFFFFFFFFFFFFF, np.uint64) + _GOLDEN)
   key = _hash(key ^ (np.broadcast_to(stream, counter.shape).astype(np.uint64) * _GOLDEN))
   return _hash(key ^ counter.astype(np.uint64))

@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import tensorstore
+from packaging import specifiers
 
 from sphinx_jax.checkpoint import store, stream
 from sphinx_jax.core import errors, trees
 
-META = {'config': '{"a": 1}', 'tokenizer': 'pieces'}
+META = {'config': '{"a": 1}', 'tokenizer': 'cGllY2Vz'}
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -55,6 +57,13 @@ def written(tmp_path_factory):
   writer.write('carried', 'unused/w', values['llm/embed'])
   writer.finish()
   return directory
+
+
+def test_orbax_is_a_release_whose_format_was_checked():
+  assert ocp.__version__ in specifiers.SpecifierSet(stream.CHECKED_ORBAX), (
+    "checkpoint/stream.py writes Orbax's format by hand; check it against this version, then widen "
+    f'the pin: Orbax {ocp.__version__}, checked {stream.CHECKED_ORBAX}'
+  )
 
 
 def test_what_is_written_is_read_back_bit_by_bit(written):

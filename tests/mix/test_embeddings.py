@@ -50,7 +50,7 @@ def test_query_tokens_come_before_the_mixed_ones():
 
 
 def test_grids_that_do_not_divide_are_refused():
-  with pytest.raises(errors.SphinxError, match='feature grids of 3x3 and 4x4'):
+  with pytest.raises(errors.SphinxError, match='feature maps of 3x3 and 4x4'):
     embeddings.align(tokens(1, 3, 3, 2), 4)
-  with pytest.raises(errors.SphinxError, match='a feature grid of 3x3'):
+  with pytest.raises(errors.SphinxError, match='a feature map of 3x3'):
     embeddings.pool(tokens(1, 3, 3, 2), 2)
