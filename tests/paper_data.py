@@ -132,7 +132,7 @@ def _regions(root: Path) -> None:
   )
   for split, first in (('train', 1), ('val', 5)):
     ids = range(first, first + 3)
-    layouts.flickr30k(
+    box_trees.flickr30k(
       root / 'flickr30k_entities',
       split,
       {i: ['[/EN#7/animals A cat] sits .'] for i in ids},

@@ -19,7 +19,8 @@ def coco(root):
   images = {i: f'{i:012d}.jpg' for i in range(4)}
   boxes = [box_trees.box(i, 1 + i % 3, [4 * i, 2, 12, 9], crowd=i % 2) for i in range(4)]
   people = [
-    box_trees.box(i, 1, [1, 1, 20, 20], keypoints=[5, 6, 2] * 17, num_keypoints=17) for i in range(4)
+    box_trees.box(i, 1, [1, 1, 20, 20], keypoints=[5, 6, 2] * 17, num_keypoints=17)
+    for i in range(4)
   ]
   box_trees.coco(root, 'instances', 'train2017', images, boxes, NAMES)
   box_trees.coco(
@@ -67,7 +68,7 @@ def visual_genome(root):
 
 
 def flickr30k(root):
-  layouts.flickr30k(
+  box_trees.flickr30k(
     root, 'train', {'36979': MARKED, '2': MARKED[:1]}, {'36979': OBJECTS, '2': OBJECTS}
   )
 

@@ -10,7 +10,7 @@ from sphinx_jax import datasets as sources
 from sphinx_jax.core import errors
 from sphinx_jax.data import images
 from sphinx_jax.data.record import BadExample
-from tests.datasets import pictures
+from tests.datasets import image_files
 from tests.datasets.question_trees import dump
 
 
@@ -35,7 +35,7 @@ def root(tmp_path):
         },
       },
     )
-    pictures.write(tmp_path / f'ai2d/images/{n}.png', form='PNG', width=60, height=40)
+    image_files.write(tmp_path / f'ai2d/images/{n}.png', form='PNG', width=60, height=40)
   dump(
     tmp_path / 'ai2d/annotations/2.png.json',
     {
@@ -72,7 +72,7 @@ def test_letters_cover_the_words_that_questions_speak_of(root):
   assert changed[5:18, 5:24].mean() > 0.9 and changed[25:36, 35:50].mean() > 0.9
   changed[4:19, 4:25] = changed[24:37, 34:51] = False
   assert not changed.any() and drawn[6:17, 6:23].min() < 40 and drawn[6:17, 6:23].max() == 255
-  pictures.write(root / 'ai2d/abc_images/2.png', form='PNG', seed=3)
+  image_files.write(root / 'ai2d/abc_images/2.png', form='PNG', seed=3)
   assert (
     opened(root)[1].image == (root / 'ai2d/abc_images/2.png').read_bytes()
   )  # The dataset's own, where there are.

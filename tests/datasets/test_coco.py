@@ -5,7 +5,7 @@ import pytest
 from sphinx_jax import datasets as sources
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample
-from tests.datasets import layouts, pictures
+from tests.datasets import box_trees, image_files
 
 NAMES = ('person', 'dog', 'traffic light')
 
@@ -27,7 +27,7 @@ def captions(*rows):
 
 
 def test_a_caption_is_an_item_and_knows_the_others(tmp_path):
-  root = layouts.coco(
+  root = box_trees.coco(
     tmp_path / 'coco',
     'captions',
     'train2017',
@@ -52,7 +52,7 @@ def test_a_caption_is_an_item_and_knows_the_others(tmp_path):
 @pytest.mark.parametrize('folder', ['val2014', 'images/val2014'])
 def test_the_layout_of_2014_and_pictures_under_images(tmp_path, folder):
   name = 'COCO_val2014_000000000042.jpg'
-  root = layouts.coco(
+  root = box_trees.coco(
     tmp_path / 'coco', 'captions', 'val2014', {42: name}, captions((1, 42, 'A cat.')), folder=folder
   )
   source = opened(root, 'caption', 'val2014')
@@ -60,7 +60,7 @@ def test_the_layout_of_2014_and_pictures_under_images(tmp_path, folder):
 
 
 def test_repeated_captions_count_once_and_other_texts_of_one_id_stay(tmp_path):
-  root = layouts.coco(
+  root = box_trees.coco(
     tmp_path / 'coco',
     'captions',
     'train2017',
@@ -76,12 +76,12 @@ def test_malformed_captions_are_counted_and_leave_the_others(tmp_path):
   rows = captions(
     (1, 9, 'A dog.'), (2, 9, ''), (3, 9, None), (4, 77, 'Nowhere.'), (5, [9], 'A list.')
   ) + ['text']
-  root = layouts.coco(tmp_path / 'coco', 'captions', 'train2017', {9: 'a.jpg'}, [])
-  value = layouts.coco_json({9: 'a.jpg', 12: 7}, []) | {
+  root = box_trees.coco(tmp_path / 'coco', 'captions', 'train2017', {9: 'a.jpg'}, [])
+  value = box_trees.coco_json({9: 'a.jpg', 12: 7}, []) | {
     'annotations': rows + captions((6, 12, 'No name.'))
   }
   del value['categories']
-  layouts.dump(root / 'annotations/captions_train2017.json', value)
+  box_trees.dump(root / 'annotations/captions_train2017.json', value)
   source = opened(root, 'caption')
   assert source[0].turns[0][1] == 'A dog.' and len(source) == 7
   assert source.family.item(0).annotation['captions'] == ['A dog.']
@@ -98,13 +98,13 @@ def test_malformed_captions_are_counted_and_leave_the_others(tmp_path):
 def test_detection_has_boxes_classes_and_crowds(tmp_path):
   images = {1: 'a.jpg', 2: 'b.jpg', 3: 'c.jpg', 4: 'd.jpg'}
   rows = [
-    layouts.box(1, 1, [0, 10, 10, 10]),
-    layouts.box(1, 3, [20.5, 0, 10, 5], id=77),
-    layouts.box(1, 1, [0, 0, 40, 30], crowd=1),
-    layouts.box(2, 2, [1, 1, 9, 9], crowd=1),  # Nothing but a crowd: nothing to ask.
-    layouts.box(4, 2, [0, 0, 9, 9]),
+    box_trees.box(1, 1, [0, 10, 10, 10]),
+    box_trees.box(1, 3, [20.5, 0, 10, 5], id=77),
+    box_trees.box(1, 1, [0, 0, 40, 30], crowd=1),
+    box_trees.box(2, 2, [1, 1, 9, 9], crowd=1),  # Nothing but a crowd: nothing to ask.
+    box_trees.box(4, 2, [0, 0, 9, 9]),
   ]  # Image 3 has no annotation.
-  root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', images, rows, NAMES)
+  root = box_trees.coco(tmp_path / 'coco', 'instances', 'train2017', images, rows, NAMES)
   source = opened(root, 'detection')
   assert [source.family.item(i).id for i in range(len(source))] == ['1', '4']
   annotation = source.family.item(0).annotation
@@ -120,12 +120,12 @@ def test_detection_has_boxes_classes_and_crowds(tmp_path):
 
 def test_what_is_a_crowd_is_neither_detected_nor_counted(tmp_path):
   rows = [
-    layouts.box(1, 1, [0, 0, 9, 9]),
-    layouts.box(1, 2, [5, 5, 9, 9]),
-    layouts.box(1, 2, [9, 9, 9, 9]),
-    layouts.box(1, 1, [0, 0, 40, 30], crowd=1),
+    box_trees.box(1, 1, [0, 0, 9, 9]),
+    box_trees.box(1, 2, [5, 5, 9, 9]),
+    box_trees.box(1, 2, [9, 9, 9, 9]),
+    box_trees.box(1, 1, [0, 0, 40, 30], crowd=1),
   ]
-  root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', {1: 'a.jpg'}, rows, NAMES[:2])
+  root = box_trees.coco(tmp_path / 'coco', 'instances', 'train2017', {1: 'a.jpg'}, rows, NAMES[:2])
   seen = [
     set(opened(root, 'detection', max_turns=2, seed=seed)[0].truth[0]['labels'])
     for seed in range(9)
@@ -137,8 +137,8 @@ def test_what_is_a_crowd_is_neither_detected_nor_counted(tmp_path):
 
 
 def test_boxes_are_cut_at_the_edge(tmp_path):
-  rows = [layouts.box(4, 1, [-5, 20, 15, 99])]
-  root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', {4: 'd.jpg'}, rows, NAMES[:1])
+  rows = [box_trees.box(4, 1, [-5, 20, 15, 99])]
+  root = box_trees.coco(tmp_path / 'coco', 'instances', 'train2017', {4: 'd.jpg'}, rows, NAMES[:1])
   assert opened(root, 'detection')[0].truth[0]['boxes'] == [
     pytest.approx([0, 25 / 40, 0.25, 35 / 40])
   ]
@@ -147,15 +147,17 @@ def test_boxes_are_cut_at_the_edge(tmp_path):
 def test_keypoints_of_people_who_have_some(tmp_path):
   points = [8.0, 9.0, 2, 0, 0, 0] + [20, 15, 1] * 15
   people = [
-    layouts.box(1, 1, [5, 5, 20, 20], keypoints=points, num_keypoints=16),
-    layouts.box(1, 1, [0, 0, 5, 5], keypoints=[0] * 51, num_keypoints=0),
-    layouts.box(1, 1, [0, 0, 40, 30], crowd=1, keypoints=[0] * 51, num_keypoints=0),
-    layouts.box(2, 1, [0, 0, 5, 5], keypoints=[0] * 51, num_keypoints=0),
-    layouts.box(3, 1, [0, 0, 5, 5], num_keypoints=3),
-    layouts.box(4, 1, [0, 0, 5, 5], keypoints=[1, 1, 7] * 17, num_keypoints=17),
+    box_trees.box(1, 1, [5, 5, 20, 20], keypoints=points, num_keypoints=16),
+    box_trees.box(1, 1, [0, 0, 5, 5], keypoints=[0] * 51, num_keypoints=0),
+    box_trees.box(1, 1, [0, 0, 40, 30], crowd=1, keypoints=[0] * 51, num_keypoints=0),
+    box_trees.box(2, 1, [0, 0, 5, 5], keypoints=[0] * 51, num_keypoints=0),
+    box_trees.box(3, 1, [0, 0, 5, 5], num_keypoints=3),
+    box_trees.box(4, 1, [0, 0, 5, 5], keypoints=[1, 1, 7] * 17, num_keypoints=17),
   ]
   images = {i: f'{i}.jpg' for i in range(1, 5)}
-  root = layouts.coco(tmp_path / 'coco', 'person_keypoints', 'train2017', images, people, NAMES[:1])
+  root = box_trees.coco(
+    tmp_path / 'coco', 'person_keypoints', 'train2017', images, people, NAMES[:1]
+  )
   source = opened(root, 'pose')
   assert len(source) == 3
   (person,) = source.family.item(0).annotation['people']
@@ -190,11 +192,11 @@ def test_keypoints_of_people_who_have_some(tmp_path):
 )
 def test_a_malformed_box_spoils_only_its_image(tmp_path, change):
   rows = [
-    layouts.box(1, 1, [1, 1, 9, 9]),
-    layouts.box(1, 1, [1, 1, 9, 9]) | change,
-    layouts.box(2, 1, [1, 1, 9, 9]),
+    box_trees.box(1, 1, [1, 1, 9, 9]),
+    box_trees.box(1, 1, [1, 1, 9, 9]) | change,
+    box_trees.box(2, 1, [1, 1, 9, 9]),
   ]
-  root = layouts.coco(
+  root = box_trees.coco(
     tmp_path / 'coco', 'instances', 'train2017', {1: 'a.jpg', 2: 'b.jpg'}, rows, NAMES[:1]
   )
   source = opened(root, 'detection')
@@ -202,26 +204,26 @@ def test_a_malformed_box_spoils_only_its_image(tmp_path, change):
 
 
 def test_boxes_that_are_no_place_are_left_out_and_counted(tmp_path):
-  rows = [layouts.box(1, 1, [1, 1, 9, 9])] + [
-    layouts.box(1, 2, box)
+  rows = [box_trees.box(1, 1, [1, 1, 9, 9])] + [
+    box_trees.box(1, 2, box)
     for box in ([float('nan'), 1, 2, 3], [50, 1, 5, 5], [5, 5, 0, 5], [9, 9, -3, 4])
   ]
-  root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', {1: 'a.jpg'}, rows, NAMES[:2])
+  root = box_trees.coco(tmp_path / 'coco', 'instances', 'train2017', {1: 'a.jpg'}, rows, NAMES[:2])
   source = opened(root, 'detection')
   assert source[0].truth[0]['labels'] == ['person'] and source.dropped.total() == 4
 
 
 def test_images_of_one_id(tmp_path):
-  rows = [layouts.box(1, 1, [1, 1, 9, 9]), layouts.box(2, 1, [1, 1, 9, 9])]
-  value = layouts.coco_json({1: 'a.jpg', 2: 'b.jpg'}, rows, NAMES[:1])
+  rows = [box_trees.box(1, 1, [1, 1, 9, 9]), box_trees.box(2, 1, [1, 1, 9, 9])]
+  value = box_trees.coco_json({1: 'a.jpg', 2: 'b.jpg'}, rows, NAMES[:1])
   value['images'] += [
     value['images'][0],
     value['images'][1] | {'file_name': 'c.jpg'},
     {'file_name': 'd.jpg'},
     None,
   ]
-  root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', {1: 'a.jpg'}, [], NAMES)
-  layouts.dump(root / 'annotations/instances_train2017.json', value)
+  root = box_trees.coco(tmp_path / 'coco', 'instances', 'train2017', {1: 'a.jpg'}, [], NAMES)
+  box_trees.dump(root / 'annotations/instances_train2017.json', value)
   source = opened(root, 'detection')
   assert len(source) == 2 and source[0].id == '1' and bad(source, 1) == 'duplicate id'
 
@@ -229,22 +231,22 @@ def test_images_of_one_id(tmp_path):
 @pytest.mark.parametrize(
   'data, reason',
   [
-    (pictures.encoded(mode='L'), None),
-    (pictures.encoded(mode='CMYK'), None),
-    (pictures.truncated(), None),
+    (image_files.encoded(mode='L'), None),
+    (image_files.encoded(mode='CMYK'), None),
+    (image_files.truncated(), None),
     (b'', 'empty image'),
     (b'GIF', 'unreadable image'),
     (None, 'missing image'),
-    (pictures.encoded(30, 30), 'image of another shape'),
+    (image_files.encoded(30, 30), 'image of another shape'),
   ],
 )
 def test_odd_pictures(tmp_path, data, reason):
-  root = layouts.coco(
+  root = box_trees.coco(
     tmp_path / 'coco',
     'instances',
     'train2017',
     {1: 'a.jpg', 2: 'b.jpg'},
-    [layouts.box(1, 1, [0, 10, 10, 10]), layouts.box(2, 1, [1, 1, 9, 9])],
+    [box_trees.box(1, 1, [0, 10, 10, 10]), box_trees.box(2, 1, [1, 1, 9, 9])],
     NAMES[:1],
   )
   path = root / 'train2017/a.jpg'
@@ -271,7 +273,7 @@ def test_odd_pictures(tmp_path, data, reason):
   ],
 )
 def test_wrong_files_are_named(tmp_path, text, words):
-  root = layouts.coco(tmp_path / 'coco', 'instances', 'train2017', {1: 'a.jpg'}, [], NAMES)
+  root = box_trees.coco(tmp_path / 'coco', 'instances', 'train2017', {1: 'a.jpg'}, [], NAMES)
   path = root / 'annotations/instances_train2017.json'
   path.unlink() if text is None else path.write_text(text)
   with pytest.raises(errors.SphinxError, match=words):
@@ -279,7 +281,7 @@ def test_wrong_files_are_named(tmp_path, text, words):
 
 
 def test_pictures_of_the_split_must_be_there(tmp_path):
-  root = layouts.coco(
+  root = box_trees.coco(
     tmp_path / 'coco', 'captions', 'train2017', {1: 'a.jpg'}, [], folder='val2017'
   )
   with pytest.raises(errors.SphinxError, match='none of train2017, images/train2017'):

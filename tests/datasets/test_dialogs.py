@@ -8,7 +8,7 @@ import pytest
 from sphinx_jax import datasets as sources
 from sphinx_jax.core.errors import SphinxError
 from sphinx_jax.data.record import BadExample, Source
-from tests.datasets import pictures
+from tests.datasets import image_files
 
 
 def said(*pairs):
@@ -42,11 +42,11 @@ def reason(source, index):
 
 def test_llava_1_5_with_pictures_of_several_datasets(tmp_path):
   root = tmp_path / 'root'
-  pictures.write(root / 'coco/train2017/000000033471.jpg')
-  pictures.write(root / 'vg/VG_100K_2/1.jpg', mode='CMYK')
-  pictures.write(root / 'textvqa/train_images/ä.jpg', mode='L')
-  pictures.write(root / 'gqa/images/cut.jpg', pictures.truncated())
-  pictures.write(root / 'gqa/images/empty.jpg', b'')
+  image_files.write(root / 'coco/train2017/000000033471.jpg')
+  image_files.write(root / 'vg/VG_100K_2/1.jpg', mode='CMYK')
+  image_files.write(root / 'textvqa/train_images/ä.jpg', mode='L')
+  image_files.write(root / 'gqa/images/cut.jpg', image_files.truncated())
+  image_files.write(root / 'gqa/images/empty.jpg', b'')
   bus = llava('000000033471', 'coco/train2017/000000033471.jpg', ('human', 'Farbe?'), ('gpt', 7))
   write(
     root,
@@ -87,8 +87,8 @@ def test_llava_1_5_with_pictures_of_several_datasets(tmp_path):
 
 def test_the_older_llava_files_name_pictures_of_coco(tmp_path):
   root = tmp_path / 'root'
-  pictures.write(root / 'train2017/000000000009.jpg')
-  pictures.write(root / 'mine/000000000009.jpg', seed=1)
+  image_files.write(root / 'train2017/000000000009.jpg')
+  image_files.write(root / 'mine/000000000009.jpg', seed=1)
   write(root, 'llava_instruct_150k.json', [llava('9', '000000000009.jpg')])
   write(root, 'mine.jsonl', [llava('9', '000000000009.jpg')])
   assert opened(tmp_path, 'llava')[0].image == (root / 'train2017/000000000009.jpg').read_bytes()
@@ -168,7 +168,7 @@ def config(tmp_path, text):
 
 
 def test_a_data_config_is_one_source_of_all_its_files(tmp_path):
-  pictures.write(tmp_path / 'images/a.jpg')
+  image_files.write(tmp_path / 'images/a.jpg')
   write(
     tmp_path,
     'text.jsonl',

@@ -5,7 +5,7 @@ import pytest
 from sphinx_jax import datasets as sources
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample
-from tests.datasets import layouts, pictures
+from tests.datasets import box_trees, image_files
 
 NAMES = (
   'Caption',
@@ -29,7 +29,7 @@ def opened(root, split='train', **settings):
 
 
 def layout(tmp_path, annotations, split='train'):
-  return layouts.doclaynet(
+  return box_trees.doclaynet(
     tmp_path / 'doclaynet', split, {1: 'ab12.png', 2: 'cd34.png', 3: 'ef56.png'}, annotations, NAMES
   )
 
@@ -37,9 +37,9 @@ def layout(tmp_path, annotations, split='train'):
 @pytest.mark.parametrize('split', ['train', 'val', 'test'])
 def test_blocks_on_a_page_of_another_scale(tmp_path, split):
   blocks = [
-    layouts.box(1, 11, [0, 0, 1025, 102.5], precedence=0),
-    layouts.box(1, 4, [102.5, 205, 820, 2000]),
-    layouts.box(3, 9, [10, 10, -5, 5]),
+    box_trees.box(1, 11, [0, 0, 1025, 102.5], precedence=0),
+    box_trees.box(1, 4, [102.5, 205, 820, 2000]),
+    box_trees.box(3, 9, [10, 10, -5, 5]),
   ]
   source = opened(layout(tmp_path, blocks, split), split)
   assert len(source) == 2  # Page 2 has no block.
@@ -54,7 +54,8 @@ def test_blocks_on_a_page_of_another_scale(tmp_path, split):
 
 def test_odd_pages(tmp_path):
   root = layout(
-    tmp_path, [layouts.box(page, kind, [0, 0, 99, 99]) for page, kind in ((1, 11), (2, 99), (3, 9))]
+    tmp_path,
+    [box_trees.box(page, kind, [0, 0, 99, 99]) for page, kind in ((1, 11), (2, 99), (3, 9))],
   )
   source = opened(root)
   assert source[0].truth and source[2].truth
@@ -62,14 +63,14 @@ def test_odd_pages(tmp_path):
     (1, None, 'malformed record'),
     (0, b'', 'empty image'),
     (0, b'%PDF', 'unreadable image'),
-    (2, pictures.encoded(30, 20), 'image of another shape'),
+    (2, image_files.encoded(30, 20), 'image of another shape'),
   ):
     if data is not None:
       (root / 'PNG' / ('ab12.png', 'cd34.png', 'ef56.png')[index]).write_bytes(data)
     with pytest.raises(BadExample) as caught:
       source[index]
     assert caught.value.reason == reason
-  (root / 'PNG/ab12.png').write_bytes(pictures.encoded(50, 50, mode='L', form='PNG'))
+  (root / 'PNG/ab12.png').write_bytes(image_files.encoded(50, 50, mode='L', form='PNG'))
   assert source[0].truth
 
 

@@ -5,7 +5,7 @@ import pytest
 from sphinx_jax import datasets as sources
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample
-from tests.datasets import layouts, pictures
+from tests.datasets import box_trees, image_files
 
 MARKED = [
   '[/EN#1/people Two young guys] with [/EN#2/bodyparts/other shaggy hair ] wave at [/EN#0/notvisual nothing] .',
@@ -33,7 +33,7 @@ def opened(root, task='grounded_caption', split='train', **settings):
 
 
 def layout(tmp_path, sentences=None, objects=None, split='train'):
-  return layouts.flickr30k(
+  return box_trees.flickr30k(
     tmp_path / 'flickr', split, sentences or {'36979': MARKED}, objects or {'36979': OBJECTS}
   )
 
@@ -146,17 +146,17 @@ def test_odd_pictures(tmp_path):
   root = layout(tmp_path)
   path = root / 'flickr30k-images/36979.jpg'
   for data in (
-    pictures.encoded(mode='L'),
-    pictures.encoded(mode='CMYK'),
-    pictures.encoded(80, 60),
-    pictures.truncated(),
+    image_files.encoded(mode='L'),
+    image_files.encoded(mode='CMYK'),
+    image_files.encoded(80, 60),
+    image_files.truncated(),
   ):
     path.write_bytes(data)
     assert opened(root)[0].truth[0]['boxes'][0] == pytest.approx([0, 15 / 40, 0.25, 25 / 40])
   for data, why in (
     (b'', 'empty image'),
     (b'no', 'unreadable image'),
-    (pictures.encoded(30, 30), 'image of another shape'),
+    (image_files.encoded(30, 30), 'image of another shape'),
     (None, 'missing image'),
   ):
     path.unlink() if data is None else path.write_bytes(data)

@@ -6,7 +6,7 @@ import pytest
 
 from sphinx_jax import datasets as sources
 from sphinx_jax.data.record import BadExample
-from tests.datasets import pictures
+from tests.datasets import image_files
 from tests.datasets.question_trees import dump
 
 
@@ -22,9 +22,9 @@ def root(tmp_path, request):
     dump(
       place / f'choose_txt/{n}/data.json', {**question, 'choices': ['«Dreieck»', '5'], 'answer': 1}
     )
-    pictures.write(place / f'choose_txt/{n}/image.png', form='PNG', mode='L')
+    image_files.write(place / f'choose_txt/{n}/image.png', form='PNG', mode='L')
   dump(place / 'fill_in_blank/3/data.json', {**question, 'answer': 12})
-  pictures.write(place / 'fill_in_blank/3/image.png', form='PNG')
+  image_files.write(place / 'fill_in_blank/3/image.png', form='PNG')
   dump(
     place / 'choose_img/4/data.json',
     {**question, 'choices': ['choice_0.png', 'choice_1.png'], 'answer': 0},

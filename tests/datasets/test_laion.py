@@ -12,7 +12,7 @@ from sphinx_jax import datasets as sources
 from sphinx_jax.core.errors import SphinxError
 from sphinx_jax.data.record import BadExample, Source
 from sphinx_jax.datasets.laion import Laion, LaionParquet
-from tests.datasets import pictures
+from tests.datasets import image_files
 
 
 def add(tar, name, data):
@@ -25,7 +25,7 @@ def add(tar, name, data):
 
 
 def sample(tar, key, text='Ein Baum 🌳', image=None, told=None):
-  add(tar, f'{key}.jpg', pictures.encoded(seed=int(key[-1])) if image is None else image)
+  add(tar, f'{key}.jpg', image_files.encoded(seed=int(key[-1])) if image is None else image)
   if text is not None:
     add(tar, f'{key}.txt', text if isinstance(text, bytes) else text.encode())
   about = {'caption': text if isinstance(text, str) else None, 'key': key, **(told or {})}
@@ -68,7 +68,7 @@ def test_samples_of_several_tars(tmp_path):
     '00002/000020002',
   ]
   assert (
-    source[4].image == pictures.encoded(seed=1)
+    source[4].image == image_files.encoded(seed=1)
     and source[4].turns[0][1] == 'Ein Baum 🌳'
     and source[4].task == 'caption'
   )
@@ -92,9 +92,9 @@ def test_what_is_missing_or_odd_in_a_tar_is_counted(tmp_path):
     sample(made, 'a5', text=b'\xff\xfe')
     sample(made, 'a6', text='  ')
     sample(made, 'a0', text='the same key again')
-    add(made, 'a8.jpg', pictures.encoded())
+    add(made, 'a8.jpg', image_files.encoded())
     add(made, 'a9.mp3', b'of another kind')
-    add(made, 'sub/ä1.PNG', pictures.encoded(form='PNG', mode='RGBA'))
+    add(made, 'sub/ä1.PNG', image_files.encoded(form='PNG', mode='RGBA'))
     add(made, 'sub/ä1.json', json.dumps({'caption': 'only in the JSON'}).encode())
   source = opened(tmp_path)
   assert outcomes(source) == [
@@ -167,7 +167,7 @@ def row(i, **more):
       key=f'{i:09d}',
       caption=f'größe {i}',
       top_caption='a size',
-      jpg=pictures.encoded(seed=i),
+      jpg=image_files.encoded(seed=i),
       status='success',
       width=40,
     )
@@ -204,7 +204,7 @@ def test_rows_of_parquet_whose_download_succeeded(tmp_path):
     '00000/000000002#2',
     '00001/000000007',
   ]
-  assert source[6].image == pictures.encoded(seed=7)
+  assert source[6].image == image_files.encoded(seed=7)
   assert (
     opened(tmp_path, 'laion_parquet', caption='top_caption', files='00001*')[0].turns[0][1]
     == 'a size'

@@ -6,7 +6,7 @@ from sphinx_jax import datasets as sources
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.datasets.lvis import plain_name
-from tests.datasets import layouts, pictures
+from tests.datasets import box_trees, image_files
 
 NAMES = (
   'bow_(decorative_ribbons)',
@@ -27,7 +27,7 @@ def layout(tmp_path, annotations, **images):
   images = images or dict(
     a=('val2017/000000000001.jpg', [], []), b=('train2017/000000000002.jpg', [], [])
   )
-  return layouts.lvis(
+  return box_trees.lvis(
     tmp_path / 'lvis', 'val', dict(enumerate(images.values(), 1)), annotations, NAMES
   )
 
@@ -56,7 +56,7 @@ def test_objects_classes_and_what_is_known_of_the_others(tmp_path):
   source = opened(
     layout(
       tmp_path,
-      [layouts.box(1, 1, [0, 10, 10, 10]), layouts.box(2, 3, [-3, 0, 13, 10])],
+      [box_trees.box(1, 1, [0, 10, 10, 10]), box_trees.box(2, 3, [-3, 0, 13, 10])],
       a=('val2017/000000000001.jpg', [2, 3, 5], [4]),
       b=('train2017/000000000002.jpg', [], []),
     )
@@ -78,7 +78,7 @@ def test_images_without_objects_have_no_item(tmp_path):
 
 
 def test_pictures_of_a_coco_folder_elsewhere(tmp_path):
-  root = layout(tmp_path, [layouts.box(1, 1, [0, 10, 10, 10])])
+  root = layout(tmp_path, [box_trees.box(1, 1, [0, 10, 10, 10])])
   coco = tmp_path / 'coco'
   coco.mkdir()
   (root / 'val2017').rename(coco / 'val2017'), (root / 'train2017').rename(coco / 'train2017')
@@ -98,9 +98,13 @@ def test_pictures_of_a_coco_folder_elsewhere(tmp_path):
   ],
 )
 def test_a_malformed_image_is_counted(tmp_path, change):
-  root = layout(tmp_path, [layouts.box(1, 1, [0, 10, 10, 10]), layouts.box(2, 3, [0, 0, 10, 10])])
-  value = layouts.coco_json(
-    {1: '', 2: ''}, [layouts.box(1, 1, [0, 10, 10, 10]), layouts.box(2, 3, [0, 0, 10, 10])], NAMES
+  root = layout(
+    tmp_path, [box_trees.box(1, 1, [0, 10, 10, 10]), box_trees.box(2, 3, [0, 0, 10, 10])]
+  )
+  value = box_trees.coco_json(
+    {1: '', 2: ''},
+    [box_trees.box(1, 1, [0, 10, 10, 10]), box_trees.box(2, 3, [0, 0, 10, 10])],
+    NAMES,
   )
   for entry, folder in zip(value['images'], ('val2017', 'train2017')):
     entry |= {
@@ -109,20 +113,22 @@ def test_a_malformed_image_is_counted(tmp_path, change):
       'not_exhaustive_category_ids': [],
     }
   value['images'][0] |= change
-  layouts.dump(root / 'lvis_v1_val.json', value)
+  box_trees.dump(root / 'lvis_v1_val.json', value)
   source = opened(root)
   assert bad(source, 0) == 'malformed record' and source[1].truth
 
 
 def test_odd_pictures(tmp_path):
-  root = layout(tmp_path, [layouts.box(1, 1, [0, 10, 10, 10]), layouts.box(2, 3, [0, 0, 10, 10])])
+  root = layout(
+    tmp_path, [box_trees.box(1, 1, [0, 10, 10, 10]), box_trees.box(2, 3, [0, 0, 10, 10])]
+  )
   source = opened(root)
   for data, reason in ((b'', 'empty image'), (b'no', 'unreadable image')):
     (root / 'val2017/000000000001.jpg').write_bytes(data)
     assert bad(source, 0) == reason
   (root / 'val2017/000000000001.jpg').unlink()
   assert bad(source, 0) == 'missing image'
-  (root / 'train2017/000000000002.jpg').write_bytes(pictures.encoded(mode='L'))
+  (root / 'train2017/000000000002.jpg').write_bytes(image_files.encoded(mode='L'))
   assert source[1].truth
 
 

@@ -9,7 +9,7 @@ from sphinx_jax import datasets as sources
 from sphinx_jax.core import errors
 from sphinx_jax.data import images
 from sphinx_jax.data.record import BadExample
-from tests.datasets import pictures
+from tests.datasets import image_files
 from tests.datasets.question_trees import ALONE, TREES, YES, Asked
 
 ODD = 'Ist das «grün»? 緑 👁 {} {0}\u2028'
@@ -34,7 +34,7 @@ def tried(source):
 def written(name, tmp_path, asked, seen=True):
   place = TREES[name](tmp_path / 'tree', asked)
   for picture in {q.picture for q in asked} if seen else ():
-    pictures.write(place(picture))
+    image_files.write(place(picture))
   return place
 
 
@@ -48,7 +48,7 @@ def test_every_question_is_in_one_record_with_its_picture_and_answer(tmp_path, n
   written(name, tmp_path, asked)
   records, reasons = tried(opened(name, tmp_path))
   assert not reasons and len({record.id for record in records}) == len(records)
-  assert all(record.image == pictures.encoded() and len(record.turns) <= 2 for record in records)
+  assert all(record.image == image_files.encoded() and len(record.turns) <= 2 for record in records)
   turns = [turn for record in records for turn in record.turns]
   assert len(turns) == len(asked)
   for q in asked:
@@ -84,14 +84,14 @@ def test_grey_cmyk_truncated_empty_and_missing_pictures(tmp_path, name):
   source = opened(name, tmp_path)  # There is no picture yet: opening does not look.
   assert tried(source) == ([], ['missing image'] * 6)
   made = {
-    1: pictures.encoded(mode='L'),
-    2: pictures.encoded(mode='CMYK'),
-    3: pictures.truncated(),
+    1: image_files.encoded(mode='L'),
+    2: image_files.encoded(mode='CMYK'),
+    3: image_files.truncated(),
     4: b'',
     5: b'no picture',
   }
   for picture, data in made.items():
-    pictures.write(place(picture), data)
+    image_files.write(place(picture), data)
   records, reasons = tried(opened(name, tmp_path))
   assert reasons == ['empty image', 'missing image', 'unreadable image']
   shapes = []
@@ -146,7 +146,7 @@ def _changed(value, new):
 def test_wrong_types_anywhere_in_the_files_are_bad_examples_or_said_when_opened(tmp_path, name):
   asked = [Asked(1, 1, 'Is it?'), Asked(2, 2, 'Was it?', 'no')]
   place = written(name, tmp_path, asked[:1])
-  pictures.write(place(2))
+  image_files.write(place(2))
   for path in sorted((tmp_path / 'tree').rglob('*.json*')):
     good = path.read_text()
     for new in (None, True, -7, 1e999, '', '\ud800\0', [], [None], {}, {'answer': []}):
@@ -208,7 +208,7 @@ def test_pictures_may_lie_elsewhere(tmp_path, name):
   place = written(name, tmp_path, [Asked(1, 1, 'Is it?')], seen=False)
   path, folders = place(1), {'vqav2': 1, 'okvqa': 1, 'aokvqa': 1, 'scienceqa': 2}
   rest = path.relative_to(path.parents[folders.get(name, 0)])
-  pictures.write(tmp_path / 'elsewhere' / rest)
+  image_files.write(tmp_path / 'elsewhere' / rest)
   assert len(opened(name, tmp_path, images='../elsewhere')[0].turns) == 1
 
 

@@ -9,18 +9,18 @@ from sphinx_jax import datasets as sources
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.datasets import refcoco
-from tests.datasets import layouts, pictures
+from tests.datasets import box_trees, image_files
 
 NAMES = ('person', 'cup')
 THINGS = [
-  layouts.box(7, 1, [0, 10, 10, 10]),
-  layouts.box(7, 1, [20, 10, 10, 10]),
-  layouts.box(8, 2, [-5, 20, 15, 99]),
+  box_trees.box(7, 1, [0, 10, 10, 10]),
+  box_trees.box(7, 1, [20, 10, 10, 10]),
+  box_trees.box(8, 2, [-5, 20, 15, 99]),
 ]
 REFS = [
-  layouts.reference(1, 1, 7, 'left guy', 'man on the left', 'left guy'),
-  layouts.reference(2, 2, 7, 'man in red'),
-  layouts.reference(3, 3, 8, 'café cup', split='testA'),
+  box_trees.reference(1, 1, 7, 'left guy', 'man on the left', 'left guy'),
+  box_trees.reference(2, 2, 7, 'man in red'),
+  box_trees.reference(3, 3, 8, 'café cup', split='testA'),
 ]
 
 
@@ -33,7 +33,7 @@ def opened(root, source='refcoco', **settings):
 
 
 def layout(tmp_path, refs=REFS, name='refcoco', annotations=None, **how):
-  return layouts.refcoco(
+  return box_trees.refcoco(
     tmp_path / 'refer', name, refs, (7, 8), annotations or things(), NAMES, **how
   )
 
@@ -105,8 +105,8 @@ def test_a_box_over_the_edge_is_cut_and_unicode_stays(tmp_path):
 )
 def test_the_other_files_and_splits(tmp_path, source, name, split, by, settings):
   refs = [
-    layouts.reference(1, 1, 7, 'left guy', split=split),
-    layouts.reference(2, 2, 7, 'x', split='train'),
+    box_trees.reference(1, 1, 7, 'left guy', split=split),
+    box_trees.reference(2, 2, 7, 'x', split='train'),
   ]
   records = opened(layout(tmp_path, refs, name, by=by), source, split=split, **settings)
   assert len(records) == 1 and records[0].truth[0]['label'] == 'left guy'
@@ -192,7 +192,9 @@ def test_texts_of_python_2_are_read(tmp_path):
     b'(lp0\n(dp1\nS"sent"\np2\nS"caf\\xc3\\xa9"\np3\nsS"tokens"\nc__builtin__\nset\n((lp4\nS"a"\natRs'
     b'S"n"\nL12L\nsa.'
   )
-  assert refcoco.read_pickle("source 'refcoco'", path) == [{'sent': 'café', 'tokens': {'a'}, 'n': 12}]
+  assert refcoco.read_pickle("source 'refcoco'", path) == [
+    {'sent': 'café', 'tokens': {'a'}, 'n': 12}
+  ]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +222,7 @@ def test_malformed_refs_are_counted_and_leave_the_others(tmp_path, ref, reason):
 
 
 def test_repeated_refs_count_once_and_other_sentences_of_one_id_stay(tmp_path):
-  other = layouts.reference(2, 2, 7, 'tall man')
+  other = box_trees.reference(2, 2, 7, 'tall man')
   source = opened(layout(tmp_path, [REFS[1], REFS[1], other]), max_turns=9)
   assert [thing[:2] for thing in asked(source)[0]] == [
     ('20', ['man in red']),
@@ -241,7 +243,7 @@ def test_odd_pictures(tmp_path):
   source = opened(layout(tmp_path), split='testA')
   path = tmp_path / 'refer/images/mscoco/images/train2014/COCO_train2014_000000000008.jpg'
   for mode in ('L', 'CMYK'):
-    path.write_bytes(pictures.encoded(mode=mode))
+    path.write_bytes(image_files.encoded(mode=mode))
     assert source[0].turns
   for data, reason in ((b'', 'empty image'), (b'no', 'unreadable image'), (None, 'missing image')):
     path.unlink() if data is None else path.write_bytes(data)

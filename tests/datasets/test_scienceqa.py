@@ -6,7 +6,7 @@ from sphinx_jax import datasets as sources
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.tasks.questions import CHOICE_INSTRUCTIONS
-from tests.datasets import pictures
+from tests.datasets import image_files
 from tests.datasets.question_trees import dump
 
 COLONY = {
@@ -34,7 +34,7 @@ def root(tmp_path):
     {'1': COLONY, '2': text, '3': {**COLONY, 'answer': 3}, '4': {**COLONY, 'choices': []}},
   )
   dump(tmp_path / 'pid_splits.json', {'test': ['1', '2', '3', '4', '5', '1'], 'minitest': ['2']})
-  pictures.write(tmp_path / 'images/test/1/image.png', form='PNG')
+  image_files.write(tmp_path / 'images/test/1/image.png', form='PNG')
   return tmp_path
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from sphinx_jax import datasets as sources
 from sphinx_jax.data.record import BadExample
-from tests.datasets import pictures
+from tests.datasets import image_files
 from tests.datasets.question_trees import dump
 
 CAPTIONS = ['A sign says «Köln».', 'A blue sign.', 'Sign with text.', '', 'A sign.']
@@ -34,8 +34,8 @@ def root(tmp_path):
     },
   )
   dump(tmp_path / 'TextCaps_0.1_test.json', {'data': [{'image_id': 'cd', 'set_name': 'test'}]})
-  pictures.write(tmp_path / 'train_images/ab.jpg')
-  pictures.write(tmp_path / 'test_images/cd.jpg')
+  image_files.write(tmp_path / 'train_images/ab.jpg')
+  image_files.write(tmp_path / 'test_images/cd.jpg')
   return tmp_path
 
 

@@ -5,7 +5,7 @@ import pytest
 from sphinx_jax import datasets as sources
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample
-from tests.datasets import layouts, pictures
+from tests.datasets import box_trees, image_files
 
 IMAGES = {1: 'VG_100K_2', 20: 'VG_100K', 21: 'VG_100K'}
 
@@ -72,7 +72,7 @@ def opened(root, task='rec', split='all', **settings):
 
 
 def layout(tmp_path, images=IMAGES, **files):
-  return layouts.visual_genome(tmp_path / 'vg', images, **files)
+  return box_trees.visual_genome(tmp_path / 'vg', images, **files)
 
 
 def reasons(source):
@@ -228,9 +228,9 @@ def test_repeated_rows_and_pictures(tmp_path):
   source = opened(root, 'reg')
   assert [source[i].id for i in range(len(source))] == ['1/0', '1/1', '1#2/0']
   entry = {'image_id': 1, 'width': 40, 'height': 30, 'url': 'x/VG_100K_2/1.jpg'}
-  layouts.dump(root / 'image_data.json', [entry, entry])
+  box_trees.dump(root / 'image_data.json', [entry, entry])
   assert reasons(opened(root, 'reg')) == [''] * 3
-  layouts.dump(root / 'image_data.json', [entry, entry | {'width': 41}, None, {'image_id': [2]}])
+  box_trees.dump(root / 'image_data.json', [entry, entry | {'width': 41}, None, {'image_id': [2]}])
   assert reasons(opened(root, 'reg')) == ['unknown image'] * 3
 
 
@@ -239,7 +239,7 @@ def test_repeated_rows_and_pictures(tmp_path):
 )
 def test_malformed_entries_of_pictures(tmp_path, change):
   root = layout(tmp_path, region_descriptions=ROWS[:1])
-  layouts.dump(
+  box_trees.dump(
     root / 'image_data.json',
     [{'image_id': 1, 'width': 40, 'height': 30, 'url': 'x/VG_100K_2/1.jpg'} | change],
   )
@@ -258,8 +258,8 @@ def test_trees_in_use_and_pictures_that_are_missing(tmp_path):
   for data, reason in (
     (b'', 'empty image'),
     (b'no', 'unreadable image'),
-    (pictures.encoded(mode='CMYK'), ''),
-    (pictures.encoded(80, 60, mode='L'), ''),
+    (image_files.encoded(mode='CMYK'), ''),
+    (image_files.encoded(80, 60, mode='L'), ''),
   ):
     (root / 'images/VG_100K/20.jpg').write_bytes(data)
     assert reasons(opened(root))[1] == reason

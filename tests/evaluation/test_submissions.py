@@ -6,12 +6,12 @@ import pytest
 
 from sphinx_jax.core.errors import SphinxError
 from sphinx_jax.evaluation.submissions import submission
-from tests.evaluation.benchmarks import official
+from tests.evaluation.benchmarks import benchmark_files
 
 
 @pytest.fixture
 def root(tmp_path):
-  official.file(
+  benchmark_files.file(
     tmp_path,
     'data/vqav2/v2_OpenEnded_mscoco_test-dev2015_questions.json',
     {
@@ -21,7 +21,7 @@ def root(tmp_path):
       ]
     },
   )
-  official.file(
+  benchmark_files.file(
     tmp_path,
     'data/vizwiz/test.json',
     [
@@ -29,7 +29,7 @@ def root(tmp_path):
       {'image': 'VizWiz_test_00000001.jpg', 'question': 'Colour?'},
     ],
   )
-  official.file(
+  benchmark_files.file(
     tmp_path,
     'data/docvqa/test/test_v1.0.json',
     {
@@ -82,7 +82,7 @@ def predicted(benchmark, answers=('blue', 'naïve "x"')):
   ],
 )
 def test_files_have_the_form_that_the_servers_take(root, name, image, rows):
-  benchmark = official.opened(name, root)
+  benchmark = benchmark_files.opened(name, root)
   assert benchmark.hidden and benchmark.questions[0].image == root / image
   assert 'gt_answers' not in benchmark.questions[0].entry
   file, data = submission(
@@ -92,7 +92,7 @@ def test_files_have_the_form_that_the_servers_take(root, name, image, rows):
 
 
 def test_every_question_needs_one_answer(root):
-  benchmark = official.opened('vqav2_testdev', root)
+  benchmark = benchmark_files.opened('vqav2_testdev', root)
   lines, ids = predicted(benchmark), [question.id for question in benchmark.questions]
   for entries, message in (
     (lines[:1], "1 questions without an answer, for example '262144001'"),
@@ -110,6 +110,6 @@ def test_a_benchmark_with_truth_has_no_submission():
 
 
 def test_a_wrong_file_is_an_error(root):
-  official.file(root, 'data/vizwiz/test.json', [{'question': 'What?'}])
+  benchmark_files.file(root, 'data/vizwiz/test.json', [{'question': 'What?'}])
   with pytest.raises(SphinxError, match="without 'image'"):
-    official.opened('vizwiz_test', root)
+    benchmark_files.opened('vizwiz_test', root)

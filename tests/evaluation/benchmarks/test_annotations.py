@@ -6,7 +6,7 @@ from sphinx_jax.configs import benchmarks
 from sphinx_jax.core import boxes, coordinates
 from sphinx_jax.core.errors import SphinxError
 from sphinx_jax.evaluation.protocols import PER_EXAMPLE, PROTOCOLS
-from tests.evaluation.benchmarks import official
+from tests.evaluation.benchmarks import benchmark_files
 
 TABLE = benchmarks.get_config()
 FILES = {
@@ -15,15 +15,17 @@ FILES = {
   if row.reader == 'annotations'
 }
 HERE = sorted(
-  path.stem for path in official.ANNOTATIONS.glob('*.json') if path.stem != 'annotation_config'
+  path.stem
+  for path in benchmark_files.ANNOTATIONS.glob('*.json')
+  if path.stem != 'annotation_config'
 )
 
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
   root = tmp_path_factory.mktemp('root')
-  official.annotations(root)
-  official.annotators(root)
+  benchmark_files.annotations(root)
+  benchmark_files.annotators(root)
   return root
 
 
@@ -45,8 +47,8 @@ def answered(benchmark, answer):
 
 @pytest.mark.parametrize('file', HERE)
 def test_every_official_file_is_in_the_table_and_loads(root, file):
-  benchmark = official.opened(FILES[file], root)
-  rows = official.rows(file)
+  benchmark = benchmark_files.opened(FILES[file], root)
+  rows = benchmark_files.rows(file)
   assert len(benchmark.questions) == len(rows) == 60
   assert (
     len({question.id for question in benchmark.questions}) == 60
@@ -62,7 +64,7 @@ def test_every_official_file_is_in_the_table_and_loads(root, file):
 
 @pytest.mark.parametrize('file', HERE)
 def test_perfect_answers_have_full_marks_and_wrong_ones_none(root, file):
-  benchmark = official.opened(FILES[file], root)
+  benchmark = benchmark_files.opened(FILES[file], root)
   row, protocol = TABLE[FILES[file]], benchmark.protocol
   right = answered(benchmark, lambda entry: perfect(protocol, entry))
   wrong = answered(benchmark, lambda entry: 'qqqq zzzz')
@@ -71,7 +73,10 @@ def test_perfect_answers_have_full_marks_and_wrong_ones_none(root, file):
   subtasks = {entry['image_path'].split('/')[-3] for entry in right}
   assert marks[row.metric] == pytest.approx(200 * len(subtasks) if file == 'MME_benchmark' else 1)
   assert none[row.metric] == 0
-  assert PER_EXAMPLE[protocol](right) == pytest.approx([1] * 60) and PER_EXAMPLE[protocol](wrong) == [0] * 60
+  assert (
+    PER_EXAMPLE[protocol](right) == pytest.approx([1] * 60)
+    and PER_EXAMPLE[protocol](wrong) == [0] * 60
+  )
   if (
     protocol != 'vqa_score'
   ):  # There the official reading keeps articles, so that a perfect answer may fall.
@@ -86,26 +91,27 @@ def _single(entry):
 
 
 def test_all_annotators_answers_come_from_the_data_sets_file(root):
-  entry = official.opened('okvqa_val', root).questions[0].entry
-  assert entry['gt_answers'] == [official.rows('okvqa_val')[0]['gt_answers']] * 10
+  entry = benchmark_files.opened('okvqa_val', root).questions[0].entry
+  assert entry['gt_answers'] == [benchmark_files.rows('okvqa_val')[0]['gt_answers']] * 10
   assert (
-    official.opened('docvqa_val', root).questions[0].entry['gt_answers'][1] == 'another spelling'
+    benchmark_files.opened('docvqa_val', root).questions[0].entry['gt_answers'][1]
+    == 'another spelling'
   )
 
 
 def test_the_original_files_of_textvqa_and_vizwiz_do_too(tmp_path):
-  official.annotations(tmp_path)
-  official.file(
+  benchmark_files.annotations(tmp_path)
+  benchmark_files.file(
     tmp_path,
     'data/textvqa/TextVQA_0.5.1_val.json',
     {
       'data': [
         {'question_id': row['question_id'], 'answers': ['nous les gosses'] * 10}
-        for row in official.rows('textvqa_val')
+        for row in benchmark_files.rows('textvqa_val')
       ]
     },
   )
-  official.file(
+  benchmark_files.file(
     tmp_path,
     'data/vizwiz/val.json',
     [
@@ -113,26 +119,26 @@ def test_the_original_files_of_textvqa_and_vizwiz_do_too(tmp_path):
         'image': row['image_path'].split('/')[-1],
         'answers': [{'answer': 'blue', 'answer_confidence': 'yes'}] * 10,
       }
-      for row in official.rows('vizwiz_val')
+      for row in benchmark_files.rows('vizwiz_val')
     ],
   )
   for name, answer in (('textvqa_val', 'nous les gosses'), ('vizwiz_val', 'blue')):
-    assert official.opened(name, tmp_path).questions[59].entry['gt_answers'] == [answer] * 10
+    assert benchmark_files.opened(name, tmp_path).questions[59].entry['gt_answers'] == [answer] * 10
 
 
 @pytest.mark.parametrize('name', ['okvqa_val', 'textvqa_val', 'vizwiz_val', 'docvqa_val'])
 def test_a_missing_file_of_answers_is_named(tmp_path, name):
-  official.annotations(tmp_path)
+  benchmark_files.annotations(tmp_path)
   annotation = TABLE[name].annotation
   with pytest.raises(
     SphinxError, match=annotation if isinstance(annotation, str) else annotation[0]
   ):
-    official.opened(name, tmp_path)
+    benchmark_files.opened(name, tmp_path)
 
 
 def test_a_missing_annotation_file_is_named(tmp_path):
   with pytest.raises(SphinxError, match='refcoco_val.json'):
-    official.opened('refcoco_val', tmp_path)
+    benchmark_files.opened('refcoco_val', tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -146,9 +152,9 @@ def test_a_missing_annotation_file_is_named(tmp_path):
   ],
 )
 def test_another_file_is_refused(tmp_path, value, message):
-  official.file(tmp_path, 'annotations/vsr_val.json', value)
+  benchmark_files.file(tmp_path, 'annotations/vsr_val.json', value)
   with pytest.raises(SphinxError, match=message):
-    official.opened('vsr_val', tmp_path)
+    benchmark_files.opened('vsr_val', tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +168,7 @@ def test_another_file_is_refused(tmp_path, value, message):
   ],
 )
 def test_another_file_of_answers_is_refused(tmp_path, value, message):
-  official.annotations(tmp_path)
-  official.file(tmp_path, 'data/okvqa/mscoco_val2014_annotations.json', value)
+  benchmark_files.annotations(tmp_path)
+  benchmark_files.file(tmp_path, 'data/okvqa/mscoco_val2014_annotations.json', value)
   with pytest.raises(SphinxError, match=message):
-    official.opened('okvqa_val', tmp_path)
+    benchmark_files.opened('okvqa_val', tmp_path)

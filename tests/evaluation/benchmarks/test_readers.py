@@ -7,7 +7,7 @@ import pytest
 from sphinx_jax.core.coordinates import KEYPOINTS
 from sphinx_jax.core.errors import SphinxError
 from sphinx_jax.evaluation.protocols import PROTOCOLS
-from tests.evaluation.benchmarks import official
+from tests.evaluation.benchmarks import benchmark_files
 
 ASK = 'Answer with the option"s letter from the given choices directly.'
 
@@ -31,10 +31,10 @@ def test_pope(tmp_path):
     }
     for i, (thing, label) in enumerate([('snowboard', 'yes'), ('dog', 'no'), ('dog', 'no')])
   ]
-  official.file(
+  benchmark_files.file(
     tmp_path, 'data/pope/coco_pope_random.json', '\n'.join(map(json.dumps, lines)) + '\n'
   )
-  benchmark = official.opened('pope_random', tmp_path)
+  benchmark = benchmark_files.opened('pope_random', tmp_path)
   first = benchmark.questions[0]
   assert (
     first.prompt
@@ -45,16 +45,16 @@ def test_pope(tmp_path):
     scored(benchmark, ['Yes', 'No', 'No'])['f1'] == 1
     and scored(benchmark, ['No', 'Yes', 'Yes'])['accuracy'] == 0
   )
-  official.file(tmp_path, 'data/pope/coco_pope_random.json', '{"question_id": 1}\n')
+  benchmark_files.file(tmp_path, 'data/pope/coco_pope_random.json', '{"question_id": 1}\n')
   with pytest.raises(SphinxError, match="without 'text'"):
-    official.opened('pope_random', tmp_path)
-  official.file(tmp_path, 'data/pope/coco_pope_random.json', '[')
+    benchmark_files.opened('pope_random', tmp_path)
+  benchmark_files.file(tmp_path, 'data/pope/coco_pope_random.json', '[')
   with pytest.raises(SphinxError, match='line 1 of .* not JSON'):
-    official.opened('pope_random', tmp_path)
+    benchmark_files.opened('pope_random', tmp_path)
 
 
 def test_mmbench_asks_every_rotation(tmp_path):
-  official.mmbench(
+  benchmark_files.mmbench(
     tmp_path,
     [
       {
@@ -70,7 +70,7 @@ def test_mmbench_asks_every_rotation(tmp_path):
       {'index': 5, 'question': 'Ant or bee?', 'hint': 'nan', 'A': 'ant', 'B': 'bee', 'answer': 'A'},
     ],
   )
-  benchmark = official.opened('mmbench_dev', tmp_path)
+  benchmark = benchmark_files.opened('mmbench_dev', tmp_path)
   assert [question.id for question in benchmark.questions] == [
     '5-0',
     '5-1',
@@ -102,7 +102,7 @@ def test_mmbench_asks_every_rotation(tmp_path):
 
 
 def test_mmbench_files_with_rotations_are_taken_as_they_are(tmp_path):
-  official.mmbench(
+  benchmark_files.mmbench(
     tmp_path,
     [
       {
@@ -117,7 +117,7 @@ def test_mmbench_files_with_rotations_are_taken_as_they_are(tmp_path):
     ],
     'data/mmbench/MMBench_DEV_EN.tsv',
   )
-  benchmark = official.opened('mmbench_dev', tmp_path)
+  benchmark = benchmark_files.opened('mmbench_dev', tmp_path)
   assert [question.id for question in benchmark.questions] == ['5-0', '5-1']
   assert (
     benchmark.questions[1].image == benchmark.questions[0].image
@@ -137,12 +137,14 @@ def test_mmbench_files_with_rotations_are_taken_as_they_are(tmp_path):
   ],
 )
 def test_another_mmbench_file_is_refused(tmp_path, line, message):
-  official.mmbench(tmp_path, [line])
+  benchmark_files.mmbench(tmp_path, [line])
   with pytest.raises(SphinxError, match=message):
-    official.opened('mmbench_dev', tmp_path)
-  official.file(tmp_path, 'data/mmbench/mmbench_dev_20230712.tsv', 'index\tquestion\nx\tA?\n')
+    benchmark_files.opened('mmbench_dev', tmp_path)
+  benchmark_files.file(
+    tmp_path, 'data/mmbench/mmbench_dev_20230712.tsv', 'index\tquestion\nx\tA?\n'
+  )
   with pytest.raises(SphinxError, match="index 'x'"):
-    official.opened('mmbench_dev', tmp_path)
+    benchmark_files.opened('mmbench_dev', tmp_path)
 
 
 def test_seed_bench_asks_about_pictures_only(tmp_path):
@@ -160,7 +162,7 @@ def test_seed_bench_asks_about_pictures_only(tmp_path):
       'question_type_id': kind,
     }
 
-  official.file(
+  benchmark_files.file(
     tmp_path,
     'data/SEED_Bench/SEED-Bench.json',
     {
@@ -172,7 +174,7 @@ def test_seed_bench_asks_about_pictures_only(tmp_path):
       ],
     },
   )
-  benchmark = official.opened('seed_bench', tmp_path)
+  benchmark = benchmark_files.opened('seed_bench', tmp_path)
   assert [question.id for question in benchmark.questions] == ['101669', '7']
   first = benchmark.questions[0]
   assert first.prompt == f'Question:\nHow many?\nChoices:\nA. One\nB. Two\nC. Three\nD. Four\n{ASK}'
@@ -193,8 +195,8 @@ def test_seed_bench_asks_about_pictures_only(tmp_path):
   ],
 )
 def test_boxes_of_every_picture(tmp_path, name, file, images):
-  official.file(tmp_path, file, official.instances())
-  benchmark = official.opened(name, tmp_path)
+  benchmark_files.file(tmp_path, file, benchmark_files.instances())
+  benchmark = benchmark_files.opened(name, tmp_path)
   assert [question.id for question in benchmark.questions] == [
     '139',
     '7',
@@ -207,10 +209,10 @@ def test_boxes_of_every_picture(tmp_path, name, file, images):
 
 
 def test_poses_of_every_person_with_keypoints(tmp_path):
-  official.file(
-    tmp_path, 'data/coco/annotations/person_keypoints_val2017.json', official.keypoints()
+  benchmark_files.file(
+    tmp_path, 'data/coco/annotations/person_keypoints_val2017.json', benchmark_files.keypoints()
   )
-  benchmark = official.opened('coco_pose_val2017', tmp_path)
+  benchmark = benchmark_files.opened('coco_pose_val2017', tmp_path)
   assert [question.id for question in benchmark.questions] == ['11', '12']
   assert (
     benchmark.questions[0].prompt
@@ -233,12 +235,12 @@ def test_captions_of_coco_and_of_karpathys_split(tmp_path):
     {'id': i, 'image_id': 139, 'caption': text}
     for i, text in enumerate(['A cat sits on a mat.', 'Ein Kätzchen'])
   ]
-  official.file(
+  benchmark_files.file(
     tmp_path,
     'data/coco/annotations/captions_val2017.json',
-    {**official.instances(), 'annotations': captions},
+    {**benchmark_files.instances(), 'annotations': captions},
   )
-  benchmark = official.opened('coco_caption_val2017', tmp_path)
+  benchmark = benchmark_files.opened('coco_caption_val2017', tmp_path)
   [question] = benchmark.questions  # A picture without a caption is not asked about.
   assert question.entry['gt_answers'] == ['A cat sits on a mat.', 'Ein Kätzchen']
   assert scored(benchmark, ['A cat sits on a mat.'])['BLEU-4'] == 1
@@ -252,12 +254,12 @@ def test_captions_of_coco_and_of_karpathys_split(tmp_path):
       'sentences': [{'raw': f'Thing {number} stands over there.', 'tokens': []}],
     }
 
-  official.file(
+  benchmark_files.file(
     tmp_path,
     'data/coco/dataset_coco.json',
     {'images': [row(1, 'test'), row(2, 'restval'), row(3, 'test')]},
   )
-  benchmark = official.opened('coco_caption_karpathy_test', tmp_path)
+  benchmark = benchmark_files.opened('coco_caption_karpathy_test', tmp_path)
   assert [question.id for question in benchmark.questions] == ['1', '3']
   assert (
     benchmark.questions[1].image == tmp_path / 'data/coco/val2014/COCO_val2014_000000000003.jpg'
@@ -268,9 +270,9 @@ def test_captions_of_coco_and_of_karpathys_split(tmp_path):
 
 def test_phrases_of_flickr30k_entities(tmp_path):
   root = 'data/flickr30k_entities'
-  official.file(tmp_path, f'{root}/test.txt', '36979\n')
-  official.file(tmp_path, f'{root}/flickr30k-images/36979.jpg', b'')
-  official.file(
+  benchmark_files.file(tmp_path, f'{root}/test.txt', '36979\n')
+  benchmark_files.file(tmp_path, f'{root}/flickr30k-images/36979.jpg', b'')
+  benchmark_files.file(
     tmp_path,
     f'{root}/Sentences/36979.txt',
     (
@@ -283,7 +285,7 @@ def test_phrases_of_flickr30k_entities(tmp_path):
     return f'<object><name>{name}</name><bndbox>{box}</bndbox></object>'
 
   men = [thing(1, xmin=x, ymin=51, xmax=x + 100, ymax=151) for x in (1, 301)]
-  official.file(
+  benchmark_files.file(
     tmp_path,
     f'{root}/Annotations/36979.xml',
     (
@@ -292,7 +294,7 @@ def test_phrases_of_flickr30k_entities(tmp_path):
       '<object><name>3</name><scene>1</scene><nobndbox>1</nobndbox></object></annotation>'
     ),
   )
-  benchmark = official.opened('flickr30k_grounding_test', tmp_path)
+  benchmark = benchmark_files.opened('flickr30k_grounding_test', tmp_path)
   assert [question.entry['question'] for question in benchmark.questions] == [
     'Two men',
     'red hats',
@@ -314,9 +316,9 @@ def test_phrases_of_flickr30k_entities(tmp_path):
     {'recall@1 any box': 2 / 3, 'recall@1 merged box': 2 / 3}
   )
   assert scored(benchmark, [hats, man, '']) == {'recall@1 any box': 0, 'recall@1 merged box': 0}
-  official.file(tmp_path, f'{root}/Annotations/36979.xml', '<annotation>')
+  benchmark_files.file(tmp_path, f'{root}/Annotations/36979.xml', '<annotation>')
   with pytest.raises(SphinxError, match='36979.xml'):
-    official.opened('flickr30k_grounding_test', tmp_path)
+    benchmark_files.opened('flickr30k_grounding_test', tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -327,12 +329,12 @@ def test_phrases_of_flickr30k_entities(tmp_path):
     ({'images': 3, 'categories': [], 'annotations': []}, "no list 'images'"),
     ({'images': [{'id': 1}], 'categories': [], 'annotations': []}, "without 'file_name'"),
     (
-      {**official.instances(), 'images': official.instances()['images'] * 2},
+      {**benchmark_files.instances(), 'images': benchmark_files.instances()['images'] * 2},
       'two images with the id 139',
     ),
   ],
 )
 def test_another_coco_file_is_refused(tmp_path, value, message):
-  official.file(tmp_path, 'data/coco/annotations/instances_val2017.json', value)
+  benchmark_files.file(tmp_path, 'data/coco/annotations/instances_val2017.json', value)
   with pytest.raises(SphinxError, match=message):
-    official.opened('coco_detection_val2017', tmp_path)
+    benchmark_files.opened('coco_detection_val2017', tmp_path)

@@ -10,7 +10,7 @@ from sphinx_jax.evaluation.benchmarks import benchmark as base
 from sphinx_jax.evaluation.protocols import PROTOCOLS
 from sphinx_jax.evaluation.submissions import SUBMISSIONS
 from sphinx_jax.tasks import TASKS
-from tests.evaluation.benchmarks.official import CONFIG
+from tests.evaluation.benchmarks.benchmark_files import CONFIG
 
 TABLE = benchmarks.get_config()
 LEFT_OUT = {name for name, row in CONFIG.items() if row['metric'] == 'ureader'}

@@ -7,7 +7,7 @@ import pytest
 from sphinx_jax import datasets as sources
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample
-from tests.datasets import pictures
+from tests.datasets import image_files
 from tests.datasets.question_trees import Asked, dump, vizwiz, vqav2, vsr
 
 
@@ -25,7 +25,7 @@ def test_vqav2s_tests_are_hidden_and_share_their_pictures(tmp_path):
     item = source.family.item(0)
     assert item.image == tmp_path / 'test2015/COCO_test2015_000000000005.jpg'
     assert item.annotation['questions'][0]['answer'] == ''
-  pictures.write(item.image)
+  image_files.write(item.image)
   with pytest.raises(BadExample, match='Is it'):
     source[0]
 
@@ -36,7 +36,7 @@ def test_vqav2s_tests_are_hidden_and_share_their_pictures(tmp_path):
 )
 def test_cocos_pictures_are_found_beside_the_questions(tmp_path, questions, coco):
   vqav2(tmp_path / questions, [Asked(1, 1, 'Is it?')])
-  pictures.write(tmp_path / coco / 'train2014/COCO_train2014_000000000001.jpg')
+  image_files.write(tmp_path / coco / 'train2014/COCO_train2014_000000000001.jpg')
   root = tmp_path / ('coco' if questions == 'coco/vqav2' else questions)
   assert opened('vqav2', root)[0].turns[0][1] == 'yes'
 
@@ -50,7 +50,7 @@ def test_gqas_questions_may_be_in_many_files_and_hidden(tmp_path):
       },
     )
     for i in range(3):
-      pictures.write(tmp_path / f'images/{i}.jpg')
+      image_files.write(tmp_path / f'images/{i}.jpg')
   source = opened('gqa', tmp_path, split='train_all')
   assert len(source) == 3 and [len(record.turns) for record in source] == [
     2,
@@ -83,9 +83,9 @@ def test_ocrvqas_splits_are_numbers_and_covers_of_other_endings_may_be_saved_as_
       '5': {**book, 'split': 2, 'answers': ['X']},
     },
   )
-  pictures.write(tmp_path / 'images/1.gif', form='GIF')
+  image_files.write(tmp_path / 'images/1.gif', form='GIF')
   for n in (2, 5):
-    pictures.write(tmp_path / f'images/{n}.jpg')
+    image_files.write(tmp_path / f'images/{n}.jpg')
   val = opened('ocrvqa', tmp_path, split='val')
   assert val.task == 'ocr' and len(val) == 4
   assert (
@@ -104,7 +104,7 @@ def test_ocrvqas_splits_are_numbers_and_covers_of_other_endings_may_be_saved_as_
 
 
 def test_vizwiz_is_asked_as_the_official_evaluation_does(tmp_path):
-  pictures.write(vizwiz(tmp_path, [Asked(1, 3, 'What is it? ')])(3))
+  image_files.write(vizwiz(tmp_path, [Asked(1, 3, 'What is it? ')])(3))
   text, _ = opened('vizwiz', tmp_path)[0].turns[0]
   assert text == (
     "What is it? When the provided information is insufficient, respond with 'Unanswerable'.\n"
@@ -129,7 +129,7 @@ def test_docvqa_in_the_newer_download(tmp_path):
     {'data': [{**record, 'answers': ['1 May', '1 May 1990']}]},
   )
   dump(tmp_path / 'spdocvqa_qas/test_v1.0.json', {'data': [record]})
-  pictures.write(tmp_path / 'spdocvqa_images/a_1.png', form='PNG')
+  image_files.write(tmp_path / 'spdocvqa_images/a_1.png', form='PNG')
   record = opened('docvqa', tmp_path, split='val')[0]
   assert record.turns[0][1] == '1 May' and record.truth[0]['answers'] == ['1 May', '1 May 1990']
   with pytest.raises(BadExample, match='What is the date'):
@@ -146,7 +146,7 @@ def test_chartqas_parts_can_be_had_alone_and_numbers_are_answers(tmp_path):
     ],
   )
   for name in 'ab':
-    pictures.write(tmp_path / f'val/png/{name}.png', form='PNG')
+    image_files.write(tmp_path / f'val/png/{name}.png', form='PNG')
   both = opened('chartqa', tmp_path, split='val')
   assert [answer for _, answer in both[0].turns] == ['0.57', '3'] and len(both) == 2
   assert len(opened('chartqa', tmp_path, split='val_human')) == 1
@@ -170,7 +170,7 @@ def test_vsrs_statements_in_the_official_wording_on_cocos_pictures(tmp_path):
     b'{"image": \n\n\xff\n' + json.dumps(line).encode() + b'\n'
   )
   for split, n in (('train2017', 9), ('val2017', 8)):
-    pictures.write(tmp_path / f'coco/{split}/{n:012d}.jpg')
+    image_files.write(tmp_path / f'coco/{split}/{n:012d}.jpg')
   assert opened('vsr', root)[0].turns == (
     ('Is the following statement "The cat is under the dog." true or false?', 'false'),
   )

@@ -4,7 +4,7 @@ import json
 import pickle
 from pathlib import Path
 
-from tests.datasets import pictures
+from tests.datasets import image_files
 
 
 def dump(path: Path, value) -> Path:
@@ -48,7 +48,7 @@ def coco(root, kind, split, images, annotations, names=(), folder=None) -> Path:
   """kind: 'captions', 'instances' or 'person_keypoints'; folder: of the pictures, by default the split's."""
   dump(root / f'annotations/{kind}_{split}.json', coco_json(images, annotations, names))
   for name in images.values():
-    pictures.write(root / (folder or split) / name)
+    image_files.write(root / (folder or split) / name)
   return root
 
 
@@ -62,7 +62,7 @@ def lvis(root, split, images, annotations, names) -> Path:
       'neg_category_ids': absent,
       'not_exhaustive_category_ids': partial,
     }
-    pictures.write(root / place)
+    image_files.write(root / place)
   dump(root / f'lvis_v1_{split}.json', value)
   return root
 
@@ -72,7 +72,7 @@ def doclaynet(root, split, images, annotations, names) -> Path:
   value = coco_json(images, annotations, names)
   for entry in value['images']:
     entry |= {'width': 1025, 'height': 1025, 'doc_category': 'laws', 'page_no': 1, 'precedence': 0}
-    pictures.write(root / 'PNG' / entry['file_name'], width=41, height=41, form='PNG')
+    image_files.write(root / 'PNG' / entry['file_name'], width=41, height=41, form='PNG')
   dump(root / f'COCO/{split}.json', value)
   return root
 
@@ -110,7 +110,7 @@ def refcoco(
   dump(root / name / 'instances.json', coco_json(files, annotations, names))
   (root / name / f'refs({by}).p').write_bytes(pickle.dumps(refs, protocol=protocol))
   for file in files.values():
-    pictures.write(root / folder / file)
+    image_files.write(root / folder / file)
   return root
 
 
@@ -130,7 +130,7 @@ def visual_genome(root, images, **files) -> Path:
     ],
   )
   for i, folder in images.items():
-    pictures.write(root / folder / f'{i}.jpg')
+    image_files.write(root / folder / f'{i}.jpg')
   for name, rows in files.items():
     dump(root / f'{name}.json', rows)
   return root
@@ -141,7 +141,7 @@ def flickr30k(root, split, sentences, objects) -> Path:
   dump(root / f'{split}.txt', ''.join(f'{image}\n' for image in sentences))
   for image, lines in sentences.items():
     dump(root / f'Sentences/{image}.txt', '\n'.join(lines) + '\n')
-    pictures.write(root / f'flickr30k-images/{image}.jpg')
+    image_files.write(root / f'flickr30k-images/{image}.jpg')
     dump(root / f'Annotations/{image}.xml', _xml(image, objects.get(image, ())))
   return root
 
