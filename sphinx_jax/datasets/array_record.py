@@ -12,7 +12,7 @@ The licence is that of the prepared dataset.
 import json
 from typing import Any
 
-from sphinx_jax.core import errors, tensorflow as quiet_tensorflow
+from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.datasets.family import Family, Item
 from sphinx_jax.tasks import TASKS
@@ -85,7 +85,6 @@ class ArrayRecord(Family):
 
   def _open_rows(self, split: dict[str, Any]) -> Any:
     """Random access to the rows of a split. Images stay encoded."""
-    quiet_tensorflow.load()
     import tensorflow_datasets as tfds  # Takes a second, so only if it is needed.
 
     try:
