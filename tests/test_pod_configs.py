@@ -1,6 +1,6 @@
-"""The configs of pods, at a width that a laptop has: the same files, steps and settings otherwise."""
+"""The configs of pods, with a small model and batch, and few updates."""
 
-import base64
+import contextlib
 import json
 import os
 import pathlib
@@ -11,116 +11,105 @@ import jax
 import numpy as np
 import pytest
 
-from sphinx_jax import recipe
+from sphinx_jax import recipe, run
 from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
 from sphinx_jax.configs import recipe as recipe_config, stage1, stage2
-from sphinx_jax.core import config as config_lib, errors
-from sphinx_jax.run import Program
+from sphinx_jax.core import batch as batch_contract, errors
+from sphinx_jax.models import sphinx
 from sphinx_jax.training import writer
 from tests import paper_data, release
+from tests.narrow import narrow_run
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
 ROOT = pathlib.Path(__file__).parent.parent
-NARROW = {
-  'image_size': 16,
-  'grid': 1,
-  'dtype': 'float32',
-  'encoders': {'clip': dict(view=16, patch=8, width=8, layers=1, heads=2)},
-  'llm': dict(
-    name='llama', vocab=512, width=16, layers=2, heads=4, kv_heads=4, multiple_of=8, max_length=512
-  ),
-}
 
 
-def narrow(config):
-  """A stage with a small model and batch, and few updates."""
-  config = config.copy_and_resolve_references()
+@pytest.fixture(scope='module')
+def start(tmp_path_factory):
+  """The directory that a run is started in: the data that the configs name, and fresh weights."""
+  directory = tmp_path_factory.mktemp('start')
+  paper_data.write(directory / 'data')
+  config = narrow_run(stage1.get_config())
+  params = jax.tree.map(np.asarray, run.Program(config).init())
+  bundle = Bundle(config, release.TOKENIZER.read_bytes(), {'system': ''})
+  with store.Store(directory / 'fresh') as fresh:
+    fresh.save(0, params, None, bundle.to_meta())
+  return directory
+
+
+@pytest.mark.parametrize(
+  'get_config, arg',
+  [
+    (stage1.get_config, '7b,224'),
+    (stage1.get_config, '7b,224,synthetic'),
+    (stage2.get_config, '7b,224'),
+  ],
+)
+def test_a_stage_starts_from_fresh_weights_with_batches_of_its_data(
+  start, monkeypatch, get_config, arg
+):
+  """Everything that train does before it compiles, and the trace of the update."""
+  monkeypatch.chdir(start)
+  config = narrow_run(get_config(arg))
   with config.unlocked():
-    del config.model.encoders, config.model.llm
-    config.model.update(NARROW)
-    config.update(steps=2, log_every=1, eval_every=2, eval_batches=1, loss_chunk=32)
-    config.batch.update(size=8, seq_len=512, images=4, window=64)
-    config.optimizer.update(warmup=1, lr=1e-2)
-  return config
+    config.init_from = str(start / 'fresh')
+  program = run.Program(config)
+  data = run.open_data(config)
+  run.check_parent(config, program, data)
+  assert set(data.validation()) == set(config.validation) and all(data.validation().values())
+  with contextlib.closing(data.batches(0)) as batches:
+    batch, position = next(batches)
+  batch_contract.check(batch, sphinx.visual_tokens(config.model))
+  assert position == config.batch.size and batch['loss_weight'].sum() > 0
+  metrics = program.trace().out_info[1]
+  assert metrics['task_loss'].shape == (len(config.mixture),)
 
 
-@pytest.fixture
-def given(tmp_path, monkeypatch):
-  """The folder that a run is started in, with the files that the configs name, and weights to start from."""
-  monkeypatch.chdir(tmp_path)
-  paper_data.write(tmp_path / 'data')
-  config = narrow(stage1.get_config())
-  with store.Store(tmp_path / 'fresh') as fresh:
-    fresh.save(
-      0,
-      jax.tree.map(np.asarray, Program(config).init()),
-      None,
-      {
-        'config': config_lib.to_json(config),
-        'tokenizer': base64.b64encode(release.TOKENIZER.read_bytes()).decode(),
-        'dialog': {'system': ''},
-      },
-    )
-  return tmp_path
-
-
-def test_the_recipe_of_pods_runs_from_fresh_weights_to_stage_2(given):
+@pytest.mark.slow
+@pytest.mark.usefixtures('compiled_once')
+def test_the_recipe_of_pods_runs_from_fresh_weights_to_stage_2(start, monkeypatch):
+  monkeypatch.chdir(start)
   config = recipe_config.get_config('7b,224').copy_and_resolve_references()
   with config.unlocked():
     for name in ('real', 'synthetic', 'stage2'):
-      config[name] = narrow(config[name])
-    config.real.init_from, config.mix.coefficients = str(given / 'fresh'), (0.0, 0.5, 1.0)
-  recipe.run_recipe(config.lock(), given / 'run')
-  assert {path.parent.name for path in given.glob('run/*/done.json')} == set(config.steps)
-  assert json.loads((given / 'run' / 'mix' / 'choice.json').read_text())['coefficient'] in (
-    0.0,
-    0.5,
-    1.0,
-  )
-  lines = writer.read(given / 'run' / 'stage2')
-  assert (
-    lines[-1]['step'] == 2
-    and np.isfinite([value for name, value in lines[-1].items() if 'loss' in name]).all()
-  )
-  assert (
-    store.load_meta(given / 'run' / 'stage2')['tokenizer']
-    == store.load_meta(given / 'fresh')['tokenizer']
-  )
-  the_line_between_its_runs_is_measured_by_one_command(given)
+      config[name] = narrow_run(config[name])
+    config.real.init_from = str(start / 'fresh')
+    config.mix.coefficients = (0.0, 0.5, 1.0)
+  recipe.run_recipe(config.lock(), start / 'run')
+  assert {path.parent.name for path in start.glob('run/*/done.json')} == set(config.steps)
+  choice = json.loads((start / 'run' / 'mix' / 'choice.json').read_text())
+  assert choice['coefficient'] in (0.0, 0.5, 1.0)
+  last = writer.read(start / 'run' / 'stage2')[-1]
+  assert last['step'] == 2
+  assert np.isfinite([value for name, value in last.items() if 'loss' in name]).all()
+  assert load_bundle(start / 'run' / 'stage2').tokenizer == load_bundle(start / 'fresh').tokenizer
+  check_the_mix_curve_of_its_runs(start)
 
 
-def the_line_between_its_runs_is_measured_by_one_command(given):
-  def curve(*flags):
+def check_the_mix_curve_of_its_runs(start):
+  def mix_curve(*flags):
     return subprocess.run(
-      [
-        sys.executable,
-        '-m',
-        'sphinx_jax.mix_weights',
-        '--curve',
-        *flags,
-        f'--output={given}/curve',
-      ],
-      cwd=given,
+      [sys.executable, '-m', 'sphinx_jax.mix_curve', *flags, f'--output={start}/curve'],
+      cwd=start,
       env=os.environ | {'PYTHONPATH': str(ROOT)},
       capture_output=True,
       text=True,
       timeout=300,
     )
 
-  assert curve('--inputs=run/real,run/synthetic', '--points=2').returncode == 0
-  points = json.loads((given / 'curve' / 'curve.json').read_text())
-  assert [sorted(point) for point in points] == [['coefficient', 'real', 'synthetic']] * 2 and (
-    given / 'curve' / 'curve.png'
-  ).exists()
-  ends = [json.loads((given / 'run' / 'mix' / 'curve.json').read_text())[i] for i in (0, -1)]
-  assert (
-    [point['coefficient'] for point in points] == [point['coefficient'] for point in ends] == [0, 1]
-  )
+  done = mix_curve('--inputs=run/real,run/synthetic', '--points=2')
+  assert done.returncode == 0, done.stderr
+  points = json.loads((start / 'curve' / 'curve.json').read_text())
+  assert [sorted(point) for point in points] == [['coefficient', 'real', 'synthetic']] * 2
+  assert (start / 'curve' / 'curve.png').exists()
+  recipe_points = json.loads((start / 'run' / 'mix' / 'curve.json').read_text())
+  ends = [recipe_points[0]['coefficient'], recipe_points[-1]['coefficient']]
+  assert [point['coefficient'] for point in points] == ends == [0, 1]
   for flags, words in (
-    (['--inputs=run/real'], 'expected two inputs'),
+    (['--inputs=run/real'], 'two'),
     (['--inputs=run/real,run/synthetic', '--tasks=caption'], 'config.validation.caption'),
   ):
-    done = curve(*flags)
+    done = mix_curve(*flags)
     assert done.returncode == 2 and words in done.stderr and 'Traceback' not in done.stderr
 
 

@@ -7,6 +7,7 @@ VISUAL_TOKENS = 7  # Start, class, 2 x 2 patches, end.
 
 
 def tiny(**changes) -> ConfigDict:
+  """The config of a run; `changes` are dotted settings."""
   source = dict(source='memory', weight=1.0)
   config = ConfigDict(
     dict(
@@ -60,7 +61,7 @@ def tiny(**changes) -> ConfigDict:
 
 
 def make_batch(config: ConfigDict, position: int) -> dict:
-  """A picture, then a text in which every token follows from the one before; the second half of a row is padding."""
+  """Rows with an image, a text in which each token determines the next one, and padding."""
   rng = np.random.default_rng(position)
   rows, length, tokens = config.batch.size, config.batch.seq_len, VISUAL_TOKENS
   zeros = lambda dtype: np.zeros((rows, length), dtype)
