@@ -83,10 +83,10 @@ def model(adapter, checkpoint):
   kind = getattr(sys.modules[module], name)
   assert issubclass(kind, lmms) and kind.is_simple
   more = {'batch_size': '2', 'max_batch_size': None, 'device': 'cuda:0'}
-  made = kind.create_from_arg_string(f'pretrained={checkpoint}', more)
-  pictures = [Image.fromarray(picture) for picture in small.images(3)]
-  made.task_dict = {'task': {'test': [[picture] for picture in pictures] + [[]]}}
-  return made
+  model = kind.create_from_arg_string(f'pretrained={checkpoint}', more)
+  images = [Image.fromarray(image) for image in small.images(3)]
+  model.task_dict = {'task': {'test': [[image] for image in images] + [[]]}}
+  return model
 
 
 def request(doc, context='What is it?', visual=lambda doc: doc, **kwargs):
@@ -95,14 +95,14 @@ def request(doc, context='What is it?', visual=lambda doc: doc, **kwargs):
 
 
 def test_answers_are_those_of_the_model_in_the_order_of_the_requests(model):
-  pictures = [*small.images(3), None]
+  images = [*small.images(3), None]
   asked = [
     request(doc, context=f'<image>\nWhat is it? {doc}', max_new_tokens=[6, 3][doc % 2])
     for doc in (3, 0, 2, 1)
   ]
   expected = [
     small.model().answers(
-      [[(f'What is it? {doc}', None)]], [pictures[doc]], max_new_tokens=[6, 3][doc % 2]
+      [[(f'What is it? {doc}', None)]], [images[doc]], max_new_tokens=[6, 3][doc % 2]
     )[0]
     for doc in (3, 0, 2, 1)
   ]
@@ -151,8 +151,8 @@ def test_unsupported_requests_are_errors(model, adapter, checkpoint):
 
 
 def test_a_gray_image_becomes_rgb(model):
-  grey = Image.fromarray(small.images(1)[0][..., 0])
-  model.task_dict['task']['test'].append([grey])
+  gray = Image.fromarray(small.images(1)[0][..., 0])
+  model.task_dict['task']['test'].append([gray])
   image = np.repeat(small.images(1)[0][..., :1], 3, axis=2)
   assert model.generate_until([request(4)]) == small.model().answers(
     [[('What is it?', None)]], [image], max_new_tokens=6

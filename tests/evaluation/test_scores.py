@@ -6,11 +6,11 @@ def benchmark(protocol, hidden=False, **settings):
   return Benchmark('b', (), '', 5, protocol, hidden, settings)
 
 
-def entry(truth, answer, subtask='color', picture=0, **more):
+def entry(truth, answer, subtask='color', image=0, **more):
   return {
     'gt_answers': truth,
     'answer': answer,
-    'image_path': f'data/{subtask}/{picture}.png',
+    'image_path': f'data/{subtask}/{image}.png',
   } | more
 
 
