@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sourced by the other scripts: goes to the project's root and makes .venv there, once, with the pinned versions.
-# EXTRAS are those of setup.py that the script needs.
+# Sourced by the other scripts. Changes to the project's root and creates .venv there, once, with the
+# pinned versions. EXTRAS names the extras of setup.py to install.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,7 +12,8 @@ if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
   exit 2
 fi
 
-# The stamp says what was installed: a changed setup.py or constraints.txt, or an interrupted install, installs again.
+# The stamp holds a hash of what was installed. After a change of setup.py or constraints.txt, or an
+# interrupted installation, it differs, and the packages are installed again.
 EXTRAS="${EXTRAS:-dev}"
 stamp="$VENV/installed-$EXTRAS"
 wanted="$(cat setup.py constraints.txt | sha256sum | cut -d' ' -f1)"
@@ -23,4 +24,12 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
   echo "$wanted" > "$stamp"
 fi
 export PATH="$PWD/$VENV/bin:$PATH"
-export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"
+export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}" # Without TensorFlow's messages at start.
+
+# glibc returns freed blocks over 32 MiB to the system at once, and every page of the next one is a
+# page fault. For mix_weights and convert this costs as much as reading the tensors. With these
+# settings blocks of up to 1 GiB are kept and reused. The arenas of other threads are too small for
+# such blocks, so all threads use the main one.
+export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-1073741824}"
+export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-1073741824}"
+export MALLOC_ARENA_MAX="${MALLOC_ARENA_MAX:-1}"

@@ -1,25 +1,32 @@
 #!/usr/bin/env bash
-# The whole recipe on this machine: `bash launch/local.sh`, or `--quick` for every step with few updates; with
-# `--official` the data are written and read as the files of official datasets (COCO, RefCOCO, VQAv2, ...).
-# Any --config.x=y passes through; --workdir=DIR says where (default workdir/mini, quick, official or quick_official).
-# Run it again after an interruption and it goes on where it was.
+# Runs the whole recipe on this machine: bash launch/local.sh [flags]
+#
+#   --quick          every step of the recipe with few updates
+#   --dataset_files  write and read the data in the file formats of published datasets (COCO, VQAv2, ...)
+#   --workdir=DIR    the run's directory (default: workdir/mini, or workdir/ and the flags above)
+#   --config.x=y     change a setting of the config
+#
+# Run the same command again after an interruption: it resumes.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-words=()
+quick=
+files=
+files_folder=dataset_files
 workdir=
 rest=()
 for argument in "$@"; do
   case "$argument" in
-    --quick) words=(quick "${words[@]}") ;;
-    --official) words+=(official) ;;
+    --quick) quick=quick ;;
+    --dataset_files) files=dataset_files ;;
+    --official)
+      echo "warning: --official is now --dataset_files" >&2
+      files=dataset_files
+      files_folder=official ;; # As before, so that runs in this folder resume.
     --workdir=*) workdir="${argument#--workdir=}" ;;
-    --help | -h) sed -n '2,5s/^# //p' launch/local.sh; exit 0 ;;
+    --help | -h) sed -n '1d;/^#/!q;s/^# \{0,1\}//p' launch/local.sh; exit 0 ;;
     *) rest+=("$argument") ;;
   esac
 done
-argument="$(IFS=,; echo "${words[*]}")"
-if [ -z "$workdir" ]; then
-  workdir="workdir/${argument/,/_}"
-  [ -n "$argument" ] || workdir=workdir/mini
-fi
-exec python -m sphinx_jax.recipe --config="configs/mini.py${argument:+:$argument}" --workdir="$workdir" "${rest[@]}"
+variant="$quick${quick:+${files:+,}}$files"
+folder="$quick${quick:+${files:+_}}${files:+$files_folder}"
+exec python -m sphinx_jax.recipe --config="mini${variant:+:$variant}" --workdir="${workdir:-workdir/${folder:-mini}}" "${rest[@]}"

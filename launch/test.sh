@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tests, in the environment of launch/local.sh and more: torch, for checkpoints of others, and the
-# compiler of TPUs, for `plan`: `bash launch/test.sh [pytest arguments]`.
+# Runs the tests: bash launch/test.sh [pytest arguments]. --slow includes the slow tests. Installs
+# torch, for the checkpoints of other frameworks, and libtpu, the TPU compiler of `plan`, as well.
 export EXTRAS=dev,convert,plan
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 exec python -m pytest "$@"

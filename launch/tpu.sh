@@ -1,32 +1,32 @@
 #!/usr/bin/env bash
-# Sourced by tpu_vm.sh and tpu_queued.sh, which say how a slice is asked for (create_slice, slice_state, delete_slice);
-# the rest is here: settings, installing, running on every worker, starting again, tearing down. It also runs on a Mac's
-# bash 3.2. Poll interval and the like can be set in the environment:
-poll="${TPU_POLL:-15}"                     # Seconds between two looks at a slice or at the workers.
-look_seconds="${TPU_LOOK_SECONDS:-60}"     # Seconds between two looks at the slice while the command runs.
-quick_seconds="${TPU_QUICK_SECONDS:-600}"  # A run that fails sooner than this failed quickly,
-quick_failures="${TPU_QUICK_FAILURES:-5}"  # and after so many of those in a row we give up.
+# Sourced by tpu_vm.sh and tpu_queued.sh, which define create_slice, slice_state and delete_slice. The
+# rest is here: settings, installing, running on every worker, restarting, deleting. It also runs in
+# bash 3.2, the bash of macOS. These settings come from the environment:
+poll="${TPU_POLL:-15}"                     # Seconds between two checks of a slice or of the workers.
+look_seconds="${TPU_LOOK_SECONDS:-60}"     # Seconds between two checks of the slice while the command runs.
+quick_seconds="${TPU_QUICK_SECONDS:-600}"  # A run that fails within this time is a quick failure.
+quick_failures="${TPU_QUICK_FAILURES:-5}"  # The script gives up after this many quick failures in a row.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 script="launch/$(basename "$0")"
 settings='--name= --zone= --project= --type= --version= --workdir= --data= --spot --keep --delete --dry_run'
 workers=1      # Hosts of the slice.
-installed=     # Set when they have the code of `commit`.
+installed=     # Set when the workers have the code of `commit`.
 running=       # Set while they run the command.
-state_now=     # What slice_state found: missing, waiting, ready, preempted, failed or unknown.
+state_now=     # Result of slice_state: missing, waiting, ready, preempted, failed or unknown.
 
 say() {
   if [ -n "$dry_run" ]; then printf '# %s\n' "$*" >&3; else printf '%s %s: %s\n' "$(date +%H:%M:%S)" "$name" "$*" >&2; fi
 }
 
-refuse() { # Who complains, what it got, what it expected, what to do.
+refuse() { # Exits with an error: who, got, expected, what to do.
   printf 'error: %s: got %s, expected %s; %s\n' "$1" "$2" "$3" "$4" >&2
   exit 2
 }
 
 # shellcheck disable=SC2034 # create_slice reads `spot`.
-read_settings() { # The command line; the environment gives what it leaves out.
+read_settings() { # From the command line; missing ones from the environment.
   name="${TPU_NAME:-}" zone="${TPU_ZONE:-}" project="${TPU_PROJECT:-}" type="${TPU_TYPE:-}" version="${TPU_VERSION:-}"
   workdir="${TPU_WORKDIR:-}" data="${TPU_DATA:-}" spot="${TPU_SPOT:-}" keep='' delete='' dry_run=''
   command=()
@@ -45,7 +45,7 @@ read_settings() { # The command line; the environment gives what it leaves out.
       --dry_run) dry_run=1 ;;
       --help | -h) sed -n '1d;/^#/!q;s/^# \{0,1\}//p' "$script"; exit 0 ;;
       --) shift; command=("$@"); break ;;
-      *) refuse "$script" "'$1'" "one of $settings" 'check the spelling; the command to run stands after --' ;;
+      *) refuse "$script" "'$1'" "one of $settings" 'check the spelling, and write the command to run after --' ;;
     esac
     shift
   done
@@ -56,14 +56,14 @@ check_settings() {
   [ -n "$delete" ] || wanted="$wanted type"
   for setting in $wanted; do [ -n "${!setting}" ] || missing="$missing --$setting="; done
   [ -z "$missing" ] || refuse "$script" "no$missing" 'a value for each' \
-    'give them as flags, or TPU_NAME, TPU_ZONE and so on in the environment; --help says what they are'
+    'give them as flags, or TPU_NAME, TPU_ZONE and so on in the environment; see --help'
   [ -z "$delete" ] || return 0
   [ ${#command[@]} -gt 0 ] || refuse "$script" 'no command' 'one after --' \
-    "end with: -- python -m sphinx_jax.train --config=configs/stage2.py:13b,1k"
+    "end with: -- python -m sphinx_jax.train --config=stage2:13b,1k"
   [ -n "$version" ] || default_version
   case "$data" in
     '' | gs://?*) ;;
-    *) refuse "$script" "--data='$data'" 'gs://BUCKET/FOLDER' "what lies on this machine is not on the slice's: copy it to a bucket" ;;
+    *) refuse "$script" "--data='$data'" 'gs://BUCKET/FOLDER' "the slice cannot read this machine's files: copy it to a bucket" ;;
   esac
   case "$workdir" in
     gs://?*) command+=("--workdir=$workdir") ;;
@@ -71,9 +71,9 @@ check_settings() {
           *" --workdir=gs://"*) ;;
           *sphinx_jax.train* | *sphinx_jax.recipe* | *" --workdir="*)
             refuse "$script" 'no --workdir=gs://...' 'a bucket, which outlives the slice' \
-              'give --workdir=gs://BUCKET/RUN before the --; it is handed to the command' ;;
+              'give --workdir=gs://BUCKET/RUN before the --; it is passed on to the command' ;;
         esac ;;
-    *) refuse "$script" "--workdir='$workdir'" 'gs://BUCKET/RUN' "a slice's own disk goes with the slice" ;;
+    *) refuse "$script" "--workdir='$workdir'" 'gs://BUCKET/RUN' "the slice's own disk is deleted with the slice" ;;
   esac
 }
 
@@ -84,11 +84,11 @@ default_version() { # https://cloud.google.com/tpu/docs/runtimes
     v5litepod-*) version=v2-alpha-tpuv5-lite ;;
     v4-* | v3-* | v2-*) version=tpu-ubuntu2204-base ;;
     *) refuse '--type' "'$type'" 'v2-N, v3-N, v4-N, v5litepod-N (that is v5e), v5p-N or v6e-N' \
-         "give --version= too for another type ('gcloud compute tpus accelerator-types list' lists those of a zone)" ;;
+         "give --version= as well for another type ('gcloud compute tpus accelerator-types list' lists those of a zone)" ;;
   esac
 }
 
-cloud() { # `gcloud compute tpus ...` in our zone and project; --dry_run only prints it.
+cloud() { # Runs `gcloud compute tpus ...` in our zone and project; --dry_run only prints it.
   set -- gcloud compute tpus "$@" --zone="$zone" --project="$project" --quiet
   if [ -z "$dry_run" ]; then "$@"; return; fi
   local part line=''
@@ -106,7 +106,7 @@ describe() { # Sets `answer` to one field of a resource (tpu-vm or queued-resour
   answer=unknown
 }
 
-node_state() { # state_now of a slice, by https://cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.nodes
+node_state() { # Sets state_now of a slice; states: https://cloud.google.com/tpu/docs/reference/rest/v2/projects.locations.nodes
   describe tpu-vm state
   case "$answer" in
     READY) state_now=ready ;;
@@ -116,9 +116,9 @@ node_state() { # state_now of a slice, by https://cloud.google.com/tpu/docs/refe
   esac
 }
 
-pause() { sleep "$poll" & wait $! || true; } # In the background, because a trap waits for what is in the foreground.
+pause() { sleep "$poll" & wait $! || true; } # In the background, because traps wait for foreground commands.
 
-have_slice() { # Waits until the slice is there; what is lost is asked for again. Sets `workers`.
+have_slice() { # Waits until the slice is ready; a lost one is created again. Sets `workers`.
   local tries=0 before=
   if [ -n "$dry_run" ]; then
     slice_state
@@ -142,13 +142,13 @@ have_slice() { # Waits until the slice is there; what is lost is asked for again
     esac
     tries=$((tries + 1))
     [ "$tries" -lt "$quick_failures" ] ||
-      leave 1 "no slice after $tries tries; gcloud's words are above (no capacity? launch/tpu_queued.sh waits for it)"
+      leave 1 "no slice after $tries tries; gcloud's messages are above (no capacity? launch/tpu_queued.sh waits for it)"
     pause
   done
   workers="$(printf %s "$answer" | tr ';,' '\n' | grep -c .)" || workers=1
 }
 
-relay() { # The output of a worker, with its number before each line, and into its log.
+relay() { # Prints the output of a worker with its number before each line, and writes it to its log.
   local line
   while IFS= read -r line || [ -n "$line" ]; do
     printf '[%s] %s\n' "$1" "$line"
@@ -156,8 +156,8 @@ relay() { # The output of a worker, with its number before each line, and into i
   done 4>> "logs/$name/worker-$1.log"
 }
 
-on_worker() { # What `everywhere` does on one worker: label, number, shell command.
-  # ssh itself notices a dead connection, or gcloud would wait for a host that is gone.
+on_worker() { # Runs a shell command ($3) on worker $2; the label ($1) is that of `everywhere`.
+  # With these options ssh notices a dead connection. Without them gcloud waits for a lost host.
   local alive=-oServerAliveInterval=30 patient=-oConnectTimeout=20
   if [ "$1" = install ]; then
     cloud tpu-vm scp "$archive" "$name:sphinx_jax.tar.gz" --worker="$2" --scp-flag="$patient" || return
@@ -165,7 +165,7 @@ on_worker() { # What `everywhere` does on one worker: label, number, shell comma
   cloud tpu-vm ssh "$name" --worker="$2" --ssh-flag="$alive" --ssh-flag="$patient" --command="$3" < /dev/null
 }
 
-everywhere() { # Starts a shell command ($2) on every worker; `codes $1` says how they ended. (--worker=all mixes the output.)
+everywhere() { # Starts a shell command ($2) on every worker; `codes $1` has the results. (--worker=all mixes the output.)
   local worker
   if [ -n "$dry_run" ]; then
     on_worker "$1" 0 "$2"
@@ -174,12 +174,12 @@ everywhere() { # Starts a shell command ($2) on every worker; `codes $1` says ho
   fi
   rm -f "$scratch/$1".*
   for ((worker = 0; worker < workers; worker++)); do
-    set -m # A process group for each, which Ctrl-C does not reach and hang_up can end.
+    set -m # A process group for each: Ctrl-C does not reach it, and hang_up can end it.
     (
       set +e
       on_worker "$1" "$worker" "$2" 2>&1 | relay "$worker"
       code=${PIPESTATUS[0]}
-      # gcloud answers 1 when it could not connect; that of the command is also said by worker.sh.
+      # gcloud returns 1 if it cannot connect. worker.sh prints the code of the command as well.
       if [ "$1.$code" = run.1 ] && [ "$(tail -n 1 "logs/$name/worker-$worker.log")" != 'exit code 1' ]; then code=255; fi
       echo "$worker $code" > "$scratch/part.$1.$worker"
       mv "$scratch/part.$1.$worker" "$scratch/$1.$worker"
@@ -188,55 +188,55 @@ everywhere() { # Starts a shell command ($2) on every worker; `codes $1` says ho
   done
 }
 
-hang_up() { # Ends what still talks to a worker.
+hang_up() { # Ends the open connections to workers.
   local client
   for client in $(jobs -pr); do kill -TERM -- "-$client" 2> /dev/null || true; done
 }
 
-codes() { cat "$scratch/$1".* 2> /dev/null || true; } # Lines `worker code` of those that ended.
+codes() { cat "$scratch/$1".* 2> /dev/null || true; } # Lines `worker code` of the workers that ended.
 
 ended() { [ -n "$dry_run" ] || [ "$(codes "$1" | grep -c .)" -ge "$workers" ]; }
 
-verdict() { # The exit code that stands for those of all workers: the one that says most about what to do next.
+verdict() { # Picks the exit code of one worker for all: the one that decides what to do next.
   local code
-  for code in 2 130 75 143 137 255 '[1-9][0-9]*'; do
+  for code in 2 130 75 134 143 137 255 '[1-9][0-9]*'; do
     if grep -q " $code\$" <<< "$1"; then grep -m 1 -o "$code\$" <<< "$1"; return; fi
   done
   echo 0
 }
 
-on_all() { # Runs a shell command ($2) on every worker to its end; returns the verdict.
+on_all() { # Runs a shell command ($2) on every worker and waits for the end; returns the verdict.
   everywhere "$1" "$2"
   until ended "$1"; do pause; done
   return "$(verdict "$(codes "$1")")"
 }
 
-install() { # Ships the commit to every worker, installs it there, and fetches the data.
+install() { # Copies the commit to every worker, installs it there, and fetches the data.
   local fetch=''
   [ -z "$data" ] || fetch=" && gcloud storage rsync --recursive $(printf %q "$data") data"
   archive="$scratch/sphinx_jax.tar.gz"
-  # The tests stay here: most of the bytes are theirs.
+  # Without the tests, which are most of the bytes.
   [ -n "$dry_run" ] || git archive --format=tar.gz --output="$archive" "$commit" -- . ':(exclude)tests'
   say "installing commit ${commit:0:10}"
-  on_worker first 0 true || return 255 # The first connection ever makes the key pair: not by several at once.
+  on_worker first 0 true || return 255 # The very first connection creates the key pair; several at once would clash.
   on_all install "mkdir -p sphinx_jax && cd sphinx_jax && { [ ! -f launch/worker.sh ] || bash launch/worker.sh stop; } \
 && find . -mindepth 1 -maxdepth 1 ! -name .venv ! -name data -exec rm -rf {} + && tar -xzf ../sphinx_jax.tar.gz \
 && bash launch/worker.sh install$fetch"
 }
 
-stop() { # SIGTERM to the command on every worker, and waits until it saved and left.
-  on_all stop 'cd sphinx_jax && bash launch/worker.sh stop' || say 'not every worker could be told to stop'
+stop() { # Sends SIGTERM to the command on every worker, and waits until it has saved and ended.
+  on_all stop 'cd sphinx_jax && bash launch/worker.sh stop' || say 'could not stop the command on every worker'
   until ended run; do pause; done
 }
 
-lost() { # Whether the slice is gone; asked once in a while, since a connection to what is gone takes long to fail.
+lost() { # Whether the slice is gone. Checked now and then, because connections to a lost host fail late.
   if [ $((SECONDS - looked)) -lt "$look_seconds" ]; then return 1; fi
   looked=$SECONDS
   slice_state
   case "$state_now" in preempted | missing | failed) ;; *) return 1 ;; esac
 }
 
-run() { # Runs the command on every worker; as soon as one fails the others are stopped. Returns the verdict.
+run() { # Runs the command on every worker; stops all as soon as one fails. Returns the verdict.
   local first code
   say "running; output of worker N goes to logs/$name/worker-N.log"
   running=1 looked=$SECONDS
@@ -244,7 +244,8 @@ run() { # Runs the command on every worker; as soon as one fails the others are 
 $(printf ' %q' "${command[@]}")"
   if [ -n "$dry_run" ]; then return; fi
   until ended run || [ "$(verdict "$(codes run)")" != 0 ] || lost; do pause; done
-  ended run || pause # Others may have seen it too, and know better why; those that we stop are not asked.
+  # Other workers may end for the same reason, with a clearer code. Codes after `stop` do not count.
+  ended run || pause
   first="$(codes run)"
   code="$(verdict "$first")"
   if ! ended run; then
@@ -262,23 +263,23 @@ $(printf ' %q' "${command[@]}")"
 
 tear_down() {
   if [ -n "$keep" ]; then
-    say "the slice stays, and is paid for; this deletes it:" \
+    say "the slice stays and costs money; this deletes it:" \
       "bash $script --name=$name --zone=$zone --project=$project --delete"
     return
   fi
   say 'deleting the slice'
-  delete_slice || say 'the slice could not be deleted: look after it'
+  delete_slice || say 'the slice could not be deleted; delete it by hand'
 }
 
-leave() { # The one way out: with an exit code, after saying why.
-  trap - INT TERM # A second Ctrl-C leaves at once.
+leave() { # Ends the script with an exit code ($1) and the reason ($2).
+  trap - INT TERM # A second Ctrl-C ends the script at once.
   say "$2"
   [ -z "$running" ] || stop
   tear_down
   exit "$1"
 }
 
-supervise() { # Runs the command until it is finished, whatever happens to the slice.
+supervise() { # Runs the command until it finishes, on as many slices as needed.
   local began code failures=0
   while :; do
     have_slice
@@ -287,14 +288,16 @@ supervise() { # Runs the command until it is finished, whatever happens to the s
     if [ "$code" = 0 ]; then installed=1; run || code=$?; fi
     case "$code" in
       0) leave 0 'finished' ;;
-      2) leave 2 'an error that a restart does not mend; see the last lines above' ;;
-      130) leave 130 'stopped by Ctrl-C on a worker; the same command goes on from the last save' ;;
+      2) leave 2 'an error that a restart cannot fix; see the last lines above' ;;
+      130) leave 130 'stopped by Ctrl-C on a worker; the same command resumes from the last save' ;;
     esac
     slice_state
-    if [ "$state_now" != ready ]; then say "the slice is $state_now; getting it again"; continue; fi
+    if [ "$state_now" != ready ]; then say "the slice is $state_now; creating it again"; continue; fi
     if [ -n "$installed" ]; then
       case "$code" in
-        75 | 137 | 143 | 255) ;;
+        # 75, 134: another process is gone (parallel/hosts.py; 134 is jax's abort). 137: killed.
+        # 143: SIGTERM. 255: no connection.
+        75 | 134 | 137 | 143 | 255) ;;
         *) leave "$code" "the command failed with exit code $code; see the last lines above" ;;
       esac
     fi
@@ -302,7 +305,7 @@ supervise() { # Runs the command until it is finished, whatever happens to the s
     failures=$((failures + 1))
     [ "$failures" -lt "$quick_failures" ] ||
       leave "$code" "$failures failures, each within $quick_seconds s of its start; the last exit code was $code"
-    say "exit code $code; starting again, from the last save ($failures of $quick_failures quick failures)"
+    say "exit code $code; restarting from the last save ($failures of $quick_failures quick failures)"
     pause
   done
 }
@@ -319,9 +322,9 @@ main() {
     refuse gcloud 'no such program on the PATH' 'the Google Cloud CLI' 'install it: https://cloud.google.com/sdk/docs/install'
   fi
   commit="$(git rev-parse HEAD 2> /dev/null)" ||
-    refuse "$script" 'no git repository here' 'a clone' 'the slice gets its last commit'
+    refuse "$script" 'no git repository' 'a clone' 'run it in a clone: the slice gets its last commit'
   changed="$(git status --porcelain | grep -c .)" || true
-  [ "$changed" = 0 ] || say "warning: $changed changed or new file(s) stay here; the slice gets commit ${commit:0:10}"
+  [ "$changed" = 0 ] || say "warning: $changed changed or new file(s) are not sent; the slice gets commit ${commit:0:10}"
   if [ -n "$dry_run" ]; then
     have_slice
     install
@@ -332,7 +335,7 @@ main() {
     return
   fi
   mkdir -p "logs/$name"
-  trap 'leave 130 "Ctrl-C: stopping (once more leaves at once)"' INT
+  trap 'leave 130 "Ctrl-C: stopping (press it again to end at once)"' INT
   trap 'leave 143 "SIGTERM: stopping"' TERM
   supervise
 }

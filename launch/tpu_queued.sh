@@ -1,19 +1,22 @@
 #!/usr/bin/env bash
-# As launch/tpu_vm.sh, with a slice from the queue (queued resources): waits until there is capacity, and stands in line
-# again when the slice is preempted or the request fails. Settings and behaviour are those of launch/tpu_vm.sh:
+# Runs a command on every worker of a TPU slice from the queue (queued resources):
 #
 #   bash launch/tpu_queued.sh --name=mine --zone=us-east5-a --project=my-project --type=v5p-128 --spot \
-#     --workdir=gs://bucket/run -- python -m sphinx_jax.train --config=configs/stage2.py:13b,1k
+#     --workdir=gs://bucket/run -- python -m sphinx_jax.train --config=stage2:13b,1k
 #
-#   --name, --zone, --project  of the request and of its slice
-#   --type      accelerator type, as Google counts: v5p-128 are 64 chips, v5litepod-16 and v6e-16 are 16
-#   --version   runtime version; that of the type if left out
-#   --workdir   handed to the command; a bucket, since a slice's disks go with it
-#   --data      a bucket's folder, copied to data/ beside the configs on every worker, where they look for it
-#   --spot      cheaper, and can be taken away at any time
-#   --keep      leaves the slice when the command has ended
-#   --delete    only deletes the request and its slice
-#   --dry_run   prints every gcloud command and runs none
+#   --name      name of the request and of its slice
+#   --zone, --project  zone and project of the slice
+#   --type      accelerator type, in Google's count: v5p-128 has 64 chips, v5litepod-16 and v6e-16 have 16
+#   --version   runtime version; default: the one that fits the type
+#   --workdir   passed on to the command; a bucket, because the slice's disks are deleted with it
+#   --data      folder of a bucket; copied to data/ on every worker, where the configs expect it
+#   --spot      use spot capacity: cheaper, but Google may take it away at any time
+#   --keep      do not delete the slice when the command has ended
+#   --delete    only delete the request and its slice
+#   --dry_run   print every gcloud command and run none
+#
+# It waits until there is capacity, and makes a new request if the slice is preempted or the request
+# fails. Everything else works as in launch/tpu_vm.sh; see its --help.
 source "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"
 
 # https://cloud.google.com/tpu/docs/queued-resources lists the states of a request.
@@ -36,7 +39,7 @@ explain() {
 }
 
 create_slice() {
-  say "asking for a ${spot:+spot }$type"
+  say "requesting a ${spot:+spot }$type"
   cloud queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
     --runtime-version="$version" ${spot:+--spot}
 }

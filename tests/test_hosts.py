@@ -36,16 +36,35 @@ from ml_collections import ConfigDict
 def get_config():
   entry = dict(source='jsonl', path='my.jsonl', root='', task='dialog', weight=1.0, too_long='skip')
   return ConfigDict(dict(
-      name='tiny', seed=0,
-      model=dict(image_size=16, grid=1, pool=1, half_round=False, dtype='float32', remat='none', scan_unroll=1,
-                 encoders=dict(clip=dict(view=16, patch=8, width=8, layers=1, heads=2)),
-                 llm=dict(name='llama', vocab=512, width=16, layers=1, heads=4, kv_heads=4, multiple_of=8)),
-      tokenizer='{root}/tests/golden/tokenizer.model', dialog=dict(system=''), data_dir='{data}', mixture=dict(mine=entry),
-      batch=dict(size=4, seq_len=64, images=2, window=16), loss_weighting='token', trainable=(('.*', 'train'),),
-      optimizer=dict(name='adamw', lr=1e-2, warmup=2, decay_to=0.1, betas=(0.9, 0.95), weight_decay=0.1, clip=1.0,
-                     accumulate=1, moment_dtype='float32'),
-      steps=8, log_every=1, eval_every=100, eval_batches=1, checkpoint=dict(every=100, keep=3, keep_every=0),
-      mesh=dict(data=2, fsdp=2, tensor=1), init_from='', validation=dict())).lock()
+    name='tiny',
+    seed=0,
+    model=dict(
+      image_size=16, grid=1, pool=1, half_round=False, dtype='float32', remat='none',
+      scan_unroll=1, attention='auto',
+      encoders=dict(clip=dict(view=16, patch=8, width=8, layers=1, heads=2)),
+      llm=dict(
+        name='llama', vocab=512, width=16, layers=1, heads=4, kv_heads=4, multiple_of=8)),
+    tokenizer='{root}/tests/golden/tokenizer.model',
+    dialog=dict(system=''),
+    data_dir='{data}',
+    mixture=dict(mine=entry),
+    sampling=dict(by='examples', temperature=1.0, stages=()),
+    max_skipped=0.5,
+    batch=dict(size=4, seq_len=64, images=2, window=16),
+    loss_weighting='token',
+    loss_chunk=0,
+    trainable=(('.*', 'train'),),
+    optimizer=dict(
+      name='adamw', lr=1e-2, warmup=2, decay_to=0.1, betas=(0.9, 0.95), weight_decay=0.1,
+      clip=1.0, accumulate=1, moment_dtype='float32'),
+    steps=8,
+    log_every=1,
+    eval_every=100,
+    eval_batches=1,
+    checkpoint=dict(every=100, keep=3, keep_every=0),
+    mesh=dict(data=2, fsdp=2, tensor=1),
+    init_from='',
+    validation=dict())).lock()
 """
 
 
@@ -71,8 +90,9 @@ def folder(tmp_path_factory) -> pathlib.Path:
 HOOKED_TRAIN = """
 import os, runpy, signal, sys, xxhash
 from sphinx_jax.parallel import hosts, placement
-put, (stop_update, stop_processes) = placement.put, os.environ.get('SIGTERM_AT', '0:').split(':')
-file, update = open(os.environ['NOTES'] + os.environ.get('JAX_PROCESS_ID', '0'), 'a', buffering=1), 0
+put, update = placement.put, 0
+stop_update, stop_processes = os.environ.get('SIGTERM_AT', '0:').split(':')
+file = open(os.environ['NOTES'] + os.environ.get('JAX_PROCESS_ID', '0'), 'a', buffering=1)
 
 def noted_put(batch, sharding):
   global update
@@ -165,7 +185,7 @@ class Run:
 
   def exit_codes(self) -> list[int]:
     """Waits for all processes."""
-    return [process.wait(400) for process in self.processes]
+    return [process.wait(900) for process in self.processes]
 
   def wait_until_joined(self) -> None:
     deadline = time.monotonic() + 120

@@ -220,7 +220,7 @@ def assert_equal(facts: Mapping[str, Any]) -> None:
   first = broadcast(local)
   local_differences = [
     f'{key} is {value!r} on process {process_index()}, {first_value!r} on process 0'
-    for key, first_value, value in config_lib.differing(first, local)
+    for key, first_value, value in config_lib.differences(first, local)
   ]
   differences = list(itertools.chain.from_iterable(all_gather(local_differences)))
   if differences:

@@ -1,4 +1,4 @@
-"""A cloud on this machine: a small repository with the launch scripts, and a fake `gcloud` and `python3` on the PATH."""
+"""A fake cloud: a repository with the launch scripts, and a fake gcloud and python3 on PATH."""
 
 import dataclasses
 import json
@@ -12,7 +12,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
-# The python of a worker is new enough, makes virtual environments of itself, and notes what pip and our doors are asked for.
+# The Python of a worker: new enough, copies itself into virtual environments, and records the
+# arguments of pip and of our entry points.
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
   '-m venv '*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
@@ -26,19 +27,25 @@ esac
 
 @dataclasses.dataclass
 class Cloud:
-  """The fake cloud (folder `fake`) and the repository from which the scripts are launched (folder `repository`)."""
+  """The fake cloud and the repository from which the scripts are launched.
+
+  Attributes:
+    fake: folder of the fake gcloud.
+    repository: folder of the repository.
+    environment: environment variables of the scripts.
+  """
 
   fake: pathlib.Path
   repository: pathlib.Path
   environment: dict
 
-  def play(self, **files):
-    """Writes the files that say what the fake `gcloud` plays."""
+  def configure(self, **files):
+    """Writes the files that configure the fake gcloud."""
     for name, text in files.items():
       (self.fake / name).write_text(str(text))
 
   def start(self, script, *arguments, **environment):
-    """Starts a launch script; `command`, a shell script, is what the workers run."""
+    """Starts a launch script."""
     return subprocess.Popen(
       ['bash', f'launch/{script}', *arguments],
       cwd=self.repository,
@@ -49,13 +56,13 @@ class Cloud:
     )
 
   def launch(self, script, *arguments, **environment):
-    """Runs a launch script to its end: (exit code, output, messages)."""
+    """Runs a launch script and returns (exit code, output, messages)."""
     process = self.start(script, *arguments, **environment)
     output, messages = process.communicate(timeout=180)
     return process.returncode, output, messages
 
   def run(self, script, command, *settings, **environment):
-    """Launches a shell command on a slice of type v4-8."""
+    """Runs a shell command on a slice of type v4-8, by a launch script."""
     return self.launch(
       script,
       '--name=mine',
@@ -71,7 +78,7 @@ class Cloud:
     )
 
   def calls(self, verb=None, kind=None):
-    """The calls of `gcloud` so far: lists of words after `gcloud compute tpus`."""
+    """The calls of gcloud so far: lists of the arguments after `gcloud compute tpus`."""
     path = self.fake / 'calls'
     calls = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [call for call in calls if verb in (None, call[1]) and kind in (None, call[0])]
@@ -98,7 +105,7 @@ def cloud(tmp_path):
   for name in ('setup.py', 'constraints.txt', '.gitignore'):
     shutil.copy(ROOT / name, repository / name)
   (repository / 'tests').mkdir()
-  (repository / 'tests' / 'large.bin').write_bytes(b'stays here')
+  (repository / 'tests' / 'large.bin').write_bytes(b'not sent')
   git = ['git', '-c', 'user.name=test', '-c', 'user.email=test@example.com']
   for arguments in (['init', '--quiet'], ['add', '.'], ['commit', '--quiet', '--message=all']):
     subprocess.run([*git, *arguments], cwd=repository, check=True)

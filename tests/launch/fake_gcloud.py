@@ -1,7 +1,9 @@
-"""A `gcloud compute tpus` for tests: records its calls, keeps one slice in a folder, and runs ssh commands in a local shell.
+"""A fake `gcloud compute tpus`.
 
-The folder ($FAKE) holds what a test plays: `hosts` (workers of a slice), `queue` (states that a request goes through, one a
-look), `refusals` (how many creations fail first), and `preempted`, which anything may write to take the slice away.
+It records its calls, keeps one slice in a folder, and runs ssh commands in a local shell. Tests
+configure it with files in the folder $FAKE: `hosts` (workers of a slice), `queue` (states of a
+request, one per call of describe), `refusals` (number of creations that fail first), `preempted`
+(if it exists, the slice is gone) and `unreachable` (if it exists, the next ssh fails).
 """
 
 import json
@@ -41,7 +43,7 @@ def delete(kind):
   (FAKE / 'slice').unlink()
   (FAKE / 'preempted').unlink(missing_ok=True)
   for worker in FAKE.glob('worker-*'):
-    shutil.rmtree(worker)  # Its disks go with it.
+    shutil.rmtree(worker)  # The disks are deleted with the slice.
 
 
 def describe(kind, field):
@@ -69,7 +71,7 @@ def home(worker):
     print('ssh: connect to host 10.0.0.1 port 22: Connection timed out', file=sys.stderr)
     sys.exit(255)
   if worker == 'all' and hosts() > 1:
-    fail('The SSH key is not in the agent')  # As with several hosts at once, where none runs.
+    fail('The SSH key is not in the agent')  # As gcloud does without an ssh agent.
   path = FAKE / f'worker-{worker}'
   path.mkdir(exist_ok=True)
   return path
@@ -103,7 +105,7 @@ def main(kind, verb, *arguments):
 
 
 def storage(verb, *arguments):
-  """`rsync` of a bucket's folder, in a worker's shell."""
+  """`gcloud storage rsync` from a bucket, in a worker's shell."""
   with open(FAKE / 'fetched', 'a') as fetched:
     fetched.write(' '.join([os.environ['WORKER'], verb, *arguments]) + '\n')
   pathlib.Path(arguments[-1]).mkdir(exist_ok=True)
@@ -111,6 +113,7 @@ def storage(verb, *arguments):
 
 
 if __name__ == '__main__':
-  storage(*sys.argv[2:]) if sys.argv[1] == 'storage' else main(
-    *sys.argv[3:]
-  )  # After `compute tpus`.
+  if sys.argv[1] == 'storage':
+    storage(*sys.argv[2:])
+  else:
+    main(*sys.argv[3:])  # The arguments after `compute tpus`.
