@@ -7,7 +7,7 @@ from PIL import Image
 
 from sphinx_jax import peek, run
 from sphinx_jax.configs import stage2
-from sphinx_jax.core import errors
+from sphinx_jax.core import config as config_lib, errors
 from sphinx_jax.report import packed_rows
 from tests import paper_data, release
 from tests.generate import small
@@ -120,6 +120,14 @@ def test_one_entry_of_a_mixture_is_shown_without_the_data_of_the_others(config, 
     errors.SphinxError, match="'mime', expected one of mine, other; did you mean 'mine'"
   ):
     peek.narrowed(ml_collections.ConfigDict(plain), ['mime'], None)
+
+
+def test_a_stage_of_a_finished_recipe_is_shown(finished_recipe, tmp_path, capsys):
+  config = config_lib.from_json((finished_recipe / 'config.json').read_text())
+  stage = run.training_run(config, 'stage2', finished_recipe)
+  peek.show(peek.narrowed(stage, None, None), 1, tmp_path / 'peek.png', color=False)
+  assert 'row 0, positions' in capsys.readouterr().out
+  assert Image.open(tmp_path / 'peek.png').width > 100
 
 
 @pytest.mark.parametrize('name', stage2.MIXTURE)

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from sphinx_jax import recipe, run
 from sphinx_jax.configs import mini
-from sphinx_jax.core import errors
+from sphinx_jax.core import config as config_lib, errors
 
 
 def _config(**sections):
@@ -31,7 +31,7 @@ def ran(monkeypatch):
   return names
 
 
-def test_an_interrupted_recipe_goes_on_at_its_step(ran, tmp_path):
+def test_an_interrupted_recipe_resumes_at_its_step(ran, tmp_path):
   config = _config(first='train', broken='train', last='train')
   with pytest.raises(KeyboardInterrupt):
     recipe.run_recipe(config, tmp_path)
@@ -42,15 +42,13 @@ def test_an_interrupted_recipe_goes_on_at_its_step(ran, tmp_path):
 
 
 def test_a_wrong_list_of_steps_is_refused_before_the_first_runs(ran, tmp_path):
+  config = _config(first='train', last='train').copy_and_resolve_references()
+  with config.unlocked():
+    config.steps = ('first', 'lst')
   with pytest.raises(
     errors.SphinxError, match="got 'lst', expected one of first, last; did you mean 'last'"
   ):
-    recipe.run_recipe(
-      ConfigDict(
-        {'steps': ('first', 'lst'), 'first': {'kind': 'train'}, 'last': {'kind': 'train'}}
-      ),
-      tmp_path,
-    )
+    recipe.run_recipe(config, tmp_path)
   with pytest.raises(errors.SphinxError, match="did you mean 'train'"):
     recipe.run_recipe(_config(first='trian'), tmp_path / 'other')
   assert not ran
@@ -60,6 +58,34 @@ def test_a_stage_finds_what_earlier_steps_left(tmp_path):
   stage = run.training_run(mini.get_config(), 'stage2', tmp_path)
   assert stage.init_from == str(tmp_path / 'mix') and stage.data_dir == str(tmp_path / 'data')
   assert run.training_run(mini.get_config(), 'real', tmp_path).init_from is None
+  in_bucket = run.training_run(mini.get_config(), 'stage2', 'gs://bucket/run')
+  assert in_bucket.tokenizer == 'gs://bucket/run/data/tokenizer.model'
+
+
+def test_a_config_of_one_run_is_its_training_run(tmp_path):
+  stage = run.training_run(mini.get_config(), 'real', tmp_path)
+  assert run.training_run(stage, None, tmp_path / 'other') is stage
+  with pytest.raises(errors.SphinxError, match='expected one of real, stage2, synthetic'):
+    run.training_run(mini.get_config(), None)
+
+
+def test_a_finished_recipe_is_left_as_it_is(finished_recipe, monkeypatch):
+  """Every step has its time and memory, and none runs again."""
+  config = config_lib.from_json((finished_recipe / 'config.json').read_text())
+  files = {path: path.stat().st_mtime_ns for path in finished_recipe.rglob('*')}
+  for name in config.steps:
+    done = json.loads((finished_recipe / name / 'done.json').read_text())
+    assert done['seconds'] > 0 and done['peak_rss_bytes'] > 2**20
+  monkeypatch.setattr(recipe, 'KINDS', dict.fromkeys(recipe.KINDS))
+  assert recipe.run_recipe(config, finished_recipe) == finished_recipe / 'report.html'
+  assert files == {path: path.stat().st_mtime_ns for path in finished_recipe.rglob('*')}
+
+
+def test_the_mix_of_a_recipe_is_the_best_coefficient_of_its_choice(finished_recipe):
+  curve = json.loads((finished_recipe / 'mix' / 'curve.json').read_text())
+  choice = json.loads((finished_recipe / 'mix' / 'choice.json').read_text())
+  assert [sorted(point) for point in curve] == [['coefficient', 'real', 'synthetic']] * 3
+  assert choice['coefficient'] in {point['coefficient'] for point in curve}
 
 
 def test_stages_share_the_model_and_freeze_the_encoders_after_the_first():

@@ -64,7 +64,7 @@ def memory(monkeypatch):
 
 
 def lines(workdir: pathlib.Path) -> list[dict]:
-  """What a run wrote, without what depends on the machine."""
+  """The metrics that a run wrote, without those that depend on the machine."""
   return [
     {name: value for name, value in line.items() if name not in MACHINE}
     for line in writer.read(workdir)
@@ -81,7 +81,7 @@ def unbroken(tmp_path_factory, compiled_once) -> pathlib.Path:
 
 
 def interrupt_at(position: int, action):
-  """Data that does something when it is asked for one batch."""
+  """Data that calls `action` when the batch at `position` is read."""
 
   def spoil(at: int, batch: dict) -> dict:
     if at == position:
@@ -95,7 +95,7 @@ def crash():
   raise RuntimeError('as if killed')
 
 
-def test_run_learns_and_says_so(unbroken):
+def test_run_learns_and_writes_its_metrics(unbroken):
   written = writer.read(unbroken)
   assert [line['step'] for line in written] == [2, 3, 4, 5, 5]
   assert written[-2]['loss'] < written[0]['loss']
@@ -113,15 +113,12 @@ def test_batches_fit_the_model():
 
 def test_frozen_leaves_stay_and_trained_ones_move(unbroken):
   config = tiny()
-  begin, end = (
-    trees.flatten(run.Program(config).init()),
-    trees.flatten(store.load_params(unbroken)),
-  )
+  begin = trees.flatten(run.Program(config).init())
+  end = trees.flatten(store.load_params(unbroken))
   assert set(begin) == set(end)
   for path in begin:
-    assert (
-      np.asarray(begin[path]).tobytes() == np.asarray(end[path]).tobytes()
-    ) == path.startswith('encoders/'), path
+    unchanged = np.asarray(begin[path]).tobytes() == np.asarray(end[path]).tobytes()
+    assert unchanged == path.startswith('encoders/'), path
 
 
 def test_checkpoint_carries_what_inference_needs(unbroken):
@@ -134,7 +131,7 @@ def test_checkpoint_carries_what_inference_needs(unbroken):
   )
 
 
-def test_finished_run_is_recognised(unbroken, monkeypatch):
+def test_finished_run_is_recognized(unbroken, monkeypatch):
   monkeypatch.setattr(run, 'Program', None)
   metrics = train.train(tiny(), unbroken)
   written = writer.read(unbroken)
@@ -144,7 +141,7 @@ def test_finished_run_is_recognised(unbroken, monkeypatch):
   )
 
 
-def test_broken_run_goes_on_bit_for_bit(unbroken, tmp_path, monkeypatch):
+def test_broken_run_resumes_bit_for_bit(unbroken, tmp_path, monkeypatch):
   # Asked to stop in the first update, in the middle of a window of metrics: it saves first.
   monkeypatch.setattr(
     run, 'open_data', interrupt_at(0, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -169,19 +166,19 @@ def test_broken_run_goes_on_bit_for_bit(unbroken, tmp_path, monkeypatch):
   )
 
 
-def test_run_goes_on_with_another_mesh_and_less_memory(unbroken, tmp_path, monkeypatch):
+def test_run_resumes_with_another_mesh_and_less_memory(unbroken, tmp_path, monkeypatch):
   opened = interrupt_at(4, crash)  # Without validation: its compilation would be all that it adds.
   monkeypatch.setattr(run, 'open_data', lambda *given: opened(*given)._replace(validation=dict))
   with pytest.raises(RuntimeError):
     train.train(tiny(**{'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}), tmp_path)
   monkeypatch.setattr(run, 'open_data', in_memory())
   train.train(tiny(**{'optimizer.accumulate': 2, 'model.remat': 'full', 'loss_chunk': 4}), tmp_path)
-  ours, theirs = (
+  resumed, expected = (
     [line for line in lines(workdir) if 'loss' in line] for workdir in (tmp_path, unbroken)
   )
-  assert [line.keys() for line in ours] == [line.keys() for line in theirs]
-  for our, their in zip(ours, theirs):
-    assert our == pytest.approx(their, rel=2e-4)
+  assert [line.keys() for line in resumed] == [line.keys() for line in expected]
+  for line, expected_line in zip(resumed, expected):
+    assert line == pytest.approx(expected_line, rel=2e-4)
 
 
 def test_number_that_is_not_finite_stops_and_keeps_the_last_good(tmp_path, monkeypatch):
