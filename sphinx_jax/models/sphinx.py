@@ -270,13 +270,13 @@ def build(config: ml_collections.ConfigDict, platform: str | None = None) -> Sph
   """The module of a model config (`config.model` of a run).
 
   Args:
-    config: the model config; a config without `attention` gets 'auto'.
+    config: the model config. Its `attention` is a kernel of models/attention.py or 'auto'.
     platform: where the module will run ('cpu', 'gpu', 'tpu'); None: JAX's default backend.
 
   Raises:
     SphinxError: an unknown encoder, LLM, or setting of one of them.
   """
-  kernel = attention.choose(config.get('attention', 'auto'), platform or jax.default_backend())
+  kernel = attention.choose(config.attention, platform or jax.default_backend())
   return Sphinx(ml_collections.FrozenConfigDict({**config.to_dict(), 'attention': kernel}))
 
 
@@ -344,7 +344,7 @@ def _llm(config: Any) -> nn.Module:
     dtype=jnp.dtype(config.dtype),
     remat=config.remat,
     unroll=config.scan_unroll,
-    attention=config.get('attention', 'xla'),
+    attention=config.attention,
   )
   return _make(f'llm {config.llm.name}', LLMS[config.llm.name], settings, shared, 'llm')
 
