@@ -1,4 +1,7 @@
-"""A bucket for tests: files of a folder, served as Google's JSON API for tensorstore, and as gs:// for etils.epath."""
+"""A bucket for tests, backed by a local folder.
+
+tensorstore reads it through Google's JSON API, etils.epath through gs:// paths.
+"""
 
 import contextlib
 import http.server
@@ -16,7 +19,7 @@ from etils.epath import backend, gpath
 class _Handler(http.server.BaseHTTPRequestHandler):
   protocol_version = 'HTTP/1.1'
   folder: pathlib.Path
-  asked: list[str]
+  requests: list[str]
 
   def _answer(self, body: bytes, status: int = 200) -> None:
     self.send_response(status)
@@ -30,10 +33,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     query = dict(urllib.parse.parse_qsl(url.query))
     bucket, _, rest = url.path.partition('/b/')[2].partition('/o')
     name = urllib.parse.unquote(rest.removeprefix('/')) or query.get('name', '')
-    self.asked.append(f'{self.command} {name}')
+    self.requests.append(f'{self.command} {name}')
     return self.folder / bucket, name, query
 
-  def _described(self, bucket: pathlib.Path, name: str) -> dict[str, str]:
+  def _describe(self, bucket: pathlib.Path, name: str) -> dict[str, str]:
     return {
       'name': name,
       'bucket': bucket.name,
@@ -49,12 +52,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     if not name:
       names = sorted(str(path.relative_to(bucket)) for path in bucket.rglob('*') if path.is_file())
       first, end = query.get('startOffset', ''), query.get('endOffset', '\U0010ffff')
-      found = [
-        self._described(bucket, each)
-        for each in names
-        if each.startswith(query.get('prefix', '')) and first <= each < end
+      items = [
+        self._describe(bucket, item)
+        for item in names
+        if item.startswith(query.get('prefix', '')) and first <= item < end
       ]
-      self._answer(json.dumps({'items': found}).encode())
+      self._answer(json.dumps({'items': items}).encode())
     elif (bucket / name).is_file():
       self._answer((bucket / name).read_bytes())
     else:
@@ -64,7 +67,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     bucket, name, _ = self._object()
     (bucket / name).parent.mkdir(parents=True, exist_ok=True)
     (bucket / name).write_bytes(self.rfile.read(int(self.headers['Content-Length'])))
-    self._answer(json.dumps(self._described(bucket, name)).encode())
+    self._answer(json.dumps(self._describe(bucket, name)).encode())
 
   def do_DELETE(self) -> None:
     bucket, name, _ = self._object()
@@ -76,14 +79,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def _backend(folder: pathlib.Path) -> backend.Backend:
-  """Local files behind gs:// names; a folder cannot be renamed, as in a bucket."""
+  """Maps gs:// paths to local files. Folders cannot be renamed, as in a bucket."""
 
   def local(path):
-    return (
-      str(folder / path.removeprefix('gs://'))
-      if isinstance(path, str) and path.startswith('gs://')
-      else path
-    )
+    if isinstance(path, str) and path.startswith('gs://'):
+      return str(folder / path.removeprefix('gs://'))
+    return path
 
   def method(name):
     real = getattr(backend._OsPathBackend, name)
@@ -103,19 +104,19 @@ def _backend(folder: pathlib.Path) -> backend.Backend:
 
 @contextlib.contextmanager
 def bucket(folder: pathlib.Path) -> Iterator[list[str]]:
-  """gs://NAME is `folder`/NAME meanwhile; gives the requests that tensorstore makes."""
-  handler = type('Handler', (_Handler,), {'folder': folder, 'asked': []})
+  """Makes gs://NAME the folder `folder`/NAME, and yields the list of tensorstore's requests."""
+  handler = type('Handler', (_Handler,), {'folder': folder, 'requests': []})
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
   threading.Thread(target=server.serve_forever, daemon=True).start()
-  place = {
+  environment = {
     'TENSORSTORE_GCS_HTTP_URL': f'http://127.0.0.1:{server.server_port}',
     'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'token',
   }
-  found = _backend(folder)
+  local_backend = _backend(folder)
   with (
-    mock.patch.dict(os.environ, place),
-    mock.patch.dict(gpath._PREFIX_TO_BACKEND, {'gs': found}),
+    mock.patch.dict(os.environ, environment),
+    mock.patch.dict(gpath._PREFIX_TO_BACKEND, {'gs': local_backend}),
     mock.patch.object(gpath, '_is_tf_installed', lambda: False),
   ):
-    yield handler.asked
+    yield handler.requests
   server.shutdown()

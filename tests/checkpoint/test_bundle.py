@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import ml_collections
 import pytest
 
@@ -7,7 +8,7 @@ from sphinx_jax.core import config as config_lib, errors
 
 
 def bundle(tokenizer: bytes | None = b'\x00pieces') -> Bundle:
-  config = ml_collections.ConfigDict({'name': 'run', 'model': {'width': 4, 'sizes': (1, 2)}})
+  config = ml_collections.ConfigDict({'name': 'run', 'sizes': (1, 2)})
   return Bundle(config, tokenizer, {'system': 'Be brief.'})
 
 
@@ -16,7 +17,7 @@ def test_what_is_written_into_a_meta_is_read_back():
     back = Bundle.from_meta(bundle(tokenizer).to_meta(), 'here')
     assert back.tokenizer == tokenizer and back.dialog == {'system': 'Be brief.'}
     assert config_lib.to_json(back.config) == config_lib.to_json(bundle().config)
-    assert back.config.model.sizes == (1, 2)
+    assert back.config.sizes == (1, 2)
 
 
 def test_keys_on_disk_are_those_of_older_checkpoints():
@@ -27,7 +28,7 @@ def test_keys_on_disk_are_those_of_older_checkpoints():
 
 def test_a_bundle_is_loaded_from_a_directory(tmp_path):
   with store.Store(tmp_path) as run:
-    run.save(1, {}, None, bundle().to_meta())
+    run.save(1, {'w': jnp.ones(2)}, None, bundle().to_meta())
   assert load_bundle(tmp_path).tokenizer == b'\x00pieces'
 
 

@@ -32,7 +32,7 @@ def test_any_mesh_gives_the_same(shape):
   assert fingerprint.fingerprint_tree(spread) == fingerprint.fingerprint_tree(tree())
 
 
-def test_one_bit_or_two_elements_that_change_places_are_noticed():
+def test_one_changed_bit_or_two_swapped_elements_are_noticed():
   before = fingerprint.fingerprint_tree(tree())
   assert before['w'].startswith('float32[8,6,4] ') and before['count'].startswith('int32[] ')
   rng = np.random.default_rng(1)

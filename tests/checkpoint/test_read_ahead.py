@@ -10,7 +10,7 @@ def test_values_come_in_order_and_the_next_is_read_meanwhile():
   reads = [(1, lambda: 0), (1, lambda: second.set() or 1), (1, lambda: 2)]
   values = read_ahead(reads)
   assert next(values) == 0
-  assert second.wait(10)  # Nobody has asked for it yet.
+  assert second.wait(10)  # It is read before it is asked for.
   assert list(values) == [1, 2]
 
 
@@ -29,7 +29,7 @@ def test_large_values_are_read_one_at_a_time():
   assert got == [1, 2, 3, 4] and max(most) == 1
 
 
-def test_an_error_comes_in_its_place():
+def test_an_error_is_raised_when_its_value_is_due():
   def broken():
     raise OSError('damaged')
 
@@ -39,7 +39,7 @@ def test_an_error_comes_in_its_place():
     next(values)
 
 
-def test_as_many_are_under_way_as_there_are_threads():
-  together = threading.Barrier(4, timeout=10)  # Broken, unless four come at once.
+def test_as_many_reads_run_as_there_are_threads():
+  together = threading.Barrier(4, timeout=10)  # It breaks unless four reads run at once.
   reads = [(1, together.wait) for _ in range(4)]
   assert sorted(read_ahead([(1, lambda: 9), *reads], threads=4)) == [0, 1, 2, 3, 9]

@@ -17,7 +17,7 @@ from sphinx_jax.core import errors
 from tests.checkpoint import bucket
 
 
-def layouts(ways: int) -> NamedSharding:
+def split(ways: int) -> NamedSharding:
   mesh = jax.make_mesh(
     (ways,), ('x',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:ways]
   )
@@ -27,14 +27,14 @@ def layouts(ways: int) -> NamedSharding:
 def params(ways: int = 8, shift: float = 0.0) -> dict:
   w = jnp.arange(64.0).reshape(8, 8) + shift
   return {
-    'llm': {'w': jax.device_put(w, layouts(ways))},
-    'encoders': {'b': jax.device_put(jnp.ones(8, jnp.bfloat16), layouts(ways))},
+    'llm': {'w': jax.device_put(w, split(ways))},
+    'encoders': {'b': jax.device_put(jnp.ones(8, jnp.bfloat16), split(ways))},
   }
 
 
 def abstract(tree, ways: int):
   return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layouts(ways)), tree
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split(ways)), tree
   )
 
 
@@ -82,14 +82,14 @@ def test_saved_on_eight_restored_on_fewer(saved, ways):
     lambda leaf: jax.ShapeDtypeStruct(
       leaf.shape,
       leaf.dtype,
-      sharding=(layouts(ways) if leaf.ndim else NamedSharding(layouts(ways).mesh, PartitionSpec())),
+      sharding=(split(ways) if leaf.ndim else NamedSharding(split(ways).mesh, PartitionSpec())),
     ),
     opt_state,
   )
   with store.Store(saved, keep=2) as run:
     got, moments, meta = run.restore(run.latest(), abstract(tree, ways), small)
   jax.tree.map(np.testing.assert_array_equal, (got, moments), (tree, opt_state))
-  assert got['llm']['w'].sharding.is_equivalent_to(layouts(ways), 2) and meta['data_position'] == 30
+  assert got['llm']['w'].sharding.is_equivalent_to(split(ways), 2) and meta['data_position'] == 30
 
 
 def test_params_alone_need_no_mesh(saved):
@@ -99,19 +99,19 @@ def test_params_alone_need_no_mesh(saved):
 
 
 def test_precision_is_that_asked_for(saved):
-  want = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=layouts(1)), params()
+  wanted = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=split(1)), params()
   )
-  got = store.load_params(saved, want)
+  got = store.load_params(saved, wanted)
   assert got['encoders']['b'].dtype == jnp.float32 and np.all(got['encoders']['b'] == 1)
 
 
 def test_every_difference_is_named(saved):
-  want = abstract(params(), 1)
-  want['llm']['w'] = jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=layouts(1))
-  want['visual_proj'] = want.pop('encoders')
+  wanted = abstract(params(), 1)
+  wanted['llm']['w'] = jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=split(1))
+  wanted['visual_proj'] = wanted.pop('encoders')
   with pytest.raises(errors.SphinxError) as caught:
-    store.load_params(saved, want)
+    store.load_params(saved, wanted)
   for words in (
     '3 differences',
     'llm/w: shape (8, 8), expected (8, 4)',
@@ -122,10 +122,10 @@ def test_every_difference_is_named(saved):
 
 
 def test_integers_are_not_taken_for_floats(saved):
-  want = abstract(params(), 1)
-  want['llm']['w'] = jax.ShapeDtypeStruct((8, 8), jnp.int32, sharding=layouts(1))
+  wanted = abstract(params(), 1)
+  wanted['llm']['w'] = jax.ShapeDtypeStruct((8, 8), jnp.int32, sharding=split(1))
   with pytest.raises(errors.SphinxError, match='llm/w: dtype float32, expected int32'):
-    store.check(saved, want)
+    store.check(saved, wanted)
 
 
 def test_what_is_not_a_checkpoint_is_refused(saved, tmp_path):
@@ -165,7 +165,7 @@ def test_donated_arrays_are_saved_as_they_were(tmp_path):
   with store.Store(tmp_path, keep=9) as run:
     for step in range(3):
       run.save(step, tree, None, {})
-      tree = add(add(tree))  # While the save is under way.
+      tree = add(add(tree))  # While the save is running.
   for step in range(3):
     assert {
       float(leaf[-1, -1])
@@ -188,7 +188,7 @@ os.kill(os.getpid(), 9)
 """
 
 
-def test_killed_while_saving_leaves_the_save_before(tmp_path):
+def test_killed_while_saving_leaves_the_previous_save(tmp_path):
   done = subprocess.run(
     [sys.executable, '-c', KILLED, str(tmp_path), '5'],
     cwd=os.getcwd(),
@@ -204,7 +204,7 @@ def test_killed_while_saving_leaves_the_save_before(tmp_path):
 
 
 def everything(tree: dict) -> tuple[dict, tuple]:
-  """Parameters and an optimizer's state for them."""
+  """Parameters and an optimizer state for them."""
   return tree, optax.adam(1.0).init({'llm': tree['llm']})[0]
 
 
@@ -312,7 +312,7 @@ def test_all_damaged_is_an_error_again_and_again(three, tmp_path):
   for _ in range(2):
     with pytest.raises(
       errors.SphinxError,
-      match='got 3, all of them damaged, expected at least one undamaged checkpoint; nothing was deleted',
+      match='got 3, all of them damaged, expected .* undamaged checkpoint; nothing was deleted',
     ):
       newest(run)
   assert hashes(run) == before
@@ -329,14 +329,14 @@ def test_other_leaves_are_no_damage(three):
   assert not isinstance(caught.value, store.Damaged) and not list(three.rglob('*damaged'))
 
 
-def test_every_so_many_steps_are_kept_beside_the_newest(tmp_path):
+def test_multiples_of_keep_every_are_kept_beside_the_newest(tmp_path):
   with store.Store(tmp_path, keep=2, keep_every=3) as run:
     for step in range(1, 9):
       run.save(step, {'w': jnp.ones(3)}, None, {})
   assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['3', '6', '7', '8']
 
 
-def test_run_in_a_bucket_is_found_and_gone_back_in(three, tmp_path, monkeypatch):
+def test_a_run_in_a_bucket_is_found_and_its_damaged_step_renamed(three, tmp_path, monkeypatch):
   monkeypatch.setattr(
     gcs_utils, 'is_hierarchical_namespace_enabled', lambda path: False
   )  # It asks Google.
@@ -370,7 +370,7 @@ def test_run_in_a_bucket_is_found_and_gone_back_in(three, tmp_path, monkeypatch)
   } == changed
 
 
-def test_full_disk_is_said_and_earlier_checkpoints_are_whole(tmp_path):
+def test_a_full_disk_is_reported_and_earlier_checkpoints_are_whole(tmp_path):
   if subprocess.run(
     ['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', tmp_path], capture_output=True
   ).returncode:
@@ -382,9 +382,8 @@ def test_full_disk_is_said_and_earlier_checkpoints_are_whole(tmp_path):
     with pytest.raises(errors.SphinxError) as caught:
       with store.Store(tmp_path, keep=9) as run:
         for step in range(1, 5):
-          run.save(
-            step, jax.tree.map(lambda leaf: leaf * step, tree), None, {'data_position': step}
-          )
+          scaled = jax.tree.map(lambda leaf, step=step: leaf * step, tree)
+          run.save(step, scaled, None, {'data_position': step})
     assert str(tmp_path / 'checkpoints') in str(caught.value) and 'no space left' in str(
       caught.value
     )

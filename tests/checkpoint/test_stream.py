@@ -19,7 +19,7 @@ META = {'config': '{"a": 1}', 'tokenizer': 'cGllY2Vz'}
 
 
 def arrays() -> dict[str, np.ndarray]:
-  """Every dtype that weights come in, stacked and plain, with values that no rounding would keep."""
+  """All dtypes of weights, stacked and plain, with values that any rounding would change."""
   rng = np.random.default_rng(0)
   drawn = lambda dtype, *shape: rng.standard_normal(shape).astype(dtype)
   special = np.array([np.inf, -np.inf, np.nan, -0.0, 1e-45, 3.4e38], np.float32)
@@ -46,7 +46,7 @@ def same_bits(a, b) -> bool:
 
 @pytest.fixture(scope='module')
 def written(tmp_path_factory):
-  """A checkpoint written by layers where arrays are stacked."""
+  """A checkpoint whose stacked arrays were written layer by layer."""
   directory, values = tmp_path_factory.mktemp('run'), arrays()
   writer = stream.Writer(
     directory, {'params': values, 'carried': {'unused/w': values['llm/embed']}}, META
@@ -168,7 +168,7 @@ def test_a_large_leaf_that_is_no_stack_is_cut_into_chunks(tmp_path, monkeypatch)
   assert same_bits(got['w'], value) and same_bits(got['layers'], layers)
 
 
-def test_items_are_apart_and_one_that_is_not_there_is_empty(written):
+def test_items_are_separate_and_an_absent_one_is_empty(written):
   carried = stream.read(written, 'carried')
   assert list(carried) == ['unused/w'] and same_bits(
     carried['unused/w'].read(()), arrays()['llm/embed']
@@ -181,12 +181,11 @@ def test_a_checkpoint_of_a_training_run_is_read(tmp_path):
   values = {'llm': {'layers': layers, 'n': jnp.int32(3)}, 'b': jnp.ones(3, jnp.float16)}
   with store.Store(tmp_path) as run:
     for step in (3, 12):
-      run.save(
-        step, jax.tree.map(lambda leaf: leaf + step, values), {'moments': jnp.zeros(2)}, META
-      )
+      shifted = jax.tree.map(lambda leaf, step=step: leaf + step, values)
+      run.save(step, shifted, {'moments': jnp.zeros(2)}, META)
   for place, step in ((tmp_path, 12), (tmp_path / 'checkpoints' / '3', 3)):
     found = stream.read(place)
-    expected = trees.flatten(jax.tree.map(lambda leaf: np.asarray(leaf + step), values))
+    expected = trees.flatten(jax.tree.map(lambda leaf, step=step: np.asarray(leaf + step), values))
     assert found.keys() == expected.keys()
     assert all(same_bits(found[path].read(()), value) for path, value in expected.items())
     assert same_bits(found['llm/layers/w'].read((1,)), expected['llm/layers/w'][1])
@@ -208,8 +207,8 @@ def test_an_abandoned_checkpoint_leaves_nothing(tmp_path):
     assert left == before
 
 
-def test_a_layer_of_a_training_run_is_packed_alone(tmp_path):
-  """So that reading one does not unpack the stack, on whatever mesh it was saved."""
+def test_a_layer_of_a_training_run_is_compressed_alone(tmp_path):
+  """Reading one layer does not decompress the stack, on any mesh it was saved from."""
   mesh = jax.make_mesh(
     (4,), ('x',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:4]
   )
@@ -231,12 +230,12 @@ def test_the_next_try_starts_over(tmp_path):
   value = np.ones((2, 3, 4), np.float32)
   first = stream.Writer(
     tmp_path, {'params': {'w': value, 'old': value}}, META
-  )  # Still held by a traceback, say.
+  )  # A traceback may still hold it.
   first.write('params', 'w', 7 * value)
   first.abandon()
-  again = stream.Writer(tmp_path, {'params': {'w': value}}, META)
-  again.write('params', 'w', value)
-  again.finish()
+  second = stream.Writer(tmp_path, {'params': {'w': value}}, META)
+  second.write('params', 'w', value)
+  second.finish()
   assert list(stream.read(tmp_path)) == ['w'] and np.all(stream.read(tmp_path)['w'].read(()) == 1)
   assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['0']
   del first
@@ -279,9 +278,9 @@ def test_killed_while_writing_leaves_no_checkpoint(tmp_path):
   with pytest.raises(errors.SphinxError):
     stream.read(tmp_path)
   value = np.ones(3, np.float32)
-  again = stream.Writer(tmp_path, {'params': {'v': value}}, META)
-  again.write('params', 'v', value)
-  again.finish()
+  second = stream.Writer(tmp_path, {'params': {'v': value}}, META)
+  second.write('params', 'v', value)
+  second.finish()
   assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['0'] and list(
     stream.read(tmp_path)
   ) == ['v']

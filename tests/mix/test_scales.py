@@ -52,8 +52,11 @@ def test_resizing_is_that_of_the_official_code(size):
 
 @pytest.mark.parametrize('sizes', HALF_SIZES)
 def test_half_rounding_is_that_of_the_official_code_to_the_bit(sizes):
-  """interpolate_half.npz holds, of torch 2.13's F.interpolate(noise(a).half(), (b, b), mode='bicubic') on a CPU, the
-  pixels that exact sums or another order of rounded ones give differently, up to 300, and 200 others."""
+  """The golden values are of torch 2.13's F.interpolate(noise(a).half(), (b, b), mode='bicubic').
+
+  They were computed on a CPU. The file has up to 300 pixels that exact sums, or rounded sums in
+  another order, get wrong, and 200 other pixels.
+  """
   golden, (size, to) = np.load(GOLDEN / 'interpolate_half.npz'), sizes
   image = noise(size)[None, :, :, None]
   for resize in (scales.resize, jax.jit(scales.resize, static_argnames=('size', 'half_round'))):
@@ -72,8 +75,8 @@ def test_half_rounding_is_that_of_float16():
 
 def test_a_scale_of_its_own_moves_the_sampling_points():
   plain, shifted = scales.resize_matrix(37, 16), scales.resize_matrix(37, 16, scale=16.1 / 37)
-  centres = lambda matrix: matrix @ np.arange(37)
-  step = np.diff(centres(shifted)[2:-2]).mean()
+  centers = lambda matrix: matrix @ np.arange(37)
+  step = np.diff(centers(shifted)[2:-2]).mean()
   np.testing.assert_allclose(step, 37 / 16.1, atol=0.02)
   assert np.abs(plain - shifted).max() > 0.05
 

@@ -1,4 +1,4 @@
-"""The law of the task mix: proportions, coverage, randomness, and its independence of where one starts."""
+"""The task mix: proportions, coverage, randomness, and independence of the start position."""
 
 import numpy as np
 import pytest
@@ -64,8 +64,8 @@ def test_lookup_is_a_function_of_the_position_alone():
   mixture = Mixture((0.3, 0.7), (13, 40), seed=5, block=10)
   whole = mixture.lookup(np.arange(500))
   picked = np.random.default_rng(0).permutation(500)[:100]
-  for all_values, some in zip(whole, mixture.lookup(picked)):
-    assert np.array_equal(all_values[picked], some)
+  for values, picked_values in zip(whole, mixture.lookup(picked)):
+    assert np.array_equal(values[picked], picked_values)
 
 
 def test_hosts_that_stride_see_together_what_one_host_sees():
@@ -93,20 +93,19 @@ def test_a_billion_examples_far_into_the_run():
   for t in (0, 1):
     seen = example[task == t]
     assert len(set(seen)) == len(seen) and seen.min() >= 0 and seen.max() < mixture.sizes[t]
-    assert (
-      seen.std() > 0.2 * mixture.sizes[t]
-    )  # Spread over the whole range, not a run of neighbours.
+    # Spread over the whole range, not a run of neighbors.
+    assert seen.std() > 0.2 * mixture.sizes[t]
 
 
 def test_epochs_counts_what_lookup_gives():
   mixture = Mixture((0.3, 0, 0.7), (13, 0, 40), seed=5, block=10)
   for positions in (0, 10, 137, 1003):
     task, _, _ = mixture.lookup(np.arange(positions))
-    want = np.bincount(task, minlength=3) / np.array([13, 1, 40])
-    assert mixture.epochs(positions) == pytest.approx(tuple(want))
+    expected = np.bincount(task, minlength=3) / np.array([13, 1, 40])
+    assert mixture.epochs(positions) == pytest.approx(tuple(expected))
 
 
-# Blocks of 10: two of the first weights, three of the second, then the third for good.
+# Blocks of 10: two with the first weights, three with the second, all others with the third.
 STAGED = Mixture((0.3, 0.7), (13, 40), seed=5, block=10, stages=[(20, (0.8, 0.2)), (41, (0, 1))])
 
 
@@ -172,7 +171,7 @@ def test_a_stage_is_checked_like_the_beginning():
 
 
 @pytest.mark.parametrize(
-  'rule, more, want',
+  'rule, more, expected',
   [
     ('examples', {}, (0.25, 0.75)),
     ('tokens', {'tokens': (100, 300)}, (0.5, 0.5)),  # 1/100 beside 3/300
@@ -182,8 +181,8 @@ def test_a_stage_is_checked_like_the_beginning():
     ('temperature', {'temperature': 1e9}, (0.25, 0.75)),  # the weights alone
   ],
 )
-def test_what_a_weight_is_a_share_of(rule, more, want):
-  assert shares(rule, (1, 3), (100, 1000), **more) == pytest.approx(want, rel=1e-5)
+def test_what_a_weight_is_a_share_of(rule, more, expected):
+  assert shares(rule, (1, 3), (100, 1000), **more) == pytest.approx(expected, rel=1e-5)
 
 
 def test_shares_by_tokens_give_each_task_its_share_of_positions():

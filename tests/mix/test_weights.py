@@ -42,11 +42,11 @@ def test_mixing_is_linear():
   jax.tree.map(
     lambda x, y, m: np.testing.assert_allclose(m, 0.25 * x + 0.75 * y, rtol=1e-6), a, b, mixed
   )
-  # Of the mix, with a parent again: the coefficients multiply out.
-  again = weights.mix([mixed, a], (0.5, 0.5))
+  # A mix of a mix: the coefficients multiply out.
+  twice = weights.mix([mixed, a], (0.5, 0.5))
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7),
-    again,
+    twice,
     weights.mix([a, b], (0.625, 0.375)),
   )
 
@@ -82,7 +82,7 @@ def test_task_arithmetic_adds_deltas_to_the_base():
 
 
 def slerp(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
-  """In float64, by the definition: the point at `share` of the angle, lengths mixed as mergekit does."""
+  """The definition in float64: `share` of the angle, with lengths mixed as mergekit does."""
   a, b = (np.asarray(leaf, np.float64).ravel() for leaf in (first, second))
   angle = np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
   return ((np.sin((1 - share) * angle) * a + np.sin(share * angle) * b) / np.sin(angle)).reshape(
@@ -117,13 +117,13 @@ def test_a_dtype_is_that_of_floating_leaves_only():
 @pytest.mark.parametrize(
   'options', [{}, {'method': 'slerp'}, {'base': True}, {'dtype': 'bfloat16'}]
 )
-def test_on_a_mesh_it_is_the_same_law_and_no_leaf_is_gathered(options):
-  """Under jit on 8 devices, every output lies as its inputs do and is, bit by bit, what one device gives."""
+def test_on_a_mesh_the_mix_is_the_same_and_no_leaf_is_gathered(options):
+  """Under jit on 8 devices outputs have the sharding of the inputs and the bits of one device."""
   mesh = jax.make_mesh((2, 4), ('data', 'fsdp'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-  layouts = {'stack': (None, 'fsdp', None), 'table': (('data', 'fsdp'),), 'vector': ()}
-  layouts = {
+  shardings = {'stack': (None, 'fsdp', None), 'table': (('data', 'fsdp'),), 'vector': ()}
+  shardings = {
     name: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
-    for name, axes in layouts.items()
+    for name, axes in shardings.items()
   }
   shapes = {'stack': (3, 16, 40), 'table': (64, 24), 'vector': (7,)}
   rng = np.random.default_rng(0)
@@ -132,26 +132,25 @@ def test_on_a_mesh_it_is_the_same_law_and_no_leaf_is_gathered(options):
     for _ in range(3)
   ]
   split = [
-    {name: jax.device_put(leaf, layouts[name]) for name, leaf in each.items()} for each in whole
+    {name: jax.device_put(leaf, shardings[name]) for name, leaf in tree.items()} for tree in whole
   ]
 
-  def law(a, b, base):
-    return weights.mix(
-      [a, b], (0.3, 0.7), **options | ({'base': base} if 'base' in options else {})
-    )
+  def mix(a, b, base):
+    used_base = {'base': base} if 'base' in options else {}
+    return weights.mix([a, b], (0.3, 0.7), **options | used_base)
 
-  compiled = jax.jit(law).lower(*split).compile()
+  compiled = jax.jit(mix).lower(*split).compile()
   mixed = compiled(*split)
   assert all(
-    mixed[name].sharding.is_equivalent_to(layouts[name], mixed[name].ndim) for name in shapes
+    mixed[name].sharding.is_equivalent_to(shardings[name], mixed[name].ndim) for name in shapes
   )
   assert 'all-gather' not in compiled.as_text() and 'all-to-all' not in compiled.as_text()
-  if 'method' in options:  # Sums over a leaf are rounded in another order.
+  if 'method' in options:  # Sums over a leaf are rounded in another order on a mesh.
     jax.tree.map(
-      lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), mixed, law(*whole)
+      lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), mixed, mix(*whole)
     )
   else:
-    assert same(mixed, law(*whole))
+    assert same(mixed, mix(*whole))
 
 
 @pytest.mark.parametrize(

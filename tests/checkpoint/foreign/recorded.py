@@ -1,4 +1,4 @@
-"""Files and outputs of the libraries (tests/golden/foreign/make.py), opened once for all tests."""
+"""Golden files and outputs of the libraries (tests/golden/foreign/make.py), opened once."""
 
 import functools
 import json
@@ -13,7 +13,7 @@ GOLDEN = pathlib.Path(__file__).parents[2] / 'golden' / 'foreign'
 TOKENIZER = GOLDEN.parent / 'tokenizer.model'
 OUTPUTS = np.load(GOLDEN / 'outputs.npz')
 LLAMA, SHARDED, META = 'llama_hf', 'llama_hf_sharded', 'llama_meta'
-# Encoders as a user may have them, in mixed forms.
+# Encoders in mixed forms, as a user may have them.
 FIRST = ('clip_hf', 'convnext_timm', 'dinov2_original.pth', 'blip2_hf')
 SECOND = ('clip_open_clip.bin', 'convnext_open_clip.bin', 'dinov2_hf', 'blip2_hf')
 OPENAI = ('clip_openai.pt', *SECOND[1:])

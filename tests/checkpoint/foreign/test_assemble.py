@@ -1,4 +1,4 @@
-"""A model from files of several libraries: there and back, the start of stage 1, and what does not fit together."""
+"""A model from files of several libraries: round trips, the start of stage 1, and refusals."""
 
 import json
 import shutil
@@ -42,9 +42,10 @@ def contents(folder):
 
 
 @pytest.mark.parametrize('name', [LLAMA, META])
-def test_llama_goes_out_to_huggingface_byte_for_byte(name, tmp_path):
-  """Through the rotary layout of neighbours and back; Meta's file is of the same weights."""
-  convert.import_checkpoint(convert.open_sources(paths(name), tokenizer=str(TOKENIZER)), tmp_path / 'ours')
+def test_llama_is_exported_to_huggingface_byte_for_byte(name, tmp_path):
+  """The rotary order of Meta and back; Meta's file has the same weights."""
+  assembly = convert.open_sources(paths(name), tokenizer=str(TOKENIZER))
+  convert.import_checkpoint(assembly, tmp_path / 'ours')
   convert.export_checkpoint(str(tmp_path / 'ours'), str(tmp_path / 'back'), 'hf')
   assert contents(tmp_path / 'back') == contents(GOLDEN / LLAMA)
   wrote, config = (
@@ -55,7 +56,7 @@ def test_llama_goes_out_to_huggingface_byte_for_byte(name, tmp_path):
     assert wrote == config
     found = sphinx_jax.load(tmp_path / 'ours', dtype='float32').logits(OUTPUTS['llama_tokens'])
     np.testing.assert_allclose(found, OUTPUTS['llama_scaled_logits'], atol=1e-4, rtol=0)
-  else:  # What Meta's params.json says too.
+  else:  # The settings that Meta's params.json has too.
     same = (
       'hidden_size',
       'intermediate_size',
@@ -84,7 +85,7 @@ def test_separate_parts_are_a_checkpoint_that_training_starts_from(tmp_path):
     f'visual_proj/{name}' for name in ('linear/kernel', 'linear/bias', 'norm/scale', 'norm/bias')
   }
   assert fresh == {'start_img', 'end_img'} | projection
-  # Only these: drawing all of them would take XLA half a minute to compile.
+  # Only these: a program for all parameters compiles for half a minute.
   drawn = jax.jit(
     lambda rng: {path: trees.flatten(sphinx.init(config, rng))[path] for path in fresh}
   )(jax.random.key(3))

@@ -1,4 +1,4 @@
-"""Names and layouts against the libraries' own files and outputs (tests/golden/foreign/make.py)."""
+"""Names and shapes against golden files of the libraries (tests/golden/foreign/make.py)."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ from tests.checkpoint.foreign.recorded import (
 
 
 def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
-  """Bit for bit; where one file holds half precision and the other float32, of the same numbers."""
+  """Whether the bits are equal; half precision and float32 are compared by their numbers."""
 
   def same(x, y):
     if x.dtype != y.dtype:
@@ -55,7 +55,7 @@ def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     ('blip2_hf', 'qformer', 'hf', 'BLIP-2 of HF transformers'),
   ],
 )
-def test_every_file_is_recognised(name, part, form, kind):
+def test_every_form_is_detected(name, part, form, kind):
   source = sources.open_source(GOLDEN / name)
   assert (source.part, source.form, source.kind) == (part, form, kind)
 
@@ -66,7 +66,7 @@ def assert_close(found, name):
 
 def test_features_are_those_of_the_libraries():
   config = parts(LLAMA, *FIRST).config.copy_and_resolve_references()
-  config.half_round, config.dtype = False, 'float32'  # Without the official code's habits.
+  config.half_round, config.dtype = False, 'float32'  # Without the official code's rounding.
   encoders = trees.unflatten(parameters(LLAMA, *FIRST))['encoders']
   images = sphinx.normalize(OUTPUTS['picture'][None])
   model = sphinx.Encoders(ml_collections.FrozenConfigDict(config))
@@ -75,7 +75,8 @@ def test_features_are_those_of_the_libraries():
   assert_close(queries[0, 0], 'blip2_queries')
   assert_close(clip, 'clip_quick_gelu')
   assert_close(dinov2, 'dinov2')
-  # FACTS "ConvNeXt": 8 x 8 cells beside the others' 16 x 16, and their mean as the class token.
+  # 8 x 8 cells, repeated to 16 x 16. Their mean is the class token
+  # (docs/official_sphinx.md, "ConvNeXt").
   cells = convnext[1:].reshape(8, 2, 8, 2, 32)
   assert_close(cells[:, 0, :, 0], 'convnext')
   assert (cells == cells[:, :1, :, :1]).all()
@@ -96,7 +97,7 @@ def test_all_forms_of_an_encoder_give_the_same_parameters():
   assert equal(first, parameters(LLAMA, *OPENAI))
 
 
-def test_openais_archive_says_that_it_was_trained_with_quick_gelu_in_mixed_dtypes():
+def test_openais_archive_has_quick_gelu_and_mixed_dtypes():
   assert parts(LLAMA, *OPENAI).config.encoders == parts(LLAMA, *FIRST).config.encoders
   found = parameters(LLAMA, *OPENAI)
   assert found['encoders/clip/patch/kernel'].dtype == np.float16
@@ -113,11 +114,11 @@ def test_logits_of_llama_are_those_of_transformers(name, logits):
 
 def test_meta_and_huggingface_give_the_same_parameters():
   assert equal(parameters(META), parameters(LLAMA))
-  assert parts(META).config.llm.vocab == 512  # Its params.json says -1.
+  assert parts(META).config.llm.vocab == 512  # Its params.json has -1.
   assert list(parts(META).unused) == ['rope.freqs']
 
 
-def test_config_of_older_transformers_says_the_same(tmp_path):
+def test_configs_of_older_transformers_give_the_same_settings(tmp_path):
   old = recorded.edited(
     tmp_path / 'old',
     LLAMA,
@@ -135,18 +136,18 @@ def test_config_of_older_transformers_says_the_same(tmp_path):
   assert sources.open_source(plain).settings == sources.open_source(GOLDEN / SHARDED).settings
 
 
-def test_config_of_clip_may_leave_out_what_is_its_default(tmp_path):
+def test_the_config_of_clip_may_leave_out_defaults(tmp_path):
   vision = json.loads((GOLDEN / 'clip_hf' / 'config.json').read_text())['vision_config']
   del vision['hidden_act']
-  left = recorded.edited(tmp_path / 'left', 'clip_hf', vision_config=vision)
-  assert sources.open_source(left).settings['activation'] == 'quick_gelu'
-  said = recorded.edited(
-    tmp_path / 'said', 'clip_hf', vision_config=vision | {'hidden_act': 'gelu'}
+  default = recorded.edited(tmp_path / 'default', 'clip_hf', vision_config=vision)
+  assert sources.open_source(default).settings['activation'] == 'quick_gelu'
+  explicit = recorded.edited(
+    tmp_path / 'explicit', 'clip_hf', vision_config=vision | {'hidden_act': 'gelu'}
   )
-  assert sources.open_source(said).settings['activation'] == 'gelu'
+  assert sources.open_source(explicit).settings['activation'] == 'gelu'
 
 
-def test_vision_half_of_clip_saved_alone_is_without_the_prefix(tmp_path):
+def test_the_vision_half_of_clip_saved_alone_has_no_prefix(tmp_path):
   whole = sources.open_source(GOLDEN / 'clip_hf')
   safetensors.write_safetensors(tmp_path, whole.tensors)
   (tmp_path / 'config.json').write_text(json.dumps(whole.config['vision_config']))

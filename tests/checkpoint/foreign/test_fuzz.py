@@ -1,4 +1,4 @@
-"""Damaged checkpoint files: a few hundred cuts and flipped bytes; each loads equal or is refused, nothing else happens."""
+"""Damaged checkpoint files: every copy with a cut or a flipped byte loads equal or is refused."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import torch
 from sphinx_jax.checkpoint.foreign import pth, pth_writer, safetensors as ours
 from sphinx_jax.core import errors
 
-MEMORY = 32 << 20  # Bytes; the files are of some kilobytes.
+MEMORY = 32 << 20  # Bytes at most. The files have some kilobytes.
 
 
 def weights() -> dict[str, torch.Tensor]:
@@ -26,7 +26,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 
 def damaged(data: bytes, flips: int, cuts: int, end: int | None = None):
-  """Copies of `data` with one bit or byte changed before `end`, and cut short anywhere."""
+  """Yields copies of `data` with a bit or byte changed before `end`, and copies cut short."""
   rng = np.random.default_rng(0)
   for position in rng.integers(0, end or len(data), flips):
     copy = bytearray(data)
@@ -37,7 +37,7 @@ def damaged(data: bytes, flips: int, cuts: int, end: int | None = None):
 
 
 def check(path, copies, open_) -> tuple[int, int]:
-  """How many copies were refused and how many were equal; every other outcome is an assertion or an exception."""
+  """Returns how many copies were refused and how many equal; any other outcome fails."""
   expected = {
     key: (tensor.shape, tensor.dtype, tensor.read().tobytes()) for key, tensor in open_().items()
   }
@@ -71,13 +71,12 @@ def test_pth(tmp_path, writer):
   refused, equal = check(
     path, damaged(path.read_bytes(), flips=250, cuts=100), lambda: pth.open_pth(path)
   )
-  assert (
-    refused > 100 and equal
-  )  # Flips in dates, padding and other things that carry nothing are harmless.
+  # Flips in dates and padding are harmless.
+  assert refused > 100 and equal
 
 
 def test_safetensors(tmp_path):
-  """Within the numbers nothing can be noticed, as the format has no checksum: only its header is changed, and the length."""
+  """Only the header and the length are changed: the format has no checksum of the numbers."""
   path = tmp_path / 'model.safetensors'
   safetensors.torch.save_file(weights(), path)
   data = path.read_bytes()
@@ -92,9 +91,9 @@ def test_safetensors(tmp_path):
 
 
 def renamed(data: bytes, copy: bytes, header: int) -> bool:
-  """Whether the damage made another header that is right in itself: other names, or a dtype of the same width.
+  """Whether the damage made another valid header: other names, or a dtype of the same width.
 
-  Only the list of names a model needs can notice that, and it does when the tensors are placed.
+  Only the model's table of names can notice that.
   """
 
   def described(text):
@@ -102,18 +101,19 @@ def renamed(data: bytes, copy: bytes, header: int) -> bool:
     entries.pop('__metadata__', None)
     width = {'BF16': 2, 'F16': 2, 'F32': 4, 'I32': 4, 'I64': 8, 'F64': 8}
     return entries, sorted(
-      (each['data_offsets'], each['shape'], width.get(each['dtype'])) for each in entries.values()
+      (entry['data_offsets'], entry['shape'], width.get(entry['dtype']))
+      for entry in entries.values()
     )
 
   try:
-    mine, theirs = described(data[8:header]), described(copy[8:header])
+    original, damaged_header = described(data[8:header]), described(copy[8:header])
   except (ValueError, KeyError, AttributeError, TypeError):
     return False
   return (
     copy[:8] == data[:8]
     and len(copy) == len(data)
-    and mine[0] != theirs[0]
-    and mine[1] == theirs[1]
+    and original[0] != damaged_header[0]
+    and original[1] == damaged_header[1]
   )
 
 
@@ -126,7 +126,7 @@ def test_index(tmp_path):
     damaged(index.read_bytes(), flips=300, cuts=100),
     lambda: ours.open_safetensors(index.parent),
   )
-  assert refused > 200 and equal  # The total size is for people.
+  assert refused > 200 and equal  # The total size is not used.
 
 
 def test_a_folder_with_a_damaged_shard_is_refused(tmp_path):

@@ -30,7 +30,7 @@ DTYPES = [
 
 
 def every_kind() -> dict[str, torch.Tensor]:
-  """All dtypes, and every way in which a tensor can lie in its storage."""
+  """All dtypes, and all kinds of views of a storage."""
   whole = torch.arange(24.0).reshape(4, 6)
   tensors = {f'dtype.{dtype}': torch.randn(3, 5).mul(3).to(dtype) for dtype in DTYPES}
   return tensors | {
@@ -72,7 +72,7 @@ def tensor(array: np.ndarray) -> Tensor:
 
 
 def with_pickle(path, data: bytes, records=(('data/0', bytes(16)),)):
-  """An archive as torch.save lays it out, with a pickle of our own."""
+  """Writes an archive as torch.save does, with the given pickle."""
   with zipfile.ZipFile(path, 'w') as archive:
     for name, content in (('data.pkl', data), ('version', b'3\n'), *records):
       archive.writestr('a/' + name, content)
@@ -80,7 +80,7 @@ def with_pickle(path, data: bytes, records=(('data/0', bytes(16)),)):
 
 
 def stored(shape=(2, 2), strides=(2, 1), offset=0, size=4, key='0') -> bytes:
-  """The pickle of {'w': a tensor of float32}; our writer's words with freely chosen numbers."""
+  """The pickle of {'w': a float32 tensor}, as our writer makes it, with any numbers in it."""
 
   def integer(value):
     return pickle.BININT + struct.pack('<i', value)
@@ -134,7 +134,7 @@ def test_the_same_tensors_give_the_same_bytes(tmp_path):
 def test_the_mapping_of_tensors_is_found(tmp_path, wrapper, caplog, monkeypatch):
   monkeypatch.setattr(progress.log, 'propagate', True)
   caplog.set_level(logging.INFO, logger='sphinx_jax')
-  weights = torch.nn.Linear(2, 3).state_dict()  # An OrderedDict with attributes of its own.
+  weights = torch.nn.Linear(2, 3).state_dict()  # An OrderedDict with additional attributes.
   top = (
     weights | {'epoch': 3}
     if wrapper is None
@@ -172,7 +172,7 @@ def test_a_file_without_a_mapping_of_tensors_is_refused(tmp_path, top):
 
 
 class Small(torch.nn.Module):
-  """A module in the manner of CLIP: half-precision blocks, a scalar parameter, a buffer, numbers as attributes."""
+  """A module like CLIP: half-precision blocks, a scalar parameter, a buffer, plain attributes."""
 
   def __init__(self):
     super().__init__()
@@ -209,7 +209,7 @@ def test_a_torchscript_module_without_end_or_tensors_is_refused(tmp_path, body):
 
 
 class Evil:
-  """Pickles itself as a call."""
+  """An object whose pickle calls a function."""
 
   def __init__(self, function, *arguments):
     self.call = function, arguments
@@ -219,8 +219,8 @@ class Evil:
 
 
 def attacks(command: str) -> dict[str, tuple[bytes, str]]:
-  """Pickles that run a shell command, by opcode, each with the name of what they call."""
-  import os  # Its functions go into the pickles.
+  """Name of an attack -> (a pickle that runs a shell command, the function that it calls)."""
+  import os  # The pickles call its functions.
 
   text = pth_writer._text(command)
   code = f'__import__("os").system({command!r})'
@@ -284,7 +284,7 @@ def test_a_pickle_cannot_change_what_the_next_file_meets(tmp_path):
   assert same(pth.open_pth(tmp_path / 'b.pth'), {'w': torch.ones(2)})
 
 
-def test_the_hand_made_archive_of_these_tests_is_a_good_one(tmp_path):
+def test_the_hand_made_archive_of_these_tests_is_valid(tmp_path):
   path = with_pickle(
     tmp_path / 'a.pth', stored(), [('data/0', np.arange(4, dtype=np.float32).tobytes())]
   )
@@ -320,14 +320,14 @@ def test_a_tensor_that_repeats_one_number_beyond_all_memory_is_refused_when_read
     pth.open_pth(path)['w'].read()
 
 
-def test_the_other_byte_order_is_refused(tmp_path):
+def test_another_byte_order_is_refused(tmp_path):
   with pytest.raises(errors.SphinxError, match="byte order b'big'"):
     pth.open_pth(
       with_pickle(tmp_path / 'a.pth', stored(), [('data/0', bytes(16)), ('byteorder', b'big')])
     )
 
 
-def test_compressed_records_are_refused_as_their_size_is_only_a_promise(tmp_path):
+def test_compressed_records_are_refused_because_their_size_is_not_certain(tmp_path):
   with zipfile.ZipFile(tmp_path / 'a.pth', 'w', zipfile.ZIP_DEFLATED) as archive:
     archive.writestr('a/data.pkl', stored(size=1 << 20, shape=(1 << 20,), strides=(1,)))
     archive.writestr('a/data/0', bytes(4 << 20))
@@ -367,7 +367,7 @@ def cut(path):
     (lambda path: None, 'no such file'),
   ],
 )
-def test_files_of_another_kind_are_called_by_their_name(tmp_path, make, looks):
+def test_files_of_another_kind_are_named(tmp_path, make, looks):
   make(tmp_path / 'a.pth')
   with pytest.raises(errors.SphinxError, match=f'a.pth: got .*{looks}'):
     pth.open_pth(tmp_path / 'a.pth')
@@ -404,7 +404,7 @@ def test_a_tensor_is_in_memory_once(tmp_path):
   assert peak(lambda: pth_writer.write_pth(tmp_path / 'a.pth', tensors)) < size + small
   assert peak(lambda: pth.open_pth(tmp_path / 'a.pth')) < small
   opened = pth.open_pth(tmp_path / 'a.pth')
-  assert peak(lambda: [each.read().sum() for each in opened.values()]) < size + small
+  assert peak(lambda: [tensor.read().sum() for tensor in opened.values()]) < size + small
   torch.save(
     {'part': torch.zeros(size // 4)[100:200]}, tmp_path / 'b.pth'
   )  # The file holds all of its storage.
@@ -414,10 +414,12 @@ def test_a_tensor_is_in_memory_once(tmp_path):
 @pytest.mark.parametrize(
   'data',
   [
-    b'\x80\x02}r\xff\xff\xff\x00.',  # Puts an object under number 2**24 - 1: the unpickler in C makes a table as long.
+    # Memoizes an object as number 2**24 - 1: the unpickler in C makes a table of that length.
+    b'\x80\x02}r\xff\xff\xff\x00.',
+    # Announces bytes that the file does not have.
     b'\x80\x04\x8e' + struct.pack('<Q', 1 << 40) + b'.',
   ],
-)  # Bytes that are not there.
+)
 def test_numbers_in_a_pickle_take_no_memory(tmp_path, data):
   def read():
     with pytest.raises(errors.SphinxError):
@@ -461,7 +463,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
     ),
   ],
 )
-def test_a_tensor_that_cannot_be_written_right_is_named(tmp_path, bad, message):
+def test_a_tensor_that_cannot_be_written_is_named(tmp_path, bad, message):
   with pytest.raises(errors.SphinxError, match=message):
     pth_writer.write_pth(tmp_path / 'a.pth', {'w': bad})
   assert not list(tmp_path.iterdir())

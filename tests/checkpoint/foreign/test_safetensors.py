@@ -28,7 +28,7 @@ DTYPES = [
 def every_kind() -> dict[str, torch.Tensor]:
   tensors = {
     f'dtype.{dtype}': torch.randn(3, 5).mul(3).to(dtype) for dtype in reversed(DTYPES)
-  }  # Narrow ones first.
+  }  # Narrow dtypes first.
   return tensors | {
     'empty': torch.zeros(0, 4),
     'scalar': torch.tensor(2.5),
@@ -54,7 +54,7 @@ def tensor(array: np.ndarray) -> Tensor:
   return Tensor(array.shape, array.dtype, array.copy)
 
 
-def some() -> dict[str, Tensor]:
+def three_tensors() -> dict[str, Tensor]:
   """Three tensors of 24 bytes."""
   return {key: tensor(np.arange(6, dtype=np.float32) + i) for i, key in enumerate('abc')}
 
@@ -62,7 +62,7 @@ def some() -> dict[str, Tensor]:
 @pytest.fixture
 def sharded(tmp_path):
   """A folder with a shard for each of a, b, c."""
-  ours.write_safetensors(tmp_path / 'model', some(), shard_bytes=24)
+  ours.write_safetensors(tmp_path / 'model', three_tensors(), shard_bytes=24)
   return tmp_path / 'model'
 
 
@@ -118,7 +118,7 @@ def test_the_library_reads_what_we_write(tmp_path, shard_bytes, files):
   assert same(ours.open_safetensors(tmp_path / 'out'), tensors)
 
 
-def test_every_tensor_lies_aligned_in_the_file(tmp_path):
+def test_every_tensor_is_aligned_in_the_file(tmp_path):
   mixed = {
     'byte': tensor(np.ones(3, np.uint8)),
     'half': tensor(np.ones(3, ml_dtypes.bfloat16)),
@@ -127,9 +127,9 @@ def test_every_tensor_lies_aligned_in_the_file(tmp_path):
   ours.write_safetensors(tmp_path, mixed)
   data = (tmp_path / 'model.safetensors').read_bytes()
   length = int.from_bytes(data[:8], 'little')
-  for key, each in json.loads(data[8 : 8 + length]).items():
+  for key, header in json.loads(data[8 : 8 + length]).items():
     if key != '__metadata__':
-      assert (8 + length + each['data_offsets'][0]) % mixed[key].dtype.itemsize == 0
+      assert (8 + length + header['data_offsets'][0]) % mixed[key].dtype.itemsize == 0
 
 
 def test_files_beside_the_index_are_left_alone(sharded):
@@ -138,8 +138,8 @@ def test_files_beside_the_index_are_left_alone(sharded):
 
 
 def test_files_without_an_index_are_joined(tmp_path):
-  for key, each in some().items():
-    by_hand(tmp_path / f'{key}.safetensors', {key: entry([6], 0, 24)}, each.read().tobytes())
+  for key, part in three_tensors().items():
+    by_hand(tmp_path / f'{key}.safetensors', {key: entry([6], 0, 24)}, part.read().tobytes())
   opened = ours.open_safetensors(tmp_path)
   assert list(opened) == ['a', 'b', 'c'] and opened['c'].read().tolist() == [2, 3, 4, 5, 6, 7]
 
@@ -168,7 +168,7 @@ def test_shards_without_their_index_are_refused(sharded):
     ({'a': 3}, 'index.json: got a damaged'),
   ],
 )
-def test_an_index_that_its_files_do_not_keep_is_refused(sharded, weight_map, message):
+def test_an_index_that_differs_from_its_files_is_refused(sharded, weight_map, message):
   reindex(sharded, **weight_map)
   with pytest.raises(errors.SphinxError, match=message):
     ours.open_safetensors(sharded)
@@ -217,7 +217,7 @@ def test_a_key_in_two_files_is_refused_with_both_names(sharded):
     ('[' * 100_000, 0),
   ],
 )
-def test_a_header_that_cannot_be_right_is_refused(tmp_path, header, data):
+def test_an_impossible_header_is_refused(tmp_path, header, data):
   path = by_hand(tmp_path / 'a.safetensors', header, bytes(data))
   with pytest.raises(errors.SphinxError, match='a.safetensors: got a damaged'):
     ours.open_safetensors(path)
@@ -227,7 +227,7 @@ def test_a_header_that_cannot_be_right_is_refused(tmp_path, header, data):
   'content',
   [b'', b'1234567', (1 << 62).to_bytes(8, 'little'), (101 << 20).to_bytes(8, 'little') + b'{}'],
 )
-def test_a_header_that_is_not_there_is_refused(tmp_path, content):
+def test_an_absent_header_is_refused(tmp_path, content):
   (tmp_path / 'a.safetensors').write_bytes(content)
   with pytest.raises(errors.SphinxError, match='a.safetensors: got a damaged'):
     ours.open_safetensors(tmp_path / 'a.safetensors')
@@ -258,7 +258,7 @@ def test_no_file_is_an_error(tmp_path, name):
 def test_a_folder_that_holds_safetensors_is_not_written_to(sharded):
   before = {path.name: path.read_bytes() for path in sharded.iterdir()}
   with pytest.raises(errors.SphinxError, match='old and new shards would mix'):
-    ours.write_safetensors(sharded, some())
+    ours.write_safetensors(sharded, three_tensors())
   assert {path.name: path.read_bytes() for path in sharded.iterdir()} == before
 
 
@@ -268,13 +268,13 @@ def test_an_interrupted_write_leaves_no_file_and_can_be_run_again(tmp_path):
 
   with pytest.raises(KeyboardInterrupt):
     ours.write_safetensors(
-      tmp_path, some() | {'d': Tensor((3,), np.dtype(np.float32), fails)}, shard_bytes=24
+      tmp_path, three_tensors() | {'d': Tensor((3,), np.dtype(np.float32), fails)}, shard_bytes=24
     )
   assert not list(tmp_path.iterdir())
   (tmp_path / 'model-00001-of-00003.safetensors.partial').write_bytes(
     b'left by a process that was killed'
   )
-  ours.write_safetensors(tmp_path, some(), shard_bytes=24)
+  ours.write_safetensors(tmp_path, three_tensors(), shard_bytes=24)
   assert len(list(tmp_path.iterdir())) == 4 and list(ours.open_safetensors(tmp_path)) == [
     'a',
     'b',

@@ -179,7 +179,7 @@ def test_a_vocabulary_split_over_ranks_is_refused():
     (
       3,
       None,
-      r'tensors that do not divide by 3: llma.tok_embeddings.weight \[10, 8\] in dimension 1, llma.output.weight',
+      r'not divide by 3: llma.tok_embeddings.weight \[10, 8\] in dimension 1, llma.output.weight',
     ),
   ],
 )
@@ -234,9 +234,9 @@ def test_the_shard_sets_of_a_folder_are_found_in_rank_order(tmp_path, names, kin
     f'{rank:02d}' in path.name for paths in found.values() for rank, path in enumerate(paths)
   )
   assert all(
-    each['w'].read().tolist() == [1, 1]
+    part['w'].read().tolist() == [1, 1]
     for parts in shards.open_sets(tmp_path / 'model').values()
-    for each in parts
+    for part in parts
   )
 
 
@@ -273,9 +273,8 @@ def test_deltas_are_added_in_float32_and_kept_in_the_dtype_of_the_base(prefix):
     prefix + 'w': tensor(np.array([1.0, 2.0], ml_dtypes.bfloat16)),
     prefix + 'only.base': tensor(np.ones(3)),
   }
-  small = np.array(
-    [1.01 * 2**-8, 1.0], np.float32
-  )  # Above half a step of bfloat16 at 1, in bfloat16 just half: a tie.
+  # In float32 above half a step of bfloat16 at 1; in bfloat16 just half a step, a tie.
+  small = np.array([1.01 * 2**-8, 1.0], np.float32)
   summed = shards.add_diff(
     base, {'llma.w': tensor(small), 'llma.start_img': tensor(np.ones(2, np.float16))}
   )
