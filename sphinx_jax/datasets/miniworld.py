@@ -1,17 +1,19 @@
-"""Records of miniworld: opens its built splits and asks a task for the turns of each annotation."""
+"""Records of miniworld: its built scenes, with the turns that a task makes of them."""
 
-from __future__ import annotations
-
-import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from sphinx_jax import tasks
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample, Record, Source
+from sphinx_jax.miniworld.reader import StoredScene, StoredScenes
 from sphinx_jax.miniworld.scene import SPLITS
 
-KINDS = {  # task -> the kinds of scenes it can ask about
+# Task -> the kinds of scenes that it can ask about.
+KINDS = {
   'caption': ('objects', 'words', 'page', 'figure'),
   'ocr': ('words',),
   'layout': ('page',),
@@ -28,11 +30,15 @@ KINDS = {  # task -> the kinds of scenes it can ask about
 DOMAINS = ('real', 'synthetic')
 
 
-def open_source(entry, data_dir) -> Miniworld:
-  """The source of a mixture entry.
+def open_source(entry: Mapping[str, Any], data_dir: str | pathlib.Path) -> 'Miniworld':
+  """Opens the source of a mixture entry.
 
-  entry: mapping with task, and perhaps split ("train"), seed (0), max_turns (1), domain ("real"; captions only).
-  data_dir: where `miniworld.builder.build` put the data. Raises SphinxError for unknown names and missing data.
+  Args:
+    entry: {task, split?, seed?, max_turns?, domain?}, see `Miniworld`.
+    data_dir: directory of `miniworld.builder.build`.
+
+  Raises:
+    SphinxError: unknown names or missing data.
   """
   return Miniworld(
     task=entry['task'],
@@ -45,95 +51,70 @@ def open_source(entry, data_dir) -> Miniworld:
 
 
 class Miniworld(Source):
-  """Random access to the records of one task; record i is a function of (seed, i) and of the built data.
+  """The records of one task. Record i is a function of (seed, i) and of the built data.
 
-  Scenes of several kinds are interleaved in proportion, so that any stretch of records holds them all.
+  Args:
+    task: name in KINDS.
+    data_dir: directory of `miniworld.builder.build`.
+    split: 'train', 'validation' or 'test'.
+    seed: chooses the questions and their wording.
+    max_turns: the largest number of questions about one image.
+    domain: the captions to use, 'real' or 'synthetic'.
+
+  Raises:
+    SphinxError: unknown names or missing data.
   """
 
   name = 'miniworld'
 
-  def __init__(self, task, data_dir, split='train', seed=0, max_turns=1, domain='real'):
-    for what, value, choices in (
+  def __init__(
+    self,
+    task: str,
+    data_dir: str | pathlib.Path,
+    split: str = 'train',
+    seed: int = 0,
+    max_turns: int = 1,
+    domain: str = 'real',
+  ) -> None:
+    for kind, value, choices in (
       ('task', task, KINDS),
       ('split', split, SPLITS),
       ('caption domain', domain, DOMAINS),
     ):
       if value not in choices:
-        raise errors.unknown(f'miniworld {what}', value, choices)
-    self.task, self.split, self.seed, self.max_turns, self.domain = (
-      task,
-      split,
-      seed,
-      max_turns,
-      domain,
-    )
+        raise errors.unknown(f'miniworld {kind}', value, choices)
+    self.task, self.split, self.domain = task, split, domain
+    self.seed, self.max_turns = seed, max_turns
     self._turns = tasks.TASKS[task].turns
-    self._parts = _open(data_dir, split, KINDS[task])
-    places = [
-      ((row + 0.5) / len(part), k, row)
-      for k, part in enumerate(self._parts)
-      for row in range(len(part))
-    ]
-    self._order = np.array([place[1:] for place in sorted(places)], np.int32)
+    self._scenes = StoredScenes(data_dir, split, KINDS[task])
 
-  def __len__(self):
-    return len(self._order)
+  def __len__(self) -> int:
+    return len(self._scenes)
 
-  def _row(self, index):
-    if not 0 <= index < len(self):
-      raise IndexError(f'record {index} of {len(self)}')  # ends plain iteration
-    part, row = self._order[index]
-    return self._parts[part][int(row)], int(row)
+  def _scene(self, index: int) -> StoredScene:
+    """Scene `index`, with 'caption' in this source's domain."""
+    scene = self._scenes[index]
+    if scene.image is not None:
+      scene.annotation['caption'] = scene.annotation[f'caption_{self.domain}']
+    return scene
 
-  def _annotation(self, row, number):
-    if self.task == 'text':
-      return f'{self.split}_text/{number:06d}', {'kind': 'text', 'text': row['text'].decode()}
-    annotation = json.loads(row['annotation'])
-    annotation['caption'] = annotation[f'caption_{self.domain}']
-    return row['id'].decode(), annotation
-
-  def scene(self, index: int) -> tuple[bytes, dict]:
-    """(picture as PNG, whole annotation) of record `index`, whether or not the task has something to ask about it."""
-    row, number = self._row(index)
-    return row['image'], self._annotation(row, number)[1]
-
-  def annotation(self, index: int) -> dict:
-    """The whole annotation of record `index`, with "caption" in this source's domain."""
-    return self._annotation(*self._row(index))[1]
+  def annotation(self, index: int) -> dict[str, Any]:
+    """The whole annotation of record `index`, with 'caption' in this source's domain."""
+    return self._scene(index).annotation
 
   def __getitem__(self, index: int) -> Record:
-    row, number = self._row(index)
-    name, annotation = self._annotation(row, number)
-    turns = self._turns(annotation, np.random.default_rng((self.seed, index)), self.max_turns)
+    """Returns record `index`. Raises BadExample if the task has nothing to ask about the scene."""
+    scene = self._scene(index)
+    rng = np.random.default_rng((self.seed, index))
+    turns = self._turns(scene.annotation, rng, self.max_turns)
     if not turns:
       raise BadExample(
-        'no turns', f"miniworld {name}: task '{self.task}' has nothing to ask about it"
+        'no turns', f"miniworld {scene.id}: task '{self.task}' has nothing to ask about it"
       )
     return Record(
-      name,
-      self.task,
-      row.get('image'),
-      tuple((turn.instruction, turn.answer) for turn in turns),
-      tuple(turn.truth for turn in turns),
+      id=scene.id,
+      task=self.task,
+      image=scene.image,
+      turns=tuple((turn.instruction, turn.answer) for turn in turns),
+      truth=tuple(turn.truth for turn in turns),
     )
-
-
-def _open(data_dir, split, kinds):
-  """Random access to the rows of each kind, pictures left as PNG bytes."""
-  import tensorflow_datasets as tfds  # takes a second: only who reads data pays
-
-  from sphinx_jax.miniworld.builder import location
-
-  text = kinds == ('text',)
-  folder = location(data_dir, 'text' if text else 'scenes')
-  if not (folder / 'dataset_info.json').exists():
-    raise errors.make(
-      'miniworld',
-      f'data_dir={str(data_dir)!r} without {folder.relative_to(data_dir)}',
-      'a finished build there',
-      'correct data_dir, or build it with sphinx_jax.miniworld.builder.build(data_dir)',
-    )
-  builder = tfds.builder_from_directory(folder)
-  names = [split] if text else [f'{split}_{kind}' for kind in kinds]
-  decoders = None if text else {'image': tfds.decode.SkipDecoding()}
-  return [builder.as_data_source(name, decoders=decoders) for name in names]

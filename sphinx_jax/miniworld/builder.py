@@ -1,58 +1,76 @@
-"""The TFDS builder of miniworld, and `build`, which makes it once and recognises it afterwards."""
-
-from __future__ import annotations
+"""The TFDS builder of miniworld, and `build`, which builds it once."""
 
 import contextlib
 import io
 import json
 import pathlib
 import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from typing import Any
 
 import tensorflow_datasets as tfds
 
 from sphinx_jax.core import errors
-from sphinx_jax.core.progress import log, Progress
-from sphinx_jax.miniworld import corpus, scene, workers
+from sphinx_jax.core.progress import Progress, log
+from sphinx_jax.miniworld import corpus, reader, scene, workers
 
-NAME = 'miniworld'
 CONFIGS = ('scenes', 'text')
+# Split -> kind of scene or 'text' -> number of them.
 SIZES = {
   'train': {'objects': 8000, 'words': 3500, 'page': 3500, 'figure': 3500, 'text': 6000},
   'validation': {'objects': 200, 'words': 200, 'page': 200, 'figure': 200, 'text': 200},
   'test': {'objects': 300, 'words': 300, 'page': 300, 'figure': 300, 'text': 300},
 }
 
+Sizes = Mapping[str, Mapping[str, int]]
+
 
 class Miniworld(tfds.core.GeneratorBasedBuilder):
-  """Scenes with annotations ("scenes": id, image, annotation as JSON) and sentences ("text": text).
+  """Scenes with annotations (config 'scenes') and sentences (config 'text').
 
-  Splits of "scenes" are {train,validation,test}_{objects,words,page,figure}, of "text" the three alone.
-  sizes: {split: {kind or "text": number}}, image_size: pixels a side, seed: chooses everything, executor: of
-  `workers.pool`, which draws (default: this process), advance: called with 1 for each finished scene.
+  A row of 'scenes' has id, image and annotation (JSON), a row of 'text' has text. The splits of
+  'scenes' are {train,validation,test}_{objects,words,page,figure}. Those of 'text' are train,
+  validation and test.
+
+  Args:
+    sizes: {split: {kind or 'text': number}}.
+    image_size: edge of the images in pixels.
+    seed: seed of everything.
+    executor: draws the scenes, see `workers.open_pool`. None: this process.
+    advance: called with 1 for each finished scene.
+    **kwargs: arguments of the TFDS builder.
   """
 
-  VERSION = tfds.core.Version('1.0.8')
+  VERSION = tfds.core.Version(reader.VERSION)
   BUILDER_CONFIGS = [
     tfds.core.BuilderConfig(name='scenes', description='drawn scenes'),
     tfds.core.BuilderConfig(name='text', description='sentences about the scenes'),
   ]
 
   def __init__(
-    self, *, sizes=None, image_size=64, seed=0, executor=None, advance=lambda units: None, **kwargs
-  ):
+    self,
+    *,
+    sizes: Sizes | None = None,
+    image_size: int = 64,
+    seed: int = 0,
+    executor: Executor | None = None,
+    advance: Callable[[int], None] = lambda units: None,
+    **kwargs: Any,
+  ) -> None:
     self._sizes, self._image_size, self._seed = sizes or SIZES, image_size, seed
     self._executor, self._advance = executor, advance
     super().__init__(**kwargs)
 
-  def _info(self):
+  def _info(self) -> tfds.core.DatasetInfo:
     if self.builder_config.name == 'text':
       features = {'text': tfds.features.Text()}
     else:
-      side = self._image_size
+      size = self._image_size
       features = {
         'id': tfds.features.Text(),
         'annotation': tfds.features.Text(),
-        'image': tfds.features.Image(shape=(side, side, 3), encoding_format='png'),
+        'image': tfds.features.Image(shape=(size, size, 3), encoding_format='png'),
       }
     return tfds.core.DatasetInfo(
       builder=self,
@@ -62,7 +80,9 @@ class Miniworld(tfds.core.GeneratorBasedBuilder):
       metadata=tfds.core.MetadataDict(_identity(self._sizes, self._image_size, self._seed)),
     )
 
-  def _split_generators(self, dl_manager):
+  def _split_generators(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> dict[str, Iterator[tuple[int, dict]]]:
     del dl_manager
     if self.builder_config.name == 'text':
       return {split: self._generate_examples(split, 'text') for split in scene.SPLITS}
@@ -72,28 +92,33 @@ class Miniworld(tfds.core.GeneratorBasedBuilder):
       for kind in scene.KINDS
     }
 
-  def _generate_examples(self, split, kind):
+  def _generate_examples(self, split: str, kind: str) -> Iterator[tuple[int, dict]]:
     yield from enumerate(self._texts(split) if kind == 'text' else self._scenes(split, kind))
 
-  def _texts(self, split):
+  def _texts(self, split: str) -> Iterator[dict]:
     for text in corpus.texts(split, self._sizes[split]['text'], self._seed):
       yield {'text': text}
 
-  def _scenes(self, split, kind):
-    for row in workers.rows(
-      kind, split, self._sizes[split][kind], self._seed, self._image_size, self._executor
+  def _scenes(self, split: str, kind: str) -> Iterator[dict]:
+    count = self._sizes[split][kind]
+    for row in workers.draw_rows(
+      kind, split, count, self._seed, self._image_size, self._executor
     ):
       yield row | {'image': io.BytesIO(row['image'])}
       self._advance(1)
 
 
-def _identity(sizes, image_size, seed):
-  """What a build depends on; kept in its metadata to know it again."""
+def _identity(sizes: Sizes, image_size: int, seed: int) -> dict[str, Any]:
+  """The arguments that a build depends on. They are stored in its metadata."""
   return {'sizes': sizes, 'image_size': int(image_size), 'seed': int(seed)}
 
 
-def _resolved(sizes):
-  """`sizes` with what is not given taken from SIZES. Raises SphinxError for unknown names and impossible numbers."""
+def _complete_sizes(sizes: Sizes) -> dict[str, dict[str, int]]:
+  """Returns `sizes` with the missing numbers of SIZES.
+
+  Raises:
+    SphinxError: an unknown name or an impossible number.
+  """
   for split, kinds in sizes.items():
     if split not in SIZES:
       raise errors.unknown('miniworld split', split, SIZES)
@@ -101,69 +126,84 @@ def _resolved(sizes):
       if kind not in SIZES[split]:
         raise errors.unknown(f"kind in miniworld sizes['{split}']", kind, SIZES[split])
       if not isinstance(count, int) or count < 1:
-        name = f"miniworld sizes['{split}']['{kind}']"
-        raise errors.make(name, repr(count), 'a whole number of at least 1', 'correct it')
+        raise errors.make(
+          f"miniworld sizes['{split}']['{kind}']",
+          repr(count),
+          'a whole number of at least 1',
+          'correct it',
+        )
   return {split: kinds | dict(sizes.get(split, {})) for split, kinds in SIZES.items()}
 
 
-def _check(image_size, seed):
+def _check(image_size: int, seed: int) -> None:
   if image_size < 32:
     raise errors.make(
       'miniworld image_size',
-      str(image_size),
-      'at least 32 pixels a side',
-      'choose a larger picture',
+      f'{image_size} pixels',
+      'at least 32 pixels',
+      'choose larger images',
     )
   if seed < 0:
-    raise errors.make(
-      'miniworld seed', str(seed), 'a whole number from 0 on', 'choose another seed'
-    )
+    raise errors.make('miniworld seed', str(seed), 'at least 0', 'choose another seed')
 
 
-def location(data_dir, config) -> pathlib.Path:
-  """The folder of a finished build of a config ("scenes" or "text")."""
-  return pathlib.Path(data_dir) / NAME / config / str(Miniworld.VERSION)
-
-
-def _finished(folder, identity):
-  """Whether `folder` holds this very build. Raises SphinxError if it holds another."""
-  if not (folder / 'dataset_info.json').exists():
+def _is_finished(directory: pathlib.Path, identity: dict[str, Any]) -> bool:
+  """Whether `directory` holds this build. Raises SphinxError if it holds another one."""
+  if not (directory / 'dataset_info.json').exists():
     return False
-  path = folder / 'metadata.json'
-  found = json.loads(path.read_text()) if path.exists() else None
-  if found == identity:
+  path = directory / 'metadata.json'
+  stored = json.loads(path.read_text()) if path.exists() else None
+  if stored == identity:
     return True
   raise errors.make(
-    f'miniworld in {folder}',
-    f'a build of {found}',
+    f'miniworld in {directory}',
+    f'a build of {stored}',
     f'{identity}',
-    'name another data_dir, or delete that folder to build again',
+    'name another data_dir, or delete that directory to build again',
   )
 
 
-def build(data_dir, sizes=None, image_size=64, seed=0, processes=None) -> pathlib.Path:
+def build(
+  data_dir: str | pathlib.Path,
+  sizes: Sizes | None = None,
+  image_size: int = 64,
+  seed: int = 0,
+  processes: int | None = None,
+) -> pathlib.Path:
   """Builds miniworld under `data_dir`, unless it is there already.
 
-  sizes: {split: {objects, words, page, figure, text: number}}, what is not given is as in SIZES,
-  image_size: pixels a side, seed: chooses everything,
-  processes: that draw (default: up to 2; the result does not depend on it).
-  An interrupted build is begun again. Raises SphinxError if the folder holds a build with other numbers.
+  An interrupted build starts again.
+
+  Args:
+    data_dir: directory of the data.
+    sizes: {split: {objects, words, page, figure, text: number}}. Missing numbers are as in SIZES.
+    image_size: edge of the images in pixels.
+    seed: seed of everything.
+    processes: processes that draw; None: up to 2. The result does not depend on it.
+
+  Returns:
+    The directory of the build.
+
+  Raises:
+    SphinxError: wrong arguments, or the directory holds a build with other arguments.
   """
-  sizes = _resolved(sizes or {})
+  sizes = _complete_sizes(sizes or {})
   _check(image_size, seed)
   identity = _identity(sizes, image_size, seed)
-  wanted = [config for config in CONFIGS if not _finished(location(data_dir, config), identity)]
-  if wanted:
-    scenes = sum(sizes[split][kind] for split in scene.SPLITS for kind in scene.KINDS) * (
-      'scenes' in wanted
-    )
+  missing = [
+    config for config in CONFIGS if not _is_finished(reader.location(data_dir, config), identity)
+  ]
+  if missing:
+    scenes = 0
+    if 'scenes' in missing:
+      scenes = sum(sizes[split][kind] for split in scene.SPLITS for kind in scene.KINDS)
     with (
-      _quiet(),
-      workers.pool(processes, scenes) as executor,
-      Progress(total=scenes, what=NAME, unit='scenes') as bar,
+      _quiet_tfds(),
+      workers.open_pool(processes, scenes) as executor,
+      Progress(total=scenes, what=reader.NAME, unit='scenes') as bar,
     ):
-      for config in wanted:
-        _build(
+      for config in missing:
+        _build_config(
           config,
           data_dir,
           sizes=sizes,
@@ -172,22 +212,23 @@ def build(data_dir, sizes=None, image_size=64, seed=0, processes=None) -> pathli
           executor=executor,
           advance=bar.update,
         )
-  return pathlib.Path(data_dir) / NAME
+  return pathlib.Path(data_dir) / reader.NAME
 
 
-def _build(config, data_dir, **arguments):
-  folder = location(data_dir, config)
-  for leftover in folder.parent.glob(f'*{folder.name}*'):  # of an interrupted build
+def _build_config(config: str, data_dir: str | pathlib.Path, **arguments: Any) -> None:
+  directory = reader.location(data_dir, config)
+  for leftover in directory.parent.glob(f'*{directory.name}*'):  # Of an interrupted build.
     shutil.rmtree(leftover)
-  Miniworld(
+  builder = Miniworld(
     config=config, data_dir=str(data_dir), file_format='array_record', **arguments
-  ).download_and_prepare()
-  log.info('miniworld: built %s', folder)
+  )
+  builder.download_and_prepare()
+  log.info('miniworld: built %s', directory)
 
 
 @contextlib.contextmanager
-def _quiet():
-  """Without TFDS's own bars and banner: `progress` speaks for the build."""
+def _quiet_tfds() -> Iterator[None]:
+  """Hides TFDS's own bars and banner. Our progress bar replaces them."""
   tfds.disable_progress_bar()
   try:
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,10 +1,12 @@
-"""One scene from its number: (seed, split, kind, index) -> picture and annotation, with numpy and Pillow only."""
+"""Makes one scene from its number: (seed, split, kind, index) -> image and annotation.
 
-from __future__ import annotations
+It needs numpy and Pillow only.
+"""
 
 import dataclasses
 import io
 import json
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,7 +15,8 @@ from sphinx_jax.core import errors
 from sphinx_jax.miniworld import captions, draw, figures, objects, pages, words
 
 SPLITS = ('train', 'validation', 'test')
-_DRAW = {  # kind -> (drawing function, its list in the annotation)
+# Kind -> (drawing function, its list in the annotation).
+_DRAW = {
   'objects': (objects.draw, 'objects'),
   'words': (words.draw, 'words'),
   'page': (pages.draw, 'blocks'),
@@ -24,43 +27,59 @@ KINDS = tuple(_DRAW)
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """id: "train_objects/000012", picture: uint8[Y, X, 3], annotation: JSON dict of CONTRACT form, boxes in [0, 1]."""
+  """One drawn scene.
+
+  Attributes:
+    id: for example 'train_objects/000012'.
+    pixels: uint8[Y,X,3].
+    annotation: the lists 'objects', 'words', 'blocks' and 'people' that tasks read
+      (tasks/task.py), of which only one is filled, with boxes in [0, 1]; 'kind', 'caption_real' and
+      'caption_synthetic'.
+  """
 
   id: str
-  picture: np.ndarray
-  annotation: dict
+  pixels: np.ndarray
+  annotation: dict[str, Any]
 
   def png(self) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(self.picture).save(out, 'PNG', compress_level=2)
-    return out.getvalue()
+    """The image as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(self.pixels).save(file, 'PNG', compress_level=2)
+    return file.getvalue()
 
 
 def make(kind: str, split: str, index: int, seed: int = 0, size: int = 64) -> Scene:
-  """Scene `index` of a split; the same for the same arguments, whatever else was drawn before.
+  """Makes scene `index` of a split. It depends on the arguments alone.
 
-  kind: one of KINDS, split: one of SPLITS, size: pixels a side. Raises SphinxError for an unknown kind or split.
+  Args:
+    kind: one of KINDS.
+    split: one of SPLITS.
+    index: number of the scene.
+    seed: seed of the dataset.
+    size: edge of the image in pixels.
+
+  Raises:
+    SphinxError: an unknown kind or split.
   """
   if kind not in _DRAW:
     raise errors.unknown('scene kind', kind, KINDS)
   if split not in SPLITS:
     raise errors.unknown('split', split, SPLITS)
   rng = np.random.default_rng((seed, SPLITS.index(split), KINDS.index(kind), index))
-  drawing, field = _DRAW[kind]
-  canvas, things = drawing(rng, size)
-  picture = canvas.finish(draw.background(rng, size))
-  annotation = {'kind': kind, 'objects': [], 'words': [], 'blocks': [], 'people': []} | {
-    field: things
-  }
+  draw_things, list_name = _DRAW[kind]
+  canvas, things = draw_things(rng, size)
+  pixels = canvas.finish(draw.background(rng, size))
+  annotation = {'kind': kind, 'objects': [], 'words': [], 'blocks': [], 'people': []}
+  annotation[list_name] = things
   annotation['caption_real'] = captions.real(annotation, rng)
   annotation['caption_synthetic'] = captions.synthetic(annotation, rng)
-  return Scene(f'{split}_{kind}/{index:06d}', picture, annotation)
+  return Scene(f'{split}_{kind}/{index:06d}', pixels, annotation)
 
 
 def rows(kind: str, split: str, start: int, stop: int, seed: int = 0, size: int = 64) -> list[dict]:
-  """Scenes start..stop-1 as they are stored: [{"id", "image": PNG bytes, "annotation": JSON text}]."""
+  """Scenes start to stop-1 as they are stored: {'id', 'image' (PNG bytes), 'annotation' (JSON)}."""
   scenes = (make(kind, split, index, seed, size) for index in range(start, stop))
   return [
-    {'id': made.id, 'image': made.png(), 'annotation': json.dumps(made.annotation)}
-    for made in scenes
+    {'id': scene.id, 'image': scene.png(), 'annotation': json.dumps(scene.annotation)}
+    for scene in scenes
   ]

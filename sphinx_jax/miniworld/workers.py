@@ -1,6 +1,4 @@
-"""Processes that draw scenes ahead of the one that stores them; their number never changes the result."""
-
-from __future__ import annotations
+"""Processes that draw scenes. Their number does not change the result."""
 
 import collections
 import concurrent.futures
@@ -12,14 +10,23 @@ from collections.abc import Iterator
 from sphinx_jax.core.processes import end_with_parent
 from sphinx_jax.miniworld import scene
 
-_CHUNK, _AHEAD = 64, 8  # scenes a task, tasks ahead
-_WORTH = 2000  # scenes below which processes take longer to start than they save
+_CHUNK = 64  # Scenes of one task of a worker.
+_TASKS_AHEAD = 8  # Tasks that are submitted ahead of the reader.
+_MIN_SCENES = 2000  # For fewer scenes, processes take longer to start than they save.
 
 
-def pool(processes: int | None, scenes: int):
-  """A context of an executor with `processes` (default up to 2), or of None where drawing right here is quicker."""
-  processes = min(2, os.cpu_count() or 1) if processes is None else processes
-  if processes <= 1 or scenes < _WORTH:
+def open_pool(
+  processes: int | None, scenes: int
+) -> contextlib.AbstractContextManager[concurrent.futures.Executor | None]:
+  """Opens an executor for drawing, or None if drawing in this process is faster.
+
+  Args:
+    processes: number of processes; None: up to 2.
+    scenes: number of scenes to draw.
+  """
+  if processes is None:
+    processes = min(2, os.cpu_count() or 1)
+  if processes <= 1 or scenes < _MIN_SCENES:
     return contextlib.nullcontext()
   # Forking after JAX or TensorFlow started threads may hang.
   return concurrent.futures.ProcessPoolExecutor(
@@ -27,8 +34,18 @@ def pool(processes: int | None, scenes: int):
   )
 
 
-def rows(kind: str, split: str, count: int, seed: int, size: int, executor=None) -> Iterator[dict]:
-  """`scene.rows` 0..count-1 in order, drawn by the executor of `pool` or, without one, here."""
+def draw_rows(
+  kind: str,
+  split: str,
+  count: int,
+  seed: int,
+  size: int,
+  executor: concurrent.futures.Executor | None = None,
+) -> Iterator[dict]:
+  """Yields rows 0 to count-1 of `scene.rows`, drawn by the executor of `open_pool`.
+
+  Without an executor this process draws them.
+  """
   chunks = (
     (kind, split, start, min(start + _CHUNK, count), seed, size)
     for start in range(0, count, _CHUNK)
@@ -40,7 +57,7 @@ def rows(kind: str, split: str, count: int, seed: int, size: int, executor=None)
   waiting = collections.deque()
   for chunk in chunks:
     waiting.append(executor.submit(scene.rows, *chunk))
-    if len(waiting) > _AHEAD:
+    if len(waiting) > _TASKS_AHEAD:
       yield from waiting.popleft().result()
   for future in waiting:
     yield from future.result()

@@ -71,7 +71,7 @@ def test_pictures_and_annotations_are_the_scenes_own(data_dir):
     made = scene.make('objects', 'test', index, seed=2)
     row = source[index]
     assert row.id == made.id
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(row.image))), made.picture)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(row.image))), made.pixels)
     annotation = source.annotation(index)
     assert {key: annotation[key] for key in made.annotation} == json.loads(
       json.dumps(made.annotation)

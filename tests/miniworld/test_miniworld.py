@@ -43,7 +43,7 @@ def test_a_scene_is_a_function_of_its_number(kind):
     scene.make(kind, 'train', 7, seed=4),
     scene.make(kind, 'test', 7, seed=3),
   ]
-  assert all(not np.array_equal(first.picture, other.picture) for other in others)
+  assert all(not np.array_equal(first.pixels, other.pixels) for other in others)
   assert all(first.annotation != other.annotation for other in others)
 
 
@@ -58,7 +58,7 @@ def test_unknown_names_are_answered_with_the_choices():
 @pytest.mark.parametrize('size', (64, 96))
 def test_annotations_hold_every_list_and_boxes_inside_the_picture(kind, size):
   for made in scenes(kind, 12, size=size):
-    assert made.picture.shape == (size, size, 3) and made.picture.dtype == np.uint8
+    assert made.pixels.shape == (size, size, 3) and made.pixels.dtype == np.uint8
     assert set(made.annotation) == {
       'kind',
       'objects',
@@ -141,15 +141,15 @@ def test_the_colour_of_an_object_is_in_its_pixels():
   for made in scenes('objects', 30):
     for thing in made.annotation['objects']:
       x1, y1, x2, y2 = (round(edge * 64) for edge in thing['box'])
-      patch = made.picture[y1:y2, x1:x2].reshape(-1, 3).astype(int)
+      patch = made.pixels[y1:y2, x1:x2].reshape(-1, 3).astype(int)
       near = {name: (np.abs(patch - color).max(-1) < 40).sum() for name, color in COLORS.items()}
       assert max(near, key=near.get) == thing['color'], (made.id, thing, near)
 
 
 def test_words_are_written_at_full_contrast_inside_their_boxes():
   for made in scenes('words', 30):
-    ground = np.median(made.picture.reshape(-1, 3), axis=0)
-    contrast = np.abs(made.picture - ground).max(-1)
+    ground = np.median(made.pixels.reshape(-1, 3), axis=0)
+    contrast = np.abs(made.pixels - ground).max(-1)
     inside = np.zeros((64, 64), bool)
     for word in made.annotation['words']:
       assert word['text'] in words.LEXICON and word['color'] in COLORS
@@ -162,7 +162,7 @@ def test_words_are_written_at_full_contrast_inside_their_boxes():
 def test_grounds_lie_near_the_mean_colour_of_the_encoders():
   for kind in ('objects', 'words', 'figure'):
     ground = np.mean(
-      [np.median(made.picture.reshape(-1, 3), axis=0) for made in scenes(kind, 30)], axis=0
+      [np.median(made.pixels.reshape(-1, 3), axis=0) for made in scenes(kind, 30)], axis=0
     )
     assert np.abs(ground - (122, 116, 104)).max() < 25
 
@@ -214,7 +214,7 @@ def test_keypoints_lie_in_the_box_and_left_is_on_the_pictures_right():
       assert (
         points[f'{person["side"]} wrist'][1] < points['nose'][1] + 0.1 < points[f'{other} wrist'][1]
       )
-    elbow = made.picture[tuple(int(64 * c) for c in points['left elbow'][::-1])].astype(int)
+    elbow = made.pixels[tuple(int(64 * c) for c in points['left elbow'][::-1])].astype(int)
     assert elbow[0] > elbow[2] + 60, 'the left arm is red'
   assert actions == set(figures.ACTIONS)
 
@@ -309,12 +309,12 @@ def test_corpus_arithmetic_is_true():
 
 
 def test_the_number_of_drawing_processes_changes_nothing(monkeypatch):
-  monkeypatch.setattr(workers, '_WORTH', 1)
-  alone = list(workers.rows('objects', 'train', 70, 5, 64))
-  with workers.pool(2, 70) as executor:
+  monkeypatch.setattr(workers, '_MIN_SCENES', 1)
+  alone = list(workers.draw_rows('objects', 'train', 70, 5, 64))
+  with workers.open_pool(2, 70) as executor:
     assert executor is not None
-    assert list(workers.rows('objects', 'train', 70, 5, 64, executor)) == alone
-  with workers.pool(1, 70) as executor:
+    assert list(workers.draw_rows('objects', 'train', 70, 5, 64, executor)) == alone
+  with workers.open_pool(1, 70) as executor:
     assert executor is None
 
 
