@@ -1,4 +1,4 @@
-"""Official layouts of datasets with boxes and captions, built from a few values; what is odd is put there by the tests."""
+"""Writes small trees of datasets with boxes and captions. The tests add what is malformed."""
 
 import json
 import pickle
@@ -8,14 +8,20 @@ from tests.datasets import image_files
 
 
 def dump(path: Path, value) -> Path:
-  """Writes JSON (or text as it is) and the folders above it."""
+  """Writes JSON, or a text as it is, and creates the parent directories."""
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(value if isinstance(value, str) else json.dumps(value))
   return path
 
 
 def coco_json(images, annotations, names=()) -> dict:
-  """images: {id: file name} of 40 x 30 pixels, annotations: dicts, names: of the categories, numbered 1, 2, ..."""
+  """COCO's JSON.
+
+  Args:
+    images: {id: file name}, of 40 x 30 pixels.
+    annotations: dicts.
+    names: names of the categories 1, 2, ...
+  """
   entries = [
     {'id': i, 'file_name': name, 'width': 40, 'height': 30, 'license': 3}
     for i, name in images.items()
@@ -32,7 +38,7 @@ def coco_json(images, annotations, names=()) -> dict:
 
 
 def box(image, category, xywh, crowd=0, **more) -> dict:
-  """An annotation of instances with a polygon, as all of them have one."""
+  """An annotation of instances. Like all of them it has a polygon."""
   return {
     'image_id': image,
     'category_id': category,
@@ -45,7 +51,17 @@ def box(image, category, xywh, crowd=0, **more) -> dict:
 
 
 def coco(root, kind, split, images, annotations, names=(), folder=None) -> Path:
-  """kind: 'captions', 'instances' or 'person_keypoints'; folder: of the pictures, by default the split's."""
+  """Writes COCO.
+
+  Args:
+    root: root of the dataset.
+    kind: 'captions', 'instances' or 'person_keypoints'.
+    split: the split.
+    images: {id: file name}.
+    annotations: dicts.
+    names: names of the categories.
+    folder: directory of the images, by default that of the split.
+  """
   dump(root / f'annotations/{kind}_{split}.json', coco_json(images, annotations, names))
   for name in images.values():
     image_files.write(root / (folder or split) / name)
@@ -53,7 +69,7 @@ def coco(root, kind, split, images, annotations, names=(), folder=None) -> Path:
 
 
 def lvis(root, split, images, annotations, names) -> Path:
-  """images: {id: (folder/name, absent category ids, not exhaustive ones)}."""
+  """Writes LVIS; images: {id: (folder/name, absent category ids, not exhaustive ones)}."""
   value = coco_json({i: '' for i in images}, annotations, names)
   for entry, (place, absent, partial) in zip(value['images'], images.values()):
     del entry['file_name']
@@ -68,7 +84,7 @@ def lvis(root, split, images, annotations, names) -> Path:
 
 
 def doclaynet(root, split, images, annotations, names) -> Path:
-  """images: {id: name}; pages of 1025 x 1025 pixels are said, and are drawn smaller."""
+  """Writes DocLayNet; images: {id: name}. The files are smaller than the annotated 1025 x 1025."""
   value = coco_json(images, annotations, names)
   for entry in value['images']:
     entry |= {'width': 1025, 'height': 1025, 'doc_category': 'laws', 'page_no': 1, 'precedence': 0}
@@ -78,7 +94,7 @@ def doclaynet(root, split, images, annotations, names) -> Path:
 
 
 def reference(ref_id, annotation, image, *sentences, split='train') -> dict:
-  """A ref of the pickle; its sentences have the ids 10 * ref_id, + 1, ..."""
+  """A ref of the pickle. Its sentences have the ids 10 * ref_id, 10 * ref_id + 1, ..."""
   return {
     'ref_id': ref_id,
     'ann_id': annotation,
@@ -105,7 +121,19 @@ def refcoco(
   folder='images/mscoco/images/train2014',
   protocol=0,
 ) -> Path:
-  """name: 'refcoco', 'refcoco+' or 'refcocog'; images: ids; protocol: of the pickle, those of Python 2 by default."""
+  """Writes RefCOCO.
+
+  Args:
+    root: root of the dataset.
+    name: 'refcoco', 'refcoco+' or 'refcocog'.
+    refs: of `reference`.
+    images: ids.
+    annotations: dicts.
+    names: names of the categories.
+    by: author of the split.
+    folder: directory of the images.
+    protocol: protocol of the pickle, by default one of Python 2.
+  """
   files = {i: f'COCO_train2014_{i:012d}.jpg' for i in images}
   dump(root / name / 'instances.json', coco_json(files, annotations, names))
   (root / name / f'refs({by}).p').write_bytes(pickle.dumps(refs, protocol=protocol))
@@ -115,7 +143,13 @@ def refcoco(
 
 
 def visual_genome(root, images, **files) -> Path:
-  """images: {id: folder}, 'VG_100K' or 'VG_100K_2'; files: name -> rows, as region_descriptions=[...]."""
+  """Writes Visual Genome.
+
+  Args:
+    root: root of the dataset.
+    images: {id: folder}, 'VG_100K' or 'VG_100K_2'.
+    files: name -> rows, for example region_descriptions=[...].
+  """
   dump(
     root / 'image_data.json',
     [
@@ -137,7 +171,14 @@ def visual_genome(root, images, **files) -> Path:
 
 
 def flickr30k(root, split, sentences, objects) -> Path:
-  """sentences: {image: [marked sentence, ...]}, objects: {image: [(names, box or 'nobndbox' or 'scene'), ...]}."""
+  """Writes Flickr30k Entities.
+
+  Args:
+    root: root of the dataset.
+    split: the split.
+    sentences: {image: [marked sentence, ...]}.
+    objects: {image: [(names, box or 'nobndbox' or 'scene'), ...]}.
+  """
   dump(root / f'{split}.txt', ''.join(f'{image}\n' for image in sentences))
   for image, lines in sentences.items():
     dump(root / f'Sentences/{image}.txt', '\n'.join(lines) + '\n')

@@ -1,10 +1,13 @@
-"""Small whole trees of every dataset family, for the fuzz test to harm: name -> (writes the tree, entries that open it)."""
+"""Small trees of every dataset family, for the fuzz test to damage.
+
+TREES is name -> (function that writes the tree, mixture entries that open it).
+"""
 
 import functools
 
 from sphinx_jax.preparation import plan, runners, verify
 from tests.datasets import box_trees, image_files, question_trees
-from tests.datasets.test_dialogs import llava, said, write
+from tests.datasets.test_dialogs import llava, make_conversation, write
 from tests.datasets.test_flickr30k_entities import MARKED, OBJECTS
 from tests.datasets.test_laion import ROWS, parquet, tar
 from tests.datasets.test_refcoco import REFS, things
@@ -115,7 +118,10 @@ def sharegpt(root):
     root,
     'sharegpt.jsonl',
     [
-      {'id': i, 'conversations': said(('human', 'Hi'), ('gpt', '<p>Hey 🌳'), ('system', 's'))}
+      {
+        'id': i,
+        'conversations': make_conversation(('human', 'Hi'), ('gpt', '<p>Hey 🌳'), ('system', 's')),
+      }
       for i in range(4)
     ],
   )
@@ -139,7 +145,7 @@ def plain_text(root):
   (root / 'a.txt').write_text('Größe\n\nzwei 🌳 drei\n' * 5)
 
 
-def built(root):
+def array_record(root):
   coco(root.with_name('whole'))
   build = plan.make_build(
     'coco', str(root.with_name('whole')), str(root), 'train2017', 'detection', shard_size=2
@@ -189,7 +195,7 @@ TREES = {
     plain_text,
     _tasks('plain_text', 'text') + _tasks('plain_text', 'text', document='paragraph'),
   ),
-  'array_record': (built, _tasks('array_record', 'detection')),
+  'array_record': (array_record, _tasks('array_record', 'detection')),
   'jsonl': (
     jsonl,
     [

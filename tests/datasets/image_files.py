@@ -1,4 +1,4 @@
-"""Small pictures of every awkward kind, as files of official layouts."""
+"""Small encoded images of every unusual kind."""
 
 import io
 
@@ -9,7 +9,7 @@ from PIL import Image
 def encoded(
   width: int = 40, height: int = 30, mode: str = 'RGB', form: str = 'JPEG', seed: int = 0
 ) -> bytes:
-  """A picture of noise: mode 'RGB', 'L' (grey), 'CMYK', 'RGBA', ...; form 'JPEG' or 'PNG'."""
+  """An image of noise, in mode 'RGB', 'L' (gray), 'CMYK', 'RGBA', ... and form 'JPEG' or 'PNG'."""
   pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
   file = io.BytesIO()
   Image.fromarray(pixels).convert(mode).save(file, form)
@@ -17,11 +17,11 @@ def encoded(
 
 
 def write(path, data: bytes | None = None, **kind) -> None:
-  """Writes a picture (or these bytes) and the folders above it."""
+  """Writes an image, or the given bytes, and creates the parent directories."""
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(encoded(**kind) if data is None else data)
 
 
 def truncated() -> bytes:
-  """A JPEG that ends too early, whose head is whole."""
+  """A JPEG that is cut short, with a complete header."""
   return encoded()[:-400]

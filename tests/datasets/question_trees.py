@@ -1,7 +1,8 @@
-"""The official trees of question datasets, written with a few questions: what each family's tests start from.
+"""Writes small trees of question datasets.
 
-A tree is a function (root, asked) that writes the files of the first split, without pictures, and returns the place of a
-picture: number -> path. Questions have the answer 'yes' or 'no' (None: not told), as every family can say those.
+A tree is a function (root, asked) that writes the files of the first split, without images, and
+returns the function image number -> path. The answer of a question is 'yes', 'no' or None (hidden),
+which every family can represent.
 """
 
 import json
@@ -11,10 +12,10 @@ from typing import NamedTuple
 
 
 class Asked(NamedTuple):
-  """A question about picture `picture`; number: its id, where a dataset lets one choose it."""
+  """A question about an image. `number` is its id, if the dataset allows to choose it."""
 
   number: int
-  picture: int
+  image: int
   text: str
   answer: str | None = 'yes'
 
@@ -29,11 +30,11 @@ def _without_none(record: dict) -> dict:
 
 
 def _ten(answer: str | None) -> list | None:
-  """Seven annotators agree."""
+  """Ten annotators, of whom seven agree."""
   other = 'no' if answer == 'yes' else 'yes'
-  said = [other] * 3 + [answer] * 7
+  answers = [other] * 3 + [answer] * 7
   return answer and [
-    {'answer': said[i], 'answer_confidence': 'maybe', 'answer_id': i + 1} for i in range(10)
+    {'answer': answers[i], 'answer_confidence': 'maybe', 'answer_id': i + 1} for i in range(10)
   ]
 
 
@@ -43,13 +44,13 @@ def vqav2(root: Path, asked, prefix: str = 'v2_') -> Callable[[int], Path]:
     {
       'info': {},
       'questions': [
-        {'image_id': q.picture, 'question': q.text, 'question_id': q.number} for q in asked
+        {'image_id': q.image, 'question': q.text, 'question_id': q.number} for q in asked
       ],
     },
   )
   answered = [
     {
-      'image_id': q.picture,
+      'image_id': q.image,
       'question_id': q.number,
       'answers': _ten(q.answer),
       'answer_type': 'yes/no',
@@ -63,7 +64,7 @@ def vqav2(root: Path, asked, prefix: str = 'v2_') -> Callable[[int], Path]:
     root / f'{prefix}mscoco_train2014_annotations.json',
     {'annotations': [_without_none(record) for record in answered]},
   )
-  return lambda picture: root / f'train2014/COCO_train2014_{picture:012d}.jpg'
+  return lambda image: root / f'train2014/COCO_train2014_{image:012d}.jpg'
 
 
 def okvqa(root: Path, asked) -> Callable[[int], Path]:
@@ -77,7 +78,7 @@ def aokvqa(root: Path, asked) -> Callable[[int], Path]:
       _without_none(
         {
           'split': 'train',
-          'image_id': q.picture,
+          'image_id': q.image,
           'question_id': f'Q{q.number}',
           'question': q.text,
           'rationales': ['It is so.'],
@@ -90,7 +91,7 @@ def aokvqa(root: Path, asked) -> Callable[[int], Path]:
       for q in asked
     ],
   )
-  return lambda picture: root / f'train2017/{picture:012d}.jpg'
+  return lambda image: root / f'train2017/{image:012d}.jpg'
 
 
 def gqa(root: Path, asked) -> Callable[[int], Path]:
@@ -100,7 +101,7 @@ def gqa(root: Path, asked) -> Callable[[int], Path]:
       f'0{q.number}': _without_none(
         {
           'question': q.text,
-          'imageId': f'n{q.picture}',
+          'imageId': f'n{q.image}',
           'answer': q.answer,
           'isBalanced': True,
           'fullAnswer': 'Yes.',
@@ -112,14 +113,14 @@ def gqa(root: Path, asked) -> Callable[[int], Path]:
       for q in asked
     },
   )
-  return lambda picture: root / f'images/n{picture}.jpg'
+  return lambda image: root / f'images/n{image}.jpg'
 
 
 def ocrvqa(root: Path, asked) -> Callable[[int], Path]:
   books: dict = {}
   for q in asked:
     book = books.setdefault(
-      f'00{q.picture}',
+      f'00{q.image}',
       {
         'imageURL': f'http://images.example/{q.number}.jpg',
         'questions': [],
@@ -136,7 +137,7 @@ def ocrvqa(root: Path, asked) -> Callable[[int], Path]:
     '00999': {'imageURL': '1.jpg', 'questions': ['?'], 'answers': ['of another split'], 'split': 3}
   }
   dump(root / 'dataset.json', books | other)
-  return lambda picture: root / f'images/00{picture}.jpg'
+  return lambda image: root / f'images/00{image}.jpg'
 
 
 def textvqa(root: Path, asked) -> Callable[[int], Path]:
@@ -148,19 +149,19 @@ def textvqa(root: Path, asked) -> Callable[[int], Path]:
         _without_none(
           {
             'question': q.text,
-            'image_id': f'0a{q.picture}',
+            'image_id': f'0a{q.image}',
             'image_width': 1024,
             'image_height': 768,
             'question_id': q.number,
             'set_name': 'train',
-            'answers': q.answer and [said['answer'] for said in _ten(q.answer)],
+            'answers': q.answer and [answers['answer'] for answers in _ten(q.answer)],
           }
         )
         for q in asked
       ],
     },
   )
-  return lambda picture: root / f'train_images/0a{picture}.jpg'
+  return lambda image: root / f'train_images/0a{image}.jpg'
 
 
 def vizwiz(root: Path, asked) -> Callable[[int], Path]:
@@ -170,7 +171,7 @@ def vizwiz(root: Path, asked) -> Callable[[int], Path]:
       _without_none(
         {
           'answerable': 1,
-          'image': f'VizWiz_train_{q.picture:08d}.jpg',
+          'image': f'VizWiz_train_{q.image:08d}.jpg',
           'question': q.text,
           'answer_type': 'other',
           'answers': _ten(q.answer),
@@ -179,14 +180,14 @@ def vizwiz(root: Path, asked) -> Callable[[int], Path]:
       for q in asked
     ],
   )
-  return lambda picture: root / f'train/VizWiz_train_{picture:08d}.jpg'
+  return lambda image: root / f'train/VizWiz_train_{image:08d}.jpg'
 
 
 def scienceqa(root: Path, asked) -> Callable[[int], Path]:
   dump(
     root / 'problems.json',
     {
-      str(q.picture): _without_none(
+      str(q.image): _without_none(
         {
           'question': q.text,
           'choices': ['no', 'yes'],
@@ -201,8 +202,8 @@ def scienceqa(root: Path, asked) -> Callable[[int], Path]:
       for q in asked
     },
   )
-  dump(root / 'pid_splits.json', {'train': [str(q.picture) for q in asked], 'val': []})
-  return lambda picture: root / f'images/train/{picture}/image.png'
+  dump(root / 'pid_splits.json', {'train': [str(q.image) for q in asked], 'val': []})
+  return lambda image: root / f'images/train/{image}/image.png'
 
 
 def docvqa(root: Path, asked) -> Callable[[int], Path]:
@@ -215,7 +216,7 @@ def docvqa(root: Path, asked) -> Callable[[int], Path]:
           {
             'questionId': q.number,
             'question': q.text,
-            'image': f'documents/x{q.picture}_1.png',
+            'image': f'documents/x{q.image}_1.png',
             'docId': 1,
             'data_split': 'train',
             'answers': q.answer and [q.answer, q.answer.upper()],
@@ -225,7 +226,7 @@ def docvqa(root: Path, asked) -> Callable[[int], Path]:
       ],
     },
   )
-  return lambda picture: root / f'train/documents/x{picture}_1.png'
+  return lambda image: root / f'train/documents/x{image}_1.png'
 
 
 def chartqa(root: Path, asked) -> Callable[[int], Path]:
@@ -233,41 +234,41 @@ def chartqa(root: Path, asked) -> Callable[[int], Path]:
     dump(
       root / f'ChartQA Dataset/train/train_{part}.json',
       [
-        _without_none({'imgname': f'{q.picture}.png', 'query': q.text, 'label': q.answer})
+        _without_none({'imgname': f'{q.image}.png', 'query': q.text, 'label': q.answer})
         for q in own
       ],
     )
-  return lambda picture: root / f'ChartQA Dataset/train/png/{picture}.png'
+  return lambda image: root / f'ChartQA Dataset/train/png/{image}.png'
 
 
 def ai2d(root: Path, asked) -> Callable[[int], Path]:
-  for picture in {q.picture for q in asked} | {700}:
+  for image in {q.image for q in asked} | {700}:
     dump(
-      root / f'questions/{picture}.png.json',
+      root / f'questions/{image}.png.json',
       {
-        'imageName': f'{picture}.png',
+        'imageName': f'{image}.png',
         'questions': {
           q.text: _without_none(
             {
-              'questionId': f'{picture}.png-{q.number}',
+              'questionId': f'{image}.png-{q.number}',
               'abcLabel': False,
               'answerTexts': ['{}', 'no', 'yes', 'cat'],
               'correctAnswer': q.answer and 1 + int(q.answer == 'yes'),
             }
           )
           for q in asked
-          if q.picture == picture
+          if q.image == image
         },
       },
     )
   (root / 'ai2d_test_ids.csv').write_text('700\n')
-  return lambda picture: root / f'images/{picture}.png'
+  return lambda image: root / f'images/{image}.png'
 
 
 def iconqa(root: Path, asked) -> Callable[[int], Path]:
   for q in asked:
     dump(
-      root / f'iconqa/train/fill_in_blank/{q.picture}/data.json',
+      root / f'iconqa/train/fill_in_blank/{q.image}/data.json',
       _without_none(
         {
           'question': q.text,
@@ -278,7 +279,7 @@ def iconqa(root: Path, asked) -> Callable[[int], Path]:
         }
       ),
     )
-  return lambda picture: root / f'iconqa/train/fill_in_blank/{picture}/image.png'
+  return lambda image: root / f'iconqa/train/fill_in_blank/{image}/image.png'
 
 
 def vsr(root: Path, asked) -> Callable[[int], Path]:
@@ -286,8 +287,8 @@ def vsr(root: Path, asked) -> Callable[[int], Path]:
     json.dumps(
       _without_none(
         {
-          'image': f'{q.picture:012d}.jpg',
-          'image_link': f'http://images.cocodataset.org/train2017/{q.picture:012d}.jpg',
+          'image': f'{q.image:012d}.jpg',
+          'image_link': f'http://images.cocodataset.org/train2017/{q.image:012d}.jpg',
           'caption': q.text,
           'label': q.answer and int(q.answer == 'yes'),
           'relation': 'on',
@@ -300,7 +301,7 @@ def vsr(root: Path, asked) -> Callable[[int], Path]:
   (root / 'splits/random').mkdir(parents=True)
   (root / 'splits/random/train.jsonl').write_text('\n'.join(lines) + '\n')
   (root / 'images').mkdir()
-  return lambda picture: root / f'images/{picture:012d}.jpg'
+  return lambda image: root / f'images/{image:012d}.jpg'
 
 
 TREES = {
@@ -321,7 +322,7 @@ TREES = {
     vsr,
   )
 }
-# Families in which no two questions share a picture.
+# Families in which no two questions share an image.
 ALONE = ('scienceqa', 'iconqa')
 # What a family trains for 'yes' in these trees.
 YES = {'scienceqa': 'B', 'ai2d': 'B', 'vsr': 'true'}

@@ -1,4 +1,4 @@
-"""AI2D: its split, choices that are none, the official wording, and letters drawn over words."""
+"""AI2D: its split, empty choices, the official wording, and letters drawn over words."""
 
 import json
 
@@ -75,7 +75,7 @@ def test_letters_cover_the_words_that_questions_speak_of(root):
   image_files.write(root / 'ai2d/abc_images/2.png', form='PNG', seed=3)
   assert (
     opened(root)[1].image == (root / 'ai2d/abc_images/2.png').read_bytes()
-  )  # The dataset's own, where there are.
+  )  # The dataset's own, if it has them.
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_one_broken_file_is_one_bad_example(root, path, data, reason):
   assert caught.value.reason == reason
 
 
-def test_questions_about_letters_and_others_are_not_about_one_picture(root):
+def test_questions_about_letters_and_others_are_not_about_one_image(root):
   path = root / 'ai2d/questions/2.png.json'
   value = json.loads(path.read_text())
   value['questions']['Is it?'] = {

@@ -1,4 +1,4 @@
-"""COCO's own tree: captions, instances and keypoints, good and odd."""
+"""COCO: captions, instances and keypoints, well-formed and malformed."""
 
 import pytest
 
@@ -50,7 +50,7 @@ def test_a_caption_is_an_item_and_knows_the_others(tmp_path):
 
 
 @pytest.mark.parametrize('folder', ['val2014', 'images/val2014'])
-def test_the_layout_of_2014_and_pictures_under_images(tmp_path, folder):
+def test_the_tree_of_2014_and_images_under_images(tmp_path, folder):
   name = 'COCO_val2014_000000000042.jpg'
   root = box_trees.coco(
     tmp_path / 'coco', 'captions', 'val2014', {42: name}, captions((1, 42, 'A cat.')), folder=folder
@@ -101,7 +101,7 @@ def test_detection_has_boxes_classes_and_crowds(tmp_path):
     box_trees.box(1, 1, [0, 10, 10, 10]),
     box_trees.box(1, 3, [20.5, 0, 10, 5], id=77),
     box_trees.box(1, 1, [0, 0, 40, 30], crowd=1),
-    box_trees.box(2, 2, [1, 1, 9, 9], crowd=1),  # Nothing but a crowd: nothing to ask.
+    box_trees.box(2, 2, [1, 1, 9, 9], crowd=1),  # Only a crowd: nothing to ask.
     box_trees.box(4, 2, [0, 0, 9, 9]),
   ]  # Image 3 has no annotation.
   root = box_trees.coco(tmp_path / 'coco', 'instances', 'train2017', images, rows, NAMES)
@@ -174,7 +174,7 @@ def test_keypoints_of_people_who_have_some(tmp_path):
   )
   assert [bad(source, 1), bad(source, 2)] == ['malformed record'] * 2
   asked = {opened(root, 'pose', seed=seed)[0].turns[0][0].split(' of ')[-1] for seed in range(9)}
-  # One person of several in the picture: a box tells which.
+  # One of several people in the image: a box says which.
   assert any('every person' in text for text in asked) and any('[' in text for text in asked)
 
 
@@ -240,7 +240,7 @@ def test_images_of_one_id(tmp_path):
     (image_files.encoded(30, 30), 'image of another shape'),
   ],
 )
-def test_odd_pictures(tmp_path, data, reason):
+def test_odd_images(tmp_path, data, reason):
   root = box_trees.coco(
     tmp_path / 'coco',
     'instances',
@@ -255,7 +255,7 @@ def test_odd_pictures(tmp_path, data, reason):
   assert source[1].truth
   if reason:
     assert bad(source, 0) == reason
-  else:  # Grey, CMYK and cut short have a size; what cannot be decoded is found by who decodes.
+  else:  # Their size can be read. The pipeline counts those that it cannot decode.
     assert source[0].image == data and source[0].truth[0]['boxes'] == [
       pytest.approx([0, 15 / 40, 0.25, 25 / 40])
     ]
@@ -280,7 +280,7 @@ def test_wrong_files_are_named(tmp_path, text, words):
     opened(root, 'detection')
 
 
-def test_pictures_of_the_split_must_be_there(tmp_path):
+def test_images_of_the_split_must_be_there(tmp_path):
   root = box_trees.coco(
     tmp_path / 'coco', 'captions', 'train2017', {1: 'a.jpg'}, [], folder='val2017'
   )

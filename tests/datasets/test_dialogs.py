@@ -1,4 +1,4 @@
-"""LLaVA and ShareGPT in their official layouts, and the official data_config over such files."""
+"""LLaVA and ShareGPT, and a data_config of such files."""
 
 import json
 import random
@@ -11,14 +11,16 @@ from sphinx_jax.data.record import BadExample, Source
 from tests.datasets import image_files
 
 
-def said(*pairs):
+def make_conversation(*pairs):
   return [{'from': who, 'value': value} for who, value in pairs]
 
 
 def llava(name, image, *more):
   item = {
     'id': name,
-    'conversations': said(('human', '<image>\nWas ist das? 🚌'), ('gpt', 'Ein Bus – groß.'), *more),
+    'conversations': make_conversation(
+      ('human', '<image>\nWas ist das? 🚌'), ('gpt', 'Ein Bus – groß.'), *more
+    ),
   }
   return item | ({'image': image} if image is not None else {})
 
@@ -40,7 +42,7 @@ def reason(source, index):
   return caught.value.reason
 
 
-def test_llava_1_5_with_pictures_of_several_datasets(tmp_path):
+def test_llava_1_5_with_images_of_several_datasets(tmp_path):
   root = tmp_path / 'root'
   image_files.write(root / 'coco/train2017/000000033471.jpg')
   image_files.write(root / 'vg/VG_100K_2/1.jpg', mode='CMYK')
@@ -62,7 +64,7 @@ def test_llava_1_5_with_pictures_of_several_datasets(tmp_path):
       llava('n', 'ocr_vqa/images/none.jpg'),
       llava('d', 'coco'),
       llava('x', ['coco']),
-      {'id': 'q', 'conversations': said(('human', 'Only a question'))},
+      {'id': 'q', 'conversations': make_conversation(('human', 'Only a question'))},
       None,
     ],
   )
@@ -85,7 +87,7 @@ def test_llava_1_5_with_pictures_of_several_datasets(tmp_path):
   ]
 
 
-def test_the_older_llava_files_name_pictures_of_coco(tmp_path):
+def test_the_older_llava_files_name_images_of_coco(tmp_path):
   root = tmp_path / 'root'
   image_files.write(root / 'train2017/000000000009.jpg')
   image_files.write(root / 'mine/000000000009.jpg', seed=1)
@@ -127,7 +129,9 @@ def test_the_older_llava_files_name_pictures_of_coco(tmp_path):
 )
 def test_sharegpt_says_what_becomes_of_odd_dialogs(tmp_path, conversation, turns):
   write(
-    tmp_path / 'root', 'sharegpt.json', [{'id': 'QWJhYvA_0', 'conversations': said(*conversation)}]
+    tmp_path / 'root',
+    'sharegpt.json',
+    [{'id': 'QWJhYvA_0', 'conversations': make_conversation(*conversation)}],
   )
   record = opened(tmp_path, 'sharegpt')[0]
   assert record.turns == turns and record.image is None and record.id == 'QWJhYvA_0'
@@ -136,18 +140,18 @@ def test_sharegpt_says_what_becomes_of_odd_dialogs(tmp_path, conversation, turns
 @pytest.mark.parametrize(
   'item, expected',
   [
-    ({'conversations': said(('human', 'a'))}, 'empty answer'),
+    ({'conversations': make_conversation(('human', 'a'))}, 'empty answer'),
     ({'conversations': []}, 'empty answer'),
-    ({'conversations': said(('human', 'a'), ('gpt', ' '))}, 'empty answer'),
-    ({'conversations': said(('function_call', 'a'), ('gpt', 'b'))}, 'unknown speaker'),
-    ({'conversations': said(('human', None), ('gpt', 'b'))}, 'not a conversation'),
+    ({'conversations': make_conversation(('human', 'a'), ('gpt', ' '))}, 'empty answer'),
+    ({'conversations': make_conversation(('function_call', 'a'), ('gpt', 'b'))}, 'unknown speaker'),
+    ({'conversations': make_conversation(('human', None), ('gpt', 'b'))}, 'not a conversation'),
     ({'conversations': {'from': 'human'}}, 'not a conversation'),
     ({'items': []}, 'not a conversation'),
     (7, 'not a conversation'),
   ],
 )
 def test_sharegpt_names_what_is_wrong(tmp_path, item, expected):
-  good = {'id': 'g', 'conversations': said(('human', 'a'), ('gpt', 'b'))}
+  good = {'id': 'g', 'conversations': make_conversation(('human', 'a'), ('gpt', 'b'))}
   write(tmp_path / 'root', 'sharegpt.jsonl', [item, good])
   source = opened(tmp_path, 'sharegpt')
   assert reason(source, 0) == expected and source[1].turns == (('a', 'b'),)
@@ -172,7 +176,7 @@ def test_a_data_config_is_one_source_of_all_its_files(tmp_path):
   write(
     tmp_path,
     'text.jsonl',
-    [{'conversations': said(('human', str(i)), ('gpt', 'b'))} for i in range(20)],
+    [{'conversations': make_conversation(('human', str(i)), ('gpt', 'b'))} for i in range(20)],
   )
   write(tmp_path, 'pictures.json', [llava('1', 'a.jpg'), llava('2', 'gone.jpg')])
   entry = config(
@@ -220,6 +224,8 @@ META:
   ],
 )
 def test_errors_of_a_data_config_name_file_and_entry(tmp_path, text, message):
-  write(tmp_path, 'text.jsonl', [{'conversations': said(('human', 'a'), ('gpt', 'b'))}])
+  write(
+    tmp_path, 'text.jsonl', [{'conversations': make_conversation(('human', 'a'), ('gpt', 'b'))}]
+  )
   with pytest.raises(SphinxError, match=message):
     sources.open_source(config(tmp_path, text), tmp_path)

@@ -1,4 +1,4 @@
-"""DocLayNet: blocks of pages, which may be scaled copies of the 1025 x 1025 that are annotated."""
+"""DocLayNet: blocks of pages, whose images may be resized copies of the annotated 1025 x 1025."""
 
 import pytest
 

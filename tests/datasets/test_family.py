@@ -1,4 +1,4 @@
-"""What is the same for every family: reading, the padded square, mirroring, counting what is left out."""
+"""What all families share: reading, the padded square, mirroring, counts of dropped boxes."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ from sphinx_jax import datasets as sources
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.datasets import family, fields
+from sphinx_jax.tasks import TASKS
 from tests.datasets import image_files
 
 
@@ -42,7 +43,7 @@ def test_boxes_are_cut_at_the_edge_and_put_on_the_padded_square():
   assert record.task == 'rec' and not record.mirrored
 
 
-def test_a_mirrored_picture_has_mirrored_boxes_and_words():
+def test_a_mirrored_image_has_mirrored_boxes_and_words():
   item = family.Item('1', image_files.encoded(40, 30), {'objects': [thing('cup', [0, 3, 10, 23])]})
   record = records(item, mirror=1.0)[0]
   assert record.mirrored and record.truth[0]['box'] == pytest.approx([0.75, 8 / 40, 1, 28 / 40])
@@ -58,12 +59,14 @@ def test_an_epoch_asks_in_its_own_words_and_the_same_each_time():
     family.Item(str(i), image_files.encoded(40, 30), {'objects': [thing('cup', [0, 3, 10, 23])]})
     for i in range(20)
   ]
-  said = lambda epoch: [records(*items, mirror=0.5).read(i, epoch).turns for i in range(20)]
-  assert said(0) == said(0) == [records(*items, mirror=0.5)[i].turns for i in range(20)] and said(
-    1
-  ) == said(1)
-  assert 5 < sum(a != b for a, b in zip(said(0), said(1))) and {
-    len(turns) for turns in said(1)
+  turns_of_epoch = lambda epoch: [
+    records(*items, mirror=0.5).read(i, epoch).turns for i in range(20)
+  ]
+  assert turns_of_epoch(0) == turns_of_epoch(0) == [
+    records(*items, mirror=0.5)[i].turns for i in range(20)
+  ] and turns_of_epoch(1) == turns_of_epoch(1)
+  assert 5 < sum(a != b for a, b in zip(turns_of_epoch(0), turns_of_epoch(1))) and {
+    len(turns) for turns in turns_of_epoch(1)
   } == {1}
 
 
@@ -74,14 +77,14 @@ def test_empty_and_foreign_boxes_are_left_out_and_counted():
     image_files.encoded(),
     {'objects': [thing('cup', [1, 1, 9, 9]), *(thing('hat', box) for box in wrong)]},
   )
-  made = records(item)
-  assert 'cup' in made[0].turns[0][0] and made.dropped.total() == len(wrong)
+  source = records(item)
+  assert 'cup' in source[0].turns[0][0] and source.dropped.total() == len(wrong)
   nothing = records(family.Item('2', image_files.encoded(), {'objects': [thing('hat', wrong[0])]}))
   with pytest.raises(BadExample):
     nothing[0]
 
 
-def test_a_picture_of_another_scale_scales_its_boxes_and_one_of_another_shape_is_refused():
+def test_a_image_of_another_scale_scales_its_boxes_and_one_of_another_shape_is_refused():
   annotation = {'size': (80, 60), 'objects': [thing('cup', [0, 0, 40, 60])]}
   assert records(family.Item('1', image_files.encoded(40, 30), annotation))[0].truth[0][
     'box'
@@ -94,7 +97,7 @@ def test_a_picture_of_another_scale_scales_its_boxes_and_one_of_another_shape_is
   'image, reason',
   [(b'', 'empty image'), (b'no picture', 'unreadable image'), ('missing.jpg', 'missing image')],
 )
-def test_pictures_that_cannot_be_read_are_bad_examples(tmp_path, image, reason):
+def test_images_that_cannot_be_read_are_bad_examples(tmp_path, image, reason):
   image = tmp_path / image if isinstance(image, str) else image
   with pytest.raises(BadExample) as caught:
     records(family.Item('1', image, {'objects': [thing('cup', [1, 1, 9, 9])]}))[0]
@@ -125,7 +128,32 @@ def test_settings_are_checked(tmp_path):
       sources.open_source(entry | change, tmp_path)
 
 
-def test_questions_of_one_picture_stay_together_and_none_is_lost():
+@pytest.mark.parametrize('name', sources.FAMILIES)
+def test_the_table_holds_each_family_under_its_name(name):
+  cls = sources.FAMILIES[name]
+  assert issubclass(cls, family.Family) and cls.NAME == name and set(cls.TASKS) <= set(TASKS)
+  assert (cls.PATTERN is not None) == ('files' in cls.settings())
+
+
+def test_unknown_settings_are_refused_with_the_nearest_name(tmp_path):
+  entry = dict(source='plain_text', root='.', task='text')
+  (tmp_path / 'a.txt').write_text('some words')
+  for change, words in (
+    (dict(documents='line'), "did you mean 'document'"),
+    (dict(max_turn=3), "did you mean 'max_turns'"),
+  ):
+    with pytest.raises(errors.SphinxError, match=f"setting of source 'plain_text'.*{words}"):
+      sources.open_source(entry | change, tmp_path)
+  with pytest.raises(errors.SphinxError, match="setting of source 'listed'.*did you mean 'items'"):
+    Listed('.', item=())
+
+
+def test_the_old_name_of_prepared_datasets_is_still_read(tmp_path):
+  with pytest.raises(errors.SphinxError, match="source 'array_record': got no build.json"):
+    sources.open_source(dict(source='built', root='.', task='caption'), tmp_path)
+
+
+def test_questions_of_one_image_stay_together_and_none_is_lost():
   rows = [('a', i) for i in range(5)] + [('b', 9), ('a', 7)]
   cut = list(fields.chunks(fields.group_by(rows, lambda row: row[0]), 4))
   assert [len(piece) for piece in cut] == [4, 2, 1] and sorted(sum(cut, [])) == sorted(rows)
@@ -152,4 +180,4 @@ def test_relations_follow_their_objects():
   )['people'][0]
   assert np.allclose(
     person['keypoints'][1], [(40 - 2) / 40, 2 / 40, 2]
-  )  # The mirror's left eye was the right one.
+  )  # In the mirror, the left eye is the former right eye.

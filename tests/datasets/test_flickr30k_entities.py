@@ -1,4 +1,4 @@
-"""Flickr30k Entities: marked sentences, boxes in XML, one item a sentence."""
+"""Flickr30k Entities: marked sentences, boxes in XML, one item per sentence."""
 
 import pytest
 
@@ -8,7 +8,8 @@ from sphinx_jax.data.record import BadExample
 from tests.datasets import box_trees, image_files
 
 MARKED = [
-  '[/EN#1/people Two young guys] with [/EN#2/bodyparts/other shaggy hair ] wave at [/EN#0/notvisual nothing] .',
+  '[/EN#1/people Two young guys] with [/EN#2/bodyparts/other shaggy hair ] '
+  'wave at [/EN#0/notvisual nothing] .',
   'In [/EN#4/scene the yard] , [/EN#1/people men] and [/EN#3/animals a dog] sit .',
   'Ein Café .',
 ]
@@ -85,7 +86,7 @@ def test_odd_boxes(tmp_path):
   assert source.dropped.total() == 1
 
 
-def test_repeated_pictures_count_once_and_missing_sentences_are_counted(tmp_path):
+def test_repeated_images_count_once_and_missing_sentences_are_counted(tmp_path):
   root = layout(tmp_path)
   (root / 'train.txt').write_text('36979\n36979\r\n\n777\n36979\n')
   source = opened(root)
@@ -142,7 +143,7 @@ def test_trees_in_use(tmp_path):
     opened(root, split='val')
 
 
-def test_odd_pictures(tmp_path):
+def test_odd_images(tmp_path):
   root = layout(tmp_path)
   path = root / 'flickr30k-images/36979.jpg'
   for data in (

@@ -1,7 +1,7 @@
-"""Harmed trees of every dataset family: opening says what is wrong, or every record is either read or counted as bad.
+"""Damaged trees of every dataset family: opening fails with an error, or all records are counted.
 
-Each case harms one to three files of a small official tree: bytes of pictures and of every other file, values of JSON. The
-records go on through the training pipeline, which decodes the pictures.
+Each case damages one to three files of a small tree: bytes of images and of other files, values of
+JSON. The records then pass the training pipeline, which decodes the images.
 """
 
 import copy
@@ -22,7 +22,7 @@ from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
 from sphinx_jax.data.record import BadExample, Record, Source
 from tests.datasets.fuzz_trees import TREES
 
-CASES = 16  # of each family
+CASES = 16  # Of each family.
 TOKENIZER = tokenizers.load(pathlib.Path(__file__).parents[1] / 'golden/tokenizer.model')
 BATCH = {'batch_size': 4, 'seq_len': 512, 'slots': 4, 'window': 16}
 ODD = (
@@ -58,7 +58,7 @@ ODD = (
 
 
 def harm_value(value, rng):
-  """One value in a JSON tree changed for another, left out, doubled, or put in a list."""
+  """Changes, deletes or doubles one value of a JSON tree, or puts it in a list."""
   places = []
 
   def walk(inside):
@@ -120,7 +120,7 @@ def harm(path, rng):
 
 
 class All(Source):
-  """The records of many sources as one; a record counts itself."""
+  """The records of many sources as one source."""
 
   name = 'all'
 
@@ -136,7 +136,7 @@ class All(Source):
 
 
 def check(source):
-  """(good, bad) records of a source; whatever is neither a Record nor a BadExample fails the test."""
+  """Returns the numbers of good and bad records. Anything else fails the test."""
   good, bad = 0, 0
   for index in range(len(source)):
     try:
@@ -171,9 +171,9 @@ def test_harmed_trees_are_told_or_counted(name, tmp_path, caplog):
     folder = tmp_path / str(case)
     shutil.copytree(tmp_path / 'clean', folder)
     files = sorted(path for path in (folder / 'root').rglob('*') if path.is_file())
-    told = [path for path in files if path.suffix not in ('.jpg', '.png')]
+    text_files = [path for path in files if path.suffix not in ('.jpg', '.png')]
     for path in {
-      rng.choice(told if rng.random() < 0.6 else files) for _ in range(rng.choice((1, 1, 3)))
+      rng.choice(text_files if rng.random() < 0.6 else files) for _ in range(rng.choice((1, 1, 3)))
     }:
       harm(path, rng)
     entry = {'root': 'root'} | rng.choice(entries)

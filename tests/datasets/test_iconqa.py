@@ -1,4 +1,4 @@
-"""IconQA: a folder a question; those whose choices are pictures are left out, and it is said how many."""
+"""IconQA: one directory per question; questions with images as choices are left out and logged."""
 
 import logging
 

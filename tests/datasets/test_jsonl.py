@@ -1,4 +1,4 @@
-"""The official JSON and JSONL format, good and bad."""
+"""The user's own JSON and JSONL files, well-formed and malformed."""
 
 import json
 
@@ -51,8 +51,8 @@ def test_reads_turns_and_images(folder, form):
 
 
 def test_a_conversation_may_begin_with_the_model_and_end_with_a_question(folder):
-  said = [('gpt', 'Hello'), ('human', 'Hi'), ('gpt', 'One.'), ('gpt', 'Two.'), ('human', 'Bye')]
-  item = {'conversations': [{'from': who, 'value': value} for who, value in said]}
+  turns = [('gpt', 'Hello'), ('human', 'Hi'), ('gpt', 'One.'), ('gpt', 'Two.'), ('human', 'Bye')]
+  item = {'conversations': [{'from': who, 'value': value} for who, value in turns]}
   assert Jsonl(_write(folder, 'd.jsonl', [item]))[0].turns == (
     (None, 'Hello'),
     ('Hi', 'One.'),

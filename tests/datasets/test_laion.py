@@ -1,4 +1,4 @@
-"""LAION as img2dataset writes it: webdataset tars and parquet files, whole and damaged."""
+"""LAION as img2dataset writes it: webdataset tars and parquet files, complete and damaged."""
 
 import io
 import json
@@ -20,15 +20,15 @@ def add(tar, name, data):
   member.size, member.mtime = (
     len(data),
     1700000000.5,
-  )  # webdataset's times have fractions, which need PAX headers
+  )  # The times of webdataset have fractions, which need PAX headers.
   tar.addfile(member, io.BytesIO(data))
 
 
-def sample(tar, key, text='Ein Baum 🌳', image=None, told=None):
+def sample(tar, key, text='Ein Baum 🌳', image=None, metadata=None):
   add(tar, f'{key}.jpg', image_files.encoded(seed=int(key[-1])) if image is None else image)
   if text is not None:
     add(tar, f'{key}.txt', text if isinstance(text, bytes) else text.encode())
-  about = {'caption': text if isinstance(text, str) else None, 'key': key, **(told or {})}
+  about = {'caption': text if isinstance(text, str) else None, 'key': key, **(metadata or {})}
   add(tar, f'{key}.json', json.dumps(about).encode())
 
 
@@ -37,7 +37,7 @@ def tar(root, name='00000.tar', count=3):
   with tarfile.open(root / name, 'w') as opened:
     for i in range(count):
       sample(
-        opened, f'{int(name[:5]):05d}{i:04d}', told={'top_caption': f'a tree, {i}', 'TEXT': ''}
+        opened, f'{int(name[:5]):05d}{i:04d}', metadata={'top_caption': f'a tree, {i}', 'TEXT': ''}
       )
   return root / name
 
@@ -47,13 +47,13 @@ def opened(tmp_path, source='laion', **more):
 
 
 def outcomes(source):
-  found = []
+  results = []
   for index in range(len(source)):
     try:
-      found.append(source[index].turns[0][1])
+      results.append(source[index].turns[0][1])
     except BadExample as error:
-      found.append(error.reason)
-  return found
+      results.append(error.reason)
+  return results
 
 
 def test_samples_of_several_tars(tmp_path):
@@ -83,19 +83,19 @@ def test_samples_of_several_tars(tmp_path):
 
 def test_what_is_missing_or_odd_in_a_tar_is_counted(tmp_path):
   (tmp_path / 'laion').mkdir()
-  with tarfile.open(tmp_path / 'laion/00000.tar', 'w') as made:
-    sample(made, 'a0')
-    sample(made, 'a1', text=None)  # its .json has no caption either
-    add(made, 'a2.txt', b'no picture')
-    sample(made, 'a3', image=b'')
-    sample(made, 'a4', image=b'no picture')
-    sample(made, 'a5', text=b'\xff\xfe')
-    sample(made, 'a6', text='  ')
-    sample(made, 'a0', text='the same key again')
-    add(made, 'a8.jpg', image_files.encoded())
-    add(made, 'a9.mp3', b'of another kind')
-    add(made, 'sub/ä1.PNG', image_files.encoded(form='PNG', mode='RGBA'))
-    add(made, 'sub/ä1.json', json.dumps({'caption': 'only in the JSON'}).encode())
+  with tarfile.open(tmp_path / 'laion/00000.tar', 'w') as archive:
+    sample(archive, 'a0')
+    sample(archive, 'a1', text=None)  # Its .json has no caption either.
+    add(archive, 'a2.txt', b'no picture')
+    sample(archive, 'a3', image=b'')
+    sample(archive, 'a4', image=b'no picture')
+    sample(archive, 'a5', text=b'\xff\xfe')
+    sample(archive, 'a6', text='  ')
+    sample(archive, 'a0', text='the same key again')
+    add(archive, 'a8.jpg', image_files.encoded())
+    add(archive, 'a9.mp3', b'of another kind')
+    add(archive, 'sub/ä1.PNG', image_files.encoded(form='PNG', mode='RGBA'))
+    add(archive, 'sub/ä1.json', json.dumps({'caption': 'only in the JSON'}).encode())
   source = opened(tmp_path)
   assert outcomes(source) == [
     'Ein Baum 🌳',
@@ -115,7 +115,7 @@ def test_what_is_missing_or_odd_in_a_tar_is_counted(tmp_path):
 @pytest.mark.parametrize(
   'harm, what',
   [
-    (lambda data: data[:1800], 'unexpected end'),  # in the first picture
+    (lambda data: data[:1800], 'unexpected end'),  # in the first image
     (lambda data: data[: -10240 - 700], ''),  # in the last member
     (lambda data: data[:6144] + b'garbage!' * 64 + data[6656:], ''),  # somewhere in the middle
     (lambda data: b'', 'empty file'),

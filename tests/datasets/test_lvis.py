@@ -1,4 +1,4 @@
-"""LVIS: classes with senses, classes known to be absent, pictures of two folders."""
+"""LVIS: classes with senses, classes known to be absent, images of two folders."""
 
 import pytest
 
@@ -77,7 +77,7 @@ def test_images_without_objects_have_no_item(tmp_path):
   assert len(opened(layout(tmp_path, []))) == 0
 
 
-def test_pictures_of_a_coco_folder_elsewhere(tmp_path):
+def test_images_of_a_coco_folder_elsewhere(tmp_path):
   root = layout(tmp_path, [box_trees.box(1, 1, [0, 10, 10, 10])])
   coco = tmp_path / 'coco'
   coco.mkdir()
@@ -118,7 +118,7 @@ def test_a_malformed_image_is_counted(tmp_path, change):
   assert bad(source, 0) == 'malformed record' and source[1].truth
 
 
-def test_odd_pictures(tmp_path):
+def test_odd_images(tmp_path):
   root = layout(
     tmp_path, [box_trees.box(1, 1, [0, 10, 10, 10]), box_trees.box(2, 3, [0, 0, 10, 10])]
   )

@@ -15,7 +15,7 @@ def opened(name, root, **entry):
   return sources.open_source(dict(source=name, root=str(root), max_turns=4) | entry, None)
 
 
-def test_vqav2s_tests_are_hidden_and_share_their_pictures(tmp_path):
+def test_vqav2s_tests_are_hidden_and_share_their_images(tmp_path):
   for split in ('test2015', 'test-dev2015'):
     dump(
       tmp_path / f'v2_OpenEnded_mscoco_{split}_questions.json',
@@ -34,7 +34,7 @@ def test_vqav2s_tests_are_hidden_and_share_their_pictures(tmp_path):
   'questions, coco',
   [('coco', 'coco'), ('coco/vqav2', 'coco'), ('vqav2', 'coco'), ('vqav2', 'vqav2/images')],
 )
-def test_cocos_pictures_are_found_beside_the_questions(tmp_path, questions, coco):
+def test_cocos_images_are_found_beside_the_questions(tmp_path, questions, coco):
   vqav2(tmp_path / questions, [Asked(1, 1, 'Is it?')])
   image_files.write(tmp_path / coco / 'train2014/COCO_train2014_000000000001.jpg')
   root = tmp_path / ('coco' if questions == 'coco/vqav2' else questions)
@@ -155,7 +155,7 @@ def test_chartqas_parts_can_be_had_alone_and_numbers_are_answers(tmp_path):
     opened('chartqa', tmp_path)
 
 
-def test_vsrs_statements_in_the_official_wording_on_cocos_pictures(tmp_path):
+def test_vsrs_statements_in_the_official_wording_on_cocos_images(tmp_path):
   root = tmp_path / 'vsr'
   vsr(root, [Asked(1, 9, 'The cat is under the dog.', 'no')])
   (root / 'images').rmdir()

@@ -1,4 +1,4 @@
-"""What all families of questions have in common, each on its official tree: none lost, odd ones counted, quick to open."""
+"""What all question families share: no question is lost, malformed ones are counted."""
 
 import json
 
@@ -33,18 +33,18 @@ def tried(source):
 
 def written(name, tmp_path, asked, seen=True):
   place = TREES[name](tmp_path / 'tree', asked)
-  for picture in {q.picture for q in asked} if seen else ():
-    image_files.write(place(picture))
+  for image in {q.image for q in asked} if seen else ():
+    image_files.write(place(image))
   return place
 
 
 @pytest.mark.parametrize('name', TREES)
-def test_every_question_is_in_one_record_with_its_picture_and_answer(tmp_path, name):
+def test_every_question_is_in_one_record_with_its_image_and_answer(tmp_path, name):
   asked = [
     Asked(i, 1 + (0 if i % 2 else i), f'{ODD}{i}', 'no' if i == 3 else 'yes') for i in range(8)
   ]
   if name in ALONE:
-    asked = [q._replace(picture=q.number) for q in asked]
+    asked = [q._replace(image=q.number) for q in asked]
   written(name, tmp_path, asked)
   records, reasons = tried(opened(name, tmp_path))
   assert not reasons and len({record.id for record in records}) == len(records)
@@ -62,7 +62,7 @@ def test_every_question_is_in_one_record_with_its_picture_and_answer(tmp_path, n
       1,
       2,
       2,
-    ]  # Four of picture 1, no two of the others.
+    ]  # Four of image 1, no two of the others.
 
 
 @pytest.mark.parametrize('name', TREES)
@@ -79,24 +79,24 @@ def test_questions_without_an_answer_are_counted_and_take_no_others_with_them(tm
 
 
 @pytest.mark.parametrize('name', TREES)
-def test_grey_cmyk_truncated_empty_and_missing_pictures(tmp_path, name):
+def test_gray_cmyk_truncated_empty_and_missing_images(tmp_path, name):
   place = written(name, tmp_path, [Asked(i, i, f'Is it {i}?') for i in range(1, 7)], seen=False)
-  source = opened(name, tmp_path)  # There is no picture yet: opening does not look.
+  source = opened(name, tmp_path)  # There is no image yet: opening does not look.
   assert tried(source) == ([], ['missing image'] * 6)
-  made = {
+  damaged = {
     1: image_files.encoded(mode='L'),
     2: image_files.encoded(mode='CMYK'),
     3: image_files.truncated(),
     4: b'',
     5: b'no picture',
   }
-  for picture, data in made.items():
-    image_files.write(place(picture), data)
+  for image, data in damaged.items():
+    image_files.write(place(image), data)
   records, reasons = tried(opened(name, tmp_path))
   assert reasons == ['empty image', 'missing image', 'unreadable image']
   shapes = []
   for record in records:
-    if record.image == made[3]:
+    if record.image == damaged[3]:
       with pytest.raises(BadExample, match='image of'):
         images.decode(record.image)
     else:
@@ -202,9 +202,9 @@ def test_of_duplicate_ids_the_same_question_is_dropped_and_another_is_kept(tmp_p
   )
 
 
-# The other two are one download with their pictures.
+# The other two are one download with their images.
 @pytest.mark.parametrize('name', [name for name in TREES if name not in ('iconqa', 'ai2d')])
-def test_pictures_may_lie_elsewhere(tmp_path, name):
+def test_images_may_lie_elsewhere(tmp_path, name):
   place = written(name, tmp_path, [Asked(1, 1, 'Is it?')], seen=False)
   path, folders = place(1), {'vqav2': 1, 'okvqa': 1, 'aokvqa': 1, 'scienceqa': 2}
   rest = path.relative_to(path.parents[folders.get(name, 0)])

@@ -60,8 +60,8 @@ def test_every_sentence_is_asked_and_no_item_has_one_thing_twice(tmp_path, proto
   ]
   assert [source.family.item(i).id for i in range(3)] == ['10', '11', '12']
   record = source[0]
-  picture = tmp_path / 'refer/images/mscoco/images/train2014/COCO_train2014_000000000007.jpg'
-  assert len(record.turns) == 2 and record.image == picture.read_bytes()
+  image = tmp_path / 'refer/images/mscoco/images/train2014/COCO_train2014_000000000007.jpg'
+  assert len(record.turns) == 2 and record.image == image.read_bytes()
   boxes = {turn['label']: turn['box'] for turn in record.truth}
   assert boxes == {
     'left guy': pytest.approx([0, 15 / 40, 0.25, 25 / 40]),
@@ -239,7 +239,7 @@ def test_malformed_instances_spoil_only_their_refs(tmp_path):
     source[1]
 
 
-def test_odd_pictures(tmp_path):
+def test_odd_images(tmp_path):
   source = opened(layout(tmp_path), split='testA')
   path = tmp_path / 'refer/images/mscoco/images/train2014/COCO_train2014_000000000008.jpg'
   for mode in ('L', 'CMYK'):

@@ -1,4 +1,4 @@
-"""ScienceQA: the official wording, and questions without a picture."""
+"""ScienceQA: the official wording, and questions without an image."""
 
 import pytest
 
@@ -39,7 +39,7 @@ def root(tmp_path):
 
 
 def test_the_wording_is_the_official_evaluations(root):
-  # As in scienceqa_test_img.json, but for the last line, which has several phrasings.
+  # As in scienceqa_test_img.json, except the last line, which has several phrasings.
   official = (
     'Context:\n\nQuestion:\nWhat is the name of the colony shown?\n'
     'Choices:\nA. Maryland\nB. New Hampshire\nC. Rhode Island'
@@ -50,7 +50,7 @@ def test_the_wording_is_the_official_evaluations(root):
   assert record.id == '1' and record.truth[0]['choices'] == COLONY['choices']
 
 
-def test_a_question_without_a_picture_is_a_record_of_text(root):
+def test_a_question_without_a_image_is_a_record_of_text(root):
   record = opened(root)[1]
   assert record.image is None and record.turns[0][0].startswith(
     'Context:\nFigure: «Tambor».\n84°F\nQuestion:\nWhat'
@@ -60,7 +60,7 @@ def test_a_question_without_a_picture_is_a_record_of_text(root):
 
 def test_wrong_problems_are_counted_and_a_split_that_is_not_there_is_said(root):
   source = opened(root)
-  assert len(source) == 5  # One id is there twice.
+  assert len(source) == 5  # One id occurs twice.
   for index in (2, 3, 4):
     with pytest.raises(BadExample) as caught:
       source[index]
@@ -69,7 +69,7 @@ def test_wrong_problems_are_counted_and_a_split_that_is_not_there_is_said(root):
     opened(root, split='val')
 
 
-def test_pictures_may_lie_in_root(root):
+def test_images_may_lie_in_root(root):
   (root / 'images/test').rename(root / 'test')
   (root / 'images').rmdir()
   assert opened(root)[0].image

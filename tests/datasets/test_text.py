@@ -1,4 +1,4 @@
-"""RefinedWeb and plain text: every word of every document is in an item, and items have about the length asked for."""
+"""RefinedWeb and plain text: every word is in an item, and items have about the set length."""
 
 import pyarrow
 import pyarrow.parquet

@@ -1,4 +1,4 @@
-"""TextCaps: one caption an example, with all of its picture's for the truth."""
+"""TextCaps: one caption per example; all captions of its image are the truth."""
 
 import json
 
@@ -52,7 +52,7 @@ def test_each_caption_is_a_record(root):
   assert caught.value.reason == 'empty answer'
 
 
-def test_the_test_split_has_pictures_alone(root):
+def test_the_test_split_has_images_alone(root):
   source = opened(root, split='test')
   assert source.family.item(0).image == root / 'test_images/cd.jpg'
   with pytest.raises(BadExample):

@@ -1,4 +1,4 @@
-"""Visual Genome: regions, relations and questions by picture, in two folders of pictures."""
+"""Visual Genome: regions, relations and questions by image, with two image directories."""
 
 import pytest
 
@@ -135,22 +135,22 @@ def test_phrases_of_several_regions_are_not_asked_for_their_box(tmp_path):
 @pytest.mark.parametrize(
   'split, ids', [('all', ['1/0', '20/0', '21/0']), ('train', ['1/0', '21/0']), ('val', ['20/0'])]
 )
-def test_splits_go_by_the_number_of_the_picture(tmp_path, split, ids):
+def test_splits_go_by_the_number_of_the_image(tmp_path, split, ids):
   rows = [regions([region(image, 'a cat')], image) for image in IMAGES]
   source = opened(layout(tmp_path, region_descriptions=rows), split=split)
   assert [source[i].id for i in range(len(source))] == ids
 
 
 @pytest.mark.parametrize('key', ['name', 'names'])
-def test_relations_between_the_objects_of_the_picture(tmp_path, key):
+def test_relations_between_the_objects_of_the_image(tmp_path, key):
   man, hat = thing(7, 'man', (0, 0, 20, 30), key), thing(8, 'hat.', (0, 0, 10, 10), key)
   dog = thing(9, 'dog', (20, 20, 20, 10), key)
-  told = [
+  relations = [
     relation(1, man, 'WEARS', hat),
     relation(2, dog, 'next to', man),
     relation(3, hat, 'ON', man),
   ]
-  rows = [{'image_id': 1, 'relationships': told}]
+  rows = [{'image_id': 1, 'relationships': relations}]
   source = opened(layout(tmp_path, relationships=rows), 'relation', max_turns=2)
   first, second = (source.family.item(i).annotation for i in range(2))
   assert [thing['name'] for thing in first['objects']] == ['man', 'hat', 'dog']
@@ -221,7 +221,7 @@ def test_malformed_rows_are_counted_and_leave_the_other_items(tmp_path):
   )
 
 
-def test_repeated_rows_and_pictures(tmp_path):
+def test_repeated_rows_and_images(tmp_path):
   hat = regions([region(1, 'a hat')])
   rows = [regions([region(1, 'a cat'), region(1, 'a cat'), region(1, 'a dog')]), hat, hat]
   root = layout(tmp_path, region_descriptions=rows)
@@ -237,7 +237,7 @@ def test_repeated_rows_and_pictures(tmp_path):
 @pytest.mark.parametrize(
   'change', [dict(url='http://x/y.jpg'), dict(url=None), dict(width=None), dict(height='30')]
 )
-def test_malformed_entries_of_pictures(tmp_path, change):
+def test_malformed_entries_of_images(tmp_path, change):
   root = layout(tmp_path, region_descriptions=ROWS[:1])
   box_trees.dump(
     root / 'image_data.json',
@@ -246,7 +246,7 @@ def test_malformed_entries_of_pictures(tmp_path, change):
   assert set(reasons(opened(root))) == {'malformed record'}
 
 
-def test_trees_in_use_and_pictures_that_are_missing(tmp_path):
+def test_trees_in_use_and_images_that_are_missing(tmp_path):
   rows = [regions([region(1, 'a cat')]), regions([region(2, 'a dog')], 20)]
   root = layout(tmp_path, region_descriptions=rows)
   (root / 'images').mkdir(), (root / 'images2').mkdir()

@@ -1,4 +1,4 @@
-"""Hand-made annotations, one that every task can use, and the awkward ones."""
+"""Hand-made annotations: one that every task can use, and an empty one."""
 
 from sphinx_jax.tasks import TASKS
 

@@ -1,4 +1,4 @@
-"""What holds for every task family."""
+"""Properties of every task family."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""What real datasets give and miniworld does not: expressions, classes, relations, phrases, people, dialogs, documents."""
+"""Annotations that only real datasets have: expressions, classes, relations, phrases, dialogs."""
 
 import collections
 import json
@@ -275,17 +275,17 @@ def test_layout_asks_for_one_class_in_reading_order():
 
 
 def test_counting_counts_what_can_be_counted():
-  told = collections.defaultdict(set)
+  answers = collections.defaultdict(set)
   for turn in many('counting', COCO):
-    told[
+    answers[
       next(name for name in ('cups', 'dogs', 'mice', 'buses', 'people') if name in turn.instruction)
     ].add(turn.answer)
-  assert told == {'cups': {'2'}, 'dogs': {'1'}, 'mice': {'0'}, 'buses': {'0'}}
+  assert answers == {'cups': {'2'}, 'dogs': {'1'}, 'mice': {'0'}, 'buses': {'0'}}
   assert {turn.answer for turn in many('counting', LVIS)} == {'1', '0'}
   assert {turn.answer for turn in many('counting', scenes.SCENE)} == {
     '1',
     '2',
-  }  # No zero where no class is known.
+  }  # No zero if the classes are unknown.
   hints = [turn.instruction.count('single word') for turn in ask('counting', COCO)]
   assert sum(hints[1:]) == 0
 
@@ -376,9 +376,9 @@ def test_everyones_pose_is_scored_person_by_person():
   assert pose.score(f'{second}\n{first}', turn.truth) == (21, 21)
   assert pose.score(first, turn.truth) == (15, 21)
   assert pose.score(second, turn.truth) == (6, 21)
-  assert pose.score(f'{second} {second}', turn.truth) == (6, 21)  # Nobody is found twice.
+  assert pose.score(f'{second} {second}', turn.truth) == (6, 21)  # No person counts twice.
   points = ', '.join(part.partition(': ')[2] for part in (first, second))
-  assert pose.score(points, turn.truth)[0] < 21  # Without boxes nobody knows whose they are.
+  assert pose.score(points, turn.truth)[0] < 21  # Without boxes it is unknown whose they are.
 
 
 def test_dialogs_are_whole_and_documents_stand_alone():

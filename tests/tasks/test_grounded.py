@@ -1,4 +1,4 @@
-"""Families that answer with boxes and points: their text, and how partly right answers score."""
+"""Tasks that answer with boxes and points: their text, and the scores of partly right answers."""
 
 import numpy as np
 import pytest
@@ -19,13 +19,13 @@ def test_detection_text_goes_left_to_right_by_class():
     == 'circle [0.05, 0.10, 0.25, 0.30], cup [0.60, 0.12, 0.90, 0.40; 0.62, 0.60, 0.88, 0.95]'
   )
   score = TASKS['detection'].score
-  assert score('cup [0.60, 0.12, 0.90, 0.40]', turn.truth) == (2, 4)  # 1 found, 2 missed
+  assert score('cup [0.60, 0.12, 0.90, 0.40]', turn.truth) == (2, 4)  # One found, two missed.
   assert score(turn.answer + ', hat [0, 0, 0.1, 0.1]', turn.truth) == (6, 7)
   assert score(turn.answer.replace('circle', 'star'), turn.truth) == (4, 6)
   assert score('cup [0.60, 0.12, 0.90, 0.40; 0.60, 0.12, 0.90, 0.40]', turn.truth) == (
     2,
     5,
-  )  # a double is wrong
+  )  # A repeated box is wrong.
 
 
 def test_detection_order_does_not_depend_on_the_annotation():
@@ -56,7 +56,7 @@ def test_rec_reads_the_first_box_and_only_asks_for_unique_things():
   assert score('The box is [0.1, 0.2, 0.5, 0.6].', truth) == (1, 1)
   assert score('[0.1, 0.2, 0.5, 0.6] and [0.9, 0.9, 1, 1]', truth) == (1, 1)
   assert score('[0.9, 0.9, 1, 1] and [0.1, 0.2, 0.5, 0.6]', truth) == (0, 1)
-  assert score('[0.1, 0.2, 0.5, 0.4]', truth) == (1, 1)  # IoU 0.5 is enough
+  assert score('[0.1, 0.2, 0.5, 0.4]', truth) == (1, 1)  # IoU 0.5 is enough.
   twins = {
     'objects': [
       scenes.OBJECTS[0],
@@ -67,7 +67,7 @@ def test_rec_reads_the_first_box_and_only_asks_for_unique_things():
   assert {one('rec', twins, seed).truth['label'] for seed in range(20)} == {'blue cup'}
 
 
-def test_reg_needs_colour_and_kind_and_names_without_colour_work():
+def test_reg_needs_color_and_kind_and_names_without_color_work():
   truth = {'answer': 'red circle'}
   assert TASKS['reg'].score('The red circle.', truth) == (1, 1)
   assert TASKS['reg'].score('circle', truth) == TASKS['reg'].score('blue circle', truth) == (0, 1)
@@ -122,7 +122,7 @@ def test_caption_scores_things_not_words():
 
 
 @pytest.mark.parametrize(
-  'said,meant',
+  'text, expected',
   [
     (
       'a small red circle in the upper left and an orange cup at the top.',
@@ -139,8 +139,8 @@ def test_caption_scores_things_not_words():
     ('', set()),
   ],
 )
-def test_things_of_a_caption(said, meant):
-  assert caption.things(said) == meant
+def test_things_of_a_caption(text, expected):
+  assert caption.things(text) == expected
 
 
 def test_text_is_continued_where_the_instruction_stops():

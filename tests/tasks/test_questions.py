@@ -1,4 +1,4 @@
-"""A dataset's own questions: wording, choices, answers of many annotators, and the official files' own lines."""
+"""Questions of datasets: wording, choices, answers of many annotators, lines of official files."""
 
 import json
 import pathlib
@@ -19,8 +19,8 @@ def asked(number, **more):
   return {'id': f'q{number}', 'question': f'What is {number}?', 'answer': f'thing {number}', **more}
 
 
-def ask(given, max_turns=4, seed=0, task='vqa'):
-  return TASKS[task].turns({'questions': given}, np.random.default_rng(seed), max_turns)
+def ask(entries, max_turns=4, seed=0, task='vqa'):
+  return TASKS[task].turns({'questions': entries}, np.random.default_rng(seed), max_turns)
 
 
 @pytest.mark.parametrize('task', ['vqa', 'ocr'])
@@ -46,11 +46,11 @@ def test_an_instruction_of_its_own_stays_with_its_question():
 
 
 def test_choices_are_listed_with_letters_and_always_carry_the_wording():
-  given = [asked(i, answer='B', choices=['a cup', '{} hats'], context='Look.') for i in range(2)]
+  entries = [asked(i, answer='B', choices=['a cup', '{} hats'], context='Look.') for i in range(2)]
   body = 'Context:\nLook.\nQuestion:\nWhat is {}?\nChoices:\nA. a cup\nB. {{}} hats'
   endings = set()
   for seed in range(40):
-    for i, turn in enumerate(ask(given, seed=seed)):
+    for i, turn in enumerate(ask(entries, seed=seed)):
       assert turn.instruction.startswith(body.format(i) + '\n') and turn.answer == 'B'
       assert turn.truth == {'answer': 'B', 'id': f'q{i}', 'choices': ['a cup', '{} hats']}
       endings.add(turn.instruction.removeprefix(body.format(i)))
@@ -65,7 +65,7 @@ def test_choices_are_listed_with_letters_and_always_carry_the_wording():
     ('Qbench_dev', ('question',), '{}'),
   ],
 )
-def test_the_layout_of_choices_is_the_official_files_own(name, keys, ending):
+def test_the_format_of_choices_is_the_official_files_own(name, keys, ending):
   text = (OFFICIAL / f'{name}.json').read_text()
   lines = (
     json.loads(text)
@@ -80,15 +80,15 @@ def test_the_layout_of_choices_is_the_official_files_own(name, keys, ending):
     ''.join(parts[key] for key in keys) + re.escape(ending.replace('{}', '')), re.DOTALL
   )
   for line in filter(lambda line: line['question'], lines):  # One of MMMU's is empty.
-    found = pattern.fullmatch(line['question'])
-    choices = re.split(r'\n(?=[A-Z]\. )', found['choices'])
-    given = {
-      **{key: found[key] for key in keys},
+    match = pattern.fullmatch(line['question'])
+    choices = re.split(r'\n(?=[A-Z]\. )', match['choices'])
+    entries = {
+      **{key: match[key] for key in keys},
       'choices': [choice[3:] for choice in choices],
       'answer': line['gt_answers'],
     }
     [turn] = questions.turns(
-      [given | {'instruction': ending}], np.random.default_rng(0), 1, ('{}',)
+      [entries | {'instruction': ending}], np.random.default_rng(0), 1, ('{}',)
     )
     assert turn.instruction == line['question'] and turn.answer == line['gt_answers']
     assert questions.score(turn.answer, turn.truth) == (1, 1)
@@ -136,7 +136,9 @@ def test_scores_of_choices(answer, right):
 
 def test_ten_annotators_are_counted_and_fewer_answers_are_alternatives():
   truth = {'answer': 'cup', 'answers': ANSWERS}
-  scores = {said: questions.score(said, truth)[0] for said in ('the cup', 'mug', 'bowl', 'hat')}
+  scores = {
+    answer: questions.score(answer, truth)[0] for answer in ('the cup', 'mug', 'bowl', 'hat')
+  }
   assert scores == {
     'the cup': 1,
     'mug': pytest.approx(2 / 3),

@@ -1,4 +1,4 @@
-"""Question answering families: what is asked, and that the asking gives nothing away."""
+"""Question answering: what is asked, and that the wording does not give the answer away."""
 
 import collections
 
@@ -40,10 +40,11 @@ def test_vqa_asks_every_family_and_the_answers_are_right():
   objects = scenes.OBJECTS
   rng = np.random.default_rng(0)
   answers = {
-    name: {answer for _, answer in family(objects, rng)} for name, family in vqa.QUESTION_KINDS.items()
+    name: {answer for _, answer in family(objects, rng)}
+    for name, family in vqa.QUESTION_KINDS.items()
   }
   assert answers == {
-    'color': {'red'},  # two cups: their colour is not asked
+    'color': {'red'},  # There are two cups, so their color is not asked.
     'kind': {'circle', 'cup'},
     'presence': {'yes', 'no'},
     'number': {'3'},
@@ -66,7 +67,7 @@ def test_vqa_families_take_turns():
   counts = collections.Counter()
   for seed in range(200):
     counts[ask(vqa, scenes.SCENE, seed)[0].truth['answer']] += 1
-  # A fifth each: red | circle or cup | yes or no | 3 | corners.
+  # One fifth each: red | circle or cup | yes or no | 3 | corners.
   for family in (
     ['red'],
     ['circle', 'cup'],
@@ -92,7 +93,7 @@ def test_only_the_first_turn_carries_the_hint():
   assert seen == {True, False}
 
 
-def test_ocr_points_by_colour_or_place():
+def test_ocr_points_by_color_or_place():
   other = [{**scenes.WORDS[0], 'color': 'red'}, scenes.WORDS[1]]
   questions = {
     q.split('\n')[0]
@@ -103,7 +104,7 @@ def test_ocr_points_by_colour_or_place():
   for seed in range(40):
     [turn] = ask(ocr, scenes.SCENE, seed)
     assert ('at the top' in turn.instruction) == (turn.answer == 'sun')
-    assert 'blue' not in turn.instruction  # both are
+    assert 'blue' not in turn.instruction  # Both are blue.
 
 
 def test_ocr_of_one_word_and_of_words_that_cannot_be_told_apart():
@@ -161,6 +162,6 @@ def test_relations_are_true_and_balanced():
         for c in scene['objects']
         if c is not b and base.direction(c, b) == predicate
       ] == [turn.answer]
-  told = [counts[predicate] for predicate in base.DIRECTIONS]
-  assert max(told) < 0.35 * sum(told) and min(told) > 0.15 * sum(told)
+  shares = [counts[predicate] for predicate in base.DIRECTIONS]
+  assert max(shares) < 0.35 * sum(shares) and min(shares) > 0.15 * sum(shares)
   assert 0.05 < subjects / sum(counts.values()) < 0.3

@@ -1,4 +1,4 @@
-"""Small files in the official layouts of the benchmarks, for tests."""
+"""Writes small files of the benchmarks."""
 
 import base64
 import csv
@@ -18,7 +18,7 @@ def opened(name: str, root: Path) -> Benchmark:
 
 
 def file(root: Path, path: str, value) -> Path:
-  """Writes JSON, or text or bytes as they are."""
+  """Writes JSON, or a text or bytes as they are, and creates the parent directories."""
   place = root / path
   place.parent.mkdir(parents=True, exist_ok=True)
   data = (
@@ -31,13 +31,16 @@ def file(root: Path, path: str, value) -> Path:
 
 
 def annotations(root: Path) -> None:
-  """root/annotations: the real first 60 lines of each official annotation file."""
+  """Links root/annotations to the first 60 lines of each official annotation file."""
   root.mkdir(parents=True, exist_ok=True)
   (root / 'annotations').symlink_to(ANNOTATIONS)
 
 
 def annotators(root: Path) -> None:
-  """The data sets' own files of all annotators' answers, made from the commonest answer in the annotation files."""
+  """Writes the datasets' files of all annotators' answers.
+
+  The answers are copies of the most common one in the annotation files.
+  """
   for name, path in (
     ('okvqa_val', 'okvqa/mscoco_val2014_annotations.json'),
     ('textvqa_val', 'textvqa/textvqa_val_annotations.json'),
@@ -69,14 +72,14 @@ def annotators(root: Path) -> None:
 
 
 def rows(name: str) -> list[dict]:
-  """The lines of one annotation file."""
+  """The entries of one annotation file."""
   return json.loads((ANNOTATIONS / f'{name}.json').read_text())
 
 
 def mmbench(
   root: Path, lines: list[dict], path: str = 'data/mmbench/mmbench_dev_20230712.tsv'
 ) -> None:
-  """A tab-separated file; a missing 'image' is the bytes of the index."""
+  """Writes a tab-separated file. A missing 'image' is made from the index."""
   place = file(root, path, '')
   names = [
     'index',
@@ -105,7 +108,7 @@ def mmbench(
 
 
 def instances() -> dict:
-  """Two pictures, the second with nothing in it; a cat and a crowd of dogs."""
+  """Two images: a cat and a crowd of dogs, and nothing."""
   return {
     'images': [
       {'id': 139, 'file_name': '000000000139.jpg', 'width': 640, 'height': 480},
@@ -134,7 +137,7 @@ def instances() -> dict:
 
 
 def keypoints() -> dict:
-  """One picture with two people to ask about, one without keypoints, and a crowd."""
+  """One image with two people to ask about, one person without keypoints, and a crowd."""
 
   def person(number, x, shown, crowd=0):
     points = [

@@ -1,4 +1,6 @@
-"""The official SPHINX annotation files: all of them load, and perfect answers score full marks, wrong ones nothing."""
+"""The official SPHINX annotation files: all load, and perfect and wrong answers score 1 and 0."""
+
+import re
 
 import pytest
 
@@ -30,10 +32,10 @@ def root(tmp_path_factory):
 
 
 def perfect(protocol, entry):
-  """The answer a perfect model gives; REC's with enough decimals to lose nothing."""
+  """The answer of a perfect model. A box has enough decimals to lose nothing."""
   truth = entry['gt_answers']
   if protocol == 'miou0.5':
-    height, width = (int(part.strip('heightwd')) for part in entry['question_id'].split('_'))
+    height, width = (int(part) for part in re.findall(r'\d+', entry['question_id']))
     return coordinates.format_box(boxes.pad_box(truth, width, height), 8)
   return truth if isinstance(truth, str) else truth[0]
 
@@ -69,7 +71,7 @@ def test_perfect_answers_have_full_marks_and_wrong_ones_none(root, file):
   right = answered(benchmark, lambda entry: perfect(protocol, entry))
   wrong = answered(benchmark, lambda entry: 'qqqq zzzz')
   marks, none = PROTOCOLS[protocol](right), PROTOCOLS[protocol](wrong)
-  # MME has 200 points a subtask, and these are the lines of some of them.
+  # MME has 200 points per subtask, and the file has some of the subtasks.
   subtasks = {entry['image_path'].split('/')[-3] for entry in right}
   assert marks[row.metric] == pytest.approx(200 * len(subtasks) if file == 'MME_benchmark' else 1)
   assert none[row.metric] == 0
@@ -79,7 +81,7 @@ def test_perfect_answers_have_full_marks_and_wrong_ones_none(root, file):
   )
   if (
     protocol != 'vqa_score'
-  ):  # There the official reading keeps articles, so that a perfect answer may fall.
+  ):  # Its official scoring keeps articles, which can lower the score of a perfect answer.
     assert PROTOCOLS[protocol]([e | {'gt_answers': _single(e)} for e in right], official=True)[
       row.metric
     ] == pytest.approx(marks[row.metric])

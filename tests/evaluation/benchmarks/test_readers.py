@@ -1,4 +1,4 @@
-"""Readers of the other benchmarks, on small files in their official layouts."""
+"""Readers of the other benchmarks, on small files in their formats."""
 
 import json
 
@@ -87,7 +87,8 @@ def test_mmbench_asks_every_rotation(tmp_path):
   ]
   assert benchmark.questions[0].prompt == f'Question:\nAnt or bee?\nChoices:\nA. ant\nB. bee\n{ASK}'
   assert benchmark.questions[3].prompt == (
-    f'Context:\nLook\tup.\nQuestion:\nWhich is "true"?\nSay it.\nChoices:\nA. dog\nB. cow\nC. cat\n{ASK}'
+    'Context:\nLook\tup.\nQuestion:\nWhich is "true"?\nSay it.\n'
+    f'Choices:\nA. dog\nB. cow\nC. cat\n{ASK}'
   )
   assert benchmark.questions[3].image.startswith(b'picture 241')
   json.dumps([question.entry for question in benchmark.questions])  # Plain JSON.
@@ -147,7 +148,7 @@ def test_another_mmbench_file_is_refused(tmp_path, line, message):
     benchmark_files.opened('mmbench_dev', tmp_path)
 
 
-def test_seed_bench_asks_about_pictures_only(tmp_path):
+def test_seed_bench_asks_about_images_only(tmp_path):
   def row(number, kind, data, answer):
     return {
       'question_id': number,
@@ -194,13 +195,13 @@ def test_seed_bench_asks_about_pictures_only(tmp_path):
     ('doclaynet_test', 'data/doclaynet/COCO/test.json', 'data/doclaynet/PNG'),
   ],
 )
-def test_boxes_of_every_picture(tmp_path, name, file, images):
+def test_boxes_of_every_image(tmp_path, name, file, images):
   benchmark_files.file(tmp_path, file, benchmark_files.instances())
   benchmark = benchmark_files.opened(name, tmp_path)
   assert [question.id for question in benchmark.questions] == [
     '139',
     '7',
-  ]  # With nothing in it too.
+  ]  # Also the image without objects.
   assert benchmark.questions[0].image == tmp_path / images / '000000000139.jpg'
   # 640 x 480 is padded by 80 above: y is (100 + 80) / 640.
   right = 'cat [0.15625, 0.28125, 0.46875, 0.59375]'
@@ -241,7 +242,7 @@ def test_captions_of_coco_and_of_karpathys_split(tmp_path):
     {**benchmark_files.instances(), 'annotations': captions},
   )
   benchmark = benchmark_files.opened('coco_caption_val2017', tmp_path)
-  [question] = benchmark.questions  # A picture without a caption is not asked about.
+  [question] = benchmark.questions  # An image without a caption is not asked about.
   assert question.entry['gt_answers'] == ['A cat sits on a mat.', 'Ein Kätzchen']
   assert scored(benchmark, ['A cat sits on a mat.'])['BLEU-4'] == 1
 
@@ -276,7 +277,8 @@ def test_phrases_of_flickr30k_entities(tmp_path):
     tmp_path,
     f'{root}/Sentences/36979.txt',
     (
-      '[/EN#1/people Two men] in [/EN#2/clothing red hats] wait in [/EN#3/scene the street] .\n[/EN#1/people They] wait .\n'
+      '[/EN#1/people Two men] in [/EN#2/clothing red hats] wait in [/EN#3/scene the street] .\n'
+      '[/EN#1/people They] wait .\n'
     ),
   )
 

@@ -26,7 +26,7 @@ def test_prompts_lengths_files_and_metrics_are_the_official_ones(name):
   row, theirs = TABLE[name], CONFIG[name]
   assert (row.prompt, row.prefix) == (theirs['prompt']['input'], theirs['prompt']['output'])
   assert (row.max_new_tokens, row.file) == (theirs['max_new_tokens'], theirs['test'])
-  # The script knows GQA by the data set's name instead.
+  # The official script scores GQA by the name of its dataset.
   assert row.protocol == ('gqa_accuracy' if name == 'gqa_testdev' else theirs['metric'])
   if 'annotation' in theirs:
     assert theirs['annotation'] in (
@@ -44,7 +44,7 @@ def test_every_row_fits_its_reader_and_protocol(name, tmp_path):
   inspect.signature(base.READERS[row.reader]).bind(
     'name', tmp_path, 'prompt', **{key: row[key] for key in own}
   )
-  with pytest.raises(SphinxError):  # Nothing lies there; the error is one for the user.
+  with pytest.raises(SphinxError):  # There are no files. The error must be one for the user.
     base.open_benchmark(name, row, tmp_path)
 
 
