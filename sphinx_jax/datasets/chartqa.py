@@ -6,7 +6,7 @@
       train/png/41699051005347.png  or the directory of the setting `images`
       the same for val/ and test/
 
-Split 'train' is both files; 'train_human' and 'train_augmented' are one of them.
+The split 'train' is both files. 'train_human' and 'train_augmented' are one of them.
 Licence: GPL 3.0.
 Homepage: https://github.com/vis-nlp/ChartQA
 """

@@ -7,7 +7,7 @@
       train2014/COCO_train2014_000000000009.jpg ... (or images/train2014/)
 
 Only the file and the directory of the requested split and task are needed.
-Licence: annotations CC BY 4.0; the images have the licences of their owners on Flickr.
+Licence: annotations CC BY 4.0; images as licensed by their owners on Flickr.
 Homepage: https://cocodataset.org
 """
 

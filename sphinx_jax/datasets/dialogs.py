@@ -144,7 +144,7 @@ class ShareGpt(_Dialogs):
 
 
 def _append(turns: list[list[str | None]], is_answer: bool, text: str) -> None:
-  """Appends a text to [[question, answer], ...]; either of the last turn may be None."""
+  """Appends a text to [[question, answer], ...]. Either of the last turn may be None."""
   last = turns[-1] if turns else None
   if is_answer:
     if last is None:
@@ -174,7 +174,7 @@ def _drop_repeated(items: jsonl.JsonItems) -> tuple[list[int], list[str]]:
 
 
 def _read_id(items: jsonl.JsonItems, index: int) -> tuple[str, Any]:
-  """Returns (id, value). A line that is not JSON is kept; reading its item raises."""
+  """Returns (id, value). A line that is not JSON is kept, and its item raises."""
   default = f'row {index + 1}'
   try:
     value = items[index][1]

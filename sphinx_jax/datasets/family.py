@@ -127,6 +127,8 @@ class Family(abc.ABC):
     if cls.SPLITS is not None and split not in cls.SPLITS:
       raise errors.unknown(f"split of source '{cls.NAME}'", split, cls.SPLITS)
     for name in settings:
+      if not cls.settings():
+        raise cls._error(f"the setting '{name}'", 'no settings', 'remove it')
       if name not in cls.settings():
         raise errors.unknown(f"setting of source '{cls.NAME}'", name, cls.settings())
     if not root.exists():

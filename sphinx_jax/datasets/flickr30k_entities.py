@@ -29,8 +29,8 @@ class Flickr30kEntities(Family):
   """An item for each sentence, spelled like in the file: 'Two dogs run .'
 
   A phrase of 'phrases' has the boxes of its entity. It has none if the entity is the whole scene,
-  is not visible, or has no box. As in the authors' reader, pixels count from 0; in the files they
-  count from 1.
+  is not visible, or has no box. Pixels count from 1 in the files, and from 0 here, as in
+  the authors' reader.
   """
 
   NAME = 'flickr30k_entities'

@@ -7,7 +7,7 @@
       train_all_questions/train_all_questions_0.json ... _9.json
     root/images/2370799.jpg            n161313.jpg; or the directory of the setting `images`
 
-A question takes about 0.7 kB of memory: train_balanced takes 0.7 GB and opens in half a minute;
+A question takes about 0.7 kB of memory. train_balanced takes 0.7 GB and opens in half a minute.
 train_all has 14 million questions.
 Licence: annotations CC BY 4.0, images as Visual Genome.
 Homepage: https://cs.stanford.edu/people/dorarad/gqa/download.html

@@ -136,7 +136,7 @@ class JsonItems:
 
 
 def check_conversation(location: str, item: Any) -> list[dict[str, Any]]:
-  """Returns the list of {"from", "value"} of an item; values are texts or numbers.
+  """Returns the list of {"from", "value"} of an item. The values are texts or numbers.
 
   Args:
     location: of the item, for messages.

@@ -132,7 +132,7 @@ class RefinedWeb(_Text):
 
 
 class PlainText(_Text):
-  """Text files. Opening reads them once to find where documents begin; the text stays on disk.
+  """Text files. Opening reads them once to find their documents. The text stays on disk.
 
   Settings:
     files: pattern or list of the files under root. '' selects all .txt files in all directories.

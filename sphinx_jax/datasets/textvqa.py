@@ -51,7 +51,7 @@ class TextVqa(Questions):
 
 
 class TextCaps(TextVqa):
-  """One caption per item; 'captions' are the five of its image. The hidden ones are ''.
+  """One caption per item, with all five of its image as 'captions'. Hidden captions are ''.
 
   Settings:
     images: directory of the images, relative to root.

@@ -25,8 +25,7 @@ def split_classes(
     annotation: may have 'classes', 'absent', 'partial'.
     things: objects or blocks.
     key: key of a thing's class.
-    with_crowds: whether to keep a class that has a crowd beside single things. A class with a crowd
-      cannot be counted.
+    with_crowds: whether to keep a class with a crowd and single things. It cannot be counted.
 
   Returns:
     ({class: its things}, [absent class, ...]).
@@ -63,7 +62,7 @@ def asks_by_class(
 ) -> bool:
   """Whether to ask for single classes.
 
-  Always if the list of things may be incomplete or has more than MANY; otherwise in half of the
+  Always if the list of things may be incomplete or has more than MANY. Otherwise in half of the
   cases. Never if the classes are unknown.
   """
   if 'absent' in annotation or 'partial' in annotation:

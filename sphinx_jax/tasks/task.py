@@ -90,8 +90,8 @@ class Task:
   Attributes:
     name: key in TASKS.
     metric: name of the metric. Its value over examples is sum(numerators) / sum(denominators).
-    instructions: the phrasings; the official evaluation's first, if it has one. '{}' stands for
-      what is asked about. Other forms of the task have their own phrasings in its file.
+    instructions: the phrasings. That of the official evaluation comes first, if it has one. '{}'
+      stands for what is asked about. Other forms of the task have their own phrasings in its file.
     turns: (annotation, rng, max_turns) -> 1 to max_turns turns. A pure function of the annotation
       and the state of rng. Raises BadExample for an annotation that is wrong or has nothing to ask
       about.
@@ -122,7 +122,7 @@ def sample(items: Sequence[Any], rng: np.random.Generator, limit: int, what: str
   """Returns up to `limit` of the items in random order.
 
   Raises:
-    BadExample: 'nothing to ask' if there are no items; the message names `what`.
+    BadExample: 'nothing to ask' if there are no items. `what` names them in the message.
   """
   if not items:
     raise BadExample('nothing to ask', f'the annotation has no {what}')
@@ -165,7 +165,7 @@ def unambiguous_expressions(
 ) -> list[tuple[dict[str, Any], list[str]]]:
   """Returns (object, expressions that mean this object only) for the objects that have any.
 
-  If any object has 'expressions', only these are used, because the dataset says what may be asked.
+  If any object has 'expressions', only these are used: they are what may be asked for.
   Otherwise the expression of an object is `expression`.
   """
   has_expressions = any(thing.get('expressions') for thing in objects)

@@ -1,6 +1,6 @@
 """Text without images: a whole document, or a sentence to continue or to write.
 
-There is no metric. The loss is what is watched.
+There is no metric, only the loss.
 """
 
 from typing import Any

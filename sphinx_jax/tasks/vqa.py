@@ -1,6 +1,6 @@
 """General VQA: the questions of a dataset (VQAv2, GQA, ScienceQA), or short ones about its objects.
 
-The latter ask about color, kind, presence, number and position. They are made from the scene only,
+The latter ask about color, kind, presence, number and position. They need only the scene,
 so the task needs no list of colors or kinds. Their wording does not give the answer away: half of
 the questions of presence are about a pair of color and kind that is in the image, half about a
 pair whose color and kind are in the image on different objects.
