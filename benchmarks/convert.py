@@ -1,8 +1,11 @@
-"""Takes a synthetic official release in and out, beside copying the same bytes: `python -m benchmarks.convert`.
+"""Times import and export of a synthetic official release: `python -m benchmarks.convert`.
 
-A folder of random bfloat16 tensors in 2 shards, with 7B's widths and as many decoder layers as make the size, is
-converted to a checkpoint of ours and back to 2 shards. Copies are timed before and after each step, with the same page
-cache. Needs about 4 times the size on disk under --workdir.
+The release has random bfloat16 tensors in 2 shards, with 7B's widths and as many decoder layers as
+make the size. It is imported into a checkpoint of sphinx_jax and exported to 2 shards. Copies of
+the same bytes are timed before and after each step, with the same page cache. The benchmark needs
+about 4 times the size on disk under --workdir.
+
+Source launch/environment.sh first: its MALLOC_* variables make the conversion faster.
 """
 
 import json
@@ -21,9 +24,9 @@ from absl import flags
 
 from sphinx_jax.checkpoint.foreign import pth, pth_writer, shards
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
-from sphinx_jax.core import cli
+from sphinx_jax.core import cli, text
 from sphinx_jax.data import tokenizer as tokenizers
-from sphinx_jax.models import variants as official
+from sphinx_jax.models import variants
 from sphinx_jax.models.encoders import convnext, dinov2
 from sphinx_jax.models.llms import llama
 
@@ -33,7 +36,7 @@ _VOCAB = 512
 
 
 def release(folder: pathlib.Path, gigabytes: float) -> None:
-  """Writes the synthetic folder, one tensor in memory at a time."""
+  """Writes the synthetic release, one tensor in memory at a time."""
   encoders = {
     'convnext': {**convnext.SIZES['xxlarge'], 'depths': (1, 1, 2, 1)},
     'dinov2': {**dinov2.SIZES['ViT-g-14'], 'layers': 4},
@@ -41,7 +44,7 @@ def release(folder: pathlib.Path, gigabytes: float) -> None:
   llm = {**llama.SIZES['7b'], 'vocab': _VOCAB}
 
   def shapes(layers):
-    return official.shapes(official.model('llama_ens_light', {**llm, 'layers': layers}, encoders))
+    return variants.shapes(variants.model('llama_ens_light', {**llm, 'layers': layers}, encoders))
 
   def size(found):
     return sum(
@@ -60,31 +63,31 @@ def release(folder: pathlib.Path, gigabytes: float) -> None:
   folder.mkdir(parents=True)
   for rank, part in enumerate(shards.split(found, _SHARDS)):
     pth_writer.write_pth(folder / f'consolidated.{rank:02d}-of-{_SHARDS:02d}.model.pth', part)
-  (folder / 'config.json').write_text(json.dumps(official.LLM.config({**llm, 'layers': layers})))
+  (folder / 'config.json').write_text(json.dumps(variants.LLM.config({**llm, 'layers': layers})))
   (folder / 'meta.json').write_text(json.dumps({'llama_type': 'llama_ens_light'}))
   words = [' '.join(f'{a}{b}{c}' for a in 'abcdefgh' for b in 'aeiou' for c in 'klmnopqrst')]
   (folder / 'tokenizer.model').write_bytes(tokenizers.train(words, _VOCAB))
 
 
 def _random(key: str, shape: tuple[int, ...]) -> np.ndarray:
+  """Returns finite bfloat16 numbers of all sizes."""
   rng = np.random.default_rng(zlib.crc32(key.encode()))
-  return (rng.integers(0, 2**15, shape, np.uint16) & 0xBFFF).view(
-    ml_dtypes.bfloat16
-  )  # Finite numbers of all sizes.
+  return (rng.integers(0, 2**15, shape, np.uint16) & 0xBFFF).view(ml_dtypes.bfloat16)
 
 
 def timed(*arguments: str) -> tuple[float, float]:
-  """Runs the door in its own process: (seconds from start to exit, peak resident memory in GiB)."""
+  """Runs convert and returns (seconds from start to exit, peak resident memory in GiB)."""
   start = time.monotonic()
   process = subprocess.Popen([sys.executable, '-m', 'sphinx_jax.convert', *arguments])
   _, status, usage = os.wait4(process.pid, 0)
+  process.returncode = os.waitstatus_to_exitcode(status)
   if status:
     raise SystemExit(f'convert {" ".join(arguments)} failed')
   return time.monotonic() - start, usage.ru_maxrss / 2**20
 
 
-def copied(source: pathlib.Path, target: pathlib.Path) -> float:
-  """Seconds that `cp -r` takes."""
+def time_copy(source: pathlib.Path, target: pathlib.Path) -> float:
+  """Returns the seconds that `cp -r` takes."""
   shutil.rmtree(target, ignore_errors=True)
   start = time.monotonic()
   subprocess.run(['cp', '-r', str(source), str(target)], check=True)
@@ -93,50 +96,55 @@ def copied(source: pathlib.Path, target: pathlib.Path) -> float:
   return seconds
 
 
-def equal(first: pathlib.Path, second: pathlib.Path) -> bool:
+def are_equal(first: pathlib.Path, second: pathlib.Path) -> bool:
   """Whether the shards of two folders hold the same tensors, to the last bit."""
   for file in sorted(first.glob('*.pth')):
     a, b = pth.open_pth(file), pth.open_pth(second / file.name)
-    same = lambda key: (
-      a[key].dtype == b[key].dtype and a[key].read().tobytes() == b[key].read().tobytes()
-    )
-    if a.keys() != b.keys() or not all(map(same, a)):
+    if a.keys() != b.keys():
       return False
+    for key in a:
+      if a[key].dtype != b[key].dtype or a[key].read().tobytes() != b[key].read().tobytes():
+        return False
   return True
+
+
+def gigabytes(folder: pathlib.Path) -> float:
+  return sum(file.stat().st_size for file in folder.rglob('*') if file.is_file()) / 1e9
 
 
 def main() -> None:
   work = pathlib.Path(FLAGS.workdir)
-  official_folder, ours, back = work / 'official', work / 'ours', work / 'back'
+  official, ours, back = work / 'official', work / 'ours', work / 'back'
   shutil.rmtree(work, ignore_errors=True)
   print('making the synthetic release ...', flush=True)
-  release(official_folder, FLAGS.gigabytes)
-  size = lambda folder: (
-    sum(file.stat().st_size for file in folder.rglob('*') if file.is_file()) / 1e9
-  )
-  rows = []
-  for name, source, target, extra in (
-    ('official -> ours', official_folder, ours, []),
-    ('ours -> official', ours, back, ['--to=official', f'--shards={_SHARDS}']),
+  release(official, FLAGS.gigabytes)
+  rows = [('', 'GB read', 'GB written', 'seconds', 'copy', 'ratio', 'GB/s', 'peak GiB')]
+  for name, source, target, flags_of_step in (
+    ('import', official, ours, []),
+    ('export', ours, back, ['--to=official', f'--shards={_SHARDS}']),
   ):
-    copies = [copied(source, work / 'copy')]
-    seconds, memory = timed(f'--source={source}', f'--output={target}', *extra)
-    copies.append(copied(source, work / 'copy'))
-    copies.append(copied(target, work / 'copy'))
-    rows.append((name, size(source), size(target), seconds, sum(copies) / len(copies), memory))
-  print(
-    f'{"":<18}{"GB read":>9}{"GB written":>12}{"seconds":>9}{"copy":>7}{"ratio":>7}{"GB/s":>7}{"peak GiB":>10}'
-  )
-  for name, read, written, seconds, copy, memory in rows:
-    print(
-      f'{name:<18}{read:>9.2f}{written:>12.2f}{seconds:>9.1f}{copy:>7.1f}{seconds / copy:>7.2f}{written / seconds:>7.2f}'
-      f'{memory:>10.2f}'
+    copies = [time_copy(source, work / 'copy')]
+    seconds, memory = timed(f'--source={source}', f'--output={target}', *flags_of_step)
+    copies += [time_copy(folder, work / 'copy') for folder in (source, target)]
+    copy = sum(copies) / len(copies)
+    written = gigabytes(target)
+    numbers = (seconds / copy, written / seconds, memory)
+    rows.append(
+      (
+        name,
+        f'{gigabytes(source):.2f}',
+        f'{written:.2f}',
+        f'{seconds:.1f}',
+        f'{copy:.1f}',
+        *(f'{number:.2f}' for number in numbers),
+      )
     )
-  opened = shards.open_sets(official_folder)['official']
+  print(text.table(rows, 'lrrrrrrr'))
+  opened = shards.open_sets(official)['official']
   largest = max(tensor.nbytes for tensor in shards.merge(opened, print).values())
   print(
-    f'largest tensor {largest / 2**20:.0f} MiB: promised are 2 GiB + twice that; '
-    f'there and back is bit-equal: {"yes" if equal(official_folder, back) else "NO"}'
+    f'largest tensor {largest / 2**20:.0f} MiB; the memory bound is 2 GiB plus twice that; '
+    f'the round trip is bit-equal: {"yes" if are_equal(official, back) else "NO"}'
   )
   shutil.rmtree(work)
 
@@ -146,6 +154,6 @@ if __name__ == '__main__':
     'gigabytes', 4.0, 'Size of the synthetic release, both shards together.', lower_bound=0.5
   )
   flags.DEFINE_string(
-    'workdir', 'workdir/convert_benchmark', 'Where the files lie; emptied before and removed after.'
+    'workdir', 'workdir/convert_benchmark', 'Folder of the files; emptied before and removed after.'
   )
   cli.run(main)

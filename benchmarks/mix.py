@@ -1,9 +1,12 @@
-"""Mixes two synthetic checkpoints, beside `cp` and beside mergekit: `python -m benchmarks.mix`.
+"""Times mixing two synthetic checkpoints, against `cp` and mergekit: `python -m benchmarks.mix`.
 
-Random bfloat16 tensors with 7B's widths and as many decoder layers as make the size. `cp` of what is written plus `cat` of both
-inputs is timed before and after each mix, with the same page cache; then the same tensors, as safetensors, are merged by
-mergekit, which gets an environment of its own beside --workdir, as it wants other versions than ours. Everything is timed from
-the start of a process to its exit. Needs about 4 times the size on disk under --workdir.
+The tensors are random bfloat16 with 7B's widths, and as many decoder layers as make the size. `cp`
+of the output plus `cat` of both inputs is timed before and after each mix, with the same page
+cache. Then mergekit merges the same tensors as safetensors. It gets an environment of its own
+beside --workdir, because it needs other versions than sphinx_jax. All times are from the start of a
+process to its exit. The benchmark needs about 4 times the size on disk under --workdir.
+
+Source launch/environment.sh first: its MALLOC_* variables make both of our programs faster.
 """
 
 import json
@@ -42,7 +45,7 @@ _LAYER = {
   'input_layernorm': (_WIDTH,),
   'post_attention_layernorm': (_WIDTH,),
 }
-_BESIDE = {
+_OTHER = {
   'model.embed_tokens': (_VOCAB, _WIDTH),
   'model.norm': (_WIDTH,),
   'lm_head': (_VOCAB, _WIDTH),
@@ -50,26 +53,27 @@ _BESIDE = {
 
 
 def shapes(layers: int) -> dict[str, tuple[int, ...]]:
-  """Path -> shape in our checkpoints: layers are stacked."""
+  """Returns path -> shape in our checkpoints, with stacked layers."""
   return {f'llm/layers/{name}': (layers, *shape) for name, shape in _LAYER.items()} | {
-    f'llm/{name}': shape for name, shape in _BESIDE.items()
+    f'llm/{name}': shape for name, shape in _OTHER.items()
   }
 
 
 def _random(name: str, shape: tuple[int, ...]) -> np.ndarray:
-  """Weights of the size that layers have, cheap to draw."""
+  """Returns bfloat16 numbers of the size of weights, cheap to draw."""
   rng = np.random.default_rng(zlib.crc32(name.encode()))
   return ((rng.integers(0, 2**15, shape, np.uint16) & 0x81FF) | 0x3C00).view(ml_dtypes.bfloat16)
 
 
 def write_ours(folder: pathlib.Path, layers: int) -> None:
-  """A checkpoint of ours, one layer in memory at a time."""
-  found = {
+  """Writes a checkpoint of sphinx_jax, one layer in memory at a time."""
+  arrays = {
     path: stream.Array(shape, np.dtype(ml_dtypes.bfloat16), None, layers if 'layers' in path else 1)
     for path, shape in shapes(layers).items()
   }
-  writer = stream.Writer(folder, {'params': found}, {'config': '{}', 'tokenizer': '', 'dialog': {}})
-  for path, array in found.items():
+  meta = {'config': '{}', 'tokenizer': '', 'dialog': {}}
+  writer = stream.Writer(folder, {'params': arrays}, meta)
+  for path, array in arrays.items():
     for i in range(array.layers):
       part = array.shape[1:] if array.layers > 1 else array.shape
       writer.write(
@@ -79,7 +83,7 @@ def write_ours(folder: pathlib.Path, layers: int) -> None:
 
 
 def write_safetensors(source: pathlib.Path, folder: pathlib.Path) -> None:
-  """The same tensors under the names of transformers, with a config that mergekit knows."""
+  """Writes the same tensors under the names of transformers, with a config for mergekit."""
   arrays, dtype, layers = stream.read(source), np.dtype(ml_dtypes.bfloat16), 0
   tensors = {}
   for path, array in arrays.items():
@@ -116,7 +120,7 @@ def write_safetensors(source: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def timed(*command: str) -> tuple[float, float]:
-  """Runs a process: (seconds from start to exit, peak resident memory in GiB)."""
+  """Runs a process and returns (seconds from start to exit, peak resident memory in GiB)."""
   start = time.monotonic()
   process = subprocess.Popen(
     command, stdout=subprocess.DEVNULL, stderr=None if FLAGS.verbose else subprocess.DEVNULL
@@ -124,12 +128,12 @@ def timed(*command: str) -> tuple[float, float]:
   _, status, usage = os.wait4(process.pid, 0)
   process.returncode = os.waitstatus_to_exitcode(status)
   if status:
-    raise SystemExit(f'{" ".join(command)} failed; --verbose shows what it says')
+    raise SystemExit(f'{" ".join(command)} failed; --verbose shows its output')
   return time.monotonic() - start, usage.ru_maxrss / 2**20
 
 
 def compared(inputs: list[pathlib.Path], written: pathlib.Path, copy: pathlib.Path) -> float:
-  """Seconds of `cp` of the output plus `cat` of the inputs."""
+  """Returns the seconds of `cp` of the output plus `cat` of the inputs."""
   copying, _ = timed('cp', '-r', str(written), str(copy))
   shutil.rmtree(copy)
   reading, _ = timed(
@@ -139,7 +143,7 @@ def compared(inputs: list[pathlib.Path], written: pathlib.Path, copy: pathlib.Pa
 
 
 def mergekit(work: pathlib.Path) -> pathlib.Path:
-  """The environment that mergekit lives in, made where it is not there."""
+  """Returns the program of mergekit, in an environment that is made if absent."""
   home = pathlib.Path(FLAGS.mergekit or work.parent / 'mergekit_venv')
   if not (home / 'bin' / 'mergekit-yaml').exists():
     print('installing mergekit ...', flush=True)
@@ -151,12 +155,18 @@ def mergekit(work: pathlib.Path) -> pathlib.Path:
 def merge(
   work: pathlib.Path, inputs: list[pathlib.Path], mixed: pathlib.Path
 ) -> list[tuple[float, float]]:
-  """mergekit's rounds; the tensors must be ours, but for the last bit of a sum that is rounded twice."""
+  """Times mergekit and compares its tensors with ours.
+
+  They must be equal but for the last bit, because mergekit rounds a sum twice.
+
+  Returns:
+    (seconds, peak GiB) of each round.
+  """
   program = mergekit(work)
   folders = [work / f'{source.name}_hf' for source in inputs]
   for source, folder in zip(inputs, folders):
     write_safetensors(source, folder)
-    shutil.rmtree(source)  # Not more on the disk than is promised.
+    shutil.rmtree(source)  # The benchmark promises a bound on the disk space.
   config = work / 'merge.json'  # JSON is YAML.
   config.write_text(
     json.dumps(
@@ -174,47 +184,45 @@ def merge(
   for _ in range(FLAGS.rounds):
     shutil.rmtree(output, ignore_errors=True)
     rounds.append(timed(str(program), str(config), str(output), '--no-copy-tokenizer'))
-  print(f'mergekit and we: {differences(output, mixed)}')
+  print(f'mergekit against sphinx_jax: {differences(output, mixed)}')
   return rounds
 
 
 def differences(merged: pathlib.Path, mixed: pathlib.Path) -> str:
-  """How many numbers differ, and by how many of bfloat16's steps at most."""
-  theirs, other, total, most = safetensors.open_safetensors(merged), 0, 0, 0
+  """Describes how many numbers differ, and by how many steps of bfloat16 at most."""
+  merged_tensors = safetensors.open_safetensors(merged)
+  different, total, largest = 0, 0, 0
   for path, array in stream.read(mixed).items():
     for index, _ in array.pieces():
-      name = (
-        f'model.layers.{index[0]}.{path.removeprefix("llm/layers/")}'
-        if index
-        else path.removeprefix('llm/')
-      ) + '.weight'
       if 'layers' in path and not index:
-        continue  # Vectors: too small to matter.
-      steps = np.abs(
-        array.read(index).view(np.int16).astype(np.int32) - theirs[name].read().view(np.int16)
-      )
-      other, total, most = (
-        other + np.count_nonzero(steps),
-        total + steps.size,
-        max(most, int(steps.max())),
-      )
-  return f'{other} of {total} numbers differ, by at most {most} steps of bfloat16'
+        continue  # Small vectors, which are read as one stack.
+      if index:
+        name = f'model.layers.{index[0]}.{path.removeprefix("llm/layers/")}.weight'
+      else:
+        name = f'{path.removeprefix("llm/")}.weight'
+      ours = array.read(index).view(np.int16).astype(np.int32)
+      steps = np.abs(ours - merged_tensors[name].read().view(np.int16))
+      different += np.count_nonzero(steps)
+      total += steps.size
+      largest = max(largest, int(steps.max()))
+  return f'{different} of {total} numbers differ, by at most {largest} steps of bfloat16'
 
 
 def main() -> None:
   work = pathlib.Path(FLAGS.workdir).absolute()
   inputs, output = [work / 'first', work / 'second'], work / 'mixed'
   shutil.rmtree(work, ignore_errors=True)
-  layer, beside = (
-    2 * sum(int(np.prod(shape)) for shape in group.values()) for group in (_LAYER, _BESIDE)
+  layer_bytes, other_bytes = (
+    2 * sum(int(np.prod(shape)) for shape in group.values()) for group in (_LAYER, _OTHER)
   )
-  layers = max(2, round((FLAGS.gigabytes * 1e9 - beside) / layer))
-  print(f'making two checkpoints of {(layers * layer + beside) / 1e9:.2f} GB ...', flush=True)
+  layers = max(2, round((FLAGS.gigabytes * 1e9 - other_bytes) / layer_bytes))
+  size = (layers * layer_bytes + other_bytes) / 1e9
+  print(f'making two checkpoints of {size:.2f} GB ...', flush=True)
   for folder in inputs:
     write_ours(folder, layers)
-  rows = []
-  written = inputs[0]  # As many bytes as the mix will have.
-  for number in range(FLAGS.rounds):
+  rounds = []
+  written = inputs[0]  # It has as many bytes as the mix.
+  for number in range(1, FLAGS.rounds + 1):
     before = compared(inputs, written, work / 'copy')
     shutil.rmtree(output, ignore_errors=True)
     seconds, memory = timed(
@@ -226,37 +234,40 @@ def main() -> None:
       f'--coefficients={",".join(map(str, _COEFFICIENTS))}',
       f'--method={FLAGS.method}',
     )
-    rows.append((seconds, (before + compared(inputs, written, work / 'copy')) / 2, memory))
+    copying = (before + compared(inputs, written, work / 'copy')) / 2
+    rounds.append((seconds, copying, memory))
     print(
-      f'round {number + 1}: mix {rows[-1][0]:.1f} s, cp and cat {rows[-1][1]:.1f} s, ratio {rows[-1][0] / rows[-1][1]:.2f}, '
-      f'peak {memory:.2f} GiB',
+      f'round {number}: mix {seconds:.1f} s, cp and cat {copying:.1f} s, '
+      f'ratio {seconds / copying:.2f}, peak {memory:.2f} GiB',
       flush=True,
     )
-  ours, copied = (statistics.median(column) for column in list(zip(*rows))[:2])
+  ours = statistics.median(seconds for seconds, _, _ in rounds)
+  copying = statistics.median(seconds for _, seconds, _ in rounds)
+  peak = max(memory for _, _, memory in rounds)
   print(
-    f'medians: mix {ours:.1f} s, cp of the output and cat of the inputs {copied:.1f} s: {ours / copied:.2f} times; '
-    f'peak {max(row[2] for row in rows):.2f} GiB; hash {store.load_meta(output)["hash"]}',
+    f'medians: mix {ours:.1f} s, cp of the output and cat of the inputs {copying:.1f} s: '
+    f'{ours / copying:.2f} times; peak {peak:.2f} GiB; hash {store.load_meta(output)["hash"]}',
     flush=True,
   )
   if FLAGS.mergekit != 'none':
-    theirs = merge(work, inputs, output)
-    median = statistics.median(seconds for seconds, _ in theirs)
+    merges = merge(work, inputs, output)
+    median = statistics.median(seconds for seconds, _ in merges)
     print(
-      f'mergekit: {", ".join(f"{seconds:.1f}" for seconds, _ in theirs)} s, median {median:.1f}, peak '
-      f'{max(peak for _, peak in theirs):.2f} GiB; it takes {median / ours:.2f} times as long'
+      f'mergekit: {", ".join(f"{seconds:.1f}" for seconds, _ in merges)} s, median {median:.1f}, '
+      f'peak {max(peak for _, peak in merges):.2f} GiB; it takes {median / ours:.2f} times as long'
     )
   shutil.rmtree(work)
 
 
 if __name__ == '__main__':
   flags.DEFINE_float('gigabytes', 4.0, 'Size of each checkpoint.', lower_bound=1.4)
-  flags.DEFINE_integer('rounds', 3, 'Of which the median counts.', lower_bound=1)
-  flags.DEFINE_enum('method', 'linear', ['linear', 'slerp'], 'Of ours.')
+  flags.DEFINE_integer('rounds', 3, 'Number of rounds; the median counts.', lower_bound=1)
+  flags.DEFINE_enum('method', 'linear', ['linear', 'slerp'], 'Method of sphinx_jax.')
   flags.DEFINE_string(
-    'workdir', 'workdir/mix_benchmark', 'Where the files lie; emptied before and removed after.'
+    'workdir', 'workdir/mix_benchmark', 'Folder of the files; emptied before and removed after.'
   )
   flags.DEFINE_string(
-    'mergekit', None, "Environment of mergekit, made where it is not there; 'none' leaves it out."
+    'mergekit', None, "Environment of mergekit, made if absent; 'none' leaves it out."
   )
-  flags.DEFINE_bool('verbose', False, 'Shows what the programs say.')
+  flags.DEFINE_bool('verbose', False, 'Show the output of the programs.')
   cli.run(main)

@@ -1,4 +1,4 @@
-"""Tiny folders as others release them, of random numbers: an official SPHINX, and LLaMA as Meta names it."""
+"""Tiny release folders of random numbers: an official SPHINX, and LLaMA as Meta releases it."""
 
 import json
 import pathlib
@@ -8,7 +8,7 @@ import numpy as np
 
 from sphinx_jax.checkpoint.foreign import pth_writer, shards
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
-from sphinx_jax.models import variants as official
+from sphinx_jax.models import variants
 
 TOKENIZER = pathlib.Path(__file__).parent / 'golden' / 'tokenizer.model'  # 512 tokens.
 LLAMA = dict(
@@ -45,7 +45,7 @@ ENCODERS = dict(
     queries=2,
   ),
 )
-_UNUSED = {  # Held by a release, read by no model.
+_UNUSED = {  # Tensors of a release that no model reads.
   'llama_ens_light': {'dinov2_vitg14.mask_token': (1, 48)},
   'llama_ens': {
     'dinov2_vitg14.mask_token': (1, 48),
@@ -57,7 +57,7 @@ _UNUSED = {  # Held by a release, read by no model.
 
 
 def llama_shapes(dim=16, n_layers=2, vocab_size=512, ffn=48, **_):
-  """Meta's names."""
+  """Returns name -> shape, with Meta's names."""
   layer = {
     'attention.wq': (dim, dim),
     'attention.wk': (dim, dim),
@@ -77,17 +77,17 @@ def llama_shapes(dim=16, n_layers=2, vocab_size=512, ffn=48, **_):
 
 
 def official_shapes(variant='llama_ens_light'):
-  """The names of a whole release, what no model reads included."""
-  row = official.variant(variant)
+  """Returns name -> shape of a whole release, with the tensors that no model reads."""
+  row = variants.variant(variant)
   encoders = {name: ENCODERS[name] for name in row['encoders']}
-  config = official.model(variant, official.LLM.settings(llama_shapes(), CONFIG), encoders)
+  config = variants.model(variant, variants.LLM.settings(llama_shapes(), CONFIG), encoders)
   return {
-    'llma.' + key: shape for key, shape in (official.shapes(config) | _UNUSED[variant]).items()
+    'llma.' + key: shape for key, shape in (variants.shapes(config) | _UNUSED[variant]).items()
   }
 
 
 def tensors(shapes, dtype=np.float32, seed=0):
-  """Name -> random array."""
+  """Returns name -> random array."""
   rng = np.random.default_rng(seed)
   return {
     key: np.asarray(rng.normal(0, 0.3, shape) + ('norm' in key and 'weight' in key)).astype(dtype)
@@ -100,7 +100,7 @@ def as_tensors(arrays):
 
 
 def write_official(folder, arrays, count=1, config=CONFIG, variant='llama_ens_light', change=None):
-  """A release folder; `change(rank, key, array)` may spoil a shard's tensors."""
+  """Writes a release folder; `change(rank, key, array)` returns the array of a shard."""
   folder.mkdir(parents=True, exist_ok=True)
   for rank, part in enumerate(shards.split(as_tensors(arrays), count)):
     if change is not None:
@@ -113,7 +113,7 @@ def write_official(folder, arrays, count=1, config=CONFIG, variant='llama_ens_li
 
 
 def write_meta(folder, arrays, count=1, config=LLAMA, tokenizer=True):
-  """LLaMA as Meta releases it."""
+  """Writes LLaMA as Meta releases it."""
   folder.mkdir(parents=True, exist_ok=True)
   for rank, part in enumerate(shards.split(as_tensors(arrays), count)):
     pth_writer.write_pth(folder / f'consolidated.{rank:02d}.pth', part)

@@ -1,4 +1,7 @@
-"""Weights in and out: bits, shards, deltas, tables, interruptions and memory. What is refused: test_convert_refusals.py."""
+"""Import and export: bits, shards, deltas, tables, interruptions, memory.
+
+Refusals: test_convert_refusals.py.
+"""
 
 import json
 import os
@@ -22,13 +25,12 @@ from sphinx_jax.models import foreign
 from tests import release
 
 ROOT = pathlib.Path(__file__).parent.parent
-COLUMNS = re.compile(
-  r'llma\.(output|layers\.\d+\.(attention\.w[qkv]|feed_forward\.w[13]))\.weight'
-)  # FACTS "Shards".
+# docs/official_sphinx.md, "Shards".
+COLUMNS = re.compile(r'llma\.(output|layers\.\d+\.(attention\.w[qkv]|feed_forward\.w[13]))\.weight')
 ROWS = re.compile(r'llma\.(tok_embeddings|layers\.\d+\.(attention\.wo|feed_forward\.w2))\.weight')
 
 
-def door(*flags: str) -> subprocess.CompletedProcess:
+def command(*flags: str) -> subprocess.CompletedProcess:
   return subprocess.run(
     [sys.executable, '-m', 'sphinx_jax.convert', *flags],
     cwd=ROOT,
@@ -50,7 +52,7 @@ def torch_shards(folder: pathlib.Path) -> list[dict[str, torch.Tensor]]:
 
 
 def merged(shards: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-  """Whole tensors by the rules of FACTS."""
+  """Whole tensors, by the rules of docs/official_sphinx.md, "Shards"."""
 
   def whole(key):
     parts = [shard[key] for shard in shards]
@@ -90,7 +92,7 @@ def test_there_and_back_is_bit_equal(light, tmp_path, dtype, came, go):
     np.inf,
     -0.0,
     1e-7,
-  ]  # No arithmetic on the way.
+  ]  # Arithmetic would change some of them.
   source = release.write_official(tmp_path / 'a', arrays, came)
   ours = imported(source, tmp_path / 'ours')
   convert.export_checkpoint(ours, tmp_path / 'b', 'official', go)
@@ -105,7 +107,7 @@ def test_there_and_back_is_bit_equal(light, tmp_path, dtype, came, go):
   ]
 
 
-def test_every_encoder_and_what_no_model_reads_come_back(tmp_path):
+def test_every_encoder_and_unused_tensors_come_back(tmp_path):
   shapes = release.official_shapes('llama_ens')
   arrays = {
     key: array.astype(release.BFLOAT16 if 'layers.' in key else np.float32)
@@ -127,7 +129,7 @@ def test_every_encoder_and_what_no_model_reads_come_back(tmp_path):
   convert.export_checkpoint(ours, tmp_path / 'b', 'official', 2)
   assert_bit_equal(merged(torch_shards(tmp_path / 'b')), arrays)
   assert json.loads((tmp_path / 'b' / 'meta.json').read_text()) == {'llama_type': 'llama_ens'}
-  # What we wrote is read as what others wrote; the released config asks for QuickGELU.
+  # The export opens like a release. The released config has QuickGELU.
   back = convert.open_sources([tmp_path / 'b'])
   assert config.to_dict(back.config) == config.to_dict(convert.open_sources([source]).config)
   assert back.config.encoders.clip.activation == 'quick_gelu'
@@ -170,7 +172,7 @@ def test_double_precision_is_kept(tmp_path):
     assert found[f'{theirs}.weight'].numpy().tobytes() == arrays[f'{meta}.weight'].tobytes()
 
 
-def test_replicas_that_differ_are_named_and_rank_0_counts(tmp_path, caplog, monkeypatch):
+def test_replicas_that_differ_are_named_and_rank_0_is_used(tmp_path, caplog, monkeypatch):
   monkeypatch.setattr(progress.log, 'propagate', True)
   arrays = release.tensors(release.llama_shapes())
   folder = release.write_meta(tmp_path / 'a', arrays, 2)
@@ -188,7 +190,7 @@ def test_replicas_that_differ_are_named_and_rank_0_counts(tmp_path, caplog, monk
 
 
 def deltas(light, folder, count=1) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-  """A folder of a release's deltas; returns the base's tensors and those of the sum."""
+  """Writes a folder of deltas; returns the arrays of the base and of the sum."""
   base = release.tensors(release.llama_shapes(), release.BFLOAT16, seed=1)
   diff = release.tensors(light, release.BFLOAT16, seed=2)
   release.write_official(folder, diff, count)
@@ -223,12 +225,12 @@ def test_deltas_alone_ask_for_their_base(light, tmp_path):
     convert.open_sources([tmp_path / 'diff'])
 
 
-def test_the_door_says_what_it_found_and_tells_of_the_rest(light, tmp_path):
+def test_the_command_logs_the_format_and_the_unused_tensors(light, tmp_path):
   def change(rank, key, array):
     return array + 1 if (rank, key) == (1, 'llma.visual_proj.1.bias') else array
 
   release.write_official(tmp_path / 'a', release.tensors(light), 2, change=change)
-  done = door(f'--source={tmp_path}/a', f'--output={tmp_path}/ours')
+  done = command(f'--source={tmp_path}/a', f'--output={tmp_path}/ours')
   assert done.returncode == 0, done.stderr
   for words in (
     'official SPHINX, llama_ens_light',
@@ -240,12 +242,14 @@ def test_the_door_says_what_it_found_and_tells_of_the_rest(light, tmp_path):
   ):
     assert words in done.stderr
   assert store.latest(tmp_path / 'ours') == 0
-  done = door(f'--source={tmp_path}/ours', f'--output={tmp_path}/b', '--to=official', '--shards=2')
+  done = command(
+    f'--source={tmp_path}/ours', f'--output={tmp_path}/b', '--to=official', '--shards=2'
+  )
   assert done.returncode == 0 and len(torch_shards(tmp_path / 'b')) == 2, done.stderr
 
 
-def test_help_tells():
-  done = door('--help')
+def test_help_lists_the_flags():
+  done = command('--help')
   assert 'Imports weights of other projects' in done.stdout
   for flag in (
     '--source',
@@ -261,12 +265,12 @@ def test_help_tells():
     assert flag in done.stdout
 
 
-def test_dry_run_shows_names_shapes_missing_and_left_over_and_writes_nothing(light, tmp_path):
+def test_dry_run_prints_names_shapes_and_differences_and_writes_nothing(light, tmp_path):
   arrays = release.tensors(light)
   del arrays['llma.layers.1.feed_forward.w2.weight']
   arrays['llma.layers.7.attention.wq.weight'] = arrays['llma.layers.1.attention.wq.weight']
   release.write_official(tmp_path / 'a', arrays)
-  done = door(f'--source={tmp_path}/a', f'--output={tmp_path}/ours', '--dry_run')
+  done = command(f'--source={tmp_path}/a', f'--output={tmp_path}/ours', '--dry_run')
   assert done.returncode == 0, done.stderr
   lines = [' '.join(line.split()) for line in done.stdout.splitlines()]
   for line in (
@@ -280,7 +284,7 @@ def test_dry_run_shows_names_shapes_missing_and_left_over_and_writes_nothing(lig
   assert [path.name for path in tmp_path.iterdir()] == ['a']
 
 
-def test_dry_run_of_the_way_out_names_every_tensor(tmp_path, capsys):
+def test_dry_run_of_an_export_names_every_tensor(tmp_path, capsys):
   ours = imported(
     release.write_meta(tmp_path / 'a', release.tensors(release.llama_shapes(), np.float16)),
     tmp_path / 'ours',
@@ -291,19 +295,20 @@ def test_dry_run_of_the_way_out_names_every_tensor(tmp_path, capsys):
 
 
 def table(text: str) -> dict[str, list[str]]:
-  """First word of a line -> the others."""
+  """First word of a line -> the other words."""
   return {line.split()[0]: line.split()[1:] for line in text.splitlines()}
 
 
 def test_verify_of_equal_models_is_zero(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(convert, '_example_logits', lambda *_: np.zeros(1))  # Logits: see the next test.
+  # The next test compares logits.
+  monkeypatch.setattr(convert, '_example_logits', lambda *_: np.zeros(1))
   release.write_meta(tmp_path / 'a', release.tensors(release.llama_shapes()))
   assert convert.verify(imported(tmp_path / 'a', tmp_path / 'ours'), tmp_path / 'a') == 0
   out = capsys.readouterr().out
   assert table(out)['llm'] == ['12', '12', '0'] and 'config:' not in out
 
 
-def test_verify_tells_the_largest_difference_and_keys_of_the_config(tmp_path, capsys):
+def test_verify_prints_the_largest_difference_and_keys_of_the_config(tmp_path, capsys):
   arrays = release.tensors(release.llama_shapes())
   release.write_meta(tmp_path / 'a', arrays)
   arrays['layers.1.feed_forward.w2.weight'][3, 4] = 40
@@ -323,7 +328,7 @@ def test_verify_tells_the_largest_difference_and_keys_of_the_config(tmp_path, ca
   )
 
 
-def test_verify_of_nan_on_one_side_only_is_no_zero(tmp_path, monkeypatch):
+def test_verify_of_nan_on_one_side_only_is_not_zero(tmp_path, monkeypatch):
   monkeypatch.setattr(convert, '_example_logits', lambda *_: np.zeros(1))
   arrays = release.tensors(release.llama_shapes())
   release.write_meta(tmp_path / 'a', arrays)
@@ -365,7 +370,7 @@ else:
 
 
 def killed(source, output, method) -> None:
-  """Converts in a process that is killed when it comes to the 15th tensor."""
+  """Converts in a process that is killed at the 15th tensor."""
   done = subprocess.run(
     [sys.executable, '-c', KILLED, str(source), str(output), method],
     cwd=ROOT,
@@ -376,9 +381,7 @@ def killed(source, output, method) -> None:
   assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-def test_killed_on_the_way_in_or_out_nothing_looks_finished_and_the_next_try_succeeds(
-  light, tmp_path
-):
+def test_a_killed_conversion_looks_unfinished_and_the_next_one_succeeds(light, tmp_path):
   arrays = release.tensors(light)
   release.write_official(tmp_path / 'a', arrays)
   killed(tmp_path / 'a', tmp_path / 'ours', 'to_native')
@@ -396,7 +399,7 @@ def test_killed_on_the_way_in_or_out_nothing_looks_finished_and_the_next_try_suc
 
 
 @pytest.mark.parametrize('method', ['to_native', 'to_foreign'])
-def test_interrupted_by_hand_leaves_nothing(tmp_path, monkeypatch, method):
+def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch, method):
   source = release.write_meta(tmp_path / 'a', release.tensors(release.llama_shapes()))
   ours, seen, real = imported(source, tmp_path / 'ours'), [], getattr(foreign.Weight, method)
 
@@ -478,5 +481,5 @@ def test_memory_is_a_few_tensors_at_whatever_size(light, tmp_path):
   before, there, back = map(float, done.stdout.split())
   size = sum(file.stat().st_size for file in (tmp_path / 'b').glob('*.pth')) / 2**20
   shutil.rmtree(tmp_path)
-  # About 50 MB are JAX at its first use; a whole stacked parameter would come on top of what is measured now.
+  # JAX takes about 50 MB at its first use. A whole stacked parameter would exceed the bound.
   assert size > 600 and there - before < 170 and back - before < 170, (before, there, back)

@@ -1,5 +1,6 @@
-"""What the conversion refuses: each with one clear line, before anything is written."""
+"""Refusals of the conversion: one clear line each, before anything is written."""
 
+import functools
 import json
 import os
 import pathlib
@@ -76,7 +77,7 @@ def folder(arrays, tmp_path):
 
 
 def refused(call, output) -> str:
-  """The one line that `call` dies with; nothing is written."""
+  """Returns the one line of the error that `call` raises; nothing may be written."""
   with pytest.raises(errors.SphinxError) as caught:
     call()
   message = str(caught.value)
@@ -162,11 +163,13 @@ SPOILED = {
 
 
 @pytest.mark.parametrize('case', SPOILED)
-def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path, case):
+def test_a_spoiled_folder_is_refused(folder, tmp_path, case):
   spoil, words = SPOILED[case]
   spoil(folder)
   output = tmp_path / 'ours'
-  message = refused(lambda: convert.import_checkpoint(convert.open_sources([folder]), output), output)
+  message = refused(
+    lambda: convert.import_checkpoint(convert.open_sources([folder]), output), output
+  )
   assert all(word in message for word in words), message
   assert not pathlib.Path('/tmp/sphinx_jax_was_run').exists()
 
@@ -184,7 +187,7 @@ def test_two_sets_of_shards_in_one_folder_are_refused(arrays, folder, tmp_path):
     (['--source={}', '--output={}/ours', '--to=offical'], ['--to', 'official']),
   ],
 )
-def test_the_door_dies_with_one_line(tmp_path, flags, words):
+def test_the_command_ends_with_one_line(tmp_path, flags, words):
   done = subprocess.run(
     [sys.executable, '-m', 'sphinx_jax.convert', *(flag.format(tmp_path) for flag in flags)],
     cwd=ROOT,
@@ -230,7 +233,8 @@ def test_an_output_that_exists_is_kept(ours, tmp_path):
   ],
 )
 def test_a_format_that_lacks_the_model_is_refused(ours, tmp_path, to, shards, words):
-  message = refused(lambda: convert.export_checkpoint(ours, tmp_path / 'out', to, shards), tmp_path / 'out')
+  output = tmp_path / 'out'
+  message = refused(lambda: convert.export_checkpoint(ours, output, to, shards), output)
   assert all(word in message for word in words), message
   assert not any(tmp_path.iterdir())
 
@@ -238,16 +242,17 @@ def test_a_format_that_lacks_the_model_is_refused(ours, tmp_path, to, shards, wo
 def test_shards_that_do_not_divide_are_refused(folder, tmp_path):
   convert.import_checkpoint(convert.open_sources([folder]), tmp_path / 'ours')
   for shards in (3, 8):
-    message = refused(
-      lambda: convert.export_checkpoint(tmp_path / 'ours', tmp_path / 'out', 'official', shards),
-      tmp_path / 'out',
+    output = tmp_path / 'out'
+    export = functools.partial(
+      convert.export_checkpoint, tmp_path / 'ours', output, 'official', shards
     )
+    message = refused(export, output)
     assert f'4 key-value heads for {shards} shards' in message
 
 
-def test_only_our_checkpoints_are_taken_out(folder, tmp_path):
+def test_only_our_checkpoints_are_exported(folder, tmp_path):
   for place, words in ((folder, WEIGHTS), (tmp_path / 'nowhere', 'no such directory')):
-    message = refused(
-      lambda: convert.export_checkpoint(place, tmp_path / 'out', 'official'), tmp_path / 'out'
-    )
+    output = tmp_path / 'out'
+    export = functools.partial(convert.export_checkpoint, place, output, 'official')
+    message = refused(export, output)
     assert message.startswith('checkpoint') and words in message

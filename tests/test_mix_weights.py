@@ -72,7 +72,7 @@ def write(directory, values, tokenizer='cGllY2Vz'):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-  """Every leaf of `drawn` is cut, as one of a 13B model is."""
+  """Cuts every leaf of `drawn` into parts, as a leaf of a 13B model is."""
   monkeypatch.setattr(mixing, '_PART_BYTES', 4096)
 
 
@@ -101,7 +101,7 @@ def same_bits(a, b) -> bool:
   )
 
 
-def test_mix_is_a_checkpoint_that_knows_its_parents(parents):
+def test_a_mix_is_a_checkpoint_that_records_its_parents(parents):
   output = mixing.mix_checkpoints(
     [parents / 'real', parents / 'synthetic'], (0.25, 0.75), parents / 'mix'
   )
@@ -130,7 +130,7 @@ def test_hashes_in_the_meta_are_those_of_the_content(written, tmp_path, small_pa
   assert len(set(found)) == 4
 
 
-def test_a_hash_is_of_numbers_and_not_of_how_they_lie(written, tmp_path, small_parts):
+def test_a_hash_does_not_depend_on_chunks(written, tmp_path, small_parts):
   with store.Store(tmp_path / 'packed') as run:
     run.save(1, trees.unflatten(jax.tree.map(jnp.asarray, drawn(0))), None, {'config': '{}'})
   assert content_hash(stream.read(tmp_path / 'packed')) == content_hash(stream.read(written[0]))
@@ -151,7 +151,7 @@ def test_a_hash_is_of_numbers_and_not_of_how_they_lie(written, tmp_path, small_p
     ('slerp', (0.3, 0.7), False, None),
   ],
 )
-def test_streamed_is_the_law_of_trees(
+def test_a_streamed_mix_equals_the_mix_of_whole_trees(
   written, tmp_path, small_parts, method, coefficients, based, dtype
 ):
   mixing.mix_checkpoints(
@@ -163,12 +163,12 @@ def test_streamed_is_the_law_of_trees(
     dtype=dtype,
   )
   a, b, base = (trees.unflatten(jax.tree.map(jnp.asarray, drawn(seed))) for seed in range(3))
-  law = jax.jit(
+  mix = jax.jit(
     lambda a, b, base: weights.mix(
       [a, b], coefficients, base=base if based else None, method=method, dtype=dtype
     )
   )
-  whole = {path: np.asarray(leaf) for path, leaf in trees.flatten(law(a, b, base)).items()}
+  whole = {path: np.asarray(leaf) for path, leaf in trees.flatten(mix(a, b, base)).items()}
   if method == 'linear':
     assert same_bits(load(tmp_path / 'mix'), whole)
     return
@@ -190,7 +190,7 @@ def test_one_and_zero_give_the_first_back_bit_for_bit(written, tmp_path, small_p
   assert same_bits(load(tmp_path / 'mix'), drawn(0))
 
 
-def test_same_mix_again_is_recognised_and_another_refused(parents):
+def test_the_same_mix_is_kept_and_another_refused(parents):
   inputs = [parents / 'real', parents / 'synthetic']
   mixing.mix_checkpoints(inputs, (0.5, 0.5), parents / 'mix')
   before = (parents / 'mix' / 'checkpoints' / '0').stat().st_mtime_ns
@@ -239,7 +239,7 @@ def test_other_leaves_are_named_before_anything_is_read(written, tmp_path, monke
     (dict(method='cubic'), 'linear, slerp'),
   ],
 )
-def test_what_does_not_fit_leaves_no_output(written, tmp_path, changed, words):
+def test_wrong_arguments_leave_no_output(written, tmp_path, changed, words):
   changed = {'coefficients': (0.5, 0.5), **changed} | (
     {'base': written[0]} if 'base' in changed else {}
   )
@@ -248,7 +248,7 @@ def test_what_does_not_fit_leaves_no_output(written, tmp_path, changed, words):
   assert not (tmp_path / 'mix').exists()
 
 
-def test_a_disk_that_takes_no_more_is_said_and_left_clean(written, tmp_path):
+def test_a_full_disk_is_reported_and_left_clean(written, tmp_path):
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(
     resource.RLIMIT_FSIZE, (20_000, before[1])
@@ -279,7 +279,7 @@ mixing.mix_checkpoints(sys.argv[1:3], (0.5, 0.5), sys.argv[3])
 """
 
 
-def test_killed_while_mixing_leaves_no_checkpoint_and_the_same_again_works(written, tmp_path):
+def test_killed_while_mixing_leaves_no_checkpoint_and_the_next_call_works(written, tmp_path):
   with subprocess.Popen(
     [sys.executable, '-c', SLOW, *map(str, written[:2]), str(tmp_path / 'mix')],
     stdout=subprocess.PIPE,
@@ -301,11 +301,12 @@ LARGE = """
 import re, sys
 import numpy as np
 from sphinx_jax.checkpoint import mixing, stream
-leaf = stream.Array((110_000, 10_000), np.dtype(np.float32), None)  # 4.4 GB, no stack; what is not written is zero.
+# 4.4 GB, not stacked; parts that are not written are zero.
+leaf = stream.Array((110_000, 10_000), np.dtype(np.float32), None)
 for name in ('a', 'b'):
   stream.Writer(f'{sys.argv[1]}/{name}', {'params': {'w': leaf}}, {'config': '{}'}).finish()
 mixing.mix_checkpoints([f'{sys.argv[1]}/a', f'{sys.argv[1]}/b'], (0.5, 0.5), f'{sys.argv[1]}/mix')
-# Not ru_maxrss: that begins with the peak of the process that started this one.
+# ru_maxrss would start at the peak of the parent process.
 print(int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1]) / 2**20)
 """
 
@@ -322,12 +323,12 @@ def test_memory_is_bounded_whatever_the_size_of_a_leaf(tmp_path):
   assert stream.read(tmp_path / 'mix')['w'].shape == (110_000, 10_000)
 
 
-def test_buckets_are_as_good_as_folders(written, tmp_path, small_parts):
+def test_buckets_work_like_folders(written, tmp_path, small_parts):
   folder = tmp_path / 'buckets'
   (folder / 'models').mkdir(parents=True)
   with bucket.bucket(folder) as requests:
     places = [write(f'gs://models/run{seed}', drawn(seed)) for seed in range(2)]
-    broken = stream.Writer('gs://models/mix', {'params': drawn(0)}, {})  # Killed, say.
+    broken = stream.Writer('gs://models/mix', {'params': drawn(0)}, {})  # It never finishes.
     broken.write('params', 'llm/embed', drawn(0)['llm/embed'])
     assert store.latest('gs://models/mix') is None
     mixing.mix_checkpoints(places, (0.25, 0.75), 'gs://models/mix')
@@ -351,7 +352,7 @@ def run(*flags: str) -> subprocess.CompletedProcess:
   )
 
 
-def test_door_with_rules(parents):
+def test_the_command_with_rules(parents):
   done = run(
     f'--inputs={parents}/real,{parents}/synthetic',
     '--coefficients=0.5,0.5',
@@ -367,7 +368,7 @@ def test_door_with_rules(parents):
   assert store.load_meta(parents / 'mix')['coefficients'][0] == ['encoders/.*', [0, 1]]
 
 
-def test_door_says_what_is_wrong_in_one_line(parents):
+def test_the_command_reports_an_error_in_one_line(parents):
   done = run(
     f'--inputs={parents}/real,{parents}/nowhere',
     '--coefficients=0.5,0.5',
