@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import tarfile
 
 import pyarrow
@@ -11,6 +12,7 @@ import pytest
 from sphinx_jax import datasets as sources
 from sphinx_jax.core.errors import SphinxError
 from sphinx_jax.data.record import BadExample, Source
+from sphinx_jax.datasets import laion
 from sphinx_jax.datasets.laion import Laion, LaionParquet
 from tests.datasets import image_files
 
@@ -143,6 +145,16 @@ def test_tars_without_samples_and_missing_tars_are_named(tmp_path):
     opened(tmp_path, files=['00007.tar'])
 
 
+def test_many_tars_are_better_prepared_first(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(logging.getLogger('sphinx_jax'), 'propagate', True)
+  monkeypatch.setattr(laion, '_MANY_TARS', 1)
+  for i in range(2):
+    tar(tmp_path / 'laion', f'0000{i}.tar')
+    with caplog.at_level(logging.INFO, 'sphinx_jax'):
+      opened(tmp_path)
+    assert ('python -m sphinx_jax.prepare --source=laion' in caplog.text) == (i == 1)
+
+
 def parquet(root, name='00000.parquet', rows=(), group=2):
   root.mkdir(parents=True, exist_ok=True)
   names = ('key', 'caption', 'top_caption', 'jpg', 'status', 'width')
@@ -235,4 +247,4 @@ def test_every_file_can_be_a_part_of_a_build(tmp_path):
   root = tmp_path / 'laion'
   settings = Laion.settings_per_file(root, {'caption': 'top_caption'})
   assert settings == [{'caption': 'top_caption', 'files': [f'0000{i}.tar']} for i in range(2)]
-  assert [len(Laion(root, **each)) for each in settings] == [3, 3]
+  assert [len(Laion(root, **own)) for own in settings] == [3, 3]
