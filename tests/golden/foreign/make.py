@@ -1,13 +1,21 @@
-"""Makes the files in this folder: tiny random models of the libraries' own classes, saved as their users have them.
+"""Makes the files of this folder: tiny random models of other libraries, saved as their users do.
 
-Run by hand where the libraries are: `pip install torch transformers timm open_clip_torch`, then `python make.py`. The
-versions that made the recorded files are in versions.json; transformers 4.57.6 writes and reads the same tensor names.
-No library publishes Meta's LLaMA, DINOv2's own code or OpenAI's archive, so these three files come from the others' weights:
-- llama_meta: from HF's by the known correspondence (their rotary embedding pairs channel i with i + C/2, Meta's neighbours).
-- dinov2_original.pth: from HF's; timm, which reads that form, must give the same features.
-- clip_openai.pt: a TorchScript archive of open_clip's model, whose parameter names are OpenAI's, in half precision where
-  OpenAI's is, with the three numbers about itself; HF's CLIP of the same weights must give the same features.
-Weights are representable in half precision (one LLaMA: in bfloat16), so that files of several dtypes hold the same numbers.
+Run it by hand where the libraries are installed: `pip install torch transformers timm
+open_clip_torch`, then `python make.py`. versions.json names the versions that made the recorded
+files; transformers 4.57.6 writes and reads the same tensor names.
+
+No library publishes Meta's LLaMA, DINOv2's own code or OpenAI's archive, so these three files are
+made from the weights of another one:
+
+- llama_meta: from HF's LLaMA. HF's rotary embedding pairs channel i with i + C/2, Meta's pairs
+  neighbors.
+- dinov2_original.pth: from HF's DINOv2. timm reads that form and must compute the same features.
+- clip_openai.pt: a TorchScript archive of open_clip's model, whose parameter names are OpenAI's, in
+  half precision like OpenAI's, with the three numbers that describe it. HF's CLIP with the same
+  weights must compute the same features.
+
+Weights are representable in half precision (one LLaMA: in bfloat16), so that files of several
+dtypes hold the same numbers.
 """
 
 import copy
@@ -32,7 +40,7 @@ CONVNEXT = dict(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), norm_eps=1e-5)
 
 
 @torch.no_grad()
-def randomise(model, seed, dtype=torch.float16):
+def randomize(model, seed, dtype=torch.float16):
   """Draws every parameter, biases and norms too, so that none can be mistaken for another."""
   generator = torch.Generator().manual_seed(seed)
   for name, value in model.named_parameters():
@@ -46,9 +54,9 @@ def randomise(model, seed, dtype=torch.float16):
   return model.eval()
 
 
-def normalised(picture, mean, std):
+def normalize(image, mean, std):
   """uint8[Y,X,3] -> float32[1,3,Y,X]."""
-  pixels = (torch.from_numpy(picture.astype(np.float32)) / 255 - torch.tensor(mean)) / torch.tensor(
+  pixels = (torch.from_numpy(image.astype(np.float32)) / 255 - torch.tensor(mean)) / torch.tensor(
     std
   )
   return pixels.permute(2, 0, 1)[None]
@@ -86,12 +94,12 @@ def llama(outputs):
       rope_parameters=dict(rope_type='linear', factor=2.0, rope_theta=5000.0),
     )
   )
-  randomise(scaled, 1)
+  randomize(scaled, 1)
   outputs['llama_scaled_logits'] = scaled(tokens).logits.detach().numpy()
   meta(scaled.state_dict(), HERE / 'llama_meta')
   scaled.half().save_pretrained(HERE / 'llama_hf')
 
-  plain = randomise(
+  plain = randomize(
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**config, vocab_size=64)),
     2,
     torch.bfloat16,
@@ -103,7 +111,7 @@ def llama(outputs):
 def meta(weights, folder, heads=4, kv_heads=2, layers=2):
   """Writes HF's LLaMA weights as Meta's two tensor-parallel shards."""
 
-  def neighbours(weight, count):  # Channels (0, C/2, 1, C/2 + 1, ...) of every head.
+  def neighbors(weight, count):  # Channels (0, C/2, 1, C/2 + 1, ...) of every head.
     return weight.unflatten(0, (count, 2, -1)).transpose(1, 2).flatten(0, 2)
 
   whole = {
@@ -113,12 +121,12 @@ def meta(weights, folder, heads=4, kv_heads=2, layers=2):
     'rope.freqs': (5000.0 ** -(torch.arange(0, 8, 2) / 8), None),
   }
   for i in range(layers):
-    get = lambda name: weights[f'model.layers.{i}.{name}.weight']
+    get = lambda name, i=i: weights[f'model.layers.{i}.{name}.weight']
     whole |= {
       f'layers.{i}.{key}.weight': value
       for key, value in {
-        'attention.wq': (neighbours(get('self_attn.q_proj'), heads), 0),
-        'attention.wk': (neighbours(get('self_attn.k_proj'), kv_heads), 0),
+        'attention.wq': (neighbors(get('self_attn.q_proj'), heads), 0),
+        'attention.wk': (neighbors(get('self_attn.k_proj'), kv_heads), 0),
         'attention.wv': (get('self_attn.v_proj'), 0),
         'attention.wo': (get('self_attn.o_proj'), 1),
         'feed_forward.w1': (get('mlp.gate_proj'), 0),
@@ -152,18 +160,18 @@ def meta(weights, folder, heads=4, kv_heads=2, layers=2):
   )
 
 
-def clip(picture, outputs):
-  x = normalised(picture, **CLIP)
+def clip(image, outputs):
+  x = normalize(image, **CLIP)
   vision = dict(image_size=224, layers=2, width=32, head_width=8, patch_size=14)
   models = {
     quick: open_clip.CLIP(8, vision, open_clip.CLIPTextCfg(**TEXT), quick_gelu=quick).eval()
     for quick in (False, True)
   }
-  weights = randomise(models[False], 3).state_dict()
+  weights = randomize(models[False], 3).state_dict()
   models[True].load_state_dict(weights)
   for name, quick in (('clip_gelu', False), ('clip_quick_gelu', True)):
     visual = models[quick].visual
-    outputs[name] = output_of(visual.ln_post, lambda: visual(x))[0].numpy()
+    outputs[name] = output_of(visual.ln_post, lambda visual=visual: visual(x))[0].numpy()
   torch.save(half(weights), HERE / 'clip_open_clip.bin')
 
   other = transformers.CLIPModel(
@@ -268,30 +276,28 @@ def convnext_golden(pretrained=False, **options):
   )
 
 
-def convnext(picture, outputs):
+def convnext(image, outputs):
   near = np.arange(256) * 224 // 256  # SPHINX shows it the view at 256 pixels, nearest.
-  model = randomise(timm.create_model('convnext_golden', num_classes=5), 4)
+  model = randomize(timm.create_model('convnext_golden', num_classes=5), 4)
   timm.models.save_for_hf(
     copy.deepcopy(model).half(), HERE / 'convnext_timm', safe_serialization=True
   )
   model.head.global_pool = model.head.flatten = model.head.fc = torch.nn.Identity()
   with torch.no_grad():
-    outputs['convnext'] = (
-      model(normalised(picture[near][:, near], **CLIP))[0].permute(1, 2, 0).numpy()
-    )
+    outputs['convnext'] = model(normalize(image[near][:, near], **CLIP))[0].permute(1, 2, 0).numpy()
 
   wrapped = open_clip.CLIP(
     8,
     dict(timm_model_name='convnext_golden', timm_pool='', timm_proj='linear', image_size=256),
     open_clip.CLIPTextCfg(**TEXT),
   )
-  randomise(wrapped, 5)
+  randomize(wrapped, 5)
   wrapped.visual.trunk.load_state_dict(model.state_dict(), strict=False)  # All but the classifier.
   torch.save(half(wrapped.state_dict()), HERE / 'convnext_open_clip.bin')
 
 
-def dinov2(picture, outputs):
-  x = normalised(picture, **IMAGENET)
+def dinov2(image, outputs):
+  x = normalize(image, **IMAGENET)
   model = transformers.Dinov2Model(
     transformers.Dinov2Config(
       hidden_size=48,
@@ -303,7 +309,7 @@ def dinov2(picture, outputs):
     )
   )
   with torch.no_grad():
-    outputs['dinov2'] = randomise(model, 6)(x).last_hidden_state[0].numpy()
+    outputs['dinov2'] = randomize(model, 6)(x).last_hidden_state[0].numpy()
   model.half().save_pretrained(HERE / 'dinov2_hf')
   weights = original_dinov2(safetensors.torch.load_file(HERE / 'dinov2_hf' / 'model.safetensors'))
   torch.save(weights, HERE / 'dinov2_original.pth')
@@ -326,7 +332,7 @@ def original_dinov2(weights):
   for kind in ('weight', 'bias'):
     found[f'patch_embed.proj.{kind}'] = weights[f'embeddings.patch_embeddings.projection.{kind}']
     for i in range(2):
-      get = lambda name: weights[f'encoder.layer.{i}.{name}']
+      get = lambda name, i=i: weights[f'encoder.layer.{i}.{name}']
       found |= {
         f'blocks.{i}.{key}.{kind}': get(f'{name}.{kind}')
         for key, name in (
@@ -345,7 +351,7 @@ def original_dinov2(weights):
   return found
 
 
-def blip2(picture, outputs):
+def blip2(image, outputs):
   model = transformers.Blip2ForConditionalGeneration(
     transformers.Blip2Config(
       vision_config=dict(
@@ -381,8 +387,8 @@ def blip2(picture, outputs):
       num_query_tokens=32,
     )
   )
-  randomise(model, 7)
-  x = normalised(picture, **CLIP)
+  randomize(model, 7)
+  x = normalize(image, **CLIP)
   with torch.no_grad():
     seen = model.vision_model(x).last_hidden_state
     read = model.qformer(
