@@ -1,16 +1,21 @@
-"""Kills one training run again and again and compares it with an unbroken one:
+"""Kills one training run repeatedly and compares it with an uninterrupted run.
 
     python benchmarks/kill_test.py --workdir=/tmp/kill_test --kills=20
 
-The model is that of configs/mini.py, on small batches, with a save every second step. Of the kills, drawn with --seed, some
-are SIGTERM and the others kill -9; some come at any moment from the start of the process on, some while it trains, and some
-while it saves. Each start is the same `python -m sphinx_jax.train`, with a hook that notes the hashes of the examples of
-every batch that goes to the update. What the history of a run was trained on follows from these notes and from the step at
-which each start really began.
+The model is that of configs/mini.py with small batches, and every second step is saved. --seed
+decides the kills. A third of them is SIGTERM, the others are SIGKILL. Some come at a random moment
+after the start of the process, some during training and some during a save. Every start is the same
+`python -m sphinx_jax.train` with a hook. The hook writes the hashes of the examples of every batch
+that reaches an update, and the step at which the start resumes. These notes determine the examples
+on which the final weights were trained.
+
+Prints lost examples, repeated examples and the largest difference of a metric. The exit code is 0
+if all of them are 0, every start resumed from the newest save, and SIGTERM took at most 30 s.
 """
 
 import argparse
 import collections
+import dataclasses
 import json
 import os
 import pathlib
@@ -20,33 +25,52 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-CLOCKS = (
-  'second',
-  'rss',
-  'wait',
-)  # Parts of names of metrics that measure the machine, not the model.
+# Parts of the names of metrics that measure the machine, not the model.
+MACHINE_METRICS = ('second', 'rss', 'wait')
+LONGEST_SIGTERM = 30  # Seconds from SIGTERM to the end of the process.
 
 
-def child(notes):
-  """The training door, with the hook: a line for the step it begins at, and one for the examples of each batch."""
+@dataclasses.dataclass(frozen=True)
+class Kill:
+  """One kill.
+
+  Attributes:
+    signal: name of the signal.
+    moment: 'any moment', 'training' or 'saving'.
+    code: exit code of the process.
+    saving: whether a save was unfinished at the kill.
+    seconds: time from the signal to the end of the process.
+    newest_save: step of the newest save after the end of the process, or 0.
+  """
+
+  signal: str
+  moment: str
+  code: int
+  saving: bool
+  seconds: float
+  newest_save: int
+
+
+def train_with_hook(notes: str) -> None:
+  """Runs sphinx_jax.train, and writes a line for its first step and one for each batch."""
   import xxhash
 
-  from sphinx_jax.checkpoint import store
+  from sphinx_jax import run
   from sphinx_jax.parallel import placement
 
-  file, put, newest = open(notes, 'a', buffering=1), placement.put, store.Store.newest
-
+  file = open(notes, 'a', buffering=1)
   file.write(json.dumps({'process': os.getpid()}) + '\n')
+  restore_or_init, put = run.restore_or_init, placement.put
 
-  def noted_newest(self, *args):
-    found = newest(self, *args)
-    file.write(json.dumps({'start': found[2]['step'] if found else 0}) + '\n')
-    return found
+  def noted_restore(*args: Any) -> tuple:
+    state, position, sums = restore_or_init(*args)
+    file.write(json.dumps({'start': int(state.step)}) + '\n')
+    return state, position, sums
 
-  def noted_put(batch, sharding):
+  def noted_put(batch: dict, sharding: Any) -> dict:
     hashes = []
     for row in range(len(batch['tokens'])):
       pixels = batch['images'][row].tobytes()
@@ -56,47 +80,55 @@ def child(notes):
     file.write(json.dumps({'examples': hashes}) + '\n')
     return put(batch, sharding)
 
-  store.Store.newest, placement.put = noted_newest, noted_put
+  run.restore_or_init, placement.put = noted_restore, noted_put
   runpy.run_module('sphinx_jax.train', run_name='__main__')
 
 
-def trained_on(notes):
-  """Examples by step of the history that the run ended with."""
+def read_notes(notes: pathlib.Path) -> list[dict]:
+  return [json.loads(line) for line in notes.read_text().splitlines()]
+
+
+def final_history(notes: pathlib.Path) -> list[list[str]]:
+  """The examples of each step of the history that led to the final weights."""
   history = []
-  for line in map(json.loads, notes.read_text().splitlines()):
-    if 'start' in line:
-      del history[line['start'] :]
-    elif 'examples' in line:
-      history.append(line['examples'])
+  for note in read_notes(notes):
+    if 'start' in note:
+      del history[note['start'] :]
+    elif 'examples' in note:
+      history.append(note['examples'])
   return history
 
 
-def resumed(notes, kills):
-  """Number of kills after which the next start that came to its first step went on from the newest save there was."""
-  starts = []  # Of each process: the step it began at, or None where it was killed before.
-  for line in map(json.loads, notes.read_text().splitlines()):
-    if 'process' in line:
+def count_resumed(notes: pathlib.Path, kills: list[Kill], steps: int) -> int:
+  """The number of kills after which the run resumed from the newest save.
+
+  A start that was killed before it restored anything does not count; the one after it does. If
+  there is none, the last kill came after the last save, and the next start found a finished run.
+  """
+  starts = []  # For each process, the step at which it started, or None if it was killed before.
+  for note in read_notes(notes):
+    if 'process' in note:
       starts.append(None)
-    elif 'start' in line:
-      starts[-1] = line['start']
-  there = [kill['left'] for kill in kills]  # The newest save when a kill was over.
-  return sum(
-    next(start for start in starts[number + 1 :] if start is not None) >= left
-    for number, left in enumerate(there)
-  )
+    elif 'start' in note:
+      starts[-1] = note['start']
+  resumed = 0
+  for number, kill in enumerate(kills):
+    later = [start for start in starts[number + 1 :] if start is not None]
+    resumed += (later[0] if later else steps) >= kill.newest_save
+  return resumed
 
 
-def prepare(folder, steps):
-  """Data and config, made once."""
+def prepare(folder: pathlib.Path, steps: int) -> None:
+  """Builds the data and writes the config, if they do not exist."""
   from sphinx_jax import recipe, run
   from sphinx_jax.configs import mini
   from sphinx_jax.core import config as config_lib
 
   file = folder / 'config.json'
   if not file.exists():
-    config = mini.get_config('quick').copy_and_resolve_references()
+    config = mini.get_config('quick')
     (folder / 'data').mkdir(parents=True, exist_ok=True)
-    recipe.data_step(config.lock(), 'data', folder)
+    recipe.data_step(config, 'data', folder)
     stage = run.training_run(config, 'real', folder).copy_and_resolve_references()
     with stage.unlocked():
       stage.update(steps=steps, log_every=1, eval_every=10 * steps)
@@ -105,196 +137,207 @@ def prepare(folder, steps):
       stage.checkpoint.update(every=2, keep=3, keep_every=0)
     file.write_text(config_lib.to_json(stage))
   (folder / 'config.py').write_text(
-    'import pathlib\nfrom sphinx_jax.core import config\ndef get_config():\n'
+    'import pathlib\nfrom sphinx_jax.core import config\n\ndef get_config():\n'
     f'  return config.from_json(pathlib.Path({str(file)!r}).read_text())\n'
   )
 
 
-def start(folder, name):
+def start(folder: pathlib.Path, name: str) -> subprocess.Popen:
+  """Starts one of the two runs, 'whole' or 'broken'."""
   environment = os.environ | {
     'JAX_COMPILATION_CACHE_DIR': str(folder / 'programs'),
-    'PYTHONPATH': str(ROOT),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   }
+  command = [
+    sys.executable,
+    __file__,
+    f'--hooked_train={folder / name}.notes',
+    f'--config={folder}/config.py',
+    f'--workdir={folder / name}',
+  ]
   return subprocess.Popen(
-    [
-      sys.executable,
-      __file__,
-      f'--child={folder / name}.notes',
-      f'--config={folder}/config.py',
-      f'--workdir={folder / name}',
-    ],
-    cwd=ROOT,
+    command,
     env=environment,
     stdout=subprocess.DEVNULL,
     stderr=open(f'{folder / name}.log', 'a'),
   )
 
 
-def finish(folder, name):
+def finish(folder: pathlib.Path, name: str) -> float:
+  """Starts a run and waits for its end. Returns the seconds."""
   began, process = time.monotonic(), start(folder, name)
   if code := process.wait():
     sys.exit(f'the run ended with code {code}; see {folder / name}.log')
   return time.monotonic() - began
 
 
-def wait_for(process, happened):
-  """Whether it happened before the process ended."""
+def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> bool:
+  """Waits for a condition. Returns False if the process ended first."""
   while process.poll() is None:
-    if happened():
+    if condition():
       return True
     time.sleep(0.002)
   return False
 
 
-def kill(folder, draw, seconds, remaining):
-  """Starts the broken run and kills it; returns what was done, or None where the run finished first."""
-  notes, saves = pathlib.Path(f'{folder}/broken.notes'), folder / 'broken' / 'checkpoints'
-  before = notes.stat().st_size if notes.exists() else 0
+def is_saving(folder: pathlib.Path) -> bool:
+  """Whether there is an unfinished save of the broken run."""
+  saves = folder / 'broken' / 'checkpoints'
+  return saves.is_dir() and any('tmp' in path.name for path in saves.iterdir())
+
+
+def newest_save(folder: pathlib.Path) -> int:
+  """Step of the newest save of the broken run, or 0."""
+  saves = folder.glob('broken/checkpoints/*')
+  return max((int(path.name) for path in saves if path.name.isdigit()), default=0)
+
+
+def start_and_kill(
+  folder: pathlib.Path, draw: random.Random, seconds: dict[str, float], steps_per_kill: float
+) -> Kill | None:
+  """Starts the broken run and kills it. Returns None if the run finished before.
+
+  Args:
+    folder: the working directory of this test.
+    draw: random numbers.
+    seconds: time of a 'step' and of a 'start' up to its first step. The latter is updated.
+    steps_per_kill: mean number of steps to the kill.
+  """
+  notes = folder / 'broken.notes'
+  old_notes = notes.stat().st_size if notes.exists() else 0
   number = draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
-  kind = draw.choice(['any moment', 'training', 'training', 'saving', 'saving'])
-  process = start(folder, 'broken')
-  if kind == 'any moment':
+  moment = draw.choice(['any moment', 'training', 'training', 'saving', 'saving'])
+  process, began = start(folder, 'broken'), time.monotonic()
+
+  if moment == 'any moment':
     delay = draw.uniform(0, seconds['start'] * 1.5)
   else:
-    began = time.monotonic()
-    if wait_for(process, lambda: notes.exists() and b'examples' in notes.read_bytes()[before:]):
+    has_trained = lambda: notes.exists() and b'examples' in notes.read_bytes()[old_notes:]
+    if wait_for(process, has_trained):
       seconds['start'] = time.monotonic() - began
-    # On average as many steps as are left for each of the kills that are left.
-    delay = draw.uniform(0, 2 * seconds['step'] * remaining)
-  if (
-    wait_for(process, lambda until=time.monotonic() + delay: time.monotonic() >= until)
-    and kind == 'saving'
-  ):
-    wait_for(
-      process, lambda: saves.is_dir() and any('tmp' in path.name for path in saves.iterdir())
-    )
+    delay = draw.uniform(0, 2 * seconds['step'] * steps_per_kill)
+  deadline = time.monotonic() + delay
+  if wait_for(process, lambda: time.monotonic() >= deadline) and moment == 'saving':
+    wait_for(process, lambda: is_saving(folder))
     time.sleep(draw.uniform(0, 0.05))
   if process.poll() is not None:
     return None
-  under_way = saves.is_dir() and any('tmp' in path.name for path in saves.iterdir())
+
+  saving = is_saving(folder)
   process.send_signal(number)
   began, code = time.monotonic(), process.wait()
+  return Kill(number.name, moment, code, saving, time.monotonic() - began, newest_save(folder))
+
+
+def model_metrics(workdir: pathlib.Path) -> dict[tuple[int, str], float]:
+  """(step, name) -> value of every metric that depends on the model only."""
+  from sphinx_jax.training import writer
+
   return {
-    'signal': number.name,
-    'kind': kind,
-    'code': code,
-    'saving': under_way,
-    'seconds': time.monotonic() - began,
-    'left': newest(folder),
+    (line['step'], name): value
+    for line in writer.read(workdir)
+    for name, value in line.items()
+    if not any(part in name for part in MACHINE_METRICS)
   }
 
 
-def newest(folder):
-  """The newest save of the broken run, or 0."""
-  return max(
-    (int(path.name) for path in folder.glob('broken/checkpoints/*') if path.name.isdigit()),
-    default=0,
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """Differences between the two runs.
+
+  Attributes:
+    examples: number of examples of the uninterrupted run.
+    lost: examples that only the uninterrupted run was trained on.
+    repeated: examples that only the broken run was trained on.
+    other_steps: steps with another batch.
+    loss_difference: largest difference of a loss, or another metric of the model.
+  """
+
+  examples: int
+  lost: int
+  repeated: int
+  other_steps: int
+  loss_difference: float
+
+
+def compare(folder: pathlib.Path) -> Comparison:
+  whole, broken = (final_history(folder / f'{name}.notes') for name in ('whole', 'broken'))
+  whole_count, broken_count = (
+    collections.Counter(example for batch in history for example in batch)
+    for history in (whole, broken)
+  )
+  whole_metrics, broken_metrics = model_metrics(folder / 'whole'), model_metrics(folder / 'broken')
+  if whole_metrics.keys() != broken_metrics.keys():
+    different = sorted(whole_metrics.keys() ^ broken_metrics.keys())
+    sys.exit(f'the runs wrote different metrics: {different[:5]}')
+  return Comparison(
+    examples=whole_count.total(),
+    lost=(whole_count - broken_count).total(),
+    repeated=(broken_count - whole_count).total(),
+    other_steps=sum(a != b for a, b in zip(whole, broken)) + abs(len(whole) - len(broken)),
+    loss_difference=max(abs(whole_metrics[key] - broken_metrics[key]) for key in whole_metrics),
   )
 
 
-def compare(folder):
-  """(lost examples, repeated examples, steps with other batches, largest difference of a loss)."""
-  from sphinx_jax.training import writer
-
-  whole, broken = (
-    trained_on(pathlib.Path(f'{folder}/{name}.notes')) for name in ('whole', 'broken')
-  )
-  counts = [
-    collections.Counter(example for batch in run for example in batch) for run in (whole, broken)
-  ]
-  lost, repeated = sum((counts[0] - counts[1]).values()), sum((counts[1] - counts[0]).values())
-  other = sum(a != b for a, b in zip(whole, broken)) + abs(len(whole) - len(broken))
-  values = [
-    {
-      (line['step'], name): value
-      for line in writer.read(folder / name)
-      for name, value in line.items()
-      if not any(clock in name for clock in CLOCKS)
-    }
-    for name in ('whole', 'broken')
-  ]
-  if values[0].keys() != values[1].keys():
-    sys.exit(f'the runs wrote other lines: {sorted(values[0].keys() ^ values[1].keys())[:5]}')
-  return (
-    lost,
-    repeated,
-    other,
-    max(abs(values[0][key] - values[1][key]) for key in values[0]),
-    sum(counts[0].values()),
-  )
-
-
-def main():
+def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--workdir', type=pathlib.Path, required=True)
-  parser.add_argument('--kills', type=int, default=20)
-  parser.add_argument('--steps', type=int, default=60)
-  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--workdir', type=pathlib.Path, required=True, help='a new directory')
+  parser.add_argument('--kills', type=int, default=20, help='number of kills')
+  parser.add_argument('--steps', type=int, default=60, help='number of updates of each run')
+  parser.add_argument('--seed', type=int, default=0, help='seed of the kills')
   options = parser.parse_args()
   folder, draw = options.workdir.absolute(), random.Random(options.seed)
   if (folder / 'broken').exists():
-    sys.exit(f'{folder} holds an earlier test; give another --workdir')
+    sys.exit(f'{folder} has the results of an earlier test; give another --workdir')
+
   prepare(folder, options.steps)
   if not (folder / 'whole').exists():
-    print(f'unbroken run: {finish(folder, "whole"):.0f} s', flush=True)
-  lines = [
-    json.loads(line) for line in (folder / 'whole' / 'metrics.jsonl').read_text().splitlines()
-  ]
-  step = sum(1 / line['steps_per_second'] for line in lines) / len(lines)
-  print(f'{options.steps} steps of {step:.2f} s', flush=True)
-  seconds = {
-    'step': step,
-    'start': 20.0,
-  }  # Of a start whose programs are compiled; measured along the way.
-  done = []
-  while len(done) < options.kills:
-    found = kill(
-      folder, draw, seconds, (options.steps - newest(folder)) / (options.kills - len(done) + 1)
-    )
-    if found is None:
+    print(f'uninterrupted run: {finish(folder, "whole"):.0f} s', flush=True)
+  lines = (folder / 'whole' / 'metrics.jsonl').read_text().splitlines()
+  step_seconds = sum(1 / json.loads(line)['steps_per_second'] for line in lines) / len(lines)
+  print(f'{options.steps} steps of {step_seconds:.2f} s', flush=True)
+
+  seconds = {'step': step_seconds, 'start': 20.0}
+  kills = []
+  while len(kills) < options.kills:
+    remaining_steps = options.steps - newest_save(folder)
+    kill = start_and_kill(folder, draw, seconds, remaining_steps / (options.kills - len(kills) + 1))
+    if kill is None:
       print('the run finished before the next kill; raise --steps', flush=True)
       break
-    done.append(found)
+    kills.append(kill)
+    saving = ', during a save' if kill.saving else ''
     print(
-      f'kill {len(done)}: {found["signal"]} ({found["kind"]}{", a save under way" if found["saving"] else ""}), '
-      f'code {found["code"]} after {found["seconds"]:.1f} s, newest save {found["left"]}',
+      f'kill {len(kills)}: {kill.signal} ({kill.moment}{saving}), code {kill.code} after '
+      f'{kill.seconds:.1f} s, newest save {kill.newest_save}',
       flush=True,
     )
   finish(folder, 'broken')
-  lost, repeated, other, difference, examples = compare(folder)
-  terminated = [kill for kill in done if kill['signal'] == 'SIGTERM']
+
+  result = compare(folder)
+  resumed = count_resumed(folder / 'broken.notes', kills, options.steps)
+  sigterm_seconds = [kill.seconds for kill in kills if kill.signal == 'SIGTERM']
+  slowest_sigterm = max(sigterm_seconds, default=0)
   print(
-    f'kills: {len(done)} ({len(done) - len(terminated)} kill -9, {len(terminated)} SIGTERM; '
-    f'{sum(kill["saving"] for kill in done)} with a save under way)'
+    f'kills: {len(kills)} ({len(kills) - len(sigterm_seconds)} SIGKILL, '
+    f'{len(sigterm_seconds)} SIGTERM; {sum(kill.saving for kill in kills)} during a save)'
   )
-  print(
-    f'slowest SIGTERM to exit: {max((kill["seconds"] for kill in terminated), default=0):.1f} s'
-  )
-  went_on = resumed(pathlib.Path(f'{folder}/broken.notes'), done)
-  print(f'resumed: {went_on} of {len(done)}')
-  print(
-    f'examples: {examples}\nlost examples: {lost}\nrepeated examples: {repeated}\nsteps with another batch: {other}'
-  )
-  print(f'largest loss difference: {difference}')
-  late = [kill for kill in terminated if kill['seconds'] > 30]
-  sys.exit(
-    bool(
-      lost
-      or repeated
-      or other
-      or difference
-      or late
-      or went_on < len(done)
-      or len(done) < options.kills
-    )
-  )
+  print(f'slowest SIGTERM to exit: {slowest_sigterm:.1f} s')
+  print(f'resumed: {resumed} of {len(kills)}')
+  print(f'examples: {result.examples}')
+  print(f'lost examples: {result.lost}')
+  print(f'repeated examples: {result.repeated}')
+  print(f'steps with another batch: {result.other_steps}')
+  print(f'largest loss difference: {result.loss_difference}')
+  is_equal = not (result.lost or result.repeated or result.other_steps or result.loss_difference)
+  all_resumed = resumed == len(kills) == options.kills
+  sys.exit(0 if is_equal and all_resumed and slowest_sigterm <= LONGEST_SIGTERM else 1)
 
 
 if __name__ == '__main__':
-  if sys.argv[1:] and sys.argv[1].startswith('--child='):
-    child(sys.argv.pop(1).partition('=')[2])
+  if len(sys.argv) > 1 and sys.argv[1].startswith('--hooked_train='):
+    train_with_hook(sys.argv.pop(1).partition('=')[2])
   else:
     main()

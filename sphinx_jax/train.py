@@ -16,6 +16,7 @@ Exit codes:
     130  stopped by Ctrl-C, after saving
     143  stopped by SIGTERM, after saving
     75   another host is gone; run the same command again on all hosts
+    134  the same, found by jax's heartbeat, which aborts the process
 """
 
 import contextlib

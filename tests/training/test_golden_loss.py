@@ -1,4 +1,4 @@
-"""Loss and gradients of the official model, through our batch, our update and frozen encoders."""
+"""Loss and gradients against recorded ones of the official code, with frozen encoders."""
 
 import functools
 import io
@@ -14,13 +14,13 @@ from PIL import Image
 import sphinx_jax
 from sphinx_jax.core import trees
 from sphinx_jax.data import packing
-from sphinx_jax.models import sphinx, variants as official
+from sphinx_jax.models import sphinx, variants
 from sphinx_jax.training import state, step
 from tests.generate import golden
 
-WANT = np.load(golden.FOLDER / 'forward/loss.npz')
-NORMS = json.loads((golden.FOLDER / 'forward/loss_grad_norms.json').read_text())
-WORDS, LENGTH = golden.WORDS['llama_ens'], 48
+RECORDED = np.load(golden.FOLDER / 'forward/loss.npz')
+RECORDED_NORMS = json.loads((golden.FOLDER / 'forward/loss_grad_norms.json').read_text())
+VISUAL_TOKENS, LENGTH = golden.WORDS['llama_ens'], 48
 
 
 @pytest.fixture(scope='module')
@@ -30,7 +30,7 @@ def model():
 
 @pytest.fixture(scope='module')
 def update(model):
-  """state, batch -> (state, metrics); the optimizer changes nothing and keeps the gradient as its state."""
+  """batch -> (state, metrics). The optimizer only keeps the gradient as its state."""
   module = sphinx.build(model.config)
   apply = functools.partial(sphinx.apply, module)
   keep = optax.GradientTransformation(
@@ -43,22 +43,17 @@ def update(model):
   return lambda batch: run(begin, batch)
 
 
-def batch_of(images, ids=WANT['examples'], labels=WANT['labels']):
-  """The golden examples, a row each; the first is cut behind its last token, the second keeps the zeros that end it."""
+def batch_of(images, ids=RECORDED['examples'], labels=RECORDED['labels']):
+  """The recorded examples, one per row. The first ends at its last token, the second is padded."""
   assert np.array_equal(labels[labels > 0], ids[labels > 0])
   lengths = 1 + np.flatnonzero(ids[0])[-1], LENGTH
-  rows = [
-    [
-      packing.Example(
-        ids[i, :n].astype(np.int32), (labels[i, :n] > 0).astype(np.float32), file, task=0
-      )
-    ]
-    for i, (n, file) in enumerate(
-      zip(lengths, [None, None] if images is None else map(png, images))
-    )
-  ]
-  words, slots = (0, 0) if images is None else (WORDS, 1)
-  return packing.assemble(rows, words + LENGTH, slots, 224, WORDS, report_bad=None)
+  files = [None, None] if images is None else [png(pixels) for pixels in images]
+  rows = []
+  for tokens, row_labels, length, file in zip(ids, labels, lengths, files):
+    weights = (row_labels[:length] > 0).astype(np.float32)
+    rows.append([packing.Example(tokens[:length].astype(np.int32), weights, file, task=0)])
+  visual_tokens, slots = (0, 0) if images is None else (VISUAL_TOKENS, 1)
+  return packing.assemble(rows, visual_tokens + LENGTH, slots, 224, VISUAL_TOKENS, report_bad=None)
 
 
 def png(pixels):
@@ -72,13 +67,13 @@ def mean(metrics):
 
 
 def official_gradients(model, new):
-  """Official name -> gradient in the official layout, of every trained parameter."""
-  gradients, found = trees.flatten(new.opt_state), {}
-  for weight in official.weights(model.config):
+  """Name in the official code -> gradient in its shape, for every trained parameter."""
+  gradients, result = trees.flatten(new.opt_state), {}
+  for weight in variants.weights(model.config):
     for index, key in weight.places():
       if weight.path in gradients:
-        found[key] = weight.to_foreign(np.asarray(gradients[weight.path])[index])
-  return found
+        result[key] = weight.to_foreign(np.asarray(gradients[weight.path])[index])
+  return result
 
 
 @pytest.fixture(scope='module')
@@ -93,51 +88,54 @@ def case(request, model, update, images):
 
 
 def test_loss_is_the_official_one(case):
-  """Rows end in zero labels, which the official code cuts first: they change nothing. Both encode without dropout here."""
+  """The zero labels at the end of rows, which the official code cuts off, change nothing."""
   name, metrics, _ = case
-  assert not WANT['labels'][:, -10:].any()
-  assert mean(metrics) == pytest.approx(float(WANT[f'loss_{name}']), abs=1e-5)
-  assert metrics['weight'] == (WANT['labels'][:, 1:] > 0).sum()
+  assert not RECORDED['labels'][:, -10:].any()
+  assert mean(metrics) == pytest.approx(float(RECORDED[f'loss_{name}']), abs=1e-5)
+  assert metrics['weight'] == (RECORDED['labels'][:, 1:] > 0).sum()
 
 
 def test_every_gradient_norm_is_the_official_one(case):
   name, metrics, gradients = case
-  norms = {key.removeprefix('llma.'): norm for key, norm in NORMS[name].items()}
-  assert gradients.keys() == norms.keys()  # What is trained, and nothing frozen.
+  norms = {key.removeprefix('llma.'): norm for key, norm in RECORDED_NORMS[name].items()}
+  assert gradients.keys() == norms.keys()  # Everything trained, and nothing frozen.
   for key, norm in norms.items():
-    assert np.linalg.norm(gradients[key]) == pytest.approx(norm or 0, rel=1e-3), (
-      key
-    )  # None: not in the official graph.
-  assert metrics['grad_norm'] == pytest.approx(NORMS[f'{name}_total'], rel=1e-3)
+    expected = norm or 0  # None: not part of the official graph.
+    assert np.linalg.norm(gradients[key]) == pytest.approx(expected, rel=1e-3), key
+  assert metrics['grad_norm'] == pytest.approx(RECORDED_NORMS[f'{name}_total'], rel=1e-3)
 
 
 def test_gradients_are_the_official_ones(case):
   name, _, gradients = case
-  keys = [key for key in WANT if key.startswith(f'grad_{name}/')]
+  keys = [key for key in RECORDED if key.startswith(f'grad_{name}/')]
   assert len(keys) >= 5
   for key in keys:
-    want = WANT[key]
-    np.testing.assert_allclose(
-      gradients[key.partition('/')[2]], want, rtol=1e-3, atol=1e-4 * np.abs(want).max(), err_msg=key
-    )
+    gradient, recorded = gradients[key.partition('/')[2]], RECORDED[key]
+    tolerance = 1e-4 * np.abs(recorded).max()
+    np.testing.assert_allclose(gradient, recorded, rtol=1e-3, atol=tolerance, err_msg=key)
 
 
-@pytest.mark.parametrize('picture', [True, False])
-def test_all_masked_is_zero_with_finite_gradients(update, images, picture):
-  new, metrics = update(batch_of(images if picture else None, labels=np.zeros_like(WANT['labels'])))
-  assert WANT['loss_all_masked'] == 0 and metrics['loss'] == 0 and metrics['grad_norm'] == 0
+@pytest.mark.parametrize('with_image', [True, False])
+def test_a_fully_masked_batch_has_loss_zero_and_no_gradient(update, images, with_image):
+  labels = np.zeros_like(RECORDED['labels'])
+  new, metrics = update(batch_of(images if with_image else None, labels=labels))
+  assert RECORDED['loss_all_masked'] == 0 and metrics['loss'] == 0 and metrics['grad_norm'] == 0
   assert all(not np.any(leaf) for leaf in jax.tree.leaves(new.opt_state))
 
 
 def test_the_frozen_q_former_has_no_dropout_where_the_official_one_drops(update, images):
-  """FACTS "Training": theirs stays in train mode. Ours takes no random numbers, and the loss above is of eval mode."""
-  (one, first), (two, second) = (update(batch_of(images)) for _ in range(2))
-  assert first['loss'] == second['loss']
-  jax.tree.map(np.testing.assert_array_equal, one.opt_state, two.opt_state)
+  """The official Q-Former stays in train mode (docs/official_sphinx.md, "Training").
+
+  Ours uses no random numbers. The recorded loss was computed in eval mode.
+  """
+  first, first_metrics = update(batch_of(images))
+  second, second_metrics = update(batch_of(images))
+  assert first_metrics['loss'] == second_metrics['loss']
+  jax.tree.map(np.testing.assert_array_equal, first.opt_state, second.opt_state)
 
 
-def test_what_pads_a_row_is_irrelevant(update):
-  ids = WANT['examples'].copy()
-  ids[1, -20:] = 7  # Behind the row's end, without labels.
+def test_the_padding_of_a_row_changes_nothing(update):
+  ids = RECORDED['examples'].copy()
+  ids[1, -20:] = 7  # After the end of the row, without labels.
   _, metrics = update(batch_of(None, ids=ids))
-  assert mean(metrics) == pytest.approx(float(WANT['loss_text']), abs=1e-5)
+  assert mean(metrics) == pytest.approx(float(RECORDED['loss_text']), abs=1e-5)
