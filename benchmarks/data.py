@@ -1,11 +1,14 @@
-"""What the data pipeline costs and wastes: `python -m benchmarks.data`; one line for each figure, with its aim.
+"""Measures the data pipeline: `python -m benchmarks.data`. Each line has one figure and its target.
 
-Speed: images a second and core through the whole pipeline (files, JSON, tokens, packing, padded squares, batches),
-beside bare `Image.open`, `convert`, `resize` of the same JPEGs in as many threads, in turns; the median of the rounds'
-ratios counts.
-Packing: useful positions at the rows of the pod configs, beside one example a row and beside what no packing can pass.
-Start: a fresh process until the first batch, of 10^9 examples. Memory: resident, while batches run for --minutes.
-All data are made here: JPEGs with edges, texture and noise, most 640 x 480, and a tokenizer trained on texts about them.
+Speed: images per second and core of the whole pipeline (files, JSON, tokens, packing, padded
+squares, batches). It is compared with bare `Image.open`, `convert` and `resize` of the same JPEGs
+in as many threads. Both run in turns, and the median of the rounds' ratios counts.
+Packing: share of useful positions with the batches of the pod configs, with one example per row,
+and the upper bound of any packing.
+Start: time of a fresh process until the first batch, of 10^9 examples.
+Memory: resident memory while batches are made for --minutes.
+All data are generated: JPEGs with edges, texture and noise, most of 640 x 480 pixels, and a
+tokenizer that is trained on texts about them.
 """
 
 import concurrent.futures
@@ -13,7 +16,6 @@ import io
 import json
 import os
 import pathlib
-import re
 import statistics
 import subprocess
 import sys
@@ -21,29 +23,28 @@ import tempfile
 import time
 
 import numpy as np
+import psutil
 from absl import flags
 from PIL import Image
 
 from sphinx_jax.configs import stage2
-from sphinx_jax.core import cli, tensorflow as quiet_tensorflow
+from sphinx_jax.core import cli, tensorflow
 from sphinx_jax.core.progress import Progress
 from sphinx_jax.data import dialog, packing, tokenizer as tokenizers
-from sphinx_jax.data.pipeline import Pipeline
+from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
 from sphinx_jax.data.record import Source
 from sphinx_jax.datasets import jsonl
 from sphinx_jax.mix.tasks import Mixture
 
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).parent.parent
-SHAPES = ((640, 480), (640, 480), (480, 640), (640, 427))  # As most of COCO's.
-BATCH = {'size': 8, 'seq_len': 2048, 'images': 6, 'window': 256}
-VISUAL = {
-  '224': 291,
-  '1k': 1455,
-  '2k': 2910,
-}  # Tokens of an image at the scales of the pod configs.
-# Task of stage 2 -> (median, spread) of the log-normal length of its text, in tokens: instruction, answer and template, with
-# a few questions an image where datasets have several. An assumption, as no dataset is at hand.
+SHAPES = ((640, 480), (640, 480), (480, 640), (640, 427))  # Like most images of COCO.
+BATCH = {'batch_size': 8, 'seq_len': 2048, 'slots': 6, 'window': 256}
+# Scale of the pod configs -> visual tokens of an image.
+VISUAL = {'224': 291, '1k': 1455, '2k': 2910}
+# Task of stage 2 -> (median, spread) of the log-normal length of its text in tokens: instruction,
+# answer and template, with a few questions per image if datasets have several. These are
+# assumptions, because no dataset is at hand.
 TEXTS = {
   'caption': (50, 0.3),
   'vqa': (60, 0.35),
@@ -61,13 +62,13 @@ TEXTS = {
 }
 WITHOUT_IMAGE = ('sharegpt', 'text')  # Entries of the mixture.
 WORDS = (
-  'a the is are on in of left right dog cat red blue two three man woman street car table old young near under '
-  'holding person with and small large'
+  'a the is are on in of left right dog cat red blue two three man woman street car table old '
+  'young near under holding person with and small large'
 ).split()
 
 
 class Endless(Source):
-  """The records of a source over and over, as if there were 10^9."""
+  """Repeats the records of a source, as if it had 10^9."""
 
   def __init__(self, source):
     self.name, self._source = source.name, source
@@ -80,18 +81,18 @@ class Endless(Source):
 
 
 def draw_lengths(rng, count):
-  """Lengths of texts int[count] and whether each example has an image bool[count], in the shares of stage 2."""
+  """Draws examples with the shares of stage 2: text lengths int[count], has image bool[count]."""
   mixture = stage2.get_config().mixture
   names = list(mixture)
   shares = np.array([mixture[name].weight for name in names])
-  of = rng.choice(len(names), count, p=shares / shares.sum())
-  median, spread = np.array([TEXTS[mixture[name].task] for name in names])[of].T
+  tasks = rng.choice(len(names), count, p=shares / shares.sum())
+  median, spread = np.array([TEXTS[mixture[name].task] for name in names])[tasks].T
   lengths = np.maximum(median * np.exp(spread * rng.normal(size=count)), 20).astype(int)
-  return lengths, np.array([name not in WITHOUT_IMAGE for name in names])[of]
+  return lengths, np.array([name not in WITHOUT_IMAGE for name in names])[tasks]
 
 
-def picture(rng):
-  """A JPEG about as large as a photograph: soft areas, hard edges, fine noise."""
+def draw_jpeg(rng):
+  """Returns a JPEG about as large as a photograph, with soft areas, hard edges and fine noise."""
   width, height = SHAPES[rng.integers(len(SHAPES))]
   soft = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize(
     (width, height), Image.Resampling.BICUBIC
@@ -107,50 +108,48 @@ def picture(rng):
 
 
 def make_data(folder):
-  """Pictures, conversations about them and a tokenizer."""
+  """Writes images, conversations about them and a tokenizer."""
   rng = np.random.default_rng(0)
   lengths, has_image = draw_lengths(rng, 4 * FLAGS.images)
   lines = []
   for i, (length, pictured) in enumerate(zip(lengths, has_image)):
-    words = ' '.join(
-      rng.choice(WORDS, max(int(length) - 25, 1))
-    )  # Most words are one token; the rest is the template's.
+    # Most words are one token. The template has the other 25.
+    words = ' '.join(rng.choice(WORDS, max(int(length) - 25, 1)))
     turns = [{'from': 'human', 'value': 'What is on the left?'}, {'from': 'gpt', 'value': words}]
     lines.append(
       {'conversations': turns} | ({'image': f'{i % FLAGS.images}.jpg'} if pictured else {})
     )
   (folder / 'all.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n')
-  for i in Progress(range(FLAGS.images), what='pictures', unit='picture'):
-    (folder / f'{i}.jpg').write_bytes(picture(rng))
+  for i in Progress(range(FLAGS.images), what='images', unit='image'):
+    (folder / f'{i}.jpg').write_bytes(draw_jpeg(rng))
   text = [turn['value'] for line in lines[:2000] for turn in line['conversations']]
   (folder / 'tokenizer.model').write_bytes(
     tokenizers.train([*text, dialog.SYSTEM, 'Human: Assistant:'], 400)
   )
 
 
-def open_pipeline(folder, size, batch, threads):
+def open_pipeline(folder, image_size, batch, threads):
   source = Endless(jsonl.open_source({'path': str(folder / 'all.jsonl')}))
-  return Pipeline(
-    {'dialog': source},
-    {'dialog': 1},
-    tokenizers.load(folder / 'tokenizer.model'),
-    dialog.Template(''),
-    batch,
-    VISUAL['224'],
-    size,
-    threads=threads,
+  config = PipelineConfig(
+    **batch, visual_tokens=VISUAL['224'], image_size=image_size, threads=threads
   )
+  tokenizer = tokenizers.load(folder / 'tokenizer.model')
+  return Pipeline({'dialog': source}, {'dialog': 1}, tokenizer, dialog.Template(''), config)
 
 
 def timed(images):
-  """Images a second, by the clock and by the time of this process on all cores: `images` runs and gives their number."""
+  """Runs `images`, which returns their number.
+
+  Returns:
+    (images per second of wall time, images per second of this process's CPU time on all cores).
+  """
   begin, busy = time.perf_counter(), time.process_time()
   number = images()
   return number / (time.perf_counter() - begin), number / (time.process_time() - busy)
 
 
 def pipeline_speed(folder, size, threads):
-  """`timed`, over whole windows, so that as many examples are read as are given out."""
+  """`timed` for the pipeline, over whole windows, so that all examples that are read are used."""
 
   def images(last):
     number = position = 0
@@ -165,7 +164,7 @@ def pipeline_speed(folder, size, threads):
 
 
 def bare_speed(folder, size, threads):
-  """`timed`: decode and resize, and nothing else."""
+  """`timed` for decoding and resizing alone."""
 
   def read(path):
     with Image.open(path) as image:
@@ -185,12 +184,15 @@ def report_speed(folder, threads):
       (pipeline_speed(folder, size, threads), bare_speed(folder, size, threads))
       for _ in range(FLAGS.rounds)
     ]
-    ours, bare = (statistics.median(speeds[i][0] for speeds in rounds) / threads for i in (0, 1))
-    clock, busy = (sorted(ours[i] / bare[i] for ours, bare in rounds) for i in (0, 1))
+    pipeline = statistics.median(clock for (clock, _), _ in rounds) / threads
+    bare = statistics.median(clock for _, (clock, _) in rounds) / threads
+    clock_ratios = sorted(ours[0] / bare[0] for ours, bare in rounds)
+    cpu_ratios = [ours[1] / bare[1] for ours, bare in rounds]
     print(
-      f'speed, {size} pixels: {ours:.1f} images a second and core, bare decode and resize {bare:.1f}: '
-      f'{statistics.median(clock):.0%} of it (rounds {clock[0]:.0%} to {clock[-1]:.0%}; aim 85 %); '
-      f'by time on the cores {statistics.median(busy):.0%}',
+      f'speed, {size} pixels: {pipeline:.1f} images per second and core; '
+      f'bare decode and resize {bare:.1f}: {statistics.median(clock_ratios):.0%} of it '
+      f'(rounds {clock_ratios[0]:.0%} to {clock_ratios[-1]:.0%}; target 85 %); '
+      f'by CPU time {statistics.median(cpu_ratios):.0%}',
       flush=True,
     )
 
@@ -198,27 +200,29 @@ def report_speed(folder, threads):
 def report_packing():
   for scale, visual in VISUAL.items():
     rng, batch = np.random.default_rng(0), stage2.get_config(f'7b,{scale}').batch
-    positions = examples = rows = least = 0
+    positions = examples = rows = fewest_rows = 0
     for _ in range(8):
       lengths, has_image = draw_lengths(rng, batch.window)
       lengths = lengths + visual * has_image
       fit = lengths <= batch.seq_len
       lengths, has_image = lengths[fit], has_image[fit]
-      positions, examples = positions + int(lengths.sum()), examples + len(lengths)
+      positions += int(lengths.sum())
+      examples += len(lengths)
       rows += len(packing.plan(lengths.tolist(), has_image.tolist(), batch.seq_len, batch.images))
-      least += max(lengths.sum() / batch.seq_len, has_image.sum() / batch.images)
-    useful, plain, bound = (
-      positions / (count * batch.seq_len) for count in (rows, examples, least)
+      fewest_rows += max(lengths.sum() / batch.seq_len, has_image.sum() / batch.images)
+    useful, unpacked, bound = (
+      positions / (count * batch.seq_len) for count in (rows, examples, fewest_rows)
     )
     print(
-      f'packing, {scale}: rows of {batch.seq_len}, {batch.images} images, windows of {batch.window}: {useful:.1%} useful, '
-      f'one example a row {plain:.1%}, no packing over {bound:.1%} (aim 97 %)',
+      f'packing, {scale}: rows of {batch.seq_len}, {batch.images} images, windows of '
+      f'{batch.window}: {useful:.1%} useful (target 97 %), '
+      f'one example per row {unpacked:.1%}, upper bound {bound:.1%}',
       flush=True,
     )
 
 
 def report_order():
-  """A window of the order of 25 tasks of 10^9 examples each, with changing weights."""
+  """Times one window of the order of 25 tasks of 10^9 examples each, with changing weights."""
   weights = list(range(5, 30))
   for position in (0, 10**9, 10**12):
     begin = time.perf_counter()
@@ -228,8 +232,9 @@ def report_order():
       stages=[(10**8 * i, weights[i:] + weights[:i]) for i in (1, 2, 3)],
     )
     mixture.lookup(position + np.arange(1024))
+    milliseconds = 1e3 * (time.perf_counter() - begin)
     print(
-      f'order, position {position:.0e}: {1e3 * (time.perf_counter() - begin):.0f} ms for 1024 examples (aim under 5 s)'
+      f'order, position {position:.0e}: {milliseconds:.0f} ms for 1024 examples (target under 5 s)'
     )
 
 
@@ -244,19 +249,20 @@ def report_start(folder, threads):
       f'--threads={threads}',
     ]
     begin = time.perf_counter()
-    said = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
-    loading, first = map(float, said.split())
+    output = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    loading, first = map(float, output.split())
     print(
-      f'first batch, position {position:.0e}: {first:.1f} s (aim under 5 s) after {loading:.1f} s for the import '
-      f'of TensorFlow; the whole process {time.perf_counter() - begin:.1f} s',
+      f'first batch, position {position:.0e}: {first:.1f} s (target under 5 s) after '
+      f'{loading:.1f} s for the import of TensorFlow; '
+      f'the whole process {time.perf_counter() - begin:.1f} s',
       flush=True,
     )
 
 
 def first_batch(folder, position, threads):
-  """Prints the seconds that TensorFlow takes to be imported, and those from the sources to the first batch."""
+  """Prints the seconds of TensorFlow's import, and those from the sources to the first batch."""
   begin = time.perf_counter()
-  quiet_tensorflow.load()
+  tensorflow.load()
   print(time.perf_counter() - begin)
   begin = time.perf_counter()
   with open_pipeline(folder, 336, BATCH | {'window': 1024}, threads).batches(position) as batches:
@@ -264,9 +270,9 @@ def first_batch(folder, position, threads):
     print(time.perf_counter() - begin)
 
 
-def resident():
-  """MiB."""
-  return int(re.search(r'VmRSS:\s+(\d+)', pathlib.Path('/proc/self/status').read_text())[1]) / 1024
+def resident_mib():
+  """The resident memory of this process in MiB."""
+  return psutil.Process().memory_info().rss / 2**20
 
 
 def report_memory(folder, threads):
@@ -277,14 +283,15 @@ def report_memory(folder, threads):
   ):
     while (seconds := time.monotonic() - begin) < 60 * FLAGS.minutes:
       next(batches)
-      while len(samples) <= seconds:  # One a second.
-        samples.append(resident())
+      while len(samples) <= seconds:  # One per second.
+        samples.append(resident_mib())
         bar.update()
-  parts = [statistics.median(part) for part in np.array_split(samples, 5)]
-  shown = ', '.join(f'{part:.0f}' for part in parts)
+  medians = [statistics.median(part) for part in np.array_split(samples, 5)]
+  shown = ', '.join(f'{median:.0f}' for median in medians)
   print(
-    f'memory, {FLAGS.minutes:g} minutes: medians of its fifths {shown} MiB; from the second to the last '
-    f'{parts[4] - parts[1]:+.0f} MiB, {parts[4] / parts[1] - 1:+.1%} (aim flat); most {max(samples):.0f} MiB'
+    f'memory, {FLAGS.minutes:g} minutes: medians of the fifths {shown} MiB; from the second to the '
+    f'last {medians[4] - medians[1]:+.0f} MiB, {medians[4] / medians[1] - 1:+.1%} (target flat); '
+    f'largest {max(samples):.0f} MiB'
   )
 
 
@@ -305,17 +312,19 @@ def main():
 
 
 if __name__ == '__main__':
-  flags.DEFINE_integer('images', 256, 'JPEGs that are made.', lower_bound=1)
+  flags.DEFINE_integer('images', 256, 'JPEGs to generate.', lower_bound=1)
   flags.DEFINE_integer(
-    'windows', 6, f'Windows of {BATCH["window"]} examples for one speed.', lower_bound=1
+    'windows', 6, f'Windows of {BATCH["window"]} examples per speed measurement.', lower_bound=1
   )
-  flags.DEFINE_integer('rounds', 5, 'Of speed, of which the median counts.', lower_bound=1)
-  flags.DEFINE_integer('threads', None, 'That read and decode; one for each core by default.')
-  flags.DEFINE_float('minutes', 10.0, 'How long memory is watched; 0 leaves it out.', lower_bound=0)
-  flags.DEFINE_string('workdir', None, 'Where the data lie; a temporary folder by default.')
+  flags.DEFINE_integer(
+    'rounds', 5, 'Rounds of speed measurements. Their median counts.', lower_bound=1
+  )
+  flags.DEFINE_integer('threads', None, 'Threads that read and decode. Default: one per core.')
+  flags.DEFINE_float('minutes', 10.0, 'Minutes of the memory measurement. 0: none.', lower_bound=0)
+  flags.DEFINE_string('workdir', None, 'Folder of the data. Default: a temporary one.')
   flags.DEFINE_integer(
     'first_batch',
     None,
-    'For the benchmark itself: prints the seconds to the first batch from here.',
+    'Internal: print the seconds to the first batch from this position.',
   )
   cli.run(main)

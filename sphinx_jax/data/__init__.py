@@ -1,1 +1,1 @@
-"""Floor 3: bytes -> batch. Sources, tasks, tokenizer, dialog, images, packing, and the pipeline that joins them."""
+"""Bytes -> batches: dialog template, tokenizer, images, mixture, packing and their pipeline."""

@@ -1,7 +1,8 @@
-"""The dialog template and its loss mask: the only place that knows either.
+"""The dialog template and its loss mask.
 
-FACTS "Conversation": the system prompt and a blank line, then "### Human: question\\n" and "### Assistant: answer\\n" in
-turn, "###" at the end. Trained are each answer, the space before it, and the "\\n###" after it; nothing else is.
+The text of a dialog is the system prompt and a blank line, then "### Human: question\\n" and
+"### Assistant: answer\\n" in turns, and "###" at the end. Only answers are trained on: each answer,
+the space before it, and the "\\n###" after it. Source: docs/official_sphinx.md, "Conversation".
 """
 
 import dataclasses
@@ -17,51 +18,61 @@ SYSTEM = (
   "The assistant gives helpful, detailed, and polite answers to the human's questions."
 )
 
-# (question, answer): a question of None leaves out the human's line; an answer of None is one yet to be given.
+# (question, answer). A question of None leaves out the human's line. An answer of None is not given
+# yet.
 Turn = tuple[str | None, str | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-  """Renders turns as official SPHINX does.
+  """Renders turns like official SPHINX.
 
   Attributes:
-    system: text before the first turn; may be empty, and then the dialog begins with "###".
-    stop: the text that ends an answer.
+    system: text before the first turn. If it is empty, the dialog begins with "###".
+    stop: text that ends an answer.
   """
 
   system: str = SYSTEM
   stop: str = dataclasses.field(default='\n###', init=False)
 
   def render(self, turns: Sequence[Turn], open_ended: bool = False) -> str:
-    """The dialog as one text; `open_ended` ends it with "Assistant:" in place of the last turn's answer."""
-    return self._pieces(turns, open_ended)[0]
+    """Returns the dialog as one text.
+
+    Args:
+      turns: (question, answer) pairs.
+      open_ended: end with "Assistant:" instead of the last turn's answer.
+    """
+    text, _ = self._render_and_mark(turns, open_ended)
+    return text
 
   def encode(self, turns: Sequence[Turn], tokenizer: Tokenizer) -> tuple[list[int], np.ndarray]:
-    """A dialog to train on.
+    """Tokenizes a dialog to train on.
 
-    The text is encoded as a whole and tokens are matched to answers by character. (Official code searches the ids of
-    an answer after those of the one before, and so labels a question of the same text; see tests/data/test_dialog.py.)
+    The text is encoded as a whole, and tokens are matched to answers by character. The official
+    code instead searches for the ids of an answer after those of the answer before, so it labels an
+    earlier question that has the same text (see tests/data/test_dialog.py).
 
     Returns:
       ids: BOS, the text, EOS.
-      weights: float32[len(ids)], 1 where the token is a label.
+      weights: float32[len(ids)], 1 for labels, else 0.
     """
-    text, answers = self._pieces(turns)
+    text, answers = self._render_and_mark(turns)
     ids, begins = tokenizer.encode_begins(text)
-    weights = np.zeros(len(ids) + 2, np.float32)
+    is_label = np.zeros(len(ids), bool)
     for begin, end in answers:
-      weights[1:-1][(begins >= begin) & (begins < end)] = 1
+      is_label |= (begins >= begin) & (begins < end)
+    weights = np.zeros(len(ids) + 2, np.float32)
+    weights[1:-1] = is_label
     return [tokenizer.bos, *ids, tokenizer.eos], weights
 
   def prompt(self, turns: Sequence[Turn], tokenizer: Tokenizer) -> list[int]:
-    """Ids, BOS included, that ask for the last turn's answer."""
+    """Returns the ids of a prompt that asks for the last turn's answer, BOS first."""
     return tokenizer.encode(self.render(turns, open_ended=True), bos=True)
 
-  def _pieces(
+  def _render_and_mark(
     self, turns: Sequence[Turn], open_ended: bool = False
   ) -> tuple[str, list[tuple[int, int]]]:
-    """The text, and the characters [begin, end) of each trained part."""
+    """Returns the text, and the characters [begin, end) of each part that is trained on."""
     text = f'{self.system}\n\n###' if self.system else '###'
     answers = []
     for i, (question, answer) in enumerate(turns):

@@ -1,6 +1,4 @@
-"""What a source yields before tokenization, and how it says that one example is bad."""
-
-from __future__ import annotations
+"""Records: what a source yields before tokenization. Also the error of a bad example."""
 
 import abc
 import dataclasses
@@ -9,16 +7,22 @@ from collections.abc import Mapping
 
 from sphinx_jax.core import errors
 
+# Policies for an example that does not fit into a row: skip it, or cut the end of its text.
 TOO_LONG = ('skip', 'cut_text')
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """One example: a picture (or none) and a dialog about it.
+  """One example: an image (or none) and a dialog about it.
 
-  id: unique inside its source, task: name in `TASKS`, image: encoded file (PNG, JPEG) or None,
-  turns: (instruction, answer) pairs, truth: one dict per turn, what the task's metric needs; mirrored: whether the picture is
-  to be shown left for right (turns and truth speak of the mirrored one).
+  Attributes:
+    id: unique in its source.
+    task: name in tasks.TASKS.
+    image: encoded file (PNG, JPEG, ...) or None.
+    turns: (instruction, answer) pairs.
+    truth: what the task's metric needs, one dict per turn.
+    mirrored: whether the image is to be flipped left to right. Turns and truth describe the flipped
+      image.
   """
 
   id: str
@@ -30,23 +34,25 @@ class Record:
 
 
 def check_too_long(policy: str) -> None:
-  """Raises SphinxError unless it is a policy for examples that no row can hold: left out, or their text is cut."""
+  """Raises SphinxError unless `policy` is one of TOO_LONG."""
   if policy not in TOO_LONG:
     raise errors.unknown('too_long policy', policy, TOO_LONG)
 
 
 class BadExample(Exception):
-  """Raised by `Source.__getitem__` for an example to be counted and skipped.
+  """Raised for an example that is counted and skipped.
 
-  reason: a short name that is counted ("no turns"), message: the whole story for the log.
+  Attributes:
+    reason: short name under which it is counted, for example 'no turns'.
+    message: full description for the log.
   """
 
-  def __init__(self, reason: str, message: str):
+  def __init__(self, reason: str, message: str) -> None:
     super().__init__(message)
     self.reason = reason
     self.message = message
 
-  def __reduce__(self):
+  def __reduce__(self) -> tuple[type, tuple[str, str]]:  # Pickle would pass the message alone.
     return BadExample, (self.reason, self.message)
 
 

@@ -1,4 +1,4 @@
-"""Text <-> token ids: LLaMA-style sentencepiece models, and their training from a corpus."""
+"""Sentencepiece tokenizers in the style of LLaMA, and their training from a corpus."""
 
 import functools
 import io
@@ -10,8 +10,8 @@ import sentencepiece
 
 from sphinx_jax.core import errors
 
-# Pieces of coordinate text (spaces written as sentencepiece writes them). They make "[0.25, 0.31, 0.50, 0.62]" 13 tokens
-# instead of 24; boxes, layouts and poses are most of the positions of a small model's rows.
+# Pieces of coordinate text, with spaces as sentencepiece writes them. A box of four coordinates has
+# 13 tokens with them, 24 without. Coordinates take most positions of a small model's rows.
 COORDINATE_SYMBOLS = ('[0.', '\u2581[0.', ',\u25810.', ';\u25810.')
 
 
@@ -19,17 +19,23 @@ class Tokenizer:
   """A sentencepiece model.
 
   Args:
-    model_bytes: contents of a `tokenizer.model`; kept as `.model_bytes` so that checkpoints can carry it.
+    model_bytes: contents of a `tokenizer.model`.
+
+  Attributes:
+    model_bytes: as given, so that checkpoints can carry them.
+    vocab_size: number of ids.
+    bos: id of BOS.
+    eos: id of EOS.
 
   Raises:
-    SphinxError: the bytes are no sentencepiece model.
+    SphinxError: the bytes are not a sentencepiece model.
   """
 
-  def __init__(self, model_bytes: bytes):
+  def __init__(self, model_bytes: bytes) -> None:
     self.model_bytes = bytes(model_bytes)
     try:
       self._model = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
-    except Exception as error:  # sentencepiece raises bare RuntimeError
+    except Exception as error:  # Sentencepiece raises RuntimeError.
       raise errors.make(
         'tokenizer',
         f'{len(self.model_bytes)} bytes that do not load ({error})',
@@ -41,22 +47,29 @@ class Tokenizer:
     self.eos: int = self._model.eos_id()
 
   def encode(self, text: str, bos: bool = False) -> list[int]:
-    """Ids of text, after BOS if asked."""
+    """Returns the ids of a text, after BOS if `bos`."""
     ids = self._model.encode(text)
     return [self.bos, *ids] if bos else ids
 
   def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids of text and the characters [begin, end) that each covers; of a character in several bytes the last has it."""
-    found = self._model.encode(text, return_type='offset_mapping', return_bytes=False)
-    return list(found['ids']), list(found['offsets'])
+    """Returns the ids of a text and the characters [begin, end) that each id covers.
+
+    If several byte tokens form one character, the last of them covers it.
+    """
+    encoded = self._model.encode(text, return_type='offset_mapping', return_bytes=False)
+    return list(encoded['ids']), list(encoded['offsets'])
 
   def encode_begins(self, text: str) -> tuple[list[int], np.ndarray]:
-    """Ids of text and the character int64[n] where each begins, as `encode_spans`; in half its time where all is ASCII."""
+    """Returns the ids of a text and the character at which each begins, int64[n].
+
+    The result is that of `encode_spans`. ASCII text takes half its time.
+    """
     if text.isascii():
       ids = self._model.encode(text)
       lengths = self._lengths[ids]
       ends = np.cumsum(lengths)
-      # The first piece carries a space that is not in the text. A tokenizer that changes texts has another sum.
+      # The first piece carries a space that is not in the text. If the sum differs, the tokenizer
+      # normalizes texts.
       if ids and ends[-1] == len(text) + 1:
         return ids, np.maximum(ends - lengths - 1, 0)
     ids, spans = self.encode_spans(text)
@@ -64,7 +77,7 @@ class Tokenizer:
 
   @functools.cached_property
   def _lengths(self) -> np.ndarray:
-    """Characters of the text that each id stands for, int64[vocab_size]; a byte is one."""
+    """The number of characters that each id stands for, int64[vocab_size]. A byte counts as one."""
 
     def length(i: int) -> int:
       if self._model.is_control(i) or self._model.is_unknown(i):
@@ -74,15 +87,15 @@ class Tokenizer:
     return np.array([length(i) for i in range(self.vocab_size)])
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Text of ids; control tokens vanish, and so does the space that the first word carries."""
+    """Returns the text of ids, without control tokens and the space of the first word."""
     return self._model.decode([int(i) for i in ids])
 
 
 def load(path: str | Path) -> Tokenizer:
-  """The tokenizer of a `tokenizer.model` file.
+  """Loads a `tokenizer.model` file.
 
   Raises:
-    SphinxError: no such file, or not a sentencepiece model.
+    SphinxError: there is no such file, or it is not a sentencepiece model.
   """
   if not Path(path).is_file():
     raise errors.make(
@@ -94,18 +107,21 @@ def load(path: str | Path) -> Tokenizer:
 def train(
   lines: Iterable[str], vocab_size: int, user_symbols: Sequence[str] = COORDINATE_SYMBOLS
 ) -> bytes:
-  """Trains a LLaMA-like model: BPE, split digits, byte fallback, text as it is, unk 0, bos 1, eos 2, no padding id.
+  """Trains a tokenizer like LLaMA's.
+
+  It is a BPE model with split digits, byte fallback, no normalization, ids 0 (unk), 1 (BOS) and 2
+  (EOS), and no padding id.
 
   Args:
-    lines: texts; newlines inside a text are fine (a newline is a byte token, and pieces never cross one).
-    vocab_size: ids in all, the 256 bytes and 3 control ids included.
-    user_symbols: strings that are always one token, spaces written as U+2581.
+    lines: texts. A text may contain newlines: they are byte tokens, and no piece contains one.
+    vocab_size: number of ids, the 256 bytes and 3 control ids included.
+    user_symbols: strings that are always one token, with spaces as U+2581.
 
   Returns:
-    The model file's bytes; the same lines give the same bytes.
+    The bytes of the model file. The same lines give the same bytes.
 
   Raises:
-    SphinxError: the corpus cannot fill, or does not fit, the vocabulary.
+    SphinxError: the corpus does not fill the vocabulary, or has too many different characters.
   """
   model = io.BytesIO()
   try:
@@ -129,7 +145,7 @@ def train(
       num_threads=1,
       minloglevel=2,
     )
-  except Exception as error:  # sentencepiece raises bare RuntimeError
+  except Exception as error:  # Sentencepiece raises RuntimeError.
     raise errors.make(
       'tokenizer training',
       f'vocab_size={vocab_size} ({str(error).strip()})',

@@ -101,9 +101,7 @@ class Miniworld(tfds.core.GeneratorBasedBuilder):
 
   def _scenes(self, split: str, kind: str) -> Iterator[dict]:
     count = self._sizes[split][kind]
-    for row in workers.draw_rows(
-      kind, split, count, self._seed, self._image_size, self._executor
-    ):
+    for row in workers.draw_rows(kind, split, count, self._seed, self._image_size, self._executor):
       yield row | {'image': io.BytesIO(row['image'])}
       self._advance(1)
 

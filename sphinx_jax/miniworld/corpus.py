@@ -1,8 +1,8 @@
-"""The text-only corpus: short true sentences about miniworld, from templates; no picture belongs to them."""
-
-from __future__ import annotations
+"""The text-only corpus: short true sentences about miniworld, from templates, without images."""
 
 import zlib
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -42,33 +42,41 @@ _FACTS = (
 )
 
 
-def _one(rng, choices):
+_T = TypeVar('_T')
+
+
+def _choose(rng: np.random.Generator, choices: Sequence[_T]) -> _T:
   return choices[int(rng.integers(len(choices)))]
 
 
-def _two(rng, choices):
+def _choose_two(rng: np.random.Generator, choices: Sequence[_T]) -> tuple[_T, _T]:
   first, second = rng.choice(len(choices), 2, replace=False)
   return choices[int(first)], choices[int(second)]
 
 
-def _things(rng, count):
-  """`count` different coloured things: "red circle"."""
+def _things(rng: np.random.Generator, count: int) -> list[str]:
+  """Returns `count` different colored things, for example "red circle"."""
   picks = rng.choice(len(_COLORS) * len(NAMES), count, replace=False)
   return [f'{_COLORS[k // len(NAMES)]} {NAMES[k % len(NAMES)]}' for k in picks]
 
 
-def _fact(rng):
-  first, second = _two(rng, _FACTS)
-  return _one(
+def _fact(rng: np.random.Generator) -> str:
+  first, second = _choose_two(rng, _FACTS)
+  return _choose(
     rng,
-    (first, f'{first} {second}', f'{_one(rng, _PEOPLE)} says: {first}', f'remember that {first}'),
+    (
+      first,
+      f'{first} {second}',
+      f'{_choose(rng, _PEOPLE)} says: {first}',
+      f'remember that {first}',
+    ),
   )
 
 
-def _color(rng):
-  color, other = _two(rng, _COLORS)
-  name, person = _one(rng, NAMES), _one(rng, _PEOPLE)
-  return _one(
+def _color(rng: np.random.Generator) -> str:
+  color, other = _choose_two(rng, _COLORS)
+  name, person = _choose(rng, NAMES), _choose(rng, _PEOPLE)
+  return _choose(
     rng,
     (
       f'the {name} is {color}. it is not {other}.',
@@ -80,29 +88,30 @@ def _color(rng):
   )
 
 
-def _count(rng):
-  name, other = _two(rng, NAMES)
+def _count(rng: np.random.Generator) -> str:
+  name, other = _choose_two(rng, NAMES)
   first, second = int(rng.integers(1, 6)), int(rng.integers(1, 5))
   many, total = _NUMBERS[first - 1], _NUMBERS[first + second - 1]
   plural = '' if first == 1 else 's'
   more = 'more' if first > second else 'fewer' if first < second else 'as many'
   joint = 'as' if first == second else 'than'
-  return _one(
+  return _choose(
     rng,
     (
       f'{many} {name}{plural} and {_NUMBERS[second - 1]} more make {total}.',
-      f'{_one(rng, _PEOPLE)} has {many} {name}{plural} and gets {_NUMBERS[second - 1]} more. that makes {total}.',
+      f'{_choose(rng, _PEOPLE)} has {many} {name}{plural} and gets {_NUMBERS[second - 1]} more. '
+      f'that makes {total}.',
       f'how many {name}s are there? there {"is" if first == 1 else "are"} {first}.',
       f'here are {first} {name}s and {second} {other}s. there are {more} {name}s {joint} {other}s.',
     ),
   )
 
 
-def _order(rng):
+def _order(rng: np.random.Generator) -> str:
   first, second, third = _things(rng, 3)
-  where = _one(rng, tuple(_OPPOSITE))
+  where = _choose(rng, tuple(_OPPOSITE))
   back = _OPPOSITE[where]
-  return _one(
+  return _choose(
     rng,
     (
       f'if the {first} is {where} the {second}, then the {second} is {back} the {first}.',
@@ -113,10 +122,10 @@ def _order(rng):
   )
 
 
-def _number_line(rng):
+def _number_line(rng: np.random.Generator) -> str:
   low, high = sorted(int(k) for k in rng.choice(99, 2, replace=False))
   text = f'0.{low:02d}', f'0.{high:02d}'
-  return _one(
+  return _choose(
     rng,
     (
       f'a point at {text[0]} lies left of a point at {text[1]}.',
@@ -128,10 +137,10 @@ def _number_line(rng):
   )
 
 
-def _compare(rng):
+def _compare(rng: np.random.Generator) -> str:
   first, second = _things(rng, 2)
   same = 'the same colour' if first.split()[0] == second.split()[0] else 'of different colours'
-  return _one(
+  return _choose(
     rng,
     (
       f'the {first} is bigger than the {second}, so the {second} is smaller.',
@@ -142,36 +151,37 @@ def _compare(rng):
   )
 
 
-def _spell(rng):
-  word = _one(rng, LEXICON)
-  return _one(
+def _spell(rng: np.random.Generator) -> str:
+  word = _choose(rng, LEXICON)
+  return _choose(
     rng,
     (
       f'the word {word} is spelled {" ".join(word)}.',
       f'{word} has {_NUMBERS[len(word) - 1]} letters.',
       f'{word} starts with {word[0]} and ends with {word[-1]}.',
-      f'{_one(rng, _PEOPLE)} writes the word {word} in {_one(rng, _COLORS)} letters.',
+      f'{_choose(rng, _PEOPLE)} writes the word {word} in {_choose(rng, _COLORS)} letters.',
     ),
   )
 
 
-def _kinds(rng):
-  shape, icon = _one(rng, SHAPES), _one(rng, ICONS)
-  return _one(
+def _kinds(rng: np.random.Generator) -> str:
+  shape, icon = _choose(rng, SHAPES), _choose(rng, ICONS)
+  return _choose(
     rng,
     (
       f'a {shape} is a shape, but a {icon} is a thing.',
       f'is a {icon} a shape? no, a {icon} is a thing.',
-      f'{_one(rng, _PEOPLE)} draws a {_one(rng, _COLORS)} {shape} and a {_one(rng, _COLORS)} {icon}.',
+      f'{_choose(rng, _PEOPLE)} draws a {_choose(rng, _COLORS)} {shape} '
+      f'and a {_choose(rng, _COLORS)} {icon}.',
     ),
   )
 
 
-def _story(rng):
-  person, friend = _two(rng, _PEOPLE)
+def _story(rng: np.random.Generator) -> str:
+  person, friend = _choose_two(rng, _PEOPLE)
   first, second = _things(rng, 2)
-  side = _one(rng, ('left', 'right'))
-  place = _one(
+  side = _choose(rng, ('left', 'right'))
+  place = _choose(
     rng,
     (
       'at the top',
@@ -183,34 +193,44 @@ def _story(rng):
       'in the lower right',
     ),
   )
-  return _one(
+  return _choose(
     rng,
     (
-      f'{person} puts a {first} {place}. then {friend} brings a {second}. now there are two things in the picture.',
-      f'{person} is {_one(rng, _DOING)}. {friend} looks for the {first} {place}.',
+      f'{person} puts a {first} {place}. then {friend} brings a {second}. '
+      f'now there are two things in the picture.',
+      f'{person} is {_choose(rng, _DOING)}. {friend} looks for the {first} {place}.',
       f'{person} lifts the {side} hand and waves to {friend}, who sits beside the {second}.',
-      f'{person} reads a page with a title and {_one(rng, _PARTS)}. {friend} looks at the {first}.',
-      f'{person} hides the {first} behind the {second}. {friend} cannot see the {first.split()[1]}.',
-      f'first {person} tries {_one(rng, ACTIONS)}, then {friend} tries {_one(rng, ACTIONS)}.',
+      f'{person} reads a page with a title and {_choose(rng, _PARTS)}. '
+      f'{friend} looks at the {first}.',
+      f'{person} hides the {first} behind the {second}. '
+      f'{friend} cannot see the {first.split()[1]}.',
+      f'first {person} tries {_choose(rng, ACTIONS)}, then {friend} tries {_choose(rng, ACTIONS)}.',
     ),
   )
 
 
 _TEMPLATES = (_fact, _color, _count, _order, _number_line, _compare, _spell, _kinds, _story, _story)
-_LANES = 20  # of the hash: one lane is validation, one is test, the others are training
+# A text is in the split of its hash modulo _LANES: one lane is validation, one is test, the others
+# are training.
+_LANES = 20
 
 
 def texts(split: str, count: int, seed: int = 0) -> list[str]:
-  """`count` different texts of a split ("train", "validation", "test"), the same for the same arguments.
+  """Returns `count` different texts of a split.
 
-  Which split a text belongs to is read from its hash, so no text is in two splits. More texts of a split begin with
-  the fewer.
+  The hash of a text decides its split, so no text is in two splits. A larger `count` returns the
+  same texts first.
+
+  Args:
+    split: 'train', 'validation' or 'test'.
+    count: number of texts.
+    seed: seed of the texts.
   """
   rng = np.random.default_rng((seed, 0x7E87))
   lanes = {'validation': range(1), 'test': range(1, 2), 'train': range(2, _LANES)}[split]
   chosen: dict[str, None] = {}
   while len(chosen) < count:
-    text = _one(rng, _TEMPLATES)(rng)
+    text = _choose(rng, _TEMPLATES)(rng)
     if zlib.crc32(text.encode()) % _LANES in lanes:
       chosen[text] = None
   return list(chosen)

@@ -1,20 +1,19 @@
 """Stick figures with the 17 COCO keypoints.
 
-A figure faces the viewer, so its left side is on the picture's right. Left limbs are warm (red arm, orange leg),
-right limbs are cool (blue arm, green leg).
+A figure faces the viewer, so its left side is on the image's right. Left limbs are warm (red arm,
+orange leg), right limbs are cool (blue arm, green leg).
 """
 
-from __future__ import annotations
-
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from sphinx_jax.core.coordinates import KEYPOINTS
-from sphinx_jax.miniworld.draw import COLORS, DARK, Canvas, jitter, lattice, shade
+from sphinx_jax.miniworld.draw import COLORS, DARK, Canvas, Point, jitter, lattice, shade
 
-# Angles in degrees from straight down, outward positive: (upper arm, forearm), (thigh, shin). First pair of each is the
-# side that acts, second the other side.
+# Angles in degrees from straight down, outward positive: (upper arm, forearm) and (thigh, shin).
+# The first pair is the side that acts, the second one the other side.
 _POSES = {
   'standing': dict(arms=((14, 8), (14, 8)), legs=((9, 4), (9, 4))),
   'waving': dict(arms=((118, 172), (14, 8)), legs=((9, 4), (9, 4))),
@@ -28,29 +27,31 @@ _POSES = {
 ACTIONS = tuple(_POSES)
 SIDED = ('waving', 'kicking')
 _SKIN = (236, 190, 150)
-_HEAD, _ARM, _LEG = (
-  0.105,
-  (0.155, 0.15),
-  (0.2, 0.2),
-)  # head radius and limb lengths, as shares of the body's unit
+# Radius of the head and lengths of the limbs' parts, in units of the body.
+_HEAD = 0.105
+_ARM = (0.155, 0.15)
+_LEG = (0.2, 0.2)
 
 
-def _toward(start, angle, length, sign):
+def _toward(start: Point, angle: float, length: float, sign: int) -> Point:
+  """Returns the end of a limb. The angle is in degrees; sign 1 is the left side, -1 the right."""
   angle = math.radians(angle)
   return start[0] + sign * math.sin(angle) * length, start[1] + math.cos(angle) * length
 
 
-def _shaken(angles, rng):
+def _jitter_angles(angles: Sequence[float], rng: np.random.Generator) -> list[float]:
   return [angle + rng.uniform(-4, 4) for angle in angles]
 
 
-def _joints(rng, action, acting):
-  """{keypoint: (x, y)} in body units around the hips, before scaling."""
+def _joints(rng: np.random.Generator, action: str, acting: str) -> dict[str, Point]:
+  """Returns {keypoint: (x, y)} in units of the body, with the hips at 0."""
   pose, points = _POSES[action], {}
   lean = rng.uniform(-0.03, 0.03)
   for side, sign in (('left', 1), ('right', -1)):
     which = 0 if side == acting else 1
-    (upper, fore), (thigh, shin) = (_shaken(pose[limb][which], rng) for limb in ('arms', 'legs'))
+    (upper, fore), (thigh, shin) = (
+      _jitter_angles(pose[limb][which], rng) for limb in ('arms', 'legs')
+    )
     points[f'{side} hip'] = hip = (sign * 0.055, 0.0)
     points[f'{side} knee'] = knee = _toward(hip, thigh, _LEG[0], sign)
     points[f'{side} ankle'] = _toward(knee, shin, _LEG[1], sign)
@@ -72,8 +73,10 @@ def _joints(rng, action, acting):
   return points
 
 
-def _paint(canvas, points, unit, rng):
-  """Draws the figure from its joints (already in [0, 1]) and gives its tight box."""
+def _paint(
+  canvas: Canvas, points: Mapping[str, Point], unit: float, rng: np.random.Generator
+) -> list[float]:
+  """Draws a figure from its joints in [0, 1]; returns its tight box."""
   canvas.begin()
   thick = 0.055 * unit
   ink = {'left': (COLORS['red'], COLORS['orange']), 'right': (COLORS['blue'], COLORS['green'])}
@@ -100,8 +103,8 @@ def _paint(canvas, points, unit, rng):
   return canvas.box()
 
 
-def _stage(canvas, action, points, unit):
-  """The stool of a sitting figure, the shadow under a jumping one."""
+def _stage(canvas: Canvas, action: str, points: Mapping[str, Point], unit: float) -> None:
+  """Draws the stool of a sitting figure, or the shadow of a jumping one."""
   x = (points['left hip'][0] + points['right hip'][0]) / 2
   floor = max(points['left ankle'][1], points['right ankle'][1]) + 0.03 * unit
   if action == 'sitting':
@@ -112,10 +115,13 @@ def _stage(canvas, action, points, unit):
     canvas.ellipse((x - 0.2 * unit, y - 0.016, x + 0.2 * unit, y + 0.016), (186, 186, 190))
 
 
-def draw(rng: np.random.Generator, size: int):
-  """One scene on a sheet: (Canvas, [{"box", "keypoints": [[x, y, visibility 2]] x 17, "action", "side"}]).
+def draw(rng: np.random.Generator, size: int) -> tuple[Canvas, list[dict]]:
+  """Draws one figure.
 
-  "side" is the acting side of waving and kicking ("left" or "right", the figure's own), else "".
+  Returns:
+    (canvas, [{'box', 'keypoints', 'action', 'side'}]). 'keypoints' are 17 of [x, y, 2]; visibility
+    2 is visible. 'side' is the figure's own side that acts ('left' or 'right') for waving and
+    kicking, and '' for other actions.
   """
   action = ACTIONS[int(rng.integers(len(ACTIONS)))]
   acting = ('left', 'right')[int(rng.integers(2))]

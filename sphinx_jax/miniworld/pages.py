@@ -1,10 +1,10 @@
-"""Scenes of a white document page with 3 to 6 blocks, each with the look of its DocLayNet class."""
+"""Scenes of a white document page with 3 to 6 blocks that look like their DocLayNet class."""
 
-from __future__ import annotations
+from collections.abc import Sequence
 
 import numpy as np
 
-from sphinx_jax.miniworld.draw import DARK, WHITE, Canvas, jitter
+from sphinx_jax.miniworld.draw import DARK, WHITE, Box, Canvas, Color, jitter
 
 LABELS = (
   'Caption',
@@ -19,16 +19,24 @@ LABELS = (
   'Text',
   'Title',
 )
-PX = 1 / 64  # the looks are drawn in 64ths of the page
-ROWS = 8  # a page has so many rows of equal height
-_TALL = ('Text', 'List-item', 'Table', 'Picture')  # two rows; all others take one
+PX = 1 / 64  # Blocks are drawn in 64ths of the page.
+ROWS = 8  # Rows of equal height of a page.
+_TALL = ('Text', 'List-item', 'Table', 'Picture')  # Take two rows. All others take one.
 _BODY = ('Text', 'List-item', 'Table', 'Picture', 'Formula', 'Section-header')
 _BODY_WEIGHTS = (0.27, 0.16, 0.16, 0.16, 0.12, 0.13)
-_GREY, _PALE = (120, 122, 128), (170, 172, 180)
+_GRAY, _PALE = (120, 122, 128), (170, 172, 180)
 
 
-def _lines(canvas, box, rng, color, thick=1.0, period=3.0, last=(0.4, 0.9)):
-  """Rows of greeked text that fill the box; the last row ends early."""
+def _lines(
+  canvas: Canvas,
+  box: Box,
+  rng: np.random.Generator,
+  color: Color,
+  thick: float = 1.0,
+  period: float = 3.0,
+  last: tuple[float, float] = (0.4, 0.9),
+) -> None:
+  """Draws rows of greeked text that fill the box. The last row ends early."""
   x1, y1, x2, y2 = box
   rows = max(1, int((y2 - y1 - thick * PX) / (period * PX) + 1e-6) + 1)
   step = (y2 - y1 - thick * PX) / max(rows - 1, 1)
@@ -38,11 +46,11 @@ def _lines(canvas, box, rng, color, thick=1.0, period=3.0, last=(0.4, 0.9)):
     canvas.rectangle((x1, top, right, top + thick * PX), color)
 
 
-def _text(canvas, box, rng):
-  _lines(canvas, box, rng, _GREY)
+def _text(canvas: Canvas, box: Box, rng: np.random.Generator) -> None:
+  _lines(canvas, box, rng, _GRAY)
 
 
-def _title(canvas, box, rng):
+def _title(canvas: Canvas, box: Box, rng: np.random.Generator) -> None:
   """One heavy black row of block letters."""
   x1, y1, x2, y2 = box
   x = x1
@@ -52,21 +60,21 @@ def _title(canvas, box, rng):
     x = right + 1.2 * PX if x2 - right >= 3 * PX else x2
 
 
-def _section_header(canvas, box, rng):
+def _section_header(canvas: Canvas, box: Box, rng: np.random.Generator) -> None:
   """A dark blue bar after a number box."""
   x1, y1, x2, y2 = box
   canvas.rectangle((x1, y1, x1 + 4 * PX, y2), (24, 60, 150))
   canvas.rectangle((x1 + 5.5 * PX, y1, x2, y2), (24, 60, 150))
 
 
-def _list_item(canvas, box, rng):
+def _list_item(canvas: Canvas, box: Box, rng: np.random.Generator) -> None:
   x1, y1, x2, y2 = box
   side = 3.5 * PX
   canvas.ellipse((x1, y1, x1 + side, y1 + side), (200, 40, 40))
   _lines(canvas, (x1 + 6 * PX, y1 + PX, x2, y2), rng, (70, 72, 78), thick=1.25, period=3.4)
 
 
-def _table(canvas, box, rng):
+def _table(canvas: Canvas, box: Box, rng: np.random.Generator) -> None:
   x1, y1, x2, y2 = box
   rows, columns = int(rng.integers(3, 5)), int(rng.integers(3, 5))
   head = y1 + (y2 - y1) / rows
@@ -80,7 +88,7 @@ def _table(canvas, box, rng):
     canvas.rectangle((x, y1, x + 0.8 * PX, y2), DARK)
 
 
-def _picture(canvas, box, rng):
+def _picture(canvas: Canvas, box: Box, rng: np.random.Generator) -> None:
   """A small landscape: sky, sun and a hill."""
   x1, y1, x2, y2 = box
   width, height = x2 - x1, y2 - y1
@@ -103,12 +111,12 @@ def _picture(canvas, box, rng):
   )
 
 
-def _caption(canvas, box, rng):
+def _caption(canvas: Canvas, box: Box, rng: np.random.Generator) -> None:
   """Two short orange-brown rows."""
   _lines(canvas, box, rng, (206, 124, 40), thick=1.5, period=3.5, last=(0.5, 0.8))
 
 
-def _formula(canvas, box, rng):
+def _formula(canvas: Canvas, box: Box, rng: np.random.Generator) -> None:
   """A purple row of symbols: x = a fraction, with its number far to the right."""
   x1, y1, x2, y2 = box
   middle, ink = (y1 + y2) / 2, (128, 40, 150)
@@ -124,14 +132,14 @@ def _formula(canvas, box, rng):
   canvas.ellipse((x2 - 4 * PX, middle - 2 * PX, x2, middle + 2 * PX), ink, ring=PX)
 
 
-def _footnote(canvas, box, rng):
+def _footnote(canvas: Canvas, box: Box, rng: np.random.Generator) -> None:
   """A short rule with small pale rows under it."""
   x1, y1, x2, y2 = box
   canvas.rectangle((x1, y1, x1 + 14 * PX, y1 + PX), DARK)
   _lines(canvas, (x1, y1 + 2.5 * PX, x2, y2), rng, _PALE, thick=1.0, period=2.2)
 
 
-def _page_header(canvas, box, rng):
+def _page_header(canvas: Canvas, box: Box, rng: np.random.Generator) -> None:
   """Running words at both ends over a full rule."""
   x1, y1, x2, y2 = box
   canvas.rectangle((x1, y2 - PX, x2, y2), (30, 140, 140))
@@ -139,12 +147,12 @@ def _page_header(canvas, box, rng):
   canvas.rectangle((x2 - 10 * PX, y1, x2, y2 - 2.5 * PX), (30, 140, 140))
 
 
-def _page_footer(canvas, box, rng):
+def _page_footer(canvas: Canvas, box: Box, rng: np.random.Generator) -> None:
   """A page number between two dashes."""
   x1, y1, x2, y2 = box
   middle, center = (y1 + y2) / 2, (x1 + x2) / 2
-  canvas.rectangle((x1, middle - PX / 2, center - 4.5 * PX, middle + PX / 2), _GREY)
-  canvas.rectangle((center + 4.5 * PX, middle - PX / 2, x2, middle + PX / 2), _GREY)
+  canvas.rectangle((x1, middle - PX / 2, center - 4.5 * PX, middle + PX / 2), _GRAY)
+  canvas.rectangle((center + 4.5 * PX, middle - PX / 2, x2, middle + PX / 2), _GRAY)
   canvas.rectangle((center - 3 * PX, y1, center - 0.6 * PX, y2), DARK)
   canvas.rectangle((center + 0.6 * PX, y1, center + 3 * PX, y2), DARK)
 
@@ -164,15 +172,15 @@ _LOOKS = {
 }
 
 
-def paint(canvas: Canvas, label, box, rng):
-  """Draws one block inside `box` ([0, 1]) with the look of its class and gives the tight box."""
+def paint(canvas: Canvas, label: str, box: Box, rng: np.random.Generator) -> list[float]:
+  """Draws one block of a class of LABELS inside `box`; returns its tight box."""
   canvas.begin()
   _LOOKS[label](canvas, box, rng)
   return canvas.box()
 
 
-def _labels(rng):
-  """A plausible order of classes from top to bottom, 3 to 6 of them."""
+def _labels(rng: np.random.Generator) -> list[str]:
+  """Returns 3 to 6 classes in a plausible order from top to bottom."""
   count = int(rng.integers(3, 7))
   top = [label for label, share in (('Page-header', 0.35), ('Title', 0.4)) if rng.random() < share]
   bottom = [
@@ -190,8 +198,8 @@ def _labels(rng):
   return labels if 3 <= len(labels) <= 6 else _labels(rng)
 
 
-def _span(rng, label):
-  """Left and right edge of a block."""
+def _span(rng: np.random.Generator, label: str) -> tuple[float, float]:
+  """Returns the left and right edge of a block."""
   share = {
     'Title': 0.75,
     'Section-header': 0.6,
@@ -209,8 +217,8 @@ def _span(rng, label):
   return left, right - spare
 
 
-def _looseness(labels):
-  """How readily a free row of the page goes above each block, and below the last one, in proportion."""
+def _free_row_weights(labels: Sequence[str]) -> np.ndarray:
+  """The probabilities that a free row goes above each block, and below the last one."""
   above = [0.0 if label in ('Page-header', 'Caption') else 1.0 for label in labels]
   bottom = [k for k, label in enumerate(labels) if label in ('Footnote', 'Page-footer')]
   for k in bottom:
@@ -219,8 +227,8 @@ def _looseness(labels):
   return weights / weights.sum()
 
 
-def draw(rng: np.random.Generator, size: int):
-  """One page on a sheet: (Canvas, [{"label", "box"}]) in reading order."""
+def draw(rng: np.random.Generator, size: int) -> tuple[Canvas, list[dict]]:
+  """Draws one page; returns (canvas, [{'label', 'box'}] in reading order)."""
   while True:
     labels = _labels(rng)
     rows = [2 if label in _TALL else 1 for label in labels]
@@ -228,7 +236,7 @@ def draw(rng: np.random.Generator, size: int):
       break
   canvas = Canvas(size)
   canvas.rectangle((0, 0, 1, 1), tuple(int(c - rng.integers(0, 8)) for c in WHITE))
-  free = rng.multinomial(ROWS - sum(rows), _looseness(labels))
+  free = rng.multinomial(ROWS - sum(rows), _free_row_weights(labels))
   row, blocks = 0, []
   for label, above, height in zip(labels, free.tolist(), rows):
     row += above

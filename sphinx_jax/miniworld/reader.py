@@ -64,9 +64,7 @@ class StoredScenes:
     if 'text' in stored:
       annotation = {'kind': TEXT, 'text': stored['text'].decode()}
       return StoredScene(f'{self._split}_text/{row:06d}', None, annotation)
-    return StoredScene(
-      stored['id'].decode(), stored['image'], json.loads(stored['annotation'])
-    )
+    return StoredScene(stored['id'].decode(), stored['image'], json.loads(stored['annotation']))
 
 
 def location(data_dir: str | pathlib.Path, config: str) -> pathlib.Path:

@@ -1,15 +1,13 @@
 """Scenes of one or two short words in a 5 x 7 pixel font.
 
-The words are lettered in capitals and their text is given in lower case: reading is not about case here.
+The words are drawn in capitals, and their text is in lower case: case is not part of reading here.
 """
-
-from __future__ import annotations
 
 import re
 
 import numpy as np
 
-from sphinx_jax.miniworld.draw import COLORS, Canvas, jitter, lattice, shade
+from sphinx_jax.miniworld.draw import COLORS, Canvas, Color, Point, jitter, lattice, shade
 
 LEXICON = tuple(
   """
@@ -18,7 +16,7 @@ boat fish duck wolf milk rose moon rain fire lamp jazz taxi
 """.split()
 )
 
-# Rows from top to bottom, 5 bits each, leftmost pixel first.
+# Rows from top to bottom, 5 bits each, the leftmost pixel first.
 _GLYPHS = {
   letter: rows.split('/')
   for letter, rows in {
@@ -54,14 +52,12 @@ _INK = {
   name: shade(color, 0.82) if name in ('yellow', 'orange') else shade(color, 0.9)
   for name, color in COLORS.items()
 }
-CELL = (
-  1 / 24,
-  1 / 29,
-)  # width and height of a font pixel: a letter and its gap take a quarter of the picture
+# Width and height of a font pixel. A letter and its gap take a quarter of the image.
+CELL = (1 / 24, 1 / 29)
 
 
-def write(canvas: Canvas, text, corner, color):
-  """Letters `text` with its upper left `corner` there and gives the tight box."""
+def write(canvas: Canvas, text: str, corner: Point, color: Color) -> list[float]:
+  """Draws a word with its upper left corner at `corner`; returns its tight box."""
   canvas.begin()
   across, down = CELL
   for k, letter in enumerate(text):
@@ -75,8 +71,8 @@ def write(canvas: Canvas, text, corner, color):
   return canvas.box()
 
 
-def draw(rng: np.random.Generator, size: int):
-  """One scene on a sheet: (Canvas, [{"text", "color", "box"}]), from top to bottom."""
+def draw(rng: np.random.Generator, size: int) -> tuple[Canvas, list[dict]]:
+  """Draws one scene; returns (canvas, [{'text', 'color', 'box'}] from top to bottom)."""
   count = 1 + int(rng.random() < 0.2)
   texts = [LEXICON[k] for k in rng.choice(len(LEXICON), count, replace=False)]
   inks = [list(COLORS)[int(k)] for k in rng.choice(len(COLORS), count, replace=False)]

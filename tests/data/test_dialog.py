@@ -1,4 +1,4 @@
-"""Dialog template and loss mask, against the official data set code and conversation class."""
+"""Dialog template and loss mask, compared with the official dataset and conversation code."""
 
 import json
 from pathlib import Path
@@ -25,11 +25,11 @@ def tokenizer():
 
 
 def _turns(name):
-  """(question, answer) of a golden conversation; a turn without question has None there."""
+  """(question, answer) pairs of a golden conversation. A missing question is None."""
   turns = []
-  for said in INPUTS[name]['conversations']:
-    value = str(said['value']).replace('<image>', '').strip()
-    if said['from'] == 'human':
+  for message in INPUTS[name]['conversations']:
+    value = str(message['value']).replace('<image>', '').strip()
+    if message['from'] == 'human':
       turns.append((value, None))
     elif turns and turns[-1][1] is None:
       turns[-1] = (turns[-1][0], value)
@@ -57,12 +57,11 @@ def test_text_ids_and_labels_equal_official(name, tokenizer):
 def test_labels_are_on_the_answers_where_official_errs(tokenizer):
   ids, weights = Template().encode(_turns(OFFICIAL_IS_WRONG), tokenizer)
   official = np.array(DATASET['items'][OFFICIAL_IS_WRONG]['labels'][: len(ids)])
-  ours = np.flatnonzero(weights)
-  assert tokenizer.decode(np.array(ids)[official > 0]) == tokenizer.decode(
-    np.array(ids)[ours]
-  )  # the same words...
-  assert official.nonzero()[0][0] < ours[0]  # ...but theirs stand in the question
-  groups = np.split(ours, np.flatnonzero(np.diff(ours) > 1) + 1)
+  labels = np.flatnonzero(weights)
+  # The official labels are the same words, but some of them are in the question.
+  assert tokenizer.decode(np.array(ids)[official > 0]) == tokenizer.decode(np.array(ids)[labels])
+  assert official.nonzero()[0][0] < labels[0]
+  groups = np.split(labels, np.flatnonzero(np.diff(labels) > 1) + 1)
   for group, answer in zip(groups, ('A yellow ball.', 'No.'), strict=True):
     assert tokenizer.decode([ids[i] for i in group]) == answer + '\n###'
     assert tokenizer.decode(ids[: group[0]]).endswith('### Assistant:')
@@ -118,13 +117,13 @@ def test_prompt_equals_official(case, tokenizer):
 
 @pytest.mark.parametrize('case', PROMPTS['multimodal']['cases'], ids=str)
 def test_other_system_prompts_are_a_setting(case, tokenizer):
-  """The official template "multimodal"; those of other models (USER, ASSISTANT) are none of SPHINX's."""
+  """The official template "multimodal". SPHINX has no templates with USER and ASSISTANT."""
   system, _, _ = case['prompt'].partition('\n\n###')
   assert Template(system).render(case['qas'], open_ended=True) == case['prompt']
   assert Template(system).prompt(case['qas'], tokenizer) == case['ids']
 
 
-@pytest.mark.parametrize('system', ['', 'You see pictures.', Template().system])
+@pytest.mark.parametrize('system', ['', 'You see images.', Template().system])
 def test_prompt_is_what_training_saw_before_the_answer(system, tokenizer):
   template = Template(system)
   ids, weights = template.encode([('What?', 'A dog.'), ('Where?', '[0.25, 0.31]')], tokenizer)

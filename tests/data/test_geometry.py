@@ -1,4 +1,4 @@
-"""Boxes, keypoints, relations and words on the padded square, mirrored or not."""
+"""Boxes, keypoints, relations and texts on the padded square, mirrored or not."""
 
 import collections
 import copy
@@ -17,7 +17,7 @@ def thing(name, box, **more):
 
 
 def example():
-  """An annotation in pixels with every list, all of it inside the picture."""
+  """An annotation in pixels with every list, completely inside the image."""
   return {
     'id': 'left_3',
     'size': (WIDTH, HEIGHT),
@@ -60,7 +60,7 @@ def example():
 
 
 def in_pixels(annotation):
-  """The inverse of `on_square` for what lies inside: back from the padded square of WIDTH x HEIGHT."""
+  """The inverse of `on_square` for things inside the image, of WIDTH x HEIGHT pixels."""
 
   def point(x, y):
     return [x * WIDTH, y * WIDTH - (WIDTH - HEIGHT) // 2]
@@ -79,7 +79,7 @@ def in_pixels(annotation):
 
 
 def same(a, b):
-  """Whether two annotations agree, numbers up to rounding."""
+  """Whether two annotations are equal, numbers up to rounding."""
   if isinstance(a, dict):
     return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
   if isinstance(a, (list, tuple)):
@@ -96,12 +96,12 @@ def test_boxes_and_keypoints_are_padded():
   assert tall['blocks'][0]['box'] == pytest.approx([5 / 41, 0, 35 / 41, 1])
 
 
-def test_nothing_is_changed_but_coordinates_and_the_original_not_at_all():
-  given = example()
-  assert same(in_pixels(geometry.on_square(given, WIDTH, HEIGHT)), given)
-  geometry.on_square(given, WIDTH, HEIGHT, mirrored=True)
-  geometry.scaled(given, 2, 3)
-  assert given == example()
+def test_only_coordinates_change_and_the_argument_does_not():
+  annotation = example()
+  assert same(in_pixels(geometry.on_square(annotation, WIDTH, HEIGHT)), annotation)
+  geometry.on_square(annotation, WIDTH, HEIGHT, mirrored=True)
+  geometry.scaled(annotation, 2, 3)
+  assert annotation == example()
 
 
 def test_a_mirror_exchanges_left_and_right_in_texts_but_not_in_ids():
@@ -142,7 +142,7 @@ def test_a_mirror_moves_boxes_and_exchanges_the_keypoints_of_both_sides():
   assert points['nose'] == pytest.approx([1, 5 / 41, 2])
   assert points['left eye'] == pytest.approx(
     [(41 - 2) / 41, 9 / 41, 2]
-  )  # The right one of the picture as it is.
+  )  # The right eye of the original image.
   assert points['left ankle'] == [0, 0, 0] and points['right ankle'][2] == 2
 
 
@@ -182,7 +182,7 @@ def test_boxes_are_cut_at_the_edge_or_dropped(box, expected, mirrored):
       and placed['phrases'] == [{'text': 'a cup', 'boxes': []}]
       and dropped.total() == 2
     )
-    assert placed['partial'] == ['cup']  # One is there that is not in the list.
+    assert placed['partial'] == ['cup']  # The image shows one that is not in the list.
   else:
     x1, y1, x2, y2 = expected
     assert placed['objects'][0]['box'] == pytest.approx(
@@ -202,7 +202,7 @@ def test_keypoints_outside_or_unreadable_are_dropped(point):
   assert len(reasons) == 1 and reasons[0].startswith('keypoint')
 
 
-def test_relations_count_in_the_objects_that_are_left():
+def test_relations_refer_to_the_remaining_objects():
   things = [thing('hat', [90, 0, 99, 9]), thing('cup', [0, 0, 9, 9]), thing('dog', [9, 9, 20, 20])]
   relations = [
     {'subject': 1, 'predicate': 'on', 'object': 2},
@@ -213,17 +213,18 @@ def test_relations_count_in_the_objects_that_are_left():
   assert placed['relations'] == [{'subject': 0, 'predicate': 'on', 'object': 1}]
 
 
-def test_a_scaled_annotation_lies_on_the_same_places_of_a_scaled_picture():
-  given = example()
-  twice = geometry.scaled(given, 2, 2)
+def test_a_scaled_annotation_is_at_the_same_places_of_a_scaled_image():
+  annotation = example()
+  twice = geometry.scaled(annotation, 2, 2)
   assert twice['objects'][0]['box'] == [2, 4, 22, 44] and twice['people'][0]['keypoints'][3] == [
     6,
     12,
     2,
   ]
-  given['objects'][1]['box'] = [20, 0, 40, 30]
+  annotation['objects'][1]['box'] = [20, 0, 40, 30]
   assert same(
-    geometry.on_square(geometry.scaled(given, 2, 2), 80, 60), geometry.on_square(given, 40, 30)
+    geometry.on_square(geometry.scaled(annotation, 2, 2), 80, 60),
+    geometry.on_square(annotation, 40, 30),
   )
   wrong = {
     'objects': [thing('cup', None), thing('cup', [1, 2, 3])],

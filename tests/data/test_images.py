@@ -1,4 +1,4 @@
-"""Preprocessing, bit for bit against the official transform."""
+"""Image preprocessing, bit-equal to the official transform."""
 
 import hashlib
 import io
@@ -82,7 +82,7 @@ def test_padding_is_the_floor_of_half(shape, top, left):
 
 
 def test_odd_images_become_rgb_as_pillow_has_it():
-  """Grey in three channels, what is transparent as if it were not (FACTS: `convert('RGB')`)."""
+  """Gray has three equal channels, and transparent pixels are opaque."""
   pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 4), np.uint8)
   np.testing.assert_array_equal(images.decode(_encode(pixels)), pixels[..., :3])
   np.testing.assert_array_equal(
@@ -95,29 +95,29 @@ def test_odd_images_become_rgb_as_pillow_has_it():
     assert images.decode(_encode(bits, form)).shape == (4, 6, 3)
 
 
-def test_cmyk_becomes_its_colours():
+def test_cmyk_becomes_rgb():
   file = io.BytesIO()
   Image.new('CMYK', (16, 16), (0, 255, 0, 0)).save(file, 'JPEG')
   assert images.decode(file.getvalue())[8, 8].tolist() == [255, 0, 255]
 
 
-def test_16_bit_grey_keeps_its_high_bytes():
+def test_16_bit_gray_keeps_its_high_bytes():
   pixels = np.random.default_rng(0).integers(0, 2**16, (4, 6), np.uint16)
   np.testing.assert_array_equal(
     images.decode(_encode(pixels)), np.repeat((pixels >> 8)[..., None], 3, axis=-1)
   )
 
 
-def test_a_palette_with_a_transparent_colour_shows_that_colour():
-  file, picture = io.BytesIO(), Image.new('P', (4, 4), 1)
-  picture.putpalette([0, 0, 0, 9, 8, 7])
-  picture.save(file, 'PNG', transparency=1)
+def test_a_palette_with_a_transparent_color_shows_that_color():
+  file, image = io.BytesIO(), Image.new('P', (4, 4), 1)
+  image.putpalette([0, 0, 0, 9, 8, 7])
+  image.save(file, 'PNG', transparency=1)
   assert (images.decode(file.getvalue()) == [9, 8, 7]).all()
 
 
 def test_the_orientation_of_a_camera_is_not_applied():
   file, pixels, exif = io.BytesIO(), np.zeros((4, 6, 3), np.uint8), Image.Exif()
-  exif[0x0112] = 6  # Orientation: to be turned by a quarter.
+  exif[0x0112] = 6  # Orientation: rotate by 90 degrees.
   Image.fromarray(pixels).save(file, 'PNG', exif=exif)
   assert Image.open(io.BytesIO(file.getvalue())).getexif()[0x0112] == 6
   assert images.decode(file.getvalue()).shape == (4, 6, 3)
@@ -125,7 +125,7 @@ def test_the_orientation_of_a_camera_is_not_applied():
 
 @pytest.mark.parametrize('shape', [(48, 64), (64, 48), (33, 33), (7, 90), (90, 7)])
 @pytest.mark.parametrize('size', [24, 64, 100])
-def test_the_way_from_bytes_equals_the_way_by_arrays(shape, size):
+def test_square_of_bytes_equals_padded_resize_of_arrays(shape, size):
   data = _encode(np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8))
   want = images.padded_resize(images.decode(data), size)
   np.testing.assert_array_equal(images.square(data, size), want)
@@ -134,7 +134,7 @@ def test_the_way_from_bytes_equals_the_way_by_arrays(shape, size):
 
 
 def _png_head(width, height):
-  """A PNG that says to be large, and has no pixels."""
+  """A PNG whose header claims a large size, without pixels."""
   chunk = b'IHDR' + struct.pack('>IIBBBBB', width, height, 1, 0, 0, 0, 0)
   checksum = struct.pack('>I', zlib.crc32(chunk))
   return (
@@ -143,7 +143,7 @@ def _png_head(width, height):
 
 
 @pytest.mark.parametrize('width, height', [(16_000, 16_000), (20_000, 1), (1, 20_000)])
-def test_huge_pictures_are_bad_examples_before_they_are_decoded(width, height):
+def test_huge_images_are_bad_examples_before_they_are_decoded(width, height):
   with pytest.raises(BadExample, match='pixels'):
     images.square(_png_head(width, height), 8)
 

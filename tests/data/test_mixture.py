@@ -1,4 +1,4 @@
-"""What a config says of sampling becomes the law of the mix, and the table that is printed."""
+"""The sampling section of a config becomes the order of examples, and a table."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from sphinx_jax.data.record import BadExample
 
 
 class Sized:
-  """A source of a size, which here need not be read; example i is `i % 3 + mean - 1` long, and bad where it says so."""
+  """A source that is never read. Example i has `i % 3 + mean - 1` positions, unless it is bad."""
 
   def __init__(self, name, size, mean=10, bad=lambda index: False):
     self.name, self._size, self._mean, self._bad = name, size, mean, bad
@@ -36,17 +36,17 @@ def _make(sources, weights, settings=None, caps=None):
   )
 
 
-def _cells(made, position=0):
+def _cells(sampling, position=0):
   return [
     [cell.strip() for cell in line.split('  ') if cell.strip()]
-    for line in made.table(position).splitlines()
+    for line in sampling.table(position).splitlines()
   ]
 
 
-def test_shares_are_of_examples_where_nothing_is_said():
-  made = _make([Sized('a.json', 10), Sized('b.json', 1000)], [1, 3])
-  assert made.mixture.counts == (256, 768) and made.tokens is None
-  assert _cells(made, 1024) == [
+def test_shares_are_of_examples_by_default():
+  sampling = _make([Sized('a.json', 10), Sized('b.json', 1000)], [1, 3])
+  assert sampling.mixture.counts == (256, 768) and sampling.tokens is None
+  assert _cells(sampling, 1024) == [
     ['task', 'source', 'examples', 'weight', 'share', 'epochs'],
     ['a', 'a.json', '10', '1', '0.250', '25.60'],
     ['b', 'b.json', '1,000', '3', '0.750', '0.77'],
@@ -54,17 +54,20 @@ def test_shares_are_of_examples_where_nothing_is_said():
 
 
 def test_weights_by_tokens_are_divided_by_the_mean_length():
-  made = _make([Sized('a', 63, mean=30), Sized('b', 63, mean=10)], [1, 1], {'by': 'tokens'})
-  assert made.tokens == pytest.approx((30, 10), abs=0.2)
-  assert made.mixture.counts == (256, 768)
-  assert _cells(made)[0][-2:] == ['tokens', 'epochs'] and _cells(made)[1][-2:] == ['30', '0.00']
+  sampling = _make([Sized('a', 63, mean=30), Sized('b', 63, mean=10)], [1, 1], {'by': 'tokens'})
+  assert sampling.tokens == pytest.approx((30, 10), abs=0.2)
+  assert sampling.mixture.counts == (256, 768)
+  assert _cells(sampling)[0][-2:] == ['tokens', 'epochs'] and _cells(sampling)[1][-2:] == [
+    '30',
+    '0.00',
+  ]
 
 
-def test_lengths_are_measured_all_over_a_source_on_what_can_be_read():
+def test_lengths_are_measured_all_over_a_source_on_readable_examples():
   long = Sized('a', 10**9, mean=10, bad=lambda index: index % 2 or index < 10**8)
   long.length = lambda index, read=long.length: read(index) * (2 if index > 5 * 10**8 else 1)
-  made = _make([long, Sized('b', 3)], [1, 1], {'by': 'tokens'})
-  assert 14 < made.tokens[0] < 17 and made.tokens[1] == 10
+  sampling = _make([long, Sized('b', 3)], [1, 1], {'by': 'tokens'})
+  assert 14 < sampling.tokens[0] < 17 and sampling.tokens[1] == 10
   with pytest.raises(
     SphinxError, match="task 'a': got none readable of 3 examples looked at .0 is not there."
   ):
@@ -72,8 +75,8 @@ def test_lengths_are_measured_all_over_a_source_on_what_can_be_read():
 
 
 def test_a_task_without_weight_is_not_measured():
-  made = _make([Sized('a', 5), Sized('b', 3, bad=lambda index: True)], [1, 0], {'by': 'tokens'})
-  assert made.mixture.counts == (1024, 0)
+  sampling = _make([Sized('a', 5), Sized('b', 3, bad=lambda index: True)], [1, 0], {'by': 'tokens'})
+  assert sampling.mixture.counts == (1024, 0)
 
 
 def test_sizes_and_caps_decide_by_temperature():
@@ -88,17 +91,17 @@ def test_sizes_and_caps_decide_by_temperature():
 
 
 def test_a_stage_changes_the_weights_that_it_names():
-  made = _make(
+  sampling = _make(
     [Sized('a', 10), Sized('b', 10), Sized('c', 10)],
     [2, 1, 1],
     {'stages': ((1000, {'a': 0.0, 'c': 3}), (5000, {'c': 0}))},
   )
-  assert made.mixture.stages == (
+  assert sampling.mixture.stages == (
     (0, (0.5, 0.25, 0.25), (512, 256, 256)),
     (1024, (0, 0.25, 0.75), (0, 256, 768)),
     (5120, (0, 1, 0), (0, 1024, 0)),
   )
-  assert _cells(made)[0] == [
+  assert _cells(sampling)[0] == [
     'task',
     'source',
     'examples',
@@ -108,14 +111,14 @@ def test_a_stage_changes_the_weights_that_it_names():
     'from 5,120',
     'epochs',
   ]
-  assert _cells(made)[2][3:7] == ['1', '0.250', '0.250', '1.000']
+  assert _cells(sampling)[2][3:7] == ['1', '0.250', '0.250', '1.000']
 
 
 def test_stages_by_tokens():
-  made = _make(
+  sampling = _make(
     [Sized('a', 9, mean=30), Sized('b', 9)], [1, 0], {'by': 'tokens', 'stages': ((1024, {'b': 1}),)}
   )
-  assert [counts for _, _, counts in made.mixture.stages] == [(1024, 0), (256, 768)]
+  assert [counts for _, _, counts in sampling.mixture.stages] == [(1024, 0), (256, 768)]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +133,7 @@ def test_stages_by_tokens():
     ({'by': 'tokens', 'stages': ((5000, {'a': -1}),)}, None, "task 'a': got weight -1"),
   ],
 )
-def test_refuses_what_does_not_fit(settings, caps, message):
+def test_refuses_settings_that_do_not_fit(settings, caps, message):
   with pytest.raises(SphinxError, match=message):
     _make([Sized('a', 5), Sized('b', 5)], [1, 1], settings, caps)
 

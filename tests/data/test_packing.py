@@ -1,4 +1,4 @@
-"""Packing: which examples share a row, and every field of the batch literally."""
+"""Packing: which examples share a row, and literal values of every field of the batch."""
 
 import io
 
@@ -55,15 +55,15 @@ def test_a_small_batch_literally():
 
 def test_an_unreadable_image_leaves_padding_and_the_rest_of_the_row():
   good, bad = _example([1, 20, 21], {21}, _png(7)), _example([1, 10, 11], {11}, b'no image')
-  told = []
+  reported = []
   arguments = dict(seq_len=11, slots=2, image_size=4, visual_tokens=3)
   batch = packing.assemble(
     [[bad, good]],
     **arguments,
-    report_bad=lambda example, error: told.append((example, error.reason)),
+    report_bad=lambda example, error: reported.append((example, error.reason)),
   )
   alone = packing.assemble([[good]], **arguments, report_bad=_never)
-  assert told == [(bad, 'unreadable image')]
+  assert reported == [(bad, 'unreadable image')]
   for name in contract.FIELDS:
     assert np.array_equal(batch[name], alone[name]), name
 
@@ -82,14 +82,12 @@ def test_an_empty_row_is_padding():
   [
     ([5, 5, 5, 5], [False] * 4, [[0, 1], [2, 3]]),
     ([3, 7, 6, 4], [False] * 4, [[0, 1], [2, 3]]),
-    ([2, 2, 2, 2], [True] * 4, [[0, 1], [2, 3]]),  # two image slots a row
+    ([2, 2, 2, 2], [True] * 4, [[0, 1], [2, 3]]),  # Two image slots per row.
     ([2, 2, 2, 2], [True, True, True, False], [[0, 1, 3], [2]]),
-    (
-      [6, 5, 2, 2, 3],
-      [False] * 5,
-      [[0, 2, 3], [1, 4]],
-    ),  # 6 + 2 + 2 is full, where 6 + 3 would leave one position
-    ([7, 3, 3], [True, True, False], [[0, 1], [2]]),  # an image first, as text goes anywhere
+    # 6 + 2 + 2 fills the row; 6 + 3 would leave one position free.
+    ([6, 5, 2, 2, 3], [False] * 5, [[0, 2, 3], [1, 4]]),
+    # An example with an image first, because text fits anywhere.
+    ([7, 3, 3], [True, True, False], [[0, 1], [2]]),
     ([4, 4, 4, 6, 6], [True] * 3 + [False] * 2, [[0, 3], [1, 4], [2]]),
     ([10], [True], [[0]]),
     ([], [], []),
@@ -99,7 +97,7 @@ def test_plan(lengths, has_image, rows):
   assert packing.plan(lengths, has_image, seq_len=10, slots=2) == rows
 
 
-def test_plan_loses_nothing_and_keeps_to_the_capacity():
+def test_plan_uses_every_example_once_within_the_capacity():
   draw = np.random.default_rng(0)
   lengths, has_image = draw.integers(1, 60, 256).tolist(), (draw.random(256) < 0.7).tolist()
   rows = packing.plan(lengths, has_image, seq_len=60, slots=3)
@@ -112,7 +110,10 @@ def test_plan_loses_nothing_and_keeps_to_the_capacity():
 
 
 def test_plan_fills_rows_of_a_mixture_like_that_of_stage_2():
-  """Images of 291 positions, six a row of 2048; texts from short answers to long dialogs, a few without an image."""
+  """Images of 291 positions, six per row of 2048, and texts from short answers to long dialogs.
+
+  A few texts have no image.
+  """
   draw = np.random.default_rng(0)
   texts = (
     np.concatenate(

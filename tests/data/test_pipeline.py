@@ -1,4 +1,4 @@
-"""The pipeline's invariances: position, hosts, epochs; and what it does with bad examples."""
+"""Invariances of the pipeline (position, hosts, epochs), and its handling of bad examples."""
 
 import io
 import json
@@ -22,6 +22,7 @@ from sphinx_jax.mix.tasks import Mixture
 GOLDEN = Path(__file__).parents[1] / 'golden'
 TOKENIZER = tokenizers.load(GOLDEN / 'tokenizer.model')
 VISUAL, SIZE = 5, 8
+NO_SYSTEM = Template('')
 BATCH = {'batch_size': 4, 'seq_len': 64, 'slots': 2, 'window': 16}
 ROW_FIELDS = tuple(contract.FIELDS)
 
@@ -37,7 +38,7 @@ def _png(value):
 
 
 class Fake(Source):
-  """Answers that say which example it is; `spoil(index)` may raise or return another image or answer."""
+  """Answers name their example. `spoil(index)` may raise, or return another image or answer."""
 
   def __init__(self, name, size, image=True, spoil=lambda index: {}):
     self.name, self._size, self._image, self._spoil = name, size, image, spoil
@@ -46,19 +47,20 @@ class Fake(Source):
     return self._size
 
   def __getitem__(self, index):
-    made = {
+    content = {
       'image': _png(index % 256) if self._image else None,
       'answer': f'{self.name}{index}' + ' so' * (index % 7),
     }
-    made |= self._spoil(index)
-    return Record(f'{self.name}/{index}', self.name, made['image'], (('Q', made['answer']),), ({},))
+    content |= self._spoil(index)
+    turns = (('Q', content['answer']),)
+    return Record(f'{self.name}/{index}', self.name, content['image'], turns, ({},))
 
 
 def _pipeline(
   sources=None,
   weights=None,
   batch=BATCH,
-  template=Template(''),
+  template=NO_SYSTEM,
   local_rows=None,
   sampling=None,
   image_size=SIZE,
@@ -83,21 +85,20 @@ def _take(pipeline, count, position=0, **more):
     return [next(batches) for _ in range(count)]
 
 
-def _equal(one, other):
-  return all(np.array_equal(one[name], other[name]) for name in ROW_FIELDS)
+def _equal(batch, other):
+  return all(np.array_equal(batch[name], other[name]) for name in ROW_FIELDS)
 
 
 def _answers(batches):
-  """Counter of the trained texts of all rows."""
-  found = Counter()
+  """Counter of the first words of all answers."""
+  answers = Counter()
   for batch, _ in batches:
     for b in range(len(batch['tokens'])):
       for segment in range(1, batch['segments'][b].max() + 1):
-        trained = (batch['segments'][b] == segment) & (batch['loss_weight'][b] > 0)
-        found[
-          TOKENIZER.decode(batch['targets'][b, trained]).removesuffix('\n###').split(' ')[0]
-        ] += 1
-  return found
+        labels = (batch['segments'][b] == segment) & (batch['loss_weight'][b] > 0)
+        text = TOKENIZER.decode(batch['targets'][b, labels])
+        answers[text.removesuffix('\n###').split(' ')[0]] += 1
+  return answers
 
 
 def test_batches_keep_the_contract():
@@ -133,10 +134,10 @@ def test_seed_changes_the_order():
 @pytest.mark.parametrize('shares', [[(0, 1), (2, 3)], [(0, 2), (1, 3)], [(0,), (1,), (2,), (3,)]])
 @pytest.mark.parametrize('examples', [None, 40])
 def test_hosts_together_have_the_batches_of_one(shares, examples):
-  one = _take(_pipeline(), 5, examples=examples)
+  whole = _take(_pipeline(), 5, examples=examples)
   parts = [_take(_pipeline(local_rows=share), 5, examples=examples) for share in shares]
   order = np.argsort([row for share in shares for row in share])
-  for i, (batch, position) in enumerate(one):
+  for i, (batch, position) in enumerate(whole):
     assert {part[i][1] for part in parts} == {position}
     joined = {
       name: np.concatenate([part[i][0][name] for part in parts])[order] for name in ROW_FIELDS
@@ -168,33 +169,33 @@ def test_threads_change_nothing(threads):
 
 @pytest.mark.parametrize('examples', [1, 16, 30])
 def test_a_finite_pass_gives_each_of_its_examples_once(examples):
-  got = list(_pipeline([Fake('a', examples)], [1]).batches(examples=examples))
-  assert _answers(got) == {f'a{i}': 1 for i in range(examples)}
-  assert all(batch['tokens'].shape == (4, 64) for batch, _ in got)
+  batches = list(_pipeline([Fake('a', examples)], [1]).batches(examples=examples))
+  assert _answers(batches) == {f'a{i}': 1 for i in range(examples)}
+  assert all(batch['tokens'].shape == (4, 64) for batch, _ in batches)
 
 
 def test_epochs_follow_each_other():
-  got = list(_pipeline([Fake('a', 10)], [1]).batches(examples=30))
-  assert _answers(got) == {f'a{i}': 3 for i in range(10)}
+  batches = list(_pipeline([Fake('a', 10)], [1]).batches(examples=30))
+  assert _answers(batches) == {f'a{i}': 3 for i in range(10)}
 
 
-def test_bad_examples_are_counted_named_and_left_out(caplog):
+def test_bad_examples_are_counted_logged_and_skipped(caplog):
   def spoil(index):
     if index == 2:
       raise BadExample('box outside', 'box 7 is outside')
     return {3: {'answer': ' '}, 4: {'image': b'torn'}, 5: {'answer': 'long ' * 99}}.get(index, {})
 
   pipeline = _pipeline([Fake('a', 16, spoil=spoil)], [1])
-  got = list(pipeline.batches(examples=16))
+  batches = list(pipeline.batches(examples=16))
   assert pipeline.skipped == {
     ('a', reason): 1 for reason in ('box outside', 'empty answer', 'unreadable image', 'too long')
   }
-  assert _answers(got) == {f'a{i}': 1 for i in range(16) if i not in (2, 3, 4, 5)}
-  for said in ('skipped a/3: an answer is empty', 'box 7 is outside', 'skipped a/4', 'skipped a/5'):
-    assert said in caplog.text
+  assert _answers(batches) == {f'a{i}': 1 for i in range(16) if i not in (2, 3, 4, 5)}
+  for text in ('skipped a/3: an answer is empty', 'box 7 is outside', 'skipped a/4', 'skipped a/5'):
+    assert text in caplog.text
 
 
-def test_a_source_may_have_its_text_cut():
+def test_a_policy_of_the_source_cuts_long_texts():
   source = Fake('a', 4, spoil=lambda index: {'answer': 'long ' * 99})
   source.too_long = 'cut_text'
   ((batch, _),) = _take(_pipeline([source], [1]), 1)
@@ -212,8 +213,9 @@ def test_cut_text_equals_the_official_truncation(name):
     for item in json.loads((GOLDEN / 'conversation/inputs.json').read_text())
     if item['id'] == name
   ]
-  said = [turn['value'] for turn in item['conversations']]
-  source = [Record(name, 'chat', None, tuple(zip(said[::2], said[1::2])), ({},) * (len(said) // 2))]
+  texts = [turn['value'] for turn in item['conversations']]
+  turns = tuple(zip(texts[::2], texts[1::2]))
+  source = [Record(name, 'chat', None, turns, ({},) * len(turns))]
   source = type('Dialogs', (list, Source), {'name': 'chat', 'too_long': 'cut_text'})(source)
   batch = BATCH | {'batch_size': 1, 'seq_len': 90}
   pipeline = _pipeline([source], [1], batch, Template())
@@ -223,7 +225,7 @@ def test_cut_text_equals_the_official_truncation(name):
   assert [0, *labels[:-1]] == golden['labels']
 
 
-def test_cut_so_that_no_answer_is_left_is_skipped():
+def test_an_example_without_an_answer_after_the_cut_is_skipped():
   source = Fake('a', 4, spoil=lambda index: {'answer': 'x' * 400} if index == 1 else {})
   source.too_long = 'cut_text'
   pipeline = _pipeline([source], [1], batch=BATCH | {'seq_len': VISUAL + 12})
@@ -238,7 +240,7 @@ def test_cut_so_that_no_answer_is_left_is_skipped():
 
 @pytest.mark.parametrize('answer', ['', 'long ' * 99])
 def test_a_long_run_stops_where_its_data_turn_bad(answer):
-  """Not only its beginning is watched."""
+  """Not only the beginning of a run is checked."""
   source = Fake('a', 6000, spoil=lambda index: {'answer': answer} if turned else {})
   turned = False
   with _pipeline([source], [1], max_skipped=0.3).batches() as batches:
@@ -266,7 +268,7 @@ def test_the_share_that_may_be_bad_is_a_setting(most, bad):
       list(pipeline.batches(examples=40))
 
 
-def test_a_short_rest_is_no_stretch_of_its_own():
+def test_a_short_rest_is_not_a_stretch_of_its_own():
   source = Fake('a', 1001, spoil=lambda index: {'answer': ''} if index == last else {})
   last = int(Mixture([1], [1001]).lookup(np.array([1000]))[1][0])
   pipeline = _pipeline([source], [1])
@@ -274,8 +276,8 @@ def test_a_short_rest_is_no_stretch_of_its_own():
   assert pipeline.skipped == {('a', 'empty answer'): 1}
 
 
-def test_each_of_several_hosts_stops_at_unreadable_pictures():
-  """Though it decodes but its part of them."""
+def test_each_of_several_hosts_stops_at_unreadable_images():
+  """Although it decodes only its share of them."""
   with pytest.raises(SphinxError, match='bad among the first 1000 examples'):
     for _ in _pipeline(
       [Fake('a', 50, spoil=lambda index: {'image': b'torn'})], [1], local_rows=(0,)
@@ -283,7 +285,7 @@ def test_each_of_several_hosts_stops_at_unreadable_pictures():
       pass
 
 
-def test_what_sources_leave_out_of_examples_is_counted_apart():
+def test_boxes_that_sources_drop_are_counted_apart():
   source = Fake('a', 16)
   source.dropped = Counter({'box outside the image or empty': 3})
   pipeline = _pipeline([source, Fake('b', 16)], [1, 1])
@@ -297,8 +299,8 @@ def test_what_sources_leave_out_of_examples_is_counted_apart():
 
 
 @pytest.mark.parametrize('shape', [(6, 12), (12, 7)])
-def test_a_mirrored_picture_still_has_its_object_in_its_box(shape):
-  """A record's box is that of the mirrored picture, and so must be the pixels, padding included."""
+def test_a_mirrored_image_has_its_object_in_its_box(shape):
+  """The box of a record is that of the mirrored image, so the pixels must be mirrored too."""
   height, width = shape
   pixels = np.zeros((*shape, 3), np.uint8)
   pixels[2:5, 1:4] = 255
@@ -322,7 +324,7 @@ def test_mostly_bad_data_stops(spoil):
       pass
 
 
-def test_repeated_trouble_is_logged_a_few_times_only(caplog):
+def test_repeated_problems_are_logged_only_a_few_times(caplog):
   pipeline = _pipeline(
     [Fake('a', 100, spoil=lambda index: {'answer': ''} if index % 3 == 0 else {})], [1]
   )
@@ -378,7 +380,7 @@ def test_weights_by_tokens_share_out_the_positions():
 
 
 class Huge(Fake):
-  """As many examples as a list could not hold."""
+  """More examples than a list could hold."""
 
   def __len__(self):
     return 10**9
@@ -408,17 +410,17 @@ def test_a_billion_examples_from_any_position(sampling):
     (dict(loss_weighting='none'), "loss weighting: got 'none'"),
   ],
 )
-def test_refuses_what_cannot_work(change, message):
+def test_refuses_settings_that_cannot_work(change, message):
   with pytest.raises(SphinxError, match=message):
     _pipeline(**change)
 
 
 def test_a_task_of_weight_zero_may_be_empty():
-  got = list(_pipeline([Fake('a', 8), Fake('b', 0)], [1, 0]).batches(examples=8))
-  assert sum(_answers(got).values()) == 8
+  batches = list(_pipeline([Fake('a', 8), Fake('b', 0)], [1, 0]).batches(examples=8))
+  assert sum(_answers(batches).values()) == 8
 
 
-def test_a_source_is_told_the_epoch():
+def test_a_source_gets_the_epoch():
   class Wordy(Fake):
     def read(self, index, epoch):
       record = self[index]

@@ -1,4 +1,4 @@
-"""The tf.data front gives the law of the mix, from any window on."""
+"""The tf.data dataset has the order of the mixture, from any window on."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ MIXTURE = Mixture((0.3, 0.7), (13, 40), seed=5, block=10)
 
 
 @pytest.mark.parametrize('first', [0, 3, 10**12])
-def test_windows_are_the_law(first):
+def test_windows_have_the_order_of_the_mixture(first):
   windows = sampler.make_dataset(MIXTURE, window=7, first=first).take(3).as_numpy_iterator()
   for number, columns in enumerate(windows, first):
     positions = np.arange(number * 7, number * 7 + 7)

@@ -1,4 +1,4 @@
-"""Tokenizer: the golden cases of the official wrapper, and models trained here."""
+"""Tokenizer: golden cases of the official wrapper, and models trained here."""
 
 import json
 import random
@@ -24,7 +24,8 @@ def _corpus(count=1500):
   for _ in range(count):
     box = coordinates.format_box([draw.random() for _ in range(4)])
     question = ' '.join(draw.choice(words) for _ in range(5))
-    yield f'### Human: {question}?\n### Assistant: {draw.choice([box, "red", f"<p>tree</p>{box}"])}\n###'
+    answer = draw.choice([box, 'red', f'<p>tree</p>{box}'])
+    yield f'### Human: {question}?\n### Assistant: {answer}\n###'
 
 
 @pytest.fixture(scope='module')
@@ -61,7 +62,7 @@ def test_spans_are_characters_in_order_and_cover_the_text(official, text):
   ['', 'a', ' my  darling ', '\n###', 'a\n### Human: café 图 😀!', '[0.25, 0.31]; [0.1]\t~\x00'],
 )
 @pytest.mark.parametrize('which', ['official', 'trained'])
-def test_begins_are_those_of_the_spans(which, text, request):
+def test_begins_equal_those_of_the_spans(which, text, request):
   tokenizer = request.getfixturevalue(which)
   ids, begins = tokenizer.encode_begins(text)
   want, spans = tokenizer.encode_spans(text)
@@ -89,7 +90,7 @@ def test_without_user_symbols_coordinates_are_long():
   assert len(plain.encode('[0.25, 0.31, 0.50, 0.62]')) > 20
 
 
-def test_decode_gives_back_every_text(trained):
+def test_decode_restores_every_text(trained):
   draw = random.Random(1)
   texts = [
     *_corpus(30),
@@ -107,12 +108,12 @@ def test_training_is_deterministic(trained):
 
 
 @pytest.mark.parametrize('lines, size', [(['few words'], 30000), ([], 400), (['a b c'], 100)])
-def test_training_refuses_what_cannot_be(lines, size):
+def test_training_refuses_impossible_vocabularies(lines, size):
   with pytest.raises(SphinxError, match=f'tokenizer training: got vocab_size={size}'):
     tokenizers.train(lines, size)
 
 
-def test_refuses_files_that_are_no_model(tmp_path):
+def test_refuses_files_that_are_not_a_model(tmp_path):
   with pytest.raises(SphinxError, match='no file'):
     tokenizers.load(tmp_path / 'none.model')
   (tmp_path / 'bad.model').write_bytes(b'nonsense')

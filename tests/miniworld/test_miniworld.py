@@ -1,4 +1,4 @@
-"""miniworld: scenes are a function of their number, annotations tell the truth about the pixels, builds resume."""
+"""miniworld: scenes are functions of their number, annotations agree with pixels, builds resume."""
 
 import json
 import re
@@ -56,7 +56,7 @@ def test_unknown_names_are_answered_with_the_choices():
 
 @pytest.mark.parametrize('kind', scene.KINDS)
 @pytest.mark.parametrize('size', (64, 96))
-def test_annotations_hold_every_list_and_boxes_inside_the_picture(kind, size):
+def test_annotations_hold_every_list_and_boxes_inside_the_image(kind, size):
   for made in scenes(kind, 12, size=size):
     assert made.pixels.shape == (size, size, 3) and made.pixels.dtype == np.uint8
     assert set(made.annotation) == {
@@ -111,7 +111,7 @@ def test_boxes_of_words_are_tight_and_every_letter_has_its_own_look():
   assert len(looks) == len(set(''.join(words.LEXICON)))
 
 
-def test_objects_do_not_touch_and_are_told_apart_by_colour_and_name():
+def test_objects_do_not_touch_and_are_told_apart_by_color_and_name():
   counts, seen = set(), set()
   for made in scenes('objects', 200):
     things = made.annotation['objects']
@@ -137,7 +137,7 @@ def test_things_lie_in_whole_cells_of_a_grid_of_four():
         assert np.array_equal(last - first, np.ceil((box[2:] - box[:2]) * 4)), (made.id, thing)
 
 
-def test_the_colour_of_an_object_is_in_its_pixels():
+def test_the_color_of_an_object_is_in_its_pixels():
   for made in scenes('objects', 30):
     for thing in made.annotation['objects']:
       x1, y1, x2, y2 = (round(edge * 64) for edge in thing['box'])
@@ -159,7 +159,7 @@ def test_words_are_written_at_full_contrast_inside_their_boxes():
     assert np.quantile(contrast[inside], 0.9) > 60
 
 
-def test_grounds_lie_near_the_mean_colour_of_the_encoders():
+def test_grounds_lie_near_the_mean_color_of_the_encoders():
   for kind in ('objects', 'words', 'figure'):
     ground = np.mean(
       [np.median(made.pixels.reshape(-1, 3), axis=0) for made in scenes(kind, 30)], axis=0
@@ -196,7 +196,7 @@ def test_blocks_of_a_page_lie_in_its_rows_and_tall_classes_take_two():
     assert len(taken) == len(set(taken))
 
 
-def test_keypoints_lie_in_the_box_and_left_is_on_the_pictures_right():
+def test_keypoints_lie_in_the_box_and_left_is_on_the_images_right():
   actions = set()
   for made in scenes('figure', 80):
     (person,) = made.annotation['people']
@@ -221,12 +221,12 @@ def test_keypoints_lie_in_the_box_and_left_is_on_the_pictures_right():
 
 def test_synthetic_captions_name_everything_with_its_place():
   for made in scenes('objects', 40):
-    told = made.annotation['caption_synthetic']
+    caption = made.annotation['caption_synthetic']
     for thing in made.annotation['objects']:
       assert (
-        f'{thing["size"]} {thing["color"]} {thing["name"]} {places.phrase(thing["box"])}' in told
+        f'{thing["size"]} {thing["color"]} {thing["name"]} {places.phrase(thing["box"])}' in caption
       )
-    assert len(re.findall('|'.join(objects.NAMES), told)) == len(made.annotation['objects'])
+    assert len(re.findall('|'.join(objects.NAMES), caption)) == len(made.annotation['objects'])
   for made in scenes('words', 20):
     for word in made.annotation['words']:
       assert (
@@ -248,8 +248,8 @@ def test_synthetic_captions_name_everything_with_its_place():
 @pytest.mark.parametrize('kind', scene.KINDS)
 def test_captions_are_short_and_the_domains_differ(kind):
   made = scenes(kind, 120)
-  real = [each.annotation['caption_real'] for each in made]
-  synthetic = [each.annotation['caption_synthetic'] for each in made]
+  real = [item.annotation['caption_real'] for item in made]
+  synthetic = [item.annotation['caption_synthetic'] for item in made]
   assert max(len(text.split()) for text in real + synthetic) <= 40
   assert all(text == text.lower() for text in real)
   assert not any(text.endswith('.') and not text.endswith('..') for text in real)
@@ -258,21 +258,21 @@ def test_captions_are_short_and_the_domains_differ(kind):
 
 
 def test_real_captions_are_mostly_but_not_always_right():
-  wrong, told, placed = 0, 0, 0
+  wrong, paired, placed = 0, 0, 0
   for made in scenes('objects', 300):
     text = made.annotation['caption_real']
     truth = {(thing['color'], thing['name']) for thing in made.annotation['objects']}
     pairs = re.findall(f'({"|".join(COLORS)}) ({"|".join(objects.NAMES)})', text)
-    told += bool(pairs)
+    paired += bool(pairs)
     wrong += any(pair not in truth for pair in pairs)
     placed += bool(
       re.search('upper|lower|left|right|top|bottom|middle|above|below|focus|crop', text)
     )
-  assert 0.02 < wrong / told < 0.2
+  assert 0.02 < wrong / paired < 0.2
   assert placed / 300 > 0.6
 
 
-def test_places_are_named_by_their_centre():
+def test_places_are_named_by_their_center():
   assert places.phrase((0.0, 0.0, 0.2, 0.2)) == 'in the upper left'
   assert places.phrase((0.4, 0.0, 0.6, 0.2)) == 'at the top'
   assert places.phrase((0.8, 0.4, 1.0, 0.6)) == 'on the right'
@@ -322,7 +322,7 @@ def _fingerprint(folder):
   return {path.name: zlib.crc32(path.read_bytes()) for path in folder.rglob('*.array_record*')}
 
 
-def test_a_build_is_recognised_resumed_and_never_mistaken(tmp_path, monkeypatch):
+def test_a_build_is_recognized_resumed_and_never_mistaken(tmp_path, monkeypatch):
   first, second = tmp_path / 'first', tmp_path / 'second'
   builder.build(first, SIZES, seed=5)
   with monkeypatch.context() as patch:
