@@ -38,13 +38,13 @@ FEATURES, LOGITS = 5e-5, 1e-4  # Absolute tolerances.
 
 
 class Case:
-  """A golden forward and ours. `base` has the inputs, which all forwards of a variant share."""
+  """A golden forward and the loaded model. `base` has the inputs, which all forwards of a variant share."""
 
   def __init__(self, name):
     self.variant = name.removesuffix('_float').removesuffix('_quickgelu')
-    self.want, self.base = golden.forward(name), golden.forward(self.variant)
+    self.expected, self.base = golden.forward(name), golden.forward(self.variant)
     self.folder, options = MODELS / CASES[name][0], CASES[name][1]
-    self.ours = golden.run(self.folder, self.base['tokens'], self.base['image_u8'], **options)
+    self.actual = golden.run(self.folder, self.base['tokens'], self.base['image_u8'], **options)
 
 
 def slow_unless(quick, name):
@@ -56,48 +56,50 @@ def case(request):
   return Case(request.param)
 
 
-def close(ours, want, atol):
-  assert ours.shape == want.shape
-  np.testing.assert_allclose(ours, want, rtol=0, atol=atol)
+def close(actual, expected, atol):
+  assert actual.shape == expected.shape
+  np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
 
 
 def test_features_are_the_official_ones(case):
   views, every = (5, 3) if case.variant == 'llama_ens5' else (1, 1)
 
-  def view_by_view(x):  # The official order; ours is row by row.
+  def view_by_view(x):  # The official order; the model goes row by row.
     return x.reshape(2, views, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
 
-  features = {name: view_by_view(x) for name, x in case.ours.features.items()}
+  features = {name: view_by_view(x) for name, x in case.actual.features.items()}
   for name in ('clip', 'dinov2'):
-    if name in case.want:
-      close(features[name][:, ::every], case.want[name], FEATURES)
+    if name in case.expected:
+      close(features[name][:, ::every], case.expected[name], FEATURES)
   for name in ('qformer', 'blip_vit'):
-    if name in case.want:
-      close(features[name], case.want[name], FEATURES)
-  if 'convnext_raw' in case.want:
-    raw = case.want['convnext_raw']
+    if name in case.expected:
+      close(features[name], case.expected[name], FEATURES)
+  if 'convnext_raw' in case.expected:
+    raw = case.expected['convnext_raw']
     feature_map = features['convnext'][:, 1:].reshape(len(raw), *raw.shape[2:], -1)
     close(feature_map.transpose(0, 3, 1, 2), raw, FEATURES)
 
 
 def test_image_tokens_are_the_official_ones(case):
-  words, want = golden.WORDS[case.variant], case.want['image_tokens']
-  assert case.ours.image_tokens.shape[1] == words == sphinx.visual_tokens(case.ours.model.config)
-  views = case.ours.image_tokens.reshape(2, *want.shape[:-3], -1, 64)
+  words, expected = golden.WORDS[case.variant], case.expected['image_tokens']
+  assert (
+    case.actual.image_tokens.shape[1] == words == sphinx.visual_tokens(case.actual.model.config)
+  )
+  views = case.actual.image_tokens.reshape(2, *expected.shape[:-3], -1, 64)
   if case.variant == 'llama_ens5':
-    views, want = views[:, :, 1:-1][:, :, ::3], want.swapaxes(0, 1)
+    views, expected = views[:, :, 1:-1][:, :, ::3], expected.swapaxes(0, 1)
   else:
     views = views[:, 1:-1]
-  close(views, want, FEATURES)
+  close(views, expected, FEATURES)
 
 
 def test_logits_are_the_official_ones(case):
-  close(case.ours.logits, case.want['logits'], LOGITS)
+  close(case.actual.logits, case.expected['logits'], LOGITS)
 
 
 @plain
 def test_logits_of_text_alone_are_the_official_ones(case):
-  close(case.ours.model.logits(case.base['tokens']), case.want['text_logits'], LOGITS)
+  close(case.actual.model.logits(case.base['tokens']), case.expected['text_logits'], LOGITS)
 
 
 @plain
@@ -106,7 +108,7 @@ def test_greedy_continuations_are_the_official_ones(case):
 
   Both rows with their images, and the first row without.
   """
-  model, words = case.ours.model, golden.WORDS[case.variant]
+  model, words = case.actual.model, golden.WORDS[case.variant]
   lengths = case.base['lengths']
   prompts = [case.base['tokens'][row][: lengths[row]] for row in (0, 1, 0)]
   fields = [
@@ -124,13 +126,13 @@ def test_greedy_continuations_are_the_official_ones(case):
   step = jax.jit(lambda *fields: module.apply({'params': model.params}, *fields, method='decode'))
   positions = np.broadcast_to(np.arange(starts.max(), dtype=np.int32), tokens.shape)
   cache = sphinx.init_cache(model.config, 3, starts.max() + 8)
-  logits, cache = step(tokens, index, positions, case.ours.image_tokens[[0, 1, 0]], cache)
+  logits, cache = step(tokens, index, positions, case.actual.image_tokens[[0, 1, 0]], cache)
   now = np.asarray(logits)[np.arange(3), starts - 1]
   for k in range(8):
-    want = np.stack([case.want[f'greedy_{name}logits_{i}'][k] for name, i in recorded])
-    close(now, want, LOGITS)
+    expected = np.stack([case.expected[f'greedy_{name}logits_{i}'][k] for name, i in recorded])
+    close(now, expected, LOGITS)
     chosen = now.argmax(-1).astype(np.int32)
-    assert chosen.tolist() == [case.want[f'greedy_{name}tokens_{i}'][k] for name, i in recorded]
+    assert chosen.tolist() == [case.expected[f'greedy_{name}tokens_{i}'][k] for name, i in recorded]
     logits, cache = step(
       chosen[:, None],
       np.full((3, 1), -1, np.int32),
@@ -144,10 +146,10 @@ def test_greedy_continuations_are_the_official_ones(case):
 @first
 def test_complete_gives_the_official_text(case):
   prompts = [tokens[:n].tolist() for tokens, n in zip(case.base['tokens'], case.base['lengths'])]
-  model = case.ours.model
-  texts = model.complete(prompts, visual=case.ours.image_tokens, max_new_tokens=8)
+  model = case.actual.model
+  texts = model.complete(prompts, visual=case.actual.image_tokens, max_new_tokens=8)
   assert texts == [
-    model.tokenizer.decode(case.want[f'greedy_tokens_{i}']).strip() for i in range(2)
+    model.tokenizer.decode(case.expected[f'greedy_tokens_{i}']).strip() for i in range(2)
   ]
 
 
@@ -157,17 +159,17 @@ def test_an_over_long_prompt_is_an_error_and_never_cut(case):
 
   Source: docs/official_sphinx.md, "Generation".
   """
-  model, prompt = case.ours.model, [1] + [5] * (1024 - 291 - 1)
+  model, prompt = case.actual.model, [1] + [5] * (1024 - 291 - 1)
   with pytest.raises(
     errors.SphinxError, match='a prompt of 1024 positions.*fewer than llm.max_length=1024'
   ):
-    model.complete([prompt], visual=case.ours.image_tokens[:1], max_new_tokens=8)
+    model.complete([prompt], visual=case.actual.image_tokens[:1], max_new_tokens=8)
 
 
 @first
 def test_pixels_reach_the_encoders_bit_equal(case):
-  seen = np.ascontiguousarray(case.ours.views['clip'].transpose(0, 3, 1, 2))
-  assert hashlib.sha256(seen.tobytes()).hexdigest() == case.want['image_sha256']
+  seen = np.ascontiguousarray(case.actual.views['clip'].transpose(0, 3, 1, 2))
+  assert hashlib.sha256(seen.tobytes()).hexdigest() == case.expected['image_sha256']
 
 
 @plain
@@ -175,12 +177,12 @@ def test_the_decoder_in_numpy_is_the_official_one(case):
   """The numpy decoder is the reference for the variants below, whose forwards are not recorded."""
   w, config, tokens = golden.weights(case.folder), golden.config(case.folder), case.base['tokens']
   text_logits = golden.logits(tokens[0], np.zeros((0, 64), np.float32), w, config)
-  close(text_logits, case.want['text_logits'][0], LOGITS)
-  views = len(case.ours.features['dinov2']) // 2
-  features = {name: x[:views] for name, x in case.ours.features.items()}
+  close(text_logits, case.expected['text_logits'][0], LOGITS)
+  views = len(case.actual.features['dinov2']) // 2
+  features = {name: x[:views] for name, x in case.actual.features.items()}
   visual = golden.image_tokens(features, w, views, pool=False)
-  close(visual, case.ours.image_tokens[0], FEATURES)
-  close(golden.logits(tokens[0], visual, w, config), case.want['logits'][0], LOGITS)
+  close(visual, case.actual.image_tokens[0], FEATURES)
+  close(golden.logits(tokens[0], visual, w, config), case.expected['logits'][0], LOGITS)
 
 
 def test_shards_load_as_the_whole():
@@ -235,8 +237,8 @@ class Derived:
     sizes = {'llama_ens10': 672, 'llama_ens5_light': 1024}
     # llama_ens5p2 gets an image whose features are recorded.
     self.images = waves(sizes[name]) if name in sizes else recorded['image_u8'][:1]
-    self.ours = golden.run(self.folder, self.tokens, self.images)
-    self.views = len(self.ours.features['dinov2'])
+    self.actual = golden.run(self.folder, self.tokens, self.images)
+    self.views = len(self.actual.features['dinov2'])
 
 
 def waves(size):
@@ -263,9 +265,9 @@ def test_each_encoder_sees_the_official_views(derived):
     encoders, sizes = {'convnext', 'dinov2'}, {'convnext': 512}
   else:
     encoders, sizes = {'clip', 'convnext', 'dinov2', 'qformer', 'blip_vit'}, {}
-  assert set(derived.ours.views) == encoders
+  assert set(derived.actual.views) == encoders
   grid = 3 if derived.name == 'llama_ens10' else 2
-  for name, seen in derived.ours.views.items():
+  for name, seen in derived.actual.views.items():
     view = sizes.get(name, 224)
     assert seen.shape == (1 + grid**2, view, view, 3)
     np.testing.assert_allclose(seen[0], golden.bicubic(half, view), rtol=0, atol=4e-3)
@@ -280,17 +282,17 @@ def test_each_encoder_sees_the_official_views(derived):
 
 def test_image_tokens_follow_from_the_features(derived):
   w, pool = golden.weights(derived.folder), derived.name == 'llama_ens5p2'
-  assert derived.ours.image_tokens.shape == (1, golden.WORDS[derived.name], 64)
-  want = golden.image_tokens(derived.ours.features, w, derived.views, pool)
-  close(want, derived.ours.image_tokens[0], FEATURES)
+  assert derived.actual.image_tokens.shape == (1, golden.WORDS[derived.name], 64)
+  expected = golden.image_tokens(derived.actual.features, w, derived.views, pool)
+  close(expected, derived.actual.image_tokens[0], FEATURES)
   if pool:  # The features themselves are recorded for this image.
     recorded = golden.forward('llama_ens5')
     for name, every in (('clip', 3), ('dinov2', 3), ('qformer', 1)):
-      close(derived.ours.features[name][:, ::every], recorded[name][::2], FEATURES)
+      close(derived.actual.features[name][:, ::every], recorded[name][::2], FEATURES)
 
 
 def test_logits_follow_from_the_image_tokens(derived):
   """Rotary base, scaling and the norm's epsilon are those of the variant."""
   w, config = golden.weights(derived.folder), golden.config(derived.folder)
-  want = golden.logits(derived.tokens[0], derived.ours.image_tokens[0], w, config)
-  close(derived.ours.logits[0], want, LOGITS)
+  expected = golden.logits(derived.tokens[0], derived.actual.image_tokens[0], w, config)
+  close(derived.actual.logits[0], expected, LOGITS)

@@ -14,7 +14,7 @@ from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer
 from sphinx_jax.models.llms import llama
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'models'
-FACTS = json.loads((GOLDEN / 'full_size_facts.json').read_text())
+RECORDED = json.loads((GOLDEN / 'full_size_facts.json').read_text())
 ENCODERS = dict(
   clip=clip.SIZES['ViT-L-14'],
   convnext=convnext.SIZES['xxlarge'],
@@ -56,26 +56,26 @@ def count(tensors, start):
 
 @pytest.mark.parametrize('name', RELEASES)
 def test_names_and_shapes_are_those_of_the_official_module(name):
-  ours, want = shapes(name, RELEASES[name]), golden(name)
-  assert {first_layer(key) for key in ours} == want.keys()
-  assert {key: shape for key, shape in ours.items() if shape != want[first_layer(key)]} == {}
-  layers = {int(key.split('.')[1]) for key in ours if key.startswith('layers.')}
+  actual, expected = shapes(name, RELEASES[name]), golden(name)
+  assert {first_layer(key) for key in actual} == expected.keys()
+  assert {key: shape for key, shape in actual.items() if shape != expected[first_layer(key)]} == {}
+  layers = {int(key.split('.')[1]) for key in actual if key.startswith('layers.')}
   assert layers == set(range(llama.SIZES[RELEASES[name]]['layers']))
 
 
 @pytest.mark.parametrize('name', RELEASES)
 def test_parameter_counts_are_those_of_the_official_module(name):
-  ours, facts = shapes(name, RELEASES[name]), FACTS[name]
-  assert not ours.keys() & set(facts['buffers'])  # Those are neither stored nor counted.
-  for part, want in facts['params'].items():
+  actual, facts = shapes(name, RELEASES[name]), RECORDED[name]
+  assert not actual.keys() & set(facts['buffers'])  # Those are neither stored nor counted.
+  for part, expected in facts['params'].items():
     if part == 'layers':
       start = 'layers.0.'  # The recorded module has one layer.
     elif part.endswith('_img'):
       start = part
     else:
       start = f'{part}.'
-    assert count(ours, start) == want, part
-  assert {key for key in ours if not key.startswith(tuple(facts['params']))} == set()
+    assert count(actual, start) == expected, part
+  assert {key for key in actual if not key.startswith(tuple(facts['params']))} == set()
   assert llama.ffn_width(config(name, RELEASES[name]).llm.width, 256, None) == facts['ffn_hidden']
 
 
