@@ -38,7 +38,10 @@ FEATURES, LOGITS = 5e-5, 1e-4  # Absolute tolerances.
 
 
 class Case:
-  """A golden forward and the loaded model. `base` has the inputs, which all forwards of a variant share."""
+  """A golden forward and the loaded model.
+
+  `base` has the inputs, which all forwards of a variant share.
+  """
 
   def __init__(self, name):
     self.variant = name.removesuffix('_float').removesuffix('_quickgelu')
