@@ -10,7 +10,7 @@ Export: --to=official (with --shards=N) or --to=hf writes one of our checkpoints
 --verify=DIR compares --source with another model.
 
 launch/environment.sh sets MALLOC_* variables that keep freed memory for the next tensors. Without
-them the conversion works, but takes up to twice as long.
+them the conversion is slower.
 """
 
 import contextlib

@@ -8,7 +8,7 @@ c_i * (input_i - base). `--method=slerp` rotates the first input to the second. 
 size are mixed in at most 2 GiB of memory. Directories may be gs:// URLs.
 
 launch/environment.sh sets MALLOC_* variables that keep freed memory for the next arrays. Without
-them mixing works, but takes up to twice as long.
+them mixing is somewhat slower.
 
 `python -m sphinx_jax.mix_curve` measures mixes of two checkpoints without writing any.
 """

@@ -171,15 +171,15 @@ class Store:
       Damaged: the checkpoint is not what was saved.
       SphinxError: it is intact, but has other leaves or another format version.
     """
-    place = self._root / str(step)
+    folder = self._root / str(step)
     expected = _items(params, opt_state)
     restored, meta, damage = None, {}, ''
     try:
-      meta = _read_meta(place)
+      meta = _read_meta(folder)
       if 'fingerprints' not in meta:
-        raise _damaged(place, 'a meta without fingerprints')
-      _check_shapes(place, meta['fingerprints'], expected)
-      restored = {item: _restore_item(place / item, tree) for item, tree in expected.items()}
+        raise _damaged(folder, 'a meta without fingerprints')
+      _check_shapes(folder, meta['fingerprints'], expected)
+      restored = {item: _restore_item(folder / item, tree) for item, tree in expected.items()}
     except Damaged as error:
       damage = str(error)
     except (errors.SphinxError, MemoryError, PermissionError, ConnectionError, TimeoutError):
@@ -188,14 +188,14 @@ class Store:
       if any(word in str(error) for word in _TRANSIENT_ERRORS):
         raise
       first_line = (str(error).splitlines() or [''])[0]
-      damage = str(_damaged(place, f'{type(error).__name__} {first_line}'[:200]))
+      damage = str(_damaged(folder, f'{type(error).__name__} {first_line}'[:200]))
     all_damage = [text for text in hosts.all_gather(damage) if text]
     if all_damage:
       raise Damaged(all_damage[0])
     prints = fingerprint.fingerprint_tree(restored)
     changed = [path for path, saved in meta['fingerprints'].items() if prints[path] != saved]
     if changed:
-      raise _damaged(place, f'other bits in {len(changed)} arrays: {", ".join(changed[:3])}')
+      raise _damaged(folder, f'other bits in {len(changed)} arrays: {", ".join(changed[:3])}')
     return restored['params'], restored.get('opt_state'), meta
 
   def wait(self) -> None:
@@ -272,7 +272,7 @@ def load_meta(directory: Path) -> dict:
   return _read_meta(locate(directory))
 
 
-def _read_meta(place: epath.Path) -> dict:
+def _read_meta(folder: epath.Path) -> dict:
   """Returns the meta of one step.
 
   Raises:
@@ -280,17 +280,17 @@ def _read_meta(place: epath.Path) -> dict:
     SphinxError: it has another format version.
   """
   try:
-    meta = ocp.JsonCheckpointHandler().restore(place / 'meta')
+    meta = ocp.JsonCheckpointHandler().restore(folder / 'meta')
     version = meta.get('layout')
   except (OSError, ValueError, AttributeError):
-    raise _damaged(place, 'a folder without a readable meta') from None
+    raise _damaged(folder, 'a folder without a readable meta') from None
   # Only a run's own checkpoint has fingerprints and a seal; a converted or mixed one has neither.
   has_seal = fingerprint.SEAL in meta or 'fingerprints' in meta
   if has_seal and not fingerprint.is_sealed(meta):
-    raise _damaged(place, 'a meta that was changed')
+    raise _damaged(folder, 'a meta that was changed')
   if version != FORMAT_VERSION:
     raise errors.make(
-      f"checkpoint '{place}'",
+      f"checkpoint '{folder}'",
       f'format version {version}',
       f'{FORMAT_VERSION}',
       'read it with the version of sphinx_jax that wrote it',
@@ -313,16 +313,16 @@ def load_params(directory: Path, expected: Mapping | None = None) -> dict:
   Raises:
     SphinxError: as `check`.
   """
-  place = locate(directory)
+  folder = locate(directory)
   if expected is None:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     structs = {
       path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
-      for path, leaf in stored_leaves(place).items()
+      for path, leaf in stored_leaves(folder).items()
     }
     expected = trees.unflatten(structs)
-  check(place, expected)
-  return _restore_item(place / 'params', expected)
+  check(folder, expected)
+  return _restore_item(folder / 'params', expected)
 
 
 def check(directory: Path, expected: Mapping) -> None:
@@ -338,8 +338,8 @@ def check(directory: Path, expected: Mapping) -> None:
     SphinxError: the directory is no checkpoint, has another format version, or has leaves that are
       missing, extra or of another shape; all of them are named.
   """
-  place = locate(directory)
-  leaves = stored_leaves(place)
+  folder = locate(directory)
+  leaves = stored_leaves(folder)
   wanted = trees.flatten(expected)
   structs = {
     path: jax.ShapeDtypeStruct(leaf.shape, _comparable_dtype(leaf.dtype, wanted.get(path, leaf)))
@@ -348,29 +348,29 @@ def check(directory: Path, expected: Mapping) -> None:
   lines = trees.differences(expected, trees.unflatten(structs))
   if lines:
     raise errors.make(
-      f"checkpoint '{place}'",
+      f"checkpoint '{folder}'",
       f'{len(lines)} differences: ' + '; '.join(lines),
       'the parameters of the model config',
       'use the config the checkpoint was made with',
     )
 
 
-def stored_leaves(place: epath.Path, item: str = 'params') -> dict[str, Any]:
+def stored_leaves(folder: epath.Path, item: str = 'params') -> dict[str, Any]:
   """Returns path -> shape and dtype of the arrays of one step, without reading them.
 
   Args:
-    place: the folder of one step.
+    folder: the folder of one step.
     item: an item of the checkpoint. An absent one, other than 'params', has no leaves.
 
   Raises:
     SphinxError: the parameters are unreadable, or the checkpoint has another format version.
   """
-  load_meta(place)
-  if item != 'params' and not (place / item).is_dir():
+  load_meta(folder)
+  if item != 'params' and not (folder / item).is_dir():
     return {}
-  metadata = ocp.StandardCheckpointer().metadata(place / item).item_metadata
+  metadata = ocp.StandardCheckpointer().metadata(folder / item).item_metadata
   if metadata is None:
-    raise _damaged(place, f'a folder without readable {item}')
+    raise _damaged(folder, f'a folder without readable {item}')
   return trees.flatten(metadata.tree)
 
 
@@ -382,11 +382,11 @@ def _comparable_dtype(stored: Any, wanted: Any) -> Any:
   return wanted.dtype if both_floating else stored
 
 
-def _check_shapes(place: epath.Path, prints: Mapping[str, str], expected: Mapping) -> None:
+def _check_shapes(folder: epath.Path, prints: Mapping[str, str], expected: Mapping) -> None:
   """Compares dtypes and shapes of a checkpoint with the expected ones.
 
   Args:
-    place: the folder of one step.
+    folder: the folder of one step.
     prints: path -> fingerprint, from the sealed meta, so a difference is not damage.
     expected: item -> tree of ShapeDtypeStruct.
 
@@ -402,7 +402,7 @@ def _check_shapes(place: epath.Path, prints: Mapping[str, str], expected: Mappin
   ]
   if lines:
     raise errors.make(
-      f"checkpoint '{place}'",
+      f"checkpoint '{folder}'",
       f'{len(lines)} differences: ' + '; '.join(lines[:20]),
       'the arrays of the config',
       'use the code and config the run was started with',
@@ -416,12 +416,12 @@ def _items(params: Any, opt_state: Any) -> dict[str, Any]:
   return items
 
 
-def _restore_item(place: epath.Path, expected: Any) -> Any:
+def _restore_item(folder: epath.Path, expected: Any) -> Any:
   """Restores one item onto given shardings.
 
   It uses a handler and not a Checkpointer, which would wait for a process that failed.
   """
-  return ocp.StandardCheckpointHandler().restore(place, args=ocp.args.StandardRestore(expected))
+  return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(expected))
 
 
 def _no_checkpoint(directory: epath.Path, got: str) -> errors.SphinxError:
@@ -433,9 +433,9 @@ def _no_checkpoint(directory: epath.Path, got: str) -> errors.SphinxError:
   )
 
 
-def _damaged(place: epath.Path, got: str) -> Damaged:
+def _damaged(folder: epath.Path, got: str) -> Damaged:
   return Damaged(
-    errors.make(f"checkpoint '{place}'", got, 'what was saved', 'use an earlier one, or a copy')
+    errors.make(f"checkpoint '{folder}'", got, 'what was saved', 'use an earlier one, or a copy')
   )
 
 
