@@ -10,6 +10,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,6 @@ from sphinx_jax import datasets
 from sphinx_jax.checkpoint import store as checkpoints
 from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
 from sphinx_jax.core import batch as batch_contract, config as config_lib, errors, tensorflow, trees
-from sphinx_jax.core.prefetch import Prefetch
 from sphinx_jax.core.progress import log
 from sphinx_jax.data import dialog, tokenizer as tokenizers
 from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
@@ -363,17 +363,23 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
     for name, entry in config.validation.items()
   }
 
-  def read_validation() -> Iterator[tuple[str, list[dict[str, np.ndarray]]]]:
+  def read_validation() -> dict[str, list[dict[str, np.ndarray]]]:
     tensorflow.load()  # Takes seconds, so it starts now even without validation sets.
+    validation = {}
     for name, single in validation_pipelines.items():
       with contextlib.closing(single.batches()) as batches:
-        yield name, [batch for batch, _ in itertools.islice(batches, config.eval_batches)]
+        validation[name] = [batch for batch, _ in itertools.islice(batches, config.eval_batches)]
+    return validation
 
-  validation = Prefetch(read_validation(), depth=len(validation_pipelines) + 1)
+  # In the background, while the update compiles. Not a daemon thread: the end of the program must
+  # not interrupt an import.
+  background = ThreadPoolExecutor(1, thread_name_prefix='sphinx_jax validation')
+  validation = background.submit(read_validation)
+  background.shutdown(wait=False)
 
   return Data(
     batches=mixture.batches,
-    validation=functools.cache(lambda: dict(validation)),
+    validation=validation.result,
     bundle=Bundle(config, tokenizer.model_bytes, config.dialog.to_dict()),
     table=mixture.table(),
     summary=mixture.summary,
