@@ -8,13 +8,13 @@ from sphinx_jax.preparation import plan, runners, verify
 from tests.datasets import box_trees, image_files, question_trees as trees
 from tests.datasets.box_trees import dump
 
-PICTURES = {i: f'{i:012d}.jpg' for i in (1, 2, 3)}
-QUESTIONS = [trees.Asked(10 * i + n, i, f'Is it {n}?') for i in PICTURES for n in range(2)]
+IMAGES = {i: f'{i:012d}.jpg' for i in (1, 2, 3)}
+QUESTIONS = [trees.Asked(10 * i + n, i, f'Is it {n}?') for i in IMAGES for n in range(2)]
 KEYPOINTS = [number for i in range(17) for number in (5 + i, 5 + i, 2)]
 
 
 def write(root: Path) -> Path:
-  """Writes all of them under `root`, the data_dir of a run."""
+  """Writes all datasets under `root`, the data_dir of a run."""
   _coco(root / 'coco')
   for tree, folder in (
     (trees.vqav2, 'coco'),
@@ -24,17 +24,14 @@ def write(root: Path) -> Path:
     (trees.ocrvqa, 'ocrvqa'),
   ):
     place = tree(root / folder, QUESTIONS)
-    for i in PICTURES:
+    for i in IMAGES:
       image_files.write(place(i))
-  for kind in (
-    'questions',
-    'annotations',
-  ):  # The held-out split of VQAv2 is here a copy of the other.
+  for kind in ('questions', 'annotations'):
+    # The held-out split of VQAv2 is a copy of the training split here.
     name = f'v2_{"OpenEnded_" if kind == "questions" else ""}mscoco_{{}}_{kind}.json'
-    (root / 'coco' / name.format('val2014')).write_bytes(
-      (root / 'coco' / name.format('train2014')).read_bytes()
-    )
-  for i in PICTURES:
+    train = root / 'coco' / name.format('train2014')
+    (root / 'coco' / name.format('val2014')).write_bytes(train.read_bytes())
+  for i in IMAGES:
     image_files.write(root / f'coco/val2014/COCO_val2014_{i:012d}.jpg')
   file = root / 'ocrvqa/dataset.json'
   books = json.loads(file.read_text())
@@ -63,24 +60,24 @@ def write(root: Path) -> Path:
 
 def _coco(root: Path) -> None:
   for split in ('train2017', 'val2017'):
-    boxes = lambda **more: [box_trees.box(i, 1 + i % 2, [2 * i, 3, 20, 15], **more) for i in PICTURES]
-    box_trees.coco(root, 'instances', split, PICTURES, boxes(), ('cat', 'dog'))
+    boxes = lambda **more: [box_trees.box(i, 1 + i % 2, [2 * i, 3, 20, 15], **more) for i in IMAGES]
+    box_trees.coco(root, 'instances', split, IMAGES, boxes(), ('cat', 'dog'))
     box_trees.coco(
       root,
       'person_keypoints',
       split,
-      PICTURES,
+      IMAGES,
       boxes(keypoints=KEYPOINTS, num_keypoints=17),
       ('person', 'person'),
     )
     box_trees.coco(
-      root, 'captions', split, PICTURES, [{'image_id': i, 'caption': f'Cat {i}.'} for i in PICTURES]
+      root, 'captions', split, IMAGES, [{'image_id': i, 'caption': f'Cat {i}.'} for i in IMAGES]
     )
   box_trees.lvis(
     root,
     'train',
-    {i: (f'train2017/{name}', [2], []) for i, name in PICTURES.items()},
-    [box_trees.box(i, 1, [1, 2, 10, 10]) for i in PICTURES],
+    {i: (f'train2017/{name}', [2], []) for i, name in IMAGES.items()},
+    [box_trees.box(i, 1, [1, 2, 10, 10]) for i in IMAGES],
     ('cat', 'dog'),
   )
 
@@ -89,14 +86,14 @@ def _regions(root: Path) -> None:
   for name, by in (('refcoco', 'unc'), ('refcoco+', 'unc'), ('refcocog', 'umd')):
     refs = [
       box_trees.reference(i, i, i, f'cat {i}', f'the cat {i}', split='val' if i == 3 else 'train')
-      for i in PICTURES
+      for i in IMAGES
     ]
     box_trees.refcoco(
       root / 'refcoco',
       name,
       refs,
-      PICTURES,
-      [box_trees.box(i, 1, [2, 3, 20, 15]) for i in PICTURES],
+      IMAGES,
+      [box_trees.box(i, 1, [2, 3, 20, 15]) for i in IMAGES],
       ('cat',),
       by,
     )
@@ -148,19 +145,19 @@ def _regions(root: Path) -> None:
 
 
 def _words(root: Path) -> None:
-  said = [{'from': 'human', 'value': 'What is it?'}, {'from': 'gpt', 'value': 'A cat.'}]
+  turns = [{'from': 'human', 'value': 'What is it?'}, {'from': 'gpt', 'value': 'A cat.'}]
   dump(
     root / 'llava/llava_v1_5_mix665k.json',
     [
-      {'id': str(i), 'image': f'coco/train2017/{name}', 'conversations': said}
-      for i, name in PICTURES.items()
+      {'id': str(i), 'image': f'coco/train2017/{name}', 'conversations': turns}
+      for i, name in IMAGES.items()
     ],
   )
-  for name in PICTURES.values():
+  for name in IMAGES.values():
     image_files.write(root / f'llava/coco/train2017/{name}')
   dump(
     root / 'sharegpt/ShareGPT_V3_unfiltered_cleaned_split.json',
-    [{'id': str(i), 'conversations': said} for i in PICTURES],
+    [{'id': str(i), 'conversations': turns} for i in IMAGES],
   )
   dump(root / 'raw/text/some.txt', 'A sentence of a document.\n' * 9)
   _build('plain_text', root / 'raw/text', root / 'refinedweb')
@@ -168,14 +165,17 @@ def _words(root: Path) -> None:
     (root / 'raw' / domain).mkdir()
     with tarfile.open(root / 'raw' / domain / '00000.tar', 'w') as tar:
       for i in range(6):
-        for suffix, data in (('jpg', image_files.encoded(seed=i)), ('txt', f'{domain} {i}'.encode())):
+        for suffix, data in (
+          ('jpg', image_files.encoded(seed=i)),
+          ('txt', f'{domain} {i}'.encode()),
+        ):
           (root / 'raw/member').write_bytes(data)
           tar.add(root / 'raw/member', f'{i:09d}.{suffix}')
     _build('laion', root / 'raw' / domain, root / domain)
 
 
 def _build(source: str, root: Path, output: Path) -> None:
-  build = plan.make_build(source, str(root), str(output), '', '', 1, {}, '', 2000)
+  build = plan.make_build(source, str(root), str(output))
   shards = plan.plan_shards(build)
   assert verify.claim(build, shards) is None
   runners.run_local(build, shards, 1)

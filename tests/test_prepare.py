@@ -64,12 +64,11 @@ def bytes_of(folder):
 def test_a_build_has_the_records_of_the_files_and_counts_the_rest(coco, tmp_path):
   build = make_build(coco, tmp_path / 'out', split='val2017', task='detection')
   split = run(build)
-  assert (split['items'], split['records'], split['shards']) == (17, 13, 5) and split[
-    'lengths'
-  ] == [4, 3, 2, 3, 1]
+  assert (split['items'], split['records'], split['shards']) == (17, 13, 5)
+  assert split['lengths'] == [4, 3, 2, 3, 1]
   assert split['skipped'] == {'unreadable image': 2, 'empty image': 1, 'missing image': 1}
   assert '000000000013.jpg' in split['first']['missing image']
-  straight = datasets.open_source(
+  from_files = datasets.open_source(
     dict(source='coco', root='coco', split='val2017', task='detection', seed=1), tmp_path
   )
   prepared = datasets.open_source(
@@ -78,10 +77,10 @@ def test_a_build_has_the_records_of_the_files_and_counts_the_rest(coco, tmp_path
   assert prepared.name == 'array_record' and len(prepared) == 13
   good = [i for i in range(17) if i not in (7, 9, 11, 13)]
   for place, index in reversed(list(enumerate(good))):
-    item, kept = straight.family.item(index), prepared.family.item(place)
+    item, kept = from_files.family.item(index), prepared.family.item(place)
     assert kept.id == item.id and kept.annotation == json.loads(json.dumps(item.annotation))
     assert kept.image == item.image.read_bytes()
-    assert prepared[place].truth and prepared[place].image == straight[index].image
+    assert prepared[place].truth and prepared[place].image == from_files[index].image
   table = verify.table(split)
   assert 'skipped: unreadable image' in table and '17' in table and '13' in table
 
@@ -97,7 +96,7 @@ def test_tfds_reads_a_build_by_itself(coco, tmp_path):
   assert row['size'].tolist() == [40, 30]
 
 
-def test_an_interrupted_build_goes_on_and_any_number_of_processes_writes_the_same_bytes(
+def test_an_interrupted_build_resumes_and_any_number_of_processes_writes_the_same_bytes(
   coco, tmp_path, monkeypatch
 ):
   run(make_build(coco, tmp_path / 'whole', split='val2017', task='detection'))
@@ -127,24 +126,24 @@ def test_an_interrupted_build_goes_on_and_any_number_of_processes_writes_the_sam
   assert not [path for path in (tmp_path / 'out').iterdir() if path.name.startswith('.')]
 
 
-def test_a_shard_that_was_harmed_while_building_is_written_again(coco, tmp_path, monkeypatch):
+def test_a_shard_that_was_damaged_while_building_is_written_again(coco, tmp_path, monkeypatch):
   build = make_build(coco, tmp_path / 'out', split='val2017', task='detection')
   shards = plan.plan_shards(build)
   assert verify.claim(build, shards) is None
   runners.run_local(build, shards, 1)
   whole = bytes_of(tmp_path / 'out')
-  harmed = plan.shard_path(build, shards[1])
-  harmed.write_bytes(harmed.read_bytes()[:-7])
+  damaged = plan.shard_path(build, shards[1])
+  damaged.write_bytes(damaged.read_bytes()[:-7])
   plan.shard_path(build, shards[2]).unlink()
   runners.run_local(build, shards, 1)
   assert bytes_of(tmp_path / 'out') == whole
-  fewer = plan.shard_path(build, shards[4]).read_bytes()  # A file of the same size.
-  plan.shard_path(build, shards[0]).write_bytes(fewer)
+  other_shard = plan.shard_path(build, shards[4]).read_bytes()  # Fewer records, same size.
+  plan.shard_path(build, shards[0]).write_bytes(other_shard)
   with pytest.raises(SphinxError, match='records in the file: 1, expected 4'):
     verify.finish(build, shards)
 
 
-def test_a_finished_build_is_recognised_and_others_are_refused(coco, tmp_path):
+def test_a_finished_build_is_recognized_and_others_are_refused(coco, tmp_path):
   build = make_build(coco, tmp_path / 'out', split='val2017', task='detection')
   split, before = run(build), bytes_of(tmp_path / 'out')
   assert run(build) == split and bytes_of(tmp_path / 'out') == before
@@ -249,10 +248,10 @@ def test_texts_have_no_image_and_odd_names_survive(tmp_path):
   split = run(make_build(tmp_path / 'chat', tmp_path / 'out', 'sharegpt'))
   assert split['records'] == 1 and split['skipped'] == {'empty answer': 1}
   prepared = datasets.open_source(dict(source='array_record', root='out', task='dialog'), tmp_path)
-  straight = datasets.open_source(dict(source='sharegpt', root='chat'), tmp_path)
+  from_files = datasets.open_source(dict(source='sharegpt', root='chat'), tmp_path)
   assert (
     prepared[0].image is None
-    and prepared[0].turns == straight[0].turns
+    and prepared[0].turns == from_files[0].turns
     and prepared[0].id == 'ü\\ud800'
   )
 
