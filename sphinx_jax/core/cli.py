@@ -41,7 +41,11 @@ def define_config(default: str | None = None, optional: bool = False) -> None:
     'Any setting can be changed: --config.optimizer.lr=1e-4.',
   )
   if default is None and not optional:
-    flags.mark_flag_as_required('config')
+    flags.register_validator(
+      'config',
+      lambda config: config is not None,
+      'expected a config; give its name or file, for example --config=forkme:my.jsonl',
+    )
 
 
 def run(main: Callable[[], None]) -> None:
