@@ -16,11 +16,11 @@ installed=     # Set when the workers have the code of `commit`.
 running=       # Set while they run the command.
 state_now=     # Result of slice_state: missing, waiting, ready, preempted, failed or unknown.
 
-say() {
+log() {
   if [ -n "$dry_run" ]; then printf '# %s\n' "$*" >&3; else printf '%s %s: %s\n' "$(date +%H:%M:%S)" "$name" "$*" >&2; fi
 }
 
-refuse() { # Exits with an error: who, got, expected, what to do.
+die() { # Exits with an error: who, got, expected, what to do.
   printf 'error: %s: got %s, expected %s; %s\n' "$1" "$2" "$3" "$4" >&2
   exit 2
 }
@@ -45,7 +45,7 @@ read_settings() { # From the command line; missing ones from the environment.
       --dry_run) dry_run=1 ;;
       --help | -h) sed -n '1d;/^#/!q;s/^# \{0,1\}//p' "$script"; exit 0 ;;
       --) shift; command=("$@"); break ;;
-      *) refuse "$script" "'$1'" "one of $settings" 'check the spelling, and write the command to run after --' ;;
+      *) die "$script" "'$1'" "one of $settings" 'check the spelling, and write the command to run after --' ;;
     esac
     shift
   done
@@ -55,25 +55,25 @@ check_settings() {
   local setting missing='' wanted='name zone project'
   [ -n "$delete" ] || wanted="$wanted type"
   for setting in $wanted; do [ -n "${!setting}" ] || missing="$missing --$setting="; done
-  [ -z "$missing" ] || refuse "$script" "no$missing" 'a value for each' \
+  [ -z "$missing" ] || die "$script" "no$missing" 'a value for each' \
     'give them as flags, or TPU_NAME, TPU_ZONE and so on in the environment; see --help'
   [ -z "$delete" ] || return 0
-  [ ${#command[@]} -gt 0 ] || refuse "$script" 'no command' 'one after --' \
+  [ ${#command[@]} -gt 0 ] || die "$script" 'no command' 'one after --' \
     "end with: -- python -m sphinx_jax.train --config=stage2:13b,1k"
   [ -n "$version" ] || default_version
   case "$data" in
     '' | gs://?*) ;;
-    *) refuse "$script" "--data='$data'" 'gs://BUCKET/FOLDER' "the slice cannot read this machine's files: copy it to a bucket" ;;
+    *) die "$script" "--data='$data'" 'gs://BUCKET/FOLDER' "the slice cannot read this machine's files: copy it to a bucket" ;;
   esac
   case "$workdir" in
     gs://?*) command+=("--workdir=$workdir") ;;
     '') case " ${command[*]} " in
           *" --workdir=gs://"*) ;;
           *sphinx_jax.train* | *sphinx_jax.recipe* | *" --workdir="*)
-            refuse "$script" 'no --workdir=gs://...' 'a bucket, which outlives the slice' \
+            die "$script" 'no --workdir=gs://...' 'a bucket, which outlives the slice' \
               'give --workdir=gs://BUCKET/RUN before the --; it is passed on to the command' ;;
         esac ;;
-    *) refuse "$script" "--workdir='$workdir'" 'gs://BUCKET/RUN' "the slice's own disk is deleted with the slice" ;;
+    *) die "$script" "--workdir='$workdir'" 'gs://BUCKET/RUN' "the slice's own disk is deleted with the slice" ;;
   esac
 }
 
@@ -83,7 +83,7 @@ default_version() { # https://cloud.google.com/tpu/docs/runtimes
     v5p-*) version=v2-alpha-tpuv5 ;;
     v5litepod-*) version=v2-alpha-tpuv5-lite ;;
     v4-* | v3-* | v2-*) version=tpu-ubuntu2204-base ;;
-    *) refuse '--type' "'$type'" 'v2-N, v3-N, v4-N, v5litepod-N (that is v5e), v5p-N or v6e-N' \
+    *) die '--type' "'$type'" 'v2-N, v3-N, v4-N, v5litepod-N (that is v5e), v5p-N or v6e-N' \
          "give --version= as well for another type ('gcloud compute tpus accelerator-types list' lists those of a zone)" ;;
   esac
 }
@@ -129,7 +129,7 @@ have_slice() { # Waits until the slice is ready; a lost one is created again. Se
   fi
   while :; do
     slice_state
-    [ "$state_now" = "$before" ] || say "the slice is $state_now"
+    [ "$state_now" = "$before" ] || log "the slice is $state_now"
     before="$state_now"
     case "$state_now" in
       ready)
@@ -142,7 +142,7 @@ have_slice() { # Waits until the slice is ready; a lost one is created again. Se
     esac
     tries=$((tries + 1))
     [ "$tries" -lt "$quick_failures" ] ||
-      leave 1 "no slice after $tries tries; gcloud's messages are above (no capacity? launch/tpu_queued.sh waits for it)"
+      finish 1 "no slice after $tries tries; gcloud's messages are above (no capacity? launch/tpu_queued.sh waits for it)"
     pause
   done
   workers="$(printf %s "$answer" | tr ';,' '\n' | grep -c .)" || workers=1
@@ -169,7 +169,7 @@ everywhere() { # Starts a shell command ($2) on every worker; `codes $1` has the
   local worker
   if [ -n "$dry_run" ]; then
     on_worker "$1" 0 "$2"
-    say 'the same for every other worker (--worker=1, ...)'
+    log 'the same for every other worker (--worker=1, ...)'
     return
   fi
   rm -f "$scratch/$1".*
@@ -217,7 +217,7 @@ install() { # Copies the commit to every worker, installs it there, and fetches 
   archive="$scratch/sphinx_jax.tar.gz"
   # Without the tests, which are most of the bytes.
   [ -n "$dry_run" ] || git archive --format=tar.gz --output="$archive" "$commit" -- . ':(exclude)tests'
-  say "installing commit ${commit:0:10}"
+  log "installing commit ${commit:0:10}"
   on_worker first 0 true || return 255 # The very first connection creates the key pair; several at once would clash.
   on_all install "mkdir -p sphinx_jax && cd sphinx_jax && { [ ! -f launch/worker.sh ] || bash launch/worker.sh stop; } \
 && find . -mindepth 1 -maxdepth 1 ! -name .venv ! -name data -exec rm -rf {} + && tar -xzf ../sphinx_jax.tar.gz \
@@ -225,7 +225,7 @@ install() { # Copies the commit to every worker, installs it there, and fetches 
 }
 
 stop() { # Sends SIGTERM to the command on every worker, and waits until it has saved and ended.
-  on_all stop 'cd sphinx_jax && bash launch/worker.sh stop' || say 'could not stop the command on every worker'
+  on_all stop 'cd sphinx_jax && bash launch/worker.sh stop' || log 'could not stop the command on every worker'
   until ended run; do pause; done
 }
 
@@ -238,7 +238,7 @@ lost() { # Whether the slice is gone. Checked now and then, because connections 
 
 run() { # Runs the command on every worker; stops all as soon as one fails. Returns the verdict.
   local first code
-  say "running; output of worker N goes to logs/$name/worker-N.log"
+  log "running; output of worker N goes to logs/$name/worker-N.log"
   running=1 looked=$SECONDS
   everywhere run "cd sphinx_jax && SPHINX_JAX_DISTRIBUTED=1 SPHINX_JAX_COMMIT=$commit bash launch/worker.sh run\
 $(printf ' %q' "${command[@]}")"
@@ -251,7 +251,7 @@ $(printf ' %q' "${command[@]}")"
   if ! ended run; then
     slice_state
     if [ "$state_now" = ready ]; then
-      say "worker $(grep -m 1 -v ' 0$' <<< "$first" | sed 's/ / ended with /'); stopping the others"
+      log "worker $(grep -m 1 -v ' 0$' <<< "$first" | sed 's/ / ended with /'); stopping the others"
       stop
     fi
     [ "$code" != 0 ] || code=255
@@ -263,17 +263,17 @@ $(printf ' %q' "${command[@]}")"
 
 tear_down() {
   if [ -n "$keep" ]; then
-    say "the slice stays and costs money; this deletes it:" \
+    log "the slice stays and costs money; this deletes it:" \
       "bash $script --name=$name --zone=$zone --project=$project --delete"
     return
   fi
-  say 'deleting the slice'
-  delete_slice || say 'the slice could not be deleted; delete it by hand'
+  log 'deleting the slice'
+  delete_slice || log 'the slice could not be deleted; delete it by hand'
 }
 
-leave() { # Ends the script with an exit code ($1) and the reason ($2).
+finish() { # Ends the script with an exit code ($1) and the reason ($2).
   trap - INT TERM # A second Ctrl-C ends the script at once.
-  say "$2"
+  log "$2"
   [ -z "$running" ] || stop
   tear_down
   exit "$1"
@@ -287,25 +287,25 @@ supervise() { # Runs the command until it finishes, on as many slices as needed.
     if [ -z "$installed" ]; then install || code=$?; fi
     if [ "$code" = 0 ]; then installed=1; run || code=$?; fi
     case "$code" in
-      0) leave 0 'finished' ;;
-      2) leave 2 'an error that a restart cannot fix; see the last lines above' ;;
-      130) leave 130 'stopped by Ctrl-C on a worker; the same command resumes from the last save' ;;
+      0) finish 0 'finished' ;;
+      2) finish 2 'an error that a restart cannot fix; see the last lines above' ;;
+      130) finish 130 'stopped by Ctrl-C on a worker; the same command resumes from the last save' ;;
     esac
     slice_state
-    if [ "$state_now" != ready ]; then say "the slice is $state_now; creating it again"; continue; fi
+    if [ "$state_now" != ready ]; then log "the slice is $state_now; creating it again"; continue; fi
     if [ -n "$installed" ]; then
       case "$code" in
         # 75, 134: another process is gone (parallel/hosts.py; 134 is jax's abort). 137: killed.
         # 143: SIGTERM. 255: no connection.
         75 | 134 | 137 | 143 | 255) ;;
-        *) leave "$code" "the command failed with exit code $code; see the last lines above" ;;
+        *) finish "$code" "the command failed with exit code $code; see the last lines above" ;;
       esac
     fi
     [ $((SECONDS - began)) -lt "$quick_seconds" ] || failures=0
     failures=$((failures + 1))
     [ "$failures" -lt "$quick_failures" ] ||
-      leave "$code" "$failures failures, each within $quick_seconds s of its start; the last exit code was $code"
-    say "exit code $code; restarting from the last save ($failures of $quick_failures quick failures)"
+      finish "$code" "$failures failures, each within $quick_seconds s of its start; the last exit code was $code"
+    log "exit code $code; restarting from the last save ($failures of $quick_failures quick failures)"
     pause
   done
 }
@@ -319,23 +319,23 @@ main() {
   trap 'hang_up; rm -rf "$scratch"' EXIT
   if [ -n "$delete" ]; then delete_slice; return; fi
   if [ -z "$dry_run" ] && ! command -v gcloud > /dev/null; then
-    refuse gcloud 'no such program on the PATH' 'the Google Cloud CLI' 'install it: https://cloud.google.com/sdk/docs/install'
+    die gcloud 'no such program on the PATH' 'the Google Cloud CLI' 'install it: https://cloud.google.com/sdk/docs/install'
   fi
   commit="$(git rev-parse HEAD 2> /dev/null)" ||
-    refuse "$script" 'no git repository' 'a clone' 'run it in a clone: the slice gets its last commit'
+    die "$script" 'no git repository' 'a clone' 'run it in a clone: the slice gets its last commit'
   changed="$(git status --porcelain | grep -c .)" || true
-  [ "$changed" = 0 ] || say "warning: $changed changed or new file(s) are not sent; the slice gets commit ${commit:0:10}"
+  [ "$changed" = 0 ] || log "warning: $changed changed or new file(s) are not sent; the slice gets commit ${commit:0:10}"
   if [ -n "$dry_run" ]; then
     have_slice
     install
     run
-    say 'when a worker fails, or on Ctrl-C'
+    log 'when a worker fails, or on Ctrl-C'
     everywhere stop 'cd sphinx_jax && bash launch/worker.sh stop'
     tear_down
     return
   fi
   mkdir -p "logs/$name"
-  trap 'leave 130 "Ctrl-C: stopping (press it again to end at once)"' INT
-  trap 'leave 143 "SIGTERM: stopping"' TERM
+  trap 'finish 130 "Ctrl-C: stopping (press it again to end at once)"' INT
+  trap 'finish 143 "SIGTERM: stopping"' TERM
   supervise
 }

@@ -35,11 +35,11 @@ slice_state() {
 
 explain() {
   describe queued-resources state.failedData.error.message
-  say "the request failed: $answer"
+  log "the request failed: $answer"
 }
 
 create_slice() {
-  say "requesting a ${spot:+spot }$type"
+  log "requesting a ${spot:+spot }$type"
   cloud queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
     --runtime-version="$version" ${spot:+--spot}
 }

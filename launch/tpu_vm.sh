@@ -26,7 +26,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"
 slice_state() { node_state; }
 
 create_slice() {
-  say "creating a ${spot:+spot }$type"
+  log "creating a ${spot:+spot }$type"
   cloud tpu-vm create "$name" --accelerator-type="$type" --version="$version" ${spot:+--spot}
 }
 
