@@ -22,6 +22,7 @@ ELSEWHERE = {
   'git clone': '.ci/run',  # CI starts from a clone.
   'pip install': 'launch/environment.sh',  # The same installation, into .venv.
   'bash launch/local.sh': '.ci/run',
+  'bash launch/lint.sh': '.ci/run',
   'bash launch/test.sh': '.ci/run',
   'bash .ci/run': '.ci/run',
   'bash launch/tpu_queued.sh': 'tests/launch/test_tpu.py',
