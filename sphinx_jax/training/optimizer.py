@@ -1,7 +1,7 @@
 """AdamW or Muon with linear warmup, cosine decay and clipping by global norm.
 
 Norms, biases and vectors do not decay. The defaults of the configs are those of the official
-fine-tuning recipe (docs/official_sphinx.md, "Fine-tuning recipe"): AdamW, betas (0.9, 0.95), clip 8, weight
+recipe (docs/official_sphinx.md, "Fine-tuning recipe"): AdamW, betas (0.9, 0.95), clip 8, weight
 decay 0, cosine to 0 after a linear warmup. Muon is meant for runs without pretrained parameters.
 """
 

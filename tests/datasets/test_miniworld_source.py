@@ -1,4 +1,4 @@
-"""The miniworld source: random access, deterministic records, clear words when something is not there."""
+"""The miniworld source: random access, deterministic records, clear errors."""
 
 import io
 import json
