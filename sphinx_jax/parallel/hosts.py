@@ -75,7 +75,8 @@ def initialize() -> None:
     SphinxError: variables are missing or are not numbers.
   """
   settings = {name: os.environ[name] for name in (ADDRESS, COUNT, INDEX) if os.environ.get(name)}
-  if jax.distributed.is_initialized() or not settings and os.environ.get(DETECT) != '1':
+  is_requested = settings or os.environ.get(DETECT) == '1'
+  if jax.distributed.is_initialized() or not is_requested:
     return
   if settings and len(settings) < 3:
     raise errors.make(

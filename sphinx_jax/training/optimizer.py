@@ -1,8 +1,9 @@
 """AdamW or Muon with linear warmup, cosine decay and clipping by global norm.
 
 Norms, biases and vectors do not decay. The defaults of the configs are those of the official
-recipe (docs/official_sphinx.md, "Fine-tuning recipe"): AdamW, betas (0.9, 0.95), clip 8, weight
-decay 0, cosine to 0 after a linear warmup. Muon is meant for runs without pretrained parameters.
+fine-tuning recipe (docs/official_sphinx.md, "Fine-tuning recipe"): AdamW, betas (0.9, 0.95),
+clip 8, weight decay 0, cosine to 0 after a linear warmup. Muon is meant for runs without pretrained
+parameters.
 """
 
 import itertools
