@@ -212,10 +212,13 @@ def start_and_kill(
   if moment == 'any moment':
     delay = draw.uniform(0, seconds['start'] * 1.5)
   else:
-    has_trained = lambda: notes.exists() and b'examples' in notes.read_bytes()[old_notes:]
-    if wait_for(process, has_trained):
+    # Counted in steps, not in seconds, because the speed of the machine may change.
+    target = draw.uniform(0, 2 * steps_per_kill)
+    steps_done = lambda: notes.read_bytes()[old_notes:].count(b'examples') if notes.exists() else 0
+    if wait_for(process, lambda: steps_done() > 0):
       seconds['start'] = time.monotonic() - began
-    delay = draw.uniform(0, 2 * seconds['step'] * steps_per_kill)
+    wait_for(process, lambda: steps_done() >= target)
+    delay = draw.uniform(0, seconds['step'])
   deadline = time.monotonic() + delay
   if wait_for(process, lambda: time.monotonic() >= deadline) and moment == 'saving':
     wait_for(process, lambda: is_saving(folder))
