@@ -87,7 +87,9 @@ def peek(config: ConfigDict, count: int) -> tuple[str, list[tuple[packed_rows.Ex
     batch, _ = next(iter(batches))
   shown = []
   for row in range(min(count, len(batch['tokens']))):
-    for example in packed_rows.examples(batch, row, tokenizer, tuple(config.mixture), visual_tokens):
+    for example in packed_rows.examples(
+      batch, row, tokenizer, tuple(config.mixture), visual_tokens
+    ):
       views: Views = []
       if example.slot is not None:
         views = views_of(batch['images'][row, example.slot], config.model)

@@ -154,9 +154,7 @@ def _mix(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
     return sum(point[f'choice/{domain}'] for domain in domains) / len(domains)
 
   share = min(points, key=choice_loss)['coefficient']
-  hosts.on_process_0(
-    lambda: mixing.mix_checkpoints(inputs, (share, 1 - share), workdir / name)
-  )
+  hosts.on_process_0(lambda: mixing.mix_checkpoints(inputs, (share, 1 - share), workdir / name))
 
   curve = []
   for point in points:
