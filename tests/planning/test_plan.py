@@ -71,21 +71,19 @@ def test_a_run_that_does_not_fit_is_marked(planner):
 
 
 def test_search_ranks_what_fits_first(planner):
-  plans_found = search.search(
+  ranked = search.search(
     stage2.get_config('7b,224'), slices.find('v5e:4x8'), planner, compile_best=0
   )
-  fitting = [plan.fits for plan in plans_found]
-  assert fitting == sorted(fitting, reverse=True) and 0 < sum(fitting) < len(plans_found)
-  speeds = [plan.roofline.tokens for plan in plans_found if plan.fits]
+  fitting = [plan.fits for plan in ranked]
+  assert fitting == sorted(fitting, reverse=True) and 0 < sum(fitting) < len(ranked)
+  speeds = [plan.roofline.tokens for plan in ranked if plan.fits]
   assert speeds == sorted(speeds, reverse=True)
   assert (
-    len({plan.mesh['tensor'] for plan in plans_found}) > 1
-    and len({plan.config.model.remat for plan in plans_found}) > 1
+    len({plan.mesh['tensor'] for plan in ranked}) > 1
+    and len({plan.config.model.remat for plan in ranked}) > 1
   )
-  assert all(
-    plan.mesh['data'] * plan.mesh['fsdp'] * plan.mesh['tensor'] == 32 for plan in plans_found
-  )
-  assert len(sheet.ranked(plans_found[:5]).splitlines()) == 7
+  assert all(plan.mesh['data'] * plan.mesh['fsdp'] * plan.mesh['tensor'] == 32 for plan in ranked)
+  assert len(sheet.ranked(ranked[:5]).splitlines()) == 7
 
 
 def test_every_shipped_config_has_a_row_and_an_interrupted_table_resumes(planner, tmp_path):

@@ -14,13 +14,10 @@ from sphinx_jax.planning import slices
   ],
 )
 def test_a_slice_is_found_by_both_of_its_names(name, accelerator, devices):
-  found = slices.find(name)
-  assert found == slices.find(accelerator) and (found.name, found.accelerator, found.devices) == (
-    name,
-    accelerator,
-    devices,
-  )
-  assert len({device.coords for device in slices.absent_devices(found)}) == devices
+  tpu_slice = slices.find(name)
+  assert tpu_slice == slices.find(accelerator)
+  assert (tpu_slice.name, tpu_slice.accelerator, tpu_slice.devices) == (name, accelerator, devices)
+  assert len({device.coords for device in slices.absent_devices(tpu_slice)}) == devices
 
 
 @pytest.mark.parametrize(
@@ -31,6 +28,6 @@ def test_a_slice_is_found_by_both_of_its_names(name, accelerator, devices):
     ('v7:2x2', 'v4:2x2x1.*v6e:16x16'),
   ],
 )
-def test_a_slice_that_does_not_exist_is_answered_with_those_that_do(name, words):
+def test_the_error_for_a_slice_that_does_not_exist_lists_those_that_do(name, words):
   with pytest.raises(errors.SphinxError, match=words):
     slices.find(name)
