@@ -24,30 +24,61 @@ if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', '')
 import filelock  # noqa: E402  After the settings above, as all imports here.
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
 from tests.recipe_run import run_recipe  # noqa: E402
 
-# The slowest test modules, slowest first: they start first, so that the workers end together.
-SLOWEST = ()
+# Modules that take long, in the order in which they start, so that the workers end together. The
+# first four share the finished recipe.
+RECIPE = (
+  'tests/test_recipe.py',
+  'tests/launch/test_notebooks.py',
+  'tests/test_docs.py',
+  'tests/test_peek.py',
+)
+SLOWEST = (
+  *RECIPE,
+  'tests/planning/test_plan.py',
+  'tests/generate/test_golden.py',
+  'tests/test_hosts.py',
+  'tests/test_run.py',
+  'tests/test_evaluate.py',
+  'tests/planning/test_counts.py',
+  'tests/planning/test_compiled.py',
+  'tests/models/test_sphinx.py',
+  'tests/test_train.py',
+  'tests/test_convert.py',
+)
+
+
+def module_of(nodeid: str) -> str:
+  return nodeid.partition('::')[0]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
   parser.addoption('--slow', action='store_true', help='Run the tests marked slow, too.')
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-  """Leaves out slow tests unless asked for, and keeps on one worker what shares a fixture."""
+  """Leaves out the slow tests unless asked for, and puts the slowest modules first."""
   if not config.getoption('--slow'):
     slow = [item for item in items if item.get_closest_marker('slow')]
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if not item.get_closest_marker('slow')]
-  for item in items:
-    shared = 'finished_recipe' in getattr(item, 'fixturenames', ())
-    group = 'recipe' if shared else item.nodeid.partition('::')[0]
-    item.add_marker(pytest.mark.xdist_group(group))
   rank = {module: number for number, module in enumerate(SLOWEST)}
-  items.sort(key=lambda item: rank.get(item.nodeid.partition('::')[0], len(rank)))
+  items.sort(key=lambda item: rank.get(module_of(item.nodeid), len(rank)))
+
+
+class Scheduling(LoadScopeScheduling):
+  """One module on one worker, so that fixtures are shared; so do the modules of `RECIPE`."""
+
+  def _split_scope(self, nodeid: str) -> str:
+    module = module_of(nodeid)
+    return 'recipe' if module in RECIPE else module
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+  return Scheduling(config, log)
 
 
 @pytest.fixture(scope='module')

@@ -54,7 +54,7 @@ class Progress:
     self._total = total
     self._what = what
     self._unit = unit
-    self._done = self._start = start
+    self._done = self._start = self._logged = start
     self._began = self._last_logged = time.monotonic()
     self._note = ''
     self._bar = None
@@ -72,13 +72,14 @@ class Progress:
       self._bar.update(units)
     elif time.monotonic() - self._last_logged >= _PLAIN_SECONDS:
       self._last_logged = time.monotonic()
+      self._logged = self._done
       log.info(self._line())
 
   def close(self) -> None:
     """Ends the bar, or logs the last line."""
     if self._bar is not None:
       self._bar.close()
-    elif self._last_logged > self._began:  # Short work logs nothing.
+    elif self._last_logged > self._began and self._logged != self._done:  # Short work logs nothing.
       log.info(self._line())
 
   def _line(self) -> str:

@@ -3,6 +3,7 @@
 Each case compiles one program, which serves all tests of the case.
 """
 
+import functools
 import hashlib
 import json
 
@@ -54,9 +55,15 @@ def slow_unless(quick, name):
   return name if name in quick else pytest.param(name, marks=pytest.mark.slow)
 
 
-@pytest.fixture(scope='module', params=[slow_unless(QUICK, name) for name in CASES])
+@functools.lru_cache
+def load_case(name):
+  """A case is loaded and compiled once, in whatever order the tests run."""
+  return Case(name)
+
+
+@pytest.fixture(params=[slow_unless(QUICK, name) for name in CASES])
 def case(request):
-  return Case(request.param)
+  return load_case(request.param)
 
 
 def close(actual, expected, atol):
