@@ -29,17 +29,17 @@ from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 from tests.recipe_run import run_recipe  # noqa: E402
 
 # Modules that take long, in the order in which they start, so that the workers end together. The
-# first four share the finished recipe.
+# first three share the finished recipe; test_docs, which needs it too, starts when it is there.
 RECIPE = (
   'tests/test_recipe.py',
   'tests/launch/test_notebooks.py',
-  'tests/test_docs.py',
   'tests/test_peek.py',
 )
 SLOWEST = (
   *RECIPE,
   'tests/planning/test_plan.py',
   'tests/generate/test_golden.py',
+  'tests/test_docs.py',
   'tests/test_hosts.py',
   'tests/test_run.py',
   'tests/test_evaluate.py',

@@ -31,8 +31,9 @@ def execute(finished_recipe, monkeypatch):
   """Runs a notebook: [(source, printed text, number of images), ...] of its code cells."""
   monkeypatch.setenv('SPHINX_JAX_QUICK', shlex.join(SHORTEST))
   monkeypatch.setenv('SPHINX_JAX_WORKDIR', str(finished_recipe.parent))
-  for name in set(os.environ) - set(one_device()):
-    monkeypatch.delenv(name)
+  monkeypatch.delenv('XLA_FLAGS')
+  for name, value in one_device().items():
+    monkeypatch.setenv(name, value)
 
   def run(name, folder):
     book = nbformat.read(ROOT / 'launch' / name, as_version=4)
