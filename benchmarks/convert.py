@@ -4,8 +4,6 @@ The release has random bfloat16 tensors in 2 shards, with 7B's widths and as man
 make the size. It is imported into a checkpoint of sphinx_jax and exported to 2 shards. Copies of
 the same bytes are timed before and after each step, with the same page cache. The benchmark needs
 about 4 times the size on disk under --workdir.
-
-Source launch/environment.sh first: its MALLOC_* variables make the conversion faster.
 """
 
 import json

@@ -5,8 +5,6 @@ of the output plus `cat` of both inputs is timed before and after each mix, with
 cache. Then mergekit merges the same tensors as safetensors. It gets an environment of its own
 beside --workdir, because it needs other versions than sphinx_jax. All times are from the start of a
 process to its exit. The benchmark needs about 4 times the size on disk under --workdir.
-
-Source launch/environment.sh first: its MALLOC_* variables make both of our programs faster.
 """
 
 import json

@@ -8,9 +8,6 @@ for a fresh SPHINX, the start of stage 1:
 Export: --to=official (with --shards=N) or --to=hf writes one of our checkpoints in that format.
 --dry_run prints the table of names and shapes, and the missing and unused tensors.
 --verify=DIR compares --source with another model.
-
-launch/environment.sh sets MALLOC_* variables that keep freed memory for the next tensors. Without
-them the conversion is slower.
 """
 
 import contextlib

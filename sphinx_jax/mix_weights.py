@@ -7,9 +7,6 @@ first matching rule decides. `--base=DIR` switches to task arithmetic: base + su
 c_i * (input_i - base). `--method=slerp` rotates the first input to the second. Checkpoints of any
 size are mixed in at most 2 GiB of memory. Directories may be gs:// URLs.
 
-launch/environment.sh sets MALLOC_* variables that keep freed memory for the next arrays. Without
-them mixing is somewhat slower.
-
 `python -m sphinx_jax.mix_curve` measures mixes of two checkpoints without writing any.
 """
 

@@ -431,7 +431,6 @@ def test_a_flipped_byte_found_late_removes_what_was_written(tmp_path):
 
 # As launch/environment.sh sets them.
 MALLOC = {
-  'MALLOC_ARENA_MAX': '1',
   'MALLOC_MMAP_THRESHOLD_': str(1 << 30),
   'MALLOC_TRIM_THRESHOLD_': str(1 << 30),
 }
