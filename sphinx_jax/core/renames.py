@@ -60,15 +60,8 @@ COMMANDS = {'sphinx_jax.data.build': 'sphinx_jax.prepare'}
 # (command, boolean flag) -> the module that now does what the command did with this flag.
 COMMANDS_OF_FLAGS = {('mix_weights', 'curve'): 'sphinx_jax.mix_curve'}
 
-# Dotted paths of --config overrides. In a recipe the first word is the name of a step.
-_OVERRIDES = (
-  (re.compile(r'((?:\w+\.)?)batch\.rows'), r'\1batch.size'),
-  (re.compile(r'((?:\w+\.)?)batch\.length'), r'\1batch.seq_len'),
-  (re.compile(r'((?:\w+\.)?)trained'), r'\1trainable'),
-  (re.compile(r'(\w+)\.official'), r'\1.dataset_files'),
-  (re.compile(r'((?!(?:mixture|validation|batch)\.)\w+)\.rows'), r'\1.batch_size'),
-  (re.compile(r'(\w+)\.aims(\..+)?'), r'\1.targets\2'),
-)
+# The name of a recipe's step before a key, in a --config override. Sections of a run are no steps.
+_STEP = r'((?!(?:mixture|validation|batch)\.)\w+\.)'
 _FLAG = re.compile(r'(--?)(no)?([A-Za-z_][\w.]*)(=.*)?', re.DOTALL)
 
 _reported: set[tuple[str, str]] = set()
@@ -213,9 +206,14 @@ def _is_section(value: Any) -> bool:
 
 
 def _upgrade_override(path: str) -> str:
-  for pattern, new in _OVERRIDES:
-    if pattern.fullmatch(path):
-      return pattern.sub(new, path)
+  """Returns the current form of the dotted path of a --config override."""
+  for kind, names in KEYS.items():
+    # A key of a run has a plain value, and no step before it unless the run is part of a recipe.
+    before, after = (f'{_STEP}?', '()') if kind == 'train' else (_STEP, r'(\..+)?')
+    for old, new in names.items():
+      match = re.fullmatch(f'{before}{re.escape(old)}{after}', path)
+      if match:
+        return f'{match[1] or ""}{new}{match[2] or ""}'
   return path
 
 
