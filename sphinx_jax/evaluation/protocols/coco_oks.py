@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sphinx_jax.core import coordinates
+from sphinx_jax.core import boxes, coordinates
 from sphinx_jax.evaluation.protocols import scoring
 from sphinx_jax.evaluation.protocols.coco_ap import average_precision
 from sphinx_jax.tasks.task import normalize
@@ -36,13 +36,12 @@ def keypoints(entry: dict) -> dict[str, Point]:
   Returns:
     {keypoint name: (x, y) in pixels}.
   """
-  longer = max(entry['width'], entry['height'])
-  left, top = (longer - entry['width']) // 2, (longer - entry['height']) // 2
   result = {}
   for label, group in coordinates.parse_groups(entry['answer']):
     if len(group[0]) == 2 and normalize(label) in coordinates.KEYPOINTS:
       x, y = group[0]
-      result.setdefault(normalize(label), (x * longer - left, y * longer - top))
+      point = boxes.unpad_box((x, y, x, y), entry['width'], entry['height'])[:2]
+      result.setdefault(normalize(label), point)
   return result
 
 
