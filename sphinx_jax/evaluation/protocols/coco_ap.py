@@ -57,22 +57,14 @@ def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[
     if not truth:
       scores.append(None)
       continue
-    predicted_labels, predicted_boxes = _labels_and_boxes(predicted)
-    truth_labels, truth_boxes = _labels_and_boxes(truth)
     hits = boxes.match(
-      predicted_boxes,
-      truth_boxes,
-      predicted_labels=predicted_labels,
-      truth_labels=truth_labels,
+      [box for _, box in predicted],
+      [box for _, box in truth],
+      predicted_labels=[label for label, _ in predicted],
+      truth_labels=[label for label, _ in truth],
     )
     scores.append(2 * hits / (len(predicted) + len(truth)))
   return scores
-
-
-def _labels_and_boxes(pairs: Sequence[tuple[str, boxes.Box]]) -> tuple[list[str], list[boxes.Box]]:
-  """Splits (label, box) pairs into two lists."""
-  labels, corners = zip(*pairs) if pairs else ((), ())
-  return list(labels), list(corners)
 
 
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
