@@ -30,6 +30,7 @@ from PIL import Image
 
 from sphinx_jax.core import coordinates
 from sphinx_jax.core.progress import Progress
+from sphinx_jax.data import geometry
 from sphinx_jax.miniworld import corpus, pages
 from sphinx_jax.miniworld.reader import StoredScenes
 from sphinx_jax.miniworld.scene import KINDS
@@ -85,19 +86,8 @@ def _read_scenes(data_dir: str | Path, split: str) -> Iterator[Scene]:
     jpeg = io.BytesIO()
     # Words of a few pixels must stay readable.
     image.save(jpeg, 'JPEG', quality=95, subsampling=0)
-    yield Scene(number, jpeg.getvalue(), image.width, _in_pixels(stored.annotation, image.width))
-
-
-def _in_pixels(annotation: dict[str, Any], size: int) -> dict[str, Any]:
-  """Returns an annotation with boxes and keypoints in pixels of an image of edge `size`."""
-  result = dict(annotation)
-  for name in ('objects', 'words', 'blocks', 'people'):
-    result[name] = []
-    for thing in annotation[name]:
-      box = [number * size for number in thing['box']]
-      keypoints = [[x * size, y * size, seen] for x, y, seen in thing.get('keypoints', ())]
-      result[name].append({**thing, 'box': box, 'keypoints': keypoints})
-  return result
+    size = image.width
+    yield Scene(number, jpeg.getvalue(), size, geometry.scaled(stored.annotation, size, size))
 
 
 def _in_unit_square(scene: Scene) -> dict[str, Any]:
