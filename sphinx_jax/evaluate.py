@@ -2,7 +2,7 @@
 
 Published benchmarks (configs/benchmarks.py), read from their dataset files:
 
-    python -m sphinx_jax.evaluate --checkpoint=DIR --benchmarks=refcoco_val,mme --root=DATA \
+    python -m sphinx_jax.evaluate --checkpoint=DIR --benchmarks=refcoco_val,mme --root=DATA \\
         --output=DIR [--limit=N]
 
 DIR is a run, one of its checkpoints, or an official SPHINX folder. --output gets NAME.jsonl (every
