@@ -45,7 +45,7 @@ class Bundle:
     """Returns the bundle of a checkpoint's meta.
 
     Args:
-      meta: from `store.load_meta` or `Store.newest`. Keys of older configs are renamed.
+      meta: from `store.load_meta` or `Store.restore_newest`. Keys of older configs are renamed.
       where: the checkpoint's directory, for error messages.
 
     Raises:

@@ -323,7 +323,7 @@ def _open_part(
     f"source '{path}'",
     f'{len(tensors)} tensors of no known form ({", ".join(sorted(tensors)[:3])}, ...)',
     f'one of: official SPHINX; {kinds}',
-    'see the table of formats in README.md',
+    'see the table of formats in docs/weights.md',
   )
 
 
