@@ -6,7 +6,6 @@ The mixes exist only in memory. Each is measured by its validation losses on the
 the run, and by its scores on --tasks. --output gets curve.json, curve.png and the answers.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict
 from sphinx_jax import run
 from sphinx_jax.checkpoint import store as checkpoints
 from sphinx_jax.checkpoint.bundle import Bundle, check_same_tokenizer
-from sphinx_jax.core import cli, errors
+from sphinx_jax.core import cli, errors, files
 from sphinx_jax.data import dialog
 from sphinx_jax.data.record import Source
 from sphinx_jax.evaluation import held_out, weight_curve
@@ -102,7 +101,7 @@ def draw_curve(
   hosts.on_process_0(lambda: output.mkdir(parents=True, exist_ok=True))
   points = weight_curve.measure(parents.params, coefficients, evaluate, method)
   if hosts.process_index() == 0:
-    (output / 'curve.json').write_text(json.dumps(points, indent=2))
+    files.write_json(output / 'curve.json', points)
     figure = plots.line_between(points, [str(directory) for directory in inputs])
     (output / 'curve.png').write_bytes(plots.to_png(figure))
   return points
