@@ -321,7 +321,8 @@ def load_params(directory: Path, expected: Mapping | None = None) -> dict:
       for path, leaf in stored_leaves(folder).items()
     }
     expected = trees.unflatten(structs)
-  check(folder, expected)
+  else:
+    check(folder, expected)
   return _restore_item(folder / 'params', expected)
 
 
