@@ -28,6 +28,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from sphinx_jax.core import files
+
 # Parts of the names of metrics that measure the machine, not the model.
 MACHINE_METRICS = ('second', 'rss', 'wait')
 LONGEST_SIGTERM = 30  # Seconds from SIGTERM to the end of the process.
@@ -84,14 +86,10 @@ def train_with_hook(notes: str) -> None:
   runpy.run_module('sphinx_jax.train', run_name='__main__')
 
 
-def read_notes(notes: pathlib.Path) -> list[dict]:
-  return [json.loads(line) for line in notes.read_text().splitlines()]
-
-
 def final_history(notes: pathlib.Path) -> list[list[str]]:
   """The examples of each step of the history that led to the final weights."""
   history = []
-  for note in read_notes(notes):
+  for note in files.read_jsonl(notes):
     if 'start' in note:
       del history[note['start'] :]
     elif 'examples' in note:
@@ -106,7 +104,7 @@ def count_resumed(notes: pathlib.Path, kills: list[Kill], steps: int) -> int:
   there is none, the last kill came after the last save, and the next start found a finished run.
   """
   starts = []  # For each process, the step at which it started, or None if it was killed before.
-  for note in read_notes(notes):
+  for note in files.read_jsonl(notes):
     if 'process' in note:
       starts.append(None)
     elif 'start' in note:
@@ -298,8 +296,8 @@ def main() -> None:
   prepare(folder, options.steps)
   if not (folder / 'whole').exists():
     print(f'uninterrupted run: {finish(folder, "whole"):.0f} s', flush=True)
-  lines = (folder / 'whole' / 'metrics.jsonl').read_text().splitlines()
-  step_seconds = sum(1 / json.loads(line)['steps_per_second'] for line in lines) / len(lines)
+  lines = files.read_jsonl(folder / 'whole' / 'metrics.jsonl')
+  step_seconds = sum(1 / line['steps_per_second'] for line in lines) / len(lines)
   print(f'{options.steps} steps of {step_seconds:.2f} s', flush=True)
 
   seconds = {'step': step_seconds, 'start': 20.0}
