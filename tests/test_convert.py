@@ -87,12 +87,8 @@ def light() -> dict[str, tuple[int, ...]]:
 )
 def test_there_and_back_is_bit_equal(light, tmp_path, dtype, came, go):
   arrays = release.tensors(light, dtype)
-  arrays['llma.norm.weight'].reshape(-1)[:4] = [
-    np.nan,
-    np.inf,
-    -0.0,
-    1e-7,
-  ]  # Arithmetic would change some of them.
+  # Arithmetic would change some of them.
+  arrays['llma.norm.weight'].reshape(-1)[:4] = [np.nan, np.inf, -0.0, 1e-7]
   source = release.write_official(tmp_path / 'a', arrays, came)
   ours = imported(source, tmp_path / 'ours')
   convert.export_checkpoint(ours, tmp_path / 'b', 'official', go)

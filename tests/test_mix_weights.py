@@ -172,9 +172,8 @@ def test_a_streamed_mix_equals_the_mix_of_whole_trees(
   if method == 'linear':
     assert same_bits(load(tmp_path / 'mix'), whole)
     return
-  for path, leaf in load(
-    tmp_path / 'mix'
-  ).items():  # The three sums of a leaf are rounded part by part.
+  # The three sums of a leaf are rounded part by part.
+  for path, leaf in load(tmp_path / 'mix').items():
     np.testing.assert_allclose(
       leaf.astype(np.float32),
       whole[path].astype(np.float32),
@@ -250,9 +249,8 @@ def test_wrong_arguments_leave_no_output(written, tmp_path, changed, words):
 
 def test_a_full_disk_is_reported_and_left_clean(written, tmp_path):
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(
-    resource.RLIMIT_FSIZE, (20_000, before[1])
-  )  # The table of embeddings has 40 kB.
+  # The table of embeddings has 40 kB.
+  resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
   try:
     with pytest.raises(
       errors.SphinxError, match="mix': got 'File too large', expected a place with room.*--output"

@@ -251,6 +251,7 @@ def test_damaged_newest_is_gone_back_from_and_kept(
 ):
   monkeypatch.setattr(store.log, 'propagate', True)
   run = shutil.copytree(three, tmp_path / 'run')
+  # Files in `d` come first: Orbax does not read those beside it, which it merged into `d`.
   file = max(
     (
       path
@@ -259,7 +260,6 @@ def test_damaged_newest_is_gone_back_from_and_kept(
     ),
     key=lambda path: (path.parent == run / 'checkpoints/3' / part / 'd', path.stat().st_size),
   )
-  # What was written before it was merged there lies beside it, is not read, and may be larger.
   data = bytearray(file.read_bytes())
   if harm == 'missing':
     file.unlink()
@@ -275,9 +275,8 @@ def test_damaged_newest_is_gone_back_from_and_kept(
   jax.tree.map(np.testing.assert_array_equal, (tree, moments), everything(params(shift=2)))
   assert f"checkpoint '{run}/checkpoints/3'" in caplog.text and '3.damaged' in caplog.text
   assert hashes(run) == harmed
-  with store.Store(
-    run, keep=2
-  ) as again:  # The step is saved anew; what is set aside neither counts nor goes.
+  # The step is saved again. A damaged checkpoint is neither counted nor deleted.
+  with store.Store(run, keep=2) as again:
     again.save(3, *everything(params(shift=3)), {})
     again.save(4, *everything(params(shift=4)), {})
   assert sorted(path.name for path in (run / 'checkpoints').iterdir()) == ['3', '3.damaged', '4']
@@ -337,15 +336,13 @@ def test_multiples_of_keep_every_are_kept_beside_the_newest(tmp_path):
 
 
 def test_a_run_in_a_bucket_is_found_and_its_damaged_step_renamed(three, tmp_path, monkeypatch):
-  monkeypatch.setattr(
-    gcs_utils, 'is_hierarchical_namespace_enabled', lambda path: False
-  )  # It asks Google.
+  # It asks Google.
+  monkeypatch.setattr(gcs_utils, 'is_hierarchical_namespace_enabled', lambda path: False)
   shutil.copytree(three, tmp_path / 'bucket/run')
   folder = tmp_path / 'bucket/run/checkpoints'
   with bucket.bucket(tmp_path):
-    mark = (
-      folder / '3/commit_success.txt'
-    )  # Of Orbax. Nothing is renamed there, so without it a save is under way.
+    # Orbax's mark. A bucket renames nothing, so a step without the mark is an unfinished save.
+    mark = folder / '3/commit_success.txt'
     mark.rename(tmp_path / 'mark')
     assert store.latest('gs://bucket/run') == 2
     (tmp_path / 'mark').rename(mark)
@@ -376,9 +373,8 @@ def test_a_full_disk_is_reported_and_earlier_checkpoints_are_whole(tmp_path):
   ).returncode:
     pytest.skip('needs to be allowed to mount a small disk, which CI was on 2026-11-23')
   try:
-    tree = {
-      'w': jax.random.normal(jax.random.key(0), (1000, 750))
-    }  # 3 MB: a third one does not fit.
+    # 3 MB: a third one does not fit.
+    tree = {'w': jax.random.normal(jax.random.key(0), (1000, 750))}
     with pytest.raises(errors.SphinxError) as caught:
       with store.Store(tmp_path, keep=9) as run:
         for step in range(1, 5):

@@ -228,9 +228,8 @@ def test_a_layer_of_a_training_run_is_compressed_alone(tmp_path):
 
 def test_the_next_try_starts_over(tmp_path):
   value = np.ones((2, 3, 4), np.float32)
-  first = stream.Writer(
-    tmp_path, {'params': {'w': value, 'old': value}}, META
-  )  # A traceback may still hold it.
+  # A traceback may still hold it.
+  first = stream.Writer(tmp_path, {'params': {'w': value, 'old': value}}, META)
   first.write('params', 'w', 7 * value)
   first.abandon()
   second = stream.Writer(tmp_path, {'params': {'w': value}}, META)

@@ -272,9 +272,8 @@ def test_a_pickle_cannot_change_what_the_next_file_meets(tmp_path):
     b'ctorch._utils\n_rebuild_tensor_v2\n',
     stored()[2:-2],
   ):
-    data = (
-      b'\x80\x02' + target + b'N}' + name + b'K\x01s\x86b.'
-    )  # BUILD with (None, {'__setstate__': 1}) sets attributes.
+    # BUILD with (None, {'__setstate__': 1}) sets attributes.
+    data = b'\x80\x02' + target + b'N}' + name + b'K\x01s\x86b.'
     with pytest.raises(errors.SphinxError):
       pth.open_pth(with_pickle(tmp_path / 'a.pth', data))
   assert not hasattr(collections.OrderedDict, '__setstate__') and not hasattr(
@@ -405,9 +404,8 @@ def test_a_tensor_is_in_memory_once(tmp_path):
   assert peak(lambda: pth.open_pth(tmp_path / 'a.pth')) < small
   opened = pth.open_pth(tmp_path / 'a.pth')
   assert peak(lambda: [tensor.read().sum() for tensor in opened.values()]) < size + small
-  torch.save(
-    {'part': torch.zeros(size // 4)[100:200]}, tmp_path / 'b.pth'
-  )  # The file holds all of its storage.
+  # The file holds all of its storage.
+  torch.save({'part': torch.zeros(size // 4)[100:200]}, tmp_path / 'b.pth')
   assert peak(lambda: pth.open_pth(tmp_path / 'b.pth')['part'].read()) < small
 
 

@@ -26,9 +26,8 @@ DTYPES = [
 
 
 def every_kind() -> dict[str, torch.Tensor]:
-  tensors = {
-    f'dtype.{dtype}': torch.randn(3, 5).mul(3).to(dtype) for dtype in reversed(DTYPES)
-  }  # Narrow dtypes first.
+  # Narrow dtypes first.
+  tensors = {f'dtype.{dtype}': torch.randn(3, 5).mul(3).to(dtype) for dtype in reversed(DTYPES)}
   return tensors | {
     'empty': torch.zeros(0, 4),
     'scalar': torch.tensor(2.5),
