@@ -12,14 +12,14 @@ log = logging.getLogger('sphinx_jax')
 _PLAIN_SECONDS = 10.0
 
 
-def setup_logging(level: int = logging.INFO) -> None:
+def setup_logging() -> None:
   """Sends the package's log to stderr as plain lines. Every entry point calls it."""
   if not log.handlers:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
     log.addHandler(handler)
     log.propagate = False
-  log.setLevel(level)
+  log.setLevel(logging.INFO)
 
 
 class Progress:

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 
 
-def table(rows: Sequence[Sequence[object]], align: str, separator: str = '  ') -> str:
+def table(rows: Sequence[Sequence[object]], align: str) -> str:
   """Formats rows as columns of equal width.
 
   Args:
     rows: cells of each row, the header included; every row has `len(align)` cells.
     align: one letter a column, 'l' for left or 'r' for right.
-    separator: text between columns.
 
   Returns:
     One line a row, without trailing spaces.
@@ -22,5 +21,5 @@ def table(rows: Sequence[Sequence[object]], align: str, separator: str = '  ') -
       cell.ljust(width) if side == 'l' else cell.rjust(width)
       for cell, width, side in zip(row, widths, align)
     )
-    lines.append(separator.join(padded).rstrip())
+    lines.append('  '.join(padded).rstrip())
   return '\n'.join(lines)

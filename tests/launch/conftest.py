@@ -77,11 +77,11 @@ class Cloud:
       **environment,
     )
 
-  def calls(self, verb=None, kind=None):
+  def calls(self, verb=None):
     """The calls of gcloud so far: lists of the arguments after `gcloud compute tpus`."""
     path = self.fake / 'calls'
     calls = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [call for call in calls if verb in (None, call[1]) and kind in (None, call[0])]
+    return [call for call in calls if verb in (None, call[1])]
 
   def log(self, worker):
     return (self.repository / 'logs' / 'mine' / f'worker-{worker}.log').read_text()
