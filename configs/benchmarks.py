@@ -276,6 +276,16 @@ def _own_rows() -> dict[str, dict[str, Any]]:
       file='data/docvqa/test/test_v1.0.json',
       images='data/docvqa/test',
     ),
+    vizwiz_test=_row(
+      'vizwiz_questions',
+      'vqa_score',
+      'vqa_score',
+      UNANSWERABLE_INSTRUCTION,
+      hidden=True,
+      published=44.9,
+      file='data/vizwiz/test.json',
+      images='data/vizwiz/test',
+    ),
   )
 
 
@@ -283,15 +293,4 @@ def get_config(arg: str = '') -> ConfigDict:
   """Returns the table, {name: row}. `arg` must be empty."""
   if arg:
     raise errors.unknown('argument of configs/benchmarks.py', arg, [])
-  rows = {**_official_rows(), **_own_rows()}
-  rows['vizwiz_test'] = _row(
-    'vizwiz_questions',
-    'vqa_score',
-    'vqa_score',
-    UNANSWERABLE_INSTRUCTION,
-    hidden=True,
-    published=44.9,
-    file='data/vizwiz/test.json',
-    images='data/vizwiz/test',
-  )
-  return ConfigDict(rows).lock()
+  return ConfigDict({**_official_rows(), **_own_rows()}).lock()
