@@ -4,7 +4,6 @@ The page is made from folder/cases/NAME.json and its images (`evaluation/cases.p
 written again at any time.
 """
 
-import base64
 import io
 import json
 import os
@@ -15,7 +14,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from sphinx_jax.report import drawing, recipe_page
+from sphinx_jax.report import drawing, html
 
 
 def write(
@@ -47,7 +46,7 @@ def write(
     }
   file = folder / 'report.html'
   file.write_text(
-    recipe_page.template('benchmark_page.html').render(
+    html.template('benchmark_page.html').render(
       run=run,
       results=results,
       first=main_rows,
@@ -73,12 +72,13 @@ def _draw_case(folder: epath.Path, case: Mapping[str, Any]) -> dict[str, Any]:
     if not any(drawing.is_drawable(text) for text in texts.values()):
       texts = {'': ''}
     for name, text in texts.items():
-      panels[name] = _data_url(drawing.draw_answer(image, text, asked=case['prompt']))
+      jpeg = _jpeg(drawing.draw_answer(image, text, asked=case['prompt']))
+      panels[name] = html.data_url(jpeg, 'jpeg')
   return {**case, 'panels': panels}
 
 
-def _data_url(image: Image.Image) -> str:
-  """Returns an image as a JPEG data URL. PNGs of hundreds of photographs would be 100 MB."""
+def _jpeg(image: Image.Image) -> bytes:
+  """Returns an image as a JPEG file. PNGs of hundreds of photographs would be 100 MB."""
   buffer = io.BytesIO()
   image.save(buffer, 'JPEG', quality=85)
-  return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()
+  return buffer.getvalue()

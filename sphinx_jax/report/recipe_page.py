@@ -12,7 +12,6 @@ It writes report.html, metrics.json, report/{scores,loss,mix_curve,overview}.png
 report/samples/*.png into the recipe's workdir.
 """
 
-import base64
 import io
 import json
 import os
@@ -20,12 +19,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 
 from sphinx_jax.core import errors, files
-from sphinx_jax.report import drawing, plots
+from sphinx_jax.report import drawing, html, plots
 
 Curve = Sequence[Mapping[str, float]]
 
@@ -102,10 +100,10 @@ def write(
   for name, png in pngs.items():
     (folder / f'{name}.png').write_bytes(png)
 
-  html = template('recipe_page.html').render(
+  page = html.template('recipe_page.html').render(
     title=title,
     tasks=_task_rows(results, targets or {}),
-    images={name: _data_url(png) for name, png in pngs.items()},
+    images={name: html.data_url(png, 'png') for name, png in pngs.items()},
     curve=curve_verdict(curve, mixed) if curve else None,
     samples=samples,
     speeds=_speeds(logs),
@@ -116,7 +114,7 @@ def write(
     config=json.dumps(config, indent=2),
     model=config.get('model'),
   )
-  (workdir / 'report.html').write_text(html)
+  (workdir / 'report.html').write_text(page)
   return workdir / 'report.html'
 
 
@@ -197,7 +195,7 @@ def _samples(evaluation: pathlib.Path, task: str, folder: pathlib.Path) -> list[
         'instruction': line['instruction'],
         'prediction': line['prediction'],
         'answer': line['answer'],
-        'panels': {name: _data_url(png) for name, png in pngs.items()},
+        'panels': {name: html.data_url(png, 'png') for name, png in pngs.items()},
         'first': next(iter(pngs.values())),
         'score': f'{numerator:g} / {denominator:g}',
         'right': denominator > 0 and numerator >= 0.5 * denominator,
@@ -238,26 +236,10 @@ def _speeds(
   return rows
 
 
-def template(name: str) -> jinja2.Template:
-  """Returns a template by the name of its file in this package."""
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('sphinx_jax.report', ''),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-  )
-  return environment.get_template(name)
-
-
 def _png(image: Image.Image) -> bytes:
   buffer = io.BytesIO()
   image.save(buffer, 'PNG', optimize=True)
   return buffer.getvalue()
-
-
-def _data_url(png: bytes) -> str:
-  return 'data:image/png;base64,' + base64.b64encode(png).decode()
 
 
 def _require_file(path: pathlib.Path) -> None:
