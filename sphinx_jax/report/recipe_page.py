@@ -49,7 +49,6 @@ def write(
   config: Mapping[str, Any],
   mixed: float = 0.5,
   targets: Mapping[str, float] | None = None,
-  title: str = 'SPHINX, the joint-mixing recipe',
 ) -> pathlib.Path:
   """Writes the page, its images and metrics.json.
 
@@ -63,7 +62,6 @@ def write(
     config: the resolved config as a plain dict.
     mixed: the coefficient of the real parent with which the recipe continued.
     targets: {task: the score to reach}.
-    title: title of the page.
 
   Returns:
     The path of report.html.
@@ -101,7 +99,6 @@ def write(
     (folder / f'{name}.png').write_bytes(png)
 
   page = html.template('recipe_page.html').render(
-    title=title,
     tasks=_task_rows(results, targets or {}),
     images={name: html.data_url(png, 'png') for name, png in pngs.items()},
     curve=curve_verdict(curve, mixed) if curve else None,
@@ -112,7 +109,6 @@ def write(
     total=sum(seconds.values()),
     peak=peak_rss_bytes / 2**30,
     config=json.dumps(config, indent=2),
-    model=config.get('model'),
   )
   (workdir / 'report.html').write_text(page)
   return workdir / 'report.html'
