@@ -35,7 +35,7 @@ class OutputArray:
 
   Attributes:
     shape, dtype: of the array.
-    part: shape of the parts in which it is mixed and stored.
+    part: shape of the parts in which it is mixed and written.
   """
 
   shape: tuple[int, ...]
@@ -44,7 +44,7 @@ class OutputArray:
 
   @property
   def chunk(self) -> tuple[int, ...]:
-    """Shape of the stored chunks: each part is one chunk."""
+    """The chunks that `stream.Writer` is asked for: the parts. It also cuts a stack by layer."""
     return self.part
 
 
