@@ -20,8 +20,6 @@ from typing import Any
 from sphinx_jax.training import writer
 
 STAGES = ('real', 'synthetic', 'stage2')
-# Parts of the names of metrics that measure the machine, not the model.
-MACHINE_METRICS = ('second', 'rss', 'wait')
 
 
 def start(workdir: pathlib.Path, arguments: Sequence[str]) -> subprocess.Popen:
@@ -56,7 +54,7 @@ def results(workdir: pathlib.Path) -> dict[str, Any]:
     for stage in STAGES
     for line in writer.read(workdir / stage)
     for name, value in line.items()
-    if not any(part in name for part in MACHINE_METRICS)
+    if name not in writer.MACHINE_METRICS
   }
   return {'losses': losses, 'mix_curve': metrics['mix_curve'], 'tasks': metrics['tasks']}
 

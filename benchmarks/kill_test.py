@@ -30,8 +30,6 @@ from typing import Any
 
 from sphinx_jax.core import files
 
-# Parts of the names of metrics that measure the machine, not the model.
-MACHINE_METRICS = ('second', 'rss', 'wait')
 LONGEST_SIGTERM = 30  # Seconds from SIGTERM to the end of the process.
 
 
@@ -238,7 +236,7 @@ def model_metrics(workdir: pathlib.Path) -> dict[tuple[int, str], float]:
     (line['step'], name): value
     for line in writer.read(workdir)
     for name, value in line.items()
-    if not any(part in name for part in MACHINE_METRICS)
+    if name not in writer.MACHINE_METRICS
   }
 
 

@@ -22,14 +22,6 @@ from sphinx_jax.training import writer
 ROOT = pathlib.Path(__file__).parent.parent
 HEARTBEAT_TIMEOUT = 10  # Seconds. With a shorter one, a busy machine looks like a dead process.
 ABORTED = -signal.SIGABRT  # By jax; a shell shows it as exit code 134.
-# Metrics that measure the machine.
-MACHINE = (
-  'steps_per_second',
-  'examples_per_second',
-  'tokens_per_second',
-  'data_wait_share',
-  'rss_bytes',
-)
 CONFIG = """
 from ml_collections import ConfigDict
 
@@ -212,7 +204,7 @@ class Run:
 
 def metrics(workdir: pathlib.Path) -> list[dict]:
   return [
-    {name: value for name, value in line.items() if name not in MACHINE}
+    {name: value for name, value in line.items() if name not in writer.MACHINE_METRICS}
     for line in writer.read(workdir)
   ]
 

@@ -19,6 +19,14 @@ from etils import epath
 from sphinx_jax.core import errors, files, tensorflow
 
 FILE = 'metrics.jsonl'
+# Metrics of the machine. They differ between two runs of one config; all others are equal.
+MACHINE_METRICS = (
+  'steps_per_second',
+  'examples_per_second',
+  'tokens_per_second',
+  'data_wait_share',
+  'rss_bytes',
+)
 
 
 class Window:
