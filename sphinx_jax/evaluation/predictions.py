@@ -153,7 +153,7 @@ def merge(folder: Path, benchmark: Benchmark) -> None:
 
 def finish(folder: Path, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
   """Writes the finished file of a benchmark, atomically, and removes the files of processes."""
-  text = ''.join(json.dumps(entry) + '\n' for entry in lines)
+  text = _to_jsonl(lines)
   file = _finished_file(folder, name)
   if not file.exists() or file.read_text() != text:
     files.write_atomic(file, text)
@@ -212,7 +212,7 @@ class Writer:
     self._file = epath.Path(file)
     self._text = ''
     if self._file.exists():
-      self._text = ''.join(json.dumps(entry) + '\n' for entry in read(self._file))
+      self._text = _to_jsonl(read(self._file))
       files.write_atomic(self._file, self._text)
 
   def write(self, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -221,7 +221,7 @@ class Writer:
     Raises:
       SphinxError: the lines cannot be written.
     """
-    text = ''.join(json.dumps(entry) + '\n' for entry in lines)
+    text = _to_jsonl(lines)
     try:
       if files.is_remote(self._file):  # Objects in a bucket cannot grow.
         self._text += text
@@ -231,6 +231,10 @@ class Writer:
           file.write(text)
     except OSError as error:
       raise errors.write_failed(self._file.parent, error) from error
+
+
+def _to_jsonl(lines: Iterable[Mapping[str, Any]]) -> str:
+  return ''.join(json.dumps(entry) + '\n' for entry in lines)
 
 
 def _finished_file(folder: Path, name: str) -> epath.Path:
