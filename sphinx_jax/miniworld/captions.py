@@ -73,10 +73,6 @@ def _choose(rng: np.random.Generator, choices: Sequence[_T]) -> _T:
   return choices[int(rng.integers(len(choices)))]
 
 
-def _with_article(phrase: str) -> str:
-  return ('an ' if phrase[0] in 'aeiou' else 'a ') + phrase
-
-
 def _join_list(parts: Sequence[str]) -> str:
   return parts[0] if len(parts) == 1 else ', '.join(parts[:-1]) + ' and ' + parts[-1]
 
@@ -92,7 +88,7 @@ def label_words(label: str) -> str:
 def _synthetic_objects(scene: Annotation, rng: np.random.Generator) -> str:
   parts = []
   for thing in sorted(scene['objects'], key=lambda thing: places.center(thing['box'])[::-1]):
-    name = _with_article(f'{thing["size"]} {thing["color"]} {thing["name"]}')
+    name = f'a {thing["size"]} {thing["color"]} {thing["name"]}'  # Sizes are small and big.
     parts.append(f'{name} {places.phrase(thing["box"])}')
   return _join_list(parts) + '.'
 
