@@ -201,6 +201,7 @@ def _xml(image, objects) -> str:
       '<object>' + ''.join(f'<name>{name}</name>' for name in names) + inside + '</object>'
     )
   return (
-    f'<annotation><filename>{image}.jpg</filename><size><width>40</width><height>30</height><depth>3</depth></size>'
+    f'<annotation><filename>{image}.jpg</filename>'
+    '<size><width>40</width><height>30</height><depth>3</depth></size>'
     f'{"".join(parts)}</annotation>'
   )

@@ -120,7 +120,11 @@ def sharegpt(root):
     [
       {
         'id': i,
-        'conversations': make_conversation(('human', 'Hi'), ('gpt', '<p>Hey 🌳'), ('system', 's')),
+        'conversations': make_conversation(
+          ('human', 'Hi'),
+          ('gpt', '<p>Hey 🌳'),
+          ('system', 's'),
+        ),
       }
       for i in range(4)
     ],

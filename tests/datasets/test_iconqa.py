@@ -20,7 +20,8 @@ def root(tmp_path, request):
   question = {'question': 'What comes next?', 'grade': 'grade1', 'label': 'S2'}
   for n in (2, 10):
     dump(
-      place / f'choose_txt/{n}/data.json', {**question, 'choices': ['«Dreieck»', '5'], 'answer': 1}
+      place / f'choose_txt/{n}/data.json',
+      {**question, 'choices': ['«Dreieck»', '5'], 'answer': 1},
     )
     image_files.write(place / f'choose_txt/{n}/image.png', form='PNG', mode='L')
   dump(place / 'fill_in_blank/3/data.json', {**question, 'answer': 12})

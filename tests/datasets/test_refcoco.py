@@ -189,8 +189,8 @@ def test_damaged_pickles_are_named(tmp_path, data, words):
 def test_texts_of_python_2_are_read(tmp_path):
   path = tmp_path / 'refs.p'
   path.write_bytes(
-    b'(lp0\n(dp1\nS"sent"\np2\nS"caf\\xc3\\xa9"\np3\nsS"tokens"\nc__builtin__\nset\n((lp4\nS"a"\natRs'
-    b'S"n"\nL12L\nsa.'
+    b'(lp0\n(dp1\nS"sent"\np2\nS"caf\\xc3\\xa9"\np3\nsS"tokens"\n'
+    b'c__builtin__\nset\n((lp4\nS"a"\natRsS"n"\nL12L\nsa.'
   )
   assert refcoco.read_pickle("source 'refcoco'", path) == [
     {'sent': 'café', 'tokens': {'a'}, 'n': 12}

@@ -98,7 +98,8 @@ def test_lines_paragraphs_and_files(tmp_path):
   (tmp_path / 'text/empty.txt').write_bytes(b'')
   (tmp_path / 'text/not.md').write_bytes(b'no text')
   lines = opened(tmp_path, 'plain_text')
-  assert outcomes(lines) == ['Eins, größer.', 'Zwei', 'Drei', 'Vier'] and isinstance(lines, Source)
+  assert isinstance(lines, Source)
+  assert outcomes(lines) == ['Eins, größer.', 'Zwei', 'Drei', 'Vier']
   assert [lines[i].id for i in (0, 3)] == ['a.txt/0', 'sub/b.txt/2']
   assert outcomes(opened(tmp_path, 'plain_text', document='paragraph')) == [
     'Eins, größer.',

@@ -291,8 +291,8 @@ def test_phrases_of_flickr30k_entities(tmp_path):
     tmp_path,
     f'{root}/Annotations/36979.xml',
     (
-      f'<annotation><size><width>400</width><height>200</height><depth>3</depth></size>{"".join(men)}'
-      f'{thing(2, xmin=1, ymin=1, xmax=401, ymax=51)}'
+      '<annotation><size><width>400</width><height>200</height><depth>3</depth></size>'
+      f'{"".join(men)}{thing(2, xmin=1, ymin=1, xmax=401, ymax=51)}'
       '<object><name>3</name><scene>1</scene><nobndbox>1</nobndbox></object></annotation>'
     ),
   )
