@@ -1,5 +1,6 @@
 """Base class of the families of questions about images, and their annotation entries."""
 
+import abc
 import string
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -50,13 +51,13 @@ class Questions(Family):
       groups = group_by(rows, lambda row: (row[0], row[1].get('answer') != ''))
       self._groups = list(chunks(groups, max_turns or self.max_turns))
 
+  @abc.abstractmethod
   def _read(self, record: Any) -> tuple[Any, dict[str, Any]]:
     """Returns (image key, entry of `question`) of a record. Raises BadExample."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def _image(self, image: Any) -> Path | bytes | None:
     """Returns the file or the bytes of an image key."""
-    raise NotImplementedError
 
   def _annotation(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
     return {'questions': entries}
