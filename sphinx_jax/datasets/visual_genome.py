@@ -15,7 +15,6 @@ Homepage: https://homes.cs.washington.edu/~ranjay/visualgenome
 import json
 import re
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from sphinx_jax.core.progress import Progress
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.datasets.family import Family, Item
 from sphinx_jax.datasets.fields import field, id_field, number, unique_ids
+from sphinx_jax.datasets.files import image_folder
 from sphinx_jax.datasets.qa import question
 
 # Task -> file and the key of an image's rows in it.
@@ -65,7 +65,9 @@ class VisualGenome(Family):
     image_data = self._read_json(self._find('image_data.json'), list)
     self._image_entries = _entries_by_id(image_data)
     self._find(*(path for folder in _IMAGE_FOLDERS for path in _folder_paths(folder)))
-    self._folders = {folder: _find_folder(self.root, folder) for folder in _IMAGE_FOLDERS}
+    self._folders = {
+      folder: image_folder(self.root, '', *_folder_paths(folder)) for folder in _IMAGE_FOLDERS
+    }
     self._rows = [rows for rows in self._read_rows() if self._in_split(rows.image)]
     self._ids = unique_ids(str(rows.image) for rows in self._rows)
     # The index of the first item of each image, and at the end the number of items.
@@ -162,14 +164,6 @@ def _entries_by_id(entries: list[Any]) -> dict[int, dict[str, Any] | None]:
 
 def _folder_paths(folder: str) -> tuple[str, ...]:
   return folder, f'images/{folder}', f'images2/{folder}'
-
-
-def _find_folder(root: Path, folder: str) -> Path:
-  """The directory of one half of the images. If it is missing, so are its images."""
-  for path in _folder_paths(folder):
-    if (root / path).is_dir():
-      return root / path
-  return root / folder
 
 
 def _regions(asked: list[Any], rows: list[Any]) -> dict[str, Any]:
