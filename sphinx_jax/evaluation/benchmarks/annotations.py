@@ -18,7 +18,7 @@ from typing import Any
 
 from sphinx_jax.core import errors
 from sphinx_jax.datasets import files
-from sphinx_jax.evaluation.benchmarks.benchmark import Question, required, required_list
+from sphinx_jax.evaluation.benchmarks.benchmark import PublishedFile, Question
 
 _KEYS = ('image_path', 'question', 'question_id', 'gt_answers')
 
@@ -31,33 +31,27 @@ def read(
   The official ids are not unique in every file. They stay in the entry, and `Question.id` is the
   position in the file.
 
-  Args:
-    who: the benchmark, for messages.
-    root: directory that all paths are relative to.
-    prompt: instruction with '{}' for the question.
-    file: the annotation file.
-    annotation: file of all annotators' answers, or several paths of which the first that exists is
-      read. None: 'gt_answers' is the complete truth.
+  `annotation` is the file of all annotators' answers, or several paths of which the first that
+  exists is read. With None, 'gt_answers' is the complete truth.
 
   Raises:
     SphinxError: a file is missing or not the official one, or has no answers to a question.
   """
-  path = root / file
+  published = PublishedFile(who, root / file)
   answers = None
   if annotation is not None:
-    choices = (annotation,) if isinstance(annotation, str) else annotation
-    answers_path = files.find(who, root, *choices)
-    answers = all_answers(who, answers_path)
+    answers_file = PublishedFile.find(who, root, annotation)
+    answers = all_answers(answers_file)
   questions = []
-  for index, row in enumerate(files.read_json(who, path, list)):
-    entry = {key: required(who, row, key, path) for key in _KEYS}
+  for index, row in enumerate(published.rows()):
+    entry = {key: published.required(row, key) for key in _KEYS}
     if answers is not None:
       question_id = str(entry['question_id'])
       if question_id not in answers:
         raise errors.make(
           who,
-          f'no answers to question {question_id} in {str(answers_path)!r}',
-          f'answers to every question of {str(path)!r}',
+          f'no answers to question {question_id} in {str(answers_file.path)!r}',
+          f'answers to every question of {str(published.path)!r}',
           'take both files from one release',
         )
       entry['gt_answers'] = answers[question_id]
@@ -66,35 +60,35 @@ def read(
   return questions
 
 
-def all_answers(who: str, path: Path) -> dict[str, list[str]]:
+def all_answers(published: PublishedFile) -> dict[str, list[str]]:
   """Returns every annotator's answer, by question id, from a dataset's own file.
 
   The formats are those of VQAv2 and OK-VQA ('annotations'), of TextVQA and DocVQA ('data'), and of
   VizWiz (a list; the image file has the number of the question).
   """
-  value = files.read_json(who, path)
+  value = files.read_json(published.who, published.path)
   if isinstance(value, list):
     rows = value
   elif isinstance(value, dict) and 'annotations' in value:
-    rows = required_list(who, value, 'annotations', path)
+    rows = published.required_list(value, 'annotations')
   else:
-    rows = required_list(who, value, 'data', path)
+    rows = published.required_list(value, 'data')
   return {
-    _question_id(who, row, path): [
-      _answer_text(who, answer, path) for answer in required_list(who, row, 'answers', path)
+    _question_id(published, row): [
+      _answer_text(published, answer) for answer in published.required_list(row, 'answers')
     ]
     for row in rows
   }
 
 
-def _question_id(who: str, row: Any, path: Path) -> str:
+def _question_id(published: PublishedFile, row: Any) -> str:
   for key in ('question_id', 'questionId'):
     if isinstance(row, dict) and key in row:
       return str(row[key])
-  image = str(required(who, row, 'image', path))
+  image = str(published.required(row, 'image'))
   number = re.search(r'(\d+)\.\w+$', image)
   return str(int(number[1])) if number else image
 
 
-def _answer_text(who: str, answer: Any, path: Path) -> str:
-  return answer if isinstance(answer, str) else str(required(who, answer, 'answer', path))
+def _answer_text(published: PublishedFile, answer: Any) -> str:
+  return answer if isinstance(answer, str) else str(published.required(answer, 'answer'))

@@ -7,10 +7,16 @@ from typing import Any
 
 from sphinx_jax.core import errors
 from sphinx_jax.core.tables import Table
+from sphinx_jax.datasets import files
 from sphinx_jax.evaluation.protocols import PROTOCOLS
 
-# Each reads one file format: (who, root, prompt, **the row's own settings) -> list of Question.
-# `who` is the benchmark as messages show it.
+# Each reads one file format: (who, root, prompt, **settings) -> list of Question, where
+#   who       is the benchmark as messages show it,
+#   root      the directory that all paths are relative to,
+#   prompt    the instruction, with '{}' for what is asked, if anything is, and
+#   settings  the keys of the benchmark's row that are not in COMMON_KEYS: file, the path of the
+#             published file; images, the directory of its images; those that the docstring names.
+# A file that is missing or not the published one raises SphinxError.
 READERS = Table(
   'benchmark reader',
   {
@@ -29,7 +35,7 @@ READERS = Table(
   },
 )
 
-# Keys of a row of configs/benchmarks.py that are not arguments of its reader.
+# Keys of a row of configs/benchmarks.py that are not settings of its reader.
 COMMON_KEYS = (
   'reader',
   'prompt',
@@ -125,39 +131,68 @@ def open_benchmark(name: str, settings: Mapping[str, Any], root: Path | str) -> 
   )
 
 
-def required(who: str, row: Any, key: str, path: Path) -> Any:
-  """Returns row[key].
+@dataclasses.dataclass(frozen=True)
+class PublishedFile:
+  """A file of a benchmark, read with errors that name both.
 
   Unlike datasets/fields.py, a malformed row is not skipped: a score over fewer questions than the
   benchmark has would not be comparable.
 
-  Args:
+  Attributes:
     who: the benchmark, for messages.
-    row: a JSON value.
-    key: the key.
-    path: the file, for messages.
-
-  Raises:
-    SphinxError: the row is no object, or has no such key.
+    path: the file.
   """
-  if not isinstance(row, dict) or key not in row:
-    raise errors.make(
-      who,
-      f"a row of {str(path)!r} without '{key}': {str(row)[:200]}",
-      'the published file',
-      'download it again',
-    )
-  return row[key]
 
+  who: str
+  path: Path
 
-def required_list(who: str, row: Any, key: str, path: Path) -> list[Any]:
-  """Returns row[key], a list. Raises SphinxError like `required`, or if it is no list."""
-  value = required(who, row, key, path)
-  if not isinstance(value, list):
-    raise errors.make(
-      who,
-      f"a {type(value).__name__} under '{key}' in {str(path)!r}",
-      'a list',
-      'check that it is the published file',
-    )
-  return value
+  @classmethod
+  def find(cls, who: str, root: Path, choices: str | Sequence[str]) -> 'PublishedFile':
+    """Returns the file of a path under root, or the first of several paths that exists.
+
+    Raises:
+      SphinxError: none exists; the message lists all of them.
+    """
+    choices = (choices,) if isinstance(choices, str) else choices
+    return cls(who, files.find(who, root, *choices))
+
+  def rows(self, key: str = '') -> list[Any]:
+    """Returns the list that the JSON file holds, under `key` if it is given.
+
+    Raises:
+      SphinxError: the file cannot be read, is not JSON, or holds no such list.
+    """
+    if key:
+      return files.read_json_list(self.who, self.path, key)
+    return files.read_json(self.who, self.path, list)
+
+  def required(self, row: Any, key: str) -> Any:
+    """Returns row[key].
+
+    Args:
+      row: a JSON value of the file.
+      key: the key.
+
+    Raises:
+      SphinxError: the row is no object, or has no such key.
+    """
+    if not isinstance(row, dict) or key not in row:
+      raise errors.make(
+        self.who,
+        f"a row of {str(self.path)!r} without '{key}': {str(row)[:200]}",
+        'the published file',
+        'download it again',
+      )
+    return row[key]
+
+  def required_list(self, row: Any, key: str) -> list[Any]:
+    """Returns row[key], a list. Raises SphinxError like `required`, or if it is no list."""
+    value = self.required(row, key)
+    if not isinstance(value, list):
+      raise errors.make(
+        self.who,
+        f"a {type(value).__name__} under '{key}' in {str(self.path)!r}",
+        'a list',
+        'check that it is the published file',
+      )
+    return value

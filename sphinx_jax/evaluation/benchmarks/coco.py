@@ -18,34 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from sphinx_jax.core import boxes, coordinates
-from sphinx_jax.datasets import files
 from sphinx_jax.datasets.coco_json import CocoJson
-from sphinx_jax.evaluation.benchmarks.benchmark import Question, required, required_list
+from sphinx_jax.evaluation.benchmarks.benchmark import PublishedFile, Question
 
 
 def read_objects(who: str, root: Path, prompt: str, file: str, images: str) -> list[Question]:
-  """Returns one question for every image of the file, with or without objects.
-
-  Args:
-    who: the benchmark, for messages.
-    root: directory that all paths are relative to.
-    prompt: the instruction.
-    file: the JSON file.
-    images: directory of the images.
-
-  Raises:
-    SphinxError: the file is missing or not the published one.
-  """
-  path = files.find(who, root, file)
-  coco = CocoJson(who, path, keep=('area',), strict=True)
+  """Returns one question for every image of the file, with or without objects."""
+  published = PublishedFile.find(who, root, file)
+  coco = CocoJson(who, published.path, keep=('area',), strict=True)
   questions = []
   for image, annotations in _images(coco):
-    entry = _image_entry(who, image, images, path)
+    entry = _image_entry(published, image, images)
     entry['objects'] = [
       {
-        'name': coco.names.get(required(who, row, 'category_id', path), ''),
-        'bbox': required(who, row, 'bbox', path),
-        'area': required(who, row, 'area', path),
+        'name': coco.names.get(published.required(row, 'category_id'), ''),
+        'bbox': published.required(row, 'bbox'),
+        'area': published.required(row, 'area'),
         'iscrowd': row.get('iscrowd', 0),
       }
       for row in annotations
@@ -57,31 +45,20 @@ def read_objects(who: str, root: Path, prompt: str, file: str, images: str) -> l
 
 
 def read_people(who: str, root: Path, prompt: str, file: str, images: str) -> list[Question]:
-  """Returns one question for every person with a keypoint. The prompt has the person's box.
-
-  Args:
-    who: the benchmark, for messages.
-    root: directory that all paths are relative to.
-    prompt: instruction with '{}' for the person.
-    file: the JSON file.
-    images: directory of the images.
-
-  Raises:
-    SphinxError: the file is missing or not the published one.
-  """
-  path = files.find(who, root, file)
+  """Returns one question for every person with a keypoint. The prompt has the person's box."""
+  published = PublishedFile.find(who, root, file)
   keys = ('id', 'bbox', 'area', 'keypoints', 'num_keypoints')
   questions = []
-  for image, annotations in _images(CocoJson(who, path, keep=('area',), strict=True)):
+  for image, annotations in _images(CocoJson(who, published.path, keep=('area',), strict=True)):
     people = [
-      {key: required(who, row, key, path) for key in keys} | {'iscrowd': row.get('iscrowd', 0)}
+      {key: published.required(row, key) for key in keys} | {'iscrowd': row.get('iscrowd', 0)}
       for row in annotations
     ]
     asked = [person for person in people if person['num_keypoints'] and not person['iscrowd']]
     # The first question of an image has the people who are not asked about.
     others = [person for person in people if person not in asked]
     for person in asked:
-      entry = _image_entry(who, image, images, path)
+      entry = _image_entry(published, image, images)
       entry |= {'person': person, 'others': others}
       box = boxes.pad_box(boxes.corners(person['bbox']), entry['width'], entry['height'])
       text = prompt.format(f'the person in {coordinates.format_box(box)}')
@@ -91,23 +68,12 @@ def read_people(who: str, root: Path, prompt: str, file: str, images: str) -> li
 
 
 def read_captions(who: str, root: Path, prompt: str, file: str, images: str) -> list[Question]:
-  """Returns one question for every image with captions. All its captions are the truth.
-
-  Args:
-    who: the benchmark, for messages.
-    root: directory that all paths are relative to.
-    prompt: the instruction.
-    file: the JSON file.
-    images: directory of the images.
-
-  Raises:
-    SphinxError: the file is missing or not the published one.
-  """
-  path = files.find(who, root, file)
+  """Returns one question for every image with captions. All its captions are the truth."""
+  published = PublishedFile.find(who, root, file)
   questions = []
-  for image, annotations in _images(CocoJson(who, path, strict=True)):
-    captions = [required(who, row, 'caption', path) for row in annotations]
-    image_path = f'{images}/{required(who, image, "file_name", path)}'
+  for image, annotations in _images(CocoJson(who, published.path, strict=True)):
+    captions = [published.required(row, 'caption') for row in annotations]
+    image_path = f'{images}/{published.required(image, "file_name")}'
     if captions:
       questions.append(_caption_question(root, prompt, image['id'], image_path, captions))
   return questions
@@ -116,29 +82,17 @@ def read_captions(who: str, root: Path, prompt: str, file: str, images: str) -> 
 def read_karpathy(
   who: str, root: Path, prompt: str, file: str, images: str, split: str
 ) -> list[Question]:
-  """Returns the same for a split of Karpathy's file. The images are in images/<filepath>.
-
-  Args:
-    who: the benchmark, for messages.
-    root: directory that all paths are relative to.
-    prompt: the instruction.
-    file: Karpathy's JSON file.
-    images: parent of the image directories.
-    split: the split.
-
-  Raises:
-    SphinxError: the file is missing or not the published one.
-  """
-  path = files.find(who, root, file)
+  """Returns the same for a split of Karpathy's file. The images are in images/<filepath>."""
+  published = PublishedFile.find(who, root, file)
   questions = []
-  for row in files.read_json_list(who, path, 'images'):
-    if required(who, row, 'split', path) != split:
+  for row in published.rows('images'):
+    if published.required(row, 'split') != split:
       continue
-    image_id = required(who, row, 'cocoid', path)
-    folder = required(who, row, 'filepath', path)
-    image_path = f'{images}/{folder}/{required(who, row, "filename", path)}'
-    sentences = required_list(who, row, 'sentences', path)
-    captions = [required(who, sentence, 'raw', path) for sentence in sentences]
+    image_id = published.required(row, 'cocoid')
+    folder = published.required(row, 'filepath')
+    image_path = f'{images}/{folder}/{published.required(row, "filename")}'
+    sentences = published.required_list(row, 'sentences')
+    captions = [published.required(sentence, 'raw') for sentence in sentences]
     questions.append(_caption_question(root, prompt, image_id, image_path, captions))
   return questions
 
@@ -156,10 +110,10 @@ def _images(coco: CocoJson) -> Iterator[tuple[dict[str, Any], list[Any]]]:
     yield image, coco.annotations.get(image_id, [])
 
 
-def _image_entry(who: str, image: dict[str, Any], images: str, path: Path) -> dict[str, Any]:
+def _image_entry(published: PublishedFile, image: dict[str, Any], images: str) -> dict[str, Any]:
   return {
     'image_id': image['id'],
-    'image_path': f'{images}/{required(who, image, "file_name", path)}',
-    'width': required(who, image, 'width', path),
-    'height': required(who, image, 'height', path),
+    'image_path': f'{images}/{published.required(image, "file_name")}',
+    'width': published.required(image, 'width'),
+    'height': published.required(image, 'height'),
   }

@@ -14,18 +14,7 @@ from sphinx_jax.evaluation.benchmarks.benchmark import Question
 
 
 def read(who: str, root: Path, prompt: str, folder: str, split: str) -> list[Question]:
-  """Returns the phrases of a split.
-
-  Args:
-    who: the benchmark, for messages.
-    root: directory that all paths are relative to.
-    prompt: instruction with '{}' for the phrase.
-    folder: root of the dataset.
-    split: the split.
-
-  Raises:
-    SphinxError: files are missing or not the published ones.
-  """
+  """Returns the phrases of a split of the dataset in root/folder."""
   family = Flickr30kEntities(root / folder, split, 'grounded_caption')
   questions = []
   for index in range(len(family)):

@@ -17,78 +17,43 @@ registration).
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.datasets import files
-from sphinx_jax.evaluation.benchmarks.benchmark import Question, required
+from sphinx_jax.evaluation.benchmarks.benchmark import PublishedFile, Question
 
 
 def read_vqav2(who: str, root: Path, prompt: str, file: str, images: str) -> list[Question]:
-  """Returns the questions of VQAv2.
-
-  Args:
-    who: the benchmark, for messages.
-    root: directory that all paths are relative to.
-    prompt: instruction with '{}' for the question.
-    file: the JSON file.
-    images: path of the images up to their number.
-
-  Raises:
-    SphinxError: the file is missing or not the published one.
-  """
-  path = files.find(who, root, file)
+  """Returns the questions of VQAv2. `images` is the path of the images up to their number."""
+  published = PublishedFile.find(who, root, file)
   questions = []
-  for row in files.read_json_list(who, path, 'questions'):
-    number = int(required(who, row, 'image_id', path))
-    image = f'{images}{number:012d}.jpg'
-    questions.append(_question(who, root, prompt, row, 'question_id', image, path))
+  for row in published.rows('questions'):
+    image = f'{images}{int(published.required(row, "image_id")):012d}.jpg'
+    questions.append(_question(published, root, prompt, row, 'question_id', image))
   return questions
 
 
 def read_vizwiz(who: str, root: Path, prompt: str, file: str, images: str) -> list[Question]:
-  """Returns the questions of VizWiz: one per image, whose file name is the id.
-
-  Args:
-    who: the benchmark, for messages.
-    root: directory that all paths are relative to.
-    prompt: instruction with '{}' for the question.
-    file: the JSON file.
-    images: directory of the images.
-
-  Raises:
-    SphinxError: the file is missing or not the published one.
-  """
-  path = files.find(who, root, file)
+  """Returns the questions of VizWiz: one per image, whose file name is the id."""
+  published = PublishedFile.find(who, root, file)
   questions = []
-  for row in files.read_json(who, path, list):
-    image = f'{images}/{required(who, row, "image", path)}'
-    questions.append(_question(who, root, prompt, row, 'image', image, path))
+  for row in published.rows():
+    image = f'{images}/{published.required(row, "image")}'
+    questions.append(_question(published, root, prompt, row, 'image', image))
   return questions
 
 
 def read_docvqa(who: str, root: Path, prompt: str, file: str, images: str) -> list[Question]:
-  """Returns the questions of DocVQA. 'image' in the file starts with the directory documents.
-
-  Args:
-    who: the benchmark, for messages.
-    root: directory that all paths are relative to.
-    prompt: instruction with '{}' for the question.
-    file: the JSON file.
-    images: parent of the directory documents.
-
-  Raises:
-    SphinxError: the file is missing or not the published one.
-  """
-  path = files.find(who, root, file)
+  """Returns the questions of DocVQA. 'image' in the file starts with the directory documents."""
+  published = PublishedFile.find(who, root, file)
   questions = []
-  for row in files.read_json_list(who, path, 'data'):
-    image = f'{images}/{required(who, row, "image", path)}'
-    questions.append(_question(who, root, prompt, row, 'questionId', image, path))
+  for row in published.rows('data'):
+    image = f'{images}/{published.required(row, "image")}'
+    questions.append(_question(published, root, prompt, row, 'questionId', image))
   return questions
 
 
 def _question(
-  who: str, root: Path, prompt: str, row: Any, id_key: str, image: str, path: Path
+  published: PublishedFile, root: Path, prompt: str, row: Any, id_key: str, image: str
 ) -> Question:
-  question_id = required(who, row, id_key, path)
-  text = required(who, row, 'question', path)
+  question_id = published.required(row, id_key)
+  text = published.required(row, 'question')
   entry = {'question_id': question_id, 'question': text, 'image_path': image}
   return Question(str(question_id), root / image, prompt.format(text), entry)

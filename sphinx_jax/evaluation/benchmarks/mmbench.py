@@ -15,8 +15,7 @@ import csv
 from pathlib import Path
 
 from sphinx_jax.core import errors
-from sphinx_jax.datasets import files
-from sphinx_jax.evaluation.benchmarks.benchmark import Question, required
+from sphinx_jax.evaluation.benchmarks.benchmark import PublishedFile, Question
 from sphinx_jax.tasks import questions as questions_lib
 
 _ROTATION_STEP = 10**6  # index = rotation * _ROTATION_STEP + question
@@ -27,20 +26,16 @@ _EMPTY = ('', 'nan', 'None')
 def read(who: str, root: Path, prompt: str, file: str | tuple[str, ...]) -> list[Question]:
   """Returns the questions of a file, with all rotations of a question together.
 
-  Args:
-    who: the benchmark, for messages.
-    root: directory that all paths are relative to.
-    prompt: instruction with '{}' for the question.
-    file: the file, or several paths of which the first that exists is read.
+  `file` may be several paths, of which the first that exists is read.
 
   Raises:
     SphinxError: the file is missing or not the published one, an image is not base64, or an answer
       is not one of the choices.
   """
-  path = files.find(who, root, *((file,) if isinstance(file, str) else file))
-  rows = _read_rows(path)
-  indices = [_index(who, row, path) for row in rows]
-  image_texts = {index: required(who, row, 'image', path) for index, row in zip(indices, rows)}
+  published = PublishedFile.find(who, root, file)
+  rows = _read_rows(published.path)
+  indices = [_index(published, row) for row in rows]
+  image_texts = {index: published.required(row, 'image') for index, row in zip(indices, rows)}
   decoded: dict[str, bytes] = {}
   has_rotations = any(index >= _ROTATION_STEP for index in indices)
   questions = []
@@ -52,7 +47,7 @@ def read(who: str, root: Path, prompt: str, file: str | tuple[str, ...]) -> list
       image_text = image_texts.get(int(image_text), image_text)
     if image_text not in decoded:
       decoded[image_text] = _decode_image(who, index, image_text)
-    choices, letter = _read_choices(who, row, index, path)
+    choices, letter = _read_choices(published, row, index)
     hint = row.get('hint') or ''
     for rotation in [index // _ROTATION_STEP] if has_rotations else range(len(choices)):
       rotated, answer = choices, letter
@@ -102,28 +97,31 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     csv.field_size_limit(old_limit)
 
 
-def _index(who: str, row: dict[str, str], path: Path) -> int:
-  text = required(who, row, 'index', path)
+def _index(published: PublishedFile, row: dict[str, str]) -> int:
+  text = published.required(row, 'index')
   if not text.isdecimal():
     raise errors.make(
-      who, f'index {text!r} in {str(path)!r}', 'a number', 'download the published file'
+      published.who,
+      f'index {text!r} in {str(published.path)!r}',
+      'a number',
+      'download the published file',
     )
   return int(text)
 
 
 def _read_choices(
-  who: str, row: dict[str, str], index: int, path: Path
+  published: PublishedFile, row: dict[str, str], index: int
 ) -> tuple[dict[str, str], str]:
   """The nonempty choices by letter, and the right letter or ''."""
-  required(who, row, 'question', path)
+  published.required(row, 'question')
   choices = {letter: row[letter] for letter in 'ABCDE' if (row.get(letter) or '') not in _EMPTY}
   letter = row.get('answer') or ''
   if not choices or letter not in (*choices, ''):
     raise errors.make(
-      who,
+      published.who,
       f'answer {letter!r} to question {index} with the choices {sorted(choices)}',
       'one of the choices',
-      f'download {str(path)!r} again',
+      f'download {str(published.path)!r} again',
     )
   return choices, letter
 
