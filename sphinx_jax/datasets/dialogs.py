@@ -50,7 +50,7 @@ class _Dialogs(Family):
   SPLITS = ('train',)
   FILES: tuple[str, ...]
 
-  def _open_file(self, file: str) -> None:
+  def _open(self, *, file: str = '') -> None:
     path = self._find(*([file] if file else self.FILES))
     self._items = jsonl.JsonItems(f'{self.NAME}: {path}', path)
     self._kept, ids = _drop_repeated(self._items)
@@ -85,7 +85,7 @@ class Llava(_Dialogs):
   )
 
   def _open(self, *, file: str = '', images: str = '') -> None:
-    self._open_file(file)
+    super()._open(file=file)
     self._images = self.root / images
     self._coco_images = image_folder(self.root, images, 'coco/train2017', 'train2017', '.')
 
@@ -122,9 +122,6 @@ class ShareGpt(_Dialogs):
     'sharegpt.json',
     'sharegpt.jsonl',
   )
-
-  def _open(self, *, file: str = '') -> None:
-    self._open_file(file)
 
   def item(self, index: int) -> Item:
     """Raises BadExample ('not a conversation', 'unknown speaker', 'empty answer')."""
