@@ -52,12 +52,7 @@ class Clip(nn.Module):
     x = layers.PatchEmbed(self.patch, self.width, bias=False, dtype=self.dtype, name='patch')(
       images
     )
-    cls = layers.param(
-      self, 'cls', nn.initializers.normal(self.width**-0.5), (self.width,), ('encoder_embed',)
-    )
-    table = layers.param(
-      self, 'positions', layers.sincos_2d(1), (1 + side * side, self.width), (None, 'encoder_embed')
-    )
+    cls, table = vit.class_and_positions(self, self.width, side)
     x = vit.with_class(cls, x) + table.astype(self.dtype)
     x = layers.LayerNorm(EPS, dtype=self.dtype, name='norm_pre')(x)
     x = vit.Trunk(

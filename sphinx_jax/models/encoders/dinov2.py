@@ -62,16 +62,7 @@ class DinoV2(nn.Module):
     image_mean, image_std = np.float32(self.image_mean), np.float32(self.image_std)
     x = (images * image_std + image_mean - np.float32(self.mean)) / np.float32(self.std)
     x = layers.PatchEmbed(self.patch, self.width, dtype=self.dtype, name='patch')(x)
-    cls = layers.param(
-      self, 'cls', nn.initializers.normal(self.width**-0.5), (self.width,), ('encoder_embed',)
-    )
-    table = layers.param(
-      self,
-      'positions',
-      layers.sincos_2d(1),
-      (1 + self.pos_grid**2, self.width),
-      (None, 'encoder_embed'),
-    )
+    cls, table = vit.class_and_positions(self, self.width, self.pos_grid)
     x = vit.with_class(cls, x) + interpolate(table, side).astype(self.dtype)
     hidden = self.hidden or (int(4 * self.width * 2 / 3) + 7) // 8 * 8
     x = vit.Trunk(

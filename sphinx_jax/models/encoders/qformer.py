@@ -92,12 +92,7 @@ class Vit(nn.Module):
   def __call__(self, images: jax.Array) -> jax.Array:
     side = vit.patches_per_side('qformer', self.view, self.patch)
     x = layers.PatchEmbed(self.patch, self.width, dtype=self.dtype, name='patch')(images)
-    cls = layers.param(
-      self, 'cls', nn.initializers.normal(self.width**-0.5), (self.width,), ('encoder_embed',)
-    )
-    table = layers.param(
-      self, 'positions', layers.sincos_2d(1), (1 + side * side, self.width), (None, 'encoder_embed')
-    )
+    cls, table = vit.class_and_positions(self, self.width, side)
     x = vit.with_class(cls, x) + table.astype(self.dtype)
     x = vit.Trunk(
       self.layers,

@@ -144,6 +144,17 @@ class Trunk(nn.Module):
     return x
 
 
+def class_and_positions(module: nn.Module, width: int, side: int) -> tuple[jax.Array, jax.Array]:
+  """Makes a module's class token [E] and position embeddings [1+G*G,E], `width` E and `side` G."""
+  cls = layers.param(
+    module, 'cls', nn.initializers.normal(width**-0.5), (width,), ('encoder_embed',)
+  )
+  table = layers.param(
+    module, 'positions', layers.sincos_2d(1), (1 + side * side, width), (None, 'encoder_embed')
+  )
+  return cls, table
+
+
 def with_class(cls: jax.Array, patches: jax.Array) -> jax.Array:
   """Puts a class token [E] before patches [B,G,G,E]: [B,1+G*G,E]."""
   batch, _, _, width = patches.shape
