@@ -94,35 +94,27 @@ def model(
     )
   parts = {part: dict(encoders[part]) for part in row['encoders']}
   parts['convnext'] |= row['convnext']
-  return ml_collections.ConfigDict(
-    dict(
-      image_size=row['image_size'],
-      grid=row['grid'],
-      pool=row['pool'],
-      half_round=half_round,
-      dtype=dtype,
-      remat='none',
-      attention='auto',
-      scan_unroll=1,
-      encoders=parts,
-      llm={'name': 'llama', **llm},
-    )
-  )
+  sizes = {key: row[key] for key in ('image_size', 'grid', 'pool')}
+  return _config(llm, parts, dtype, **sizes, half_round=half_round)
 
 
 def language_model(llm: Mapping[str, Any], dtype: str = 'float32') -> ml_collections.ConfigDict:
   """The model config of a language model alone."""
+  return _config(llm, {}, dtype, image_size=1, grid=1, pool=1, half_round=False)
+
+
+def _config(
+  llm: Mapping[str, Any], encoders: Mapping[str, Any], dtype: str, **image_settings: Any
+) -> ml_collections.ConfigDict:
+  """A model config; `image_settings` are image_size, grid, pool and half_round."""
   return ml_collections.ConfigDict(
     dict(
-      image_size=1,
-      grid=1,
-      pool=1,
-      half_round=False,
+      **image_settings,
       dtype=dtype,
       remat='none',
       attention='auto',
       scan_unroll=1,
-      encoders={},
+      encoders=encoders,
       llm={'name': 'llama', **llm},
     )
   )
