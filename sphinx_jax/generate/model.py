@@ -82,7 +82,7 @@ class Model:
     )
 
   def _compiled(self, function: Callable, **options: Any) -> Callable:
-    """`jax.jit` of a function of parameters that lie where `self.params` do."""
+    """`jax.jit` of a function whose first argument is sharded like `self.params`."""
     on_mesh = placement.on_mesh_of(self._params, function)
     return jax.jit(on_mesh, compiler_options=layers.compiler_options(), **options)
 
@@ -113,7 +113,7 @@ class Model:
     """The dialog template."""
     return self._template
 
-  @property
+  @functools.cached_property
   def visual_tokens(self) -> int:
     """Positions of one image in a sequence; 0 for a language model alone."""
     return sphinx.visual_tokens(self._config)
