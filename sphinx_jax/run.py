@@ -139,7 +139,6 @@ class Program:
 
   def __init__(self, config: ConfigDict, devices: Sequence[Any] | None = None) -> None:
     self._config = config
-    self._loss_chunk = config.loss_chunk
 
     self.mesh = meshes.make_mesh(**config.mesh, devices=devices)
     placement.check_rows(config.batch.size, config.optimizer.accumulate, self.mesh)
@@ -176,7 +175,7 @@ class Program:
     self.state = self._abstract_state()
 
     self._eval_step = jax.jit(
-      steps.make_eval_step(self._apply, self._loss_chunk), out_shardings=self._replicated
+      steps.make_eval_step(self._apply, config.loss_chunk), out_shardings=self._replicated
     )
 
   def _abstract_state(self) -> states.State:
@@ -206,7 +205,7 @@ class Program:
       rate=self.learning_rate,
       tasks=len(self._config.mixture),
       accumulate=self._config.optimizer.accumulate,
-      chunk=self._loss_chunk,
+      chunk=self._config.loss_chunk,
     )
     out_shardings = _shardings(self.state), self._replicated
     with self._on_mesh():
