@@ -11,6 +11,7 @@ from sphinx_jax.checkpoint.bundle import Bundle
 from sphinx_jax.data import dialog, tokenizer as tokenizers
 from sphinx_jax.generate.model import Model
 from sphinx_jax.models import sphinx
+from tests.models import small as models
 
 TEXTS = [
   'red circle',
@@ -27,30 +28,11 @@ def tokenizer():
 
 
 def config(**llm):
-  return ml_collections.ConfigDict(
-    dict(
-      image_size=16,
-      grid=1,
-      pool=1,
-      half_round=False,
-      dtype='float32',
-      remat='none',
-      attention='auto',
-      scan_unroll=1,
-      encoders=dict(convnext=dict(view=16, input=16, depths=(1,), widths=(16,))),
-      llm=dict(
-        name='llama',
-        vocab=320,
-        width=32,
-        layers=2,
-        heads=2,
-        kv_heads=2,
-        multiple_of=16,
-        max_length=256,
-      )
-      | llm,
-    )
+  sizes = dict(
+    name='llama', vocab=320, width=32, layers=2, heads=2, kv_heads=2, multiple_of=16, max_length=256
   )
+  encoders = dict(convnext=dict(view=16, input=16, depths=(1,), widths=(16,)))
+  return models.light(encoders=encoders, llm=sizes | llm)
 
 
 @functools.cache
