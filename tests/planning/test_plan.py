@@ -129,7 +129,7 @@ def test_plan_compiles_what_train_runs(tmp_path, monkeypatch):
     raise Compiling
 
   monkeypatch.setattr(jax.stages.Lowered, 'compile', record)
-  monkeypatch.setattr(run_lib, 'open_data', lambda *_: run_lib.Data(None, {}, None, '', None))
+  monkeypatch.setattr(run_lib, 'open_data', lambda *_: run_lib.Data(None, dict, None, '', None))
   with pytest.raises(Compiling):
     train.train(config, tmp_path)
   monkeypatch.setattr(slices, 'devices', lambda where: jax.devices())
