@@ -48,7 +48,7 @@ def answer_with(monkeypatch, answer):
   return dialogs
 
 
-def test_boxes_of_the_answer_are_drawn_on_the_original_picture(
+def test_boxes_of_the_answer_are_drawn_on_the_original_image(
   checkpoint, image_file, tmp_path, monkeypatch, capsys
 ):
   answer_with(monkeypatch, '[0.25, 0.25, 0.75, 0.75]')
@@ -66,7 +66,7 @@ def test_boxes_of_the_answer_are_drawn_on_the_original_picture(
   assert f'drawn: {output}' in capsys.readouterr().out
 
 
-def test_an_answer_without_places_writes_no_picture(checkpoint, image_file, tmp_path, monkeypatch):
+def test_an_answer_without_places_writes_no_image(checkpoint, image_file, tmp_path, monkeypatch):
   answer_with(monkeypatch, 'a red circle')
   chat.chat(checkpoint, image_file, 'What?', tmp_path / 'answer.png')
   assert not (tmp_path / 'answer.png').exists()
@@ -80,7 +80,7 @@ def test_without_a_prompt_lines_are_asked_in_one_conversation(checkpoint, monkey
   assert capsys.readouterr().out == 'yes\nyes\n'
 
 
-@pytest.mark.parametrize('content', [None, b'not a picture', b'\x89PNG\r\n\x1a\n\x00\x00'])
+@pytest.mark.parametrize('content', [None, b'not an image', b'\x89PNG\r\n\x1a\n\x00\x00'])
 def test_an_image_that_cannot_be_read_is_one_clear_line(content, tmp_path):
   path = tmp_path / 'x.png'
   if content is not None:
