@@ -200,6 +200,7 @@ def make_jax(case: Case) -> tuple[Callable, int]:
   import jax
   import jax.numpy as jnp
 
+  from sphinx_jax.core import trees
   from sphinx_jax.models import layers, sphinx
 
   settings, encoder = settings_of(case), sphinx.ENCODERS[case.encoder]
@@ -217,8 +218,7 @@ def make_jax(case: Case) -> tuple[Callable, int]:
     lambda params, images: module.apply({'params': params}, images),
     compiler_options=layers.compiler_options(),
   )
-  parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-  return lambda: jax.block_until_ready(forward(params, images)), parameters
+  return lambda: jax.block_until_ready(forward(params, images)), trees.count(params)
 
 
 def work(side: Callable, name: str, pipe: Connection) -> None:
