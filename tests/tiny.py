@@ -3,6 +3,8 @@
 import numpy as np
 from ml_collections import ConfigDict, config_dict
 
+from tests.models import small
+
 VISUAL_TOKENS = 7  # Start, class, 2 x 2 patches, end.
 
 
@@ -13,15 +15,8 @@ def tiny(**changes) -> ConfigDict:
     dict(
       name='tiny',
       seed=0,
-      model=dict(
-        image_size=16,
+      model=small.config(
         grid=1,
-        pool=1,
-        half_round=False,
-        dtype='float32',
-        remat='none',
-        attention='auto',
-        scan_unroll=1,
         encoders=dict(clip=dict(view=16, patch=8, width=8, layers=1, heads=2)),
         llm=dict(name='llama', vocab=32, width=16, layers=2, heads=4, kv_heads=2, multiple_of=8),
       ),
