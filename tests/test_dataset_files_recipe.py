@@ -50,7 +50,6 @@ def test_every_task_has_held_out_dataset_files(with_data):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('compiled_once')
 def test_every_family_is_trained_and_scored_from_dataset_files(tmp_path):
   recipe.run_recipe(narrow_recipe(mini.get_config('quick,dataset_files')), tmp_path)
   written = json.loads((tmp_path / 'config.json').read_text())

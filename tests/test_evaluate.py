@@ -66,9 +66,7 @@ def start(*flags, **environment):
     text=True,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
-    env=os.environ
-    | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'XLA_FLAGS': ''}
-    | environment,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''} | environment,
   )
 
 

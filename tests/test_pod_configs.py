@@ -66,7 +66,6 @@ def test_a_stage_starts_from_fresh_weights_with_batches_of_its_data(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('compiled_once')
 def test_the_recipe_of_pods_runs_from_fresh_weights_to_stage_2(start, monkeypatch):
   monkeypatch.chdir(start)
   config = recipe_config.get_config('7b,224').copy_and_resolve_references()

@@ -10,8 +10,6 @@ from sphinx_jax.run import Program
 from sphinx_jax.training import state
 from tests.tiny import make_batch, tiny
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
 
 def run(config, params=None, steps=20):
   """Loss and gradient norm of every step, and the parameters after the last; writes no files."""

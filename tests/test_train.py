@@ -19,8 +19,6 @@ from sphinx_jax.models import sphinx
 from sphinx_jax.training import writer
 from tests.tiny import VISUAL_TOKENS, make_batch, tiny
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
-
 MACHINE = (
   'steps_per_second',
   'examples_per_second',
@@ -72,7 +70,7 @@ def lines(workdir: pathlib.Path) -> list[dict]:
 
 
 @pytest.fixture(scope='module')
-def unbroken(tmp_path_factory, compiled_once) -> pathlib.Path:
+def unbroken(tmp_path_factory) -> pathlib.Path:
   workdir = tmp_path_factory.mktemp('runs') / 'unbroken'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(run, 'open_data', in_memory())

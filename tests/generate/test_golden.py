@@ -18,6 +18,7 @@ from sphinx_jax.core import batch, errors
 from sphinx_jax.models import sphinx
 from tests.generate import golden
 
+pytestmark = pytest.mark.usefixtures('optimized')
 MODELS = golden.FOLDER / 'models'
 # Golden forward -> its release folder, and the arguments of `sphinx_jax.load`.
 CASES = {

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures('optimized')
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 

@@ -11,6 +11,7 @@ from sphinx_jax.planning import compiler_dumps, flops, leaves
 from sphinx_jax.run import Program
 from tests.tiny import tiny
 
+pytestmark = pytest.mark.usefixtures('optimized')
 LAYERS = 3
 
 
