@@ -21,7 +21,7 @@ EVALUATE = 'python -m sphinx_jax.evaluate --checkpoint='
 ELSEWHERE = {
   'git clone': '.ci/run',  # CI starts from a clone.
   'pip install': 'launch/environment.sh',  # The same installation, into .venv.
-  'bash launch/local.sh': '.ci/run',
+  'bash launch/local.sh': 'tests/recipe_run.py',
   'bash launch/lint.sh': '.ci/run',
   'bash launch/test.sh': '.ci/run',
   'bash .ci/run': '.ci/run',

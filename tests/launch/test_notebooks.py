@@ -4,15 +4,12 @@ import importlib.util
 import os
 import pathlib
 import re
-import shlex
 import sys
 import types
 
 import nbclient
 import nbformat
 import pytest
-
-from tests.recipe_run import SHORTEST, one_device
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 NOTEBOOKS = sorted((ROOT / 'launch').glob('*.ipynb'))
@@ -29,11 +26,9 @@ def load_script():
 @pytest.fixture
 def execute(finished_recipe, monkeypatch):
   """Runs a notebook: [(source, printed text, number of images), ...] of its code cells."""
-  monkeypatch.setenv('SPHINX_JAX_QUICK', shlex.join(SHORTEST))
+  monkeypatch.setenv('SPHINX_JAX_QUICK', '1')
   monkeypatch.setenv('SPHINX_JAX_WORKDIR', str(finished_recipe.parent))
   monkeypatch.delenv('XLA_FLAGS')
-  for name, value in one_device().items():
-    monkeypatch.setenv(name, value)
 
   def run(name, folder):
     book = nbformat.read(ROOT / 'launch' / name, as_version=4)
