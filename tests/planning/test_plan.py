@@ -209,11 +209,18 @@ def test_the_command_answers_without_a_compiler(tmp_path):
   assert done.returncode == 0, done.stderr
   assert 'v5p:2x2x2 (v5p-16, 8 devices)' in done.stdout and 'Not compiled' in done.stdout
   assert 'libtpu is not installed: estimates from shapes and shardings only' in done.stderr
+  (tmp_path / 'mine.py').write_text(
+    'import ml_collections\n'
+    'from tests.tiny import tiny\n'
+    'def get_config():\n'
+    "  step = tiny().to_dict() | dict(kind='train')\n"
+    "  return ml_collections.ConfigDict(dict(steps=('kept',), kept=step))\n"
+  )
   done = run(
     '-m',
     'sphinx_jax.plan',
-    '--config=configs/recipe.py:7b,224',
-    '--step=stage2',
+    f'--config={tmp_path}/mine.py',
+    '--step=kept',
     '--topology=v5e:2x4',
     '--search',
     '--nocompile',
