@@ -21,7 +21,7 @@ wanted="$(cat setup.py constraints.txt | sha256sum | cut -d' ' -f1)"
 if ! grep -qsx "$wanted" "$stamp" "$stamp",*; then
   echo "installing into $VENV (about 700 MB, a minute or two) ..."
   [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[$EXTRAS]"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$EXTRAS]"
   echo "$wanted" > "$stamp"
 fi
 export PATH="$PWD/$VENV/bin:$PATH"
