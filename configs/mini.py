@@ -7,7 +7,7 @@ workdir/mini/report.html. `bash launch/local.sh` installs the package and runs t
 
 Variants, which can be combined (`mini:quick,dataset_files`):
 
-    mini:quick          every step with a few updates, in about 3 minutes and without useful scores
+    mini:quick          every step with a few updates, in about 4 minutes and without useful scores
     mini:dataset_files  writes miniworld in the file formats of published datasets (LAION, COCO,
                         VQAv2, RefCOCO, ...) and trains on those files, as a run on the real
                         datasets does
