@@ -1,14 +1,24 @@
-"""Small files, local or in a bucket: atomic writes, JSON and JSON lines."""
+"""Files, local or in a bucket: atomic writes, and the reader of JSON and JSON lines."""
 
+import codecs
+import contextlib
+import errno
+import gzip
 import json
 import os
-from typing import Any
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 from etils import epath
 
 from sphinx_jax.core import errors
 
 Path = str | os.PathLike
+
+_GZIP = b'\x1f\x8b'
 
 
 def is_remote(path: Path) -> bool:
@@ -37,32 +47,96 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
   write_atomic(path, json.dumps(value, indent=indent))
 
 
-def read_jsonl(path: Path, drop_partial: bool = False) -> list[Any]:
-  """Returns the values of a file of JSON lines, in order.
-
-  Args:
-    path: a local file or an object in a bucket. Blank lines are skipped.
-    drop_partial: leave out a last line without a newline, which a killed program leaves behind.
+def read_bytes(path: Path) -> bytes:
+  """Returns the content of a file, unpacked if it is gzip, whatever its name.
 
   Raises:
-    SphinxError: the file cannot be read, or a line is not JSON; the message has its number.
+    OSError: the file cannot be read, or its gzip data are damaged.
   """
+  data = epath.Path(path).read_bytes()
+  if not data.startswith(_GZIP):
+    return data
+  with _damage_as_os_error():
+    return gzip.decompress(data)
+
+
+def open_seekable(path: Path) -> BinaryIO:
+  """Opens a local file for random access. Of a gzip file it is an unpacked, unnamed temporary copy.
+
+  Raises:
+    OSError: the file cannot be read, or its gzip data are damaged.
+  """
+  file = open(path, 'rb')
+  is_packed = file.read(len(_GZIP)) == _GZIP
+  file.seek(0)
+  if not is_packed:
+    return file
+  unpacked = tempfile.TemporaryFile()
+  with file, gzip.open(file) as packed, _damage_as_os_error():
+    shutil.copyfileobj(packed, unpacked)
+  unpacked.seek(0)
+  return unpacked
+
+
+@contextlib.contextmanager
+def _damage_as_os_error() -> Iterator[None]:
   try:
-    lines = epath.Path(path).read_text().split('\n')
-  except (OSError, UnicodeDecodeError) as error:
-    raise errors.make(
-      f"file '{path}'", str(error), 'a readable file of JSON lines', 'check the path'
-    ) from error
-  if drop_partial:
-    lines.pop()
-  values = []
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
+    yield
+  except (EOFError, zlib.error) as error:
+    raise OSError(errno.EIO, f'damaged gzip data ({error})') from error
+
+
+def is_utf16(head: bytes) -> bool:
+  """Whether a text that begins with these bytes is UTF-16. Its lines cannot be cut at a byte."""
+  return head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b'\0' in head[:4]
+
+
+def begins_list(head: bytes) -> bool:
+  """Whether a JSON text that begins with these bytes is a list."""
+  return head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b'[')
+
+
+def json_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
+  """Yields (number from 1, line) of the lines that are not blank. `json.loads` takes a line."""
+  for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b'\n'), 1):
+    if line.strip():
+      yield number, line
+
+
+def read_items(path: Path, drop_partial: bool = False) -> list[tuple[str, Any]]:
+  """Returns (place, value) of the items of a JSON list, or of JSON lines; 'line 3' is a place.
+
+  Args:
+    path: a local file or an object in a bucket, packed or not, UTF-8 with or without a mark at its
+      beginning. Blank lines are skipped, and the last line needs no newline.
+    drop_partial: leave out a last line that is not JSON and has no newline, which a killed program
+      leaves behind.
+
+  Raises:
+    SphinxError: the file cannot be read, or is not JSON; the message has the number of the line.
+  """
+  who, expected = f"file '{path}'", 'a readable file of JSON lines'
+  try:
+    data = read_bytes(path)
+  except OSError as error:
+    raise errors.make(who, str(error), expected, 'check the path') from error
+  if begins_list(data):
+    with contextlib.suppress(ValueError, RecursionError):
+      return [(f'item {number}', value) for number, value in enumerate(json.loads(data), 1)]
+  if is_utf16(data[:4]):
+    raise errors.make(who, 'UTF-16 text', 'UTF-8', 'save the file as UTF-8')
+  lines, items = list(json_lines(data)), []
+  for number, line in lines:
     try:
-      values.append(json.loads(line))
-    except ValueError as error:
-      raise errors.make(
-        f"file '{path}', line {number}", repr(line[:60]), 'JSON', f'correct the line ({error})'
-      ) from error
-  return values
+      items.append((f'line {number}', json.loads(line)))
+    except (ValueError, RecursionError) as error:
+      if drop_partial and number == lines[-1][0] and not data.endswith(b'\n'):
+        break
+      text = repr(line[:60].decode(errors='replace'))
+      raise errors.make(f'{who}, line {number}', text, 'JSON', f'correct it ({error})') from error
+  return items
+
+
+def read_jsonl(path: Path, drop_partial: bool = False) -> list[Any]:
+  """Returns the values of `read_items`."""
+  return [value for _, value in read_items(path, drop_partial)]

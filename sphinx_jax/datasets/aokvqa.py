@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sphinx_jax.core import errors
-from sphinx_jax.datasets.fields import field, id_field, index_field, texts_field
+from sphinx_jax.datasets.fields import field, id_field, index_field, number_field, texts_field
 from sphinx_jax.datasets.files import coco_image_folder
 from sphinx_jax.datasets.qa import Questions, choice_question, question
 
@@ -53,7 +53,7 @@ class AOkVqa(Questions):
       choices = texts_field(record, 'choices')
       index = index_field(record, 'correct_choice_idx')
       entry = choice_question(question_id, text, choices, index, rationales=rationales)
-    return field(record, 'image_id', int), entry
+    return number_field(record, 'image_id'), entry
 
   def _image(self, image: int) -> Path:
     return self._folder / f'{image:012d}.jpg'

@@ -14,9 +14,9 @@ Homepage: https://cocodataset.org
 from typing import Any
 
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.datasets.coco_json import CocoJson, box
+from sphinx_jax.datasets.coco_json import CocoJson, annotation_id, box, is_crowd
 from sphinx_jax.datasets.family import Family, Item
-from sphinx_jax.datasets.fields import field, number, unique_ids
+from sphinx_jax.datasets.fields import as_id, field, number, unique_ids
 
 _FILES = {
   'caption': 'captions',
@@ -64,7 +64,7 @@ class Coco(Family):
       annotation['every'] = True  # The image may also have the people that are left out.
     else:
       annotation['objects'] = self._file.objects(image_id)
-      annotation['classes'] = list(self._file.names.values())
+      annotation['classes'] = list(dict.fromkeys(self._file.names.values()))
     file_name = field(self._file.image(image_id), 'file_name', str)
     return Item(item_id, self._images / file_name, annotation)
 
@@ -81,7 +81,9 @@ def _caption_text(row: Any) -> str:
 
 def _caption_items(file: CocoJson) -> list[tuple[str, Any, Any]]:
   rows = [(image_id, row) for image_id, rows in file.annotations.items() for row in rows]
-  ids = unique_ids(str(row.get('id')) if isinstance(row, dict) else 'unreadable' for _, row in rows)
+  ids = unique_ids(
+    str(as_id(row.get('id'))) if isinstance(row, dict) else 'unreadable' for _, row in rows
+  )
   return [(item_id, image_id, row) for item_id, (image_id, row) in zip(ids, rows)]
 
 
@@ -96,13 +98,13 @@ def _image_items(file: CocoJson, task: str) -> list[tuple[str, Any, Any]]:
 
 
 def _is_single(row: Any) -> bool:
-  return not (isinstance(row, dict) and row.get('iscrowd'))
+  return not is_crowd(row)
 
 
 def _has_pose(row: Any) -> bool:
   if not isinstance(row, dict):
     return True
-  return not row.get('iscrowd') and row.get('num_keypoints') != 0
+  return not is_crowd(row) and as_id(row.get('num_keypoints')) != 0
 
 
 def _person(row: Any) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def _person(row: Any) -> dict[str, Any]:
       'malformed record', f'keypoints {points}, expected 17 x [x, y, v] with v of 0, 1 or 2'
     )
   return {
-    'id': str(field(row, 'id', (int, str), '')),
+    'id': annotation_id(row),
     'box': box(row),
     'keypoints': [[points[i], points[i + 1], int(points[i + 2])] for i in range(0, 51, 3)],
   }

@@ -11,7 +11,7 @@ from typing import Any
 from sphinx_jax.core import boxes, errors
 from sphinx_jax.core.progress import Progress
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.datasets.fields import field, number
+from sphinx_jax.datasets.fields import as_id, as_text, field, number
 from sphinx_jax.datasets.files import read_json
 
 # Most of the bytes of these files. Training needs none of it.
@@ -35,7 +35,7 @@ class CocoJson:
     images: image id -> entry, in the order of the file.
     annotations: image id -> annotations, equal ones once. Annotations whose image id is unreadable
       have the key None.
-    names: category id -> name, in the order of the file.
+    names: category id -> name, in the order of the file, without an id that has several names.
 
   Raises:
     SphinxError: the file is missing or not JSON, or lacks one of the lists.
@@ -73,19 +73,14 @@ class CocoJson:
     for annotation in value['annotations']:
       annotations.setdefault(_key(annotation, 'image_id'), []).append(annotation)
     self.annotations = {image_id: _drop_repeated(rows) for image_id, rows in annotations.items()}
-    self.names = {
-      entry['id']: entry['name']
-      for entry in value['categories']
-      if _key(entry, 'id') is not None and isinstance(entry.get('name'), str)
-    }
+    self.names, self._renamed = _category_names(value['categories'])
 
   def image(self, image_id: Hashable) -> dict[str, Any]:
     """Returns the entry of an image. Raises BadExample ('unknown image', 'duplicate id')."""
     image = self.images.get(image_id)
     if image is None:
-      raise BadExample(
-        'unknown image', f'an annotation of image {image_id!r}, which is not in the file'
-      )
+      name = 'an unreadable id' if image_id is None else repr(image_id)
+      raise BadExample('unknown image', f'an annotation of image {name}, which is not in the file')
     if image is _AMBIGUOUS:
       raise BadExample('duplicate id', f'two images have the id {image_id!r}')
     return image
@@ -97,7 +92,7 @@ class CocoJson:
       BadExample: like `image`; 'malformed record'.
     """
     image = self.image(image_id)
-    if 'width' not in image or 'height' not in image:
+    if image.get('width') is None or image.get('height') is None:
       return {}
     return {
       'size': tuple(
@@ -116,20 +111,38 @@ class CocoJson:
       BadExample: 'malformed record'.
     """
     return {
-      'id': str(field(annotation, 'id', (int, str), '')),
+      'id': annotation_id(annotation),
       'name': self.category_name(annotation),
       'box': box(annotation),
-      'crowd': bool(annotation.get('iscrowd')),
+      'crowd': is_crowd(annotation),
     }
 
   def category_name(self, annotation: Any) -> str:
-    """Returns the name of an annotation's category. Raises BadExample ('malformed record')."""
-    category_id = field(annotation, 'category_id', (int, str))
+    """Returns the name of an annotation's category.
+
+    Raises:
+      BadExample: 'malformed record', 'duplicate id'.
+    """
+    category_id = as_id(field(annotation, 'category_id', (int, float, str)))
+    if category_id in self._renamed:
+      raise BadExample('duplicate id', f'two categories have the id {category_id!r}')
     if category_id not in self.names:
       raise BadExample(
         'malformed record', f'category {category_id!r:.80}, which is not in the file'
       )
     return self.names[category_id]
+
+
+def annotation_id(annotation: Any) -> str:
+  """Returns the id of an annotation as text, '' if it has none."""
+  value = as_id(field(annotation, 'id', (int, float, str), ''))
+  return '' if value is None else str(value)
+
+
+def is_crowd(annotation: Any) -> bool:
+  """Whether an annotation is a box around many things. Files have 0, '0', null or false for no."""
+  value = annotation.get('iscrowd') if isinstance(annotation, dict) else None
+  return value is True or as_id(value) not in (None, 0)
 
 
 def box(annotation: Any) -> list[float]:
@@ -154,20 +167,32 @@ def _check_ids(who: str, path: Path, value: dict[str, Any]) -> None:
           'the published file',
           'download it again',
         )
-  repeated = [key for key, count in Counter(i['id'] for i in value['images']).items() if count > 1]
+  counts = Counter(_key(image, 'id') for image in value['images'])
+  repeated = [f'images with the id {key!r}' for key, count in counts.items() if count > 1]
+  _, renamed = _category_names(value['categories'])
+  repeated += [f'categories with the id {key!r}' for key in renamed]
   if repeated:
     raise errors.make(
-      who,
-      f'two images with the id {repeated[0]!r} in {str(path)!r}',
-      'the published file',
-      'download it again',
+      who, f'two {repeated[0]} in {str(path)!r}', 'the published file', 'download it again'
     )
 
 
+def _category_names(categories: list[Any]) -> tuple[dict[int | str, str], set[int | str]]:
+  """Returns id -> name of the categories with a name, and the ids that have several names."""
+  names: dict[int | str, str] = {}
+  renamed: set[int | str] = set()
+  for entry in categories:
+    category_id = _key(entry, 'id')
+    name = None if category_id is None else as_text(entry.get('name'))
+    if name and name.strip():
+      if names.setdefault(category_id, name) != name:
+        renamed.add(category_id)
+  return {key: name for key, name in names.items() if key not in renamed}, renamed
+
+
 def _key(entry: Any, name: str) -> int | str | None:
-  """The id under a name, None if it is missing or of another type."""
-  key = entry.get(name) if isinstance(entry, dict) else None
-  return key if isinstance(key, int | str) else None
+  """The id under a name, None if it is missing or no id."""
+  return as_id(entry.get(name)) if isinstance(entry, dict) else None
 
 
 def _drop_repeated(rows: list[Any]) -> list[Any]:

@@ -32,7 +32,7 @@ from sphinx_jax.core.progress import Progress
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.datasets import jsonl
 from sphinx_jax.datasets.family import Family, Item
-from sphinx_jax.datasets.fields import unique_ids
+from sphinx_jax.datasets.fields import as_id, unique_ids
 from sphinx_jax.datasets.files import image_folder
 
 _USERS = ('human', 'user')
@@ -178,6 +178,5 @@ def _read_id(items: jsonl.JsonItems, index: int) -> tuple[str, Any]:
   except BadExample:
     return default, None
   item_id = value.get('id') if isinstance(value, dict) else None
-  if isinstance(item_id, (str, int)) and item_id != '':
-    return str(item_id), value
-  return default, value
+  item_id = as_id(item_id)
+  return default if item_id is None else str(item_id), value

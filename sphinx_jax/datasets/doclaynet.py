@@ -35,7 +35,7 @@ class DocLayNet(Family):
     objects = self._file.objects(page)
     annotation = {
       'blocks': [{'label': thing['name'], 'box': thing['box']} for thing in objects],
-      'classes': list(self._file.names.values()),
+      'classes': list(dict.fromkeys(self._file.names.values())),
     }
     file_name = field(self._file.image(page), 'file_name', str)
     return Item(str(page), self._images / file_name, self._file.size_annotation(page) | annotation)

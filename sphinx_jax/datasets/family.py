@@ -8,6 +8,7 @@ prepared dataset (array_record.py) is a family too.
 import abc
 import dataclasses
 import inspect
+import math
 import types
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -287,7 +288,7 @@ def _rescale(item: Item, width: int, height: int) -> dict[str, Any]:
   annotated_width, annotated_height = item.annotation['size']
   difference = abs(width * annotated_height - height * annotated_width)
   if (
-    min(annotated_width, annotated_height) <= 0
+    not all(0 < side < math.inf for side in (annotated_width, annotated_height))
     or difference > _ASPECT_TOLERANCE * width * annotated_height
   ):
     raise BadExample(

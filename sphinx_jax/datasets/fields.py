@@ -1,5 +1,7 @@
 """Checked access to the fields of one record. A field of the wrong type makes a BadExample."""
 
+import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -8,6 +10,33 @@ from typing import Any
 from sphinx_jax.data.record import BadExample
 
 _REQUIRED = object()
+_WHOLE = re.compile(r'(-?(?:0|[1-9]\d*))(\.0+)?', re.ASCII)
+
+
+def as_text(value: Any) -> str | None:
+  """Returns a text, or a finite number as its text. Null, booleans, NaN and infinity are no text.
+
+  pandas writes NaN for an empty cell.
+  """
+  if isinstance(value, str):
+    return value
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return None
+  return str(value) if isinstance(value, int) or math.isfinite(value) else None
+
+
+def as_id(value: Any) -> int | str | None:
+  """Returns the id that a JSON value stands for, None if it is no id.
+
+  1, 1.0, '1' and '1.0' are one id, because pandas writes ids as floats. '01' is another one.
+  """
+  if type(value) is int:
+    return value
+  text = as_text(value)
+  whole = _WHOLE.fullmatch(text) if text else None
+  if whole:
+    return int(whole[1])
+  return value if isinstance(value, str) and value else None
 
 
 def field(record: Any, key: str, kind: type | tuple[type, ...], default: Any = _REQUIRED) -> Any:
@@ -27,15 +56,27 @@ def field(record: Any, key: str, kind: type | tuple[type, ...], default: Any = _
 
 
 def id_field(record: Any, key: str) -> str:
-  """Returns an id as text. Files store ids as numbers or as text.
+  """Returns an id as text. Files store ids as numbers or as text, see `as_id`.
 
   Raises:
     BadExample: 'malformed record'.
   """
-  value = str(field(record, key, (int, str)))
-  if not value:
-    raise BadExample('malformed record', f'{key!r} is empty in {record!r:.200}')
-  return value
+  value = as_id(field(record, key, (int, float, str)))
+  if value is None:
+    raise BadExample('malformed record', f'{key!r} is {record[key]!r:.80} in {record!r:.200}')
+  return str(value)
+
+
+def number_field(record: Any, key: str) -> int:
+  """Returns an id that is a whole number: 9, 9.0, '9' or '009'.
+
+  Raises:
+    BadExample: 'malformed record'.
+  """
+  text = id_field(record, key)
+  if not (text.isascii() and text.isdecimal()):
+    raise BadExample('malformed record', f'{key!r} is {text!r:.80}, expected a whole number')
+  return int(text)
 
 
 def index_field(record: Any, key: str) -> int | None:
@@ -44,10 +85,12 @@ def index_field(record: Any, key: str) -> int | None:
   Raises:
     BadExample: 'malformed record'.
   """
-  value = field(record, key, (int, str), None)
+  value = field(record, key, (int, float, str), None)
+  if value is None or value == '':
+    return None
   try:
-    return None if value is None or value == '' else int(value)
-  except ValueError as error:
+    return int(as_id(value))
+  except (TypeError, ValueError) as error:
     raise BadExample('malformed record', f'{key!r} is {value!r:.80}') from error
 
 
@@ -69,10 +112,10 @@ def texts_field(record: Any, key: str) -> list[str]:
 
 
 def _answer_text(value: Any, key: str) -> str:
-  text = field(value, 'answer', (str, int, float)) if isinstance(value, dict) else value
-  if isinstance(text, bool) or not isinstance(text, (str, int, float)):
+  text = as_text(value.get('answer') if isinstance(value, dict) else value)
+  if text is None:
     raise BadExample('malformed record', f'{key!r} holds {value!r:.80}')
-  return str(text)
+  return text
 
 
 def number(value: Any, name: str) -> float:

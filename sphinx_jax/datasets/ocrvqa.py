@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.datasets.fields import field, texts_field
+from sphinx_jax.datasets.fields import as_id, field, id_field, texts_field
 from sphinx_jax.datasets.files import image_folder
 from sphinx_jax.datasets.qa import Questions, question
 
@@ -59,13 +59,11 @@ class OcrVqa(Questions):
 def _find_questions(books: dict[str, Any], split: int) -> Iterator[_Asked | BadExample]:
   """The questions of a split. A book without a readable split is a bad example of the first."""
   for key, book in books.items():
-    number = book.get('split') if isinstance(book, dict) else None
-    if number not in (1, 2, 3):
-      number = 1
-    if number != split:
+    number = as_id(book.get('split')) if isinstance(book, dict) else None
+    if (number if number in (1, 2, 3) else 1) != split:
       continue
     try:
-      field(book, 'split', int)
+      id_field(book, 'split')
       extension = PurePosixPath(field(book, 'imageURL', str, '')).suffix or '.jpg'
       questions, answers = texts_field(book, 'questions'), texts_field(book, 'answers')
     except BadExample as error:

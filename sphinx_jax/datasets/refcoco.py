@@ -14,6 +14,8 @@ Licence: annotations Apache 2.0, images as COCO.
 Homepage: https://github.com/lichengunc/refer
 """
 
+import codecs
+import itertools
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +25,7 @@ from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.datasets import files
 from sphinx_jax.datasets.coco_json import CocoJson
-from sphinx_jax.datasets.fields import field, id_field
+from sphinx_jax.datasets.fields import as_id, field, id_field, number_field
 from sphinx_jax.datasets.qa import Questions
 
 _IMAGE_FOLDERS = (
@@ -46,6 +48,15 @@ _PLAIN_TYPES = {
   'float': float,
   'bool': bool,
 }
+
+
+def _decode_latin1(error: UnicodeDecodeError) -> tuple[str, int]:
+  return error.object[error.start : error.end].decode('latin-1'), error.end
+
+
+# Bytes that are no UTF-8 are taken for Latin-1, in which Python 2 programs often wrote.
+_LATIN1 = 'sphinx_jax.latin1'
+codecs.register_error(_LATIN1, _decode_latin1)
 
 
 class _Sentence(NamedTuple):
@@ -76,12 +87,11 @@ class RefCoco(Questions):
     name = f'refs({by or self.BY}).p'
     refs_file = self._find(f'{self.NAME}/{name}', name).absolute()
     self._instances = CocoJson(self._who(), refs_file.parent / 'instances.json')
-    self._annotations = {
-      row['id']: row
-      for rows in self._instances.annotations.values()
-      for row in rows
-      if isinstance(row, dict) and isinstance(row.get('id'), int)
-    }
+    self._annotations: dict[str, Any] = {}  # By id; None: two different ones.
+    for row in itertools.chain.from_iterable(self._instances.annotations.values()):
+      key = as_id(row.get('id')) if isinstance(row, dict) else None
+      if key is not None:
+        self._annotations[str(key)] = None if str(key) in self._annotations else row
     image_root = self.root / images if images else refs_file.parent.parent
     self._images = files.find(self._who(), image_root, *_IMAGE_FOLDERS)
     refs = read_pickle(self._who(), refs_file)
@@ -95,17 +105,18 @@ class RefCoco(Questions):
     self._set_records(list(_find_sentences(refs, self.split)))
 
   def _read(self, record: _Sentence) -> tuple[tuple[int, int], dict[str, Any]]:
-    image_id = field(record.ref, 'image_id', int)
-    annotation_id = field(record.ref, 'ann_id', int)
-    if annotation_id not in self._annotations:
-      raise BadExample(
-        'malformed record', f'annotation {annotation_id}, which is not in instances.json'
-      )
+    image_id = number_field(record.ref, 'image_id')
+    key = id_field(record.ref, 'ann_id')
+    if key not in self._annotations:
+      raise BadExample('malformed record', f'annotation {key}, which is not in instances.json')
+    annotation = self._annotations[key]
+    if annotation is None:
+      raise BadExample('duplicate id', f'two annotations have the id {key}')
     sentence_id, sentence = record.sentences[record.rank]
     expressions = [sentence]
     if self.task == 'reg':
       expressions += [other for _, other in record.sentences]
-    entry = self._instances.object(self._annotations[annotation_id])
+    entry = self._instances.object(annotation)
     entry['id'] = sentence_id
     entry['image_id'] = image_id
     entry['expressions'] = list(dict.fromkeys(expressions))
@@ -153,10 +164,18 @@ def _find_sentences(refs: list[Any], split: str) -> Iterator[_Sentence | BadExam
       yield _Sentence(ref, sentences, rank)
 
 
+def _encode_latin1(text: str, encoding: str) -> bytes:
+  if encoding != 'latin1':
+    raise pickle.UnpicklingError(f'bytes that are stored as {encoding!r:.80}')
+  return str(text).encode('latin-1')
+
+
 class _PlainUnpickler(pickle.Unpickler):
-  def find_class(self, module: str, name: str) -> type:
+  def find_class(self, module: str, name: str) -> Any:
     if module in ('builtins', '__builtin__') and name in _PLAIN_TYPES:
       return _PLAIN_TYPES[name]
+    if (module, name) == ('_codecs', 'encode'):  # How Python 3 stores bytes in protocol 2.
+      return _encode_latin1
     raise pickle.UnpicklingError(f'it contains {module}.{name}, which is not plain data: not run')
 
 
@@ -173,7 +192,7 @@ def read_pickle(who: str, path: Path) -> list[Any]:
   """
   try:
     with path.open('rb') as file:
-      value = _PlainUnpickler(file, encoding='utf-8', errors='replace').load()
+      value = _PlainUnpickler(file, encoding='utf-8', errors=_LATIN1).load()
   except Exception as error:  # pickle documents that damaged data may raise any exception.
     raise errors.make(
       who,
@@ -188,4 +207,17 @@ def read_pickle(who: str, path: Path) -> list[Any]:
       'a list of refs',
       'check that it is the published file',
     )
+  # The file was loaded with encoding='bytes' and saved again.
+  has_bytes = bool(value) and isinstance(value[0], dict) and b'split' in value[0]
+  return _without_bytes(value) if has_bytes else value
+
+
+def _without_bytes(value: Any) -> Any:
+  """A copy with texts in place of bytes, keys included."""
+  if isinstance(value, bytes):
+    return value.decode('utf-8', _LATIN1)
+  if isinstance(value, dict):
+    return {_without_bytes(key): _without_bytes(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return type(value)(map(_without_bytes, value))
   return value

@@ -14,7 +14,7 @@ Homepage: https://scienceqa.github.io
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.datasets.fields import field, index_field, texts_field
+from sphinx_jax.datasets.fields import as_id, field, index_field, texts_field
 from sphinx_jax.datasets.files import image_folder
 from sphinx_jax.datasets.qa import Questions, choice_question
 
@@ -42,7 +42,9 @@ class ScienceQa(Questions):
         f'use one of {", ".join(splits)}',
       )
     # One question an item: the questions without an image are not about one image.
-    self._set_records([(str(key), problems.get(str(key))) for key in ids], max_turns=1)
+    self._set_records(
+      [(key, problems.get(key)) for key in (str(as_id(value)) for value in ids)], max_turns=1
+    )
 
   def _read(self, record: tuple[str, Any]) -> tuple[str | None, dict[str, Any]]:
     question_id, problem = record

@@ -23,7 +23,7 @@ from sphinx_jax.core import boxes
 from sphinx_jax.core.progress import Progress
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.datasets.family import Family, Item
-from sphinx_jax.datasets.fields import field, id_field, number, unique_ids
+from sphinx_jax.datasets.fields import as_id, field, id_field, number, unique_ids
 from sphinx_jax.datasets.files import image_folder
 from sphinx_jax.datasets.qa import question
 
@@ -148,7 +148,7 @@ class _ImageRows:
 
 
 def _image_id(entry: dict[str, Any]) -> Any:
-  return entry.get('image_id', entry.get('id'))  # 'id' in the first release.
+  return as_id(entry.get('image_id', entry.get('id')))  # 'id' in the first release.
 
 
 def _entries_by_id(entries: list[Any]) -> dict[int, dict[str, Any] | None]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.datasets.fields import field, id_field, texts_field
+from sphinx_jax.datasets.fields import field, id_field, number_field, texts_field
 from sphinx_jax.datasets.files import coco_image_folder
 from sphinx_jax.datasets.qa import Questions, question
 
@@ -43,13 +43,16 @@ class Vqav2(Questions):
     self._image_split = self.split.replace('test-dev', 'test')
     self._folder = coco_image_folder(self.root, images, self._image_split)
     questions = self._read_file(f'OpenEnded_mscoco_{self.split}_questions.json', 'questions')
-    annotations: dict[str, Any] = {}  # By question id.
+    annotations: dict[str, Any] = {}  # By question id; None: two different ones.
     if not self.split.startswith('test'):
       for annotation in self._read_file(f'mscoco_{self.split}_annotations.json', 'annotations'):
         try:
-          annotations.setdefault(id_field(annotation, 'question_id'), annotation)
+          question_id = id_field(annotation, 'question_id')
         except BadExample:
           continue  # Its question has no answer then, and is counted.
+        first = annotations.setdefault(question_id, annotation)
+        if first is not annotation and first != annotation:
+          annotations[question_id] = None
     self._set_records([(record, annotations) for record in questions])
 
   def _read_file(self, file: str, key: str) -> list[Any]:
@@ -60,7 +63,9 @@ class Vqav2(Questions):
     asked, annotations = record
     question_id = id_field(asked, 'question_id')
     annotation = annotations.get(question_id, {})
-    image_id = field(asked, 'image_id', int)
+    if annotation is None:
+      raise BadExample('duplicate id', f'two annotations of question {question_id}')
+    image_id = number_field(asked, 'image_id')
     entry = question(
       question_id,
       field(asked, 'question', str),
