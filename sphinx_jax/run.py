@@ -399,6 +399,8 @@ def open_sources(config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
   for group, opened in sources.items():
     for name, entry in config[group].items():
       try:
+        if 'weight' not in entry:
+          raise errors.make('entry', 'no weight', 'a number', "add 'weight'")
         opened[name] = datasets.open_source(entry, config.data_dir)
       except errors.SphinxError as error:
         problems.append(f'{group}.{name}: {error}')

@@ -7,6 +7,7 @@ integer, the same for any number of hosts. Every host plans all rows, because ro
 lengths of examples, but decodes images only for its own.
 """
 
+import contextlib
 import dataclasses
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from sphinx_jax.data.skips import Skips
 from sphinx_jax.data.tokenizer import Tokenizer
 
 _CHUNK = 16  # Examples that a thread reads at once.
+_CHECKED = 64  # Examples of each source that are read before training if images cannot be used.
 _READY_BATCHES = 4  # Finished batches to keep ready.
 _DECODING_BATCHES = 2  # Batches whose images are being decoded.
 
@@ -106,7 +108,8 @@ class Pipeline:
     skipped: Counter of (task, reason), of this host.
 
   Raises:
-    SphinxError: a task with weight but no examples, or an unknown sampling setting.
+    SphinxError: a task with weight but no examples, an unknown sampling setting, or images for a
+      model without encoders.
   """
 
   def __init__(
@@ -131,6 +134,8 @@ class Pipeline:
     self._sampling = make_sampling(
       sources, weights, config.seed, sampling, caps, self._measure, config.threads
     )
+    if not config.visual_tokens:
+      self._check_text_only()
 
   def batches(self, position: int = 0, examples: int | None = None) -> Prefetch:
     """Iterates over (batch, position of the next batch).
@@ -147,7 +152,9 @@ class Pipeline:
     Raises:
       SphinxError: (while iterating) more than `max_skipped` of a stretch of examples are bad.
     """
-    skips = Skips(self.skipped, examples, self._config.max_skipped)
+    # A finite pass ends by itself, also if all of it is bad.
+    sizes = dict(zip(self.tasks, self._sampling.mixture.sizes)) if examples is None else None
+    skips = Skips(self.skipped, examples, self._config.max_skipped, sizes)
     return Prefetch(self._batches(position, examples, skips), _READY_BATCHES)
 
   def table(self, position: int = 0) -> str:
@@ -244,10 +251,23 @@ class Pipeline:
     try:
       record = source.read(index, epoch)
       name = record.id
-      return self._tokenize(record, task, position)
+      example = self._tokenize(record, task, position)
     except BadExample as error:
-      skips.add(self.tasks[task], position, name, error)
+      skips.add(self.tasks[task], position, name, error, index=index)
       return None
+    if example.image is None:
+      skips.used(self.tasks[task])
+    return example
+
+  def _check_text_only(self) -> None:
+    """Raises SphinxError if some examples, spread over a source, have images.
+
+    `_tokenize` checks all of them, but some only after days of training.
+    """
+    for task, size in enumerate(self._sampling.mixture.sizes):
+      for index in range(0, size, -(-size // _CHECKED)):
+        with contextlib.suppress(BadExample):
+          self._measure(task, index)
 
   def _measure(self, task: int, index: int) -> int:
     """The number of positions that an example takes. Raises BadExample."""
@@ -260,12 +280,20 @@ class Pipeline:
     Raises:
       BadExample: the record cannot be trained on. This is the only check of records. Unreadable
         images are found later, by `packing.decode_images`.
+      SphinxError: the record has an image, and the model has no encoder.
     """
     config = self._config
     if not record.turns:
       raise BadExample('empty answer', 'no turns')
     if not all(answer.strip() for _, answer in record.turns):
       raise BadExample('empty answer', 'an answer is empty')
+    if record.image is not None and not config.visual_tokens:
+      raise errors.make(
+        f"task '{self.tasks[task]}'",
+        f"an image ('{record.id}')",
+        'examples without images, because the model has no encoder',
+        'start from a checkpoint with encoders, or leave out the examples with images',
+      )
     if record.image is not None and not config.slots:
       raise BadExample('no image slot', 'it has an image, but batch.images is 0')
     try:
@@ -311,11 +339,16 @@ class Pipeline:
   def _assemble(self, batch: _Decoding, skips: Skips) -> tuple[dict[str, np.ndarray], int]:
     """Returns (batch, next position)."""
     config = self._config
+    bad: set[int] = set()  # Positions.
 
     def report_bad(example: Example, error: BadExample) -> None:
       # This host decodes only its share of the images, so a bad one stands for those of all hosts.
       stands_for = config.batch_size / len(batch.rows)
-      skips.add(self.tasks[example.task], example.position, example.id, error, stands_for)
+      bad.add(example.position)
+      _, (index,), _ = self._sampling.mixture.lookup(np.array([example.position]))
+      skips.add(
+        self.tasks[example.task], example.position, example.id, error, stands_for, int(index)
+      )
 
     assembled = packing.assemble(
       batch.rows,
@@ -326,4 +359,6 @@ class Pipeline:
       report_bad,
       batch.pixels,
     )
+    for task in {e.task for row in batch.rows for e in row if e.position not in bad}:
+      skips.used(self.tasks[task])
     return assembled, batch.next_position

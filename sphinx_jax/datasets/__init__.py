@@ -65,6 +65,10 @@ def open_source(entry: Mapping[str, Any], data_dir: str | Path | None) -> Source
   Raises:
     SphinxError: the source is unknown or cannot be opened.
   """
+  if not isinstance(entry.get('source'), str):
+    raise errors.make(
+      'entry', f'source {entry.get("source")!r}', 'the name of a source', "add 'source'"
+    )
   name = renames.source(entry['source'])
   if name in FAMILIES:
     return family_lib.open_records(FAMILIES[name], entry, data_dir)

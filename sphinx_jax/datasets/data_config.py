@@ -21,6 +21,7 @@ from typing import Any
 
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import Record, Source
+from sphinx_jax.datasets import entries
 from sphinx_jax.datasets.jsonl import Jsonl
 
 _KEYS = {'path': str, 'type': str, 'root': str, 'ratio': (int, float)}
@@ -37,9 +38,10 @@ def open_source(entry: Mapping[str, Any], data_dir: str | Path | None = None) ->
       it.
 
   Raises:
-    SphinxError: the YAML file is wrong (the message names file and entry), or no entry has the
-      type; see also `Jsonl`.
+    SphinxError: a key is missing or unknown; the YAML file is wrong (the message names file and
+      entry), or no entry has the type; see also `Jsonl`.
   """
+  entries.check(entry, 'data_config', required=('path',), optional=('type', 'task', 'too_long'))
   base = Path(data_dir or '')
   path = base / entry['path']
   parts = read(path)
@@ -50,7 +52,7 @@ def open_source(entry: Mapping[str, Any], data_dir: str | Path | None = None) ->
       raise errors.unknown(f"type in '{path}'", wanted_type, types)
     parts = [part for part in parts if part['type'] == wanted_type]
   return DataConfig(
-    str(path), parts, base, entry.get('task', 'dialog'), entry.get('too_long', 'skip')
+    str(path), parts, base, entry.get('task') or 'dialog', entry.get('too_long') or 'skip'
   )
 
 
@@ -66,8 +68,8 @@ def read(path: Path) -> list[dict[str, Any]]:
   import yaml  # Only for this kind of file.
 
   try:
-    value = yaml.safe_load(path.read_text())
-  except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+    value = yaml.safe_load(path.read_bytes())
+  except (OSError, yaml.YAMLError, RecursionError, ValueError) as error:
     raise errors.make(
       f"data_config '{path}'",
       ' '.join(str(error).split()),

@@ -30,14 +30,10 @@ from typing import Any
 
 from sphinx_jax.core.progress import Progress
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.datasets import jsonl
+from sphinx_jax.datasets import conversations, jsonl
 from sphinx_jax.datasets.family import Family, Item
 from sphinx_jax.datasets.fields import as_id, unique_ids
 from sphinx_jax.datasets.files import image_folder
-
-_USERS = ('human', 'user')
-_MODELS = ('gpt', 'chatgpt', 'assistant', 'model', 'bing', 'bard', 'claude')
-_SYSTEM = ('system',)
 
 
 class _Dialogs(Family):
@@ -92,11 +88,10 @@ class Llava(_Dialogs):
   def item(self, index: int) -> Item:
     """Raises BadExample ('not a conversation', 'empty answer', 'missing image')."""
     item_id, location, value = self._read_item(index)
-    turns = jsonl.read_turns(location, jsonl.check_conversation(location, value))
-    image = value.get('image')
+    conversation = conversations.read(location, value)
+    turns = conversations.read_turns(location, conversation.messages)
+    image = conversation.image
     if image is not None:
-      if not isinstance(image, str) or not image:
-        raise BadExample('missing image', f'{location}: "image" is {image!r:.80}')
       image = (self._images if '/' in image else self._coco_images) / image
     return Item(item_id, image, {'turns': [list(turn) for turn in turns]})
 
@@ -126,13 +121,13 @@ class ShareGpt(_Dialogs):
   def item(self, index: int) -> Item:
     """Raises BadExample ('not a conversation', 'unknown speaker', 'empty answer')."""
     item_id, location, value = self._read_item(index)
+    conversation = conversations.read(location, value)
+    if conversation.image is not None:
+      raise BadExample('unsupported image', f"{location}: source 'llava' reads images")
     turns: list[list[str | None]] = []  # [question, answer]
-    for turn in jsonl.check_conversation(location, value):
-      speaker, text = turn['from'].strip().lower(), str(turn['value']).strip()
-      if speaker not in _USERS + _MODELS + _SYSTEM:
-        raise BadExample('unknown speaker', f'{location}: {speaker!r:.80}')
-      if text:
-        _append(turns, speaker in _MODELS, text)
+    for role, text in conversation.messages:
+      if text.strip():
+        _append(turns, role == conversations.MODEL, text.strip())
     if turns and turns[-1][1] is None:
       turns.pop()
     if not turns:

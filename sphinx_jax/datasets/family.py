@@ -20,22 +20,11 @@ import numpy as np
 from sphinx_jax.core import errors
 from sphinx_jax.data import geometry, images
 from sphinx_jax.data.record import BadExample, Record, Source, check_too_long
-from sphinx_jax.datasets import files as files_lib
+from sphinx_jax.datasets import entries, files as files_lib
 from sphinx_jax.tasks import TASKS
 
-# Keys of a mixture entry that are not settings of a family.
-_ENTRY_KEYS = (
-  'source',
-  'weight',
-  'root',
-  'split',
-  'task',
-  'max_turns',
-  'seed',
-  'mirror',
-  'too_long',
-  'cap',
-)
+# Keys of a mixture entry of every family, besides the family's own settings.
+_ENTRY_KEYS = ('root', 'split', 'task', 'seed', 'mirror', 'too_long')
 _ASPECT_TOLERANCE = 0.02  # Relative difference of aspect ratios that a resized copy may have.
 
 
@@ -262,12 +251,8 @@ def open_records(
   Raises:
     SphinxError: unknown task, split or setting; missing root; unusable files.
   """
-  settings = {key: value for key, value in entry.items() if key not in _ENTRY_KEYS}
-  for key in settings:
-    if key not in family.settings():
-      raise errors.unknown(
-        f"setting of source '{family.NAME}'", key, [*family.settings(), *_ENTRY_KEYS]
-      )
+  entries.check(entry, family.NAME, required=(), optional=(*family.settings(), *_ENTRY_KEYS))
+  settings = {key: entry[key] for key in entry if key in family.settings()}
   opened = family(
     Path(data_dir or '', entry.get('root') or ''),
     entry.get('split') or '',

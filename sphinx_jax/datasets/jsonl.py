@@ -1,19 +1,20 @@
-"""The user's own conversations in LLaVA's format: JSON lines, or one JSON list.
+"""The user's own conversations: JSON lines, or one JSON list.
 
-An item is {"image": path, "conversations": [{"from": "human", "value": ...}, {"from": "gpt",
-"value": ...}, ...]}. An item without "image" is text only. "<image>" is removed from the values,
-which are then stripped (docs/official_sphinx.md, "Conversation").
+The usual item is {"image": path, "conversations": [{"from": "human", "value": ...}, {"from": "gpt",
+"value": ...}, ...]}. An item without "image" is text only. conversations.py lists the other forms.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from sphinx_jax.core import errors
+from sphinx_jax.core import errors, files
 from sphinx_jax.data.record import BadExample, Record, Source, check_too_long
+from sphinx_jax.datasets import conversations, entries
 
 
 def open_source(entry: Mapping[str, Any], data_dir: str | Path | None = None) -> 'Jsonl':
@@ -26,10 +27,13 @@ def open_source(entry: Mapping[str, Any], data_dir: str | Path | None = None) ->
     data_dir: root of all datasets of the run, or None.
 
   Raises:
-    SphinxError: see `Jsonl`.
+    SphinxError: a key is missing or unknown; see also `Jsonl`.
   """
+  entries.check(entry, 'jsonl', required=('path',), optional=('root', 'task', 'too_long'))
   path = Path(data_dir or '', entry['path'])
-  return Jsonl(path, entry.get('root'), entry.get('task', 'dialog'), entry.get('too_long', 'skip'))
+  return Jsonl(
+    path, entry.get('root'), entry.get('task') or 'dialog', entry.get('too_long') or 'skip'
+  )
 
 
 class Jsonl(Source):
@@ -68,26 +72,28 @@ class Jsonl(Source):
         names the file and the line.
     """
     location, item = self._items[index]
-    turns = read_turns(location, check_conversation(location, item))
+    conversation = conversations.read(location, item)
+    turns = conversations.read_turns(location, conversation.messages)
     return Record(
       id=location,
       task=self.task,
-      image=self._image(location, item),
+      image=self._image(location, conversation.image),
       turns=turns,
       truth=tuple({'answer': answer} for _, answer in turns),
     )
 
-  def _image(self, location: str, item: dict[str, Any]) -> bytes | None:
-    if item.get('image') is None:
+  def _image(self, location: str, path: str | None) -> bytes | None:
+    if path is None:
       return None
     try:
-      return (self._root / item['image']).read_bytes()
-    except (OSError, TypeError, ValueError) as error:
-      raise BadExample('missing image', f'{location}: {error}') from error
+      return (self._root / path).read_bytes()
+    except (OSError, ValueError) as error:
+      reason = getattr(error, 'strerror', None) or error
+      raise BadExample('missing image', f'{location}: {path!r:.200}: {reason}') from error
 
 
 class JsonItems:
-  """The values of a .json list, or of the lines of a .jsonl file.
+  """The values of a .json list, or of the lines of a .jsonl file. Either may be packed (.gz).
 
   Of a .jsonl file only the offsets of the lines are held in memory.
 
@@ -96,136 +102,93 @@ class JsonItems:
     path: the file. A file not named .json is read as lines.
 
   Raises:
-    SphinxError: the file is missing or empty, or a .json file holds no list.
+    SphinxError: the file is missing, empty, damaged or UTF-16, or has the other form than its name.
   """
 
   def __init__(self, name: str, path: Path) -> None:
-    self.path = path
+    self.path, self._who = path, f"source '{name}'"
     if not path.is_file():
       raise errors.make(
-        f"source '{name}'",
-        'no such file',
-        'a .json or .jsonl file of conversations',
-        'check the path',
+        self._who, 'no such file', 'a .json or .jsonl file of conversations', 'check the path'
       )
     self._items: list[Any] | None = None
-    if path.suffix == '.json':
-      self._items = _read_list(name, path)
-    else:
-      self._line_numbers, self._offsets = _index_lines(path)
+    try:
+      if path.name.lower().removesuffix('.gz').endswith('.json'):
+        self._items = self._read_list()
+      else:
+        self._file = files.open_seekable(path)
+        self._line_numbers, self._offsets = _index_lines(self._file)
+    except OSError as error:
+      raise errors.make(
+        self._who, error.strerror or str(error), 'a readable file', 'check the file'
+      ) from error
     if not len(self):
       raise errors.make(
-        f"source '{name}'", 'an empty file', 'at least one conversation', 'check how it was written'
+        self._who, 'an empty file', 'at least one conversation', 'check how it was written'
       )
+    if self._items is None:
+      self._check_lines()
 
   def __len__(self) -> int:
-    return len(self._offsets if self._items is None else self._items)
+    return len(self._line_numbers if self._items is None else self._items)
 
   def __getitem__(self, index: int) -> tuple[str, Any]:
     """Returns (location for messages, value). Raises BadExample ('not json') for a line."""
     if self._items is not None:
       return f'{self.path}: item {index + 1}', self._items[index]
     location = f'{self.path}:{self._line_numbers[index]}'
-    with open(self.path, 'rb') as file:
-      file.seek(self._offsets[index])
-      line = file.readline()
     try:
-      return location, json.loads(line)
+      return location, json.loads(self._line(index))
     except (ValueError, RecursionError) as error:
       raise BadExample('not json', f'{location}: {error}') from error
 
+  def _line(self, index: int, limit: int | None = None) -> bytes:
+    """The first `limit` bytes of a line, None: all of it and the blank lines after it."""
+    begin, end = (int(offset) for offset in self._offsets[index : index + 2])
+    return os.pread(self._file.fileno(), limit or end - begin, begin)
 
-def check_conversation(location: str, item: Any) -> list[dict[str, Any]]:
-  """Returns the list of {"from", "value"} of an item. The values are texts or numbers.
-
-  Args:
-    location: of the item, for messages.
-    item: a JSON value.
-
-  Raises:
-    BadExample: 'not a conversation'.
-  """
-  if not isinstance(item, dict) or not isinstance(item.get('conversations'), list):
-    raise BadExample('not a conversation', f'{location}: no list "conversations"')
-  for turn in item['conversations']:
-    has_speaker = isinstance(turn, dict) and isinstance(turn.get('from'), str)
-    if not has_speaker or not isinstance(turn.get('value'), (str, int, float)):
-      raise BadExample(
-        'not a conversation', f'{location}: turn {turn!r:.80} needs "from" and "value"'
+  def _read_list(self) -> list[Any]:
+    try:
+      items = json.loads(files.read_bytes(self.path) or b'[]')
+    except (ValueError, RecursionError) as error:
+      raise errors.make(
+        self._who,
+        f'no JSON ({error})',
+        'a JSON list of conversations',
+        'name the file .jsonl if it has one item a line',
+      ) from error
+    if not isinstance(items, list):
+      raise errors.make(
+        self._who, f'a JSON {type(items).__name__}', 'a list of conversations', 'wrap it in [ ]'
       )
-  return item['conversations']
+    return items
+
+  def _check_lines(self) -> None:
+    """Raises SphinxError for a file that has one JSON value or another encoding."""
+    head = self._line(0, limit=64)
+    if files.is_utf16(head):
+      raise errors.make(self._who, 'UTF-16 text', 'UTF-8', 'save the file as UTF-8')
+    if files.begins_list(head) and (len(self) == 1 or not _is_json(self._line(0))):
+      raise errors.make(self._who, 'a JSON list', 'one JSON object a line', 'name the file .json')
 
 
-def read_turns(
-  location: str, conversation: list[dict[str, Any]]
-) -> tuple[tuple[str | None, str], ...]:
-  """Returns the (question, answer) pairs of a conversation in LLaVA's format.
-
-  An answer without a question before it has the question None. A last question without an answer
-  has nothing to train, and is dropped.
-
-  Args:
-    location: of the item, for messages.
-    conversation: the result of `check_conversation`.
-
-  Raises:
-    BadExample: 'not a conversation', 'empty answer'.
-  """
-  turns: list[tuple[str | None, str | None]] = []
-  for turn in conversation:
-    speaker = turn['from']
-    if speaker not in ('human', 'gpt'):
-      raise BadExample(
-        'not a conversation', f'{location}: turn {turn!r:.80} is not from "human" or "gpt"'
-      )
-    value = str(turn['value']).replace('<image>', '').strip()
-    is_answered = not turns or turns[-1][1] is not None
-    if speaker == 'human':
-      if not is_answered:
-        raise BadExample(
-          'not a conversation', f'{location}: two questions without an answer between them'
-        )
-      turns.append((value, None))
-    elif is_answered:
-      turns.append((None, value))
-    else:
-      turns[-1] = (turns[-1][0], value)
-  if turns and turns[-1][1] is None:
-    turns.pop()
-  if not turns:
-    raise BadExample('empty answer', f'{location}: no answers')
-  if not all(answer for _, answer in turns):
-    raise BadExample('empty answer', f'{location}: an answer is empty')
-  return tuple(turns)
-
-
-def _read_list(name: str, path: Path) -> list[Any]:
+def _is_json(text: bytes) -> bool:
   try:
-    items = json.loads(path.read_bytes() or b'[]')
-  except (OSError, ValueError, RecursionError) as error:
-    raise errors.make(
-      f"source '{name}'",
-      f'no JSON ({error})',
-      'a JSON list of conversations',
-      'name the file .jsonl if it has one item a line',
-    ) from error
-  if not isinstance(items, list):
-    raise errors.make(
-      f"source '{name}'",
-      f'a JSON {type(items).__name__}',
-      'a list of conversations',
-      'wrap it in [ ]',
-    )
-  return items
+    json.loads(text)
+  except (ValueError, RecursionError):
+    return False
+  return True
 
 
-def _index_lines(path: Path) -> tuple[np.ndarray, np.ndarray]:
-  """Numbers (from 1) and byte offsets of the lines that are not blank: int64[n] each."""
+def _index_lines(file: BinaryIO) -> tuple[np.ndarray, np.ndarray]:
+  """Numbers (from 1) of the n lines that are not blank, int64[n], and where they begin.
+
+  The offsets are int64[n + 1] and end with the size of the file.
+  """
   numbers, offsets, offset = [], [], 0
-  with open(path, 'rb') as file:
-    for number, line in enumerate(file, 1):
-      if line.strip():
-        numbers.append(number)
-        offsets.append(offset)
-      offset += len(line)
-  return np.asarray(numbers, np.int64), np.asarray(offsets, np.int64)
+  for number, line in enumerate(file, 1):
+    if line.strip():
+      numbers.append(number)
+      offsets.append(offset)
+    offset += len(line)
+  return np.asarray(numbers, np.int64), np.asarray([*offsets, offset], np.int64)

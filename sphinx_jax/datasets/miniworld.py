@@ -9,6 +9,7 @@ import numpy as np
 from sphinx_jax import tasks
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample, Record, Source
+from sphinx_jax.datasets import entries
 from sphinx_jax.miniworld.reader import StoredScene, StoredScenes
 from sphinx_jax.miniworld.scene import SPLITS
 
@@ -38,8 +39,9 @@ def open_source(entry: Mapping[str, Any], data_dir: str | pathlib.Path) -> 'Mini
     data_dir: directory of `miniworld.builder.build`.
 
   Raises:
-    SphinxError: unknown names or missing data.
+    SphinxError: a key is missing or unknown; unknown names or missing data.
   """
+  entries.check(entry, 'miniworld', required=('task',), optional=('split', 'seed', 'domain'))
   return Miniworld(
     task=entry['task'],
     data_dir=data_dir,

@@ -19,7 +19,7 @@ def llava(name, image, *more):
   item = {
     'id': name,
     'conversations': make_conversation(
-      ('human', '<image>\nWas ist das? 🚌'), ('gpt', 'Ein Bus – groß.'), *more
+      ('human', f'{"<image>" if image else ""}\nWas ist das? 🚌'), ('gpt', 'Ein Bus – groß.'), *more
     ),
   }
   return item | ({'image': image} if image is not None else {})
