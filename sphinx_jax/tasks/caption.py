@@ -68,7 +68,10 @@ def score(answer: str, truth: dict[str, Any]) -> tuple[float, float]:
   counts = []
   for reference in truth.get('answers', [truth['answer']]):
     expected = things(reference)
-    counts.append((2.0 * len(mentioned & expected), float(len(mentioned) + len(expected))))
+    if mentioned or expected:
+      counts.append((2.0 * len(mentioned & expected), float(len(mentioned) + len(expected))))
+    else:  # '12:30' mentions nothing.
+      counts.append((2.0 * task.exact_match(answer, {'answer': reference})[0], 2.0))
   return max(counts, key=lambda count: count[0] / max(count[1], 1.0))
 
 

@@ -31,7 +31,7 @@ def turns(annotation: dict[str, Any], rng: np.random.Generator, max_turns: int) 
 
 
 def _from_phrases(phrases: Sequence[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-  texts = [phrase['text'] for phrase in phrases]
+  texts = [task.plain_text(phrase['text']) for phrase in phrases]
   boxes = [[task.check_box(box) for box in phrase.get('boxes', ())] for phrase in phrases]
   if not any(boxes):
     raise BadExample('nothing to ask', f'no phrase has a box in {"".join(texts)!r:.200}')
@@ -46,7 +46,7 @@ def _from_phrases(phrases: Sequence[dict[str, Any]]) -> tuple[str, dict[str, Any
 
 def _from_objects(objects: Sequence[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
   ordered = sorted(objects, key=task.center)
-  labels = [task.expression(thing) for thing in ordered]
+  labels = [task.plain_label(task.expression(thing)) for thing in ordered]
   boxes = [task.check_box(thing['box']) for thing in ordered]
   phrases = []
   for label, box in zip(labels, boxes):

@@ -55,6 +55,7 @@ NOTHING = 'None'
 DIRECTIONS = ('left of', 'right of', 'above', 'below')
 _MIN_DISTANCE = 0.1  # Between centers, for a direction.
 _MIN_RATIO = 1.25  # Of the longer to the shorter axis of that distance.
+_PARENTHESES = str.maketrans('[]', '()')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +203,30 @@ def normalize(text: str) -> str:
   return without_article(' '.join(text.lower().split()).strip(' .,;:!?"\''))
 
 
+def plain_label(text: str) -> str:
+  """Returns a label in which nothing reads as markup (core/coordinates.py).
+
+  Brackets become parentheses ('sign [stop]' -> 'sign (stop)'), and white space one space.
+  """
+  return ' '.join(plain_text(text).split())
+
+
+def plain_text(text: str) -> str:
+  """Returns a text with parentheses in place of square brackets and around `p` of <p> and </p>."""
+  return re.sub('<(/?p)>', r'(\1)', text).translate(_PARENTHESES)
+
+
+def _label_key(label: str) -> str:
+  """Returns the form in which labels are compared.
+
+  The parser drops a leading 'and' of a label, so labels are equal without them ('AND gate').
+  """
+  key = normalize(label)
+  while (shorter := normalize(re.sub(r'^and\b', '', key))) != key:
+    key = shorter
+  return key
+
+
 def exact_match(answer: str, truth: Mapping[str, Any]) -> tuple[float, float]:
   """Accuracy: 1 if the normalized answer equals truth['answer']."""
   return float(normalize(answer) == normalize(truth['answer'])), 1.0
@@ -222,7 +247,7 @@ def format_labeled_boxes(
   """
   boxes_of_label: dict[str, list[list[float]]] = {}
   for label, box in pairs:
-    boxes_of_label.setdefault(label, []).append(check_box(box))
+    boxes_of_label.setdefault(plain_label(label), []).append(check_box(box))
   answer = ', '.join(
     f'{label} {coordinates.format_boxes(group)}' for label, group in boxes_of_label.items()
   )
@@ -240,7 +265,7 @@ def labeled_box_f1(answer: str, truth: Mapping[str, Any]) -> tuple[float, float]
   as one found box.
   """
   predictions = [
-    (normalize(label), box)
+    (_label_key(label), box)
     for label, group in coordinates.parse_groups(answer)
     for box in group
     if len(box) == 4
@@ -253,7 +278,7 @@ def labeled_box_f1(answer: str, truth: Mapping[str, Any]) -> tuple[float, float]
     [box for _, box in predictions],
     truth['boxes'],
     predicted_labels=[label for label, _ in predictions],
-    truth_labels=[normalize(label) for label in truth['labels']],
+    truth_labels=[_label_key(label) for label in truth['labels']],
   )
   return 2.0 * true_positives, float(len(predictions) + len(truth['boxes']))
 
