@@ -1,6 +1,15 @@
-"""Text tables with aligned columns."""
+"""Text tables with aligned columns, and what is no Unicode."""
 
 from collections.abc import Sequence
+
+
+def is_unicode(text: str) -> bool:
+  """Whether a text has no half of a surrogate pair, which JSON and file names may hold."""
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
 
 
 def table(rows: Sequence[Sequence[object]], align: str) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 
 from sphinx_jax.core import errors
 from sphinx_jax.core.prefetch import Prefetch
+from sphinx_jax.core.text import is_unicode
 from sphinx_jax.data import packing, sampler
 from sphinx_jax.data.dialog import Template
 from sphinx_jax.data.mixture import make_sampling
@@ -296,11 +297,9 @@ class Pipeline:
       )
     if record.image is not None and not config.slots:
       raise BadExample('no image slot', 'it has an image, but batch.images is 0')
-    try:
-      ''.join(text for turn in record.turns for text in turn if text is not None).encode()
-    except UnicodeEncodeError as error:
-      # JSON may hold half of a surrogate pair, which no tokenizer takes.
-      raise BadExample('not unicode', str(error)) from error
+    for text in (text for turn in record.turns for text in turn if text is not None):
+      if not is_unicode(text):
+        raise BadExample('not unicode', f'{text!a:.200}')
     ids, weights = self._template.encode(record.turns, self._tokenizer)
     space = config.seq_len - (config.visual_tokens if record.image is not None else 0)
     kept = self._kept_ids(weights, space, self._sources[task].too_long)

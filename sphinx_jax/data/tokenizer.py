@@ -47,8 +47,15 @@ class Tokenizer:
     self.eos: int = self._model.eos_id()
 
   def encode(self, text: str, bos: bool = False) -> list[int]:
-    """Returns the ids of a text, after BOS if `bos`."""
-    ids = self._model.encode(text)
+    """Returns the ids of a text, after BOS if `bos`.
+
+    Raises:
+      SphinxError: the text is not Unicode (JSON may hold half of a surrogate pair).
+    """
+    try:
+      ids = self._model.encode(text)
+    except (RuntimeError, TypeError) as error:  # Of sentencepiece.
+      raise errors.make('text', f'{text!a:.80}', 'Unicode', 'correct it') from error
     return [self.bos, *ids] if bos else ids
 
   def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:

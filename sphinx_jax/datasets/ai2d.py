@@ -60,7 +60,7 @@ class Ai2d(Questions):
     self._form = form
     self._folder = self._find('questions', 'ai2d/questions').parent
     ids_file = self._find('ai2d_test_ids.csv', 'ai2d/ai2d_test_ids.csv', '../ai2d_test_ids.csv')
-    ids = ids_file.read_text(errors='replace').split()
+    ids = ids_file.read_text('utf-8-sig', 'replace').split()
     test_ids = {Path(text.strip('",')).stem for text in ids}
     abc_images = self._folder / 'abc_images'
     self._abc_images = abc_images if abc_images.is_dir() else None

@@ -10,19 +10,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.core import errors
+from sphinx_jax.core import errors, files
 from sphinx_jax.data.record import BadExample
 
 
 def find(who: str, root: Path, *choices: str) -> Path:
-  """Returns the first of some paths under `root` that exists.
+  """Returns the first of some paths under `root` that exists, as it is or with the ending '.gz'.
 
   Raises:
     SphinxError: none exists; the message lists all of them.
   """
   for choice in choices:
-    if (root / choice).exists():
-      return root / choice
+    for name in (choice, f'{choice}.gz'):
+      if (root / name).exists():
+        return root / name
   raise errors.make(
     who,
     f'none of {", ".join(choices)} in {str(root)!r}',
@@ -94,13 +95,10 @@ def read_json(
   Raises:
     SphinxError: the file is missing, empty, not JSON, or holds another type.
   """
+  data = _read_bytes(who, path)
   try:
     with gc_paused():
-      value = json.loads(path.read_bytes(), object_hook=hook)
-  except OSError as error:
-    raise errors.make(
-      who, f'{error.strerror} for {str(path)!r}', 'a readable file', 'check root'
-    ) from error
+      value = json.loads(data, object_hook=hook)
   except (ValueError, RecursionError) as error:
     raise errors.make(
       who,
@@ -116,6 +114,39 @@ def read_json(
       'check that it is the published file',
     )
   return value
+
+
+def _read_bytes(who: str, path: Path) -> bytes:
+  try:
+    return files.read_bytes(path)
+  except OSError as error:
+    raise errors.make(
+      who, f'{error.strerror or error} for {str(path)!r}', 'a readable file', 'check root'
+    ) from error
+
+
+def read_rows(who: str, path: Path) -> list[Any]:
+  """Returns the values of JSON lines, or the items of a JSON list.
+
+  Raises:
+    SphinxError: like `read_json`.
+  """
+  data = _read_bytes(who, path)
+  if files.begins_list(data):
+    with contextlib.suppress(ValueError, RecursionError):
+      return json.loads(data)
+  rows = []
+  for number, line in files.json_lines(data):
+    try:
+      rows.append(json.loads(line))
+    except (ValueError, RecursionError) as error:
+      raise errors.make(
+        who,
+        f'line {number} of {str(path)!r}, which is not JSON ({error})',
+        'the published file',
+        'download it again',
+      ) from error
+  return rows
 
 
 def read_json_list(

@@ -19,6 +19,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from sphinx_jax.core.progress import Progress
+from sphinx_jax.core.text import is_unicode
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.datasets.family import Family, Item
 
@@ -38,7 +39,7 @@ class Flickr30kEntities(Family):
   SPLITS = ('train', 'val', 'test')
 
   def _open(self) -> None:
-    image_ids = self._find(f'{self.split}.txt').read_text('utf-8', 'replace').split()
+    image_ids = self._find(f'{self.split}.txt').read_text('utf-8-sig', 'replace').split()
     sentences = self._find('Sentences', 'annotations/Sentences')
     self._boxes = self._find('Annotations', 'annotations/Annotations')
     self._images = self._find('flickr30k-images', 'flickr30k_images', 'images')
@@ -61,6 +62,8 @@ class Flickr30kEntities(Family):
     lines = self._sentences[name]
     if not lines:
       raise BadExample('missing sentence', f'no sentence about {name}')
+    if not is_unicode(lines[number]):
+      raise BadExample('not utf-8', f'sentence {number} about {name}: {lines[number]!r:.200}')
     pieces = _split_phrases(lines[number])
     annotation = {'caption': _join(pieces)}
     if self.task == 'grounded_caption':
@@ -77,7 +80,7 @@ class Flickr30kEntities(Family):
 def _read_lines(path: Path) -> list[str]:
   """The sentences of a file, [] if it is missing."""
   try:
-    lines = path.read_text('utf-8', 'replace').splitlines()
+    lines = path.read_text('utf-8-sig', 'surrogateescape').splitlines()
   except (OSError, ValueError):
     return []
   return [line.strip() for line in lines if line.strip()]

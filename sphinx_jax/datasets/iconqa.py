@@ -17,6 +17,7 @@ import json
 import os
 from pathlib import Path
 
+from sphinx_jax.core.files import read_bytes
 from sphinx_jax.core.progress import log
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.datasets.family import Family, Item
@@ -55,7 +56,7 @@ class IconQa(Family):
     kind, name = self._questions[index]
     folder = self._split_root / kind / name
     try:
-      data = json.loads((folder / 'data.json').read_bytes())
+      data = json.loads(read_bytes(folder / 'data.json'))
     except (OSError, ValueError, RecursionError) as error:
       raise BadExample('not json', f'{folder / "data.json"}: {error}') from error
     text = field(data, 'question', str)

@@ -131,7 +131,7 @@ class Laion(Family):
     caption = None
     try:
       if self._caption == 'caption' and 'text' in sample.members:
-        return _read_member(name, sample, 'text').decode()
+        return _read_member(name, sample, 'text').decode('utf-8-sig')
       if 'metadata' in sample.members:
         caption = json.loads(_read_member(name, sample, 'metadata'))[self._caption]
     except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -16,6 +16,7 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sphinx_jax.core.files import json_lines, read_bytes
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.datasets.fields import field, id_field, index_field
 from sphinx_jax.datasets.files import coco_image_folder, image_folder
@@ -56,8 +57,8 @@ class Vsr(Questions):
       }
     file = self.split.replace('_', '/') + '.jsonl'
     path = self._find(file, f'splits/{file}', f'data/splits/{file}')
-    lines = path.read_bytes().splitlines()
-    self._set_records([(f'{self.split}-{n}', line) for n, line in enumerate(lines) if line.strip()])
+    lines = json_lines(read_bytes(path))
+    self._set_records([(f'{self.split}-{number - 1}', line) for number, line in lines])
 
   def _read(self, record: tuple[str, bytes]) -> tuple[tuple[str, str], dict[str, Any]]:
     question_id, line = record

@@ -9,6 +9,7 @@ alone, whoever wrote it.
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,20 +38,22 @@ def line(question: Question, answer: str, skipped: str = '') -> dict[str, Any]:
 def read(file: Path) -> list[dict[str, Any]]:
   """Returns the lines of a predictions file, without a last line that a killed run cut off.
 
+  Files of other programs may be a JSON list, packed, or without a last newline.
+
   Raises:
     SphinxError: the file is missing, or a line is not a prediction.
   """
-  lines = files.read_jsonl(file, drop_partial=True)
-  for number, entry in enumerate(lines, 1):
+  items = files.read_items(file, drop_partial=True)
+  for place, entry in items:
     texts = [entry.get(key) for key in ('id', 'answer')] if isinstance(entry, dict) else [None]
     if not all(isinstance(text, str) for text in texts):
       raise errors.make(
-        f"predictions '{file}', line {number}",
+        f"predictions '{file}', {place}",
         repr(json.dumps(entry)[:60]),
         'JSON with a text id and a text answer',
         'correct the line, or remove it to have the question answered again',
       )
-  return lines
+  return [entry for _, entry in items]
 
 
 def claim(folder: Path, checkpoint: str, benchmarks: Iterable[Benchmark]) -> epath.Path:
@@ -187,9 +190,19 @@ def entries(benchmark: Benchmark, file: Path) -> list[dict[str, Any]]:
   """Returns what a protocol scores: the benchmark's own truth with the answers of a file.
 
   Raises:
-    SphinxError: as for `read` and `in_order`.
+    SphinxError: as for `read` and `in_order`; or several answers have one id.
   """
-  lines = in_order(benchmark, {entry['id']: entry for entry in read(file)})
+  predictions = read(file)
+  counts = Counter(entry['id'] for entry in predictions)
+  repeated = [key for key, count in counts.items() if count > 1]
+  if repeated:
+    raise errors.make(
+      f"predictions '{file}'",
+      f"{counts[repeated[0]]} answers with the id '{repeated[0]}'",
+      'one answer to a question',
+      'remove the others',
+    )
+  lines = in_order(benchmark, {entry['id']: entry for entry in predictions})
   result = []
   for question, predicted in zip(benchmark.questions, lines):
     entry = {**question.entry, 'id': question.id, 'answer': predicted['answer']}

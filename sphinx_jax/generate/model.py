@@ -277,8 +277,11 @@ class Model:
       Answers up to the template's stop, stripped.
 
     Raises:
-      SphinxError: as `complete`.
+      SphinxError: as `complete`; or a question or an answer is no text.
     """
+    for text in (text for turns in dialogs for turn in turns for text in turn):
+      if not isinstance(text, str | None):  # NaN would be asked as 'nan'.
+        raise errors.make('chat', f'{text!r:.80} in the turns', 'a text', 'correct it')
     ids = [self._template.prompt(turns, self.tokenizer) for turns in dialogs]
     return self.complete(ids, images, **options)
 

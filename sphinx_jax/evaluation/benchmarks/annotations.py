@@ -18,6 +18,7 @@ from typing import Any
 
 from sphinx_jax.core import errors
 from sphinx_jax.datasets import files
+from sphinx_jax.datasets.fields import as_id
 from sphinx_jax.evaluation.benchmarks.benchmark import PublishedFile, Question
 
 _KEYS = ('image_path', 'question', 'question_id', 'gt_answers')
@@ -45,8 +46,11 @@ def read(
   questions = []
   for index, row in enumerate(published.rows()):
     entry = {key: published.required(row, key) for key in _KEYS}
+    question = published.text(row, 'question')
+    if not isinstance(entry['gt_answers'], list | dict):
+      published.text(row, 'gt_answers')
     if answers is not None:
-      question_id = str(entry['question_id'])
+      question_id = str(as_id(entry['question_id']))
       if question_id not in answers:
         raise errors.make(
           who,
@@ -55,7 +59,7 @@ def read(
           'take both files from one release',
         )
       entry['gt_answers'] = answers[question_id]
-    text = prompt.format(entry['question'])
+    text = prompt.format(question)
     questions.append(Question(str(index), root / entry['image_path'], text, entry))
   return questions
 
@@ -73,22 +77,30 @@ def all_answers(published: PublishedFile) -> dict[str, list[str]]:
     rows = published.required_list(value, 'annotations')
   else:
     rows = published.required_list(value, 'data')
-  return {
-    _question_id(published, row): [
+  result: dict[str, list[str]] = {}
+  for row in rows:
+    question_id = _question_id(published, row)
+    answers = [
       _answer_text(published, answer) for answer in published.required_list(row, 'answers')
     ]
-    for row in rows
-  }
+    if result.setdefault(question_id, answers) != answers:
+      raise errors.make(
+        published.who,
+        f'two lists of answers to question {question_id} in {str(published.path)!r}',
+        'one',
+        'take the published file',
+      )
+  return result
 
 
 def _question_id(published: PublishedFile, row: Any) -> str:
   for key in ('question_id', 'questionId'):
     if isinstance(row, dict) and key in row:
-      return str(row[key])
+      return str(as_id(row[key]))
   image = str(published.required(row, 'image'))
   number = re.search(r'(\d+)\.\w+$', image)
   return str(int(number[1])) if number else image
 
 
 def _answer_text(published: PublishedFile, answer: Any) -> str:
-  return answer if isinstance(answer, str) else str(published.required(answer, 'answer'))
+  return answer if isinstance(answer, str) else published.text(answer, 'answer')

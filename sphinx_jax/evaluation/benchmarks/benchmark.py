@@ -7,7 +7,9 @@ from typing import Any
 
 from sphinx_jax.core import errors
 from sphinx_jax.core.tables import Table
+from sphinx_jax.core.text import is_unicode
 from sphinx_jax.datasets import files
+from sphinx_jax.datasets.fields import as_id, as_text
 from sphinx_jax.evaluation.protocols import PROTOCOLS
 
 # Each reads one file format: (who, root, prompt, **settings) -> list of Question, where
@@ -157,14 +159,17 @@ class PublishedFile:
     return cls(who, files.find(who, root, *choices))
 
   def rows(self, key: str = '') -> list[Any]:
-    """Returns the list that the JSON file holds, under `key` if it is given.
+    """Returns the list under `key` in the JSON file. Without a key, the file is JSON or JSON lines.
 
     Raises:
       SphinxError: the file cannot be read, is not JSON, or holds no such list.
     """
     if key:
       return files.read_json_list(self.who, self.path, key)
-    return files.read_json(self.who, self.path, list)
+    rows = files.read_rows(self.who, self.path)
+    if len(rows) > 1:
+      return rows
+    return files.read_json(self.who, self.path, list)  # A lone object is no JSON lines.
 
   def required(self, row: Any, key: str) -> Any:
     """Returns row[key].
@@ -184,6 +189,32 @@ class PublishedFile:
         'download it again',
       )
     return row[key]
+
+  def text(self, row: Any, key: str) -> str:
+    """Returns row[key] as text. Raises SphinxError like `required`, or if it is no text."""
+    value = self.required(row, key)
+    text = as_text(value)
+    if text is None or not is_unicode(text):
+      raise errors.make(
+        self.who,
+        f'{value!r:.80} under {key!r} in {str(self.path)!r}',
+        'a text or a number',
+        'check that it is the published file',
+      )
+    return text
+
+  def number(self, row: Any, key: str) -> int:
+    """Returns row[key], a whole number. Raises SphinxError like `required`, or if it is none."""
+    value = self.required(row, key)
+    try:
+      return int(str(as_id(value)))
+    except ValueError as error:
+      raise errors.make(
+        self.who,
+        f'{value!r:.80} under {key!r} in {str(self.path)!r}',
+        'a whole number',
+        'check that it is the published file',
+      ) from error
 
   def required_list(self, row: Any, key: str) -> list[Any]:
     """Returns row[key], a list. Raises SphinxError like `required`, or if it is no list."""

@@ -25,7 +25,7 @@ def read_vqav2(who: str, root: Path, prompt: str, file: str, images: str) -> lis
   published = PublishedFile.find(who, root, file)
   questions = []
   for row in published.rows('questions'):
-    image = f'{images}{int(published.required(row, "image_id")):012d}.jpg'
+    image = f'{images}{published.number(row, "image_id"):012d}.jpg'
     questions.append(_question(published, root, prompt, row, 'question_id', image))
   return questions
 
@@ -54,6 +54,6 @@ def _question(
   published: PublishedFile, root: Path, prompt: str, row: Any, id_key: str, image: str
 ) -> Question:
   question_id = published.required(row, id_key)
-  text = published.required(row, 'question')
+  text = published.text(row, 'question')
   entry = {'question_id': question_id, 'question': text, 'image_path': image}
   return Question(str(question_id), root / image, prompt.format(text), entry)

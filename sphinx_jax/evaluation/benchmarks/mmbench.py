@@ -12,9 +12,10 @@ Homepage: https://github.com/open-compass/MMBench
 import base64
 import binascii
 import csv
+import io
 from pathlib import Path
 
-from sphinx_jax.core import errors
+from sphinx_jax.core import errors, files
 from sphinx_jax.evaluation.benchmarks.benchmark import PublishedFile, Question
 from sphinx_jax.tasks import questions as questions_lib
 
@@ -33,7 +34,7 @@ def read(who: str, root: Path, prompt: str, file: str | tuple[str, ...]) -> list
       is not one of the choices.
   """
   published = PublishedFile.find(who, root, file)
-  rows = _read_rows(published.path)
+  rows = _read_rows(who, published.path)
   indices = [_index(published, row) for row in rows]
   image_texts = {index: published.required(row, 'image') for index, row in zip(indices, rows)}
   decoded: dict[str, bytes] = {}
@@ -88,11 +89,13 @@ def rotate(choices: dict[str, str], letter: str, by: int) -> tuple[dict[str, str
   return rotated, letters[(letters.index(letter) - by) % count] if letter else ''
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
+def _read_rows(who: str, path: Path) -> list[dict[str, str]]:
   old_limit = csv.field_size_limit(2**31 - 1)  # An image is one field.
   try:
-    with path.open(newline='') as lines:
+    with io.TextIOWrapper(files.open_seekable(path), 'utf-8-sig', newline='') as lines:
       return list(csv.DictReader(lines, delimiter='\t'))
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    raise errors.make(who, f'{str(path)!r} ({error})', 'the published file', 'check it') from error
   finally:
     csv.field_size_limit(old_limit)
 

@@ -7,10 +7,9 @@ Licence: MIT; the images are COCO's.
 Homepage: https://github.com/RUCAIBox/POPE
 """
 
-import json
 from pathlib import Path
 
-from sphinx_jax.core import errors
+from sphinx_jax.datasets import files
 from sphinx_jax.evaluation.benchmarks.benchmark import PublishedFile, Question
 
 
@@ -18,23 +17,14 @@ def read(who: str, root: Path, prompt: str, file: str, images: str) -> list[Ques
   """Returns the questions of one file."""
   published = PublishedFile.find(who, root, file)
   questions = []
-  for index, line in enumerate(published.path.read_text().splitlines()):
-    try:
-      row = json.loads(line)
-    except ValueError as error:
-      raise errors.make(
-        who,
-        f'line {index + 1} of {str(published.path)!r}, which is not JSON ({error})',
-        'the published file',
-        'download it again',
-      ) from error
-    text = published.required(row, 'text')
-    image_path = f'{images}/{published.required(row, "image")}'
+  for index, row in enumerate(files.read_rows(who, published.path)):
+    text = published.text(row, 'text')
+    image_path = f'{images}/{published.text(row, "image")}'
     entry = {
       'question_id': published.required(row, 'question_id'),
       'question': text,
       'image_path': image_path,
-      'gt_answers': published.required(row, 'label'),
+      'gt_answers': published.text(row, 'label'),
     }
     questions.append(Question(str(index), root / image_path, prompt.format(text), entry))
   return questions

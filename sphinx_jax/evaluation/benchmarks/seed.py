@@ -23,15 +23,15 @@ def read(who: str, root: Path, prompt: str, file: str, images: str) -> list[Ques
     if published.required(row, 'data_type') != 'image':
       continue
     question_id = published.required(row, 'question_id')
-    text = published.required(row, 'question')
+    text = published.text(row, 'question')
     image_path = f'{images}/{published.required(row, "data_id")}'
-    choices = {letter.upper(): published.required(row, f'choice_{letter}') for letter in 'abcd'}
+    choices = {letter.upper(): published.text(row, f'choice_{letter}') for letter in 'abcd'}
     entry = {
       'question_id': question_id,
       'question': text,
       'choices': choices,
       'image_path': image_path,
-      'gt_answers': published.required(row, 'answer'),
+      'gt_answers': published.text(row, 'answer'),
       'question_type_id': published.required(row, 'question_type_id'),
     }
     asked = prompt.format(official_choice_question(text, choices))
