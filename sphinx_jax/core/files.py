@@ -82,7 +82,7 @@ def open_seekable(path: Path) -> BinaryIO:
 def _damage_as_os_error() -> Iterator[None]:
   try:
     yield
-  except (EOFError, zlib.error) as error:
+  except (EOFError, gzip.BadGzipFile, zlib.error) as error:
     raise OSError(errno.EIO, f'damaged gzip data ({error})') from error
 
 

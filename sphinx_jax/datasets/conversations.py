@@ -144,10 +144,10 @@ def _values(location: str, item: dict[str, Any]) -> Iterator[tuple[str, Any]]:
       return
   for questions, answer in _PAIRS:
     if questions[0] in item and answer in item:
-      for pair in item.get('history') or ():
-        if not isinstance(pair, list) or len(pair) != 2:
-          raise BadExample('not a conversation', f'{location}: "history" has {pair!r:.80}')
-        yield from zip((USER, MODEL), pair)
+      history = item.get('history') or []
+      if not (isinstance(history, list) and all(_is_pair(pair) for pair in history)):
+        raise BadExample('not a conversation', f'{location}: "history" is {history!r:.80}')
+      yield from ((role, text) for pair in history for role, text in zip((USER, MODEL), pair))
       asked = [item[key] for key in questions if item.get(key) not in (None, '')]
       yield USER, [text for value in asked for text in (value, '\n')][:-1]
       yield MODEL, item[answer]
@@ -156,6 +156,10 @@ def _values(location: str, item: dict[str, Any]) -> Iterator[tuple[str, Any]]:
   raise BadExample(
     'not a conversation', f'{location}: no list "conversations" or "messages", but {keys:.200}'
   )
+
+
+def _is_pair(value: Any) -> bool:
+  return isinstance(value, list) and len(value) == 2
 
 
 def _role_and_value(location: str, turn: Any) -> tuple[str, Any]:

@@ -1,3 +1,6 @@
+import gzip
+import json
+
 import pytest
 from etils import epath
 
@@ -30,6 +33,48 @@ def test_json_lines(tmp_path):
     files.read_jsonl(path)
   with pytest.raises(errors.SphinxError, match='expected a readable file'):
     files.read_jsonl(tmp_path / 'none.jsonl')
+
+
+LINES = [{'a': 1}, {'b': 'é'}]
+TEXT = '{"a": 1}\n{"b": "é"}\n'
+
+
+@pytest.mark.parametrize(
+  'data',
+  [
+    TEXT.encode(),
+    TEXT.rstrip().encode(),
+    TEXT.encode('utf-8-sig'),
+    TEXT.replace('\n', '\r\n').encode(),
+    f'\n \n{TEXT}\n\r\n\n'.encode(),
+    gzip.compress(TEXT.encode()),
+    json.dumps(LINES).encode(),
+    json.dumps(LINES, indent=2).encode('utf-8-sig'),
+    gzip.compress(b'\n' + json.dumps(LINES).encode()),
+  ],
+)
+def test_every_form_of_json_lines_is_read(tmp_path, data):
+  path = tmp_path / 'a.jsonl'
+  path.write_bytes(data)
+  assert files.read_jsonl(path) == files.read_jsonl(path, drop_partial=True) == LINES
+
+
+@pytest.mark.parametrize(
+  'data, message',
+  [
+    (TEXT.encode('utf-16'), 'UTF-16'),
+    (TEXT.encode('utf-16-le'), 'UTF-16'),
+    (TEXT.encode('latin-1'), "line 2: .*'utf-8' codec"),
+    (gzip.compress(TEXT.encode())[:-9], 'damaged gzip'),
+    (b'\x1f\x8b' + TEXT.encode(), 'gz'),
+    (b'[1, 2', 'line 1'),
+  ],
+)
+def test_other_data_are_named(tmp_path, data, message):
+  path = tmp_path / 'a.jsonl'
+  path.write_bytes(data)
+  with pytest.raises(errors.SphinxError, match=message):
+    files.read_jsonl(path)
 
 
 def test_columns_of_a_table_have_equal_width():

@@ -268,6 +268,42 @@ def test_the_share_that_may_be_bad_is_a_setting(most, bad):
       list(pipeline.batches(examples=40))
 
 
+def torn(index):
+  return {'image': b'torn'}
+
+
+@pytest.mark.parametrize('spoil', [lambda index: {'answer': ''}, torn])
+@pytest.mark.parametrize('others', [(), (Fake('b', 300, image=False),)])
+def test_a_source_without_a_usable_example_stops_an_endless_pass(spoil, others):
+  sources = [Fake('a', 11, spoil=spoil), *others]
+  batches = _pipeline(sources, [1] * len(sources), max_skipped=1.0).batches()
+  with batches, pytest.raises(SphinxError, match="task 'a': got 11 examples, all of them bad"):
+    for _ in range(200):
+      next(batches)
+
+
+@pytest.mark.parametrize('image', [True, False])
+def test_one_usable_example_of_many_is_enough(image):
+  spoil = lambda index: {'answer': ''} if index % 2 else {} if index == 4 else torn(index)
+  pipeline = _pipeline([Fake('a', 11, image=image, spoil=spoil)], [1], max_skipped=1.0)
+  assert set(_answers(_take(pipeline, 20))) == {'a4'}
+
+
+def test_images_for_a_model_without_encoders_are_refused_before_training():
+  config = PipelineConfig(**BATCH, visual_tokens=0, image_size=SIZE)
+
+  def pipeline(*sources):
+    named = {source.name: source for source in sources}
+    return Pipeline(named, dict.fromkeys(named, 1), TOKENIZER, NO_SYSTEM, config)
+
+  _take(pipeline(Fake('b', 17, image=False)), 1)
+  with pytest.raises(SphinxError, match="task 'a': got an image.*the model has no encoder"):
+    pipeline(Fake('b', 17, image=False), Fake('a', 10))
+  late = Fake('a', 1000, image=False, spoil=lambda index: {'image': _png(0)} if index == 9 else {})
+  with pytest.raises(SphinxError, match='the model has no encoder'):
+    list(pipeline(late).batches(examples=1000))
+
+
 def test_a_short_rest_is_not_a_stretch_of_its_own():
   source = Fake('a', 1001, spoil=lambda index: {'answer': ''} if index == last else {})
   last = int(Mixture([1], [1001]).lookup(np.array([1000]))[1][0])

@@ -1,5 +1,7 @@
 """COCO: captions, instances and keypoints, well-formed and malformed."""
 
+import json
+
 import pytest
 
 from sphinx_jax import datasets as sources
@@ -134,6 +136,57 @@ def test_what_is_a_crowd_is_neither_detected_nor_counted(tmp_path):
   for seed in range(9):
     record = opened(root, 'counting', max_turns=2, seed=seed)[0]
     assert [answer for _, answer in record.turns] == ['2'] and 'dog' in record.turns[0][0]
+
+
+def rewritten(path, change):
+  value = json.loads(path.read_text())
+  change(value)
+  path.write_text(json.dumps(value))
+
+
+def detected(tmp_path, change):
+  """A source of one image with a dog, after a change of its file."""
+  rows = [box_trees.box(1, 2, [1, 1, 9, 9])]
+  root = box_trees.coco(tmp_path / 'coco', 'instances', 'train2017', {1: 'a.jpg'}, rows, NAMES)
+  rewritten(root / 'annotations/instances_train2017.json', change)
+  return opened(root, 'detection')
+
+
+@pytest.mark.parametrize('image', [1, 1.0, '1', '1.0'])
+@pytest.mark.parametrize('category', [2, 2.0, '2'])
+def test_ids_may_be_whole_floats_or_texts(tmp_path, image, category):
+  def change(value):
+    value['annotations'][0] |= {'image_id': image, 'category_id': category, 'id': 5.0}
+
+  (thing,) = detected(tmp_path, change).family.item(0).annotation['objects']
+  assert (thing['id'], thing['name'], thing['crowd']) == ('5', 'dog', False)
+
+
+def test_two_categories_of_one_id_are_counted(tmp_path):
+  source = detected(tmp_path, lambda value: value['categories'].append({'id': 2.0, 'name': 'lion'}))
+  with pytest.raises(BadExample, match='two categories have the id 2') as caught:
+    source[0]
+  assert caught.value.reason == 'duplicate id'
+
+
+@pytest.mark.parametrize(
+  'changes, crowd, name',
+  [
+    ({'iscrowd': '0'}, False, 'dog'),
+    ({'iscrowd': None}, False, 'dog'),
+    ({'iscrowd': False, 'segmentation': {'counts': 'a', 'size': [3, 4]}}, False, 'dog'),
+    ({'iscrowd': '1'}, True, 'dog'),
+    ({'category_id': 3}, False, 'traffic light'),
+  ],
+)
+def test_crowds_and_segments(tmp_path, changes, crowd, name):
+  def change(value):
+    value['annotations'][0] |= changes
+    value['annotations'].append(box_trees.box(1, 1, [0, 0, 3, 3], id=9))
+    value['images'][0] |= {'width': None}
+
+  first, _ = detected(tmp_path, change).family.item(0).annotation['objects']
+  assert (first['crowd'], first['name']) == (crowd, name)
 
 
 def test_boxes_are_cut_at_the_edge(tmp_path):

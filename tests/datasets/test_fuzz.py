@@ -4,7 +4,10 @@ Each case damages one to three files of a small tree: bytes of images and of oth
 JSON. The records then pass the training pipeline, which decodes the images.
 """
 
+import codecs
 import copy
+import dataclasses
+import gzip
 import json
 import logging
 import pathlib
@@ -200,6 +203,78 @@ def test_harmed_trees_are_told_or_counted(name, tmp_path, caplog):
       seen += int(batch['segments'].max(axis=1).sum())
       assert np.isfinite(batch['loss_weight']).all()
   assert seen + pipeline.skipped.total() == len(records), pipeline.skipped
+
+
+def change_ids(value, change):
+  """A copy of a JSON tree in which ids that are whole numbers are written in another way."""
+  if isinstance(value, list):
+    return [change_ids(item, change) for item in value]
+  if not isinstance(value, dict):
+    return value
+  return {
+    key: change(item)
+    if type(item) is int and (key in ('id', 'split', 'correctAnswer') or key.lower().endswith('id'))
+    else change_ids(item, change)
+    for key, item in value.items()
+  }
+
+
+def with_ids(change):
+  def rewrite(data, lines):
+    if lines:
+      return b'\n'.join(
+        json.dumps(change_ids(json.loads(line), change)).encode() for line in data.splitlines()
+      )
+    return json.dumps(change_ids(json.loads(data), change)).encode()
+
+  return rewrite
+
+
+# Other ways to write the same JSON: (data, whether they are JSON lines) -> data.
+SAME = {
+  'mark': lambda data, lines: codecs.BOM_UTF8 + data,
+  'crlf': lambda data, lines: data.replace(b'\n', b'\r\n') + b'\r\n\r\n',
+  'gzip': lambda data, lines: gzip.compress(data),
+  'float ids': with_ids(float),
+  'text ids': with_ids(str),
+}
+
+
+def contents(source):
+  """Everything that is read from a source."""
+  result = []
+  for index in range(len(source)):
+    try:
+      result.append(source[index])
+    except BadExample as error:
+      result.append(error.reason)
+  return result
+
+
+@pytest.mark.parametrize('name', [name for name in TREES if name != 'array_record'])
+def test_the_same_json_in_another_form_is_the_same_data(name, tmp_path):
+  make, entries = TREES[name]
+  make(tmp_path / 'clean/root')
+  whole = {form: tmp_path / form for form in SAME}
+  for form, folder in whole.items():
+    shutil.copytree(tmp_path / 'clean', folder)
+    for path in folder.rglob('*.json*'):
+      path.write_bytes(SAME[form](path.read_bytes(), path.suffix == '.jsonl'))
+  for entry in entries:
+    entry = {'root': 'root'} | entry
+    if 'path' in entry:
+      del entry['root']
+    clean = [
+      record if isinstance(record, str) else dataclasses.replace(record, id='')
+      for record in contents(sources.open_source(entry, tmp_path / 'clean'))
+    ]
+    assert any(isinstance(record, Record) for record in clean)
+    for form, folder in whole.items():
+      again = [
+        record if isinstance(record, str) else dataclasses.replace(record, id='')
+        for record in contents(sources.open_source(entry, folder))
+      ]
+      assert again == clean, form
 
 
 def test_there_are_enough_cases():

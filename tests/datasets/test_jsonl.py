@@ -1,5 +1,6 @@
 """The user's own JSON and JSONL files, well-formed and malformed."""
 
+import gzip
 import json
 
 import numpy as np
@@ -109,6 +110,53 @@ def test_refuses_a_file_without_items(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
   with pytest.raises(SphinxError, match=message):
     Jsonl(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+  'name, encode',
+  [
+    ('a.jsonl', lambda text: text.encode('utf-8-sig')),
+    ('a.jsonl', lambda text: text.replace('\n', '\r\n\r\n').encode()),
+    ('a.jsonl', lambda text: f'\n\n{text}\n \n'.encode()),
+    ('a.jsonl', lambda text: gzip.compress(text.encode())),
+    ('a.jsonl.gz', lambda text: gzip.compress(text.encode())),
+    ('a.txt', str.encode),
+    ('a.json', lambda text: json.dumps(GOOD).encode('utf-8-sig')),
+    ('a.json', lambda text: json.dumps(GOOD).encode('utf-16')),
+    ('a.json.gz', lambda text: gzip.compress(json.dumps(GOOD).encode())),
+  ],
+)
+def test_every_form_of_a_file_is_the_same(folder, name, encode):
+  (folder / name).write_bytes(encode('\n'.join(map(json.dumps, GOOD))))
+  source = Jsonl(folder / name)
+  assert [source[i].turns for i in range(len(source))] == [
+    (('What?', 'A cat.'),),
+    (('2+2?', '4'), ('And 3+3?', 'Six')),
+  ]
+
+
+def test_a_giant_line_is_read_alone(folder):
+  long = _item('Q', 'x' * 10**6)
+  source = Jsonl(_write(folder, 'd.jsonl', [long, GOOD[1]]))
+  assert len(source[0].turns[0][1]) == 10**6 and source[1].turns[1] == ('And 3+3?', 'Six')
+
+
+@pytest.mark.parametrize(
+  'data, message',
+  [
+    (
+      json.dumps(GOOD).encode(),
+      'a JSON list, expected one JSON object a line; name the file .json',
+    ),
+    (json.dumps(GOOD, indent=2).encode('utf-8-sig'), 'a JSON list'),
+    ('\n'.join(map(json.dumps, GOOD)).encode('utf-16'), 'UTF-16 text, expected UTF-8'),
+    (gzip.compress(json.dumps(GOOD[1]).encode())[:-12], 'damaged gzip data'),
+  ],
+)
+def test_names_what_is_no_json_lines(folder, data, message):
+  (folder / 'd.jsonl').write_bytes(data)
+  with pytest.raises(SphinxError, match=message):
+    Jsonl(folder / 'd.jsonl')
 
 
 def test_open_source_takes_an_entry(folder):

@@ -94,6 +94,35 @@ def test_a_box_over_the_edge_is_cut_and_unicode_stays(tmp_path):
   )
 
 
+def as_bytes(value):
+  if isinstance(value, dict):
+    return {as_bytes(key): as_bytes(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return [as_bytes(item) for item in value]
+  return value.encode('latin-1') if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize('protocol', [2, 4])
+def test_a_pickle_of_bytes_in_latin1_is_read(tmp_path, protocol):
+  """As Python 3 saves what it has loaded with encoding='bytes'."""
+  root = layout(tmp_path)
+  (root / 'refcoco/refs(unc).p').write_bytes(pickle.dumps(as_bytes(REFS), protocol))
+  assert 'café cup' in opened(root, split='testA')[0].turns[0][0]
+  assert len(opened(root)) == 4
+
+
+def test_two_annotations_of_one_id_are_counted(tmp_path):
+  twice = [*things(), box_trees.box(8, 1, [5, 5, 9, 9], id=2)]
+  source = opened(layout(tmp_path, annotations=twice))
+  reasons = []
+  for index in range(len(source)):
+    try:
+      source[index]
+    except BadExample as error:
+      reasons.append(error.reason)
+  assert reasons == ['duplicate id']
+
+
 @pytest.mark.parametrize(
   'source, name, split, by, settings',
   [

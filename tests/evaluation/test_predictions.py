@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pytest
@@ -40,6 +41,39 @@ def test_a_cut_off_last_line_is_dropped_and_a_bad_line_is_named(tmp_path):
       predictions.read(file)
   with pytest.raises(errors.SphinxError, match='nowhere'):
     predictions.read(tmp_path / 'nowhere.jsonl')
+
+
+ANSWERS = [{'id': str(i), 'answer': f'a{i}'} for i in range(3)]
+LINES = '\n'.join(map(json.dumps, ANSWERS))
+
+
+@pytest.mark.parametrize(
+  'data',
+  [
+    LINES.encode(),  # As '\n'.join and pandas write it.
+    f'{LINES}\n\n'.encode(),
+    LINES.replace('\n', '\r\n').encode('utf-8-sig'),
+    json.dumps(ANSWERS, indent=1).encode(),
+    gzip.compress(LINES.encode()),
+  ],
+)
+def test_answers_of_other_programs_are_read(tmp_path, data):
+  file = tmp_path / 'x.jsonl'
+  file.write_bytes(data)
+  assert [entry['answer'] for entry in predictions.entries(BENCHMARK, file)] == ['a0', 'a1', 'a2']
+
+
+def test_two_answers_with_one_id_are_refused(tmp_path):
+  file = write(tmp_path / 'x.jsonl', *ANSWERS, {'id': '1', 'answer': 'other'})
+  with pytest.raises(errors.SphinxError, match="got 2 answers with the id '1'"):
+    predictions.entries(BENCHMARK, file)
+
+
+def test_the_number_of_a_line_counts_blank_lines(tmp_path):
+  file = tmp_path / 'x.jsonl'
+  file.write_text('\n\n{"id": "1"}\n')
+  with pytest.raises(errors.SphinxError, match='line 3'):
+    predictions.read(file)
 
 
 def test_benchmarks_can_be_added_to_a_folder_later(tmp_path):
