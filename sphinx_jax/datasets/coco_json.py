@@ -28,8 +28,8 @@ class CocoJson:
     who: the reader, for messages: "source 'coco'".
     path: the file.
     keep: keys of entries to keep of those that are dropped otherwise ('area').
-    strict: raise SphinxError for an entry without an id and for a repeated image. Benchmarks need
-      this: a score over fewer images would not be comparable.
+    strict: raise SphinxError for an entry without an id, and for a repeated image or category.
+      Benchmarks need this: a score over fewer images would not be comparable.
 
   Attributes:
     images: image id -> entry, in the order of the file.
@@ -168,12 +168,12 @@ def _check_ids(who: str, path: Path, value: dict[str, Any]) -> None:
           'download it again',
         )
   counts = Counter(_key(image, 'id') for image in value['images'])
-  repeated = [f'images with the id {key!r}' for key, count in counts.items() if count > 1]
   _, renamed = _category_names(value['categories'])
-  repeated += [f'categories with the id {key!r}' for key in renamed]
-  if repeated:
+  problems = [f'two images with the id {key!r}' for key, count in counts.items() if count > 1]
+  problems += [f'two categories with the id {key!r}' for key in renamed]
+  if problems:
     raise errors.make(
-      who, f'two {repeated[0]} in {str(path)!r}', 'the published file', 'download it again'
+      who, f'{problems[0]} in {str(path)!r}', 'the published file', 'download it again'
     )
 
 

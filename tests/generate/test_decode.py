@@ -196,6 +196,12 @@ def test_a_prompt_without_room_for_an_answer_is_refused():
     small.model().answers([[('one two three ' * 100, None)]])
 
 
+@pytest.mark.parametrize('text', [float('nan'), 7, b'hi', '\ud800'])
+def test_a_question_that_is_no_text_is_refused(text):
+  with pytest.raises(errors.SphinxError, match='expected (a text|Unicode)'):
+    small.model().answers([[(text, None)]])
+
+
 def test_answers_are_cut_to_the_room_that_is_left():
   turns = [('one two ' * 25, None)]
   model = small.model()

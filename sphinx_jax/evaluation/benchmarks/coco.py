@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.core import boxes, coordinates
+from sphinx_jax.core import boxes, coordinates, errors
+from sphinx_jax.data.record import BadExample
 from sphinx_jax.datasets.coco_json import CocoJson
 from sphinx_jax.evaluation.benchmarks.benchmark import PublishedFile, Question
 
@@ -31,7 +32,7 @@ def read_objects(who: str, root: Path, prompt: str, file: str, images: str) -> l
     entry = _image_entry(published, image, images)
     entry['objects'] = [
       {
-        'name': coco.names.get(published.required(row, 'category_id'), ''),
+        'name': _category_name(published, coco, row),
         'bbox': published.required(row, 'bbox'),
         'area': published.required(row, 'area'),
         'iscrowd': row.get('iscrowd', 0),
@@ -95,6 +96,19 @@ def read_karpathy(
     captions = [published.required(sentence, 'raw') for sentence in sentences]
     questions.append(_caption_question(root, prompt, image_id, image_path, captions))
   return questions
+
+
+def _category_name(published: PublishedFile, coco: CocoJson, row: Any) -> str:
+  published.required(row, 'category_id')
+  try:
+    return coco.category_name(row)
+  except BadExample as error:
+    raise errors.make(
+      published.who,
+      f'{error} in {str(published.path)!r}',
+      'the published file',
+      'download it again',
+    ) from error
 
 
 def _caption_question(

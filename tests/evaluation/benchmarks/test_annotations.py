@@ -1,5 +1,7 @@
 """The official SPHINX annotation files: all load, and perfect and wrong answers score 1 and 0."""
 
+import gzip
+import json
 import re
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from sphinx_jax.configs import benchmarks
 from sphinx_jax.core import boxes, coordinates
 from sphinx_jax.core.errors import SphinxError
+from sphinx_jax.evaluation.benchmarks import annotations
 from sphinx_jax.evaluation.protocols import PER_EXAMPLE, PROTOCOLS
 from tests.evaluation.benchmarks import benchmark_files
 
@@ -45,6 +48,34 @@ def answered(benchmark, answer):
     question.entry | {'id': question.id, 'answer': answer(question.entry)}
     for question in benchmark.questions
   ]
+
+
+ROWS = [
+  {'image_path': 'a.jpg', 'question': question, 'question_id': i, 'gt_answers': answer}
+  for i, (question, answer) in enumerate([('Is it?', 'yes'), (7, 3.5)])
+]
+
+
+@pytest.mark.parametrize(
+  'data',
+  [
+    json.dumps(ROWS).encode('utf-8-sig'),
+    '\r\n\r\n'.join(map(json.dumps, ROWS)).encode(),
+    gzip.compress('\n'.join(map(json.dumps, ROWS)).encode()),
+  ],
+)
+def test_a_file_may_be_json_lines_or_packed(tmp_path, data):
+  (tmp_path / 'a.json').write_bytes(data)
+  questions = annotations.read('here', tmp_path, '{}!', 'a.json')
+  assert [question.prompt for question in questions] == ['Is it?!', '7!']
+
+
+@pytest.mark.parametrize('value', [None, True, float('nan'), float('inf'), '\ud800'])
+@pytest.mark.parametrize('key', ['question', 'gt_answers'])
+def test_a_value_that_is_no_text_is_refused(tmp_path, key, value):
+  (tmp_path / 'a.json').write_text(json.dumps([{**ROWS[0], key: value}]))
+  with pytest.raises(SphinxError, match=f"under '{key}'.*a text or a number"):
+    annotations.read('here', tmp_path, '{}', 'a.json')
 
 
 @pytest.mark.parametrize('file', HERE)
