@@ -265,8 +265,10 @@ class Pipeline:
 
     `_tokenize` checks all of them, but some only after days of training.
     """
+    stages = self._sampling.mixture.stages
     for task, size in enumerate(self._sampling.mixture.sizes):
-      for index in range(0, size, -(-size // _CHECKED)):
+      is_used = any(counts[task] for _, _, counts in stages)
+      for index in range(0, size if is_used else 0, max(size // _CHECKED, 1)):
         with contextlib.suppress(BadExample):
           self._measure(task, index)
 

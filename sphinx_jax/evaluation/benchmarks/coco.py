@@ -73,7 +73,7 @@ def read_captions(who: str, root: Path, prompt: str, file: str, images: str) -> 
   published = PublishedFile.find(who, root, file)
   questions = []
   for image, annotations in _images(CocoJson(who, published.path, strict=True)):
-    captions = [published.required(row, 'caption') for row in annotations]
+    captions = [published.text(row, 'caption') for row in annotations]
     image_path = f'{images}/{published.required(image, "file_name")}'
     if captions:
       questions.append(_caption_question(root, prompt, image['id'], image_path, captions))
@@ -93,7 +93,7 @@ def read_karpathy(
     folder = published.required(row, 'filepath')
     image_path = f'{images}/{folder}/{published.required(row, "filename")}'
     sentences = published.required_list(row, 'sentences')
-    captions = [published.required(sentence, 'raw') for sentence in sentences]
+    captions = [published.text(sentence, 'raw') for sentence in sentences]
     questions.append(_caption_question(root, prompt, image_id, image_path, captions))
   return questions
 
