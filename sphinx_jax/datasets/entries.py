@@ -24,9 +24,12 @@ def check(
   Raises:
     SphinxError: a key is missing or unknown, or a text is not one.
   """
-  for key in entry:
-    if key not in (*required, *optional, *COMMON):
-      raise errors.unknown(f"setting of source '{name}'", key, [*required, *optional, *COMMON])
+  known = [*required, *optional, *COMMON]
+  unknown = [key for key in entry if key not in known]
+  if unknown:
+    who = f"setting of source '{name}'"
+    messages = (str(errors.unknown(who, key, known)) for key in unknown)
+    raise errors.SphinxError('; '.join(messages))
   for key in required:
     if not entry.get(key):
       raise errors.make(
