@@ -54,7 +54,7 @@ LINES = '\n'.join(map(json.dumps, ANSWERS))
     f'{LINES}\n\n'.encode(),
     LINES.replace('\n', '\r\n').encode('utf-8-sig'),
     json.dumps(ANSWERS, indent=1).encode(),
-    gzip.compress(LINES.encode()),
+    gzip.compress(LINES.encode(), mtime=0),
   ],
 )
 def test_answers_of_other_programs_are_read(tmp_path, data):

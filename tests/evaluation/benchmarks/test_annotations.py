@@ -61,7 +61,7 @@ ROWS = [
   [
     json.dumps(ROWS).encode('utf-8-sig'),
     '\r\n\r\n'.join(map(json.dumps, ROWS)).encode(),
-    gzip.compress('\n'.join(map(json.dumps, ROWS)).encode()),
+    gzip.compress('\n'.join(map(json.dumps, ROWS)).encode(), mtime=0),
   ],
 )
 def test_a_file_may_be_json_lines_or_packed(tmp_path, data):
