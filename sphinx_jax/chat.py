@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from sphinx_jax.core import cli, errors
+from sphinx_jax.core import cli, errors, paths
 from sphinx_jax.data import images, record
 from sphinx_jax.generate import load
 from sphinx_jax.parallel import mesh as meshes
@@ -108,6 +108,8 @@ def chat(
     SphinxError: no checkpoint, an image that cannot be read, an output that cannot be written.
   """
   pixels = read_image(image) if image else None
+  if image and output:
+    paths.check_file(output)
   model = load.load_model(checkpoint, mesh=mesh)
   visual = None if pixels is None else model.encode([pixels])
   turns = []
@@ -134,16 +136,19 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string(
+  cli.define_path(
     'checkpoint',
     None,
     'Directory of a run or of one of its checkpoints, or an official SPHINX folder.',
     required=True,
   )
-  flags.DEFINE_string('image', None, 'Image to talk about. Without it, the chat is text only.')
+  cli.define_path('image', None, 'Image to talk about. Without it, the chat is text only.')
   flags.DEFINE_string('prompt', None, 'One question. Without it, questions are read from stdin.')
-  flags.DEFINE_string(
-    'output', 'answer.png', "Image file for the boxes, points or pose of an answer; '' for none."
+  cli.define_path(
+    'output',
+    'answer.png',
+    "Image file for the boxes, points or pose of an answer; '' for none.",
+    may_be_empty=True,
   )
   flags.DEFINE_enum(
     'mesh',

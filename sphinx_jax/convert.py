@@ -28,7 +28,7 @@ from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
 from sphinx_jax.checkpoint.foreign import assemble, export, sources
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.checkpoint.read_ahead import read_ahead
-from sphinx_jax.core import cli, config as config_lib, errors, text, trees
+from sphinx_jax.core import cli, config as config_lib, errors, files, paths, text, trees
 from sphinx_jax.core.progress import Progress, log
 from sphinx_jax.data import dialog
 from sphinx_jax.generate import load as loading
@@ -208,7 +208,7 @@ def export_checkpoint(
 def _new_folder(output: str) -> Iterator[pathlib.Path]:
   """Yields a temporary folder that is renamed to `output` if the block does not raise."""
   final = pathlib.Path(output).absolute()
-  if final.exists() and (not final.is_dir() or any(final.iterdir())):
+  if os.path.lexists(final) and (not final.is_dir() or any(final.iterdir())):
     raise errors.make(
       f"output '{output}'",
       'a path that exists already',
@@ -216,16 +216,19 @@ def _new_folder(output: str) -> Iterator[pathlib.Path]:
       'give another --output',
     )
   partial = final.with_name(final.name + '.partial')
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
-  try:
-    yield partial
+  with files.writing(final, 'output'):
+    with paths.locked(partial, 'output'):
+      for leftover in partial.iterdir():  # Of an interrupted call.
+        if leftover.name != paths.LOCK:
+          leftover.unlink()
+      try:
+        yield partial
+      except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     if final.exists():
       final.rmdir()
     os.rename(partial, final)
-  except BaseException:
-    shutil.rmtree(partial, ignore_errors=True)
-    raise
 
 
 def verify(first: str, second: str, **options: Any) -> float:
@@ -365,12 +368,11 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  flags.DEFINE_list(
+  cli.define_paths(
     'source',
-    [],
     'Folder or file of weights. For a fresh SPHINX: language model and encoders, with commas.',
   )
-  flags.DEFINE_string('output', None, 'Directory to create.')
+  cli.define_path('output', None, 'Directory to create.')
   flags.DEFINE_enum(
     'to', None, list(export.TARGETS), 'Export a checkpoint of sphinx_jax to this format.'
   )
@@ -380,10 +382,10 @@ if __name__ == '__main__':
   flags.DEFINE_string(
     'variant', None, 'Official name of the model (llama_ens5, ...), if no meta.json has it.'
   )
-  flags.DEFINE_string(
+  cli.define_path(
     'base', None, 'Folder of the weights that the deltas of *.model-diff.pth are added to.'
   )
-  flags.DEFINE_string(
+  cli.define_path(
     'tokenizer', None, "Path of a tokenizer.model, if the language model's folder has none."
   )
   flags.DEFINE_integer('seed', 0, 'Random seed for the parameters that no source has.')
@@ -392,5 +394,5 @@ if __name__ == '__main__':
     False,
     'Print the table of names and shapes, and the missing and unused tensors; write nothing.',
   )
-  flags.DEFINE_string('verify', None, 'Compare --source with this model; write nothing.')
+  cli.define_path('verify', None, 'Compare --source with this model; write nothing.')
   cli.run(main)

@@ -20,14 +20,15 @@ Held-out questions of the tasks of the checkpoint's own mixture:
 
 import dataclasses
 import functools
-import json
+import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import flags
 from etils import epath
 
 from sphinx_jax.checkpoint import store
-from sphinx_jax.core import cli, errors, files
+from sphinx_jax.core import cli, errors, files, paths
 from sphinx_jax.evaluation import answering, cases, held_out, predictions, scores, submissions
 from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark, open_benchmark
 from sphinx_jax.generate import load
@@ -66,6 +67,11 @@ def _require_flags(mode: str, *names: str) -> None:
 
 def score_tasks() -> None:
   """Answers and scores held-out questions of the checkpoint's own tasks."""
+  with paths.locked(FLAGS.output, 'output'), files.writing(FLAGS.output, 'output'):
+    _score_tasks()
+
+
+def _score_tasks() -> None:
   model, meta, config = load.load_run(FLAGS.checkpoint)
   if 'mixture' not in config:
     raise errors.make(
@@ -83,6 +89,7 @@ def score_tasks() -> None:
     held_out.mean_image(sources, config.model.image_size),
     FLAGS.output,
     run=f'{FLAGS.checkpoint} at step {meta["step"]}',
+    weights=store.identity(FLAGS.checkpoint),
     batch_size=FLAGS.batch_size,
   )
   for name, result in results.items():
@@ -93,10 +100,15 @@ def score_benchmarks() -> None:
   """Answers benchmarks with a checkpoint, on all processes, and scores them."""
   names = ('checkpoint', 'benchmarks', 'root', 'output', 'limit', 'official_scoring')
   settings = {name: FLAGS[name].value for name in names}
-  with hosts.session({**settings, 'config': FLAGS.config.to_dict()}):
+  with (
+    hosts.session({**settings, 'config': FLAGS.config.to_dict()}),
+    hosts.exclusive(FLAGS.output, 'output'),
+    files.writing(FLAGS.output, 'output'),
+  ):
     benchmarks = open_benchmarks(FLAGS.config, FLAGS.benchmarks, FLAGS.root, FLAGS.limit)
     output, run = epath.Path(FLAGS.output), checkpoint_identity(FLAGS.checkpoint)
-    hosts.on_process_0(lambda: predictions.claim(output, run, benchmarks))
+    weights = weights_identity(FLAGS.checkpoint)
+    hosts.on_process_0(lambda: predictions.claim(output, run, benchmarks, weights))
     model = load.load_model(FLAGS.checkpoint, mesh=FLAGS.mesh)
     for benchmark in benchmarks:
       answering.answer(model, benchmark, output, FLAGS.batch_size)
@@ -120,8 +132,9 @@ def score_predictions() -> None:
     print(scores.table({benchmark.name: result}))
     return
   run = f'file {store.absolute_path(FLAGS.predictions)}'
-  output = predictions.claim(FLAGS.output, run, [benchmark])
-  record_scores(benchmark, FLAGS.predictions, output, run)
+  with paths.locked(FLAGS.output, 'output'), files.writing(FLAGS.output, 'output'):
+    output = predictions.claim(FLAGS.output, run, [benchmark])
+    record_scores(benchmark, FLAGS.predictions, output, run)
 
 
 def open_benchmarks(
@@ -154,6 +167,14 @@ def checkpoint_identity(checkpoint: str) -> str:
   return f'{store.absolute_path(checkpoint)}{step}'
 
 
+def weights_identity(checkpoint: str) -> Any:
+  """Returns JSON that changes if other weights take the place of a checkpoint or a folder."""
+  if load.is_checkpoint(checkpoint):
+    return store.identity(checkpoint)
+  inside = pathlib.Path(checkpoint).glob('*')
+  return {path.name: files.quick_hash(path) for path in sorted(inside) if path.is_file()}
+
+
 def record_scores(
   benchmark: Benchmark, file: predictions.Path, output: epath.Path, run: str
 ) -> None:
@@ -168,14 +189,14 @@ def record_scores(
   entries = predictions.entries(benchmark, file)
   result = scores.result(benchmark, entries, FLAGS.official_scoring)
   results_file = output / 'results.json'
-  earlier = json.loads(results_file.read_text()) if results_file.exists() else {}
+  earlier = files.read_json(results_file) if results_file.exists() else {}
   results = earlier | {benchmark.name: result}
   files.write_json(results_file, results)
   print(scores.table({benchmark.name: result}), flush=True)
   if benchmark.hidden and FLAGS.limit is None:
     ids = [question.id for question in benchmark.questions]
     name, content = submissions.submission(benchmark.name, entries, ids)
-    (output / name).write_bytes(content)
+    files.write_atomic(output / name, content)
     print(f'file to submit: {output / name}')
   cases.write(output, benchmark, entries, FLAGS.official_scoring)
   benchmark_page.write(output, run, results, scores.rows(results))
@@ -183,15 +204,15 @@ def record_scores(
 
 if __name__ == '__main__':
   cli.define_config('benchmarks')
-  flags.DEFINE_string(
+  cli.define_path(
     'checkpoint',
     None,
     'Directory of a run or of one of its checkpoints; for --benchmarks also an official folder.',
   )
-  flags.DEFINE_string('output', None, 'Directory for predictions, scores and the report.')
+  cli.define_path('output', None, 'Directory for predictions, scores and the report.')
   flags.DEFINE_integer('batch_size', 128, 'Most prompts decoded together.', lower_bound=1)
   flags.DEFINE_list('benchmarks', None, 'Names of benchmarks in --config.')
-  flags.DEFINE_string(
+  cli.define_path(
     'root', None, 'Directory that the paths in --config are relative to (data/, annotations/).'
   )
   flags.DEFINE_integer('limit', None, 'Only the first questions of each benchmark.', lower_bound=1)
@@ -200,7 +221,7 @@ if __name__ == '__main__':
     False,
     'Score like the official SPHINX script where it differs from the definition of a benchmark.',
   )
-  flags.DEFINE_string(
+  cli.define_path(
     'predictions',
     None,
     'Score this file, JSON lines with id and answer, instead of answering with a checkpoint.',
@@ -216,7 +237,7 @@ if __name__ == '__main__':
   )
   flags.DEFINE_string('split', 'test', 'Split of the data of --tasks.')
   flags.DEFINE_integer('examples', 200, 'Most questions per task.', lower_bound=1)
-  flags.DEFINE_string(
+  cli.define_path(
     'data_dir', None, "Directory of the data of --tasks. Default: that in the checkpoint's config."
   )
   cli.run(main)

@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 from sphinx_jax import run
 from sphinx_jax.checkpoint import store as checkpoints
 from sphinx_jax.checkpoint.bundle import Bundle, check_same_tokenizer
-from sphinx_jax.core import cli, errors, files
+from sphinx_jax.core import cli, errors, files, paths
 from sphinx_jax.data import dialog
 from sphinx_jax.data.record import Source
-from sphinx_jax.evaluation import held_out, weight_curve
+from sphinx_jax.evaluation import held_out, predictions, weight_curve
 from sphinx_jax.generate.model import Model
 from sphinx_jax.mix import weights
 from sphinx_jax.parallel import hosts
@@ -91,6 +91,12 @@ def draw_curve(
   score = None
   if tasks:
     score = _task_scorer(config, parents.params[0], sources, examples, output, identity)
+    weights_now = [checkpoints.identity(directory) for directory in inputs]
+    hosts.on_process_0(
+      lambda: predictions.claim_folder(
+        output, {'curves': {identity: {'weights': weights_now}}}, extensible='curves'
+      )
+    )
 
   def evaluate(params: dict, share: float) -> dict[str, float]:
     values = parents.program.evaluate(params, parents.data.validation())
@@ -98,12 +104,12 @@ def draw_curve(
       values |= score(params, share)
     return values
 
-  hosts.on_process_0(lambda: output.mkdir(parents=True, exist_ok=True))
+  hosts.on_process_0(lambda: paths.make_folder(output, 'output'))
   points = weight_curve.measure(parents.params, coefficients, evaluate, method)
   if hosts.process_index() == 0:
     files.write_json(output / 'curve.json', points)
     figure = plots.line_between(points, [str(directory) for directory in inputs])
-    (output / 'curve.png').write_bytes(plots.to_png(figure))
+    files.write_atomic(output / 'curve.png', plots.to_png(figure))
   return points
 
 
@@ -125,7 +131,7 @@ def _task_scorer(
     sources: {task: held-out records}.
     examples: most questions per task.
     output: directory of the curve.
-    identity: text that identifies the parents and the method.
+    identity: text that names the parents and the method.
   """
   tokenizer = run.open_tokenizer(config)
   model = Model(config.model, params, tokenizer, dialog.Template(config.dialog.system))
@@ -177,11 +183,16 @@ def main() -> None:
       'measure the line between one pair per call',
     )
   facts = {name: FLAGS[name].value for name in ('inputs', 'coefficients', 'points')}
-  with hosts.session(facts):
+  output = epath.Path(FLAGS.output)
+  with (
+    hosts.session(facts),
+    hosts.exclusive(output, 'output'),
+    files.writing(output, 'output'),
+  ):
     draw_curve(
       FLAGS.inputs,
       _shares(),
-      epath.Path(FLAGS.output),
+      output,
       config=FLAGS.config,
       tasks=FLAGS.tasks,
       examples=FLAGS.examples,
@@ -192,7 +203,7 @@ def main() -> None:
 
 if __name__ == '__main__':
   cli.define_config(optional=True)
-  flags.DEFINE_list('inputs', [], 'Directories of the two checkpoints.')
+  cli.define_paths('inputs', 'Directories of the two checkpoints.')
   flags.DEFINE_list(
     'coefficients', [], 'Shares of the first input to measure. Default: as many as --points.'
   )
@@ -206,5 +217,5 @@ if __name__ == '__main__':
   flags.DEFINE_list('tasks', [], "Tasks of the run's mixture to score as well.")
   flags.DEFINE_integer('examples', 100, 'Most questions per task.', lower_bound=1)
   flags.DEFINE_string('split', 'test', 'Split of the tasks.')
-  flags.DEFINE_string('output', None, 'Directory of the curve.')
+  cli.define_path('output', None, 'Directory of the curve.')
   cli.run(main)

@@ -71,7 +71,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  flags.DEFINE_list('inputs', [], 'Directories of the checkpoints to mix, separated by commas.')
+  cli.define_paths('inputs', 'Directories of the checkpoints to mix, separated by commas.')
   flags.DEFINE_list('coefficients', [], 'One number for each input, separated by commas.')
   flags.DEFINE_multi_string(
     'rule',
@@ -79,13 +79,13 @@ if __name__ == '__main__':
     "Other coefficients for the parameters whose path matches, 'pattern=numbers'. Can be repeated; "
     'the first matching rule decides.',
   )
-  flags.DEFINE_string(
+  cli.define_path(
     'base',
     None,
     'Checkpoint that the inputs started from: the result is base + sum of c * (input - base).',
   )
   flags.DEFINE_enum('method', 'linear', weights.METHODS, 'How to mix; slerp takes two inputs.')
   flags.DEFINE_enum('dtype', None, DTYPES, "Dtype of the result; by default the first input's.")
-  flags.DEFINE_string('output', None, 'Directory of the mixed checkpoint.')
+  cli.define_path('output', None, 'Directory of the mixed checkpoint.')
   flags.DEFINE_bool('unnormalized', False, 'Allow coefficients that do not sum to 1.')
   cli.run(main)

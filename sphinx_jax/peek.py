@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from sphinx_jax import run
-from sphinx_jax.core import cli, errors
+from sphinx_jax.core import cli, errors, paths
 from sphinx_jax.mix import scales
 from sphinx_jax.models import sphinx
 from sphinx_jax.report import packed_rows
@@ -103,6 +103,7 @@ def show(config: ConfigDict, count: int, output: str | os.PathLike, color: bool)
   Raises:
     SphinxError: `output` cannot be written.
   """
+  paths.check_file(output)
   table, shown = peek(config, count)
   print(table)
   for example, _ in shown:
@@ -126,15 +127,15 @@ def main() -> None:
 if __name__ == '__main__':
   cli.define_config('mini')
   flags.DEFINE_string('stage', 'stage2', 'Training stage of a recipe.')
-  flags.DEFINE_string(
+  cli.define_path(
     'workdir', 'workdir/mini', 'Directory of the recipe. Its data step must be finished.'
   )
   flags.DEFINE_list(
     'only', None, 'Entries of the mixture. Default: all of them, which needs the data of all.'
   )
-  flags.DEFINE_string(
+  cli.define_path(
     'tokenizer', None, 'A tokenizer.model. Default: that of the config or of its init_from.'
   )
   flags.DEFINE_integer('rows', 2, 'Number of rows of the first batch.', lower_bound=1)
-  flags.DEFINE_string('output', 'peek.png', 'Image file to write.')
+  cli.define_path('output', 'peek.png', 'Image file to write.')
   cli.run(main)

@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from sphinx_jax.configs import stage1, stage2
-from sphinx_jax.core import accelerator, cli, errors
+from sphinx_jax.core import accelerator, cli, errors, paths
 from sphinx_jax.core.progress import log
 from sphinx_jax.planning import search as searching, sheet, slices, smallest_slices
 from sphinx_jax.planning.plan import Planner
@@ -60,6 +60,8 @@ def main() -> None:
     if FLAGS.topologies != 'all':
       raise errors.unknown('--topologies', FLAGS.topologies, ['all'])
     output = pathlib.Path(FLAGS.output) if FLAGS.output else None
+    if output:
+      paths.check_file(output)
     print(smallest_slices.markdown(smallest_slices.fill(shipped(), planner, output, compiler)))
     return
 
@@ -97,7 +99,7 @@ if __name__ == '__main__':
   flags.DEFINE_string(
     'topologies', None, "'all': print the table of the smallest slice for each shipped config."
   )
-  flags.DEFINE_string(
+  cli.define_path(
     'output', None, 'JSON file of the rows of --topologies; an interrupted table resumes from it.'
   )
   cli.run(main)

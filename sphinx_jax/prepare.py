@@ -15,10 +15,12 @@ tar file of LAION is one shard.
 """
 
 import json
+from typing import Any
 
 from absl import flags
 
-from sphinx_jax.core import cli, errors
+from sphinx_jax.core import cli, errors, files, paths
+from sphinx_jax.datasets.files import opened_files
 from sphinx_jax.preparation import plan, runners, verify
 
 FLAGS = flags.FLAGS
@@ -37,18 +39,24 @@ def main() -> None:
     name=FLAGS.name,
     shard_size=FLAGS.shard,
   )
-  shards = plan.plan_shards(build)
-  split = verify.claim(build, shards)
-  if split is not None:
-    status = 'already finished'
-  else:
-    if FLAGS.beam:
-      runners.run_beam(build, shards, FLAGS.beam_runner, FLAGS.beam_option)
-    else:
-      runners.run_local(build, shards, FLAGS.processes)
-    split = verify.finish(build, shards)
-    status = 'written and verified: every item is a record or counted, TFDS reads every shard'
+  with paths.locked(build.output, 'output'), files.writing(build.output, 'output'):
+    status, split = _prepare(build)
   print(f'{build.source} {build.split} in {build.output}: {status}\n{verify.table(split)}')
+
+
+def _prepare(build: plan.Build) -> tuple[str, dict[str, Any]]:
+  """Writes what is missing of a split; returns what was done, and the result of `finish`."""
+  with opened_files() as source_files:
+    shards = plan.plan_shards(build)
+  split = verify.claim(build, shards, source_files)
+  if split is not None:
+    return 'already finished', split
+  if FLAGS.beam:
+    runners.run_beam(build, shards, FLAGS.beam_runner, FLAGS.beam_option)
+  else:
+    runners.run_local(build, shards, FLAGS.processes)
+  split = verify.finish(build, shards)
+  return 'written and verified: every item is a record or counted, TFDS reads every shard', split
 
 
 def _parse_setting(text: str) -> tuple[str, object]:
@@ -68,10 +76,8 @@ if __name__ == '__main__':
   flags.DEFINE_string(
     'source', None, 'Dataset family, a name in sphinx_jax/datasets/__init__.py.', required=True
   )
-  flags.DEFINE_string(
-    'root', None, "Root directory of the dataset's published files.", required=True
-  )
-  flags.DEFINE_string(
+  cli.define_path('root', None, "Root directory of the dataset's published files.", required=True)
+  cli.define_path(
     'output', None, 'Output folder. With --beam it may be in a bucket (gs://...).', required=True
   )
   flags.DEFINE_string('split', '', "The dataset's own name of the split. Default: its usual split.")

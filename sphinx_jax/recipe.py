@@ -14,7 +14,6 @@ training run resumes from its last checkpoint, bit for bit.
 """
 
 import functools
-import json
 import os
 import pathlib
 import resource
@@ -27,7 +26,7 @@ from ml_collections import ConfigDict
 
 from sphinx_jax import datasets, run
 from sphinx_jax.checkpoint import mixing, store as checkpoints
-from sphinx_jax.core import cli, config as config_lib, errors, files, tables
+from sphinx_jax.core import cli, config as config_lib, errors, files, paths, tables
 from sphinx_jax.core.progress import log
 from sphinx_jax.data import dialog, tokenizer as tokenizers
 from sphinx_jax.data.record import BadExample
@@ -55,7 +54,8 @@ def run_recipe(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
     The path of the report or, if the last step is not a report, of the last step's directory.
 
   Raises:
-    SphinxError: a step or its kind is unknown, or the workdir belongs to another config.
+    SphinxError: a step or its kind is unknown, the workdir belongs to another config or is in use,
+      or a step is finished whose inputs are not.
   """
   resizable = tuple(f'{name}.{setting}' for name in config.steps for setting in run.RESIZABLE)
   workdir = run.claim(config, workdir, ignore=resizable)
@@ -65,11 +65,36 @@ def run_recipe(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
     if config[name].kind not in KINDS:
       raise errors.unknown(f"kind of recipe step '{name}'", config[name].kind, KINDS)
 
+  with hosts.exclusive(workdir, 'workdir'):
+    _run_steps(config, workdir)
+  last = config.steps[-1]
+  return workdir / 'report.html' if config[last].kind == 'report' else workdir / last
+
+
+def _run_steps(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Runs every step that is not finished.
+
+  Raises:
+    SphinxError: a step is finished that comes after one that is not: it was made from files that
+      are gone.
+  """
+  finished = hosts.broadcast(
+    [name for name in config.steps if (workdir / name / 'done.json').exists()]
+  )
+  if finished != list(config.steps[: len(finished)]):
+    missing = next(name for name in config.steps if name not in finished)
+    later = [name for name in finished if config.steps.index(name) > config.steps.index(missing)]
+    raise errors.make(
+      f"workdir '{workdir}'",
+      f"step '{missing}' not finished but later ones finished ({', '.join(later)})",
+      'steps that were made from each other',
+      'remove the folders of the later steps too, or give another --workdir',
+    )
   for number, name in enumerate(config.steps, 1):
     title = f'step {number}/{len(config.steps)} {name}'
     done = workdir / name / 'done.json'
-    if hosts.broadcast(done.exists()):
-      log.info('%s: already finished in %.0f s', title, json.loads(done.read_text())['seconds'])
+    if name in finished:
+      log.info('%s: already finished in %.0f s', title, files.read_json(done)['seconds'])
       continue
     log.info('%s', title)
     began = time.monotonic()
@@ -78,19 +103,18 @@ def run_recipe(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
     _write_json(done, {'seconds': seconds, 'peak_rss_bytes': _peak_rss()})
     log.info('%s: %.0f s', title, seconds)
 
-  last = config.steps[-1]
-  return workdir / 'report.html' if config[last].kind == 'report' else workdir / last
-
 
 def _run_step(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   """Runs one step on all processes, or on process 0 while the others wait."""
-  hosts.on_process_0(lambda: (workdir / name).mkdir(exist_ok=True))
+  folder = workdir / name
+  hosts.on_process_0(lambda: paths.make_folder(folder))
   kind = config[name].kind
   step = functools.partial(KINDS[kind], config, name, workdir)
-  if kind in ON_ALL_PROCESSES:
-    step()
-  else:
-    hosts.on_process_0(step)
+  with files.writing(folder):
+    if kind in ON_ALL_PROCESSES:
+      step()
+    else:
+      hosts.on_process_0(step)
 
 
 def data_step(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
@@ -107,7 +131,7 @@ def data_step(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   if section.dataset_files:
     export.write(workdir / name, workdir / name / 'official')
   model = tokenizers.train(_corpus(config, workdir, section.lines), section.vocab)
-  (workdir / name / 'tokenizer.model').write_bytes(model)
+  files.write_atomic(workdir / name / 'tokenizer.model', model)
 
 
 def _corpus(config: ConfigDict, workdir: pathlib.Path, lines: int) -> Iterator[str]:
@@ -190,6 +214,7 @@ def _evaluate(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
     mean,
     workdir / name,
     run=f'{section.checkpoint} at step {meta["step"]}',
+    weights=checkpoints.identity(workdir / section.checkpoint),
     batch_size=section.batch_size,
   )
 
@@ -197,7 +222,7 @@ def _evaluate(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
 def _report(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   """Draws the page from the files of the other steps."""
   others = [step for step in config.steps if step != name]
-  finished = {step: json.loads((workdir / step / 'done.json').read_text()) for step in others}
+  finished = {step: files.read_json(workdir / step / 'done.json') for step in others}
   seconds = {step: done['seconds'] for step, done in finished.items()}
   peaks = [done['peak_rss_bytes'] for done in finished.values()]
 
@@ -206,7 +231,7 @@ def _report(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   if mix_steps:
     folder = workdir / mix_steps[-1]
     curve = folder / 'curve.json'
-    coefficient = json.loads((folder / 'choice.json').read_text())['coefficient']
+    coefficient = files.read_json(folder / 'choice.json')['coefficient']
 
   evaluate_steps = [step for step in others if config[step].kind == 'evaluate']
   metrics = {step: workdir / step / 'metrics.jsonl' for step in run.training_steps(config)}
@@ -254,7 +279,7 @@ def main() -> None:
 
 if __name__ == '__main__':
   cli.define_config('mini')
-  flags.DEFINE_string(
+  cli.define_path(
     'workdir',
     'workdir/mini',
     'Directory of everything that is written. The same directory again resumes.',

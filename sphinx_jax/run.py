@@ -4,11 +4,13 @@ The entry points train, recipe, peek, plan and mix_curve share this file. `Progr
 arrays only in `init`, and nothing else here reads a weight before `restore_or_init`.
 """
 
+import collections
 import contextlib
 import functools
 import itertools
 import os
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -99,8 +101,8 @@ def claim(
   Raises:
     SphinxError: the directory belongs to another config, or this process does not see it.
   """
-  hosts.on_process_0(lambda: config_lib.claim(workdir, config, ignore))
   workdir = checkpoints.absolute_path(workdir)
+  hosts.on_process_0(lambda: config_lib.claim(workdir, config, ignore))
   if not (workdir / 'config.json').exists():
     raise errors.make(
       f"workdir '{workdir}'",
@@ -297,6 +299,7 @@ class Data(NamedTuple):
     bundle: what a checkpoint carries for inference.
     table: the mixture as text.
     summary: data position -> the mixture as text with the epochs so far and the skipped examples.
+    files: path -> size and hash of the files that define the records of all sources.
   """
 
   batches: Callable[[int], Iterator[tuple[dict[str, np.ndarray], int]]]
@@ -304,6 +307,7 @@ class Data(NamedTuple):
   bundle: Bundle
   table: str
   summary: Callable[[int], str]
+  files: Mapping[str, str] = types.MappingProxyType({})
 
 
 def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Data:
@@ -382,6 +386,9 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
     bundle=Bundle(config, tokenizer.model_bytes, config.dialog.to_dict()),
     table=mixture.table(),
     summary=mixture.summary,
+    files=collections.ChainMap(
+      *(dict(source.files) for source in (*sources.values(), *validation_sources.values()))
+    ),
   )
 
 
@@ -467,6 +474,35 @@ def restore_or_init(
   trained, frozen = states.split(params, config.trainable)
   step = jax.device_put(jnp.int32(step), program.state.step.sharding)
   return states.State(step, trained, frozen, opt_state), position, sums
+
+
+def check_data(workdir: checkpoints.Path, data: Data) -> None:
+  """Checks that the files of the data and the tokenizer are those that the run began with.
+
+  A checkpoint of an older version has no record of its files, which are then not compared.
+
+  Args:
+    workdir: directory of a run with a checkpoint.
+    data: the data as it is now.
+
+  Raises:
+    SphinxError: a file or the tokenizer differs.
+  """
+  try:
+    meta = checkpoints.load_meta(workdir)
+  except checkpoints.Damaged:  # `restore_or_init` reports it.
+    return
+  changed = datasets.changed_files(meta.get('data_files') or {}, data.files)
+  if Bundle.from_meta(meta, workdir).tokenizer != data.bundle.tokenizer:
+    changed.append('the tokenizer')
+  if changed:
+    raise errors.make(
+      f"workdir '{workdir}'",
+      f'data that changed since the run began: {"; ".join(changed)}',
+      'the same examples in the same order',
+      'restore the files, or start a new run in another --workdir '
+      f"(--config.init_from='{workdir}' begins with the weights of this one)",
+    )
 
 
 def check_parent(config: ConfigDict, program: Program, data: Data) -> None:

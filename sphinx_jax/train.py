@@ -49,8 +49,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     The last metrics by their names in metrics.jsonl, `validation/NAME` included.
 
   Raises:
-    SphinxError: the config, data, mesh or checkpoint is wrong; a loss is not finite; the disk is
-      full.
+    SphinxError: the config, data, mesh or checkpoint is wrong; another process trains in the
+      workdir; a loss is not finite; the disk is full.
     SystemExit: after SIGTERM or Ctrl-C, once the run is saved.
   """
   workdir = run.claim(config, workdir, ignore=run.RESIZABLE)
@@ -61,17 +61,21 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       log.info('%s: already finished', workdir)
       return metrics
 
-  # Mesh, data, shapes, shardings and compilation: these are checked against each other before
-  # anything large is made.
-  program = run.Program(config)
-  data = run.open_data(config, hosts.local_rows(program.batch_sharding, config.batch.size))
-  log.info('mixture of %s:\n%s', config.name, data.table)
-  if latest is None and config.init_from:
-    run.check_parent(config, program, data)
-  train_step = program.compile()
-  validation = data.validation()  # Read while the update compiled.
-
   with contextlib.ExitStack() as stack:
+    stack.enter_context(hosts.exclusive(workdir, 'workdir'))
+
+    # Mesh, data, shapes, shardings and compilation: these are checked against each other before
+    # anything large is made.
+    program = run.Program(config)
+    data = run.open_data(config, hosts.local_rows(program.batch_sharding, config.batch.size))
+    log.info('mixture of %s:\n%s', config.name, data.table)
+    if latest is not None:
+      run.check_data(workdir, data)
+    elif config.init_from:
+      run.check_parent(config, program, data)
+    train_step = program.compile()
+    validation = data.validation()  # Read while the update compiled.
+
     # Arrays, and everything that has to be closed.
     store = stack.enter_context(
       checkpoints.Store(workdir, config.checkpoint.keep, config.checkpoint.keep_every)
@@ -113,6 +117,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
         window.read()  # Raises if the loss is not finite: such a step is never saved.
         meta = data.bundle.to_meta() | {
           'data_position': position,
+          'data_files': dict(data.files),
           'window': window.state(),
           'metrics': writer.last,
         }
@@ -143,7 +148,7 @@ def main() -> None:
 
 if __name__ == '__main__':
   cli.define_config()
-  flags.DEFINE_string(
+  cli.define_path(
     'workdir', None, 'Directory of the run: a new one, or that of an interrupted run.'
   )
   cli.run(main)

@@ -21,7 +21,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from sphinx_jax.checkpoint import fingerprint
-from sphinx_jax.core import errors, files, trees
+from sphinx_jax.core import errors, files, paths, trees
 from sphinx_jax.core.progress import log
 from sphinx_jax.parallel import hosts
 
@@ -226,8 +226,10 @@ class Store:
 
 
 def absolute_path(directory: Path) -> epath.Path:
-  """Returns an absolute path; a gs:// URL stays as it is."""
-  return epath.Path(directory if files.is_remote(directory) else os.path.abspath(directory))
+  """Returns an absolute path, with the home folder for `~`; a gs:// URL stays as it is."""
+  if files.is_remote(directory):
+    return epath.Path(directory)
+  return epath.Path(os.path.abspath(paths.expand(os.fspath(directory))))
 
 
 def latest(directory: Path) -> int | None:
@@ -250,6 +252,8 @@ def locate(directory: Path) -> epath.Path:
   """
   directory = absolute_path(directory)
   if (directory / 'params').is_dir():
+    if not ocp.utils.is_checkpoint_finalized(directory):
+      raise _no_checkpoint(directory, 'a save that was not finished')
     return directory
   if not directory.is_dir():
     raise _no_checkpoint(directory, 'no such directory')
@@ -270,6 +274,18 @@ def load_meta(directory: Path) -> dict:
     SphinxError: the directory is no checkpoint, or has another format version.
   """
   return _read_meta(locate(directory))
+
+
+def identity(directory: Path) -> str:
+  """Returns a hash of a checkpoint's meta, which has the fingerprints of a run's arrays.
+
+  Args:
+    directory: a run's directory (its newest checkpoint) or one step's.
+
+  Raises:
+    SphinxError: as `load_meta`.
+  """
+  return fingerprint.seal(load_meta(directory))[fingerprint.SEAL]
 
 
 def _read_meta(folder: epath.Path) -> dict:

@@ -24,7 +24,7 @@ import tensorstore
 from etils import epath
 
 from sphinx_jax.checkpoint import store
-from sphinx_jax.core import errors, files, trees
+from sphinx_jax.core import errors, files, paths, trees
 
 # Orbax releases whose format was checked; tests/checkpoint/test_stream.py fails with any other one.
 CHECKED_ORBAX = '>=0.12,<0.13'
@@ -233,7 +233,8 @@ class Writer:
     max_pending: bytes that may be waiting for the disk while the next part is made.
 
   Raises:
-    SphinxError: the directory holds checkpoints already, or cannot be written.
+    SphinxError: the directory holds checkpoints already, is in use by another process, or cannot be
+      written.
   """
 
   def __init__(
@@ -250,16 +251,18 @@ class Writer:
         'a new one',
         'give another --output',
       )
+    self._lock = contextlib.ExitStack()  # Until the checkpoint is finished or abandoned.
+    self._lock.enter_context(paths.locked(store.absolute_path(directory), 'output'))
     root = store.absolute_path(directory) / store.FOLDER
     self._final = root / '0'
     self._meta = {'layout': store.FORMAT_VERSION, 'step': 0, **meta}
     self._partial = self._final if files.is_remote(root) else root / 'partial'
     self._max_pending = max_pending
     self._pending = collections.deque()  # (bytes, future) of each write.
-    _remove(self._partial)  # An interrupted call may have left it.
     try:
       with self._explain_write_errors():
-        _write_frame(self._partial, items, self._meta)
+        _remove(self._partial)  # An interrupted call may have left it.
+        _write_frame(self._partial, items)
         self._arrays = self._create_arrays(items)
     except BaseException:
       self.abandon()
@@ -307,11 +310,12 @@ class Writer:
     with self._explain_write_errors():
       while self._pending:
         self._pending.popleft()[1].result()
-      if meta:
-        (self._partial / 'meta' / 'metadata').write_text(json.dumps({**self._meta, **meta}))
+      # Without its meta, what a killed process leaves cannot be taken for a checkpoint.
+      (self._partial / 'meta' / 'metadata').write_text(json.dumps({**self._meta, **meta}))
       (self._partial / _COMPLETE).write_text('')
       if self._partial != self._final:
         self._partial.rename(self._final)
+    self._lock.close()
 
   def abandon(self) -> None:
     """Removes the unfinished checkpoint, and the directory if it is empty then."""
@@ -319,6 +323,7 @@ class Writer:
       with contextlib.suppress(Exception):
         future.result()
     _remove(self._partial)
+    self._lock.close()
     for folder in (self._final.parent, self._final.parent.parent):
       if not files.is_remote(folder) and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
@@ -389,8 +394,8 @@ def _creation_spec(leaf: Any) -> dict[str, Any]:
   return {'metadata': metadata, 'create': True, 'delete_existing': True}
 
 
-def _write_frame(folder: epath.Path, items: Mapping[str, Shapes], meta: Mapping[str, Any]) -> None:
-  """Writes everything of a checkpoint but its arrays."""
+def _write_frame(folder: epath.Path, items: Mapping[str, Shapes]) -> None:
+  """Writes everything of a checkpoint but its arrays and its meta."""
   placeholders = {
     name: ocp.args.StandardSave(_placeholders(shapes)) for name, shapes in items.items() if shapes
   }
@@ -401,14 +406,14 @@ def _write_frame(folder: epath.Path, items: Mapping[str, Shapes], meta: Mapping[
   )
   with tempfile.TemporaryDirectory() as temporary, ocp.Checkpointer(handler) as checkpointer:
     frame = epath.Path(temporary) / 'frame'
-    args = ocp.args.Composite(meta=ocp.args.JsonSave(dict(meta)), **placeholders)
+    args = ocp.args.Composite(meta=ocp.args.JsonSave({}), **placeholders)
     checkpointer.save(frame, args=args)
     for source in (frame, *(frame / name for name in ('meta', *placeholders))):
       target = folder / source.relative_to(frame)
       target.mkdir(parents=True, exist_ok=True)
       for file in source.iterdir():
-        is_mark = file.name == _COMPLETE and source == frame
-        if file.is_file() and not is_mark:
+        is_last = file.name == _COMPLETE and source == frame or source.name == 'meta'
+        if file.is_file() and not is_last:
           (target / file.name).write_bytes(file.read_bytes())
 
 

@@ -2,7 +2,8 @@
 
 `--config` takes the name of a shipped config ('mini', 'stage2:13b,1k') or the path of a config file
 ('my/config.py'). The text after the colon is the argument of its `get_config`.
-`--config.a.b=value` changes a setting.
+`--config.a.b=value` changes a setting. In flags and settings that are paths, a leading `~` is the
+home folder.
 """
 
 import difflib
@@ -17,11 +18,13 @@ from types import ModuleType
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from sphinx_jax.core import errors, progress, renames
+from sphinx_jax.core import errors, paths, progress, renames
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # So that --help of an entry point lists --config among its own flags.
 _OVERRIDES = tuple(f'{dashes}{no}config.' for dashes in ('--', '-') for no in ('', 'no'))
+# Settings that are paths, in any section of a config.
+_PATH_KEYS = ('data_dir', 'tokenizer', 'init_from', 'path', 'root', 'images', 'file')
 
 
 def define_config(default: str | None = None, optional: bool = False) -> None:
@@ -46,6 +49,47 @@ def define_config(default: str | None = None, optional: bool = False) -> None:
       lambda config: config is not None,
       'expected a config; give its name or file, for example --config=forkme:my.jsonl',
     )
+
+
+class _PathParser(flags.ArgumentParser):
+  """Parses a path.
+
+  Args:
+    may_be_empty: whether '' has a meaning.
+  """
+
+  def __init__(self, may_be_empty: bool = False) -> None:
+    self.may_be_empty = may_be_empty
+
+  def parse(self, argument: str) -> str:
+    return paths.expand(argument)
+
+  def flag_type(self) -> str:
+    return 'path'
+
+
+class _PathsParser(flags.ListParser):
+  """Parses paths that are separated by commas."""
+
+  def parse(self, argument: str | list[str]) -> list[str]:
+    return [paths.expand(path) for path in super().parse(argument)]
+
+
+def define_path(
+  name: str, default: str | None, text: str, required: bool = False, may_be_empty: bool = False
+) -> None:
+  """Defines a flag that is a path or a gs:// URL, like `flags.DEFINE_string`.
+
+  Args:
+    name, default, text, required: as there.
+    may_be_empty: whether `--name=` has a meaning. It is refused otherwise.
+  """
+  flags.DEFINE(_PathParser(may_be_empty), name, default, text, required=required)
+
+
+def define_paths(name: str, text: str) -> None:
+  """Defines a flag that is a list of paths, [] by default."""
+  flags.DEFINE(_PathsParser(), name, [], text, serializer=flags.ListSerializer(','))
 
 
 def run(main: Callable[[], None]) -> None:
@@ -78,7 +122,8 @@ def load_config(name: str) -> ConfigDict:
       file and the line.
   """
   path, colon, argument = name.partition(':')
-  file = _find_config(path)
+  file = _find_config(paths.expand(path))
+  argument = ','.join(map(paths.expand, argument.split(',')))
   try:
     module = _load_module(file)
     config = module.get_config(*([argument] if colon else []))
@@ -154,8 +199,12 @@ def _parse(arguments: list[str]) -> list[str]:
     arguments = renames.upgrade_arguments(arguments)
     others, overrides = _split_overrides(arguments)
     rest = FLAGS(others)
+    _check_not_empty()
     if 'config' in FLAGS and FLAGS.config is not None:
-      FLAGS.config = _override(load_config(FLAGS.config), overrides)
+      config = _override(load_config(FLAGS.config), overrides)
+      with config.unlocked():
+        _expand_paths(config)
+      FLAGS.config = config
     elif overrides:
       others.extend(overrides)
       rest = FLAGS(others)  # Reports the unknown flag.
@@ -166,6 +215,29 @@ def _parse(arguments: list[str]) -> list[str]:
     _exit_with_error(lines[0])
   except errors.SphinxError as error:
     _exit_with_error(str(error))
+  except OSError as error:
+    _exit_with_error(str(errors.from_os_error(error)))
+
+
+def _check_not_empty() -> None:
+  """Refuses a flag that is given and empty, unless '' has a meaning for it."""
+  for name in FLAGS:
+    flag = FLAGS[name]
+    values = flag.value if isinstance(flag.value, list) else [flag.value]
+    may_be_empty = flag.default == '' or getattr(flag.parser, 'may_be_empty', False)
+    if flag.present and not may_be_empty and (not values or '' in values):
+      raise errors.make(
+        f'--{name}', 'an empty text', 'a value', 'is it a shell variable that is not set?'
+      )
+
+
+def _expand_paths(section: ConfigDict) -> None:
+  """Replaces `~` in the settings of a config that are paths."""
+  for key, value in section.items():
+    if isinstance(value, ConfigDict):
+      _expand_paths(value)
+    elif key in _PATH_KEYS and isinstance(value, str) and value.startswith('~'):
+      section[key] = paths.expand(value)
 
 
 def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -224,6 +296,10 @@ def _run_guarded(main: Callable[[], None]) -> None:
     main()
   except errors.SphinxError as error:
     _exit_with_error(str(error))
+  except ConnectionError:
+    raise
+  except OSError as error:
+    _exit_with_error(str(errors.from_os_error(error)))
   except KeyboardInterrupt:
     _exit_with_error('interrupted; run the same command again to resume', code=130)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import ml_collections
 from etils import epath
 
-from sphinx_jax.core import errors, files, renames
+from sphinx_jax.core import errors, files, paths, renames
 
 Path = str | os.PathLike
 
@@ -83,24 +83,22 @@ def claim(
 
   Raises:
     SphinxError: the directory belongs to another config (the message has the differing settings),
-      or it has files but no config.json.
+      it has files but no config.json, or it cannot be made or written.
   """
   workdir = epath.Path(workdir)
   file = workdir / 'config.json'
   if file.exists():
-    stored = renames.upgrade_config(json.loads(file.read_text()))
+    stored = renames.upgrade_config(files.read_json(file))
     _check_same(workdir, renames.upgrade_config(to_dict(config)), stored, ignore)
     return workdir
-  # A start that was killed while it wrote config.json leaves a temporary file.
-  others = [p.name for p in workdir.iterdir() if p.suffix != '.tmp'] if workdir.is_dir() else []
-  if others:
+  if not paths.is_empty(workdir):
     raise errors.make(
       f"workdir '{workdir}'",
-      f'a directory without config.json but with {sorted(others)[:3]}',
+      f'a directory without config.json but with {sorted(p.name for p in workdir.iterdir())[:3]}',
       'an empty directory or an earlier run',
       'give another --workdir',
     )
-  workdir.mkdir(parents=True, exist_ok=True)
+  paths.make_folder(workdir, 'workdir')
   files.write_atomic(file, to_json(config))
   return workdir
 

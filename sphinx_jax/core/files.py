@@ -6,12 +6,14 @@ import errno
 import gzip
 import json
 import os
+import pathlib
 import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+import xxhash
 from etils import epath
 
 from sphinx_jax.core import errors
@@ -19,6 +21,8 @@ from sphinx_jax.core import errors
 Path = str | os.PathLike
 
 _GZIP = b'\x1f\x8b'
+# Of a large file, `quick_hash` reads this many blocks, evenly spaced.
+_BLOCKS, _BLOCK_BYTES = 16, 1 << 18
 
 
 def is_remote(path: Path) -> bool:
@@ -26,25 +30,67 @@ def is_remote(path: Path) -> bool:
   return '://' in os.fspath(path)
 
 
+@contextlib.contextmanager
+def writing(path: Path, what: str = 'directory') -> Iterator[None]:
+  """Re-raises an OSError of the block as a SphinxError that names the output and the reason.
+
+  An error of a file elsewhere, which the block reads, is left to the caller.
+
+  Args:
+    path: the output that the block writes.
+    what: its name in the message.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.filename is not None and not _is_related(error.filename, path):
+      raise
+    raise errors.write_failed(path, error, what) from error
+
+
+def _is_related(first: Path, second: Path) -> bool:
+  """Whether one of two paths is inside the other, or they are equal."""
+  first, second = (pathlib.Path(os.path.abspath(path)) for path in (first, second))
+  return first.is_relative_to(second) or second.is_relative_to(first)
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
   """Writes a file so that it is complete or absent, also after a kill.
 
   A local file is written under the temporary name `NAME.tmp` and then renamed. An object in a
   bucket appears only when it is complete, so it is written directly.
+
+  Raises:
+    SphinxError: it cannot be written.
   """
   path = epath.Path(path)
   data = content.encode() if isinstance(content, str) else content
-  if is_remote(path):
-    path.write_bytes(data)
-    return
-  temporary = path.with_name(f'{path.name}.tmp')
-  temporary.write_bytes(data)
-  temporary.replace(path)
+  with writing(path, 'file'):
+    if is_remote(path):
+      path.write_bytes(data)
+      return
+    temporary = path.with_name(f'{path.name}.tmp')
+    temporary.write_bytes(data)
+    temporary.replace(path)
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
   """Writes a value as JSON, atomically."""
   write_atomic(path, json.dumps(value, indent=indent))
+
+
+def read_json(path: Path) -> Any:
+  """Returns the value of a JSON file that this package wrote.
+
+  Raises:
+    SphinxError: it cannot be read, or is damaged.
+  """
+  try:
+    return json.loads(epath.Path(path).read_bytes())
+  except (OSError, ValueError, RecursionError) as error:
+    raise errors.make(
+      f"file '{path}'", f'no readable JSON ({error})', 'what was written there', 'restore the file'
+    ) from error
 
 
 def read_bytes(path: Path) -> bytes:
@@ -140,3 +186,17 @@ def read_items(path: Path, drop_partial: bool = False) -> list[tuple[str, Any]]:
 def read_jsonl(path: Path, drop_partial: bool = False) -> list[Any]:
   """Returns the values of `read_items`."""
   return [value for _, value in read_items(path, drop_partial)]
+
+
+def quick_hash(path: Path) -> str:
+  """Returns size and hash of a file as text. Of a large file, 4 MiB are read."""
+  with open(path, 'rb') as file:
+    size = os.fstat(file.fileno()).st_size
+    content = xxhash.xxh3_64()
+    if size <= _BLOCKS * _BLOCK_BYTES:
+      content.update(file.read())
+    else:
+      for block in range(_BLOCKS):
+        file.seek(block * (size - _BLOCK_BYTES) // (_BLOCKS - 1))
+        content.update(file.read(_BLOCK_BYTES))
+  return f'{size} bytes, {content.hexdigest()}'

@@ -63,11 +63,13 @@ class Source(abc.ABC):
     name: shown in messages.
     too_long: policy for an example that does not fit into a row, one of `TOO_LONG`.
     dropped: reason -> number of boxes and keypoints that were left out of the records read so far.
+    files: path -> size and hash of the files that define the records, without those of images.
   """
 
   name: str
   too_long: str = 'skip'
   dropped: Mapping[str, int] = types.MappingProxyType({})
+  files: Mapping[str, str] = types.MappingProxyType({})
 
   @abc.abstractmethod
   def __len__(self) -> int:

@@ -8,6 +8,7 @@ from sphinx_jax.core import errors, renames
 from sphinx_jax.core.tables import Table
 from sphinx_jax.data.record import Source
 from sphinx_jax.datasets import family as family_lib
+from sphinx_jax.datasets.files import changed_files as changed_files, opened_files
 
 # Readers of published dataset files (family.py). Each docstring shows the expected tree.
 FAMILIES = Table(
@@ -70,8 +71,12 @@ def open_source(entry: Mapping[str, Any], data_dir: str | Path | None) -> Source
       'entry', f'source {entry.get("source")!r}', 'the name of a source', "add 'source'"
     )
   name = renames.source(entry['source'])
-  if name in FAMILIES:
-    return family_lib.open_records(FAMILIES[name], entry, data_dir)
-  if name not in SOURCES:
+  if name not in SOURCES and name not in FAMILIES:
     raise errors.unknown('source', name, [*SOURCES, *FAMILIES])
-  return SOURCES[name](entry, data_dir)
+  with opened_files() as files:
+    if name in FAMILIES:
+      source = family_lib.open_records(FAMILIES[name], entry, data_dir)
+    else:
+      source = SOURCES[name](entry, data_dir)
+  source.files = files
+  return source

@@ -15,6 +15,7 @@ from typing import Any
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.datasets.family import Family, Item
+from sphinx_jax.datasets.files import record_opened
 from sphinx_jax.tasks import TASKS
 
 
@@ -112,4 +113,5 @@ class ArrayRecord(Family):
         'all shards',
         'copy them, or prepare it again',
       )
+    record_opened(*(self.root / name for name in shards))
     return rows

@@ -22,6 +22,7 @@ from typing import Any
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import Record, Source
 from sphinx_jax.datasets import entries
+from sphinx_jax.datasets.files import record_opened
 from sphinx_jax.datasets.jsonl import Jsonl
 
 _KEYS = {'path': str, 'type': str, 'root': str, 'ratio': (int, float)}
@@ -76,6 +77,7 @@ def read(path: Path) -> list[dict[str, Any]]:
       'a YAML file',
       'check the path and the file',
     ) from error
+  record_opened(path)
   items = value.get('META') if isinstance(value, dict) else value
   if not isinstance(items, list) or not items:
     raise errors.make(

@@ -4,14 +4,61 @@
 """
 
 import contextlib
+import contextvars
 import gc
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from sphinx_jax.core import errors, files
 from sphinx_jax.data.record import BadExample
+
+# More files than these are identified by names and sizes alone.
+_HASHED_FILES = 64
+_opened: contextvars.ContextVar[list[Path] | None] = contextvars.ContextVar('opened', default=None)
+
+
+@contextlib.contextmanager
+def opened_files() -> Iterator[dict[str, str]]:
+  """Yields a dict that gets, at the end of the block, the files that readers opened in it.
+
+  Its keys are paths, its values size and hash (`core.files.quick_hash`). Of very many files it has
+  one entry with a hash of their sizes. Images are not recorded.
+  """
+  token = _opened.set([])
+  result: dict[str, str] = {}
+  try:
+    yield result
+    paths = sorted({path for path in _opened.get() if path.is_file()})
+    if len(paths) <= _HASHED_FILES:
+      result |= {str(path): files.quick_hash(path) for path in paths}
+    else:
+      sizes = '\n'.join(f'{path} {path.stat().st_size}' for path in paths)
+      digest = xxhash.xxh3_64_hexdigest(sizes.encode(errors='surrogateescape'))
+      result[f'{len(paths)} files from {paths[0]} on'] = digest
+  finally:
+    _opened.reset(token)
+
+
+def record_opened(*paths: Path) -> None:
+  """Adds files to those that `opened_files` yields, if it is active."""
+  opened = _opened.get()
+  if opened is not None:
+    opened.extend(paths)
+
+
+def changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+  """Describes the differences between two results of `opened_files`; nothing if one is empty."""
+  if not before or not now:
+    return []
+  return [
+    f"'{path}' ({before.get(path, 'absent')} then, {now.get(path, 'absent')} now)"
+    for path in dict.fromkeys([*before, *now])
+    if before.get(path) != now.get(path)
+  ]
 
 
 def find(who: str, root: Path, *choices: str) -> Path:
@@ -23,6 +70,7 @@ def find(who: str, root: Path, *choices: str) -> Path:
   for choice in choices:
     for name in (choice, f'{choice}.gz'):
       if (root / name).exists():
+        record_opened(root / name)
         return root / name
   raise errors.make(
     who,
@@ -46,6 +94,7 @@ def list_files(who: str, root: Path, files: str | Sequence[str], pattern: str) -
     SphinxError: a pattern is malformed or matches no file.
   """
   if root.is_file():
+    record_opened(root)
     return [root]
   selected: set[Path] = set()
   for wanted in [files or pattern] if isinstance(files, str) else files:
@@ -63,6 +112,7 @@ def list_files(who: str, root: Path, files: str | Sequence[str], pattern: str) -
         'check root and files',
       )
     selected.update(matching)
+  record_opened(*selected)
   return sorted(selected)
 
 

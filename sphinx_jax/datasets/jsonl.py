@@ -15,6 +15,7 @@ import numpy as np
 from sphinx_jax.core import errors, files
 from sphinx_jax.data.record import BadExample, Record, Source, check_too_long
 from sphinx_jax.datasets import conversations, entries
+from sphinx_jax.datasets.files import record_opened
 
 
 def open_source(entry: Mapping[str, Any], data_dir: str | Path | None = None) -> 'Jsonl':
@@ -111,6 +112,7 @@ class JsonItems:
       raise errors.make(
         self._who, 'no such file', 'a .json or .jsonl file of conversations', 'check the path'
       )
+    record_opened(path)
     self._items: list[Any] | None = None
     try:
       if path.name.lower().removesuffix('.gz').endswith('.json'):

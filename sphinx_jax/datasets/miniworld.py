@@ -10,7 +10,8 @@ from sphinx_jax import tasks
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample, Record, Source
 from sphinx_jax.datasets import entries
-from sphinx_jax.miniworld.reader import StoredScene, StoredScenes
+from sphinx_jax.datasets.files import record_opened
+from sphinx_jax.miniworld.reader import StoredScene, StoredScenes, location
 from sphinx_jax.miniworld.scene import SPLITS
 
 # Task -> the kinds of scenes that it can ask about.
@@ -89,6 +90,7 @@ class Miniworld(Source):
     self.seed, self.max_turns = seed, max_turns
     self._turns = tasks.TASKS[task].turns
     self._scenes = StoredScenes(data_dir, split, KINDS[task])
+    record_opened(*(location(data_dir, part) / 'metadata.json' for part in ('scenes', 'text')))
 
   def __len__(self) -> int:
     return len(self._scenes)

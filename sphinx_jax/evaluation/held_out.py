@@ -12,6 +12,7 @@ finished file is not computed again, and a killed evaluation resumes inside a ta
 
 import dataclasses
 import io
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from sphinx_jax import datasets
-from sphinx_jax.core import errors, files
+from sphinx_jax.core import errors, files, paths as paths_lib
 from sphinx_jax.core.progress import log
 from sphinx_jax.data import images
 from sphinx_jax.data.record import BadExample, Record, Source
@@ -44,6 +45,7 @@ def evaluate(
   run: str = '',
   batch_size: int = BATCH_SIZE,
   params: dict | None = None,
+  weights: Any = None,
 ) -> dict[str, dict[str, Any]]:
   """Answers and scores every task, with the image and blind. One process does the work.
 
@@ -57,6 +59,7 @@ def evaluate(
     run: text that identifies the weights.
     batch_size: most prompts decoded together.
     params: parameters used in place of the model's own, see `Model.complete`.
+    weights: see `predictions.claim`.
 
   Returns:
     {name: result as of `summary`}, which is also written to `results.json`.
@@ -65,8 +68,15 @@ def evaluate(
     SphinxError: the folder belongs to another run, or a source has no usable example.
   """
   sizes = {name: len(source) for name, source in sources.items()}
-  folder = predictions.claim_folder(folder, {'run': run, 'examples': examples, 'sources': sizes})
-  (folder / 'images').mkdir(exist_ok=True)
+  opened = {  # By their names: the folder of the data may have moved.
+    name: {os.path.basename(path): value for path, value in getattr(source, 'files', {}).items()}
+    for name, source in sources.items()
+  }
+  folder = predictions.claim_folder(
+    folder,
+    {'run': run, 'weights': weights, 'examples': examples, 'sources': sizes, 'files': opened},
+  )
+  paths_lib.make_folder(folder / 'images')
   results = {}
   for name, source in sources.items():
     paths = {kind: folder / f'{name}.{kind}.jsonl' for kind in PASSES}

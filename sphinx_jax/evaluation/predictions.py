@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from sphinx_jax.core import config as config_lib, errors, files
+from sphinx_jax.core import config as config_lib, errors, files, paths
 from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark, Question
 
 Path = str | os.PathLike
@@ -56,7 +56,9 @@ def read(file: Path) -> list[dict[str, Any]]:
   return [entry for _, entry in items]
 
 
-def claim(folder: Path, checkpoint: str, benchmarks: Iterable[Benchmark]) -> epath.Path:
+def claim(
+  folder: Path, checkpoint: str, benchmarks: Iterable[Benchmark], weights: Any = None
+) -> epath.Path:
   """Claims a folder for the answers of a checkpoint. Later calls may add benchmarks.
 
   One process calls it.
@@ -65,18 +67,22 @@ def claim(folder: Path, checkpoint: str, benchmarks: Iterable[Benchmark]) -> epa
     folder: the folder of the run, made if absent.
     checkpoint: text that identifies the checkpoint.
     benchmarks: the benchmarks to be answered.
+    weights: what changes if other weights take the checkpoint's place, as JSON.
 
   Raises:
     SphinxError: the folder belongs to another checkpoint, or has a benchmark that was answered with
-      other settings.
+      other settings or from other files.
   """
   settings = {
-    benchmark.name: {'prefix': benchmark.prefix, 'max_new_tokens': benchmark.max_new_tokens}
+    benchmark.name: {
+      'prefix': benchmark.prefix,
+      'max_new_tokens': benchmark.max_new_tokens,
+      'files': dict(benchmark.files),
+    }
     for benchmark in benchmarks
   }
-  return claim_folder(
-    folder, {'checkpoint': checkpoint, 'benchmarks': settings}, extensible='benchmarks'
-  )
+  run = {'checkpoint': checkpoint, 'weights': weights, 'benchmarks': settings}
+  return claim_folder(folder, run, extensible='benchmarks')
 
 
 def claim_folder(folder: Path, run: Mapping[str, Any], extensible: str | None = None) -> epath.Path:
@@ -84,7 +90,7 @@ def claim_folder(folder: Path, run: Mapping[str, Any], extensible: str | None = 
 
   Args:
     folder: the folder, made if absent.
-    run: plain JSON that identifies the run.
+    run: plain JSON that identifies the run. What an older run.json lacks is not compared.
     extensible: a key of `run` whose value is a dict to which later runs may add entries. Only
       entries that both have are compared.
 
@@ -96,11 +102,15 @@ def claim_folder(folder: Path, run: Mapping[str, Any], extensible: str | None = 
   """
   folder = epath.Path(folder)
   file = folder / 'run.json'
-  stored = json.loads(file.read_text()) if file.exists() else None
+  stored = files.read_json(file) if file.exists() else None
   run = dict(run)
   if stored is not None:
+    stored = run | stored
     if extensible is not None:
-      stored_entries, entries = stored.get(extensible, {}), run[extensible]
+      entries = run[extensible]
+      stored_entries = {
+        name: entries.get(name, {}) | entry for name, entry in stored[extensible].items()
+      }
       stored[extensible] = entries | stored_entries
       run[extensible] = stored_entries | entries
     different = [str(difference) for difference in config_lib.differences(stored, run)]
@@ -111,7 +121,7 @@ def claim_folder(folder: Path, run: Mapping[str, Any], extensible: str | None = 
         'answers of this checkpoint with these settings',
         'use another folder, or remove this one',
       )
-  folder.mkdir(parents=True, exist_ok=True)
+  paths.make_folder(folder)
   files.write_json(file, run)
   return folder
 
@@ -235,15 +245,13 @@ class Writer:
       SphinxError: the lines cannot be written.
     """
     text = _to_jsonl(lines)
-    try:
+    with files.writing(self._file.parent):
       if files.is_remote(self._file):  # Objects in a bucket cannot grow.
         self._text += text
         files.write_atomic(self._file, self._text)
       else:
         with self._file.open('a') as file:
           file.write(text)
-    except OSError as error:
-      raise errors.write_failed(self._file.parent, error) from error
 
 
 def _to_jsonl(lines: Iterable[Mapping[str, Any]]) -> str:

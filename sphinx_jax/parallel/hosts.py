@@ -25,7 +25,7 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
-from sphinx_jax.core import config as config_lib, errors
+from sphinx_jax.core import config as config_lib, errors, paths
 from sphinx_jax.core.progress import log
 from sphinx_jax.parallel import kv_store
 
@@ -166,6 +166,8 @@ def session(facts: Mapping[str, Any]) -> Iterator[None]:
 def _failure(error: BaseException) -> tuple[int, str]:
   """Returns the exit code and the last line for an error, after publishing it to the others."""
   this = f'process {process_index()} of {process_count()}'
+  if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+    error = errors.from_os_error(error)
   if isinstance(error, errors.SphinxError):
     code, line, published = 2, str(error), f'{this} stopped: {error}'
   elif isinstance(error, KeyboardInterrupt):
@@ -303,6 +305,17 @@ def on_process_0(work: Callable[[], Any]) -> None:
   message = broadcast(message)
   if message:
     raise SharedError(message)
+
+
+@contextlib.contextmanager
+def exclusive(folder: str | os.PathLike, what: str = 'directory') -> Iterator[None]:
+  """Keeps other runs out of the output folder of this run; see `paths.locked`.
+
+  Process 0 holds the lock for all processes of the run.
+  """
+  with contextlib.ExitStack() as stack:
+    on_process_0(lambda: stack.enter_context(paths.locked(folder, what)))
+    yield
 
 
 def publish(key: str, value: str) -> None:

@@ -1,7 +1,6 @@
 """The table "Will it fit": the smallest slice of each kind that each shipped config fits on."""
 
 import hashlib
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -88,7 +87,7 @@ def _columns(plan: Plan | None) -> dict[str, Any]:
 
 
 def _read(output: pathlib.Path | None) -> list[dict[str, Any]]:
-  return json.loads(output.read_text()) if output and output.exists() else []
+  return files.read_json(output) if output and output.exists() else []
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 import concurrent.futures
 import functools
 import multiprocessing
+import signal
 import time
 from collections.abc import Sequence
 from multiprocessing.sharedctypes import Synchronized
@@ -20,6 +21,9 @@ def run_local(build: Build, shards: Sequence[Shard], processes: int) -> None:
   """Writes the shards that are missing, with a progress bar of their items.
 
   The written bytes do not depend on the number of processes.
+
+  Raises:
+    SphinxError: a shard cannot be written, or a process was killed.
   """
   reports = [read_report(build, shard) for shard in shards]
   missing = [shard for shard, report in zip(shards, reports) if report is None]
@@ -39,6 +43,7 @@ def run_local(build: Build, shards: Sequence[Shard], processes: int) -> None:
 def _run_processes(build: Build, shards: Sequence[Shard], processes: int, bar: Progress) -> None:
   # Forking after TensorFlow started threads may hang.
   context = multiprocessing.get_context('spawn')
+  others = multiprocessing.active_children()
   finished_items, shown = context.Value('q', 0), 0
   with concurrent.futures.ProcessPoolExecutor(
     processes, context, _start_worker, (finished_items,)
@@ -54,14 +59,25 @@ def _run_processes(build: Build, shards: Sequence[Shard], processes: int, bar: P
         items = finished_items.value
         bar.update(items - shown, note=f'{len(shards) - len(waiting)}/{len(shards)} shards')
         shown = items
-    except BaseException:
+    except BaseException as error:
       pool.shutdown(wait=False, cancel_futures=True)
+      # Otherwise the end of this program would wait for the shards in work.
+      for process in set(multiprocessing.active_children()).difference(others):
+        process.terminate()
+      if isinstance(error, concurrent.futures.process.BrokenProcessPool):
+        raise errors.make(
+          f"build in '{build.output}'",
+          'a worker process that was killed (by the system, if memory ran out)',
+          'all of them to the end',
+          'run the same command again, with fewer --processes',
+        ) from error
       raise
 
 
 def _start_worker(finished_items: Synchronized) -> None:
   global _finished_items
   _finished_items = finished_items
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends its workers.
   end_with_parent()
 
 

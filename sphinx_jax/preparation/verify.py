@@ -4,12 +4,15 @@ import contextlib
 import io
 import json
 import os
+import types
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
-from sphinx_jax.core import errors, files, text
+from sphinx_jax.core import errors, files, paths, text
+from sphinx_jax.datasets.files import changed_files
 from sphinx_jax.preparation.plan import (
   BUILD_FILE,
   PROGRESS_DIR,
@@ -23,20 +26,27 @@ from sphinx_jax.preparation.write import features, read_report
 _DAMAGED_SHOWN = 5  # Damaged files that the table names.
 
 
-def claim(build: Build, shards: list[Shard]) -> dict[str, Any] | None:
+def claim(
+  build: Build, shards: list[Shard], source_files: Mapping[str, str] = types.MappingProxyType({})
+) -> dict[str, Any] | None:
   """Begins or resumes a split in the output folder.
+
+  Args:
+    build: the build.
+    shards: all of its shards.
+    source_files: the files that it is made from, see `datasets.files.opened_files`.
 
   Returns:
     The result of `finish` if the split is finished already, else None.
 
   Raises:
     SphinxError: the folder holds other files, another build, the split of other files, or another
-      unfinished split.
+      unfinished split; or a file changed since the split was begun.
   """
   folder = epath.Path(build.output)
   state = read_state(folder)
   if state is None:
-    if folder.exists() and any(folder.iterdir()):
+    if not paths.is_empty(folder):
       raise _refused(
         folder,
         'files that do not belong to a build',
@@ -61,6 +71,14 @@ def claim(build: Build, shards: list[Shard]) -> dict[str, Any] | None:
       f'the same {len(shards)} shards as now',
       'use the same files and --shard, or delete the folder',
     )
+  changed = changed_files(split.get('files', {}) if split else {}, source_files)
+  if changed:
+    raise _refused(
+      folder,
+      f"split '{build.split}', whose files changed since it was begun: {'; '.join(changed)}",
+      'the same files',
+      'restore them, or delete the folder to build again',
+    )
   if split and split['finished']:
     _check_shards_exist(build, split)
     return split
@@ -76,8 +94,9 @@ def claim(build: Build, shards: list[Shard]) -> dict[str, Any] | None:
     'name': build.split_name,
     'plan': digest(shards),
     'finished': False,
+    'files': dict(source_files),
   }
-  (folder / PROGRESS_DIR).mkdir(parents=True, exist_ok=True)
+  paths.make_folder(folder / PROGRESS_DIR, 'output')
   files.write_json(folder / BUILD_FILE, state, indent=1)
   return None
 
@@ -109,7 +128,7 @@ def finish(build: Build, shards: list[Shard]) -> dict[str, Any]:
   """Verifies all shards and writes the metadata that TFDS needs to read them.
 
   Returns:
-    {name, plan, finished, shards, items, records, bytes, skipped: {reason: number}, first:
+    {name, plan, files, finished, shards, items, records, bytes, skipped: {reason: number}, first:
     {reason: message}, damaged: {path: reason}, lengths: records of each shard}.
 
   Raises:
@@ -138,6 +157,7 @@ def finish(build: Build, shards: list[Shard]) -> dict[str, Any]:
       'check root and settings',
     )
   state = read_state(folder)
+  split['files'] = state['splits'][build.split].get('files', {})
   state['splits'][build.split] = split
   _write_metadata(build, [other for other in state['splits'].values() if other['finished']])
   files.write_json(folder / BUILD_FILE, state, indent=1)

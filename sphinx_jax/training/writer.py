@@ -160,7 +160,7 @@ class Writer:
     self._file = epath.Path(workdir) / FILE
     self._summary = tensorflow.load().summary
     board = epath.Path(workdir) / 'tensorboard'
-    with self._write_errors():
+    with files.writing(workdir):
       files.write_atomic(self._file, self._text())
       if board.exists():
         board.rmtree()
@@ -179,7 +179,7 @@ class Writer:
     if not self._enabled:
       return
     self._lines.append(line)
-    with self._write_errors():
+    with files.writing(self._file.parent):
       if files.is_remote(self._file):  # An object in a bucket cannot be appended to.
         self._file.write_text(self._text())
       else:
@@ -189,13 +189,6 @@ class Writer:
 
   def _text(self) -> str:
     return ''.join(json.dumps(line) + '\n' for line in self._lines)
-
-  @contextlib.contextmanager
-  def _write_errors(self) -> Iterator[None]:
-    try:
-      yield
-    except OSError as error:
-      raise errors.write_failed(self._file.parent, error) from error
 
   def _remember(self, line: Mapping[str, float]) -> None:
     self.last |= {name: value for name, value in line.items() if name != 'step'}

@@ -1,6 +1,7 @@
 """A benchmark: questions with whole prompts, and what its protocol needs to score the answers."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ class Benchmark:
     protocol: name in `PROTOCOLS`.
     hidden: the answers are hidden, so there is only a submission file (evaluation/submissions.py).
     settings: the whole row of the table.
+    files: path in the root -> size and hash of the published files.
   """
 
   name: str
@@ -95,6 +97,7 @@ class Benchmark:
   protocol: str
   hidden: bool
   settings: Mapping[str, Any]
+  files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def open_benchmark(name: str, settings: Mapping[str, Any], root: Path | str) -> Benchmark:
@@ -114,7 +117,8 @@ def open_benchmark(name: str, settings: Mapping[str, Any], root: Path | str) -> 
   if settings['protocol'] not in PROTOCOLS:
     raise errors.unknown(f'protocol of {who}', settings['protocol'], PROTOCOLS)
   own = {key: value for key, value in settings.items() if key not in COMMON_KEYS}
-  questions = READERS[settings['reader']](who, Path(root), settings['prompt'], **own)
+  with files.opened_files() as opened:
+    questions = READERS[settings['reader']](who, Path(root), settings['prompt'], **own)
   if not questions:
     raise errors.make(who, 'no question', 'at least one', 'check its files')
   ids = set()
@@ -130,6 +134,7 @@ def open_benchmark(name: str, settings: Mapping[str, Any], root: Path | str) -> 
     protocol=settings['protocol'],
     hidden=settings.get('hidden', False),
     settings=settings,
+    files={os.path.relpath(path, root): value for path, value in opened.items()},
   )
 
 
