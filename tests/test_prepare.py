@@ -3,9 +3,11 @@
 import importlib.util
 import io
 import json
+import multiprocessing
 import os
 import pathlib
 import pickle
+import signal
 import subprocess
 import sys
 import types
@@ -16,6 +18,7 @@ from PIL import Image
 
 from sphinx_jax import datasets
 from sphinx_jax.core.errors import SphinxError
+from sphinx_jax.datasets.files import opened_files
 from sphinx_jax.preparation import plan, runners, verify, write
 from tests.datasets import box_trees, image_files
 from tests.datasets.test_laion import tar
@@ -178,6 +181,48 @@ def test_a_finished_build_is_recognized_and_others_are_refused(coco, tmp_path):
   next((tmp_path / 'out').glob('*00002-of*')).unlink()
   with pytest.raises(SphinxError, match='without 1 of its shards'):
     run(build)
+
+
+def test_a_build_of_files_that_changed_since_is_refused(coco, tmp_path, monkeypatch):
+  build = make_build(coco, tmp_path / 'out', split='val2017', task='detection')
+
+  def begun():
+    with opened_files() as source_files:
+      shards = plan.plan_shards(build)
+    return verify.claim(build, shards, source_files)
+
+  assert begun() is None
+  annotations = coco / 'annotations' / 'instances_val2017.json'
+  text = annotations.read_text()
+  annotations.write_text(text.replace('12.5', '12.4'))
+  plan.open_family.cache_clear()
+  with pytest.raises(SphinxError, match=r'files changed since it was begun: .*val2017.json'):
+    begun()
+  annotations.write_text(text)
+  plan.open_family.cache_clear()
+  assert begun() is None
+  state = json.loads((tmp_path / 'out/build.json').read_text())
+  del state['splits']['val2017']['files']  # As an older version wrote it.
+  (tmp_path / 'out/build.json').write_text(json.dumps(state))
+  annotations.write_text(text.replace('12.5', '12.4'))
+  plan.open_family.cache_clear()
+  assert begun() is None
+
+
+def test_a_worker_that_is_killed_is_one_line_and_ends_the_others(coco, tmp_path, monkeypatch):
+  build = make_build(coco, tmp_path / 'out', split='val2017', task='detection')
+  shards = plan.plan_shards(build)
+  verify.claim(build, shards)
+  monkeypatch.setattr(runners, '_write_in_worker', _die)
+  with pytest.raises(SphinxError, match='worker process that was killed'):
+    runners.run_local(build, shards, 2)
+  for process in multiprocessing.active_children():
+    process.join(10)
+    assert not process.is_alive()
+
+
+def _die(build, shard):
+  os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_splits_of_one_dataset_share_a_folder(coco, tmp_path):

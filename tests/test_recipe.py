@@ -1,6 +1,7 @@
 """Steps of a recipe run in order. A finished step never runs again, an interrupted one does."""
 
 import json
+import shutil
 
 import pytest
 from ml_collections import ConfigDict
@@ -39,6 +40,20 @@ def test_an_interrupted_recipe_resumes_at_its_step(ran, tmp_path):
   recipe.run_recipe(config, tmp_path)
   assert ran == ['first', 'broken', 'broken', 'last']
   assert json.loads((tmp_path / 'last' / 'done.json').read_text())['peak_rss_bytes'] > 0
+
+
+def test_steps_made_from_files_that_are_gone_are_refused(ran, tmp_path):
+  config = _config(first='train', second='train', last='train')
+  recipe.run_recipe(config, tmp_path)
+  shutil.rmtree(tmp_path / 'second')
+  with pytest.raises(errors.SphinxError, match=r"'second' not finished but later .*\(last\)"):
+    recipe.run_recipe(config, tmp_path)
+  shutil.rmtree(tmp_path / 'last')
+  recipe.run_recipe(config, tmp_path)
+  assert ran == ['first', 'second', 'last', 'second', 'last']
+  (tmp_path / 'first' / 'done.json').write_text('')
+  with pytest.raises(errors.SphinxError, match='done.json.: got no readable JSON'):
+    recipe.run_recipe(config, tmp_path)
 
 
 def test_a_wrong_list_of_steps_is_refused_before_the_first_runs(ran, tmp_path):

@@ -65,13 +65,15 @@ def write_atomic(path: Path, content: str | bytes) -> None:
   """
   path = epath.Path(path)
   data = content.encode() if isinstance(content, str) else content
-  with writing(path, 'file'):
+  try:
     if is_remote(path):
       path.write_bytes(data)
       return
     temporary = path.with_name(f'{path.name}.tmp')
     temporary.write_bytes(data)
     temporary.replace(path)
+  except OSError as error:
+    raise errors.write_failed(path, error, 'file') from error
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:

@@ -96,8 +96,9 @@ def claim(
     'finished': False,
     'files': dict(source_files),
   }
-  paths.make_folder(folder / PROGRESS_DIR, 'output')
+  paths.make_folder(folder)
   files.write_json(folder / BUILD_FILE, state, indent=1)
+  paths.make_folder(folder / PROGRESS_DIR)
   return None
 
 

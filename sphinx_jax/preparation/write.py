@@ -4,13 +4,14 @@ A shard is written under another name and renamed, so an interrupted build can r
 stay in pixels. A task makes its turns from them when the records are read.
 """
 
+import contextlib
 import functools
 import io
 import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
@@ -48,8 +49,8 @@ def write_shard(
     first skipped item}, damaged: {path: reason}}.
 
   Raises:
-    SphinxError: the family cannot be opened. If the shard is one file of many, the file is reported
-      as damaged instead.
+    SphinxError: the family cannot be opened, or the shard cannot be written. If the shard is one
+      file of many that cannot be opened, the file is reported as damaged instead.
   """
   report = read_report(build, shard)
   if report is not None:
@@ -111,17 +112,22 @@ def _write_records(
     damaged = {'': str(error)}  # One file of many: the other shards are written.
 
   serialize = _serializer()
-  writer = ArrayRecordWriter(path, 'group_size:1')  # TFDS and Grain read this grouping best.
+  with _explain_write_errors(build):
+    writer = ArrayRecordWriter(path, 'group_size:1')  # TFDS and Grain read this grouping best.
   records, skipped, first = 0, Counter(), {}
   for index in range(begin, end):
     try:
-      writer.write(serialize(_record(family.item(index))))
-      records += 1
+      record = serialize(_record(family.item(index)))
     except BadExample as error:
       skipped[error.reason] += 1
       first.setdefault(error.reason, error.message)
+    else:
+      with _explain_write_errors(build):
+        writer.write(record)
+      records += 1
     advance(1)
-  writer.close()
+  with _explain_write_errors(build):
+    writer.close()
   return {
     'items': end - begin,
     'records': records,
@@ -129,6 +135,15 @@ def _write_records(
     'first': first,
     'damaged': damaged,
   }
+
+
+@contextlib.contextmanager
+def _explain_write_errors(build: Build) -> Iterator[None]:
+  """Re-raises errors of array_record, which are RuntimeErrors, with the output and the reason."""
+  try:
+    yield
+  except RuntimeError as error:
+    raise errors.write_failed(build.output, error, 'output') from error
 
 
 @functools.cache

@@ -141,6 +141,12 @@ def test_what_is_not_a_checkpoint_is_refused(saved, tmp_path):
   assert store.latest(tmp_path) is None
 
 
+def test_a_save_that_was_not_finished_is_refused(saved, tmp_path):
+  shutil.copytree(store.locate(saved), tmp_path / '7.orbax-checkpoint-tmp')
+  with pytest.raises(errors.SphinxError, match='a save that was not finished'):
+    store.load_meta(tmp_path / '7.orbax-checkpoint-tmp')
+
+
 def test_another_format_version_is_refused(saved, tmp_path):
   copy = shutil.copytree(saved / 'checkpoints' / '3', tmp_path / '3')
   file = copy / 'meta' / 'metadata'

@@ -226,6 +226,16 @@ def test_a_layer_of_a_training_run_is_compressed_alone(tmp_path):
   assert same_bits(stream.read(tmp_path)['w'].read((4,)), w[4])
 
 
+def test_an_output_in_use_by_another_writer_is_refused_and_untouched(tmp_path):
+  value = np.arange(3, dtype=np.float32)
+  first = stream.Writer(tmp_path, {'params': {'v': value}}, META)
+  with pytest.raises(errors.SphinxError, match='another process at work in it'):
+    stream.Writer(tmp_path, {'params': {'v': value}}, META)
+  first.write('params', 'v', value)
+  first.finish()
+  np.testing.assert_array_equal(stream.read(tmp_path)['v'].read(()), value)
+
+
 def test_the_next_try_starts_over(tmp_path):
   value = np.ones((2, 3, 4), np.float32)
   # A traceback may still hold it.
@@ -274,8 +284,9 @@ def test_killed_while_writing_leaves_no_checkpoint(tmp_path):
     process.kill()
   assert process.returncode == -signal.SIGKILL and any((tmp_path / 'checkpoints').iterdir())
   assert store.latest(tmp_path) is None
-  with pytest.raises(errors.SphinxError):
-    stream.read(tmp_path)
+  for folder in (tmp_path, tmp_path / 'checkpoints' / 'partial'):
+    with pytest.raises(errors.SphinxError):
+      stream.read(folder)
   value = np.ones(3, np.float32)
   second = stream.Writer(tmp_path, {'params': {'v': value}}, META)
   second.write('params', 'v', value)

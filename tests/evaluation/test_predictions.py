@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import json
 
@@ -91,3 +92,20 @@ def test_a_folder_of_tasks_and_one_of_benchmarks_do_not_mix(tmp_path):
     predictions.claim_folder(tmp_path / 'out', {'run': 'a', 'examples': 4})
   with pytest.raises(errors.SphinxError, match='another folder'):
     predictions.claim(tmp_path / 'out', 'a', [BENCHMARK])
+
+
+def test_answers_of_other_weights_or_other_files_of_a_benchmark_do_not_mix(tmp_path):
+  def claim(weights='w', **hashes):
+    benchmark = dataclasses.replace(BENCHMARK, files=hashes)
+    predictions.claim(tmp_path, 'run at step 5', [benchmark], weights)
+
+  predictions.claim_folder(  # As an older version wrote it.
+    tmp_path,
+    {'checkpoint': 'run at step 5', 'benchmarks': {'b': {'prefix': '', 'max_new_tokens': 5}}},
+  )
+  claim(file='10 bytes, a')
+  claim(file='10 bytes, a')
+  with pytest.raises(errors.SphinxError, match="weights: 'w' there, 'v' here"):
+    claim('v', file='10 bytes, a')
+  with pytest.raises(errors.SphinxError, match="b.files.file: '10 bytes, a' there, '9 bytes, b'"):
+    claim(file='9 bytes, b')
