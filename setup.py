@@ -28,6 +28,7 @@ setuptools.setup(
     'array_record',
     'einops',
     'etils[epath]',
+    'filelock',
     'flax',
     'importlib_resources',  # tensorflow-datasets imports it but does not require it.
     'jax>=0.10',
@@ -68,7 +69,6 @@ setuptools.setup(
     'plan': ['libtpu'],
     'dev': [
       'pytest',
-      'filelock',
       'pytest-xdist',
       'ruff',
       'nbclient',

@@ -8,15 +8,7 @@ last checkpoint, with bit-identical losses. On another mesh or number of hosts i
 same examples in the same order, and the losses differ only by rounding. On many hosts the same
 command runs on each of them (parallel/hosts.py describes how they find each other).
 
-Exit codes:
-
-    0    finished
-    1    an unexpected error, with a traceback
-    2    an error that needs a change of config, data or machine, as one line
-    130  stopped by Ctrl-C, after saving
-    143  stopped by SIGTERM, after saving
-    75   another host is gone; run the same command again on all hosts
-    134  the same, found by jax's heartbeat, which aborts the process
+docs/pods.md has the table of exit codes.
 """
 
 import contextlib
