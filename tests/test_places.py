@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from sphinx_jax import convert, run
-from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint import store, stream
 from sphinx_jax.configs import benchmarks
 from sphinx_jax.core import cli, errors, files, paths
 from sphinx_jax.evaluation.benchmarks.benchmark import open_benchmark
@@ -331,6 +331,26 @@ def test_a_run_of_the_home_folder_resumes_with_its_own_data_only(
 
   monkeypatch.setattr(run.Program, 'compile', compile_program)
   assert 'it went on to compile' in command.error(capsys, *stopped_run)
+
+
+def test_two_interrupts_of_a_conversion_leave_nothing_that_looks_finished(
+  inputs, tmp_path, monkeypatch, capsys
+):
+  def interrupt(*_):
+    raise KeyboardInterrupt
+
+  given = flags_of(FOLDERS['convert'], tmp_path / 'out', inputs)
+  with monkeypatch.context() as patch:
+    patch.setattr(stream.Writer, 'write', interrupt)
+    calls = iter((lambda folder: None, interrupt))
+    patch.setattr(stream, '_remove', lambda folder: next(calls)(folder))
+    code, _, stderr = command.run(capsys, *given)
+  assert code == 130 and 'Traceback' not in stderr, stderr
+  partial = tmp_path / 'out' / 'checkpoints' / 'partial'
+  assert partial.is_dir() and store.latest(tmp_path / 'out') is None
+  assert 'error: ' in command.error(capsys, 'chat', '--prompt=hi', f'--checkpoint={partial}')
+  assert command.run(capsys, *given)[0] == 0
+  assert [path.name for path in (tmp_path / 'out' / 'checkpoints').iterdir()] == ['0']
 
 
 def test_a_lock_ends_with_its_process(tmp_path):

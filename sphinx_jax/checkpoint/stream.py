@@ -322,8 +322,10 @@ class Writer:
     for _, future in self._pending:  # A pending write would create its file again.
       with contextlib.suppress(Exception):
         future.result()
-    _remove(self._partial)
-    self._lock.close()
+    try:
+      _remove(self._partial)
+    finally:
+      self._lock.close()
     for folder in (self._final.parent, self._final.parent.parent):
       if not files.is_remote(folder) and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
