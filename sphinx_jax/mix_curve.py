@@ -12,7 +12,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from sphinx_jax import run
+from sphinx_jax import run, settings
 from sphinx_jax.checkpoint import store as checkpoints
 from sphinx_jax.checkpoint.bundle import Bundle, check_same_tokenizer
 from sphinx_jax.core import cli, errors, files, paths
@@ -67,6 +67,7 @@ def draw_curve(
       'a config with validation sets',
       'give --config',
     )
+  settings.check_run(config)
   with config.unlocked():  # The checkpoint has the tokenizer. Its file may be gone.
     config.tokenizer, config.init_from = '', str(inputs[0])
   if tasks and hosts.process_count() > 1:

@@ -94,8 +94,10 @@ if __name__ == '__main__':
     'compile', True, 'Compile for the slice if libtpu is installed: minutes at full size.'
   )
   flags.DEFINE_bool('search', False, 'Rank mesh shapes, batch sizes and remat policies.')
-  flags.DEFINE_integer('compile_best', 2, 'Number of the best candidates that --search compiles.')
-  flags.DEFINE_integer('rows', 20, 'Number of lines that --search prints.')
+  flags.DEFINE_integer(
+    'compile_best', 2, 'Number of the best candidates that --search compiles.', lower_bound=0
+  )
+  flags.DEFINE_integer('rows', 20, 'Number of lines that --search prints.', lower_bound=1)
   flags.DEFINE_string(
     'topologies', None, "'all': print the table of the smallest slice for each shipped config."
   )

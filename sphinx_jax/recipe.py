@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from absl import flags
 from ml_collections import ConfigDict
 
-from sphinx_jax import datasets, run
+from sphinx_jax import datasets, run, settings
 from sphinx_jax.checkpoint import mixing, store as checkpoints
 from sphinx_jax.core import cli, config as config_lib, errors, files, paths, tables
 from sphinx_jax.core.progress import log
@@ -57,14 +57,9 @@ def run_recipe(config: ConfigDict, workdir: str | os.PathLike) -> pathlib.Path:
     SphinxError: a step or its kind is unknown, the workdir belongs to another config or is in use,
       or a step is finished whose inputs are not.
   """
+  settings.check_steps(config)
   resizable = tuple(f'{name}.{setting}' for name in config.steps for setting in run.RESIZABLE)
   workdir = run.claim(config, workdir, ignore=resizable)
-  for name in config.steps:
-    if name not in config:
-      raise errors.unknown('recipe step', name, [key for key in config if key != 'steps'])
-    if config[name].kind not in KINDS:
-      raise errors.unknown(f"kind of recipe step '{name}'", config[name].kind, KINDS)
-
   with hosts.exclusive(workdir, 'workdir'):
     _run_steps(config, workdir)
   last = config.steps[-1]
@@ -272,6 +267,7 @@ def _write_json(path: os.PathLike, value: object) -> None:
 
 def main() -> None:
   """Runs the recipe with the settings of the command line."""
+  settings.check_recipe(FLAGS.config)
   with hosts.session({'config': config_lib.to_dict(FLAGS.config), 'workdir': FLAGS.workdir}):
     result = run_recipe(FLAGS.config, FLAGS.workdir)
     print(f'result: {checkpoints.absolute_path(result)}')

@@ -22,7 +22,7 @@ from etils import epath
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from sphinx_jax import datasets
+from sphinx_jax import datasets, settings as settings_lib
 from sphinx_jax.checkpoint import store as checkpoints
 from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
 from sphinx_jax.core import batch as batch_contract, config as config_lib, errors, tensorflow, trees
@@ -52,7 +52,7 @@ RESIZABLE = (
 
 def training_steps(config: ConfigDict) -> list[str]:
   """Names of a recipe's training runs, in order."""
-  return [name for name in config.steps if name in config and config[name].get('kind') == 'train']
+  return [name for name in config.steps if config[name].kind == 'train']
 
 
 def training_run(
@@ -67,13 +67,16 @@ def training_run(
       are resolved in it; None leaves them relative.
 
   Raises:
-    SphinxError: the recipe has no such training run; lists those it has.
+    SphinxError: the recipe has no such training run; lists those it has. Or a setting is wrong.
   """
-  if 'mixture' in config:
+  if not settings_lib.is_recipe(config):
+    settings_lib.check_run(config)
     return config
+  settings_lib.check_steps(config)
   choices = training_steps(config)
   if step not in choices:
     raise errors.unknown('training run of the recipe', step or '', choices)
+  settings_lib.check_run(config[step], step)
   settings = config[step].to_dict()
   del settings['kind']
   run_config = ConfigDict(settings)

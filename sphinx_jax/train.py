@@ -17,7 +17,7 @@ import os
 from absl import flags
 from ml_collections import ConfigDict
 
-from sphinx_jax import run
+from sphinx_jax import run, settings
 from sphinx_jax.checkpoint import store as checkpoints
 from sphinx_jax.core import batch as batch_contract, cli, config as config_lib, errors
 from sphinx_jax.core.progress import Progress, log
@@ -45,6 +45,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       workdir; a loss is not finite; the disk is full.
     SystemExit: after SIGTERM or Ctrl-C, once the run is saved.
   """
+  settings.check_run(config)
   workdir = run.claim(config, workdir, ignore=run.RESIZABLE)
   latest = hosts.broadcast(checkpoints.latest(workdir))
   if latest == config.steps:
@@ -95,17 +96,17 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
 
       # Metrics and validation.
       last = step == config.steps
-      if last or step % config.log_every == 0:
+      if last or _is_due(step, config.log_every):
         window.read()
         writer.write(step, window.close())
-      if validation and (last or step % config.eval_every == 0):
+      if validation and (last or _is_due(step, config.eval_every)):
         with window.pause():
           losses = program.evaluate(state.params, validation)
         writer.write(step, {f'validation/{name}': value for name, value in losses.items()})
 
       # Checkpoint.
       stop = stopping.after(step, last)
-      if last or step % config.checkpoint.every == 0 or stop:
+      if last or _is_due(step, config.checkpoint.every) or stop:
         window.read()  # Raises if the loss is not finite: such a step is never saved.
         meta = data.bundle.to_meta() | {
           'data_position': position,
@@ -130,10 +131,16 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   return writer.last
 
 
+def _is_due(step: int, every: int) -> bool:
+  """Whether something that happens every so many steps happens at this one; 0 means never."""
+  return every > 0 and step % every == 0
+
+
 def main() -> None:
   """Trains with the settings of the command line."""
   if not FLAGS.workdir:
     raise errors.make('--workdir', 'nothing', 'a directory for the run', 'give --workdir=DIR')
+  settings.check_run(FLAGS.config)  # Before the config is compared between hosts.
   with hosts.session({'config': config_lib.to_dict(FLAGS.config), 'workdir': FLAGS.workdir}):
     train(FLAGS.config, FLAGS.workdir)
 

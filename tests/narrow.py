@@ -38,7 +38,8 @@ def narrow_recipe(config: ConfigDict) -> ConfigDict:
     for name in ('real', 'synthetic', 'stage2'):
       stage = config[name]
       narrow_model(stage, config.data.vocab)
-      stage.update(steps=4, log_every=1, eval_every=4, eval_batches=1)
+      stage.update(steps=4, log_every=1, eval_every=4, eval_batches=2)
+      stage.optimizer.warmup = 1
       stage.batch.update(size=8, seq_len=512, images=16, window=256)
       stage.checkpoint.every = 4
     config.data.train = dict(objects=24, words=12, page=12, figure=12)

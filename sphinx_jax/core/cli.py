@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
 from sphinx_jax.core import errors, paths, progress, renames
 
@@ -258,29 +258,43 @@ def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-  """Applies `--config.a.b=value` flags, checked by the types of the config's own values."""
-  for override in overrides:
-    if override.startswith(_OVERRIDES):
-      _check_key(config, override.partition('=')[0].partition('config.')[2])
+  """Applies `--config.a.b=value` flags, checked by the types of the config's own values.
+
+  None stands for no value, also where the config has a text. A setting that is None takes any type.
+  """
+  paths = [override.partition('=')[0].partition('config.')[2] for override in overrides]
+  keys = [_check_key(config, path) for path in paths if path]
+  for section, key in keys:
+    if section[key] is None and section.get_type(key) is type(None):
+      with section.unlocked():
+        section[key] = config_dict.placeholder(object)
   arguments = ['', *overrides]
   values = flags.FlagValues()
   try:
     config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=arguments)
     rest = values(arguments)
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
+  except (AttributeError, LookupError, SyntaxError, TypeError, ValueError) as error:
     raise errors.SphinxError(f'--config: {" ".join(str(error).split())}') from error
   _check_no_positional(rest)
+  for section, key in keys:
+    if section[key] == 'None':
+      with section.unlocked():
+        section[key] = None
   return renames.upgrade_loaded(values.config)
 
 
-def _check_key(config: ConfigDict, path: str) -> None:
-  section = config
-  for key in path.split('.'):
-    if not isinstance(section, ConfigDict) or '[' in key:
-      return  # An item of a tuple: ml_collections checks it.
+def _check_key(config: ConfigDict, path: str) -> tuple[ConfigDict, str]:
+  """Returns the section of a dotted path and the key in it, without the index of a tuple's item."""
+  section, (*parents, last) = config, path.partition('[')[0].split('.')
+  for key in (*parents, last):
+    if not isinstance(section, ConfigDict):
+      raise errors.make(
+        f'--config.{path}', f"'{key}' in a plain value", 'a section before it', 'correct the name'
+      )
     if key not in section:
       raise errors.unknown(f'--config.{path}', key, section)
-    section = section[key]
+    parent, section = section, section[key]
+  return parent, last
 
 
 def _check_no_positional(arguments: Sequence[str]) -> None:

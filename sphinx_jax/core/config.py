@@ -88,7 +88,7 @@ def claim(
   workdir = epath.Path(workdir)
   file = workdir / 'config.json'
   if file.exists():
-    stored = renames.upgrade_config(files.read_json(file))
+    stored = renames.upgrade_config(_read(file))
     _check_same(workdir, renames.upgrade_config(to_dict(config)), stored, ignore)
     return workdir
   if not paths.is_empty(workdir):
@@ -101,6 +101,18 @@ def claim(
   paths.make_folder(workdir, 'workdir')
   files.write_atomic(file, to_json(config))
   return workdir
+
+
+def _read(file: epath.Path) -> dict[str, Any]:
+  """Returns the config in a file.
+
+  Raises:
+    SphinxError: it is not the JSON of a config.
+  """
+  config = files.read_json(file)
+  if not isinstance(config, dict):
+    raise errors.make(f"file '{file}'", f'{config!r}', 'the JSON of a config', 'restore it')
+  return config
 
 
 def _check_same(

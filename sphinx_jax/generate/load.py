@@ -13,15 +13,12 @@ from etils import epath
 
 from sphinx_jax.checkpoint import bundle, store
 from sphinx_jax.checkpoint.foreign import assemble, sources
-from sphinx_jax.core import errors, trees
+from sphinx_jax.core import config_values, errors, trees
 from sphinx_jax.core.progress import Progress
 from sphinx_jax.data import dialog, tokenizer
 from sphinx_jax.generate.model import Model
-from sphinx_jax.models import sphinx
+from sphinx_jax.models import settings, sphinx
 from sphinx_jax.parallel import mesh as meshes, rules
-
-DTYPES = ('float32', 'bfloat16')
-ACTIVATIONS = ('gelu', 'quick_gelu')
 
 
 def load_run(directory: store.Path) -> tuple[Model, dict[str, Any], ml_collections.ConfigDict]:
@@ -38,6 +35,7 @@ def load_run(directory: store.Path) -> tuple[Model, dict[str, Any], ml_collectio
   """
   meta = store.load_meta(directory)
   carried = bundle.Bundle.from_meta(meta, directory)
+  _check_model(carried, directory)
   params = store.load_params(directory)
   return _model(carried, carried.config.model, params), meta, carried.config
 
@@ -51,14 +49,15 @@ def load_model(
 ) -> Model:
   """See `sphinx_jax.load`."""
   for kind, value, choices in (
-    ('dtype', dtype, DTYPES),
-    ('clip_activation', clip_activation, ACTIVATIONS),
+    ('dtype', dtype, settings.DTYPES),
+    ('clip_activation', clip_activation, settings.ACTIVATIONS),
     ('mesh', mesh, meshes.PRESETS),
   ):
     if value is not None and value not in choices:
       raise errors.unknown(kind, value, choices)
   if is_checkpoint(directory):
     carried = bundle.load_bundle(directory)
+    _check_model(carried, directory)
     config, expected = carried.config.model, None
     if mesh is not None:
       expected = _sharded_shapes(config, store.stored_leaves(store.locate(directory)), mesh)
@@ -81,6 +80,12 @@ def load_model(
         )
       config.encoders.clip.activation = clip_activation
   return _model(carried, config, params)
+
+
+def _check_model(carried: bundle.Bundle, directory: store.Path) -> None:
+  """Raises SphinxError for a checkpoint whose model config has a wrong setting."""
+  where = f"checkpoint '{directory}', config model"
+  config_values.check(carried.config.get('model'), settings.MODEL, where)
 
 
 def _model(carried: bundle.Bundle, config: ml_collections.ConfigDict, params: dict) -> Model:

@@ -1,0 +1,104 @@
+"""The settings of a model: the section `model` of a run, and of a checkpoint's config.
+
+The sizes of an encoder and a language model are described beside their code. What has to divide
+what is checked where the model is made.
+"""
+
+from sphinx_jax.core import config_values as values
+from sphinx_jax.models import attention, layers, sphinx
+
+# Compute dtypes. float16 is none of them: its range is too small for the gradients.
+DTYPES = ('float32', 'bfloat16')
+ACTIVATIONS = ('gelu', 'quick_gelu')
+_LARGEST_SIDE = 8192  # Resampling is a product with a matrix of side x side (mix/scales.py).
+_LARGEST_GRID = 64
+
+_VIEW = values.integer('pixels along one side of a view', high=_LARGEST_SIDE)
+_PATCH = values.integer('pixels along one side of a patch', high=_LARGEST_SIDE)
+_WIDTH = values.integer('channels')
+_LAYERS = values.integer('number of layers')
+_HEADS = values.integer('attention heads; they divide the width')
+_HIDDEN = values.integer('hidden width of the MLPs')
+_COLOR = values.sequence('mean or deviation of RGB', values.number('', low=-1e3, high=1e3), 3, 3)
+
+ENCODERS = values.Sections(
+  clip={
+    'view': _VIEW,
+    'patch': _PATCH,
+    'width': _WIDTH,
+    'layers': _LAYERS,
+    'heads': _HEADS,
+    'mlp_ratio': values.optional(
+      values.number('hidden width of the MLPs over the width', high=1e3, without=(0,))
+    ),
+    'activation': values.optional(values.choice('activation of the MLPs', ACTIVATIONS)),
+  },
+  convnext={
+    'view': _VIEW,
+    'depths': values.sequence('blocks of every stage', values.integer('')),
+    'widths': values.sequence('channels of every stage', values.integer('')),
+    'input': values.optional_or_none(
+      values.integer('pixels that a view is resized to', high=_LARGEST_SIDE)
+    ),
+  },
+  dinov2={
+    'view': _VIEW,
+    'patch': _PATCH,
+    'width': _WIDTH,
+    'layers': _LAYERS,
+    'heads': _HEADS,
+    'pos_grid': values.integer(
+      'patches along one side of the stored position embeddings', high=_LARGEST_SIDE
+    ),
+    'hidden': values.optional_or_none(_HIDDEN),
+    'mean': values.optional(_COLOR),
+    'std': values.optional(_COLOR),
+  },
+  qformer={
+    'view': _VIEW,
+    'patch': _PATCH,
+    'vit_width': _WIDTH,
+    'vit_layers': _LAYERS,
+    'vit_heads': _HEADS,
+    'vit_mlp': _HIDDEN,
+    'width': _WIDTH,
+    'layers': _LAYERS,
+    'heads': _HEADS,
+    'mlp': _HIDDEN,
+    'queries': values.integer('query tokens of a view'),
+  },
+)
+
+LLM = {
+  'name': values.choice('kind of language model', sphinx.LLMS),
+  'vocab': values.integer('token ids; at least those of the tokenizer'),
+  'width': _WIDTH,
+  'layers': _LAYERS,
+  'heads': _HEADS,
+  'kv_heads': values.optional_or_none(values.integer('key/value heads; they divide the heads')),
+  'multiple_of': values.optional(
+    values.integer('the feed-forward width is rounded up to a multiple of it')
+  ),
+  'ffn_multiplier': values.optional_or_none(
+    values.number('factor of the feed-forward width', high=1e3, without=(0,))
+  ),
+  'norm_eps': values.optional(values.number('epsilon of the norms', high=1, without=(0,))),
+  'rope_theta': values.optional(values.positive('base of the rotary frequencies')),
+  'rope_scaling': values.optional_or_none(values.positive('factor of positions; 0.5 halves them')),
+  'max_length': values.optional(values.integer('most positions of a sequence that is decoded')),
+}
+
+MODEL = {
+  'image_size': values.integer('pixels along one side of the square image', high=_LARGEST_SIDE),
+  'grid': values.integer('sub-images along one side; 1: the whole image alone', high=_LARGEST_GRID),
+  'pool': values.integer(
+    'patches of sub-images along one side that are averaged', high=_LARGEST_SIDE
+  ),
+  'half_round': values.flag('round resized images to half precision'),
+  'dtype': values.choice('compute dtype', DTYPES),
+  'remat': values.choice('what the backward pass recomputes', layers.REMAT),
+  'attention': values.choice('attention kernel', (attention.AUTO, *attention.KERNELS)),
+  'scan_unroll': values.integer('layers in one iteration of the loop over layers'),
+  'encoders': ENCODERS,
+  'llm': LLM,
+}

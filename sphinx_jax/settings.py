@@ -1,0 +1,334 @@
+"""Every setting of a training run and of a recipe: its meaning, its type and its range.
+
+`check_run` and `check_recipe` compare a config with the tables below, before anything is opened or
+compiled. docs/settings.md shows the tables. The settings of a model are in models/settings.py.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from sphinx_jax.core import config_values as values, errors
+from sphinx_jax.data import packing, record
+from sphinx_jax.mix import tasks
+from sphinx_jax.models.settings import DTYPES, MODEL
+from sphinx_jax.training import optimizer, state
+
+_SEEDS = 2**63  # Seeds are int64.
+_BATCH_POSITIONS = values.LARGEST_INT  # The update counts the positions of a batch in int32.
+
+# An entry of `mixture` and `validation`. Sources check their own settings where they are opened.
+ENTRY = {
+  'source': values.text('dataset or reader, a name of sphinx_jax/datasets'),
+  'weight': values.number('share of the examples or tokens, at any scale; 0 leaves the entry out'),
+  'task': values.optional(values.text('a name of sphinx_jax/tasks')),
+  'path': values.optional(values.text('file, relative to data_dir')),
+  'root': values.optional_or_none(values.text('folder, relative to data_dir')),
+  'split': values.optional_or_none(values.text("the dataset's own name of the split")),
+  'cap': values.optional_or_none(
+    values.positive("most examples that count, for sampling by 'temperature'")
+  ),
+  'seed': values.optional(values.integer('chooses wording and mirroring', low=0, high=_SEEDS - 1)),
+  'max_turns': values.optional(values.integer('most questions about an image in an example')),
+  'mirror': values.optional(values.share('share of the images that are shown mirrored')),
+  'too_long': values.optional(
+    values.choice('what happens to an example that does not fit into a row', record.TOO_LONG)
+  ),
+  'words': values.optional(values.integer('words of a record of plain text')),
+  '*': values.texts('setting of the source'),
+}
+
+RUN = {
+  'kind': values.optional(values.choice('kind of recipe step', ['train'])),
+  'name': values.text('name of the run in logs'),
+  'seed': values.integer(
+    'of fresh parameters and of the order of examples', low=-_SEEDS, high=_SEEDS - 1
+  ),
+  'model': MODEL,
+  'tokenizer': values.nullable(values.text("a tokenizer.model; '' or None: that of init_from")),
+  'dialog': {'system': values.text('text before the first turn of a dialog')},
+  'data_dir': values.nullable(values.text('root of all datasets')),
+  'mixture': {'*': ENTRY},
+  'validation': {'*': ENTRY},
+  'sampling': {
+    'by': values.choice('what weights are shares of', tasks.RULES),
+    'temperature': values.positive("for by='temperature'"),
+    'stages': values.sequence(
+      'weights from a position of the order of examples on',
+      values.record('', values.integer('', high=_SEEDS - 1), values.by_name('', values.number(''))),
+      least=0,
+    ),
+  },
+  'max_skipped': values.share('share of unusable examples above which a run stops'),
+  'batch': {
+    'size': values.integer('rows of a batch over all devices'),
+    'seq_len': values.integer('positions of a row', low=2),
+    'images': values.integer('image slots of a row', low=0),
+    'window': values.integer('examples that are packed together; all are in memory', high=2**16),
+  },
+  'loss_weighting': values.choice('total weight of an example', packing.LOSS_WEIGHTING),
+  'loss_chunk': values.integer('positions whose logits exist at one time; 0: all', low=0),
+  'trainable': values.sequence(
+    'the first pattern that matches the path of a parameter decides',
+    values.record('', values.pattern(''), values.choice('', state.CHOICES)),
+  ),
+  'optimizer': {
+    'name': values.choice('optimizer', optimizer.NAMES),
+    'lr': values.positive('peak learning rate'),
+    'warmup': values.integer('updates until the peak', low=0),
+    'decay_to': values.share('final learning rate as a share of lr'),
+    'betas': values.sequence(
+      "decay rates of AdamW's two moments", values.number('', high=1, without=(1,)), 2, 2
+    ),
+    'weight_decay': values.number('factor of decayed parameters; lr times it is subtracted'),
+    'clip': values.positive('largest norm of the gradient; a large one does not clip'),
+    'accumulate': values.integer('microbatches of a batch'),
+    'moment_dtype': values.choice('dtype of the first moment', DTYPES),
+  },
+  'steps': values.integer('updates'),
+  'log_every': values.integer('updates between lines of metrics; 0: only the last', low=0),
+  'eval_every': values.integer('updates between validations; 0: only at the end', low=0),
+  'eval_batches': values.integer(
+    'batches of each validation set; all are in memory', low=0, high=10_000
+  ),
+  'checkpoint': {
+    'every': values.integer('updates between checkpoints; 0: only at the end', low=0),
+    'keep': values.integer('newest checkpoints that are kept'),
+    'keep_every': values.integer('steps it divides are kept too; 0: none', low=0),
+  },
+  'mesh': {
+    axis: values.integer(
+      f'devices of the axis {axis}; -1: those that the other axes leave', low=-1, without=(0,)
+    )
+    for axis in ('data', 'fsdp', 'tensor')
+  },
+  'init_from': values.nullable(values.text("checkpoint to start from; '' or None: fresh weights")),
+}
+
+# Kind of a recipe step -> the table of its section.
+_KIND = values.text('kind of the step')
+STEPS = {
+  'data': {
+    'kind': _KIND,
+    'image_size': values.integer('pixels along one side of a drawn image', low=32, high=8192),
+    'seed': values.integer('of the drawn scenes', low=0, high=_SEEDS - 1),
+    'vocab': values.integer(
+      'ids of the tokenizer: 256 bytes, 3 control ids, 4 symbols and the letters', low=264
+    ),
+    'lines': values.integer('most dialogs of each mixture entry that train the tokenizer'),
+    'dataset_files': values.flag('also write the scenes in the formats of published datasets'),
+    'train': {
+      **{name: values.integer('scenes') for name in ('objects', 'words', 'page', 'figure')},
+      'text': values.optional(values.integer('sentences')),
+    },
+    'heldout': values.integer('scenes of each kind in the validation and test splits'),
+  },
+  'train': RUN,
+  'mix': {
+    'kind': _KIND,
+    'inputs': values.sequence('training runs to mix', values.text(''), 2, 2),
+    'coefficients': values.sequence(
+      'shares of the first input', values.number('', low=-values.LARGEST)
+    ),
+  },
+  'evaluate': {
+    'kind': _KIND,
+    'checkpoint': values.text('training run that answers'),
+    'tasks': values.sequence('entries of its mixture', values.text('')),
+    'split': values.text('split of the questions'),
+    'examples': values.integer('most questions of a task'),
+    'batch_size': values.integer('prompts that are decoded together'),
+  },
+  'report': {'kind': _KIND, 'targets': {'*': values.share('score to reach')}},
+}
+
+
+def is_recipe(config: Any) -> bool:
+  """Returns whether a config is that of a recipe: its `steps` are names."""
+  return isinstance(config.get('steps'), (tuple, list))
+
+
+def check_run(config: ConfigDict, path: str = '') -> None:
+  """Checks the config of one training run.
+
+  Args:
+    config: the config.
+    path: dotted path of the run in a recipe, for error messages.
+
+  Raises:
+    SphinxError: it is the config of a recipe, or a setting is wrong or contradicts another.
+  """
+  if is_recipe(config):
+    raise errors.make(
+      'config',
+      f'that of a recipe, with the steps {", ".join(map(str, config.steps))}',
+      'that of one training run',
+      'run it with python -m sphinx_jax.recipe',
+    )
+  values.check(config, RUN, path)
+  for key, got, expected, do in _contradictions(config):
+    raise errors.make(f'{path}.{key}' if path else key, got, expected, do)
+
+
+def _contradictions(run: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+  """Yields (setting, got, expected, do) of settings that contradict each other."""
+  batch, optimizer = run['batch'], run['optimizer']
+  if not run['mixture']:
+    yield 'mixture', 'no entries', 'at least one', 'name what to train on'
+  if optimizer['warmup'] > run['steps']:
+    yield (
+      'optimizer.warmup',
+      f'{optimizer["warmup"]}',
+      f'at most steps, {run["steps"]}',
+      'lower it or raise steps; the learning rate would never reach optimizer.lr',
+    )
+  if batch['size'] * batch['seq_len'] > _BATCH_POSITIONS:
+    yield (
+      'batch.size',
+      f'{batch["size"]} rows of {batch["seq_len"]} positions',
+      f'at most {_BATCH_POSITIONS} positions',
+      'lower batch.size or batch.seq_len',
+    )
+  if batch['size'] % optimizer['accumulate']:
+    yield (
+      'batch.size',
+      f'{batch["size"]}',
+      f'a multiple of optimizer.accumulate, {optimizer["accumulate"]}',
+      'change one of them',
+    )
+  if run['loss_chunk'] and batch['seq_len'] % run['loss_chunk']:
+    yield (
+      'loss_chunk',
+      f'{run["loss_chunk"]}',
+      f'0 or a divisor of batch.seq_len {batch["seq_len"]}',
+      'change one of them',
+    )
+  if run['validation'] and not run['eval_batches']:
+    yield (
+      'eval_batches',
+      f'0 with the validation sets {", ".join(run["validation"])}',
+      'at least 1',
+      'raise it, or leave the validation sets out',
+    )
+
+
+def check_steps(config: ConfigDict) -> None:
+  """Checks that every step of a recipe has a section of a known kind.
+
+  Raises:
+    SphinxError: it is no recipe, or a step or its kind is unknown.
+  """
+  if not is_recipe(config):
+    raise errors.make(
+      'config',
+      'that of one training run' if 'mixture' in config else f'the settings {", ".join(config)}',
+      'that of a recipe, whose steps are names of its sections',
+      'run a training run with python -m sphinx_jax.train',
+    )
+  names = [name for name in config if name != 'steps']
+  for name in config.steps:
+    if name not in names:
+      raise errors.unknown('recipe step', name, names)
+  for name in names:
+    kind = config[name].get('kind') if isinstance(config[name], ConfigDict) else config[name]
+    if kind not in STEPS:
+      raise errors.unknown(f"kind of recipe step '{name}'", kind, STEPS)
+
+
+def check_recipe(config: ConfigDict) -> None:
+  """Checks the config of a recipe: its steps, their sections, and what steps take from each other.
+
+  Raises:
+    SphinxError: it is no recipe, or a setting is wrong or contradicts another.
+  """
+  check_steps(config)
+  for name in config:
+    if name != 'steps' and config[name].kind == 'train':
+      check_run(config[name], name)
+    elif name != 'steps':
+      values.check(config[name], STEPS[config[name].kind], name)
+  for number, name in enumerate(config.steps):
+    before, problems = config.steps[:number], _ORDER[config[name].kind]
+    if name in before:
+      raise errors.make('steps', f"'{name}' twice", 'every step once', 'leave one out')
+    for key, got, expected, do in problems(config, name, before):
+      raise errors.make(f'{name}.{key}', got, expected, do)
+
+
+Problems = Iterator[tuple[str, str, str, str]]  # (setting, got, expected, do)
+
+
+def _of_kind(config: ConfigDict, names: Sequence[str], kind: str) -> list[str]:
+  return [name for name in names if config[name].kind == kind]
+
+
+def _train_problems(config: ConfigDict, name: str, before: Sequence[str]) -> Problems:
+  """Yields paths of a training run that a later step writes, and a tokenizer that is too large."""
+  run = config[name]
+  for key in ('data_dir', 'tokenizer', 'init_from'):
+    step = (run[key] or '').split('/')[0]
+    if step in config.steps and step not in before:
+      yield key, f"'{run[key]}'", f'what a step before {name} writes', 'change the order of steps'
+  step = (run.tokenizer or '').split('/')[0]
+  if step in _of_kind(config, before, 'data') and config[step].vocab > run.model.llm.vocab:
+    yield (
+      'model.llm.vocab',
+      f'{run.model.llm.vocab}',
+      f'at least {step}.vocab {config[step].vocab}',
+      'change one of them',
+    )
+
+
+def _mix_problems(config: ConfigDict, name: str, before: Sequence[str]) -> Problems:
+  """Yields inputs that are no earlier runs, and a first run that cannot measure the mixes."""
+  runs = _of_kind(config, before, 'train')
+  for run in config[name].inputs:
+    if run not in runs:
+      yield 'inputs', f"'{run}'", f'a training run before {name}: {", ".join(runs)}', 'correct it'
+  first = config[name].inputs[0]
+  if not {'real', 'synthetic'} <= set(config[first].validation):
+    yield (
+      'inputs',
+      f"'{first}' with the validation sets {', '.join(config[first].validation) or 'none'}",
+      'the validation sets real and synthetic, which measure the mixes',
+      f'name them in {first}.validation',
+    )
+  if config[first].eval_batches < 2:
+    yield (
+      'inputs',
+      f"'{first}' with eval_batches {config[first].eval_batches}",
+      'at least 2: one half chooses the mix, the other half measures it',
+      f'raise {first}.eval_batches',
+    )
+
+
+def _evaluate_problems(config: ConfigDict, name: str, before: Sequence[str]) -> Problems:
+  """Yields a checkpoint that is no earlier run, and tasks that its mixture lacks."""
+  run, runs = config[name].checkpoint, _of_kind(config, before, 'train')
+  if run not in runs:
+    yield 'checkpoint', f"'{run}'", f'a training run before {name}: {", ".join(runs)}', 'correct it'
+  for task in config[name].tasks:
+    if task not in config[run].mixture:
+      mixture = ', '.join(config[run].mixture)
+      yield 'tasks', f"'{task}'", f'entries of {run}.mixture: {mixture}', 'leave it out'
+
+
+def _report_problems(config: ConfigDict, name: str, before: Sequence[str]) -> Problems:
+  """Yields a report before the steps that it is about."""
+  if name != config.steps[-1] or not _of_kind(config, before, 'evaluate'):
+    yield (
+      'kind',
+      f'report after {", ".join(before) or "no steps"}',
+      'the last step, after one of kind evaluate',
+      'change the order of steps',
+    )
+
+
+_ORDER = {
+  'data': lambda config, name, before: (),
+  'train': _train_problems,
+  'mix': _mix_problems,
+  'evaluate': _evaluate_problems,
+  'report': _report_problems,
+}
