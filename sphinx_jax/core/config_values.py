@@ -128,7 +128,7 @@ def sequence(meaning: str, item: Setting, least: int = 1, most: int | None = Non
     )
 
   count = f'{least}' if most == least else f'at least {least}'
-  return Setting(meaning, f'a tuple of {count} times {item.expected}', accepts)
+  return Setting(meaning, f'a tuple of {count}, each {item.expected}', accepts)
 
 
 def record(meaning: str, *items: Setting) -> Setting:
