@@ -61,7 +61,8 @@ def views_of(pixels: np.ndarray, model: ConfigDict) -> Views:
   """
   encoders_by_size: dict[int, list[str]] = {}
   for name, encoder in model.encoders.items():
-    encoders_by_size.setdefault(encoder.view, []).append(name)
+    if encoder is not None:  # An encoder that a config leaves out.
+      encoders_by_size.setdefault(encoder.view, []).append(name)
   shown = []
   for size, names in encoders_by_size.items():
     views = np.asarray(scales.views(pixels[None].astype(np.float32), model.grid, size))[0]

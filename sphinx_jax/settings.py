@@ -1,7 +1,7 @@
 """Every setting of a training run and of a recipe: its meaning, its type and its range.
 
 `check_run` and `check_recipe` compare a config with the tables below, before anything is opened or
-compiled. docs/settings.md shows the tables. The settings of a model are in models/settings.py.
+compiled. The settings of a model are in models/settings.py.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -144,6 +144,9 @@ STEPS = {
 }
 
 
+Problems = Iterator[tuple[str, str, str, str]]  # (setting, got, expected, do)
+
+
 def is_recipe(config: Any) -> bool:
   """Returns whether a config is that of a recipe: its `steps` are names."""
   return isinstance(config.get('steps'), (tuple, list))
@@ -171,7 +174,7 @@ def check_run(config: ConfigDict, path: str = '') -> None:
     raise errors.make(f'{path}.{key}' if path else key, got, expected, do)
 
 
-def _contradictions(run: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+def _contradictions(run: Mapping[str, Any]) -> Problems:
   """Yields (setting, got, expected, do) of settings that contradict each other."""
   batch, optimizer = run['batch'], run['optimizer']
   if not run['mixture']:
@@ -254,9 +257,6 @@ def check_recipe(config: ConfigDict) -> None:
       raise errors.make('steps', f"'{name}' twice", 'every step once', 'leave one out')
     for key, got, expected, do in problems(config, name, before):
       raise errors.make(f'{name}.{key}', got, expected, do)
-
-
-Problems = Iterator[tuple[str, str, str, str]]  # (setting, got, expected, do)
 
 
 def _of_kind(config: ConfigDict, names: Sequence[str], kind: str) -> list[str]:

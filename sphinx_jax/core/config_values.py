@@ -7,7 +7,7 @@ every name that the table does not have:
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -223,15 +223,6 @@ def check(config: Any, table: Table, path: str = '') -> None:
         raise errors.unknown(where, value, row.choices)
       expected = f'{row.expected} or None' if row.nullable else row.expected
       raise errors.make(where, _describe(value), expected, f'correct it: {row.meaning}')
-
-
-def rows(table: Table, path: str = '') -> Iterator[tuple[str, Setting]]:
-  """Yields (dotted name, setting) of every setting of a table, in order."""
-  for name, row in table.items():
-    if isinstance(row, Setting):
-      yield _join(path, name), row
-    else:
-      yield from rows(row, _join(path, name))
 
 
 def _join(path: str, name: Any) -> str:
