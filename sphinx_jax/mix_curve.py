@@ -6,6 +6,7 @@ The mixes exist only in memory. Each is measured by its validation losses on the
 the run, and by its scores on --tasks. --output gets curve.json, curve.png and the answers.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from sphinx_jax import run, settings
 from sphinx_jax.checkpoint import store as checkpoints
-from sphinx_jax.checkpoint.bundle import Bundle, check_same_tokenizer
+from sphinx_jax.checkpoint.bundle import Bundle, check_same_model
 from sphinx_jax.core import cli, errors, files, paths
 from sphinx_jax.data import dialog
 from sphinx_jax.data.record import Source
@@ -58,8 +59,12 @@ def draw_curve(
   """
   meta, other = (checkpoints.load_meta(directory) for directory in inputs)
   bundles = [Bundle.from_meta(meta, inputs[0]), Bundle.from_meta(other, inputs[1])]
-  check_same_tokenizer('curve', inputs, bundles)
-  config = (config or bundles[0].config).copy_and_resolve_references()
+  names = list(inputs)
+  if config is not None:  # Its model computes with the weights of the inputs.
+    names.append('--config')
+    bundles.append(dataclasses.replace(bundles[0], config=config))
+  check_same_model('curve', names, bundles)
+  config = bundles[-1 if config else 0].config.copy_and_resolve_references()
   if 'mixture' not in config:
     raise errors.make(
       'curve',

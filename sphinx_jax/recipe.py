@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from sphinx_jax import datasets, run, settings
 from sphinx_jax.checkpoint import mixing, store as checkpoints
+from sphinx_jax.checkpoint.bundle import check_same_model, load_bundle
 from sphinx_jax.core import cli, config as config_lib, errors, files, paths, tables
 from sphinx_jax.core.progress import log
 from sphinx_jax.data import dialog, tokenizer as tokenizers
@@ -157,6 +158,7 @@ def _mix(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   section = config[name]
   inputs = [workdir / parent for parent in section.inputs]
   stage = run.training_run(config, section.inputs[0], workdir)
+  check_same_model(name, inputs, [load_bundle(directory) for directory in inputs])
   parents = run.open_parents(stage, inputs)
   domains = parents.data.validation()
   halves = {}

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from sphinx_jax import datasets, settings as settings_lib
 from sphinx_jax.checkpoint import store as checkpoints
-from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
+from sphinx_jax.checkpoint.bundle import Bundle, differences, load_bundle
 from sphinx_jax.core import batch as batch_contract, config as config_lib, errors, tensorflow, trees
 from sphinx_jax.core.progress import log
 from sphinx_jax.data import dialog, tokenizer as tokenizers
@@ -511,11 +511,20 @@ def check_data(workdir: checkpoints.Path, data: Data) -> None:
 def check_parent(config: ConfigDict, program: Program, data: Data) -> None:
   """Checks that `init_from` has the leaves and the tokenizer of this run; reads no weight.
 
+  Views and prompts may change between stages. Other settings of the LLM are logged, because its
+  weights were trained with those of the parent.
+
   Raises:
     SphinxError: it is no checkpoint, or its leaves or its tokenizer differ.
   """
   checkpoints.check(config.init_from, program.params)
-  if load_bundle(config.init_from).tokenizer != data.bundle.tokenizer:
+  parent = load_bundle(config.init_from)
+  different = [
+    str(line) for line in differences(parent, data.bundle) if line.key.startswith('llm.')
+  ]
+  if different:
+    log.warning("init_from '%s': another LLM: %s", config.init_from, '; '.join(different))
+  if parent.tokenizer != data.bundle.tokenizer:
     raise errors.make(
       f"init_from '{config.init_from}'",
       'another tokenizer',

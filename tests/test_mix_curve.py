@@ -78,6 +78,13 @@ def test_losses_along_the_line_are_drawn_and_no_checkpoint_is_written(runs, memo
   assert {path.name for path in (tmp_path / 'curve').iterdir()} == {'curve.json', 'curve.png'}
 
 
+def test_a_config_of_another_model_is_refused(runs, memory, tmp_path):
+  folder, *_ = runs
+  config = tiny(**{'model.llm.norm_eps': 0.1})
+  with pytest.raises(errors.SphinxError, match="'--config': got another model .llm.norm_eps"):
+    mix_curve.draw_curve([folder / 'real', folder / 'synthetic'], (0, 1), tmp_path, config)
+
+
 def test_tasks_are_scored_with_every_mix(runs, memory, tmp_path, monkeypatch):
   folder, *_ = runs
   calls = []

@@ -10,10 +10,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sphinx_jax import mix_weights
+from sphinx_jax import convert, mix_weights
 from sphinx_jax.checkpoint import mixing, store, stream
 from sphinx_jax.core import errors, trees
 from sphinx_jax.mix import weights
+from tests import release
 from tests.checkpoint import bucket
 
 
@@ -214,6 +215,28 @@ def test_another_tokenizer_is_refused(parents):
     mixing.mix_checkpoints([parents / 'real', parents / 'foreign'], (0.5, 0.5), parents / 'mix')
 
 
+def test_models_that_compute_with_other_settings_are_refused(tmp_path):
+  arrays = release.tensors(release.llama_shapes())
+  places = {}
+  for name, changes in {
+    'first': {},
+    'other rope': {'rope_theta': 500000.0},
+    'other numerics': {'max_seq_len': 99, 'n_kv_heads': 4},
+  }.items():
+    source = release.write_meta(tmp_path / f'{name} source', arrays, config=release.LLAMA | changes)
+    places[name] = tmp_path / name
+    convert.import_checkpoint(convert.open_sources([source]), places[name])
+  words = "other rope': got another model .llm.rope_theta: 10000.0 there, 500000.0 here."
+  with pytest.raises(errors.SphinxError, match=words):
+    mixing.mix_checkpoints([places['first'], places['other rope']], (0.5, 0.5), tmp_path / 'mix')
+  inputs = [places['first'], places['other numerics']]
+  with pytest.raises(errors.SphinxError, match=words):
+    mixing.mix_checkpoints(inputs, (0.5, 0.5), tmp_path / 'mix', base=places['other rope'])
+  assert not (tmp_path / 'mix').exists()
+  mixing.mix_checkpoints(inputs, (0.5, 0.5), tmp_path / 'mix')
+  assert same_bits(load(tmp_path / 'mix'), load(places['first']))
+
+
 def test_other_leaves_are_named_before_anything_is_read(written, tmp_path, monkeypatch):
   other = drawn(1)
   other['llm/embed'] = other['llm/embed'][:7]
@@ -234,6 +257,11 @@ def test_other_leaves_are_named_before_anything_is_read(written, tmp_path, monke
     (dict(coefficients=(0.5, 0.6)), 'sum 1.1.*unnormalized'),
     (dict(coefficients=(0.5,)), '1 coefficients'),
     (dict(coefficients=[('llm/.*', (0.5, 0.5))]), 'no matching pattern'),
+    (
+      dict(coefficients=[('llm/layer/.*', (1, 0)), ('.*', (0, 1))]),
+      'a rule that matches no parameter',
+    ),
+    (dict(coefficients=[('llm/[', (1, 0)), ('.*', (0, 1))]), 'no regular expression'),
     (dict(method='slerp', base=0), 'slerp'),
     (dict(method='cubic'), 'linear, slerp'),
   ],

@@ -3,10 +3,13 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from sphinx_jax import recipe, run
+from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint.bundle import Bundle
 from sphinx_jax.configs import mini
 from sphinx_jax.core import config as config_lib, errors
 
@@ -101,6 +104,19 @@ def test_the_mix_of_a_recipe_is_the_best_coefficient_of_its_choice(finished_reci
   choice = json.loads((finished_recipe / 'mix' / 'choice.json').read_text())
   assert [sorted(point) for point in curve] == [['coefficient', 'real', 'synthetic']] * 3
   assert choice['coefficient'] in {point['coefficient'] for point in curve}
+
+
+def test_the_mix_of_a_recipe_refuses_two_models_before_it_measures(tmp_path, monkeypatch):
+  config = mini.get_config('quick')
+  monkeypatch.setattr(run, 'open_parents', lambda *_: pytest.fail('the mix is measured'))
+  for name, theta in zip(config.mix.inputs, (10000.0, 500.0)):
+    stage = run.training_run(config, name, tmp_path).copy_and_resolve_references()
+    with stage.unlocked():
+      stage.model.llm.rope_theta = theta
+    with store.Store(tmp_path / name) as saved:
+      saved.save(1, {'w': np.ones(2)}, None, Bundle(stage, b'pieces', {}).to_meta())
+  with pytest.raises(errors.SphinxError, match='llm.rope_theta: 10000.0 there, 500.0 here'):
+    recipe.KINDS['mix'](config, 'mix', tmp_path)
 
 
 def test_stages_share_the_model_and_freeze_the_encoders_after_the_first():

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.core import config as config_lib, errors
+from sphinx_jax.models import sphinx
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +71,14 @@ def load_bundle(directory: store.Path) -> Bundle:
   return Bundle.from_meta(store.load_meta(directory), directory)
 
 
-def check_same_tokenizer(
+def check_same_model(
   who: str, directories: Sequence[store.Path], bundles: Sequence[Bundle]
 ) -> None:
-  """Compares the tokenizers of several checkpoints.
+  """Compares the tokenizers, dialogs and model settings of several checkpoints.
 
   Raises:
-    SphinxError: one of them differs from the first; the message has `who` and the directory.
+    SphinxError: one of them differs from the first; the message has `who`, the directory and the
+      settings.
   """
   for directory, bundle in zip(directories[1:], bundles[1:]):
     if bundle.tokenizer != bundles[0].tokenizer:
@@ -86,3 +88,22 @@ def check_same_tokenizer(
         f"that of '{directories[0]}'",
         'take checkpoints of one tokenizer',
       )
+    different = differences(bundles[0], bundle)
+    if different:
+      raise errors.make(
+        f"{who}, input '{directory}'",
+        f'another model ({"; ".join(map(str, different))[:1000]})',
+        f"that of '{directories[0]}'",
+        'mix checkpoints of one model config',
+      )
+
+
+def differences(first: Bundle, second: Bundle) -> list[config_lib.Difference]:
+  """Returns the settings of model and dialog in which the weights of two checkpoints differ."""
+
+  def settings(bundle: Bundle) -> dict[str, Any]:
+    model = bundle.config.get('model') or {}
+    weights = sphinx.settings_of_weights(model) if 'llm' in model else {}
+    return {**weights, 'dialog': dict(bundle.dialog)}
+
+  return config_lib.differences(settings(first), settings(second))

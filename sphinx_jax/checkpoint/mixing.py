@@ -14,7 +14,7 @@ import numpy as np
 import xxhash
 
 from sphinx_jax.checkpoint import store, stream
-from sphinx_jax.checkpoint.bundle import Bundle, check_same_tokenizer
+from sphinx_jax.checkpoint.bundle import Bundle, check_same_model
 from sphinx_jax.checkpoint.read_ahead import read_ahead
 from sphinx_jax.core import errors, trees
 from sphinx_jax.core.progress import Progress, log
@@ -75,15 +75,16 @@ def mix_checkpoints(
     The output directory.
 
   Raises:
-    SphinxError: an input is no checkpoint, the inputs differ in leaves or tokenizer, the
-      coefficients are wrong, or the output holds another checkpoint or cannot be written.
+    SphinxError: an input is no checkpoint, the inputs differ in leaves, settings of the model or
+      tokenizer, the coefficients are wrong, a rule matches nothing, or the output holds another
+      checkpoint or cannot be written.
   """
   has_base = base is not None
   rules = weights.as_rules(coefficients, len(inputs), unnormalized or has_base, method, has_base)
   directories = [*inputs, base] if has_base else [*inputs]
   metas = [store.load_meta(directory) for directory in directories]
   bundles = [Bundle.from_meta(meta, directory) for meta, directory in zip(metas, directories)]
-  check_same_tokenizer('mix_weights', directories, bundles)
+  check_same_model('mix_weights', directories, bundles)
   sources = [
     {'directory': str(directory), 'step': meta['step']}
     for directory, meta in zip(directories, metas)
@@ -106,7 +107,7 @@ def mix_checkpoints(
       f"input '{directory}'",
       f"'{directories[0]}'",
     )
-  leaf_coefficients = {path: trees.first_match(rules, path) for path in opened[0]}
+  leaf_coefficients = weights.match(rules, opened[0])
   outputs = _plan_outputs(opened, dtype)
   meta = {**bundles[0].to_meta(), **recipe}
   writer = stream.Writer(output, {'params': outputs}, meta, _PENDING_BYTES)

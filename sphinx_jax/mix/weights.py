@@ -9,7 +9,8 @@ section 3.1). Two other methods are task arithmetic, `base + sum of c_i * (W_i -
 `mix_leaf`.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,7 +62,7 @@ def mix(
 
   Raises:
     SphinxError: the parents differ (the leaves are named), the number of coefficients is wrong,
-      their sum is not 1, or no pattern matches a leaf.
+      their sum is not 1, no pattern matches a leaf, or a pattern matches none.
   """
   if not parents:
     raise errors.make('mix', 'no parents', 'at least one tree', 'name the checkpoints to mix')
@@ -75,9 +76,11 @@ def mix(
   flat_parents = [trees.flatten(parent) for parent in parents]
   flat_base = None if base is None else trees.flatten(base)
 
+  matched = match(rules, flat_parents[0])
+
   def mix_path(path: str) -> jax.Array:
     leaves = [parent[path] for parent in flat_parents]
-    leaf_coefficients = trees.first_match(rules, path)
+    leaf_coefficients = matched[path]
     if method == 'slerp' and needs_slerp(leaf_coefficients):
       leaf_coefficients = slerp_coefficients(leaf_coefficients, *dot_products(*leaves))
     base_leaf = None if flat_base is None else flat_base[path]
@@ -216,8 +219,8 @@ def as_rules(
     has_base: whether the mix has a base.
 
   Raises:
-    SphinxError: the number of coefficients is wrong, their sum is not 1, the method is unknown, or
-      slerp does not have exactly two parents.
+    SphinxError: a pattern is no regular expression, the number of coefficients is wrong, their sum
+      is not 1, the method is unknown, or slerp does not have exactly two parents.
   """
   if method not in METHODS:
     raise errors.unknown('method of mixing', method, METHODS)
@@ -236,10 +239,38 @@ def as_rules(
   return rules
 
 
+def match(rules: Rules, paths: Iterable[str]) -> dict[str, tuple[float, ...]]:
+  """Returns path -> coefficients by the first rule whose pattern matches the whole path.
+
+  Args:
+    rules: from `as_rules`.
+    paths: paths of all leaves.
+
+  Raises:
+    SphinxError: no rule matches a path, or a rule matches none.
+  """
+  paths = list(paths)
+  for pattern, _ in rules:
+    if not any(re.fullmatch(pattern, path) for path in paths):
+      raise errors.make(
+        f"mix of '{pattern}'",
+        'a rule that matches no parameter',
+        f'a pattern of whole paths such as {", ".join(paths[:3])}',
+        'correct the pattern',
+      )
+  return {path: trees.first_match(rules, path) for path in paths}
+
+
 def _check_coefficients(
   pattern: str, coefficients: Sequence[float], parents: int, unnormalized: bool
 ) -> None:
   who = f"mix of '{pattern}'"
+  try:
+    re.compile(pattern)
+  except (re.error, TypeError) as error:
+    raise errors.make(
+      who, f'no regular expression ({error})', 'a pattern of parameter paths', 'correct it'
+    ) from None
   if len(coefficients) != parents:
     raise errors.make(
       who,

@@ -4,6 +4,7 @@ Combines the embedding mix (`mix/embeddings.py`) and the scale mix (`mix/scales.
 language model.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -347,6 +348,47 @@ def _llm(config: Any) -> nn.Module:
     attention=config.attention,
   )
   return _make(f'llm {config.llm.name}', LLMS[config.llm.name], settings, shared, 'llm')
+
+
+# Settings of speed, memory and rounding, and those that the shapes of the parameters show.
+_INCIDENTAL = {
+  *('dtype', 'remat', 'attention', 'scan_unroll', 'unroll', 'half_round'),
+  *('max_length', 'multiple_of', 'ffn_multiplier', 'parent', 'name'),
+}
+
+
+def settings_of_weights(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The settings that decide what a model's weights mean, with defaults, to compare two models.
+
+  Args:
+    config: the model config.
+
+  Returns:
+    Nested dictionaries like the config.
+  """
+
+  def complete(module: type[nn.Module], settings: Any) -> dict[str, Any]:
+    defaults = {
+      field.name: field.default
+      for field in dataclasses.fields(module)
+      if field.default is not dataclasses.MISSING
+    }
+    return kept({**defaults, **settings})
+
+  def kept(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in _INCIDENTAL}
+
+  plain = config.to_dict()
+  encoders = {name: part for name, part in plain.pop('encoders').items() if part is not None}
+  llm = plain.pop('llm')
+  llm_settings = complete(LLMS[llm['name']], llm)
+  if llm_settings['kv_heads'] is None:
+    llm_settings['kv_heads'] = llm_settings['heads']
+  return {
+    **kept(plain),
+    'encoders': {name: complete(ENCODERS[name], part) for name, part in encoders.items()},
+    'llm': {'name': llm['name'], **llm_settings},
+  }
 
 
 def visual_tokens(config: ml_collections.ConfigDict) -> int:

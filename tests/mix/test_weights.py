@@ -161,6 +161,14 @@ def test_on_a_mesh_the_mix_is_the_same_and_no_leaf_is_gathered(options):
     ((float('inf'), 0.5), 'finite'),
     ([('llm/.*', (0.5, 0.5))], 'encoders/w'),
     ((float('nan'), 0.5), 'sum'),
+    (
+      [('llm/layer/.*', (1, 0)), ('.*', (0, 1))],
+      "'llm/layer/.*': got a rule that matches no parameter",
+    ),
+    ([('llm', (1, 0)), ('.*', (0, 1))], 'a pattern of whole paths such as llm/w'),
+    ([('', (1, 0)), ('.*', (0, 1))], 'a rule that matches no parameter'),
+    ([('llm/(w', (1, 0)), ('.*', (0, 1))], 'no regular expression .*position'),
+    ([('*', (1, 0)), ('.*', (0, 1))], 'no regular expression'),
   ],
 )
 def test_wrong_coefficients_are_refused(coefficients, words):
