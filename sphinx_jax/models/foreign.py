@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from sphinx_jax.core import errors
+from sphinx_jax.models import foreign_config
 
 Shapes = Mapping[str, tuple[int, ...]]  # Foreign name -> shape.
 # (shapes of a file, its config or {}) -> settings of the part, as in a model config.
@@ -111,6 +112,7 @@ class Form:
     prefixes: possible prefixes of the names in a file. The first one with which `mark` is there is
       taken.
     config: settings -> the library's own config, for forms that can be written as a whole model.
+    configs: name of a config file -> its fields. The first one in the folder is read.
   """
 
   kind: str
@@ -120,6 +122,7 @@ class Form:
   unused: tuple[str, ...] = ()
   prefixes: tuple[str, ...] = ('',)
   config: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+  configs: Mapping[str, foreign_config.Fields] = dataclasses.field(default_factory=dict)
 
   def prefix(self, keys: Iterable[str]) -> str | None:
     """The prefix of the names in a file, or None if the file is of another form."""
@@ -193,39 +196,6 @@ def within(
   ]
 
 
-def field(config: Mapping[str, Any], name: str) -> Any:
-  """A field that a foreign config must have.
-
-  Raises:
-    SphinxError: the field or the whole config is missing.
-  """
-  if config.get(name) is None:
-    raise errors.make(
-      'config.json',
-      f'no {name!r}' if config else 'no such file',
-      f'{name!r}, which no tensor determines',
-      'take the config.json (or params.json) that belongs to the weights',
-    )
-  return config[name]
-
-
-def size(config: Mapping[str, Any], name: str) -> int:
-  """A positive integer that a foreign config must have.
-
-  Raises:
-    SphinxError: the field is missing, or is not a positive integer.
-  """
-  value = field(config, name)
-  if type(value) is not int or value < 1:
-    raise errors.make(
-      'config.json',
-      f'{name} {value!r}',
-      'a whole number above 0',
-      'take the config.json (or params.json) that belongs to the weights',
-    )
-  return value
-
-
 def count(shapes: Shapes, key: str) -> int:
   """The number of layers in a file; `key` is a tensor name with '{}' for the layer number."""
   layers = 0
@@ -250,16 +220,16 @@ def heads(
     width: its width.
     name: name of the width in the size table.
     field: name of the number of heads in the size table.
-    config: config of transformers, which may have the number for this width; None: there is none.
+    config: config of transformers, which may have the number; None: there is none.
 
   Returns:
     The config's number if there is one, or that of the size table's row of the same width.
 
   Raises:
-    SphinxError: no row of the size table has the width.
+    SphinxError: no row of the size table has the width, or the config's number does not divide it.
   """
-  if config and config.get('hidden_size') == width and 'num_attention_heads' in config:
-    return config['num_attention_heads']
+  if config and config.get('num_attention_heads') is not None:
+    return foreign_config.divisor(config, 'num_attention_heads', width)
   heads_of_width = {row[name]: row[field] for row in sizes.values()}
   if width not in heads_of_width:
     raise errors.make(

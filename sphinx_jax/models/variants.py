@@ -4,6 +4,7 @@ Sources: docs/official_sphinx.md, "Views" and "Released checkpoints";
 tests/golden/models/full_size_keys_*.json, recorded from the official code.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,14 @@ ENCODERS = {
   'qformer': ('qformer.', qformer.FORMS['hf']),
 }
 LLM = llama.FORMS['meta']
+CONFIG_FIELDS = dataclasses.replace(
+  llama.META_FIELDS,
+  neutral={
+    **llama.META_FIELDS.neutral,
+    'which parameters the official trainer updates': ('trainable_mode',),
+  },
+  only={**llama.META_FIELDS.only, 'load_pretrained_visual_encoder': (None, False, True)},
+)
 # Tensors of a release that the model does not use, with their full-size shapes: the text half of
 # CLIP, and DINOv2's mask token.
 UNUSED = {

@@ -17,6 +17,7 @@ from sphinx_jax.checkpoint.foreign.sources import Source, compute_dtype
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.checkpoint.stream import Array, Index
 from sphinx_jax.core import errors, trees
+from sphinx_jax.core.progress import log
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.models import foreign, sphinx, variants
 from sphinx_jax.models.llms import llama
@@ -41,7 +42,8 @@ class Assembly:
     dropped: names of unused tensors that are not kept: those of several sources, and those of other
       models in the same file.
     tokenizer: contents of tokenizer.model, or None.
-    origin: JSON-able: form, prefix and config of the language model's source, for the export.
+    origin: JSON-able: form, prefix, config and added tokens of the language model's source, for the
+      export.
   """
 
   config: ml_collections.ConfigDict
@@ -108,9 +110,9 @@ def assemble(
     path: jax.ShapeDtypeStruct(leaf.shape, dtypes.get(path, leaf.dtype))
     for path, leaf in params.items()
   }
-  tokenizer = tokenizer or main.tokenizer
+  tokenizer, added_tokens = tokenizer or main.tokenizer, {}
   if tokenizer is not None:
-    _check_vocabulary(tokenizer, config.llm.vocab, main)
+    added_tokens = _check_vocabulary(tokenizer, config.llm.vocab, main)
   kept = unused if len(sources) == 1 else {}
   return Assembly(
     config,
@@ -122,7 +124,12 @@ def assemble(
     unused=kept,
     dropped=(*(key for key in unused if key not in kept), *outside),
     tokenizer=tokenizer,
-    origin={'form': main.form, 'prefix': main.prefix, 'config': dict(main.config)},
+    origin={
+      'form': main.form,
+      'prefix': main.prefix,
+      'config': dict(main.config),
+      'added_tokens': added_tokens,
+    },
   )
 
 
@@ -194,15 +201,34 @@ def _without_numbers(key: str) -> str:
   return re.sub(r'\d+', '#', key)
 
 
-def _check_vocabulary(tokenizer: bytes, vocab: int, source: Source) -> None:
+def _check_vocabulary(tokenizer: bytes, vocab: int, source: Source) -> dict[str, int]:
+  """Compares a tokenizer with the rows of the embedding.
+
+  Returns:
+    The tokens that explain rows beyond the tokenizer's. The model never produces them.
+
+  Raises:
+    SphinxError: there are fewer rows, or rows that nothing explains.
+  """
   size = Tokenizer(tokenizer).vocab_size
-  if size != vocab:
+  added = {row: name for row, name in source.added_tokens.items() if size <= row < vocab}
+  if size > vocab or len(added) < vocab - size:
     raise errors.make(
       f"source '{source.path}'",
       f'a tokenizer of {size} tokens',
       f'the {vocab} of the embedding',
-      'use the tokenizer.model that belongs to the weights',
+      'use the tokenizer.model that belongs to the weights, and an added_tokens.json that names '
+      'every row beyond it',
     )
+  if added:
+    log.info(
+      "'%s': the embedding has %d rows beyond the tokenizer: %s; no text becomes them, and none "
+      'is generated',
+      source.path,
+      vocab - size,
+      ', '.join(added.values()),
+    )
+  return {name: row for row, name in added.items()}
 
 
 def arrays(assembly: Assembly) -> dict[str, Array]:

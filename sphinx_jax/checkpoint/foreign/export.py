@@ -137,7 +137,7 @@ def write_official(
   _write_json(folder / 'config.json', settings)
   _write_json(folder / 'meta.json', {'llama_type': name})
   _write_json(folder / sources.SIDECAR, config.to_dict())
-  (folder / 'tokenizer.model').write_bytes(tokenizer)
+  _write_tokenizer(folder, tokenizer, origin)
 
 
 def write_huggingface(
@@ -170,7 +170,13 @@ def write_huggingface(
     dtype = str(tensors['model.embed_tokens.weight'].dtype)
     settings = {**llama.FORMS['hf'].config(config.llm), 'torch_dtype': dtype}
   _write_json(folder / 'config.json', settings)
+  _write_tokenizer(folder, tokenizer, origin)
+
+
+def _write_tokenizer(folder: pathlib.Path, tokenizer: bytes, origin: Mapping[str, Any]) -> None:
   (folder / 'tokenizer.model').write_bytes(tokenizer)
+  if origin.get('added_tokens'):
+    _write_json(folder / 'added_tokens.json', origin['added_tokens'])
 
 
 @contextlib.contextmanager

@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,57 @@ Path = str | os.PathLike
 
 # Bytes per read or write call. The block stays in the CPU cache while its checksum is computed.
 CHUNK = 1 << 18
+DEQUANTIZE = 'take the original weights, or dequantize them with the library that quantized them'
+# Files that a download may leave instead of the wanted one: (first bytes, description, advice).
+_OTHER_KINDS = (
+  (
+    b'version https://git-lfs',
+    'a git-lfs pointer, not the file itself',
+    'fetch the file with `git lfs pull`',
+  ),
+  *(
+    (
+      begin,
+      'a web page, not a file of the checkpoint',
+      'the download failed: download it again (some sites ask to log in first)',
+    )
+    for begin in (b'<!doctype', b'<html', b'<?xml')
+  ),
+)
+
+
+def check_kind(path: Path, expected: str) -> None:
+  """Refuses a file that is a git-lfs pointer or a web page.
+
+  Args:
+    path: a file.
+    expected: what it should be, for the error.
+  """
+  with open(path, 'rb') as file:
+    head = file.read(512).lstrip().lower()
+  for begin, description, advice in _OTHER_KINDS:
+    if head.startswith(begin):
+      raise errors.make(str(path), description, expected, advice)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """Returns the object of a JSON file, which may begin with a byte order mark.
+
+  Raises:
+    SphinxError: the file is no JSON object.
+  """
+  check_kind(path, 'a JSON object')
+  try:
+    value = json.loads(pathlib.Path(path).read_bytes())
+  except (ValueError, RecursionError) as error:
+    raise errors.make(
+      f"'{path}'", f'text that is no JSON ({error})', 'a JSON object', 'copy the file again'
+    ) from None
+  if not isinstance(value, dict):
+    raise errors.make(
+      f"'{path}'", f'a JSON {type(value).__name__}', 'a JSON object', 'copy the file again'
+    )
+  return value
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import io
 import math
 import pathlib
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -37,7 +38,9 @@ STORAGES = {
   'ComplexFloatStorage': np.dtype(np.complex64),
   'ComplexDoubleStorage': np.dtype(np.complex128),
 }
-_WRAPPERS = ('model', 'state_dict', 'teacher')
+_WRAPPERS = ('model', 'state_dict', 'model_state_dict', 'module', 'teacher')
+# Of classes of quantized tensors; _v3 builds those of float8 and other dtypes without a storage.
+_QUANTIZED = re.compile(r'bitsandbytes|torchao|quanto|hqq|qtensor|\.QU?Int|_rebuild_tensor_v3')
 # Common files that are no zip archive: (first bytes, description, advice).
 _OTHER_KINDS = (
   (
@@ -45,14 +48,8 @@ _OTHER_KINDS = (
     'a file of torch.save before release 1.6',
     'save it again: torch.save(torch.load(path, weights_only=True), path)',
   ),
-  (
-    b'version https://git-lfs',
-    'a git-lfs pointer, not the file itself',
-    'fetch the file with `git lfs pull`',
-  ),
   (b'PK\x03\x04', 'a zip archive that is cut short or damaged', 'download or copy it again'),
 )
-_HTML = (b'<!doctype', b'<html', b'<?xml')
 _MAX_MODULES = 10_000  # Of a TorchScript file. Real ones have some hundreds.
 
 
@@ -95,7 +92,7 @@ class _Attributes:
 def open_pth(path: files.Path) -> dict[str, Tensor]:
   """Opens a file of torch.save or torch.jit.save; no tensor is read yet.
 
-  The tensors are those of the mapping under 'model', 'state_dict' or 'teacher' if there is one,
+  The tensors are those of the mapping under one of _WRAPPERS ('model', ...) if there is one,
   else of the outermost mapping. A TorchScript module has its parameters and buffers under dotted
   names. Other values are skipped, and logged.
 
@@ -126,7 +123,7 @@ def open_pth(path: files.Path) -> dict[str, Tensor]:
     raise errors.make(
       str(path),
       'no tensor',
-      "tensors, or a mapping of them under 'model', 'state_dict' or 'teacher'",
+      f'tensors, or a mapping of them under {", ".join(_WRAPPERS)}',
       'give the file that holds the weights',
     )
   return {
@@ -248,6 +245,13 @@ class _Unpickler(pickle._Unpickler):
       return name
     if module.split('.')[0] == '__torch__':
       return type('TorchScript', (_Attributes,), {})
+    if _QUANTIZED.search(f'{module}.{name}'):
+      raise errors.make(
+        str(self._path),
+        f"quantized weights ('{module[:100]}.{name[:100]}')",
+        'floating-point weights',
+        files.DEQUANTIZE,
+      )
     if (module, name) not in self._globals:
       raise errors.make(
         str(self._path),
@@ -373,14 +377,12 @@ def _skip(file: io.BufferedIOBase, count: int) -> None:
 
 def _other_kind(path: pathlib.Path) -> errors.SphinxError:
   """Returns the error for a file that is no zip archive."""
+  files.check_kind(path, 'a zip archive of torch.save')
   with open(path, 'rb') as file:
-    head = file.read(512)
+    head = file.read(64)
   description, advice = 'an unknown kind of file', 'give a file of torch.save'
   if not head:
     description, advice = 'an empty file', 'download or copy it again'
-  elif head.lstrip().lower().startswith(_HTML):
-    description = 'a web page, not a checkpoint'
-    advice = 'the download failed: download it again (some sites ask to log in first)'
   for first_bytes, kind, remedy in _OTHER_KINDS:
     if head.startswith(first_bytes):
       description, advice = kind, remedy

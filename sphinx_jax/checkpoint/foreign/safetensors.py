@@ -61,6 +61,7 @@ def open_safetensors(path: files.Path) -> dict[str, Tensor]:
       str(path), 'no such file', 'a .safetensors file or a folder of them', 'check the path'
     )
   with files.explain_damage(path):
+    files.check_kind(path, 'a .safetensors file')
     return _open_file(path)
 
 
@@ -134,7 +135,8 @@ def _open_folder(folder: pathlib.Path) -> dict[str, Tensor]:
 
 
 def _open_index(index: pathlib.Path) -> dict[str, Tensor]:
-  weight_map = json.loads(index.read_text())['weight_map']
+  files.check_kind(index, 'an index of .safetensors files')
+  weight_map = json.loads(index.read_bytes())['weight_map']
   names = sorted(set(weight_map.values()))
   # A name with a folder in it could point anywhere on the disk.
   invalid = [
@@ -182,7 +184,7 @@ def _open_file(path: pathlib.Path) -> dict[str, Tensor]:
         f'{path}: tensor {key}',
         f'dtype {name}',
         f'one of {", ".join(_DTYPES)}',
-        'convert it with the library that wrote it',
+        'if it is quantized, ' + files.DEQUANTIZE,
       )
     read = functools.partial(_read_tensor, path, file, key)
     tensors[key] = Tensor(tuple(header.get_shape()), _DTYPES[name], read)

@@ -4,25 +4,29 @@ Only names, shapes and config files are read.
 """
 
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from sphinx_jax.checkpoint.foreign import files, pth, safetensors, shards
+from sphinx_jax.checkpoint.foreign import files, names, pth, safetensors, shards
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
-from sphinx_jax.core import errors
+from sphinx_jax.core import config as config_lib, errors
 from sphinx_jax.core.progress import log
-from sphinx_jax.models import foreign, variants
+from sphinx_jax.models import foreign, foreign_config, variants
 from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer
 from sphinx_jax.models.llms import llama
 
 # Written beside the files of an official folder that we export: the whole model config.
 SIDECAR = 'sphinx_jax.json'
+_MAX_SHOWN = 10  # Fields of a config in an error.
+_TRAINER_FILES = re.compile(
+  r'(training_args|optimizer|scheduler|scaler|rng_state|random_states).*|.*optim_states\.pt'
+)
 FORMS = {
   'llm': llama.FORMS,
   'clip': clip.FORMS,
@@ -46,6 +50,7 @@ class Source:
     settings: sizes of the part, or the whole model config.
     config: contents of the foreign config file, or {}.
     tokenizer: contents of a tokenizer.model beside it, or None.
+    added_tokens: id -> token of those that files beside tokenizer.model add to it.
     unused: names that the model does not use.
     prefix: what all names in the file begin with.
     outside: names of other parts in the same file (a text encoder), without the prefix.
@@ -60,6 +65,7 @@ class Source:
   settings: Any
   config: Mapping[str, Any]
   tokenizer: bytes | None
+  added_tokens: Mapping[int, str]
   unused: tuple[str, ...]
   prefix: str = ''
   outside: tuple[str, ...] = ()
@@ -86,34 +92,76 @@ def open_source(
       that no shape determines.
   """
   path = pathlib.Path(path)
-  tensors = _open_tensors(path, base, report)
   folder = path if path.is_dir() else path.parent
+  _refuse_adapter(path)
+  tensors = _open_tensors(path, base, report)
+  names.check_whole(tensors, f"source '{path}'")
   folders = [folder, *([pathlib.Path(base)] if base else [])]
-  shared = {'path': path, 'config': _find_config(folders), 'tokenizer': _find_tokenizer(folders)}
+  shared = {
+    'path': path,
+    'tokenizer': _find_tokenizer(folders),
+    'added_tokens': _find_added_tokens(folders),
+  }
   prefix = shards.PREFIX if any(key.startswith(shards.PREFIX) for key in tensors) else ''
   unprefixed = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
   meta = _read_json(folder / 'meta.json')
   if 'start_img' in unprefixed or 'llama_type' in meta:
-    return _open_model(unprefixed, prefix, meta, variant, folder, shared)
-  return _open_part(tensors, path, shared)
+    return _open_model(unprefixed, prefix, meta, variant, folders, shared)
+  return _open_part(tensors, folders, shared)
 
 
-def _find_config(folders: Iterable[pathlib.Path]) -> dict[str, Any]:
-  """Returns the first config.json or params.json that is not empty, or {}."""
+def _refuse_adapter(path: pathlib.Path) -> None:
+  """Refuses a folder of PEFT."""
+  file = path / 'adapter_config.json'
+  if file.is_file():
+    kind = files.read_json(file).get('peft_type', 'LORA')
+    kind = 'LoRA' if kind == 'LORA' else kind
+    raise names.adapter(f"source '{path}'", f'a {kind} adapter ({file.name})')
+
+
+def _read_config(
+  folders: Iterable[pathlib.Path], configs: Mapping[str, foreign_config.Fields]
+) -> tuple[dict[str, Any], foreign_config.Fields]:
+  """Returns the first config file of a form that is not empty, and its fields.
+
+  A config.json of another library, beside a file that has none, is passed over.
+  """
   for folder in folders:
-    for name in ('config.json', 'params.json'):
+    for name, fields in configs.items():
       config = _read_json(folder / name)
-      if config:
-        return config
-  return {}
+      is_own = len(configs) == 1 or not fields.marks or any(mark in config for mark in fields.marks)
+      if config and is_own:
+        return config, fields
+  return {}, foreign_config.Fields()
 
 
 def _find_tokenizer(folders: Iterable[pathlib.Path]) -> bytes | None:
   for folder in folders:
     file = folder / 'tokenizer.model'
     if file.is_file():
+      files.check_kind(file, 'a sentencepiece tokenizer.model')
       return file.read_bytes()
   return None
+
+
+def _find_added_tokens(folders: Iterable[pathlib.Path]) -> dict[int, str]:
+  """Returns id -> token of those that transformers adds to a tokenizer.model."""
+  found: dict[int, str] = {}
+  for folder in folders:
+    config = _read_json(folder / 'config.json')
+    for name in ('pad', 'bos', 'eos'):
+      value = config.get(f'{name}_token_id')
+      found |= {value: f'<{name}>'} if type(value) is int else {}
+    decoder = _read_json(folder / 'tokenizer_config.json').get('added_tokens_decoder')
+    if isinstance(decoder, dict):
+      found |= {
+        int(key): str(token.get('content'))
+        for key, token in decoder.items()
+        if key.isdecimal() and isinstance(token, dict)
+      }
+    added = _read_json(folder / 'added_tokens.json')
+    found |= {value: name for name, value in added.items() if type(value) is int}
+  return found
 
 
 def _open_tensors(
@@ -129,22 +177,50 @@ def _open_tensors(
     )
   if path.is_file():
     is_safetensors = path.suffix == '.safetensors'
-    return safetensors.open_safetensors(path) if is_safetensors else pth.open_pth(path)
-  sets = shards.open_sets(path)
+    open_file = safetensors.open_safetensors if is_safetensors else pth.open_pth
+    return _unwrap(path, open_file(path))
+  sets = {
+    kind: [_unwrap(path, tensors) for tensors in ranks]
+    for kind, ranks in shards.open_sets(path).items()
+  }
   if sets:
     return _merge_sets(path, sets, base, report)
-  names = sorted(file.name for file in path.iterdir())
-  if any(name.endswith('.safetensors') for name in names):
-    return safetensors.open_safetensors(path)
-  pickles = [path / name for name in names if name.endswith(('.bin', '.pt', '.pth'))]
+  found = sorted(file.name for file in path.iterdir())
+  if any(name.endswith('.safetensors') for name in found):
+    return _unwrap(path, safetensors.open_safetensors(path))
+  pickles = [name for name in found if name.endswith(('.bin', '.pt', '.pth'))]
+  pickles = [name for name in pickles if (path / name).is_file()]
+  # transformers reads only these. Trainers leave other files beside them.
+  pickles = [name for name in pickles if name.startswith('pytorch_model')] or [
+    name for name in pickles if not _TRAINER_FILES.fullmatch(name)
+  ]
   if not pickles:
     raise errors.make(
       f"source '{path}'",
-      f'a folder with {names[:5]}',
+      f'a folder with {found[:5]}',
       'weights (consolidated*.pth, *.safetensors, *.bin, *.pth) or a checkpoint of sphinx_jax',
       'check the path',
     )
-  return files.join_tensors(path, [(file, pth.open_pth(file)) for file in pickles])
+  opened = [(path / name, pth.open_pth(path / name)) for name in pickles]
+  return _unwrap(path, files.join_tensors(path, opened))
+
+
+def _unwrap(path: pathlib.Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+  """Removes the names of wrappers (DDP, PEFT, torch.compile) and logs that they were there."""
+  unwrapped = names.unwrap(tensors, _is_known)
+  if unwrapped.keys() != tensors.keys():
+    log.info("'%s': %s is read as %s", path, next(iter(tensors)), next(iter(unwrapped)))
+  return unwrapped
+
+
+def _is_known(keys: Iterable[str]) -> bool:
+  """Whether names are those of a form or of an official SPHINX, without a wrapper."""
+  keys = set(keys)
+  return (
+    'start_img' in keys
+    or any(key.startswith(shards.PREFIX) for key in keys)
+    or any(form.prefix(keys) is not None for forms in FORMS.values() for form in forms.values())
+  )
 
 
 def _merge_sets(
@@ -173,19 +249,7 @@ def _merge_sets(
 
 def _read_json(file: pathlib.Path) -> dict[str, Any]:
   """Returns the object of a JSON file; {} if there is no such file."""
-  if not file.is_file():
-    return {}
-  try:
-    value = json.loads(file.read_text())
-  except ValueError as error:
-    raise errors.make(
-      f"'{file}'", f'text that is no JSON ({error})', 'a JSON object', 'copy the file again'
-    ) from None
-  if not isinstance(value, dict):
-    raise errors.make(
-      f"'{file}'", f'a JSON {type(value).__name__}', 'a JSON object', 'copy the file again'
-    )
-  return value
+  return files.read_json(file) if file.is_file() else {}
 
 
 def _open_model(
@@ -193,10 +257,11 @@ def _open_model(
   prefix: str,
   meta: Mapping[str, Any],
   variant: str | None,
-  folder: pathlib.Path,
+  folders: list[pathlib.Path],
   shared: Mapping[str, Any],
 ) -> Source:
   """Opens an official SPHINX; the meta.json of its folder names the variant."""
+  folder = folders[0]
   name = variant or meta.get('llama_type')
   if not isinstance(name, str):
     raise errors.make(
@@ -206,15 +271,21 @@ def _open_model(
       'copy it from the release, or give --variant',
     )
   row = variants.variant(name)
+  who = f"source '{folder}'"
+  config, fields = _read_config(
+    folders, dict.fromkeys(('config.json', 'params.json'), variants.CONFIG_FIELDS)
+  )
+  llm = read_settings(variants.LLM, _shapes(tensors), config, fields, who)
   sidecar = _read_json(folder / SIDECAR)
   if sidecar:
     model = ml_collections.ConfigDict(sidecar)
+    _check_sidecar(model, name, llm, who)
   else:
-    config = shared['config']
-    llm = _settings(variants.LLM, _shapes(tensors), config, f"source '{folder}'")
     encoders = _encoder_settings(tensors, row, folder, config)
     model = variants.model(name, llm, encoders, compute_dtype(tensors, variants.LLM))
   table = variants.weights(model)
+  unused = _find_unused(tensors, table)
+  _check_tensors(tensors, unused, table, _official_unused(row), who)
   return Source(
     kind=f'official SPHINX, {name}',
     part='model',
@@ -222,10 +293,44 @@ def _open_model(
     tensors=tensors,
     table=table,
     settings=model,
-    unused=_find_unused(tensors, table),
+    config=config,
+    unused=unused,
     prefix=prefix,
     **shared,
   )
+
+
+def _check_sidecar(
+  model: ml_collections.ConfigDict, name: str, llm: Mapping[str, Any], who: str
+) -> None:
+  """Compares the model config that an export wrote with the files that others read.
+
+  Raises:
+    SphinxError: they describe different models.
+  """
+  try:
+    differences = config_lib.differences({**llm}, model.llm.to_dict(), 'llm.')
+    differences = [str(line) for line in differences if line.key.removeprefix('llm.') in llm]
+    if variants.name_of(model) != name:
+      differences.append(f'llama_type {name} there, {variants.name_of(model)} here')
+  except (AttributeError, KeyError, TypeError) as error:
+    differences = [f'{type(error).__name__} {error}']
+  if differences:
+    raise errors.make(
+      who,
+      f'a {SIDECAR} that differs from config.json and meta.json ({"; ".join(differences[:5])})',
+      'files that describe one model',
+      f'export the folder again, or remove {SIDECAR}',
+    )
+
+
+def _official_unused(row: Mapping[str, Any]) -> tuple[str, ...]:
+  """Patterns of the tensors of a release that no model reads."""
+  patterns = [*variants.LLM.unused]
+  for part in row['encoders']:
+    prefix, form = variants.ENCODERS[part]
+    patterns += [f'{re.escape(prefix)}(?:{pattern})' for pattern in form.unused]
+  return tuple(patterns)
 
 
 def _encoder_settings(
@@ -243,7 +348,8 @@ def _encoder_settings(
       for key, tensor in tensors.items()
       if key.startswith(prefix)
     }
-    settings[part] = _settings(form, shapes, {}, f"encoder {part} of '{folder}'")
+    who = f"encoder {part} of '{folder}'"
+    settings[part] = read_settings(form, shapes, {}, foreign_config.Fields(), who)
   if 'clip' in settings:
     # OpenAI's weights were trained with QuickGELU. The official code builds it only if it loads
     # those weights, else the exact GELU (docs/official_sphinx.md, "CLIP").
@@ -252,16 +358,49 @@ def _encoder_settings(
   return settings
 
 
+def read_settings(
+  form: foreign.Form,
+  shapes: Mapping[str, tuple[int, ...]],
+  config: Mapping[str, Any],
+  fields: foreign_config.Fields,
+  who: str,
+) -> dict[str, Any]:
+  """Returns the settings of a part.
+
+  Args:
+    form: how the part is named and arranged.
+    shapes: foreign name -> shape.
+    config: the foreign config, or {}.
+    fields: its fields.
+    who: the part, for errors.
+
+  Raises:
+    SphinxError: a tensor is missing, the shapes are impossible, or the config has a field with
+      which the model would compute something else.
+  """
+  problems = fields.problems(config) if config else []
+  if not problems:
+    settings = _settings(form, shapes, config, who)
+    problems = fields.wrong_sizes(config, settings)
+  if problems:
+    more = f'; and {len(problems) - _MAX_SHOWN} more' if len(problems) > _MAX_SHOWN else ''
+    raise errors.make(
+      f'{who}, config',
+      '; '.join(problems[:_MAX_SHOWN]) + more,
+      'only what this package computes',
+      'another model is not supported (a field without any effect may be removed)',
+    )
+  return settings
+
+
 def _settings(
   form: foreign.Form, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], who: str
 ) -> dict[str, Any]:
-  """Returns the sizes of a part.
-
-  Raises:
-    SphinxError: a tensor is missing, or the shapes are impossible.
-  """
+  """Returns the settings of a part; see `read_settings`."""
   try:
     return form.settings(shapes, config)
+  except errors.SphinxError:
+    raise
   except KeyError as error:
     raise errors.make(
       who,
@@ -288,7 +427,7 @@ def compute_dtype(tensors: Mapping[str, Tensor], form: foreign.Form) -> str:
 
 
 def _open_part(
-  tensors: Mapping[str, Tensor], path: pathlib.Path, shared: Mapping[str, Any]
+  tensors: Mapping[str, Tensor], folders: list[pathlib.Path], shared: Mapping[str, Any]
 ) -> Source:
   """Opens one part of a model, of the first form whose names match."""
   for part, forms in FORMS.items():
@@ -296,16 +435,17 @@ def _open_part(
       prefix = form.prefix(tensors)
       if prefix is None:
         continue
-      who = f"source '{path}' ({form.kind})"
+      who = f"source '{shared['path']}' ({form.kind})"
       inside = {
         key.removeprefix(prefix): tensor
         for key, tensor in tensors.items()
         if key.startswith(prefix)
       }
-      settings = _settings(form, _shapes(inside), shared['config'], who)
+      config, fields = _read_config(folders, form.configs)
+      settings = read_settings(form, _shapes(inside), config, fields, who)
       table = form.weights(settings)
       unused = _find_unused(inside, table)
-      _refuse_unknown(unused, table, form, who)
+      _check_tensors(inside, unused, table, form.unused, who)
       return Source(
         kind=form.kind,
         part=part,
@@ -313,6 +453,7 @@ def _open_part(
         tensors=inside,
         table=table,
         settings=settings,
+        config=config,
         unused=unused,
         prefix=prefix,
         outside=tuple(key for key in tensors if not key.startswith(prefix)),
@@ -320,31 +461,48 @@ def _open_part(
       )
   kinds = '; '.join(form.kind for forms in FORMS.values() for form in forms.values())
   raise errors.make(
-    f"source '{path}'",
+    f"source '{shared['path']}'",
     f'{len(tensors)} tensors of no known form ({", ".join(sorted(tensors)[:3])}, ...)',
     f'one of: official SPHINX; {kinds}',
     'see the table of formats in docs/weights.md',
   )
 
 
-def _refuse_unknown(
-  unused: Iterable[str], table: Iterable[foreign.Weight], form: foreign.Form, who: str
+def _check_tensors(
+  tensors: Mapping[str, Tensor],
+  unused: Iterable[str],
+  table: Iterable[foreign.Weight],
+  unneeded: Iterable[str],
+  who: str,
 ) -> None:
-  """Refuses names that the model does not have and that are not known to be unnecessary.
+  """Refuses quantized weights, and names that the model does not have.
 
   Ignoring them would compute another model.
 
+  Args:
+    tensors: name -> tensor.
+    unused: names that the model does not use.
+    table: names and paths of the model.
+    unneeded: patterns of names that are known to be unnecessary.
+    who: the part, for errors.
+
   Raises:
-    SphinxError: there are such names.
+    SphinxError: there are such weights or names.
   """
+  dtypes = {key: tensors[key].dtype for w in table for _, key in w.places() if key in tensors}
+  whole = [key for key, dtype in dtypes.items() if not jnp.issubdtype(dtype, jnp.floating)]
+  if whole:
+    kinds = ', '.join(sorted({str(dtypes[key]) for key in whole}))
+    raise names.quantized(who, f'{kinds}: {files.first_names(whole)}')
   keys = {weight.key for weight in table}
   unknown = [
     key
     for key in unused
     # More layers than in the config: `assemble` reports them.
     if re.sub(r'\.\d+\.', '.{}.', key) not in keys
-    and not any(re.fullmatch(pattern, key) for pattern in form.unused)
+    and not any(re.fullmatch(pattern, key) for pattern in unneeded)
   ]
+  names.check_not_quantized(unknown, who)
   if unknown:
     raise errors.make(
       who,

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sphinx_jax.models import foreign, layers
+from sphinx_jax.models import foreign, foreign_config, layers
 from sphinx_jax.models.encoders import vit
 
 EPS = 1e-5
@@ -121,28 +121,127 @@ def _huggingface(settings: Any) -> list[foreign.Weight]:
   ]
 
 
-def _settings(patches: str, positions: str, up: str, activation: str) -> foreign.ReadSettings:
-  """Reader of the settings from tensors of these names; `activation` is the form's default."""
+def _from_open_clip(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+  model = foreign_config.section(config, 'model_cfg')
+  vision = foreign_config.section(model, 'vision_cfg')
+  width = shapes['visual.conv1.weight'][0]
+  heads = {}
+  if vision.get('head_width') is not None:
+    heads = {'num_attention_heads': width // foreign_config.divisor(vision, 'head_width', width)}
+  # OpenAI's own file has the tensor 'input_resolution' and was trained with QuickGELU. Other files
+  # of open_clip have the exact GELU unless their config names the other.
+  quick = 'input_resolution' in shapes or model.get('quick_gelu')
+  return _sizes(
+    shapes,
+    'visual.conv1.weight',
+    'visual.positional_embedding',
+    'visual.transformer.resblocks.{}.mlp.c_fc.weight',
+    heads,
+    'quick_gelu' if quick else 'gelu',
+  )
 
-  def read(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
-    width, _, patch, _ = shapes[patches]
-    config = config.get('vision_config', config)
-    # OpenAI's own file has the tensor 'input_resolution' and was trained with QuickGELU. Other
-    # files of open_clip use the exact GELU. A config of transformers may leave out `hidden_act`,
-    # whose default there is QuickGELU.
-    from_openai = 'input_resolution' in shapes
-    quick = from_openai or config.get('hidden_act', activation) == 'quick_gelu'
-    return dict(
-      view=patch * math.isqrt(shapes[positions][0] - 1),
-      patch=patch,
-      width=width,
-      layers=foreign.count(shapes, up),
-      heads=foreign.heads('clip', SIZES, width, config=config),
-      mlp_ratio=shapes[up.format(0)][0] / width,
-      activation='quick_gelu' if quick else 'gelu',
-    )
 
-  return read
+def _from_huggingface(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+  # A file may hold both halves, or the vision half alone. Older releases of transformers wrote
+  # changes into vision_config_dict, which goes before vision_config.
+  vision = config
+  if config.get('vision_config') is not None:
+    vision = foreign_config.section(config, 'vision_config')
+  vision = {**vision, **foreign_config.section(config, 'vision_config_dict')}
+  return _sizes(
+    shapes,
+    'embeddings.patch_embedding.weight',
+    'embeddings.position_embedding.weight',
+    'encoder.layers.{}.mlp.fc1.weight',
+    vision,
+    vision.get('hidden_act') or 'quick_gelu',  # The default of transformers.
+  )
+
+
+def _sizes(
+  shapes: foreign.Shapes,
+  patches: str,
+  positions: str,
+  up: str,
+  heads: Mapping[str, Any],
+  activation: str,
+) -> dict[str, Any]:
+  """Settings from the tensors of these names; `heads` may have the number of heads."""
+  width, _, patch, _ = shapes[patches]
+  return dict(
+    view=patch * math.isqrt(shapes[positions][0] - 1),
+    patch=patch,
+    width=width,
+    layers=foreign.count(shapes, up),
+    heads=foreign.heads('clip', SIZES, width, config=heads),
+    mlp_ratio=shapes[up.format(0)][0] / width,
+    activation=activation,
+  )
+
+
+_OPEN_CLIP_VISION = foreign_config.Fields(
+  used=('head_width',),
+  neutral={'training only': ('patch_dropout',)},
+  only={
+    'act_kwargs': (None, {}),
+    'attentional_pool': (None, False),
+    'final_ln_after_pool': (None, False),
+    'global_average_pool': (None, False),
+    'ls_init_value': (None,),
+    'no_ln_pre': (None, False),
+    'norm_kwargs': (None, {}),
+    'output_tokens': (None, False),
+    'pool_type': (None, 'tok'),
+    'pos_embed_type': (None, 'learnable'),
+    'timm_model_name': (None,),
+  },
+  sizes={
+    'image_size': lambda settings: settings['view'],
+    'layers': lambda settings: settings['layers'],
+    'mlp_ratio': lambda settings: settings['mlp_ratio'],
+    'patch_size': lambda settings: settings['patch'],
+    'width': lambda settings: settings['width'],
+  },
+)
+_HUGGINGFACE_VISION = dict(
+  used=('num_attention_heads',),
+  neutral={
+    'the projection, which SPHINX does not use': ('projection_dim',),
+    'of text halves, which share it': ('tie_word_embeddings',),
+  },
+  only={
+    'hidden_act': (None, 'gelu', 'quick_gelu'),
+    'layer_norm_eps': (None, EPS),
+    'num_channels': (None, 3),
+  },
+  sizes={
+    'hidden_size': lambda settings: settings['width'],
+    'image_size': lambda settings: settings['view'],
+    'intermediate_size': lambda settings: round(settings['width'] * settings['mlp_ratio']),
+    'num_hidden_layers': lambda settings: settings['layers'],
+    'patch_size': lambda settings: settings['patch'],
+  },
+)
+_HUGGINGFACE_SECTION = foreign_config.transformers_fields(
+  ('clip_vision_model', 'clip'), **_HUGGINGFACE_VISION
+)
+# The config of both halves, or of a vision half that was saved alone.
+_HUGGINGFACE_FIELDS = foreign_config.transformers_fields(
+  ('clip', 'clip_vision_model'),
+  ('CLIPModel', 'CLIPVisionModel', 'CLIPVisionModelWithProjection'),
+  **_HUGGINGFACE_VISION
+  | dict(
+    neutral=_HUGGINGFACE_VISION['neutral']
+    | {
+      'the text half': ('text_config', 'text_config_dict'),
+      'the loss of CLIP': ('logit_scale_init_value',),
+    },
+    sections={
+      'vision_config': _HUGGINGFACE_SECTION,
+      'vision_config_dict': _HUGGINGFACE_SECTION,
+    },
+  ),
+)
 
 
 FORMS = {
@@ -150,12 +249,7 @@ FORMS = {
     'CLIP of OpenAI or open_clip',
     'visual.conv1.weight',
     _open_clip,
-    _settings(
-      'visual.conv1.weight',
-      'visual.positional_embedding',
-      'visual.transformer.resblocks.{}.mlp.c_fc.weight',
-      'gelu',
-    ),
+    _from_open_clip,
     # SPHINX does not use the text half. OpenAI's file also holds three numbers about itself.
     unused=(
       r'positional_embedding',
@@ -171,19 +265,16 @@ FORMS = {
       r'context_length',
       r'vocab_size',
     ),
+    configs={'open_clip_config.json': foreign_config.open_clip_fields(_OPEN_CLIP_VISION)},
   ),
   'hf': foreign.Form(
     'CLIP of HF transformers',
     'pre_layrnorm.weight',
     _huggingface,
-    _settings(
-      'embeddings.patch_embedding.weight',
-      'embeddings.position_embedding.weight',
-      'encoder.layers.{}.mlp.fc1.weight',
-      'quick_gelu',
-    ),
+    _from_huggingface,
     # transformers 5 saves a vision half alone without the prefix.
     unused=(r'embeddings\.position_ids',),
     prefixes=('vision_model.', ''),
+    configs={'config.json': _HUGGINGFACE_FIELDS},
   ),
 }

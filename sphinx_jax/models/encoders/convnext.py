@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from sphinx_jax.core import errors
 from sphinx_jax.mix import scales
-from sphinx_jax.models import foreign, layers
+from sphinx_jax.models import foreign, foreign_config, layers
 
 EPS = 1e-5
 _STEM, _KERNEL, _RATIO = 4, 7, 4
@@ -213,6 +213,40 @@ def _settings(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, An
   )
 
 
+_PREPARATION = 'how images are prepared, which SPHINX decides'
+_NAMES = tuple(f'convnext_{size}' for size in SIZES)  # Others have another EPS.
+_TIMM_FIELDS = foreign_config.Fields(
+  marks=('architecture',),
+  neutral={
+    _PREPARATION: ('pretrained_cfg', 'global_pool'),
+    'the classifier': ('num_classes', 'label_names', 'label_descriptions'),
+  },
+  only={'architecture': _NAMES},
+  sizes={'num_features': lambda settings: settings['widths'][-1]},
+  sections={
+    'model_args': foreign_config.Fields(
+      neutral={
+        'the classifier': ('num_classes', 'global_pool'),
+        'training only': ('drop_rate', 'drop_path_rate', 'ls_init_value'),
+      },
+      only={'in_chans': (None, 3), 'norm_eps': (None, EPS)},
+      sizes={
+        'depths': lambda settings: list(settings['depths']),
+        'dims': lambda settings: list(settings['widths']),
+      },
+    )
+  },
+)
+_OPEN_CLIP_VISION = foreign_config.Fields(
+  marks=('timm_model_name',),
+  neutral={
+    _PREPARATION: ('image_size',),
+    'the projection': ('timm_pool', 'timm_proj', 'timm_proj_bias', 'timm_model_pretrained'),
+    'training only': ('timm_drop', 'timm_drop_path', 'patch_dropout'),
+  },
+  only={'timm_model_name': _NAMES},
+)
+
 FORMS = {
   # open_clip wraps timm's trunk, and adds a projection and the text half.
   'timm': foreign.Form(
@@ -222,5 +256,9 @@ FORMS = {
     _settings,
     prefixes=('', 'visual.trunk.', 'trunk.'),
     unused=(r'head\.fc\.(weight|bias)',),
+    configs={
+      'open_clip_config.json': foreign_config.open_clip_fields(_OPEN_CLIP_VISION),
+      'config.json': _TIMM_FIELDS,
+    },
   ),
 }

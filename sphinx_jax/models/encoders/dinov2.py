@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sphinx_jax.mix import scales
-from sphinx_jax.models import foreign, layers
+from sphinx_jax.models import foreign, foreign_config, layers
 from sphinx_jax.models.encoders import vit
 
 EPS = 1e-6
@@ -161,6 +161,37 @@ def _settings(patches: str, positions: str, down: str) -> foreign.ReadSettings:
   return read
 
 
+_HUGGINGFACE_FIELDS = foreign_config.transformers_fields(
+  ('dinov2',),
+  ('Dinov2Model', 'Dinov2Backbone', 'Dinov2ForImageClassification'),
+  used=('num_attention_heads',),
+  neutral={
+    'which layers a backbone returns': (
+      'out_features',
+      'out_indices',
+      'stage_names',
+      'apply_layernorm',
+      'reshape_hidden_states',
+    ),
+    'training only': ('layerscale_value', 'use_mask_token'),
+    'in the shapes of the tensors': ('mlp_ratio',),
+    'without effect beside use_swiglu_ffn': ('hidden_act',),
+    'of text models': ('tie_word_embeddings',),
+  },
+  only={
+    'layer_norm_eps': (None, EPS),
+    'num_channels': (None, 3),
+    'qkv_bias': (None, True),
+    'use_swiglu_ffn': (True,),
+  },
+  sizes={
+    'hidden_size': lambda settings: settings['width'],
+    'image_size': lambda settings: settings['patch'] * settings['pos_grid'],
+    'num_hidden_layers': lambda settings: settings['layers'],
+    'patch_size': lambda settings: settings['patch'],
+  },
+)
+
 FORMS = {
   'original': foreign.Form(
     'DINOv2, original',
@@ -180,5 +211,6 @@ FORMS = {
     ),
     unused=(r'embeddings\.mask_token',),
     prefixes=('', 'dinov2.'),
+    configs={'config.json': _HUGGINGFACE_FIELDS},
   ),
 }

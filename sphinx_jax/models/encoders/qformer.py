@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sphinx_jax.models import attention, foreign, layers
+from sphinx_jax.models import attention, foreign, foreign_config, layers
 from sphinx_jax.models.encoders import vit
 
 VIT_EPS = 1e-6
@@ -260,15 +260,88 @@ def _settings(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, An
     vit_layers=foreign.count(shapes, vit_up),
     vit_mlp=shapes[vit_up.format(0)][0],
     vit_heads=foreign.heads(
-      'qformer', SIZES, vit_width, 'vit_width', 'vit_heads', config.get('vision_config')
+      'qformer',
+      SIZES,
+      vit_width,
+      'vit_width',
+      'vit_heads',
+      foreign_config.section(config, 'vision_config'),
     ),
     width=width,
     layers=foreign.count(shapes, up),
-    heads=foreign.heads('qformer', SIZES, width, config=config.get('qformer_config')),
+    heads=foreign.heads(
+      'qformer', SIZES, width, config=foreign_config.section(config, 'qformer_config')
+    ),
     mlp=shapes[up.format(0)][0],
     queries=queries,
   )
 
+
+_NO_TEXT = 'of the half that reads text'
+_HUGGINGFACE_FIELDS = foreign_config.transformers_fields(
+  ('blip-2',),
+  (
+    'Blip2Model',
+    'Blip2ForConditionalGeneration',
+    'Blip2ForImageTextRetrieval',
+    'Blip2QFormerModel',
+  ),
+  neutral={
+    'the language model and what reads the queries': (
+      'text_config',
+      'image_text_hidden_size',
+      'image_token_index',
+      'image_token_id',
+      'use_decoder_only_language_model',
+      'tie_word_embeddings',
+    ),
+  },
+  sizes={'num_query_tokens': lambda settings: settings['queries']},
+  sections={
+    'vision_config': foreign_config.transformers_fields(
+      ('blip_2_vision_model',),
+      used=('num_attention_heads',),
+      neutral={_NO_TEXT: ('projection_dim', 'tie_word_embeddings')},
+      only={
+        'hidden_act': (None, 'gelu'),
+        'layer_norm_eps': (None, VIT_EPS),
+        'num_channels': (None, 3),
+        'qkv_bias': (None, True),
+      },
+      sizes={
+        'hidden_size': lambda settings: settings['vit_width'],
+        'image_size': lambda settings: settings['view'],
+        'intermediate_size': lambda settings: settings['vit_mlp'],
+        'num_hidden_layers': lambda settings: settings['vit_layers'],
+        'patch_size': lambda settings: settings['patch'],
+      },
+    ),
+    'qformer_config': foreign_config.transformers_fields(
+      ('blip_2_qformer',),
+      used=('num_attention_heads',),
+      neutral={
+        _NO_TEXT: (
+          'max_position_embeddings',
+          'vocab_size',
+          'use_qformer_text_input',
+          'tie_word_embeddings',
+        )
+      },
+      only={
+        'cross_attention_frequency': (None, 2),
+        'hidden_act': (None, 'gelu'),
+        'layer_norm_eps': (None, EPS),
+        'position_embedding_type': (None, 'absolute'),
+      },
+      sizes={
+        'encoder_hidden_size': lambda settings: settings['vit_width'],
+        'hidden_size': lambda settings: settings['width'],
+        'intermediate_size': lambda settings: settings['mlp'],
+        'num_hidden_layers': lambda settings: settings['layers'],
+      },
+    ),
+  },
+)
 
 FORMS = {
   'hf': foreign.Form(
@@ -286,5 +359,6 @@ FORMS = {
       r'(vision|text)_projection\..*',
       r'itm_head\..*',
     ),
+    configs={'config.json': _HUGGINGFACE_FIELDS},
   ),
 }

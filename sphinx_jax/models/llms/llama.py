@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sphinx_jax.core import errors
-from sphinx_jax.models import attention, foreign, layers
+from sphinx_jax.models import attention, foreign, foreign_config, layers
 from sphinx_jax.parallel import placement
 
 
@@ -352,19 +352,27 @@ def _huggingface(settings: Any) -> list[foreign.Weight]:
 
 
 def _from_meta(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
-  heads, vocab = foreign.size(config, 'n_heads'), config.get('vocab_size', -1)
+  if config.get('use_scaled_rope'):
+    raise errors.make(
+      'params.json',
+      f'use_scaled_rope, beside rope_theta {config.get("rope_theta")}',
+      'rotary frequencies of rope_theta alone',
+      'the rotary embedding of LLaMA 3.1 is not supported',
+    )
+  heads, vocab = foreign_config.size(config, 'n_heads'), config.get('vocab_size')
+  rows = shapes['tok_embeddings.weight'][0]
   return dict(
-    vocab=vocab if vocab > 0 else shapes['tok_embeddings.weight'][0],  # Meta's own files say -1.
-    width=foreign.size(config, 'dim'),
-    layers=foreign.size(config, 'n_layers'),
+    vocab=rows if vocab == -1 else foreign_config.size(config, 'vocab_size', rows),  # Meta has -1.
+    width=foreign_config.size(config, 'dim'),
+    layers=foreign_config.size(config, 'n_layers'),
     heads=heads,
-    kv_heads=config.get('n_kv_heads') or heads,
-    multiple_of=config.get('multiple_of', 256),
-    ffn_multiplier=config.get('ffn_dim_multiplier'),
-    norm_eps=config.get('norm_eps', 1e-5),
-    rope_theta=float(config.get('rope_theta') or 10000.0),
-    rope_scaling=config.get('rope_scaling'),
-    max_length=config.get('max_seq_len', _CONTEXT),
+    kv_heads=foreign_config.divisor(config, 'n_kv_heads', heads),
+    multiple_of=foreign_config.size(config, 'multiple_of', 256),
+    ffn_multiplier=foreign_config.number(config, 'ffn_dim_multiplier'),
+    norm_eps=foreign_config.number(config, 'norm_eps', 1e-5),
+    rope_theta=float(foreign_config.number(config, 'rope_theta', 10000.0)),
+    rope_scaling=foreign_config.number(config, 'rope_scaling'),
+    max_length=foreign_config.size(config, 'max_seq_len', _CONTEXT),
   )
 
 
@@ -385,7 +393,7 @@ def _to_meta(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_huggingface(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
-  if 'lm_head.weight' not in shapes and config.get('tie_word_embeddings'):
+  if config.get('tie_word_embeddings'):
     raise errors.make(
       'config.json',
       'tied embeddings (tie_word_embeddings)',
@@ -393,11 +401,64 @@ def _from_huggingface(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict
       'tied embeddings are not supported; LLaMA-2 has a separate output',
     )
   width, heads, hidden = (
-    foreign.size(config, name)
+    foreign_config.size(config, name)
     for name in ('hidden_size', 'num_attention_heads', 'intermediate_size')
   )
-  # transformers 5 writes rope_parameters, which also has theta.
-  rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
+  context = foreign_config.size(
+    config,
+    'max_position_embeddings',
+    foreign_config.size(config, 'max_sequence_length', _CONTEXT),  # Its name in the first files.
+  )
+  _check_window(config, context)
+  rope_theta, rope_scaling = _rope(config)
+  ffn = dict(multiple_of=256, ffn_multiplier=None)
+  if ffn_width(width, 256, None) != hidden:  # Round up to a multiple that is the whole width.
+    ffn = dict(multiple_of=hidden, ffn_multiplier=min(1.0, hidden / int(8 * width / 3)))
+  return dict(
+    vocab=foreign_config.size(config, 'vocab_size'),
+    width=width,
+    layers=foreign_config.size(config, 'num_hidden_layers'),
+    heads=heads,
+    kv_heads=foreign_config.divisor(config, 'num_key_value_heads', heads),
+    **ffn,
+    norm_eps=foreign_config.number(config, 'rms_norm_eps', 1e-6),
+    rope_theta=rope_theta,
+    rope_scaling=rope_scaling,
+    max_length=context,
+  )
+
+
+def _check_window(config: Mapping[str, Any], context: int) -> None:
+  """Checks that attention reaches over the whole context.
+
+  Raises:
+    SphinxError: there is a shorter window. A Mistral has one unless its config has null.
+  """
+  default = 4096 if config.get('model_type') == 'mistral' else None
+  window = config.get('sliding_window', default)
+  if (
+    window is not None
+    and foreign_config.size({'sliding_window': window}, 'sliding_window') < context
+  ):
+    raise errors.make(
+      'config.json',
+      f'sliding_window {window}' + ('' if 'sliding_window' in config else ' (the default)'),
+      f'null, or at least the context of {context} positions',
+      'attention in a window is not supported',
+    )
+
+
+def _rope(config: Mapping[str, Any]) -> tuple[float, float | None]:
+  """Returns the base of the rotary frequencies, and the factor of positions or None.
+
+  transformers 5 writes `rope_parameters`, which has theta too. Older releases wrote `rope_theta`
+  and `rope_scaling`, whose `rope_type` was called `type`.
+
+  Raises:
+    SphinxError: another kind of rotary embedding, or fields that contradict each other.
+  """
+  name = 'rope_scaling' if config.get('rope_parameters') is None else 'rope_parameters'
+  rope = foreign_config.section(config, name)
   kind = rope.get('rope_type', rope.get('type', 'default'))
   if kind not in ('default', 'linear'):
     raise errors.make(
@@ -406,21 +467,28 @@ def _from_huggingface(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict
       "'default' or 'linear'",
       'this rotary embedding is not supported',
     )
-  ffn = dict(multiple_of=256, ffn_multiplier=None)
-  if ffn_width(width, 256, None) != hidden:  # Round up to a multiple that is the whole width.
-    ffn = dict(multiple_of=hidden, ffn_multiplier=min(1.0, hidden / int(8 * width / 3)))
-  return dict(
-    vocab=foreign.size(config, 'vocab_size'),
-    width=width,
-    layers=foreign.size(config, 'num_hidden_layers'),
-    heads=heads,
-    kv_heads=config.get('num_key_value_heads') or heads,
-    **ffn,
-    norm_eps=config.get('rms_norm_eps', 1e-6),
-    rope_theta=float(config.get('rope_theta') or rope.get('rope_theta') or 10000.0),
-    rope_scaling=1 / foreign.field(rope, 'factor') if kind == 'linear' else None,
-    max_length=config.get('max_position_embeddings', _CONTEXT),
+  problems = _ROPE.problems(rope, f'{name}.')
+  for key, first, other_key, second in (
+    ('rope_type', rope.get('rope_type'), 'type', rope.get('type')),
+    ('rope_theta', config.get('rope_theta'), f'{name}.rope_theta', rope.get('rope_theta')),
+    (name, config.get('rope_parameters'), 'rope_scaling', config.get('rope_scaling')),
+  ):
+    if first is not None and second is not None and first != second:
+      problems.append(f'{key} {first!r} and {other_key} {second!r}')
+  if problems:
+    raise errors.make(
+      'config.json',
+      f'a rotary embedding of {"; ".join(problems)}',
+      'rope_type, factor and rope_theta alone, each with one value',
+      'this rotary embedding is not supported',
+    )
+  theta = foreign_config.number(
+    config, 'rope_theta', foreign_config.number(rope, 'rope_theta', 10000.0)
   )
+  if kind == 'default':
+    return float(theta), None
+  foreign_config.field(rope, 'factor')
+  return float(theta), 1 / foreign_config.number(rope, 'factor')
 
 
 def _to_huggingface(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -451,6 +519,62 @@ def _to_huggingface(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _CONTEXT = 4096  # LLaMA-2's context, for configs without one.
+_ROPE = foreign_config.Fields(
+  used=('rope_type', 'type', 'factor', 'rope_theta'),
+  neutral={'the context before it was extended': ('original_max_position_embeddings',)},
+  only={'partial_rotary_factor': (None, 1.0)},
+)
+META_FIELDS = foreign_config.Fields(
+  used=(
+    'dim',
+    'n_layers',
+    'n_heads',
+    'n_kv_heads',
+    'vocab_size',
+    'multiple_of',
+    'ffn_dim_multiplier',
+    'norm_eps',
+    'rope_theta',
+    'rope_scaling',
+    'max_seq_len',
+  ),
+  neutral={'rows of the official cache': ('max_batch_size',)},
+  only={'use_scaled_rope': (None, False, True)},
+)
+_HUGGINGFACE_FIELDS = foreign_config.transformers_fields(
+  ('llama', 'mistral'),
+  ('LlamaForCausalLM', 'LLaMAForCausalLM', 'MistralForCausalLM'),
+  used=(
+    'vocab_size',
+    'hidden_size',
+    'intermediate_size',
+    'num_hidden_layers',
+    'num_attention_heads',
+    'num_key_value_heads',
+    'rms_norm_eps',
+    'rope_theta',
+    'rope_scaling',
+    'rope_parameters',
+    'max_position_embeddings',
+    'max_sequence_length',
+    'sliding_window',
+    'tie_word_embeddings',
+  ),
+  neutral={'the same products in slices': ('pretraining_tp',)},
+  only={
+    'hidden_act': (None, 'silu', 'swish'),
+    'attention_bias': (None, False),
+    'mlp_bias': (None, False),
+    'layer_types': (None, ['full_attention']),
+    'partial_rotary_factor': (None, 1.0),
+    'attn_logit_softcapping': (None,),
+    'final_logit_softcapping': (None,),
+    'embedding_multiplier': (None, 1.0),
+    'residual_multiplier': (None, 1.0),
+    'logits_scaling': (None, 1.0),
+  },
+  sizes={'head_dim': lambda settings: settings['width'] // settings['heads']},
+)
 
 FORMS = {
   'meta': foreign.Form(
@@ -460,6 +584,7 @@ FORMS = {
     _from_meta,
     unused=(r'rope\.freqs',),
     config=_to_meta,
+    configs={'params.json': META_FIELDS, 'config.json': META_FIELDS},
   ),
   'hf': foreign.Form(
     'LLaMA of HF transformers',
@@ -468,5 +593,6 @@ FORMS = {
     _from_huggingface,
     unused=(r'.*\.rotary_emb\.inv_freq',),
     config=_to_huggingface,
+    configs={'config.json': _HUGGINGFACE_FIELDS},
   ),
 }
