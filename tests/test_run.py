@@ -1,9 +1,13 @@
 """The update of a config computes the same on any mesh and with any way to save memory."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
 
+from sphinx_jax import run as run_lib
+from sphinx_jax.checkpoint.bundle import Bundle
 from sphinx_jax.core import errors, trees
 from sphinx_jax.parallel import placement
 from sphinx_jax.run import Program
@@ -125,3 +129,14 @@ def test_every_device_encodes_its_own_views():
 def test_settings_that_cannot_be_are_named(changes, words):
   with pytest.raises(errors.SphinxError, match=words):
     Program(tiny(**changes)).lower()
+
+
+def test_a_parent_with_another_llm_is_logged(monkeypatch, caplog):
+  config = tiny(**{'init_from': 'parent', 'model.llm.norm_eps': 0.1})
+  parent, own = (Bundle(each, b'pieces', {}) for each in (tiny(), config))
+  monkeypatch.setattr(run_lib.log, 'propagate', True)
+  monkeypatch.setattr(run_lib.checkpoints, 'check', lambda *_: None)
+  monkeypatch.setattr(run_lib, 'load_bundle', lambda _: parent)
+  program = types.SimpleNamespace(params=None)
+  run_lib.check_parent(config, program, run_lib.Data(None, None, own, '', None))
+  assert "init_from 'parent': another LLM: llm.norm_eps" in caplog.text
