@@ -25,7 +25,7 @@ from absl import flags
 
 from sphinx_jax.checkpoint import store, stream
 from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
-from sphinx_jax.checkpoint.foreign import assemble, export, files, sources
+from sphinx_jax.checkpoint.foreign import assemble, export, files as foreign_files, sources
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.checkpoint.read_ahead import read_ahead
 from sphinx_jax.core import cli, config as config_lib, errors, files, paths, text, trees
@@ -80,7 +80,7 @@ def open_sources(
 
 def _read_tokenizer(path: str) -> bytes:
   try:
-    files.check_kind(path, 'a sentencepiece tokenizer.model')
+    foreign_files.check_kind(path, 'a sentencepiece tokenizer.model')
     return pathlib.Path(path).read_bytes()
   except OSError as error:
     raise errors.make(
