@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from sphinx_jax import run
-from sphinx_jax.core import cli, errors, paths
+from sphinx_jax.core import cli, errors, paths, text
 from sphinx_jax.mix import scales
 from sphinx_jax.models import sphinx
 from sphinx_jax.report import packed_rows
@@ -106,7 +106,7 @@ def show(config: ConfigDict, count: int, output: str | os.PathLike, color: bool)
   """
   paths.check_file(output)
   table, shown = peek(config, count)
-  print(table)
+  print(text.printable(table))
   for example, _ in shown:
     print(f'\n{packed_rows.to_text(example, color)}')
   try:

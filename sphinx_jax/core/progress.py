@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
+from sphinx_jax.core.text import printable
+
 log = logging.getLogger('sphinx_jax')
 
 _PLAIN_SECONDS = 10.0
@@ -16,10 +18,20 @@ def setup_logging() -> None:
   """Sends the package's log to stderr as plain lines. Every entry point calls it."""
   if not log.handlers:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
+    handler.setFormatter(_Formatter())
     log.addHandler(handler)
     log.propagate = False
   log.setLevel(logging.INFO)
+
+
+class _Formatter(logging.Formatter):
+  """Lines with the time. Text of the data cannot control the terminal."""
+
+  def __init__(self) -> None:
+    super().__init__('%(asctime)s %(message)s', datefmt='%H:%M:%S')
+
+  def formatMessage(self, record: logging.LogRecord) -> str:
+    return printable(super().formatMessage(record))
 
 
 class Progress:

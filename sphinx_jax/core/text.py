@@ -1,15 +1,34 @@
-"""Text tables with aligned columns, and what is no Unicode."""
+"""Text of any origin made fit to be shown, and tables with aligned columns."""
 
+import re
 from collections.abc import Sequence
+
+# Control characters but the line break, the marks that reverse the text after them, and halves of
+# surrogate pairs, which JSON may hold although they are no characters.
+_NOT_SHOWN = re.compile('[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]')
+_SURROGATE = re.compile('[\ud800-\udfff]')
 
 
 def is_unicode(text: str) -> bool:
-  """Whether a text has no half of a surrogate pair, which JSON and file names may hold."""
-  try:
-    text.encode()
-  except UnicodeEncodeError:
-    return False
-  return True
+  """Whether a text has no half of a surrogate pair, which no tokenizer or file takes."""
+  return text.isascii() or not _SURROGATE.search(text)
+
+
+def printable(text: str) -> str:
+  """Returns a text that terminals, fonts and pages show without harm.
+
+  Every line break is '\\n', a tab is four spaces, another control character is its escape
+  ('\\x1b'), and half of a surrogate pair is U+FFFD.
+  """
+  text = text.replace('\r\n', '\n').replace('\r', '\n').replace('\t', '    ')
+  text = _NOT_SHOWN.sub(lambda match: match[0].encode('unicode_escape').decode(), text)
+  return _SURROGATE.sub('\ufffd', text)
+
+
+def one_line(text: str, width: int) -> str:
+  """Returns a printable text on one line, cut after `width` characters."""
+  line = ' '.join(printable(text).split())
+  return line if len(line) <= width else f'{line[: width - 1]}…'
 
 
 def table(rows: Sequence[Sequence[object]], align: str) -> str:

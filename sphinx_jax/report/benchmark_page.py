@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from sphinx_jax.core import files
 from sphinx_jax.report import drawing, html
 
 
@@ -45,15 +46,17 @@ def write(
       if cases
     }
   file = folder / 'report.html'
-  file.write_text(
-    html.template('benchmark_page.html').render(
+  files.write_atomic(
+    file,
+    html.page(
+      'benchmark_page.html',
       run=run,
       results=results,
       first=main_rows,
       rows=rows,
       cases=drawn_cases,
       skipped=sum(result['skipped'] for result in results.values()),
-    )
+    ),
   )
   return file
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from sphinx_jax.core import boxes, coordinates
+from sphinx_jax.core import boxes, coordinates, text as text_lib
 
 # Limbs as pairs of COCO's 17 keypoints.
 SKELETON = (
@@ -36,6 +36,7 @@ LAYOUT_COLORS = {
 }
 PALETTE = ('#e6194b', '#2f6fde', '#2a9d6f', '#d9822b', '#8e44ad', '#00a8b5', '#b5179e', '#7a8b00')
 _QUESTION_COLOR = '#111111'
+_LABEL_WIDTH = 80  # Characters.
 _LEFT_COLOR, _RIGHT_COLOR, _MIDDLE_COLOR = '#2f6fde', '#d9822b', '#2a9d6f'
 
 Point = tuple[float, float]
@@ -155,6 +156,7 @@ class _Brush:
 
   def _label(self, label: str, corner: Sequence[float], bottom: float, color: str) -> None:
     """Draws a label above `corner`. At the upper edge of the image it is below `bottom`."""
+    label = text_lib.one_line(label, _LABEL_WIDTH)
     if not label:
       return
     x, y = corner

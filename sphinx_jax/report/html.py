@@ -1,12 +1,18 @@
 """What the pages share: their templates, and images inside the page."""
 
 import base64
+from typing import Any
 
 import jinja2
 
+from sphinx_jax.core import text
 
-def template(name: str) -> jinja2.Template:
-  """Returns a template by the name of its file in this package."""
+
+def page(name: str, **values: Any) -> str:
+  """Returns a page, of a template by the name of its file in this package.
+
+  Values are escaped, so that no text of the data becomes markup.
+  """
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('sphinx_jax.report', ''),
     autoescape=True,
@@ -14,7 +20,7 @@ def template(name: str) -> jinja2.Template:
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
   )
-  return environment.get_template(name)
+  return text.printable(environment.get_template(name).render(**values))
 
 
 def data_url(data: bytes, form: str) -> str:

@@ -1,13 +1,14 @@
 """Shows packed rows as the model gets them: the text, the trained part of it, and every view."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from sphinx_jax.core.text import one_line, printable
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate import stop
 
@@ -15,6 +16,8 @@ _TRAINED_COLOR, _TEXT_COLOR, _NOTE_COLOR = '#0a7d3e', '#3a4150', '#8a93a1'
 _GAP = 10  # Pixels.
 _TEXT_WIDTH = 760  # Pixels.
 _LINE_HEIGHT = 18  # Pixels.
+_WORD_WIDTH = 100  # Characters. A longer word is broken, because it would not fit into a line.
+_LINES = 500  # The rest of a longer text is not drawn.
 
 Runs = list[tuple[str, bool]]  # Pieces of text in order, each with whether it is trained on.
 Views = Sequence[tuple[str, np.ndarray]]  # (caption, uint8[V,Y,X,3]) for each encoder size.
@@ -116,7 +119,8 @@ def to_text(example: Example, color: bool) -> str:
     color: print trained text in green. Otherwise it is put between ⟦ and ⟧.
   """
   left, right = ('\x1b[1;32m', '\x1b[0m') if color else ('⟦', '⟧')
-  text = ''.join(f'{left}{part}{right}' if trained else part for part, trained in example.runs)
+  runs = [(printable(part), trained) for part, trained in example.runs]
+  text = ''.join(f'{left}{part}{right}' if trained else part for part, trained in runs)
   return f'{_headline(example)}\n{textwrap.indent(text, "    ")}'
 
 
@@ -125,8 +129,8 @@ def _headline(example: Example) -> str:
   if example.visual:
     image = f'image in slot {example.slot}, {example.visual} tokens'
   return (
-    f'row {example.row}, positions {example.begin}-{example.end - 1}, task {example.task}, '
-    f'{image}, loss weight {example.weight:.3g}'
+    f'row {example.row}, positions {example.begin}-{example.end - 1}, '
+    f'task {one_line(example.task, 60)}, {image}, loss weight {example.weight:.3g}'
   )
 
 
@@ -185,7 +189,7 @@ def _contact_sheet(
   for i, view in enumerate(pixels):
     enlarged = Image.fromarray(view).resize((shown, shown), Image.Resampling.NEAREST)
     sheet.paste(enlarged, (i * (shown + 4), 0))
-  ImageDraw.Draw(sheet).text((0, shown + 3), caption, fill=_NOTE_COLOR, font=font)
+  ImageDraw.Draw(sheet).text((0, shown + 3), one_line(caption, 100), fill=_NOTE_COLOR, font=font)
   return sheet
 
 
@@ -193,15 +197,14 @@ def _text_block(runs: Runs, headline: str, font: ImageFont.FreeTypeFont) -> Imag
   """Returns text in reading order, broken into lines, with the trained parts in green."""
   words = [(0, 0, headline, _NOTE_COLOR)]  # (x, y, text, color)
   x, y = 0, 24
-  for text, trained in runs:
-    for part in text.replace('\n', ' \n ').split(' '):
-      if part == '\n':
-        x, y = 0, y + _LINE_HEIGHT
-        continue
-      word = f'{part} '
-      length = font.getlength(word)
-      if x and x + length > _TEXT_WIDTH:
-        x, y = 0, y + _LINE_HEIGHT
+  for word, trained in _words(runs):
+    length = 0 if word == '\n' else font.getlength(word)
+    if word == '\n' or (x and x + length > _TEXT_WIDTH):
+      x, y = 0, y + _LINE_HEIGHT
+    if y > _LINES * _LINE_HEIGHT:
+      words.append((0, y, '(the rest of the text is not drawn)', _NOTE_COLOR))
+      break
+    if word != '\n':
       words.append((x, y, word, _TRAINED_COLOR if trained else _TEXT_COLOR))
       x += length
   block = Image.new('RGB', (_TEXT_WIDTH, y + _LINE_HEIGHT), 'white')
@@ -209,3 +212,15 @@ def _text_block(runs: Runs, headline: str, font: ImageFont.FreeTypeFont) -> Imag
   for left, top, text, color in words:
     draw.text((left, top), text, fill=color, font=font)
   return block
+
+
+def _words(runs: Runs) -> Iterator[tuple[str, bool]]:
+  """Yields line breaks, and words with a space after them, each with whether it is trained on."""
+  for text, trained in runs:
+    for part in printable(text).replace('\n', ' \n ').split(' '):
+      if part == '\n':
+        yield part, trained
+        continue
+      for begin in range(0, max(len(part), 1), _WORD_WIDTH):
+        piece = part[begin : begin + _WORD_WIDTH]
+        yield (piece if begin + _WORD_WIDTH < len(part) else f'{piece} '), trained

@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sphinx_jax.core.text import one_line, printable
+
 BLIND_COLOR, FINAL_COLOR = '#b4bac4', '#2f6fde'
 REAL_COLOR, SYNTHETIC_COLOR, AVERAGE_COLOR = '#d9822b', '#2a9d6f', '#1f2733'
 _CHOSEN_COLOR, _INTERVAL_COLOR, _TEXT_COLOR = '#e6194b', '#16336b', '#2b313b'
@@ -27,6 +29,7 @@ _STYLE = {
   'xtick.color': '#49505c',
   'ytick.color': '#49505c',
   'legend.frameon': False,
+  'text.parse_math': False,  # Names and answers are no formulas, whatever '$' they have.
 }
 
 Lines = Sequence[Mapping[str, Any]]  # Lines of a metrics.jsonl.
@@ -69,12 +72,12 @@ def _loss_panel(axes: Axes, name: str, lines: Lines) -> None:
   colors = matplotlib.colormaps['tab20' if len(keys) > 10 else 'tab10'].colors
   for number, key in enumerate(keys):
     x, y = _series(lines, key)
-    color, label = colors[number % len(colors)], key.removeprefix('loss/')
+    color, label = colors[number % len(colors)], _name(key.removeprefix('loss/'))
     axes.plot(x, smooth(y), lw=1.3, color=color, label=label)
   x, y = _series(lines, 'loss')
   axes.plot(x, y, lw=0.7, color=AVERAGE_COLOR, alpha=0.25)
   axes.plot(x, smooth(y), lw=2.0, color=AVERAGE_COLOR, label='all')
-  axes.set(title=name, xlabel='step', ylabel='loss per answer token', ylim=(0, None))
+  axes.set(title=_name(name), xlabel='step', ylabel='loss per answer token', ylim=(0, None))
   axes.legend(fontsize=7.5, ncols=2 if len(keys) > 5 else 1, loc='upper right')
 
 
@@ -172,15 +175,14 @@ def line_between(points: Points, names: Sequence[str]) -> Figure:
     for axes, (title, group) in zip(np.atleast_1d(figure.subplots(len(panels), 1)), panels.items()):
       for key in group:
         y = [point[key] for point in points]
-        axes.plot(x, y, '-o', ms=3.5, lw=1.5, label=key.removeprefix('task/'))
+        axes.plot(x, y, '-o', ms=3.5, lw=1.5, label=_name(key.removeprefix('task/')))
       if len(group) > 1:
         average = [np.mean([point[key] for key in group]) for point in points]
         axes.plot(x, average, '-o', ms=4, lw=2.2, color=AVERAGE_COLOR, label='average')
       axes.set(ylabel=title, xlabel='share of the first')
       axes.legend(fontsize=8)
     titles = [
-      f'{place}: {textwrap.shorten(str(name), 90)}'
-      for place, name in zip(('first', 'second'), names)
+      f'{place}: {one_line(str(name), 90)}' for place, name in zip(('first', 'second'), names)
     ]
     figure.suptitle('\n'.join(titles), fontsize=9)
   return figure
@@ -213,7 +215,7 @@ def score_bars(tasks: Results, axes: Axes | None = None) -> Figure | None:
       error_kw={'lw': 1.1, 'ecolor': _INTERVAL_COLOR},
     )
     axes.barh(y + 0.19, blind, 0.38, color=BLIND_COLOR, label='blind (mean image)')
-    axes.set_yticks(y, [name.replace('_', ' ') for name in tasks])
+    axes.set_yticks(y, [_name(name.replace('_', ' ')) for name in tasks])
     axes.invert_yaxis()
     axes.set(xlim=(0, 1))
     axes.set_title('Held-out score', loc='left')
@@ -250,7 +252,7 @@ def overview(
       axes.axis('off')
     for axes, (task, question, answer, image) in zip(cells, samples):
       axes.imshow(image)
-      axes.set_title(task.replace('_', ' '), fontsize=10)
+      axes.set_title(_name(task.replace('_', ' ')), fontsize=10)
       text = '\n'.join([*wrap(question, 30, 3), '→ ' + '\n   '.join(wrap(answer, 28, 2))])
       axes.text(0, -0.03, text, transform=axes.transAxes, va='top', fontsize=7.5, color=_TEXT_COLOR)
   return figure
@@ -258,4 +260,9 @@ def overview(
 
 def wrap(text: str, width: int, lines: int) -> list[str]:
   """Breaks text into at most `lines` lines of `width` characters. An ellipsis marks a cut."""
-  return textwrap.wrap(text, width, max_lines=lines, placeholder=' …') or ['']
+  return textwrap.wrap(printable(text), width, max_lines=lines, placeholder=' …') or ['']
+
+
+def _name(name: str) -> str:
+  """Returns a name as a label. Matplotlib hides labels that begin with an underscore."""
+  return one_line(name.lstrip('_'), 40)

@@ -98,7 +98,8 @@ def write(
   for name, png in pngs.items():
     (folder / f'{name}.png').write_bytes(png)
 
-  page = html.template('recipe_page.html').render(
+  page = html.page(
+    'recipe_page.html',
     tasks=_task_rows(results, targets or {}),
     images={name: html.data_url(png, 'png') for name, png in pngs.items()},
     curve=curve_verdict(curve, mixed) if curve else None,
@@ -110,7 +111,7 @@ def write(
     peak=peak_rss_bytes / 2**30,
     config=json.dumps(config, indent=2),
   )
-  (workdir / 'report.html').write_text(page)
+  files.write_atomic(workdir / 'report.html', page)
   return workdir / 'report.html'
 
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from sphinx_jax.report import benchmark_page
+from tests.report import texts
 
 
 def case(n, answer, truth, score, image=True):
@@ -101,3 +102,20 @@ def test_the_page_shows_scores_and_cases_and_needs_no_other_file(html):
   sources = re.findall(r'(?:src|href)="([^"]*)"', html)
   assert all(source.startswith(('data:image/jpeg;base64,', '#')) for source in sources)
   assert {link[1:] for link in sources if link[0] == '#'} <= set(re.findall(r'id="([^"]*)"', html))
+
+
+def test_no_text_of_the_data_becomes_markup_or_spoils_the_page(tmp_path):
+  (tmp_path / 'cases').mkdir()
+  Image.new('RGB', (12, 8)).save(tmp_path / 'cases' / '0.jpg')
+  cases = [
+    case(0, text, f'{text} [0.1, 0.1, 0.5, 0.5]', 1.0) | {'id': text, 'prompt': text}
+    for text in texts.HOSTILE.values()
+    if len(text) < 1000
+  ]
+  (tmp_path / 'cases' / 'vqa.json').write_text(json.dumps({'best': cases}))
+  hostile = texts.HOSTILE['attribute'] + texts.HOSTILE['script'] + texts.HOSTILE['surrogate']
+  fields = dict.fromkeys(['metric', 'score', 'published'], hostile)
+  row = fields | {'benchmark': 'vqa', 'questions': 1, 'skipped': 0}
+  results = {'vqa': fields | dict(variant=hostile, questions=1, skipped=0, official=True)}
+  page = texts.check_page(benchmark_page.write(tmp_path, hostile, results, [row]).read_bytes())
+  assert 'half \ufffd of an emoji' in page and '\\x1b[2J' in page

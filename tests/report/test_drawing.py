@@ -3,6 +3,7 @@ import pytest
 
 from sphinx_jax.core import coordinates
 from sphinx_jax.report import drawing
+from tests.report import texts
 
 GRAY = 200
 
@@ -103,3 +104,18 @@ def test_only_boxes_and_points_are_drawable():
 def test_small_images_are_enlarged_and_large_ones_keep_their_size():
   assert drawing.draw_answer(np.zeros((64, 64, 3), np.uint8), '').size == (320, 320)
   assert drawing.draw_answer(np.zeros((500, 700, 3), np.uint8), '').size == (700, 500)
+
+
+@pytest.mark.parametrize('text', texts.HOSTILE.values(), ids=list(texts.HOSTILE))
+def test_any_text_is_drawn(text):
+  for answer in (
+    text,
+    f'{text}[0.1, 0.2, 0.5, 0.6]',
+    f'<p>{text}</p>[0.1, 0.2, 0.5, 0.6; 0.3, 0.4]',
+  ):
+    pixels = drawn(64, 48, answer, asked=f'{text} [0.2, 0.2, 0.4, 0.4]')
+    assert (pixels != GRAY).any() and pixels.shape == (192, 256, 3)
+
+
+def test_coordinates_far_outside_the_image_are_drawn_in_no_time():
+  drawn(64, 64, 'a [-9999, -9999, 9999, 9999], b [0.5, 9999.5], nose [9999, -9999], c [1, 1, 0, 0]')

@@ -1,8 +1,10 @@
 import math
 
 import numpy as np
+import pytest
 
 from sphinx_jax.report import plots
+from tests.report import texts
 
 CURVE = [{'coefficient': c, 'real': 2 - c, 'synthetic': 1 + c} for c in (0.0, 0.5, 1.0)]
 
@@ -68,3 +70,22 @@ def test_wrapping_marks_a_cut_with_an_ellipsis():
 
 def test_a_figure_becomes_a_png():
   assert plots.to_png(plots.mix_curve(CURVE, 0.5), dpi=20).startswith(b'\x89PNG')
+
+
+@pytest.mark.filterwarnings('ignore:Glyph', 'ignore:constrained_layout')
+def test_any_name_and_text_is_drawn():
+  """All hostile texts are names of one figure of each kind, which is then rendered."""
+  names = [name for name in texts.HOSTILE.values() if name.strip('_ ')]
+  lines = [{'step': s, 'loss': 2.0, **{f'loss/{name}': 1.0 for name in names}} for s in (1, 2)]
+  scores = {'final': 0.5, 'low': 0.4, 'high': 0.6, 'blind': 0.1}
+  image = np.zeros((4, 4, 3), np.uint8)
+  points = [{'coefficient': c, **{f'task/{name}': c for name in names}} for c in (0, 1)]
+  samples = [(name, name, name, image) for name in names]
+  figures = [
+    plots.loss_curves({names[i]: lines for i in (0, -1)}),
+    plots.line_between(points, [texts.HOSTILE['formula'], texts.HOSTILE['surrogate']]),
+    plots.score_bars({name: scores for name in names}),
+    plots.overview({}, CURVE, 0.5, samples[::2]),
+  ]
+  for figure in figures:
+    assert plots.to_png(figure, dpi=20).startswith(b'\x89PNG')

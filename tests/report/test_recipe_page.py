@@ -8,6 +8,7 @@ from PIL import Image
 
 from sphinx_jax.core import errors
 from sphinx_jax.report import recipe_page
+from tests.report import texts
 
 CURVE = [
   {'coefficient': c / 10, 'real': 2 - c / 20, 'synthetic': 1.2 + (c / 10) ** 2 / 2}
@@ -204,3 +205,30 @@ def test_a_missing_file_is_named(finished, tmp_path):
   arguments, _, _ = finished
   with pytest.raises(errors.SphinxError, match='nowhere.json'):
     recipe_page.write(tmp_path, **(arguments | {'curve': tmp_path / 'nowhere.json'}))
+
+
+@pytest.mark.filterwarnings('ignore:Glyph')
+def test_no_text_of_the_data_becomes_markup_or_spoils_the_page(finished, tmp_path):
+  arguments, work, _ = finished
+  evaluation = tmp_path / 'evaluate'
+  (evaluation / 'images').mkdir(parents=True)
+  Image.new('RGB', (12, 8)).save(evaluation / 'images' / 'a.png')
+  kept = [text for text in texts.HOSTILE.values() if len(text) < 1000]
+  lines = [
+    entry('vqa', 0, text, f'{text} [0.1, 0.1, 0.5, 0.5]', True)
+    | {'id': text, 'instruction': text, 'image': 'images/a.png'}
+    for text in kept
+  ]
+  (evaluation / 'results.json').write_text('{}')
+  results = {}
+  for i in range(0, len(lines), 4):  # A task shows four samples.
+    name = f'<script>alert({i})</script> " onerror="x" $_{{'.replace('/', '\N{DIVISION SLASH}')
+    results[name] = result(0.9, 0.3)
+    (evaluation / f'{name}.final.jsonl').write_text(
+      ''.join(json.dumps(line) + '\n' for line in lines[i : i + 4])
+    )
+  (evaluation / 'results.json').write_text(json.dumps(results))
+  changes = {'config': {'name': texts.HOSTILE['script']}, 'evaluation': evaluation}
+  file = recipe_page.write(tmp_path, **arguments | changes)
+  page = texts.check_page(file.read_bytes())
+  assert 'half \ufffd of an emoji' in page and '\\x1b[2J' in page
