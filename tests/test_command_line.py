@@ -1,6 +1,9 @@
 """A wrong command line or config file ends an entry point with one clear line and exit code 2."""
 
+import os
 import pathlib
+import shlex
+import signal
 import subprocess
 import sys
 
@@ -99,3 +102,87 @@ def test_help_shows_the_flags_and_what_the_command_does():
   done = _run('sphinx_jax.recipe', '--help')
   assert "the paper's recipe" in done.stdout
   assert '--workdir' in done.stdout and '--config' in done.stdout
+
+
+_SCRIPT = """
+import sys, threading, time
+from sphinx_jax.core import cli
+
+def lines():
+  for i in range(100_000): print(i)
+
+def text():
+  print('caf\\u00e9 \\U0001f600 \\ud83d')
+  print('short\\x1b', file=sys.stderr)
+
+def refuse():
+  raise cli.errors.SphinxError("'\\x1b[2J\\u00e9\\ud83d' is wrong")
+
+def slow_end():
+  try:
+    print('ready', flush=True)
+    time.sleep(60)
+  finally:
+    print('ending', flush=True)
+    time.sleep(60)
+
+def thread_at_the_end():
+  threading.Thread(target=time.sleep, args=(60,)).start()
+  print('ready', flush=True)
+  time.sleep(60)
+
+cli.run(globals()[sys.argv.pop()])
+"""
+
+
+def _start(name, **environment):
+  """Starts the script without a terminal and without a home directory."""
+  kept = {key: value for key, value in os.environ.items() if key not in ('HOME', 'PYTHONUTF8')}
+  command = [sys.executable, '-c', _SCRIPT, *name.split()]
+  return subprocess.Popen(
+    command,
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    env=kept | environment,
+  )
+
+
+def test_programs_end_cleanly_without_a_reader_a_locale_or_patience():
+  closed = _start('text')
+  closed.stdout.close()  # Long before the only flush of its short output.
+  # All are started at once, because each takes a second to start.
+  head, text, refused, impatient, threaded = (
+    _start('lines'),
+    _start('text', PYTHONIOENCODING='ascii', LC_ALL='C'),
+    _start('refuse', LC_ALL='C'),
+    _start('slow_end'),
+    _start('thread_at_the_end'),
+  )
+  assert head.stdout.readline() == b'0\n'
+  head.stdout.close()
+  for process in (head, closed):
+    process.wait()
+    assert process.returncode == 141 and b'rror' not in process.stderr.read()
+
+  out, _ = text.communicate()
+  assert (out, text.returncode) == (b'caf\\xe9 \\U0001f600 \\ud83d\n', 0)
+  _, error = refused.communicate()
+  assert (
+    refused.returncode == 2 and error.startswith(b"error: '\\x1b[2J") and error.count(b'\n') == 1
+  )
+
+  for process in (impatient, threaded):
+    assert process.stdout.readline() == b'ready\n'
+    process.send_signal(signal.SIGINT)
+  assert impatient.stdout.readline() == b'ending\n'
+  assert threaded.stderr.readline().startswith(b'error: interrupted')
+  for process, code, end in ((impatient, 130, b'error: interrupted'), (threaded, -2, b'')):
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == code and error.startswith(end) and error.count(b'\n') <= 1
+
+
+def test_a_closed_stdout_is_no_error():
+  command = f'{shlex.quote(sys.executable)} -c {shlex.quote(_SCRIPT)} text >&- 2>&-'
+  assert subprocess.run(['bash', '-c', command]).returncode == 0

@@ -8,8 +8,11 @@ home folder.
 
 import difflib
 import importlib.util
+import io
 import os
 import pathlib
+import select
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,6 +22,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from sphinx_jax.core import errors, paths, progress, renames
+from sphinx_jax.core.text import printable
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # So that --help of an entry point lists --config among its own flags.
@@ -96,10 +100,23 @@ def run(main: Callable[[], None]) -> None:
   """Parses the command line and calls `main()`.
 
   A SphinxError, a wrong flag or an error in a config file ends the program with one line on stderr
-  and exit code 2.
+  and exit code 2, Ctrl-C with code 130. If the reader of stdout is gone, the program ends quietly.
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # Hides TensorFlow's start-up notes.
-  app.run(lambda _: _run_guarded(main), flags_parser=_parse)
+  _prepare_output()
+  try:
+    try:
+      app.run(lambda _: _run_guarded(main), flags_parser=_parse)
+    finally:
+      sys.stdout.flush()
+  except KeyboardInterrupt:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Another Ctrl-C ends the program at once.
+    _exit_with_error('interrupted; run the same command again to resume', code=130)
+  except BrokenPipeError:
+    if not _reader_is_gone():
+      raise
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # The rest goes nowhere.
+    sys.exit(128 + signal.SIGPIPE)
 
 
 def shipped_configs() -> list[str]:
@@ -314,10 +331,24 @@ def _run_guarded(main: Callable[[], None]) -> None:
     raise
   except OSError as error:
     _exit_with_error(str(errors.from_os_error(error)))
-  except KeyboardInterrupt:
-    _exit_with_error('interrupted; run the same command again to resume', code=130)
+
+
+def _prepare_output() -> None:
+  """Makes stdout and stderr take any text: escaped if need be, and lost if they are closed."""
+  for name in ('stdout', 'stderr'):
+    if getattr(sys, name) is None:
+      setattr(sys, name, open(os.devnull, 'w'))
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='backslashreplace')
+
+
+def _reader_is_gone() -> bool:
+  """Whether stdout is a pipe whose other end is closed, as by `| head`."""
+  poll = select.poll()
+  poll.register(sys.stdout.fileno(), 0)
+  return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _exit_with_error(line: str, code: int = 2) -> None:
-  print(f'error: {line}', file=sys.stderr)
+  print(f'error: {printable(line)}', file=sys.stderr)
   sys.exit(code)
