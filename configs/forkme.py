@@ -53,6 +53,7 @@ def get_config(arg: str = '') -> ConfigDict:
     parent = bundle.load_bundle(checkpoint)
     config.model = parent.config.model.to_dict()
     config.dialog = parent.dialog
+    config.image = parent.config.get('image', config.image)
     # A row has room for one image and an answer.
     seq_len = sphinx.visual_tokens(config.model) + 512
     config.batch = dict(size=8, seq_len=seq_len, images=1, window=256)

@@ -119,6 +119,7 @@ def _run(
     mixture=mixture,
     sampling=dict(by='examples', temperature=1.0, stages=()),
     max_skipped=0.5,  # A larger share of unreadable or invalid examples stops the run.
+    image=dict(alpha='drop'),  # Ignores transparency. 'white' puts images on white.
     batch=dict(size=8, seq_len=256, images=2, window=256),
     loss_weighting='sqrt',
     loss_chunk=0,

@@ -118,6 +118,7 @@ def run(
       # weights from this position of the order of examples on.
       sampling=dict(by='examples', temperature=1.0, stages=()),
       max_skipped=0.2,
+      image=dict(alpha='drop'),  # As the official code does.
       batch=dict(size=batch_size, **PACKING[choice.scale], window=1024),
       loss_weighting='token',
       loss_chunk=512,

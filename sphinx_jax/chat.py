@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from sphinx_jax.core import cli, errors, paths
+from sphinx_jax.core import cli, errors, paths, text
+from sphinx_jax.core.progress import log
 from sphinx_jax.data import images, record
 from sphinx_jax.generate import load
 from sphinx_jax.parallel import mesh as meshes
@@ -24,10 +25,14 @@ from sphinx_jax.report import drawing
 FLAGS = flags.FLAGS
 
 
-def read_image(path: str | pathlib.Path) -> np.ndarray:
-  """Reads an image file as uint8[Y,X,3]. Raises SphinxError if it is absent or unreadable."""
+def read_image(path: str | pathlib.Path, **options: Any) -> np.ndarray:
+  """Reads an image file as uint8[Y,X,3]; `options` are those of `images.decode`.
+
+  Raises:
+    SphinxError: it is absent or unreadable.
+  """
   try:
-    return images.decode(pathlib.Path(path).read_bytes())
+    return images.decode(pathlib.Path(path).read_bytes(), **options)
   except OSError as error:
     raise errors.make(
       f"image '{path}'", error.strerror or str(error), 'an image file', 'check --image'
@@ -105,12 +110,21 @@ def chat(
     sampling: `max_new_tokens`, `temperature`, `top_p`, `seed`, as in `Model.complete`.
 
   Raises:
-    SphinxError: no checkpoint, an image that cannot be read, an output that cannot be written.
+    SphinxError: no checkpoint, an image that cannot be read, an output that cannot be written, a
+      prompt that is not unicode.
   """
-  pixels = read_image(image) if image else None
+  if prompt is not None and not text.is_unicode(prompt):
+    raise errors.make(
+      '--prompt', f'{ascii(prompt)}, which is not unicode', 'UTF-8', 'change the encoding'
+    )
+  pixels = read_image(image) if image else None  # A wrong file is reported before weights are read.
   if image and output:
     paths.check_file(output)
   model = load.load_model(checkpoint, mesh=mesh)
+  if image:
+    pixels = read_image(
+      image, alpha=model.alpha, note=lambda phrase: log.info('the image has %s', phrase)
+    )
   visual = None if pixels is None else model.encode([pixels])
   turns = []
   for question in questions(prompt):

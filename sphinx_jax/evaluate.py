@@ -86,7 +86,7 @@ def _score_tasks() -> None:
     model,
     sources,
     FLAGS.examples,
-    held_out.mean_image(sources, config.model.image_size),
+    held_out.mean_image(sources, config.model.image_size, config.image.alpha),
     FLAGS.output,
     run=f'{FLAGS.checkpoint} at step {meta["step"]}',
     weights=store.identity(FLAGS.checkpoint),

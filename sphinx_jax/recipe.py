@@ -202,7 +202,7 @@ def _evaluate(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   stage = run.training_run(config, section.checkpoint, workdir)
   model, meta, _ = loading.load_run(workdir / section.checkpoint)
   mean = held_out.mean_image(
-    held_out.open_split(stage, section.tasks, 'train'), stage.model.image_size
+    held_out.open_split(stage, section.tasks, 'train'), stage.model.image_size, stage.image.alpha
   )
   held_out.evaluate(
     model,

@@ -353,6 +353,7 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
         seed=config.seed,
         loss_weighting=loss_weighting,
         max_skipped=config.max_skipped,
+        alpha=config.image.alpha,
       ),
       local_rows=local_rows,
       **sampling,

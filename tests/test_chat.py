@@ -30,6 +30,25 @@ def test_the_command_answers_as_the_model_does(checkpoint, image_file, capsys):
   assert expected and capsys.readouterr().out == f'{expected}\n'
 
 
+def test_transparent_pixels_are_shown_as_the_model_was_trained(tmp_path, monkeypatch, caplog):
+  """The setting is in the checkpoint, also of a run that has no such setting."""
+  clear = np.zeros((16, 16, 4), np.uint8)
+  Image.fromarray(clear).save(tmp_path / 'clear.png')
+  seen = []
+  monkeypatch.setattr(Model, 'encode', lambda self, images: seen.extend(images))
+  answer_with(monkeypatch, 'yes')
+  monkeypatch.setattr(chat.log, 'propagate', True)
+  for name, settings, shade in (
+    ('old', {}, 0),
+    ('drop', {'image': {'alpha': 'drop'}}, 0),
+    ('white', {'image': {'alpha': 'white'}}, 255),
+  ):
+    with caplog.at_level('INFO'):
+      chat.chat(small.save(tmp_path / name, **settings), tmp_path / 'clear.png', 'x', '')
+    assert (seen[-1] == shade).all()
+    assert 'the image has transparent pixels' in caplog.text
+
+
 def test_a_conversation_remembers_its_turns_and_its_image(
   checkpoint, image_file, monkeypatch, capsys
 ):
@@ -99,3 +118,15 @@ def test_an_output_that_cannot_be_written_is_one_clear_line(checkpoint, image_fi
   answer_with(monkeypatch, '[0.25, 0.25, 0.75, 0.75]')
   with pytest.raises(errors.SphinxError, match='--output'):
     chat.chat(checkpoint, image_file, 'Where?', '/nowhere/answer.png')
+
+
+def test_a_prompt_that_is_not_unicode_is_refused_before_the_weights_are_read(tmp_path):
+  """A terminal in Latin-1 gives such text: Python keeps its bytes as halves of surrogate pairs."""
+  with pytest.raises(errors.SphinxError, match=r"--prompt: got 'caf\\udce9', which is not unicode"):
+    chat.chat(tmp_path / 'nothing', None, 'caf\udce9', '')
+
+
+def test_a_question_that_is_not_unicode_is_refused(checkpoint, monkeypatch):
+  monkeypatch.setattr(sys, 'stdin', io.StringIO('caf\udce9\n'))
+  with pytest.raises(errors.SphinxError, match='not unicode'):
+    chat.chat(checkpoint, None, None, '')

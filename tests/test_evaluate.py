@@ -170,15 +170,20 @@ def test_a_file_of_answers_is_scored_without_a_checkpoint(scored, root, tmp_path
   )
   assert re.search(r'mme +perception +200\.0', printed)
   assert json.loads((tmp_path / 'out' / 'results.json').read_text())['mme']['official']
+  for answer in answers:
+    answer['answer'] += ' \ud83d'  # Half of an emoji, which max_new_tokens has cut in two.
+  (tmp_path / 'mine.jsonl').write_text(''.join(json.dumps(answer) + '\n' for answer in answers))
   printed = finish(
     start(
       f'--predictions={tmp_path / "mine.jsonl"}',
       '--benchmarks=refcoco_val',
       f'--root={root}',
       '--limit=4',
+      f'--output={tmp_path / "half"}',
     )
   )
   assert re.search(r'refcoco_val +miou0\.5 +0\.00 +91\.1 +4 +0', printed)
+  assert ' \ufffd' in (tmp_path / 'half' / 'report.html').read_text()
 
 
 def test_an_official_folder_answers_too(root, tmp_path, monkeypatch):

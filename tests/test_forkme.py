@@ -44,6 +44,16 @@ def test_released_weights_are_tuned_with_their_own_model_and_tokenizer(released)
   assert batch['loss_weight'].sum() > 0
 
 
+def test_images_are_read_as_the_parent_was_trained(released, monkeypatch):
+  argument = f'{released}/my.jsonl,{released}/checkpoint'
+  assert forkme.get_config(argument).image.alpha == 'drop'  # Imported weights have no such setting.
+  parent = forkme.bundle.load_bundle(released / 'checkpoint')
+  with parent.config.unlocked():
+    parent.config.image = {'alpha': 'white'}
+  monkeypatch.setattr(forkme.bundle, 'load_bundle', lambda checkpoint: parent)
+  assert forkme.get_config(argument).image.alpha == 'white'
+
+
 def test_a_config_without_a_tokenizer_and_a_parent_is_refused(released):
   config = forkme.get_config(f'{released}/my.jsonl,{released}/checkpoint')
   with config.unlocked():

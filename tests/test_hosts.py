@@ -42,6 +42,7 @@ def get_config():
     mixture=dict(mine=entry),
     sampling=dict(by='examples', temperature=1.0, stages=()),
     max_skipped=0.5,
+    image=dict(alpha='drop'),
     batch=dict(size=4, seq_len=64, images=2, window=16),
     loss_weighting='token',
     loss_chunk=0,

@@ -95,7 +95,7 @@ def test_tasks_are_scored_with_every_mix(runs, memory, tmp_path, monkeypatch):
     norm = float(sum(squares))
     return {task: {'final': norm} for task in sources}
 
-  def mean_image(sources, size):
+  def mean_image(sources, size, alpha):
     return np.zeros((size, size, 3), np.uint8)
 
   monkeypatch.setattr(mix_curve, 'Model', lambda *parts: parts)

@@ -11,6 +11,7 @@ from sphinx_jax.core import config as config_lib, errors
 from sphinx_jax.report import packed_rows
 from tests import paper_data, release
 from tests.generate import small
+from tests.report import texts
 
 SEEN = np.full((16, 16, 3), (10, 200, 30), np.uint8)
 
@@ -39,6 +40,7 @@ def config(tmp_path):
       batch=dict(size=1, seq_len=96, images=2, window=4),
       loss_weighting='token',
       max_skipped=0.5,
+      image=dict(alpha='drop'),
       sampling=dict(by='examples', temperature=1.0, stages=()),
       eval_batches=1,
     )
@@ -143,3 +145,21 @@ def test_every_entry_of_stage_2_can_be_shown(name, paper_root, tmp_path, monkeyp
   assert all(any(trained for _, trained in example.runs) for example, _ in shown)
   page = packed_rows.to_image(shown, 'table')
   assert page.width > 100
+
+
+def test_any_text_is_shown_as_text_and_as_an_image():
+  font = packed_rows.Example(0, 'x', 0, 9, None, [], 0, 1.0)
+  for text in texts.HOSTILE.values():
+    example = font._replace(task=text, runs=[(text, False), (text, True)])
+    shown = packed_rows.to_text(example, color=False)
+    assert all(character >= ' ' or character == '\n' for character in shown)
+    shown.encode()
+    image = packed_rows.to_image([(example, [(text[:50], SEEN[None])])], text[:50])
+    assert image.width > 760 and image.height < 20_000
+
+
+def test_a_text_of_windows_line_breaks_is_shown(config, tmp_path):
+  file = tmp_path / 'my.jsonl'
+  file.write_text(file.read_text().replace('blue square', 'blue\\r\\nsquare\\u0007'))
+  peek.show(config, 2, tmp_path / 'peek.png', color=True)
+  assert Image.open(tmp_path / 'peek.png').width > 760

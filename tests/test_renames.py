@@ -33,6 +33,7 @@ NEW_RUN = {
   'loss_chunk': 0,
   'max_skipped': 0.5,
   'sampling': {'by': 'examples', 'temperature': 1.0, 'stages': ()},
+  'image': {'alpha': 'drop'},
 }
 
 

@@ -28,6 +28,7 @@ def tiny(**changes) -> ConfigDict:
       loss_weighting='token',
       loss_chunk=0,
       max_skipped=0.5,
+      image=dict(alpha='drop'),
       sampling=dict(by='examples', temperature=1.0, stages=()),
       trainable=(('encoders/.*', 'frozen'), ('.*', 'train')),
       optimizer=dict(

@@ -43,8 +43,9 @@ SOURCES = {'built': 'array_record'}
 # those that the code used when the setting was absent. A section that is absent stays absent, and
 # '' is the run itself: a config with a mixture.
 DEFAULTS: dict[str, dict[str, Any]] = {
-  '': {'loss_chunk': 0, 'max_skipped': 0.5, 'sampling': {}},
+  '': {'loss_chunk': 0, 'max_skipped': 0.5, 'sampling': {}, 'image': {}},
   'sampling': {'by': 'examples', 'temperature': 1.0, 'stages': ()},
+  'image': {'alpha': 'drop'},
   'checkpoint': {'keep_every': 0},
   'model': {'attention': 'auto'},
 }

@@ -4,16 +4,50 @@ Source: docs/official_sphinx.md, "Preprocessing".
 """
 
 import io
+import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample
 
 # CLIP's mean color. It becomes about zero after normalization.
 BACKGROUND = (122, 116, 104)
+# What happens to transparent pixels: they show their hidden color, or stand on white.
+ALPHA = {'drop': 'in their hidden colors', 'white': 'on white'}
 _MAX_EDGE = 1 << 14  # Pixels. The time of the resize grows with the square of the longer edge.
+
+_PHOTOMETRIC, _WHITE_IS_ZERO = ExifTags.Base.PhotometricInterpretation, 0  # A TIFF's tag.
+
+# First bytes of files that are often found in place of an image -> what they are. Pillow may have
+# no decoder for them, or has identified them and then failed.
+_FORMS = tuple(
+  (re.compile(pattern, re.DOTALL | re.IGNORECASE), name)
+  for pattern, name in (
+    (rb'....ftyp(hei|hev|mif1|msf1)', 'HEIC'),
+    (rb'....ftypavi[fs]', 'AVIF'),
+    (rb'....ftyp|\x1aE\xdf\xa3', 'a video'),
+    (rb'\xff\x0a|\0\0\0\x0cJXL ', 'JPEG XL'),
+    (rb'(\xef\xbb\xbf)?\s*<(!doctype )?html', 'an HTML page'),
+    (rb'(\xef\xbb\xbf)?\s*<(.*<)?svg\b', 'SVG'),
+    (rb'version https://git-lfs', 'a git-lfs pointer'),
+    (rb'%PDF', 'PDF'),
+    (rb'%!PS|\xc5\xd0\xd3\xc6', 'EPS'),
+    (rb'\x76\x2f\x31\x01', 'OpenEXR'),
+    (rb'.{128}DICM', 'DICOM'),
+    (rb'\x93NUMPY', 'a NumPy array'),
+    (rb'PK\x03\x04|\x1f\x8b', 'a compressed archive'),
+    (rb'\0+\Z', 'zero bytes only'),
+    (rb'II\*\0|MM\0\*', 'TIFF'),
+    (rb'\xff\xd8\xff', 'JPEG'),
+    (rb'\x89PNG', 'PNG'),
+    (rb'GIF8', 'GIF'),
+    (rb'RIFF....WEBP', 'WebP'),
+  )
+)
 
 
 def size(data: bytes) -> tuple[int, int]:
@@ -22,43 +56,76 @@ def size(data: bytes) -> tuple[int, int]:
   Raises:
     BadExample: as `decode`.
   """
-  try:
-    with Image.open(io.BytesIO(data)) as image:
-      return image.size
-  except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-    raise BadExample('unreadable image', f'{len(data)} bytes that are no image') from error
+  return _read(data, lambda image: image.size)
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(
+  data: bytes, alpha: str = 'drop', note: Callable[[str], None] | None = None
+) -> np.ndarray:
   """Decodes an image file (PNG, JPEG, ...) to uint8[Y,X,3] RGB, like Pillow's `convert('RGB')`.
 
   The official code uses the same conversion. Gray becomes three equal channels, CMYK and palettes
-  become RGB, and transparent pixels show their hidden color. EXIF orientation is ignored, because
-  boxes refer to the stored pixels. One case differs from Pillow: 16-bit gray keeps its high bytes,
-  as 16-bit color does. Pillow would clip it to white.
+  become RGB, and of an animation the first frame is taken. EXIF orientation is ignored, because
+  boxes refer to the stored pixels. One case differs from Pillow, which would clip to white: gray
+  with more than 8 bits keeps the high byte of its range (see `_to_8_bits`).
+
+  Args:
+    data: encoded file.
+    alpha: a key of ALPHA.
+    note: called with a phrase about an image with transparent pixels or an EXIF orientation.
 
   Raises:
-    BadExample: ('unreadable image') the data is not an image, is truncated, or is too large (more
-      than 179 million pixels, or an edge of more than 16384 pixels).
+    BadExample: ('unreadable image') the data is not an image, is truncated, has gray values of an
+      unknown range, or is too large (more than 179 million pixels, or an edge of more than 16384
+      pixels).
   """
-  return np.asarray(_open(data))
+  return np.asarray(_read(data, lambda image: to_rgb(image, alpha, note)))
 
 
-def square(data: bytes, size: int, mirrored: bool = False) -> np.ndarray:
+def to_rgb(
+  image: Image.Image, alpha: str = 'drop', note: Callable[[str], None] | None = None
+) -> Image.Image:
+  """Converts an opened image as `decode` does. Raises ValueError for an unknown range of gray."""
+  image.load()
+  note = note or (lambda phrase: None)
+  if _is_turned(image):
+    note('an EXIF orientation, as stored')
+  if image.mode == 'La':  # Pillow converts premultiplied gray to nothing else.
+    image = image.convert('LA')
+  if image.mode in ('I', 'F') or image.mode.startswith('I;16'):
+    image = _to_8_bits(image)
+  if image.has_transparency_data:
+    image = image.convert('RGBA')
+    if image.getchannel('A').getextrema()[0] < 255:
+      note(f"transparent pixels, {ALPHA[alpha]} (image.alpha='{alpha}')")
+      if alpha == 'white':
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+  return image if image.mode == 'RGB' else image.convert('RGB')  # `convert` would copy RGB.
+
+
+def square(
+  data: bytes,
+  size: int,
+  mirrored: bool = False,
+  alpha: str = 'drop',
+  note: Callable[[str], None] | None = None,
+) -> np.ndarray:
   """Decodes an image file straight to its padded square, without intermediate arrays.
 
   Args:
     data: encoded file.
     size: edge of the square in pixels.
     mirrored: flip the image left to right before padding.
+    alpha: as in `decode`.
+    note: as in `decode`.
 
   Returns:
-    uint8[size,size,3], equal to `padded_resize(decode(data), size)`.
+    uint8[size,size,3], equal to `padded_resize(decode(data, alpha), size)`.
 
   Raises:
     BadExample: as `decode`.
   """
-  image = _open(data)
+  image = _read(data, lambda image: to_rgb(image, alpha, note))
   if mirrored:
     image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
   return np.asarray(_padded_resize(image, size))
@@ -109,28 +176,82 @@ def _padded_resize(image: Image.Image, size: int) -> Image.Image:
   return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def _open(data: bytes) -> Image.Image:
-  """Decodes an image file to a loaded RGB image; see `decode`."""
-  try:
+def _read(data: bytes, use: Callable[[Image.Image], Any]) -> Any:
+  """Opens an image file and returns `use(image)`. Raises BadExample, see `decode`."""
+
+  def open_and_use(data: bytes) -> Any:
     with Image.open(io.BytesIO(data)) as image:
-      if max(image.size) > _MAX_EDGE:
-        width, height = image.size
-        raise ValueError(f'{width} x {height} pixels, the longest edge allowed is {_MAX_EDGE}')
-      if image.mode.startswith('I;16'):
-        high_bytes = (np.asarray(image) >> 8).astype(np.uint8)
-        return Image.fromarray(high_bytes).convert('RGB')
-      if image.mode == 'RGB':
-        image.load()
-        return image  # `convert` would copy it.
-      return image.convert('RGB')
-  except UnidentifiedImageError as error:
-    raise BadExample('unreadable image', f'{len(data)} bytes that are no image') from error
-  except (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    MemoryError,
-    Image.DecompressionBombError,
-  ) as error:
-    raise BadExample('unreadable image', f'image of {len(data)} bytes: {error}') from error
+      width, height = image.size
+      if not 1 <= min(image.size) <= max(image.size) <= _MAX_EDGE:
+        raise ValueError(f'{width} x {height} pixels, an edge may have 1 to {_MAX_EDGE}')
+      return use(image)
+
+  try:
+    try:
+      return open_and_use(data)
+    except ValueError as error:
+      if 'MAX_TEXT' not in str(error):  # Pillow's limits on the text beside the pixels of a PNG.
+        raise
+      return open_and_use(_without_notes(data))
+  except Exception as error:  # Decoders raise anything for damaged files.
+    raise BadExample('unreadable image', _fault(data, error)) from error
+
+
+def _fault(data: bytes, error: Exception) -> str:
+  """Returns why an image file cannot be read, with the format that its first bytes show."""
+  form = next((name for pattern, name in _FORMS if pattern.match(data[:1024])), None)
+  if not isinstance(error, UnidentifiedImageError):
+    return f'{form or "image"} of {len(data)} bytes: {str(error) or type(error).__name__}'
+  if form is None:
+    return f'{len(data)} bytes that are no image'
+  return f'{len(data)} bytes of {form} that Pillow cannot read as an image'
+
+
+def _without_notes(png: bytes) -> bytes:
+  """Returns a PNG file without its texts and color profile, which the pixels do not need."""
+  kept, begin = [png[:8]], 8
+  while begin < len(png):
+    end = begin + 12 + int.from_bytes(png[begin : begin + 4], 'big')
+    if png[begin + 4 : begin + 8] not in (b'tEXt', b'zTXt', b'iTXt', b'iCCP'):
+      kept.append(png[begin:end])
+    begin = end
+  return b''.join(kept)
+
+
+def _is_turned(image: Image.Image) -> bool:
+  """Whether viewers would rotate or mirror the stored pixels."""
+  if 'exif' not in image.info:  # Pillow itself applies the orientation of a TIFF.
+    return False
+  try:
+    return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+  except Exception:  # A damaged EXIF block does not spoil the pixels.
+    return False
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+  """Converts gray with more than 8 bits, by the range that its largest value needs.
+
+  Whole numbers have 8, 12 or 16 bits; the highest 8 of them are kept, as Pillow does for 16-bit
+  color. Floats up to 1 are scaled to 255. From 16 on they are rounded to whole numbers. What
+  lies between would be black as whole numbers and white as scaled floats.
+
+  Raises:
+    ValueError: any other value.
+  """
+  values = np.asarray(image)
+  low, high = values.min(), values.max()
+  is_float = values.dtype.kind == 'f'
+  if not 0 <= low <= high <= 65535 or (is_float and 1 < high < 16):  # NaN fails the comparison.
+    expected = '0..1 or 0..65535, with a maximum of at least 16' if is_float else '0..65535'
+    raise ValueError(f'{values.dtype} pixels from {low:g} to {high:g}, expected {expected}')
+  if is_float and high <= 1:
+    pixels = np.rint(255 * values)
+  else:
+    whole = np.rint(values).astype(np.int32) if is_float else values
+    pixels = whole >> (8 if high > 4095 else 4 if high > 255 else 0)
+  if getattr(image, 'tag_v2', {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+    pixels = 255 - pixels
+  gray = Image.fromarray(pixels.astype(np.uint8))
+  if 'transparency' in image.info:
+    gray.putalpha(Image.fromarray(values != image.info['transparency']).convert('L'))
+  return gray

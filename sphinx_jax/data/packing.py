@@ -1,6 +1,7 @@
 """Packs examples of different lengths into the rows of a batch (core/batch.py)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 
@@ -135,7 +136,11 @@ def _fill(
 
 
 def decode_images(
-  rows: Sequence[Sequence[Example]], image_size: int, pool: Executor | None = None
+  rows: Sequence[Sequence[Example]],
+  image_size: int,
+  pool: Executor | None = None,
+  alpha: str = 'drop',
+  note: Callable[[Example, str], None] = lambda example, phrase: None,
 ) -> Iterator[np.ndarray | BadExample | None]:
   """Decodes the images of all examples, row by row.
 
@@ -143,6 +148,8 @@ def decode_images(
     rows: the examples of each row.
     image_size: edge of the square images in pixels.
     pool: decodes ahead of the caller: all work is submitted now.
+    alpha: what happens to transparent pixels, see `images.decode`.
+    note: called in threads of the pool with a phrase about an image, see `images.decode`.
 
   Returns:
     One item per example: uint8[image_size,image_size,3], None without an image, or the error of an
@@ -153,7 +160,13 @@ def decode_images(
     if example.image is None:
       return None
     try:
-      return images.square(example.image, image_size, example.mirrored)
+      return images.square(
+        example.image,
+        image_size,
+        example.mirrored,
+        alpha,
+        functools.partial(note, example),
+      )
     except BadExample as error:
       return error
 

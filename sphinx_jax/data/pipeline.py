@@ -9,6 +9,7 @@ lengths of examples, but decodes images only for its own.
 
 import contextlib
 import dataclasses
+import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +19,11 @@ import numpy as np
 
 from sphinx_jax.core import errors
 from sphinx_jax.core.prefetch import Prefetch
-from sphinx_jax.core.text import is_unicode
-from sphinx_jax.data import packing, sampler
+from sphinx_jax.data import images, packing, sampler
 from sphinx_jax.data.dialog import Template
 from sphinx_jax.data.mixture import make_sampling
 from sphinx_jax.data.packing import Example
-from sphinx_jax.data.record import BadExample, Record, Source
+from sphinx_jax.data.record import BadExample, Record, Source, check_unicode
 from sphinx_jax.data.skips import Skips
 from sphinx_jax.data.tokenizer import Tokenizer
 
@@ -47,10 +47,11 @@ class PipelineConfig:
     seed: seed of the order of examples.
     loss_weighting: a rule of `packing.LOSS_WEIGHTING`.
     max_skipped: share of bad examples, in a stretch of `skips.STRETCH`, above which a pass stops.
+    alpha: what happens to transparent pixels, a key of `images.ALPHA`.
     threads: threads that read, tokenize and decode.
 
   Raises:
-    SphinxError: a row too short for an image, an unknown rule, a share outside [0, 1].
+    SphinxError: a row too short for an image, an unknown rule or `alpha`, a share outside [0, 1].
   """
 
   batch_size: int
@@ -62,11 +63,14 @@ class PipelineConfig:
   seed: int = 0
   loss_weighting: str = 'token'
   max_skipped: float = 0.5
+  alpha: str = 'drop'
   threads: int = 2
 
   def __post_init__(self) -> None:
     if not 0 <= self.max_skipped <= 1:
       raise errors.make('max_skipped', f'{self.max_skipped:g}', 'a share in [0, 1]', 'correct it')
+    if self.alpha not in images.ALPHA:
+      raise errors.unknown('image.alpha', self.alpha, images.ALPHA)
     packing.check_loss_weighting(self.loss_weighting)
     if self.slots and self.seq_len <= self.visual_tokens + 1:
       raise errors.make(
@@ -107,6 +111,7 @@ class Pipeline:
   Attributes:
     tasks: task names. A batch's `task` indexes them.
     skipped: Counter of (task, reason), of this host.
+    noted: Counter of (task, phrase) that describes used images, of this host.
 
   Raises:
     SphinxError: a task with weight but no examples, an unknown sampling setting, or images for a
@@ -127,6 +132,8 @@ class Pipeline:
   ) -> None:
     self.tasks = tuple(sources)
     self.skipped: Counter = Counter()
+    self.noted: Counter = Counter()
+    self._note_lock = threading.Lock()
     self._sources = tuple(sources.values())
     self._tokenizer = tokenizer
     self._template = template
@@ -164,12 +171,14 @@ class Pipeline:
     return self._sampling.table(position // window * window)
 
   def summary(self, position: int) -> str:
-    """The mixture as text, and what this host has skipped or dropped so far."""
+    """The mixture as text, and what this host has skipped, dropped or noted so far."""
     lines = [self.table(position)]
     for (task, reason), number in self.skipped.items():
       lines.append(f'skipped {number} examples of {task}: {reason}')
     for (task, reason), number in self.dropped().items():
       lines.append(f'left out in examples of {task}: {number} times {reason}')
+    for (task, phrase), number in self.noted.items():
+      lines.append(f'used {number} images of {task} with {phrase}')
     return '\n'.join(lines)
 
   def dropped(self) -> Counter:
@@ -179,6 +188,10 @@ class Pipeline:
       for reason, number in source.dropped.items():
         dropped[task, reason] = number
     return dropped
+
+  def _note(self, example: Example, phrase: str) -> None:
+    with self._note_lock:
+      self.noted[self.tasks[example.task], phrase] += 1
 
   def _batches(
     self, position: int, examples: int | None, skips: Skips
@@ -191,7 +204,7 @@ class Pipeline:
     try:
       for rows, next_position in self._group_rows(windows, position):
         local = [rows[row] for row in self._local_rows]
-        pixels = packing.decode_images(local, config.image_size, pool)
+        pixels = packing.decode_images(local, config.image_size, pool, config.alpha, self._note)
         decoding.append(_Decoding(local, pixels, next_position))
         if len(decoding) == _DECODING_BATCHES:
           yield self._assemble(decoding.popleft(), skips)
@@ -299,9 +312,7 @@ class Pipeline:
       )
     if record.image is not None and not config.slots:
       raise BadExample('no image slot', 'it has an image, but batch.images is 0')
-    for text in (text for turn in record.turns for text in turn if text is not None):
-      if not is_unicode(text):
-        raise BadExample('not unicode', f'{text!a:.200}')
+    check_unicode(text for turn in record.turns for text in turn)
     ids, weights = self._template.encode(record.turns, self._tokenizer)
     space = config.seq_len - (config.visual_tokens if record.image is not None else 0)
     kept = self._kept_ids(weights, space, self._sources[task].too_long)

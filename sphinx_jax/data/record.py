@@ -3,9 +3,9 @@
 import abc
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from sphinx_jax.core import errors
+from sphinx_jax.core import errors, text
 
 # Policies for an example that does not fit into a row: skip it, or cut the end of its text.
 TOO_LONG = ('skip', 'cut_text')
@@ -54,6 +54,13 @@ class BadExample(Exception):
 
   def __reduce__(self) -> tuple[type, tuple[str, str]]:  # Pickle would pass the message alone.
     return BadExample, (self.reason, self.message)
+
+
+def check_unicode(texts: Iterable[str | None]) -> None:
+  """Raises BadExample for a text with half of a surrogate pair, which JSON may hold."""
+  for content in texts:
+    if content is not None and not text.is_unicode(content):
+      raise BadExample('not unicode', f'{ascii(content[:60])} is not unicode')
 
 
 class Source(abc.ABC):

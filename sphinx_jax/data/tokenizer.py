@@ -4,11 +4,13 @@ import functools
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
 
 from sphinx_jax.core import errors
+from sphinx_jax.core.text import is_unicode
 
 # Pieces of coordinate text, with spaces as sentencepiece writes them. A box of four coordinates has
 # 13 tokens with them, 24 without. Coordinates take most positions of a small model's rows.
@@ -47,23 +49,29 @@ class Tokenizer:
     self.eos: int = self._model.eos_id()
 
   def encode(self, text: str, bos: bool = False) -> list[int]:
-    """Returns the ids of a text, after BOS if `bos`.
-
-    Raises:
-      SphinxError: the text is not Unicode (JSON may hold half of a surrogate pair).
-    """
-    try:
-      ids = self._model.encode(text)
-    except (RuntimeError, TypeError) as error:  # Of sentencepiece.
-      raise errors.make('text', f'{text!a:.80}', 'Unicode', 'correct it') from error
+    """Returns the ids of a text, after BOS if `bos`. Raises SphinxError if it is not unicode."""
+    ids = self._encode(text)
     return [self.bos, *ids] if bos else ids
+
+  def _encode(self, text: str, **options: Any) -> Any:
+    try:
+      return self._model.encode(text, **options)
+    except (RuntimeError, TypeError) as error:
+      if isinstance(text, str) and is_unicode(text):
+        raise
+      raise errors.make(
+        'text',
+        f'{text!a:.80}, which is not unicode',
+        'characters only',
+        'read or type the text in its own encoding',
+      ) from error
 
   def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Returns the ids of a text and the characters [begin, end) that each id covers.
 
     If several byte tokens form one character, the last of them covers it.
     """
-    encoded = self._model.encode(text, return_type='offset_mapping', return_bytes=False)
+    encoded = self._encode(text, return_type='offset_mapping', return_bytes=False)
     return list(encoded['ids']), list(encoded['offsets'])
 
   def encode_begins(self, text: str) -> tuple[list[int], np.ndarray]:

@@ -11,7 +11,7 @@ from etils import epath
 from sphinx_jax.core import prefetch
 from sphinx_jax.core.progress import Progress
 from sphinx_jax.data import images
-from sphinx_jax.data.record import BadExample
+from sphinx_jax.data.record import BadExample, check_unicode
 from sphinx_jax.data.skips import Skips
 from sphinx_jax.datasets.files import read_image
 from sphinx_jax.evaluation import predictions
@@ -180,7 +180,8 @@ def _prepared_chunks(
       # Questions about one image share one array, so that it is read and encoded once.
       by_image = {question.image: question for question in chunk if question.image is not None}
       read = pool.map(
-        lambda question: _read_image(question, model.config.image_size), by_image.values()
+        lambda question: _read_image(question, model.config.image_size, model.alpha),
+        by_image.values(),
       )
       pixels = dict(zip(by_image, read))
       yield [
@@ -189,13 +190,13 @@ def _prepared_chunks(
       ]
 
 
-def _read_image(question: Question, size: int) -> np.ndarray | BadExample:
+def _read_image(question: Question, size: int, alpha: str) -> np.ndarray | BadExample:
   """Returns the image as the padded square uint8[size,size,3], or the reason if it is unreadable.
 
   The small square is kept because full pages would fill the memory.
   """
   try:
-    return images.square(read_image(question.id, question.image), size)
+    return images.square(read_image(question.id, question.image), size, alpha=alpha)
   except BadExample as error:
     return error
 
@@ -206,6 +207,10 @@ def _prepare(
   """Tokenizes a question and checks that it can be asked."""
   turns = [*question.history, (question.prompt, None)]
   text = model.template.render(turns, open_ended=True) + prefix
+  try:
+    check_unicode([text])
+  except BadExample as error:
+    return _Prepared(question, [], None, error)
   ids = model.tokenizer.encode(text, bos=True)
   if isinstance(image, BadExample):
     return _Prepared(question, ids, None, image)

@@ -25,7 +25,7 @@ from sphinx_jax import datasets
 from sphinx_jax.core import errors, files, paths as paths_lib
 from sphinx_jax.core.progress import log
 from sphinx_jax.data import images
-from sphinx_jax.data.record import BadExample, Record, Source
+from sphinx_jax.data.record import BadExample, Record, Source, check_unicode
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.evaluation import answering, bootstrap, predictions
 from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark, Question
@@ -113,6 +113,7 @@ def open_task(name: str, source: Source, examples: int, tokenizer: Tokenizer) ->
       record = source[index]
       if record.image is not None:
         images.decode(record.image)
+      check_unicode(text for turn in record.turns for text in turn)
     except BadExample as error:
       log.warning('%s: example %d skipped: %s', name, index, error)
       continue
@@ -180,8 +181,7 @@ def _answer_and_score(
       if question.image is None:
         continue
       lines[number]['image'] = f'images/{name}-{number}.png'
-      with Image.open(io.BytesIO(question.image)) as image:
-        image.convert('RGB').save(folder / lines[number]['image'])
+      Image.fromarray(images.decode(question.image)).save(folder / lines[number]['image'])
   predictions.finish(folder, benchmark.name, lines)
 
 
@@ -263,12 +263,15 @@ def tasks_with_metric(config: ConfigDict) -> list[str]:
   ]
 
 
-def mean_image(sources: Mapping[str, Source], size: int, examples: int = 64) -> np.ndarray:
+def mean_image(
+  sources: Mapping[str, Source], size: int, alpha: str = 'drop', examples: int = 64
+) -> np.ndarray:
   """Returns the mean image of the first records of every source, uint8[size,size,3].
 
   Args:
     sources: {name: records}.
     size: edge of the padded square in pixels.
+    alpha: what happens to transparent pixels, see `images.decode`.
     examples: most records per source.
 
   Raises:
@@ -280,7 +283,7 @@ def mean_image(sources: Mapping[str, Source], size: int, examples: int = 64) -> 
       try:
         encoded = source[index].image
         if encoded is not None:
-          total += images.square(encoded, size)
+          total += images.square(encoded, size, alpha=alpha)
           count += 1
       except BadExample:
         continue  # `open_task` logs the bad records of the split that is asked.

@@ -135,7 +135,7 @@ class Sphinx(lmms):
       )
     if not visuals:
       return None
-    pixels = np.asarray(visuals[0].convert('RGB'))
+    pixels = np.asarray(images.to_rgb(visuals[0], self._sphinx.alpha))
     return images.padded_resize(pixels, self._sphinx.config.image_size)
 
 

@@ -90,7 +90,9 @@ def _check_model(carried: bundle.Bundle, directory: store.Path) -> None:
 
 def _model(carried: bundle.Bundle, config: ml_collections.ConfigDict, params: dict) -> Model:
   pieces = None if carried.tokenizer is None else tokenizer.Tokenizer(carried.tokenizer)
-  return Model(config, params, pieces, dialog.Template(**carried.dialog))
+  image = carried.config.get('image') or {'alpha': 'drop'}  # Imported weights have no such section.
+  template = dialog.Template(**carried.dialog)
+  return Model(config, params, pieces, template, alpha=image['alpha'])
 
 
 def is_checkpoint(directory: store.Path) -> bool:

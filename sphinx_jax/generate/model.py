@@ -41,6 +41,7 @@ class Model:
     tokenizer: None for weights that come without one; only `logits` and `encode` work then.
     template: dialog template; its stop text ends every answer.
     bucket: prompt lengths are padded to multiples of it.
+    alpha: what happens to transparent pixels of image files, as in training (`images.decode`).
 
   Raises:
     SphinxError: the tokenizer has more tokens than the model.
@@ -53,6 +54,7 @@ class Model:
     tokenizer: Tokenizer | None,
     template: Template,
     bucket: int = 64,
+    alpha: str = 'drop',
   ) -> None:
     vocab = config.llm.vocab
     if tokenizer is not None and vocab < tokenizer.vocab_size:
@@ -64,6 +66,7 @@ class Model:
       )
     self._config, self._params, self._tokenizer = config, params, tokenizer
     self._template, self._bucket = template, bucket
+    self.alpha = alpha
     module = sphinx.build(config)
     self._logits = self._compiled(functools.partial(_logits, module))
     self._encode = self._compiled(functools.partial(_encode, module))

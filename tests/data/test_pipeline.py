@@ -225,6 +225,23 @@ def test_cut_text_equals_the_official_truncation(name):
   assert [0, *labels[:-1]] == golden['labels']
 
 
+def test_images_with_transparency_or_an_orientation_are_counted():
+  exif, files = Image.Exif(), [io.BytesIO(), io.BytesIO()]
+  exif[0x0112] = 6
+  Image.new('RGBA', (SIZE, SIZE), (9, 9, 9, 0)).save(files[0], 'PNG')
+  Image.new('RGB', (SIZE, SIZE)).save(files[1], 'PNG', exif=exif)
+  clear, turned = (file.getvalue() for file in files)
+  spoil = lambda index: {'image': clear} if index < 3 else {'image': turned} if index < 5 else {}
+  for alpha, where, shade in (('drop', 'in their hidden colors', 9), ('white', 'on white', 255)):
+    pipeline = _pipeline([Fake('a', 8, spoil=spoil)], [1], alpha=alpha)
+    pixels = np.concatenate([batch['images'] for batch, _ in pipeline.batches(examples=8)])
+    assert (pixels == shade).all((2, 3, 4)).sum() >= 3
+    assert sorted(pipeline.summary(0).splitlines()[-2:]) == [
+      'used 2 images of a with an EXIF orientation, as stored',
+      f"used 3 images of a with transparent pixels, {where} (image.alpha='{alpha}')",
+    ]
+
+
 def test_an_example_without_an_answer_after_the_cut_is_skipped():
   source = Fake('a', 4, spoil=lambda index: {'answer': 'x' * 400} if index == 1 else {})
   source.too_long = 'cut_text'
@@ -438,6 +455,7 @@ def test_a_billion_examples_from_any_position(sampling):
   'change, message',
   [
     (dict(max_skipped=3), 'max_skipped: got 3'),
+    (dict(alpha='whit'), "image.alpha: got 'whit'.*did you mean 'white'"),
     (dict(sources=[Fake('a', 0)], weights=[0.3]), "task 'a': got weight 0.3 but 0 examples"),
     (
       dict(batch=BATCH | {'seq_len': 6}),

@@ -56,7 +56,7 @@ class Painter:
 
   template, tokenizer = small.model().template, small.tokenizer()
   config = small.config()
-  visual_tokens, max_length = 3, 256
+  visual_tokens, max_length, alpha = 3, 256, 'drop'
 
   def __init__(self, calls=None):
     self.calls, self.prompts, self.images = calls, [], []

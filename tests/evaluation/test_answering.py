@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 
 from sphinx_jax.core import errors
 from sphinx_jax.evaluation import answering, predictions
@@ -141,3 +142,22 @@ def test_questions_about_one_image_share_its_array(root, tmp_path):
   painter = questions.Painter()
   ask(root, tmp_path / 'out', painter, batch_size=4)
   assert len(painter.images) == 10 and len({id(image) for image in painter.images}) == 1
+
+
+def test_transparent_pixels_are_shown_as_in_training(root, tmp_path):
+  for i in range(10):
+    Image.new('RGBA', (8, 12), (9, 9, 9, 0)).save(root / 'data' / f'{i}.png')
+  for alpha, shade in (('drop', 9), ('white', 255)):
+    model = questions.Painter()
+    model.alpha = alpha
+    ask(root, tmp_path / alpha, model)
+    assert all(image[8, 8].tolist() == [shade] * 3 for image in model.images)
+
+
+def test_a_question_that_is_not_unicode_is_a_wrong_answer_with_its_reason(root, tmp_path):
+  file = root / 'annotations' / 'colors.json'
+  rows = json.loads(file.read_text())
+  rows[3]['question'] = 'half \ud83d'
+  file.write_text(json.dumps(rows))
+  lines = ask(root, tmp_path / 'out', questions.Painter()).splitlines()
+  assert [json.loads(line).get('skipped') for line in lines].count('not unicode') == 1

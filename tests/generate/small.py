@@ -49,10 +49,10 @@ def model(bucket=32):
   return Model(config(), params(), tokenizer(), dialog.Template('Be brief.'), bucket)
 
 
-def save(folder):
-  """Writes a checkpoint of the model and returns the folder."""
+def save(folder, **settings):
+  """Writes a checkpoint of the model, with more settings of its run; returns the folder."""
   carried = Bundle(
-    ml_collections.ConfigDict({'model': config().to_dict()}),
+    ml_collections.ConfigDict({'model': config().to_dict()} | settings),
     tokenizer().model_bytes,
     {'system': 'Be brief.'},
   )
