@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sphinx_jax.core import config_values as values, errors
-from sphinx_jax.data import packing, record
+from sphinx_jax.data import images, packing, record
 from sphinx_jax.mix import tasks
 from sphinx_jax.models.settings import DTYPES, MODEL
 from sphinx_jax.training import optimizer, state
@@ -51,6 +51,7 @@ RUN = {
   'data_dir': values.nullable(values.text('root of all datasets')),
   'mixture': {'*': ENTRY},
   'validation': {'*': ENTRY},
+  'image': {'alpha': values.choice('what becomes of transparent pixels', images.ALPHA)},
   'sampling': {
     'by': values.choice('what weights are shares of', tasks.RULES),
     'temperature': values.positive("for by='temperature'"),
