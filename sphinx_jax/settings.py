@@ -22,8 +22,8 @@ _BATCH_POSITIONS = values.LARGEST_INT  # The update counts the positions of a ba
 ENTRY = {
   'source': values.text('dataset or reader, a name of sphinx_jax/datasets'),
   'weight': values.number('share of the examples or tokens, at any scale; 0 leaves the entry out'),
-  'task': values.optional(values.text('a name of sphinx_jax/tasks')),
-  'path': values.optional(values.text('file, relative to data_dir')),
+  'task': values.optional_or_none(values.text('a name of sphinx_jax/tasks')),
+  'path': values.optional_or_none(values.text('file, relative to data_dir')),
   'root': values.optional_or_none(values.text('folder, relative to data_dir')),
   'split': values.optional_or_none(values.text("the dataset's own name of the split")),
   'cap': values.optional_or_none(
