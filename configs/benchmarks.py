@@ -67,7 +67,8 @@ def _row(
     note: a remark.
     prefix: the beginning of every answer.
     hidden: whether the answers are hidden.
-    own: arguments of the reader.
+    own: arguments of the reader, and `boxes`, the form of boxes in answers (key of
+      evaluation/protocols/box_forms.FORMS).
   """
   return dict(
     reader=reader,
@@ -101,7 +102,9 @@ def _annotators(file: str, *annotation: str, **more: Any) -> dict[str, Any]:
 
 
 def _rec(file: str, published: float) -> dict[str, Any]:
-  return _official(file, 'miou0.5', prompt=REC, max_new_tokens=30, published=published)
+  return _official(
+    file, 'miou0.5', prompt=REC, max_new_tokens=30, published=published, boxes='square'
+  )
 
 
 def _pope(subset: str) -> dict[str, Any]:
@@ -200,6 +203,7 @@ def _own_rows() -> dict[str, dict[str, Any]]:
       'AP',
       DETECTION,
       1024,
+      boxes='square',
       file=f'{coco}/instances_val2017.json',
       images='data/coco/val2017',
     ),
@@ -218,6 +222,7 @@ def _own_rows() -> dict[str, dict[str, Any]]:
       'AP',
       LAYOUT,
       1024,
+      boxes='square',
       file='data/doclaynet/COCO/test.json',
       images='data/doclaynet/PNG',
     ),
@@ -255,6 +260,7 @@ def _own_rows() -> dict[str, dict[str, Any]]:
       'recall@1 any box',
       REC,
       30,
+      boxes='square',
       folder='data/flickr30k_entities',
       split='test',
     ),

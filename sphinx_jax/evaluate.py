@@ -80,7 +80,7 @@ def _score_tasks() -> None:
       'a training run',
       'train it on a mixture first, or score it on --benchmarks',
     )
-  names = held_out.tasks_with_metric(config) if FLAGS.tasks is None else FLAGS.tasks
+  names = held_out.tasks_with_metric(config, FLAGS.tasks)
   sources = held_out.open_split(config, names, FLAGS.split, FLAGS.data_dir)
   results = held_out.evaluate(
     model,

@@ -89,6 +89,8 @@ def draw_curve(
       'something to measure',
       'give --config with `validation`, or --tasks',
     )
+  if tasks:
+    held_out.tasks_with_metric(config, tasks)
   sources = held_out.open_split(config, tasks, split)
   parents = run.open_parents(config, inputs)
   identity = (

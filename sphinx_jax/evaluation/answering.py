@@ -49,7 +49,7 @@ def answer(
   Every process answers its share of the questions that have no answer yet, with its own copy of
   the weights. Process 0 then merges the files of all processes. A question that cannot be asked
   (unreadable image, prompt too long) gets the answer '' and the reason under 'skipped', so that
-  it counts as wrong.
+  it counts as wrong. The next start asks it again, because its image may have been mended.
 
   Args:
     model: a model on the devices of this process.
@@ -61,12 +61,11 @@ def answer(
     SphinxError: most questions cannot be asked, the folder has answers to other questions, or the
       disk is full.
   """
-  answered = predictions.answered(folder, benchmark)
+  pending = _pending(benchmark, folder)
   hosts.barrier()  # All processes have read the earlier answers before one of them writes.
-  pending = [question for question in benchmark.questions if question.id not in answered]
-  share = pending[hosts.process_index() :: hosts.process_count()]
-  total = len(benchmark.questions) // hosts.process_count()
-  _answer_questions(model, benchmark, share, folder, total, batch_size)
+  count = hosts.process_count()
+  share = pending[hosts.process_index() :: count]
+  _answer_questions(model, benchmark, share, folder, batch_size, processes=count)
   hosts.barrier()
   hosts.on_process_0(lambda: predictions.merge(folder, benchmark))
 
@@ -93,11 +92,15 @@ def answer_locally(
   Raises:
     SphinxError: as for `answer`.
   """
-  answered = predictions.answered(folder, benchmark)
-  pending = [question for question in benchmark.questions if question.id not in answered]
-  total = len(benchmark.questions)
-  _answer_questions(model, benchmark, pending, folder, total, batch_size, params)
+  _answer_questions(model, benchmark, _pending(benchmark, folder), folder, batch_size, params)
   return predictions.in_order(benchmark, predictions.answered(folder, benchmark))
+
+
+def _pending(benchmark: Benchmark, folder: predictions.Path) -> list[Question]:
+  """Returns the questions without an answer. Earlier starts may have skipped some of them."""
+  earlier = predictions.answered(folder, benchmark)
+  done = {key for key, entry in earlier.items() if 'skipped' not in entry}
+  return [question for question in benchmark.questions if question.id not in done]
 
 
 def _answer_questions(
@@ -105,27 +108,29 @@ def _answer_questions(
   benchmark: Benchmark,
   questions: Sequence[Question],
   folder: predictions.Path,
-  total: int,
   batch_size: int,
   params: dict | None = None,
+  processes: int = 1,
 ) -> None:
   """Answers questions and appends the lines to the file of this process.
 
   Args:
     model: the model.
     benchmark: the benchmark of the questions.
-    questions: the questions to answer.
+    questions: this process's share of the questions to answer.
     folder: the folder of the run.
-    total: number of this process's questions, earlier answers included.
     batch_size: most prompts decoded together.
     params: see `answer_locally`.
+    processes: number of processes that share the questions.
   """
   if not questions:
     return
+  total = len(benchmark.questions) // processes
   file = epath.Path(folder) / f'{benchmark.name}.{hosts.process_index()}.jsonl'
   writer = predictions.Writer(file)
-  skips = Skips(Counter(), len(questions))
-  position = 0
+  # Of the whole benchmark: the questions that are asked again may all be unusable.
+  skips = Skips(Counter(), len(benchmark.questions))
+  positions = {question.id: position for position, question in enumerate(benchmark.questions)}
   chunks = _prepared_chunks(model, benchmark, questions, _BATCHES_PER_CALL * batch_size)
   with (
     prefetch.Prefetch(chunks, depth=1) as prefetched,
@@ -136,8 +141,8 @@ def _answer_questions(
     for chunk in prefetched:
       for prepared in chunk:
         if prepared.error is not None:
-          skips.add(benchmark.name, position, prepared.question.id, prepared.error)
-        position += 1
+          name = prepared.question.id
+          skips.add(benchmark.name, positions[name], name, prepared.error, processes)
       writer.write(_answer_chunk(model, benchmark, chunk, batch_size, params))
       progress.update(len(chunk))
 

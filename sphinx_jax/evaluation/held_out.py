@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from sphinx_jax import datasets
-from sphinx_jax.core import errors, files, paths as paths_lib
+from sphinx_jax.core import errors, files, paths as paths_lib, renames
 from sphinx_jax.core.progress import log
 from sphinx_jax.data import images
 from sphinx_jax.data.record import BadExample, Record, Source, check_unicode
@@ -254,13 +254,39 @@ def _split_entry(config: ConfigDict, name: str, split: str) -> dict[str, Any]:
   return {**entry, 'split': split}
 
 
-def tasks_with_metric(config: ConfigDict) -> list[str]:
-  """Returns the entries of a run's mixture whose task has a metric. Text and dialogs have none."""
-  return [
-    name
-    for name, entry in config.mixture.items()
-    if TASKS[entry.get('task', 'dialog')].metric != 'none'
-  ]
+def tasks_with_metric(config: ConfigDict, names: Sequence[str] | None = None) -> list[str]:
+  """Returns the entries of a run's mixture to score.
+
+  Args:
+    config: the run's config.
+    names: names of entries, or None for all whose task has a metric.
+
+  Raises:
+    SphinxError: an entry is unknown, or has a task without a metric (dialog, text), or no entry has
+      one.
+  """
+  tasks = {name: _task_of(entry) for name, entry in config.mixture.items()}
+  unknown = [name for name in names or () if name not in tasks]
+  if unknown:
+    raise errors.unknown(f"task of '{config.name}'", unknown[0], tasks)
+  without = [name for name in names or tasks if TASKS[tasks[name]].metric == 'none']
+  chosen = [name for name in names or tasks if name not in without]
+  if not chosen or (names and without):
+    listed = ', '.join(f"'{name}' ({tasks[name]})" for name in without)
+    raise errors.make(
+      f"tasks of '{config.name}'",
+      f'{listed}, without a metric',
+      'only tasks with a metric' if names else 'an entry of the mixture whose task has a metric',
+      'score the checkpoint on published benchmarks instead (--benchmarks)',
+    )
+  return chosen
+
+
+def _task_of(entry: Mapping[str, Any]) -> str:
+  """Returns the task of a mixture entry: its own, or the usual one of its source."""
+  source = renames.source(entry['source'])
+  usual = datasets.FAMILIES[source].TASKS[0] if source in datasets.FAMILIES else 'dialog'
+  return entry.get('task') or usual
 
 
 def mean_image(

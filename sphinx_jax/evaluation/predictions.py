@@ -129,6 +129,8 @@ def claim_folder(folder: Path, run: Mapping[str, Any], extensible: str | None = 
 def answered(folder: Path, benchmark: Benchmark) -> dict[str, dict[str, Any]]:
   """Returns {id: line} of all answers so far, from the files of any number of processes.
 
+  The answer to a question that was skipped before replaces the line that skipped it.
+
   Raises:
     SphinxError: a file has an answer to another question with the same id, or cannot be read.
   """
@@ -146,7 +148,9 @@ def answered(folder: Path, benchmark: Benchmark) -> dict[str, dict[str, Any]]:
           f'one to {prompt[:80]!r}',
           'use another folder, or remove the file',
         )
-      result.setdefault(entry['id'], entry)
+      earlier = result.setdefault(entry['id'], entry)
+      if 'skipped' in earlier:
+        result[entry['id']] = entry
   return result
 
 
@@ -225,7 +229,8 @@ def entries(benchmark: Benchmark, file: Path) -> list[dict[str, Any]]:
 class Writer:
   """Appends lines to a predictions file.
 
-  The lines of an earlier run stay, except for a last line that was cut off.
+  The lines of an earlier run stay, except for a last line that was cut off, and for questions that
+  were skipped, which are asked again.
 
   Args:
     file: the file, made with the first line.
@@ -235,7 +240,7 @@ class Writer:
     self._file = epath.Path(file)
     self._text = ''
     if self._file.exists():
-      self._text = _to_jsonl(read(self._file))
+      self._text = _to_jsonl(entry for entry in read(self._file) if 'skipped' not in entry)
       files.write_atomic(self._file, self._text)
 
   def write(self, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from sphinx_jax.core import text
 from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark
-from sphinx_jax.evaluation.protocols import PROTOCOLS
+from sphinx_jax.evaluation.protocols import PROTOCOLS, UNREAD
 
 _COLUMNS = ('benchmark', 'metric', 'score', 'published', 'questions', 'skipped')
 
@@ -22,14 +22,17 @@ def result(benchmark: Benchmark, entries: Sequence[dict], official: bool = False
     {'protocol', 'metrics': {name: value as the protocol defines it}, empty for a hidden truth,
     'metric': the metric that represents the benchmark, 'published': its published value, or None,
     'variant', 'note', 'questions', 'skipped': number of questions that could not be asked and
-    count as wrong, 'official'}.
+    count as wrong, 'official', 'unread': {what is missing: number of answers}, see `UNREAD`}.
 
   Raises:
     SphinxError: see the protocol.
   """
-  metrics = {}
+  answered = [entry for entry in entries if 'skipped' not in entry]
+  metrics, unread = {}, {'empty': sum(not entry['answer'].strip() for entry in answered)}
   if not benchmark.hidden:
     metrics = PROTOCOLS[benchmark.protocol](entries, official=official)
+    if benchmark.protocol in UNREAD:
+      unread |= UNREAD[benchmark.protocol](answered)
   settings = benchmark.settings
   return {
     'protocol': benchmark.protocol,
@@ -41,6 +44,7 @@ def result(benchmark: Benchmark, entries: Sequence[dict], official: bool = False
     'questions': len(entries),
     'skipped': sum('skipped' in entry for entry in entries),
     'official': official,
+    'unread': {reason: count for reason, count in unread.items() if count},
   }
 
 
@@ -84,6 +88,11 @@ def format_score(protocol: str, metric: str, value: float | None) -> str:
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-  """Returns `rows` as text in columns, with a header."""
+  """Returns `rows` as text in columns, with a header, and a line for each kind of unread answer."""
   cells = [[row[column] for column in _COLUMNS] for row in rows(results)]
-  return text.table([_COLUMNS, *cells], align='llrrrr')
+  unread = [
+    f'{name}: {count} of {benchmark_result["questions"]} answers {reason}'
+    for name, benchmark_result in results.items()
+    for reason, count in benchmark_result['unread'].items()
+  ]
+  return '\n'.join([text.table([_COLUMNS, *cells], align='llrrrr'), *unread])

@@ -11,7 +11,7 @@ from sphinx_jax.core.tables import Table
 from sphinx_jax.core.text import is_unicode
 from sphinx_jax.datasets import files
 from sphinx_jax.datasets.fields import as_id, as_text
-from sphinx_jax.evaluation.protocols import PROTOCOLS
+from sphinx_jax.evaluation.protocols import PROTOCOLS, box_forms
 
 # Each reads one file format: (who, root, prompt, **settings) -> list of Question, where
 #   who       is the benchmark as messages show it,
@@ -46,6 +46,7 @@ COMMON_KEYS = (
   'max_new_tokens',
   'protocol',
   'metric',
+  'boxes',
   'hidden',
   'published',
   'variant',
@@ -109,13 +110,16 @@ def open_benchmark(name: str, settings: Mapping[str, Any], root: Path | str) -> 
     root: directory that the row's paths are relative to.
 
   Raises:
-    SphinxError: unknown reader or protocol; a file that is missing or not the published one (the
+    SphinxError: unknown reader, protocol or form of boxes; a file that is missing or not the published one (the
       message names it); no question; repeated ids.
   """
   settings = dict(settings)
   who = f"benchmark '{name}'"
   if settings['protocol'] not in PROTOCOLS:
     raise errors.unknown(f'protocol of {who}', settings['protocol'], PROTOCOLS)
+  form = settings.get('boxes', 'square')
+  if form not in box_forms.FORMS:
+    raise errors.unknown(f'form of the boxes of {who}', form, box_forms.FORMS)
   own = {key: value for key, value in settings.items() if key not in COMMON_KEYS}
   with files.opened_files() as opened:
     questions = READERS[settings['reader']](who, Path(root), settings['prompt'], **own)
@@ -126,6 +130,11 @@ def open_benchmark(name: str, settings: Mapping[str, Any], root: Path | str) -> 
     if question.id in ids:
       raise errors.make(who, f"two questions with the id '{question.id}'", 'one', 'check its files')
     ids.add(question.id)
+  if form != 'square':
+    questions = [
+      dataclasses.replace(question, entry=question.entry | {'boxes': form})
+      for question in questions
+    ]
   return Benchmark(
     name=name,
     questions=questions,

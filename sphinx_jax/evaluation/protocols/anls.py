@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from sphinx_jax.core import answers
 from sphinx_jax.evaluation.protocols import scoring
 
 THRESHOLD = 0.5
@@ -46,7 +47,8 @@ def anls(answer: str, annotations: str | Sequence[str], official: bool = False) 
 
 def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float]:
   """Returns the ANLS of every entry, in [0, 1]."""
-  return [anls(entry['answer'], entry['gt_answers'], official) for entry in entries]
+  texts = [entry['answer'] if official else answers.unwrapped(entry['answer']) for entry in entries]
+  return [anls(text, entry['gt_answers'], official) for text, entry in zip(texts, entries)]
 
 
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from sphinx_jax.core import boxes, coordinates, errors
-from sphinx_jax.evaluation.protocols import scoring
+from sphinx_jax.evaluation.protocols import box_forms, scoring
 from sphinx_jax.tasks.task import normalize
 
 BOX_STATISTICS = ('AP', 'AP50', 'AP75', 'AP small', 'AP medium', 'AP large')
@@ -24,20 +24,28 @@ def detections(entry: dict) -> list[tuple[str, boxes.Box]]:
   """Parses the boxes of an answer, in the order in which they are written.
 
   Args:
-    entry: a dict with 'answer', and 'width' and 'height' of the image in pixels.
+    entry: a dict with 'answer', 'width' and 'height' of the image in pixels, and optionally 'boxes'
+      (`form` of `box_forms.native`).
 
   Returns:
     [(normalized class name, (x1, y1, x2, y2) in pixels, clipped to the image), ...].
   """
   width, height = entry['width'], entry['height']
+  text = box_forms.native(entry['answer'], width, height, entry.get('boxes', 'square'))
   result = []
-  for label, group in coordinates.parse_groups(entry['answer']):
+  for label, group in coordinates.parse_groups(text):
     for box in (numbers for numbers in group if len(numbers) == 4):
       x1, y1, x2, y2 = boxes.unpad_box(box, width, height)
       clipped = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
       if clipped[0] < clipped[2] and clipped[1] < clipped[3]:
         result.append((normalize(label), clipped))
   return result
+
+
+def unread(entries: Sequence[dict]) -> dict[str, int]:
+  """Counts the answers with numbers of an unknown scale."""
+  counts = box_forms.count_unread((entry, entry['width'], entry['height']) for entry in entries)
+  return {box_forms.UNKNOWN_SCALE: counts[box_forms.UNKNOWN_SCALE]}
 
 
 def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float | None]:

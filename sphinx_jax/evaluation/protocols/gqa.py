@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from sphinx_jax.core import answers
 from sphinx_jax.evaluation.protocols import scoring
 from sphinx_jax.evaluation.protocols.exact_match import exact_match
 
@@ -21,16 +22,20 @@ def short_answer(answer: str) -> str:
 def gqa_match(answer: str, annotation: str, official: bool = False) -> float:
   """Returns 1.0 if the answer, or the short answer inside it, equals the annotation, else 0.0.
 
+  A true yes or no may have reasons after it.
+
   Args:
     answer: the model's answer.
     annotation: the true short answer.
     official: compare only the whole answer. The SPHINX script extracts the short answer too late:
       it scores a copy that it made before.
   """
-  whole = exact_match(answer, annotation, official)
   if official:
-    return whole
-  return max(whole, exact_match(short_answer(answer), annotation))
+    return exact_match(answer, annotation, official)
+  if annotation in ('yes', 'no'):
+    return float(answers.either(answer) == annotation)
+  answer = answers.unwrapped(answer)
+  return max(exact_match(answer, annotation), exact_match(short_answer(answer), annotation))
 
 
 def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float]:

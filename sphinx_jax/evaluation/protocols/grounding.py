@@ -7,16 +7,13 @@ boxes, 'merged box' counts a match with their bounding box.
 
 from collections.abc import Sequence
 
-from sphinx_jax.evaluation.protocols import scoring
+from sphinx_jax.evaluation.protocols import box_forms, scoring
 from sphinx_jax.evaluation.protocols.rec import THRESHOLD, rec_iou
 
 
 def any_box(entry: dict, official: bool = False) -> float:
   """Returns 1.0 if the first box of the answer has IoU >= 0.5 with a true box, else 0.0."""
-  best = max(
-    rec_iou(entry['answer'], box, entry['width'], entry['height'], official)
-    for box in _true_boxes(entry)
-  )
+  best = max(_iou(entry, box, official) for box in _true_boxes(entry))
   return float(best >= THRESHOLD)
 
 
@@ -24,8 +21,12 @@ def merged_box(entry: dict, official: bool = False) -> float:
   """Returns 1.0 if the first box has IoU >= 0.5 with the box around the true ones, else 0.0."""
   lefts, tops, rights, bottoms = zip(*_true_boxes(entry))
   bounds = min(lefts), min(tops), max(rights), max(bottoms)
-  iou = rec_iou(entry['answer'], bounds, entry['width'], entry['height'], official)
-  return float(iou >= THRESHOLD)
+  return float(_iou(entry, bounds, official) >= THRESHOLD)
+
+
+def unread(entries: Sequence[dict]) -> dict[str, int]:
+  """Counts the answers without a box, and those with numbers of an unknown scale."""
+  return box_forms.count_unread((entry, entry['width'], entry['height']) for entry in entries)
 
 
 def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float]:
@@ -38,7 +39,7 @@ def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
 
   Args:
     entries: one a phrase, with 'answer', 'width', 'height' and 'gt_answers', the boxes
-      [x1, y1, x2, y2] of the phrase in pixels.
+      [x1, y1, x2, y2] of the phrase in pixels, and optionally 'boxes' (`form` of `rec.rec_iou`).
     official: parse the answers as the SPHINX script parses those of REC.
 
   Raises:
@@ -50,6 +51,11 @@ def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
     **scoring.mean('recall@1 any box', any_scores),
     **scoring.mean('recall@1 merged box', merged_scores),
   }
+
+
+def _iou(entry: dict, box: Sequence[float], official: bool) -> float:
+  form = entry.get('boxes', 'square')
+  return rec_iou(entry['answer'], box, entry['width'], entry['height'], official, form)
 
 
 def _true_boxes(entry: dict) -> list[Sequence[float]]:

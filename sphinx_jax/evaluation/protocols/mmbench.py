@@ -5,25 +5,25 @@ A question counts as right if it is answered correctly under every rotation of i
 
 from collections.abc import Mapping, Sequence
 
-from sphinx_jax.evaluation.protocols import scoring
-from sphinx_jax.evaluation.protocols.multiple_choice import choice_letter
+from sphinx_jax.core import answers
+from sphinx_jax.evaluation.protocols import multiple_choice, scoring
 
 
 def chosen(answer: str, choices: Mapping[str, str]) -> str | None:
   """Returns the letter of the choice that an answer names, or None.
 
-  The answer names a choice by its letter, or by containing the text of exactly one choice. The
-  benchmark's own tool asks ChatGPT if neither is found. Here such an answer is wrong.
+  The answer names a choice by its letter, or by containing the text of exactly one choice
+  (`answers.choice`). The benchmark's own tool asks ChatGPT if neither is found. Here such an answer
+  is wrong.
 
   Args:
     answer: the model's answer.
     choices: {letter: text}.
   """
-  letter = choice_letter(answer)
-  if letter is not None:
-    return letter if letter in choices else None
-  named = [letter for letter, text in choices.items() if text.lower() in answer.lower()]
-  return named[0] if len(named) == 1 else None
+  return answers.choice(answer, choices)
+
+
+unread = multiple_choice.unread
 
 
 def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float]:

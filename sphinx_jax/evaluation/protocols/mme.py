@@ -6,7 +6,7 @@ Every image has two questions. A pair is right if both answers are.
 import pathlib
 from collections.abc import Sequence
 
-from sphinx_jax.core import errors
+from sphinx_jax.core import answers, errors
 from sphinx_jax.evaluation.protocols import scoring
 
 SUBTASKS = {
@@ -32,18 +32,31 @@ SUBTASKS = {
 
 
 def yes_or_no(answer: str) -> str:
-  """Returns 'yes' or 'no' if the first four characters contain it ('yes' first), else 'other'."""
+  """Returns 'yes' or 'no' if the first four characters contain it ('yes' first), else 'other'.
+
+  This is the rule of the benchmark's own tool.
+  """
   start = answer.lower()[:4]
   return next((word for word in ('yes', 'no') if word in start), 'other')
 
 
+def _answered(entry: dict, official: bool = False) -> str:
+  """Returns 'yes', 'no' or 'other'. By default, the word may also stand inside a sentence."""
+  word = None if official else answers.either(entry['answer'])
+  return word or yes_or_no(entry['answer'])
+
+
+def unread(entries: Sequence[dict]) -> dict[str, int]:
+  """Counts the answers that are neither yes nor no."""
+  return {'neither yes nor no': sum(_answered(entry) == 'other' for entry in entries)}
+
+
 def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float]:
   """Returns 1.0 or 0.0 for every question."""
-  del official
-  return [float(yes_or_no(entry['answer']) == entry['gt_answers'].lower()) for entry in entries]
+  return [float(_answered(entry, official) == entry['gt_answers'].lower()) for entry in entries]
 
 
-def subtask_score(entries: Sequence[dict]) -> dict[str, float]:
+def subtask_score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
   """Returns {'acc', 'acc+': in [0, 1], 'score': 100 (acc + acc+)} of one subtask's entries.
 
   Raises:
@@ -59,7 +72,7 @@ def subtask_score(entries: Sequence[dict]) -> dict[str, float]:
         "'yes' or 'no'",
         'check the annotations',
       )
-    images.setdefault(entry['image_path'], []).append(yes_or_no(entry['answer']) == truth)
+    images.setdefault(entry['image_path'], []).append(_answered(entry, official) == truth)
   for path, right in images.items():
     if len(right) != 2:
       raise errors.make(
@@ -80,7 +93,8 @@ def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
   Args:
     entries: dicts with 'answer', 'gt_answers' ('Yes' or 'No') and 'image_path', in which a folder
       has the name of the subtask.
-    official: has no effect, because the SPHINX script scores as the benchmark's own tool does.
+    official: read answers like the SPHINX script, which does it as the benchmark's own tool
+      (`yes_or_no`).
 
   Returns:
     {'perception', 'cognition': sum over their subtasks, 'total', '<subtask>': 100 (acc + acc+),
@@ -94,7 +108,7 @@ def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
   groups: dict[str, list[dict]] = {}
   for entry in entries:
     groups.setdefault(_subtask(entry['image_path']), []).append(entry)
-  scores = {name: subtask_score(group) for name, group in groups.items()}
+  scores = {name: subtask_score(group, official) for name, group in groups.items()}
   halves = {
     half: sum(scores[name]['score'] for name in names if name in scores)
     for half, names in SUBTASKS.items()

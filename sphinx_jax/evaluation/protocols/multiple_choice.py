@@ -2,29 +2,55 @@
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from sphinx_jax.core import answers
 from sphinx_jax.evaluation.protocols import scoring
 from sphinx_jax.evaluation.protocols.exact_match import exact_match
 
 _OFFICIAL_LETTERS = tuple('ABCDE')
-_LETTER = re.compile(
-  r'\s*(?:.*\banswer(?: is)?(?::\s*|\s+))?\(?([A-Z])\)?\s*(?:[.:)].*)?', re.DOTALL | re.IGNORECASE
-)
+_CHOICES = 'Choices:\n'  # As in questions.official_choice_question.
+_CHOICE = re.compile(r'^([A-Z])\. (.*)$', re.MULTILINE)
+# True answers of which an answer may give reasons.
+_PAIRS = (('yes', 'no'), ('true', 'false'))
 
 
-def choice_letter(answer: str) -> str | None:
-  """Returns the letter that an answer names, or None.
-
-  'C', 'c.', '(C)', 'C. the cat', 'Answer: C' and 'The answer is C.' all give 'C'.
-  """
-  match = _LETTER.fullmatch(answer)
-  return match[1].upper() if match else None
+def choices_of(question: str) -> dict[str, str]:
+  """Returns the choices in the text of a question, {letter: text}, or {} if it has none."""
+  _, heading, listed = question.rpartition(_CHOICES)
+  return dict(_CHOICE.findall(listed)) if heading else {}
 
 
-def multiple_choice(answer: str, letter: str) -> float:
-  """Returns 1.0 if the answer names this letter, else 0.0. An answer without a letter is wrong."""
-  return float(choice_letter(answer) == letter)
+def unread(entries: Sequence[Mapping]) -> dict[str, int]:
+  """Counts the answers that should name a choice, and do not name exactly one."""
+  named = [
+    answers.choice(entry['answer'], _choices(entry)) for entry in entries if _lettered(entry)
+  ]
+  return {'without one choice': named.count(None)}
+
+
+def _lettered(entry: Mapping) -> bool:
+  truth = entry['gt_answers']
+  return isinstance(truth, str) and re.fullmatch('[A-Z]', truth) is not None
+
+
+def _choices(entry: Mapping) -> dict[str, str]:
+  return entry.get('choices') or choices_of(entry.get('question', ''))
+
+
+def _match(entry: Mapping) -> float:
+  """Returns 1.0 or 0.0 by the definition, see `score`."""
+  answer, truth = entry['answer'], entry['gt_answers']
+  if _lettered(entry):
+    return float(answers.choice(answer, _choices(entry)) == truth)
+  truths = scoring.as_list('accuracy', truth)
+  words = {answers.either(answer, pair) for pair in _PAIRS} - {None}
+  values = [number for form in answers.forms(answer) for number in answers.numbers(form)]
+  same = any(
+    text.lower() in words or any(value in answers.numbers(text)[:1] for value in values)
+    for text in truths
+  )
+  return float(same or exact_match(answer, truths))
 
 
 def official_choice(answer: str, letter: str, rng: random.Random) -> float:
@@ -43,13 +69,13 @@ def per_example_scores(
   entries: Sequence[dict], official: bool = False, seed: int = 1
 ) -> list[float]:
   """Returns 1.0 or 0.0 for every entry, see `score`."""
+  if not official:
+    return [_match(entry) for entry in entries]
   rng = random.Random(seed)
 
   def entry_score(answer: str, truth: str | Sequence[str]) -> float:
-    if official and truth in _OFFICIAL_LETTERS:
+    if truth in _OFFICIAL_LETTERS:
       return official_choice(answer, truth, rng)
-    if not official and isinstance(truth, str) and re.fullmatch('[A-Z]', truth):
-      return multiple_choice(answer, truth)
     return exact_match(answer, truth, official)
 
   return [entry_score(entry['answer'], entry['gt_answers']) for entry in entries]
@@ -59,10 +85,12 @@ def score(entries: Sequence[dict], official: bool = False, seed: int = 1) -> dic
   """Returns {'accuracy': mean} over entries.
 
   A true answer that is a single capital letter (with `official`: from A to E) is the letter of a
-  choice. Any other one is compared by `exact_match`.
+  choice. Any other one is compared by `exact_match`. By default, equal numbers are equal answers,
+  and yes, no, true and false may have reasons.
 
   Args:
-    entries: dicts with 'answer' and 'gt_answers', a text or a list of which any is right.
+    entries: dicts with 'answer' and 'gt_answers', a text or a list of which any is right. The texts
+      of choices are in 'choices' ({letter: text}) or in 'question', if it has them.
     official: score as the SPHINX script does: a list of true answers is an error, and an answer
       without a letter counts as a random choice.
     seed: random seed of these choices. The default is the script's.

@@ -1,9 +1,12 @@
 """POPE (arXiv 2305.10355), yes/no questions about objects: accuracy, precision, recall, F1."""
 
+import re
 from collections.abc import Sequence
 
-from sphinx_jax.core import errors
+from sphinx_jax.core import answers, errors
 from sphinx_jax.evaluation.protocols import scoring
+
+_NEGATION = re.compile(r"\bnot\b|n['’]t\b", re.IGNORECASE)
 
 
 def yes_or_no(answer: str) -> str:
@@ -18,8 +21,7 @@ def yes_or_no(answer: str) -> str:
 
 def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float]:
   """Returns 1.0 or 0.0 for every question."""
-  del official
-  return [float(_predicted(entry) == _truth(entry)) for entry in entries]
+  return [float(_predicted(entry, official) == _truth(entry)) for entry in entries]
 
 
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
@@ -29,15 +31,14 @@ def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
 
   Args:
     entries: dicts with 'answer' and 'gt_answers' (yes or no).
-    official: has no effect. The SPHINX script does not score POPE. This is the benchmark's own
-      definition.
+    official: read answers by the letter of the benchmark's own script (`yes_or_no`), for which
+      '**No**' and 'NO' are yes. The SPHINX script does not score POPE.
 
   Raises:
     SphinxError: there are no entries, or a true answer is neither yes nor no.
   """
-  del official
   scoring.require_nonempty('POPE', entries)
-  predicted = [_predicted(entry) == 'yes' for entry in entries]
+  predicted = [_predicted(entry, official) == 'yes' for entry in entries]
   truth = [_truth(entry) == 'yes' for entry in entries]
   positives, true_yes = sum(predicted), sum(truth)
   true_positives = sum(p and t for p, t in zip(predicted, truth))
@@ -51,10 +52,21 @@ def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
   }
 
 
-def _predicted(entry: dict) -> str:
+def unread(entries: Sequence[dict]) -> dict[str, int]:
+  """Counts the answers that have neither yes nor a negation, and therefore count as yes."""
+  return {'neither yes nor no (counted as yes)': sum(_read(e['answer']) is None for e in entries)}
+
+
+def _predicted(entry: dict, official: bool) -> str:
   if entry.get('skipped'):  # The empty answer of a skipped question must not count as right.
     return 'no' if _truth(entry) == 'yes' else 'yes'
-  return yes_or_no(entry['answer'])
+  return (None if official else _read(entry['answer'])) or yes_or_no(entry['answer'])
+
+
+def _read(answer: str) -> str | None:
+  """Returns 'yes' or 'no', also in markup, in capitals and with reasons, or None."""
+  negated = _NEGATION.search(answer.split('.')[0])
+  return answers.either(answer) or ('no' if negated else None)
 
 
 def _truth(entry: dict) -> str:

@@ -1,6 +1,7 @@
 """REC accuracy at IoU 0.5 (RefCOCO, RefCOCO+, RefCOCOg).
 
-Boxes in answers are on the padded square, true boxes are in pixels of the image.
+Boxes in answers are on the padded square (other forms: box_forms.py), true boxes are in pixels of
+the image.
 """
 
 import re
@@ -8,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sphinx_jax.core import boxes, coordinates, errors
-from sphinx_jax.evaluation.protocols import scoring
+from sphinx_jax.core import boxes, errors
+from sphinx_jax.evaluation.protocols import box_forms, scoring
 
 THRESHOLD = 0.5
 
@@ -32,12 +33,17 @@ def image_size(question_id: str) -> tuple[int, int]:
 
 
 def rec_iou(
-  answer: str, box: Sequence[float], width: int, height: int, official: bool = False
+  answer: str,
+  box: Sequence[float],
+  width: int,
+  height: int,
+  official: bool = False,
+  form: str = 'square',
 ) -> float:
   """Returns the IoU of the first box in an answer with the true one, or 0 if there is no box.
 
   Args:
-    answer: text with '[x1, y1, x2, y2]' in [0, 1] on the padded square.
+    answer: text with a box (`box_forms.first_box`).
     box: the true (x1, y1, x2, y2) in pixels of the width x height image.
     width: width of the image before padding, in pixels.
     height: height of the image before padding, in pixels.
@@ -45,20 +51,30 @@ def rec_iou(
       (or, without one, the text up to ']'), anything that float() accepts is a number, and areas
       are signed and float32. The result may then be negative zero, or NaN if the union is 0 or a
       number is not finite.
+    form: key of `box_forms.FORMS`, for numbers without a mark of their scale.
   """
   if official:
     target = boxes.expand_to_square(box, width, height)
     return _official_iou(_first_bracket(answer), target, max(width, height))
-  groups = coordinates.parse_groups(answer) or coordinates.parse_groups(f'[{answer.strip("[] ")}]')
-  predicted = [numbers for _, group in groups for numbers in group if len(numbers) == 4]
-  return boxes.iou(predicted[0], boxes.pad_box(box, width, height)) if predicted else 0.0
+  predicted = box_forms.first_box(answer, width, height, form)
+  return 0.0 if predicted is None else boxes.iou(predicted, boxes.pad_box(box, width, height))
 
 
 def rec_accuracy(
-  answer: str, box: Sequence[float], width: int, height: int, official: bool = False
+  answer: str,
+  box: Sequence[float],
+  width: int,
+  height: int,
+  official: bool = False,
+  form: str = 'square',
 ) -> float:
   """Returns 1.0 if `rec_iou` of the same arguments is at least 0.5, else 0.0."""
-  return float(rec_iou(answer, box, width, height, official) >= THRESHOLD)
+  return float(rec_iou(answer, box, width, height, official, form) >= THRESHOLD)
+
+
+def unread(entries: Sequence[dict]) -> dict[str, int]:
+  """Counts the answers without a box, and those with numbers of an unknown scale."""
+  return box_forms.count_unread((entry, *image_size(entry['question_id'])) for entry in entries)
 
 
 def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float]:
@@ -66,7 +82,8 @@ def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[
   scores = []
   for entry in entries:
     width, height = image_size(entry['question_id'])
-    scores.append(rec_accuracy(entry['answer'], entry['gt_answers'], width, height, official))
+    form = entry.get('boxes', 'square')
+    scores.append(rec_accuracy(entry['answer'], entry['gt_answers'], width, height, official, form))
   return scores
 
 
@@ -74,7 +91,8 @@ def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
   """Returns {'miou0.5': share of hits} over entries.
 
   Args:
-    entries: dicts with 'answer', 'gt_answers' (a box in pixels) and the official 'question_id'.
+    entries: dicts with 'answer', 'gt_answers' (a box in pixels), the official 'question_id' and
+      optionally 'boxes' (`form` of `rec_iou`).
     official: see `rec_iou`.
 
   Raises:

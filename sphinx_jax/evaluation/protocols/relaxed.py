@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from sphinx_jax.core import answers
 from sphinx_jax.evaluation.protocols import scoring
 
 TOLERANCE = 0.05
@@ -11,7 +12,9 @@ def relaxed_match(answer: str, annotations: str | Sequence[str], official: bool 
   """Returns 1.0 if the answer is within 5 % of the true number or equals the true text, else 0.0.
 
   Case does not count. '45%' is the number 0.45. Source: arXiv 2203.10244, section 5.1 ("within 5%
-  of the gold answer").
+  of the gold answer"). The number of an answer may have a unit, a currency and separators of
+  thousands. A unit that scales it counts or not, because charts leave units out: '45%' also is 45,
+  and '3 million' also is 3.
 
   Args:
     answer: the model's answer.
@@ -22,12 +25,11 @@ def relaxed_match(answer: str, annotations: str | Sequence[str], official: bool 
   Raises:
     SphinxError: there is no true answer.
   """
-  answer, truths = answer.strip(), scoring.as_list('relaxed accuracy', annotations)
+  truths = scoring.as_list('relaxed accuracy', annotations)
   if official:
-    return float(any(_official_match(truth, answer) for truth in truths))
-  return float(
-    any(_same(answer, truth) or _near(_number(answer), _number(truth)) for truth in truths)
-  )
+    return float(any(_official_match(truth, answer.strip()) for truth in truths))
+  texts = [form.strip() for form in answers.forms(answer)]
+  return float(any(_matches(text, truth) for text in texts for truth in truths))
 
 
 def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float]:
@@ -52,6 +54,13 @@ def _official_match(truth: str, answer: str) -> bool:
   if _number(truth) is None or not _number(answer):
     return _same(answer, truth)
   return _near(_number(truth), _number(answer))
+
+
+def _matches(answer: str, truth: str) -> bool:
+  if _same(answer, truth) or _same(answer.rstrip('.'), truth):
+    return True
+  target = next(iter(answers.numbers(truth)), None)
+  return any(_near(number, target) for number in answers.numbers(answer))
 
 
 def _near(number: float | None, target: float | None) -> bool:

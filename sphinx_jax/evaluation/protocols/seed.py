@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from sphinx_jax.evaluation.protocols import scoring
-from sphinx_jax.evaluation.protocols.multiple_choice import multiple_choice
+from sphinx_jax.core import answers
+from sphinx_jax.evaluation.protocols import multiple_choice, scoring
 
 # Names by 'question_type_id'. Types 10 to 12 are about videos.
 TYPES = {
@@ -22,17 +22,22 @@ TYPES = {
 def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float]:
   """Returns 1.0 or 0.0 for every question."""
   del official
-  return [multiple_choice(entry['answer'], entry['gt_answers']) for entry in entries]
+  named = [answers.choice(entry['answer'], entry.get('choices')) for entry in entries]
+  return [float(letter == entry['gt_answers']) for letter, entry in zip(named, entries)]
+
+
+unread = multiple_choice.unread
 
 
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
   """Returns {'accuracy', and the accuracy of each question type that occurs}, in [0, 1].
 
-  The letter is parsed from the generated text. For models that do not follow instructions, the
+  The choice is read from the generated text. For models that do not follow instructions, the
   benchmark itself ranks the choices by their likelihood instead.
 
   Args:
-    entries: dicts with 'answer', 'gt_answers' (a letter) and 'question_type_id'.
+    entries: dicts with 'answer', 'gt_answers' (a letter), 'question_type_id' and 'choices'
+      ({letter: text}; without it, only letters name a choice).
     official: has no effect, because the SPHINX script does not score SEED-Bench.
 
   Raises:

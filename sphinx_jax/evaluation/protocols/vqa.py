@@ -6,7 +6,7 @@ Each annotator is left out once.
 import re
 from collections.abc import Sequence
 
-from sphinx_jax.core import errors
+from sphinx_jax.core import answers, errors
 from sphinx_jax.evaluation.protocols import scoring
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # Neither apostrophe (possessives) nor colon (times).
@@ -97,7 +97,8 @@ def vqa_accuracy(answer: str, annotations: Sequence[str], official: bool = False
 
 def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float]:
   """Returns the VQA accuracy of every entry, in [0, 1]."""
-  return [vqa_accuracy(entry['answer'], entry['gt_answers'], official) for entry in entries]
+  texts = [entry['answer'] if official else answers.unwrapped(entry['answer']) for entry in entries]
+  return [vqa_accuracy(text, entry['gt_answers'], official) for text, entry in zip(texts, entries)]
 
 
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:

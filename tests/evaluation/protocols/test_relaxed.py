@@ -20,7 +20,6 @@ from sphinx_jax.evaluation.protocols.relaxed import relaxed_match
     ('44%', '45%', 1),
     ('yes', 'Yes', 1),
     ('yes it is', 'Yes', 0),
-    ('1,000', '1000', 0),
     ('', '', 1),
     ('', '5', 0),
     ('nan', '5', 0),
@@ -47,6 +46,22 @@ def test_the_tolerance_is_relative_to_the_true_number(answer, truth, right):
 def test_difference_the_tolerance_of_the_script_is_relative_to_the_answer():
   assert relaxed_match('105.2', '100') == 0 and relaxed_match('105.2', '100', official=True) == 1
   assert relaxed_match('95', '100') == 1 and relaxed_match('95', '100', official=True) == 0
+
+
+def test_difference_a_number_may_have_a_unit_and_separators():
+  for answer, truth in [
+    *(('1,000', '1000'), ('$1,234.50', '1234.5'), ('1 234 567', '1234567'), ('€5', '5')),
+    *(('45%', '45'), ('45 percent', '0.45'), ('12 people', '12'), ('3.2 km/h', '3.2')),
+    *(('3 million', '3'), ('3 million', '3000000'), ('5K', '5000'), ('about 45.', '45')),
+    *(('**45**', '45'), ('The answer is 45.', '45'), ('−5', '-5'), ('Yes.', 'yes')),
+  ]:
+    assert relaxed_match(answer, truth) == 1, answer
+    assert relaxed_match(answer, truth, official=True) == 0, answer
+  for answer, truth in [
+    *(('1,00', '100'), ('12 or 13', '12'), ('5 out of 10', '5'), ('10-12', '10'), ('-5', '5')),
+    *(('45', '45%'), ('450%', '45'), ('3 million', '3000'), ('1.000', '1000')),
+  ]:
+    assert relaxed_match(answer, truth) == 0, answer
 
 
 def test_difference_the_script_compares_an_answer_of_zero_as_text():

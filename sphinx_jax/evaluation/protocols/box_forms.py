@@ -1,0 +1,165 @@
+"""Boxes in the forms of other models, rewritten as ours: [x1, y1, x2, y2] on the padded square.
+
+Numbers that carry a mark of their scale are converted: percent, 'px', and the location tokens of
+Qwen-VL, InternVL, DeepSeek-VL2, Kosmos-2, PaliGemma, Florence-2 and MiniGPT-v2, which are relative
+to the image without padding. Numbers without a mark are on the padded square, unless the benchmark
+names another form.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from sphinx_jax.core import boxes, coordinates
+
+# Form of numbers without a mark -> function from (box, width, height) to pixels of the image.
+FORMS: dict[str, Callable[[Sequence[float], int, int], boxes.Box]] = {
+  'square': boxes.unpad_box,  # [0, 1] on the padded square.
+  'image': lambda box, width, height: _scaled(box, width, height),
+  'thousandths': lambda box, width, height: _scaled(box, width / 1000, height / 1000),
+  'pixels': lambda box, width, height: _scaled(box, 1, 1),
+}
+
+UNKNOWN_SCALE = 'with numbers above 1 and no mark of their scale, scored as they are (name it by --config.NAME.boxes)'
+
+_DECIMAL = r'-?(?:\d{1,5}(?:\.\d{0,16})?|\.\d{1,16})'
+_NUMBER = re.compile(_DECIMAL, re.ASCII)
+_LOOSE_NUMBER = re.compile(rf'(?<![\w.-]){_DECIMAL}(?![\w.]*\w)', re.ASCII)
+_BRACKET = re.compile(r'\[([^\[\]]*)\]')
+_LABEL = re.compile(
+  r'<(?:ref|phrase|\|object_ref_start\||\|ref\|)>(.*?)'
+  r'</?(?:ref|phrase|\|object_ref_end\||\|/ref\|)>',
+  re.DOTALL,
+)
+
+
+def _four(unit: str) -> str:
+  number = rf'{_DECIMAL}\s*{unit}'
+  return rf'[\[(]*{number}(?:(?:[xy]\d|[^\d\[\]%]){{1,24}}?{number}){{3}}[\])]*'
+
+
+# What a group of marked numbers is divided by. 'patches' and 'percent' have their own functions.
+_DIVISORS = {'thousandths': 1000, 'florence': 1000, 'paligemma': 1024, 'hundredths': 100}
+_MARKED = re.compile(
+  r'(?:<box>|<\|box_start\|>|<\|det\|>)(?P<thousandths>.*?)'
+  r'(?:</box>|<\|box_end\|>|<\|/det\|>|\Z)'
+  r'|(?:<object>\s*)?(?P<patches>(?:<patch_index_\d+>|</delimiter_of_multi_objects/>)+)'
+  r'(?:\s*</object>)?'
+  r'|(?P<paligemma>(?:<loc\d{4}>){4})\s*(?P<name>[^<;]*)'
+  r'|(?P<florence>(?:<loc_\d+>)+)'
+  r'|(?P<hundredths>\{(?:<\d+>){4}\})'
+  rf'|(?P<percent>{_four("%")})|(?P<pixels>{_four("px")})',
+  re.DOTALL,
+)
+_GRID = 32  # Cells of Kosmos-2 along one side of the image.
+# Around converted boxes, so that they are not converted again.
+_DONE = '\ue000', '\ue001'
+
+
+def native(answer: str, width: int, height: int, form: str = 'square') -> str:
+  """Returns an answer with its boxes as '[x1, y1, x2, y2]' in [0, 1] on the padded square.
+
+  Args:
+    answer: text with boxes.
+    width: width of the image in pixels.
+    height: height of the image in pixels.
+    form: key of FORMS, for numbers without a mark of their scale.
+  """
+  size = width, height
+  text = _LABEL.sub(r'<p>\1</p>', answer)
+  text = _MARKED.sub(functools.partial(_rewrite_marked, size=size, form=form), text)
+  if form != 'square':
+    text = _BRACKET.sub(functools.partial(_rewrite_plain, size=size, form=form), text)
+  return text.replace(_DONE[0], '[').replace(_DONE[1], ']')
+
+
+def first_box(answer: str, width: int, height: int, form: str = 'square') -> boxes.Box | None:
+  """Returns the first box of an answer, in [0, 1] on the padded square, or None.
+
+  Without a box in brackets, a text with exactly four numbers is one.
+
+  Args:
+    answer: as for `native`.
+    width: as for `native`.
+    height: as for `native`.
+    form: as for `native`.
+  """
+  text = native(answer, width, height, form)
+  for _, group in coordinates.parse_groups(text):
+    for numbers in group:
+      if len(numbers) == 4:
+        return numbers
+  loose = [float(number) for number in _LOOSE_NUMBER.findall(text)]
+  return _to_square(loose, (width, height), form) if len(loose) == 4 else None
+
+
+def count_unread(sized: Iterable[tuple[Mapping, int, int]]) -> dict[str, int]:
+  """Counts the answers without a box, and those with numbers above 1 of an unknown scale.
+
+  Args:
+    sized: (entry, width and height of its image in pixels). An entry has 'answer', and optionally
+      'boxes', the `form` of `native`.
+  """
+  without, unknown = 0, 0
+  for entry, width, height in sized:
+    form = entry.get('boxes', 'square')
+    box = first_box(entry['answer'], width, height, form)
+    without += box is None
+    unknown += box is not None and form == 'square' and max(box) > 1
+  return {'without a box': without, UNKNOWN_SCALE: unknown}
+
+
+def _rewrite_marked(match: re.Match, size: tuple[int, int], form: str) -> str:
+  kind = next(kind for kind, text in match.groupdict().items() if text and kind != 'name')
+  numbers = [float(number) for number in _NUMBER.findall(match[kind])]
+  fours = [numbers[i : i + 4] for i in range(0, len(numbers), 4)]
+  if kind == 'patches':
+    indices = [int(number) for number in numbers]
+    fours = [_cells(*pair) for pair in zip(indices[0::2], indices[1::2])]
+  if not fours or len(fours[-1]) != 4:
+    return match[0]
+  if kind == 'thousandths' and (max(numbers) <= 1 or max(numbers) > 1000):
+    return ''.join(f'[{", ".join(map(str, four))}]' for four in fours)
+  if kind == 'percent':
+    frame = 'square' if form == 'square' else 'image'
+    converted = [_to_square([n / 100 for n in four], size, frame) for four in fours]
+  elif kind == 'pixels':
+    converted = [_to_square(four, size, 'pixels') for four in fours]
+  else:
+    divisor = _DIVISORS.get(kind, 1)
+    order = (1, 0, 3, 2) if kind == 'paligemma' else (0, 1, 2, 3)
+    converted = [_to_square([four[i] / divisor for i in order], size, 'image') for four in fours]
+  label = f'<p>{match["name"].strip()}</p>' if match['name'] else ''
+  return label + _written(converted)
+
+
+def _rewrite_plain(match: re.Match, size: tuple[int, int], form: str) -> str:
+  groups = [numbers for _, group in coordinates.parse_groups(match[0]) for numbers in group]
+  if not groups or any(len(numbers) != 4 for numbers in groups):
+    return match[0]
+  return _written([_to_square(numbers, size, form) for numbers in groups])
+
+
+def _written(converted: Sequence[boxes.Box]) -> str:
+  text = '; '.join(', '.join(f'{number:.6f}' for number in box) for box in converted)
+  return _DONE[0] + text + _DONE[1]
+
+
+def _to_square(box: Sequence[float], size: tuple[int, int], form: str) -> boxes.Box:
+  return boxes.pad_box(FORMS[form](box, *size), *size)
+
+
+def _scaled(box: Sequence[float], x_scale: float, y_scale: float) -> boxes.Box:
+  x1, y1, x2, y2 = box
+  return x1 * x_scale, y1 * y_scale, x2 * x_scale, y2 * y_scale
+
+
+def _cells(first: int, last: int) -> boxes.Box:
+  """Returns the box of Kosmos-2's top left and bottom right cells, in [0, 1] of the image.
+
+  It goes from center to center, or over whole cells if the two share a row or a column.
+  """
+  (top, left), (bottom, right) = divmod(first, _GRID), divmod(last, _GRID)
+  low, high = (0.0, 1.0) if left == right or top == bottom else (0.5, 0.5)
+  corners = left + low, top + low, right + high, bottom + high
+  return tuple(corner / _GRID for corner in corners)
