@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 _THOUGHT = re.compile(r'<think>.*?</think>', re.DOTALL | re.IGNORECASE)
-_MARKUP = re.compile(r'\*+|`+|\$+|__+|\\(?:text|math)\w*|\\[()\[\]]')
+_MARKUP = re.compile(r'\*+|`+|\$+|__+|\\(?:text|math)\w*|\\[()\[\]]|</?(?:b|i|em|strong)>')
 # Markup around a whole answer, which must not be removed inside one: '2*3', 'snake_case'.
 _WRAPPERS = re.compile(
   r'(?P<mark>\*{1,3}|_{1,2}|`+|\$+)(?P<marked>[^*_`$]+)(?P=mark)\.?'
@@ -33,8 +33,8 @@ _NAMING = [
   re.compile(pattern)
   for pattern in (
     rf'(?:\\boxed|(?i:\bfinal answer(?:\s+is)?)){_GAP}{_THE_OPTION}{_GAP}{_LETTER}',
-    rf'(?:(?i:\banswer(?:\s+(?:is|would be|should be|must be|will be))?)|答案是?){_GAP}{_THE_OPTION}'
-    rf'{_GAP}{_LETTER}',
+    rf'(?:(?i:\banswer(?:\s+(?:is|would be|should be|must be|will be))?)|答案是?){_GAP}'
+    rf'{_THE_OPTION}{_GAP}{_LETTER}',
     rf'{_LETTER}\W{{0,3}}\s*is\s+(?:the\s+)?(?:most\s+)?(?:answer|appropriate|best|correct|right)\b',
     rf'(?i:\b(?:option|choice|letter|choose|chose|select|pick|go with)\b){_GAP}{_THE_OPTION}'
     rf'{_GAP}{_LETTER}',

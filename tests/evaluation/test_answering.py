@@ -106,6 +106,24 @@ def test_a_question_that_cannot_be_asked_is_a_wrong_answer_with_its_reason(root,
   ] and 'skipped 3' in caplog.text
 
 
+def test_skipped_questions_are_asked_again_at_the_next_start(root, tmp_path):
+  whole = ask(root, tmp_path / 'whole', questions.Painter())
+  names = [root / 'data' / f'{i}.png' for i in (0, 3, 7)]
+  images = [name.read_bytes() for name in names]
+  for name in names:
+    name.unlink()
+  with pytest.raises(KeyboardInterrupt):  # The files of processes have skipped questions too.
+    ask(root, tmp_path / 'out', questions.Painter(calls=2))
+  assert ask(root, tmp_path / 'out', questions.Painter()) != whole
+  # All that are asked again are unusable again, which is few of the benchmark.
+  assert ask(root, tmp_path / 'out', questions.Painter()).count('missing image') == 3
+  for name, image in zip(names, images):
+    name.write_bytes(image)
+  again = questions.Painter()
+  assert ask(root, tmp_path / 'out', again) == whole and len(again.prompts) == 3
+  assert {file.name for file in (tmp_path / 'out').iterdir()} == {'run.json', 'colors.jsonl'}
+
+
 def test_a_root_without_the_images_is_an_error(root, tmp_path):
   for file in (root / 'data').iterdir():
     file.unlink()

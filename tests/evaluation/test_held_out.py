@@ -61,6 +61,26 @@ def test_records_that_are_trained_on_are_never_asked_about(tmp_path):
     held_out.open_split(config, ['min'], 'test')
 
 
+def test_a_mixture_without_a_metric_is_refused_with_the_way_to_score_it():
+  """As after configs/forkme.py. An entry without 'task' has the usual task of its source."""
+  mixture = dict(
+    mine=dict(source='jsonl', path='x'), text=dict(source='plain_text'), vqa=dict(source='vqav2')
+  )
+  config = ConfigDict(dict(name='forkme', mixture=mixture))
+  assert (
+    held_out.tasks_with_metric(config) == held_out.tasks_with_metric(config, ['vqa']) == ['vqa']
+  )
+  with pytest.raises(
+    errors.SphinxError, match=r"'mine' \(dialog\), without a metric.*--benchmarks"
+  ):
+    held_out.tasks_with_metric(config, ['vqa', 'mine'])
+  with pytest.raises(errors.SphinxError, match="did you mean 'mine'"):
+    held_out.tasks_with_metric(config, ['min'])
+  del config.mixture['vqa']
+  with pytest.raises(errors.SphinxError, match=r"'text' \(text\), without a metric.*--benchmarks"):
+    held_out.tasks_with_metric(config)
+
+
 class Records(list):
   """A source; it raises the exceptions in the list."""
 

@@ -110,8 +110,8 @@ def open_benchmark(name: str, settings: Mapping[str, Any], root: Path | str) -> 
     root: directory that the row's paths are relative to.
 
   Raises:
-    SphinxError: unknown reader, protocol or form of boxes; a file that is missing or not the published one (the
-      message names it); no question; repeated ids.
+    SphinxError: unknown reader, protocol or form of boxes; a file that is missing or not the
+      published one (the message names it); no question; repeated ids.
   """
   settings = dict(settings)
   who = f"benchmark '{name}'"

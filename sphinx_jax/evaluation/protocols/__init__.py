@@ -2,9 +2,9 @@
 
 Each module scores one answer with a pure function. `score` does so for a list of entries: rows of
 an annotation file ('gt_answers', 'question_id', 'image_path', ...) with the model's 'answer' added.
-The default is the definition of the benchmark. It reads what an answer means, also inside markup and
-sentences (core/answers.py, box_forms.py). `official=True` reproduces what the SPHINX script computes
-(docs/official_sphinx.md, "Evaluation quirks"), for comparison with the released numbers.
+The default is the definition of the benchmark. It reads what an answer means, also inside markup
+and sentences (core/answers.py, box_forms.py). `official=True` reproduces what the SPHINX script
+computes (docs/official_sphinx.md, "Evaluation quirks"), for comparison with the released numbers.
 """
 
 from sphinx_jax.core.tables import Table

@@ -20,7 +20,10 @@ FORMS: dict[str, Callable[[Sequence[float], int, int], boxes.Box]] = {
   'pixels': lambda box, width, height: _scaled(box, 1, 1),
 }
 
-UNKNOWN_SCALE = 'with numbers above 1 and no mark of their scale, scored as they are (name it by --config.NAME.boxes)'
+UNKNOWN_SCALE = (
+  'with numbers above 1 and no mark of their scale, scored as they are '
+  '(name it by --config.NAME.boxes)'
+)
 
 _DECIMAL = r'-?(?:\d{1,5}(?:\.\d{0,16})?|\.\d{1,16})'
 _NUMBER = re.compile(_DECIMAL, re.ASCII)

@@ -27,7 +27,9 @@ def test_both_variants_of_exact_match_give_the_goldens(sample):
 def test_difference_a_decimal_point_counts():
   assert exact_match('35', '3.5', official=True) == 1
   assert exact_match('35', '3.5') == PROTOCOLS['accuracy'](numbers('35', '3.5'))['accuracy'] == 0
-  assert exact_match('3.5.', '3.5') == PROTOCOLS['accuracy'](numbers('3.50', '3.5'))['accuracy'] == 1
+  assert (
+    exact_match('3.5.', '3.5') == PROTOCOLS['accuracy'](numbers('3.50', '3.5'))['accuracy'] == 1
+  )
 
 
 def numbers(answer, truth):
