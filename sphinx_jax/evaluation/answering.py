@@ -11,7 +11,7 @@ from etils import epath
 from sphinx_jax.core import prefetch
 from sphinx_jax.core.progress import Progress
 from sphinx_jax.data import images
-from sphinx_jax.data.record import BadExample, check_unicode
+from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.skips import Skips
 from sphinx_jax.datasets.files import read_image
 from sphinx_jax.evaluation import predictions
@@ -212,10 +212,6 @@ def _prepare(
   """Tokenizes a question and checks that it can be asked."""
   turns = [*question.history, (question.prompt, None)]
   text = model.template.render(turns, open_ended=True) + prefix
-  try:
-    check_unicode([text])
-  except BadExample as error:
-    return _Prepared(question, [], None, error)
   ids = model.tokenizer.encode(text, bos=True)
   if isinstance(image, BadExample):
     return _Prepared(question, ids, None, image)

@@ -170,12 +170,3 @@ def test_transparent_pixels_are_shown_as_in_training(root, tmp_path):
     model.alpha = alpha
     ask(root, tmp_path / alpha, model)
     assert all(image[8, 8].tolist() == [shade] * 3 for image in model.images)
-
-
-def test_a_question_that_is_not_unicode_is_a_wrong_answer_with_its_reason(root, tmp_path):
-  file = root / 'annotations' / 'colors.json'
-  rows = json.loads(file.read_text())
-  rows[3]['question'] = 'half \ud83d'
-  file.write_text(json.dumps(rows))
-  lines = ask(root, tmp_path / 'out', questions.Painter()).splitlines()
-  assert [json.loads(line).get('skipped') for line in lines].count('not unicode') == 1
