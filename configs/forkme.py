@@ -26,7 +26,7 @@ Then ask the trained model:
 
 import os
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from sphinx_jax.checkpoint import bundle
 from sphinx_jax.configs import mini
@@ -64,9 +64,9 @@ def get_config(arg: str = '') -> ConfigDict:
   config.mixture = dict(mine=entry)
   config.validation = dict(mine=entry)  # Better: examples that are not in the mixture.
   config.max_skipped = 0.5  # A larger share of unreadable or invalid examples stops the run.
-  config.steps = 200
+  config.steps = FieldReference(200)
   config.optimizer.lr = 2e-5 if checkpoint else 5e-4
-  config.optimizer.warmup = 10
+  config.optimizer.warmup = config.get_ref('steps') // 20  # Follows --config.steps.
   config.eval_every = 50
   # Keeps the two newest checkpoints, and all of steps that keep_every divides (0: none).
   config.checkpoint.update(every=50, keep=2, keep_every=0)

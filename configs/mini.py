@@ -18,7 +18,7 @@ trains the encoders too, and they are frozen after it.
 
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from sphinx_jax.configs import sphinx
 from sphinx_jax.core import errors, renames
@@ -108,6 +108,7 @@ def _run(
   init_from: str | None = None,
 ) -> dict[str, Any]:
   """Returns the section of one training run: what differs between stages is an argument."""
+  updates = FieldReference(steps)
   return dict(
     kind='train',
     name=name,
@@ -127,7 +128,7 @@ def _run(
     optimizer=dict(
       name='muon',
       lr=lr,
-      warmup=max(steps // 20, 1),
+      warmup=updates // 20,  # Follows --config.NAME.steps.
       decay_to=0.05,
       betas=(0.9, 0.99),
       weight_decay=0.01,
@@ -135,7 +136,7 @@ def _run(
       accumulate=1,
       moment_dtype='float32',
     ),
-    steps=steps,
+    steps=updates,
     log_every=50,
     eval_every=max(steps // 2, 1),
     eval_batches=8,

@@ -46,12 +46,7 @@ HERE = (
 )
 SHORTER = {
   'chat': ['--max_new_tokens=8'],
-  'train': [
-    '--config.steps=2',
-    '--config.optimizer.warmup=1',
-    '--config.checkpoint.every=2',
-    '--config.eval_every=2',
-  ],
+  'train': ['--config.steps=2', '--config.checkpoint.every=2', '--config.eval_every=2'],
   'plan': ['--nocompile'],
 }
 

@@ -171,7 +171,6 @@ def test_a_copy_of_forkme_trains_with_the_installed_package(installed, tmp_path)
     'sphinx_jax.train',
     '--config=mine.py:data.jsonl,run',
     '--config.steps=2',
-    '--config.optimizer.warmup=1',
     '--config.batch.size=2',
     '--config.batch.seq_len=64',
     '--workdir=mine',

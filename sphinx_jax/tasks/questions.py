@@ -5,13 +5,13 @@ annotators, 'choices'?: [str] (then 'answer' is the letter of one), 'context'?: 
 'instruction'?: str with '{}', used instead of the task's instructions}.
 """
 
-import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from sphinx_jax.core import answers
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.tasks import task
 
@@ -33,7 +33,6 @@ UNANSWERABLE_INSTRUCTION = task.SHORT_ANSWER.replace(
 # The ten annotators of VQA each give their own answer. Fewer answers are equivalent ones (DocVQA).
 ANNOTATORS = 10
 _MATCHES_FOR_FULL_SCORE = 3  # Of the annotators' answers, as in the VQA accuracy.
-_LETTER = re.compile(r'\s*\(?([A-Z])\)?\s*(?:[.:)].*)?', re.DOTALL | re.IGNORECASE)
 
 
 def turns(
@@ -127,21 +126,17 @@ def _truth(question: Mapping[str, Any]) -> dict[str, Any]:
 def score(answer: str, truth: Mapping[str, Any]) -> tuple[float, float]:
   """Accuracy of an answer during training, for any dataset.
 
-  With choices it is 1 if the answer has the right letter ('B', '(b)', 'B. cup') or is the text of
-  that choice. With the answers of ANNOTATORS it is min(1, number of equal answers / 3): the VQA
-  accuracy, without the mean over leaving out one annotator. Otherwise it is 1 if the answer equals
-  one of the accepted ones. All texts are normalized. Benchmarks have their own scores in
-  evaluation/protocols.
+  With choices it is 1 if the answer names the right one (core/answers.py). With the answers of
+  ANNOTATORS it is min(1, number of equal answers / 3): the VQA accuracy, without the mean over
+  leaving out one annotator. Otherwise it is 1 if the answer equals one of the accepted ones. Both
+  compare normalized texts. Benchmarks have their own scores in evaluation/protocols.
   """
-  normalized = task.normalize(answer)
   if truth.get('choices'):
-    index = string.ascii_uppercase.index(truth['answer'])
-    if normalized == task.normalize(truth['choices'][index]):
-      return 1.0, 1.0
-    letter = _LETTER.fullmatch(answer)
-    return float(bool(letter) and letter[1].upper() == truth['answer']), 1.0
-  answers = truth.get('answers') or [truth['answer']]
-  if len(answers) >= ANNOTATORS:
-    matches = sum(normalized == task.normalize(other) for other in answers)
+    choices = dict(zip(string.ascii_uppercase, truth['choices']))
+    return float(answers.choice(answer, choices) == truth['answer']), 1.0
+  accepted = truth.get('answers') or [truth['answer']]
+  if len(accepted) >= ANNOTATORS:
+    normalized = task.normalize(answer)
+    matches = sum(normalized == task.normalize(other) for other in accepted)
     return min(1.0, matches / _MATCHES_FOR_FULL_SCORE), 1.0
-  return task.any_match(answer, {**truth, 'answers': answers})
+  return task.any_match(answer, {**truth, 'answers': accepted})
