@@ -88,13 +88,13 @@ RUN = {
     'moment_dtype': values.choice('dtype of the first moment', DTYPES),
   },
   'steps': values.integer('updates'),
-  'log_every': values.integer('updates between lines of metrics; 0: only the last', low=0),
+  'log_every': values.integer('updates between lines of metrics'),
   'eval_every': values.integer('updates between validations; 0: only at the end', low=0),
   'eval_batches': values.integer(
     'batches of each validation set; all are in memory', low=0, high=10_000
   ),
   'checkpoint': {
-    'every': values.integer('updates between checkpoints; 0: only at the end', low=0),
+    'every': values.integer('updates between checkpoints'),
     'keep': values.integer('newest checkpoints that are kept'),
     'keep_every': values.integer('steps it divides are kept too; 0: none', low=0),
   },

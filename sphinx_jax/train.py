@@ -96,17 +96,17 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
 
       # Metrics and validation.
       last = step == config.steps
-      if last or _is_due(step, config.log_every):
+      if last or step % config.log_every == 0:
         window.read()
         writer.write(step, window.close())
-      if validation and (last or _is_due(step, config.eval_every)):
+      if validation and (last or (config.eval_every and step % config.eval_every == 0)):
         with window.pause():
           losses = program.evaluate(state.params, validation)
         writer.write(step, {f'validation/{name}': value for name, value in losses.items()})
 
       # Checkpoint.
       stop = stopping.after(step, last)
-      if last or _is_due(step, config.checkpoint.every) or stop:
+      if last or step % config.checkpoint.every == 0 or stop:
         window.read()  # Raises if the loss is not finite: such a step is never saved.
         meta = data.bundle.to_meta() | {
           'data_position': position,
@@ -129,11 +129,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   )
   log.info('%s: %d steps; %s', workdir, config.steps, losses)
   return writer.last
-
-
-def _is_due(step: int, every: int) -> bool:
-  """Whether something that happens every so many steps happens at this one; 0 means never."""
-  return every > 0 and step % every == 0
 
 
 def main() -> None:

@@ -222,7 +222,7 @@ def _check_vocabulary(tokenizer: bytes, vocab: int, source: Source) -> dict[str,
     )
   if added:
     log.info(
-      "'%s': the embedding has %d rows beyond the tokenizer: %s; no text becomes them, and none "
+      "'%s': rows of the embedding beyond the tokenizer: %d (%s); no text becomes them, and none "
       'is generated',
       source.path,
       vocab - size,
