@@ -10,7 +10,7 @@ VISUAL_TOKENS = 7  # Start, class, 2 x 2 patches, end.
 
 def tiny(**changes) -> ConfigDict:
   """The config of a run; `changes` are dotted settings."""
-  source = dict(source='memory', weight=1.0)
+  source = dict(source='memory', task='vqa', weight=1.0)
   config = ConfigDict(
     dict(
       name='tiny',

@@ -97,7 +97,7 @@ def test_gray_cmyk_truncated_empty_and_missing_images(tmp_path, name):
   shapes = []
   for record in records:
     if record.image == damaged[3]:
-      with pytest.raises(BadExample, match='image of'):
+      with pytest.raises(BadExample, match='of .* bytes: image file is truncated'):
         images.decode(record.image)
     else:
       shapes.append(images.decode(record.image).shape)

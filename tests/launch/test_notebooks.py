@@ -99,7 +99,7 @@ def test_the_commands_of_a_notebook_exist_with_their_flags(path):
   for name, arguments in commands:
     text = (ROOT / 'sphinx_jax' / f'{name}.py').read_text()
     for flag in re.findall(r'--(\w+)', arguments):
-      defined = re.search(rf"flags\.DEFINE_\w+\(\s*'{flag}'", text)
+      defined = re.search(rf"(?:flags\.DEFINE_\w+|cli\.define_paths?)\(\s*'{flag}'", text)
       assert defined or (flag == 'config' and 'cli.define_config' in text), f'{name}: --{flag}'
 
 
