@@ -95,6 +95,9 @@ class Dense(nn.Module):
     bias: whether there is one.
     scale: scale of the initial deviation; residual outputs start smaller.
     dtype: compute dtype.
+
+  Raises:
+    SphinxError: (when called) a dimension is 0.
   """
 
   features: tuple[int, ...]
@@ -106,6 +109,13 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     width = x.shape[-1]
+    if 0 in self.features:
+      raise errors.make(
+        f"layer '{'/'.join(self.path)}'",
+        f'{self.features} features',
+        'at least 1',
+        'raise the width that the model config gives it',
+      )
     kernel = param(
       self, 'kernel', fan_in(scale=self.scale), (width, *self.features), self.names, self.dtype
     )
@@ -114,6 +124,23 @@ class Dense(nn.Module):
     if self.bias:
       out += param(self, 'bias', nn.initializers.zeros, self.features, self.names[1:], self.dtype)
     return out
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+  """Splits the last dimension among attention heads: [..., heads * D] -> [..., heads, D].
+
+  Raises:
+    SphinxError: the heads do not divide it.
+  """
+  width = x.shape[-1]
+  if width % heads:
+    raise errors.make(
+      'attention of an encoder',
+      f'width {width} and {heads} heads',
+      'a multiple',
+      'change one of them',
+    )
+  return x.reshape(*x.shape[:-1], heads, width // heads)
 
 
 class LayerNorm(nn.Module):

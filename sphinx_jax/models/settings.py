@@ -1,7 +1,7 @@
 """The settings of a model: the section `model` of a run, and of a checkpoint's config.
 
-The sizes of an encoder and a language model are described beside their code. What has to divide
-what is checked where the model is made.
+The sizes of an encoder and a language model are described beside their code, which also checks
+which of them have to divide each other.
 """
 
 from sphinx_jax.core import config_values as values

@@ -269,6 +269,17 @@ def test_bfloat16_computes_close_to_float32_and_returns_float32_logits():
       'a multiple of its patch, 5',
     ),
     (lambda c: c.llm.update(heads=3), 'llm: got width 16 and 3 heads'),
+    (
+      lambda c: c.encoders.update(clip=dict(view=16, patch=8, width=8, layers=1, heads=3)),
+      'attention of an encoder: got width 8 and 3 heads',
+    ),
+    (
+      lambda c: c.encoders.update(
+        clip=dict(view=16, patch=8, width=8, layers=1, heads=1, mlp_ratio=0.1)
+      ),
+      "layer 'encoders/clip/.*': got .0,. features",
+    ),
+    (lambda c: c.encoders.convnext.update(depths=(1, 1)), 'convnext: got 2 depths and 1 widths'),
   ],
 )
 def test_wrong_settings_are_named(break_it, message):

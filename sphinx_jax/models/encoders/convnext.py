@@ -51,13 +51,20 @@ class ConvNext(nn.Module):
         f'a multiple of its stride, {stride}',
         'change input, view or the number of stages',
       )
+    if len(self.depths) != len(self.widths):
+      raise errors.make(
+        'encoder convnext',
+        f'{len(self.depths)} depths and {len(self.widths)} widths',
+        'one of each for every stage',
+        'change one of them',
+      )
     x = images
     if self.input is not None:
       x = scales.resize(x, self.input, method='nearest', half_round=self.half_round)
     x = layers.PatchEmbed(_STEM, self.widths[0], dtype=self.dtype, name='stem')(x)
     x = layers.LayerNorm(EPS, dtype=self.dtype, name='stem_norm')(x)
     scale = sum(self.depths) ** -0.5
-    for i, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
+    for i, (depth, width) in enumerate(zip(self.depths, self.widths)):
       if i > 0:
         x = layers.LayerNorm(EPS, dtype=self.dtype, name=f'downsample_norm{i}')(x)
         x = layers.PatchEmbed(

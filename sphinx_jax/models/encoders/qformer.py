@@ -152,7 +152,7 @@ class Attention(nn.Module):
     def project(name: str, inputs: jax.Array) -> jax.Array:
       names = ('encoder_embed', 'encoder_heads')
       y = layers.Dense((width,), names, dtype=self.dtype, name=name)(inputs)
-      return y.reshape(*y.shape[:2], self.heads, width // self.heads)
+      return layers.split_heads(y, self.heads)
 
     query, key, value = project('query', x), project('key', keys), project('value', keys)
     attended = attention.attend(query, key, value).reshape(x.shape)

@@ -44,7 +44,7 @@ class SelfAttention(nn.Module):
     qkv = layers.Dense(
       (3, width), ('encoder_embed', None, 'encoder_heads'), dtype=self.dtype, name='qkv'
     )(x)
-    qkv = qkv.reshape(batch, length, 3, self.heads, width // self.heads)
+    qkv = layers.split_heads(qkv, self.heads)
     query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     x = attention.attend(query, key, value).reshape(batch, length, width)
     return layers.Dense(
