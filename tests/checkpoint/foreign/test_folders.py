@@ -174,7 +174,7 @@ def test_a_token_more_is_taken_with_a_note_and_exported(tmp_path, caplog, monkey
   grown(tmp_path, 513)
   (tmp_path / 'added_tokens.json').write_text('{"[PAD]": 512, "<s>": 1}')
   assembly = convert.open_sources([tmp_path])
-  assert assembly.config.llm.vocab == 513 and 'beyond the tokenizer: [PAD]' in caplog.text
+  assert assembly.config.llm.vocab == 513 and 'beyond the tokenizer: 1 ([PAD])' in caplog.text
   convert.import_checkpoint(assembly, tmp_path / 'ours')
   convert.export_checkpoint(tmp_path / 'ours', tmp_path / 'back', 'hf')
   assert json.loads((tmp_path / 'back' / 'added_tokens.json').read_text()) == {'[PAD]': 512}
