@@ -4,7 +4,6 @@ The entry points train, recipe, peek, plan and mix_curve share this file. `Progr
 arrays only in `init`, and nothing else here reads a weight before `restore_or_init`.
 """
 
-import collections
 import contextlib
 import functools
 import itertools
@@ -390,9 +389,11 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
     bundle=Bundle(config, tokenizer.model_bytes, config.dialog.to_dict()),
     table=mixture.table(),
     summary=mixture.summary,
-    files=collections.ChainMap(
-      *(dict(source.files) for source in (*sources.values(), *validation_sources.values()))
-    ),
+    files={
+      path: content
+      for source in (*sources.values(), *validation_sources.values())
+      for path, content in source.files.items()
+    },
   )
 
 

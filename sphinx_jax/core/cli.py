@@ -279,8 +279,8 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
   None stands for no value, also where the config has a text. A setting that is None takes any type.
   """
-  paths = [override.partition('=')[0].partition('config.')[2] for override in overrides]
-  keys = [_check_key(config, path) for path in paths if path]
+  dotted = [override.partition('=')[0].partition('config.')[2] for override in overrides]
+  keys = [_check_key(config, path) for path in dotted if path]
   for section, key in keys:
     if section[key] is None and section.get_type(key) is type(None):
       with section.unlocked():

@@ -69,7 +69,7 @@ def evaluate(
   """
   sizes = {name: len(source) for name, source in sources.items()}
   opened = {  # By their names: the folder of the data may have moved.
-    name: {os.path.basename(path): value for path, value in getattr(source, 'files', {}).items()}
+    name: {os.path.basename(path): value for path, value in source.files.items()}
     for name, source in sources.items()
   }
   folder = predictions.claim_folder(

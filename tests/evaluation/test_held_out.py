@@ -85,6 +85,7 @@ class Records(list):
   """A source; it raises the exceptions in the list."""
 
   name = 'records'
+  files = {}
 
   def __getitem__(self, index):
     item = super().__getitem__(index)
