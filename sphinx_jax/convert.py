@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 from absl import flags
 
-from sphinx_jax.checkpoint import store, stream
+from sphinx_jax.checkpoint import content, store, stream
 from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
 from sphinx_jax.checkpoint.foreign import assemble, export, files as foreign_files, sources
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
@@ -119,10 +119,11 @@ def import_checkpoint(assembly: assemble.Assembly, output: str, seed: int = 0) -
     output, {'params': assembly.shapes, export.UNUSED_ITEM: unused}, _meta(assembly)
   )
   try:
-    _copy_arrays(writer, {'params': arrays, export.UNUSED_ITEM: unused})
+    hashed = _copy_arrays(writer, {'params': arrays, export.UNUSED_ITEM: unused})
     for path, value in fresh.items():
       writer.write('params', path, value)
-    writer.finish()
+      hashed.update(path, value, value)
+    writer.finish(hash=hashed.hexdigest())
   except BaseException:
     writer.abandon()
     raise
@@ -143,8 +144,20 @@ def _read_whole(tensor: Tensor, index: stream.Index) -> np.ndarray:
   return tensor.read()
 
 
-def _copy_arrays(writer: stream.Writer, items: Mapping[str, Mapping[str, stream.Array]]) -> None:
-  """Writes all arrays of all items, and reads the next pieces meanwhile."""
+def _copy_arrays(
+  writer: stream.Writer, items: Mapping[str, Mapping[str, stream.Array]]
+) -> content.ContentHash:
+  """Writes all arrays of all items, and reads the next pieces meanwhile.
+
+  Parameters that are not finite are logged.
+
+  Returns:
+    The hash of the parameters.
+
+  Raises:
+    SphinxError: a file is damaged.
+  """
+  hashed, broken = content.ContentHash(), {}
   pieces = [
     (item, path, array, index, size)
     for item, arrays in items.items()
@@ -155,10 +168,18 @@ def _copy_arrays(writer: stream.Writer, items: Mapping[str, Mapping[str, stream.
     [(size, functools.partial(array.read, index)) for _, _, array, index, size in pieces]
   )
   with Progress(total=sum(size for *_, size in pieces), what='writing', unit='B') as bar:
-    for item, path, _, index, size in pieces:
-      # The value is not bound to a name, which would keep it while the next one is read.
-      writer.write(item, path, next(values), index)
+    for item, path, array, index, size in pieces:
+      value = next(values)
+      if item == 'params':
+        hashed.update(path, array, value)
+        if not content.is_finite(value):
+          broken[path] = None
+      writer.write(item, path, value, index)
+      del value  # It would be in memory while the next one is read.
       bar.update(size)
+  if broken:
+    log.warning('NaN or infinity in %d parameters: %s', len(broken), ', '.join(broken))
+  return hashed
 
 
 def _meta(assembly: assemble.Assembly) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 import os
+import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from sphinx_jax import convert, mix_weights
-from sphinx_jax.checkpoint import mixing, store, stream
+from sphinx_jax.checkpoint import content, mixing, store, stream
 from sphinx_jax.core import errors, trees
 from sphinx_jax.mix import weights
 from tests import release
@@ -55,7 +57,7 @@ def drawn(seed: int) -> dict[str, np.ndarray]:
   values = {
     path: rng.standard_normal(shape).astype(dtype) for path, (shape, dtype) in shapes.items()
   }
-  values['encoders/b'][:3] = -0.0, np.inf, 1e-45
+  values['encoders/b'][:3] = -0.0, 1e18, 1e-45
   return values
 
 
@@ -84,10 +86,10 @@ def written(tmp_path_factory):
 
 
 def content_hash(tree) -> str:
-  content = mixing.ContentHash()
+  hashed = content.ContentHash()
   for path, array in tree.items():
-    content.update(path, array, array.read(()))
-  return content.hexdigest()
+    hashed.update(path, array, array.read(()))
+  return hashed.hexdigest()
 
 
 def load(directory) -> dict[str, np.ndarray]:
@@ -208,6 +210,42 @@ def test_the_same_mix_is_kept_and_another_refused(parents):
       )
   with pytest.raises(errors.SphinxError, match='a checkpoint of a training run'):
     mixing.mix_checkpoints(inputs, (0.5, 0.5), parents / 'foreign')
+  with pytest.raises(errors.SphinxError, match='an input'):
+    mixing.mix_checkpoints(inputs, (0.5, 0.5), parents / 'real' / 'checkpoints' / '7')
+
+
+@pytest.mark.parametrize('kind', ['trained', 'converted'])
+def test_a_mix_of_weights_that_changed_since_is_not_kept(tmp_path, kind):
+  def make(name: str, seed: int) -> pathlib.Path:
+    shutil.rmtree(tmp_path / name, ignore_errors=True)
+    arrays = release.tensors(release.llama_shapes(dim=8, n_layers=1), seed=seed)
+    if kind == 'converted':
+      config = release.LLAMA | {'dim': 8, 'n_layers': 1, 'multiple_of': 48}
+      source = release.write_meta(tmp_path / f'{name} source', arrays, config=config)
+      convert.import_checkpoint(convert.open_sources([source]), tmp_path / name)
+      return tmp_path / name
+    with store.Store(tmp_path / name) as run:
+      run.save(7, params(float(seed)), None, {'config': '{}', 'tokenizer': None})
+    return tmp_path / name
+
+  inputs = [make('a', 1), make('b', 2)]
+  mixing.mix_checkpoints(inputs, (0.5, 0.5), tmp_path / 'mix')
+  make('b', 2)
+  mixing.mix_checkpoints(inputs, (0.5, 0.5), tmp_path / 'mix')
+  make('b', 3)
+  with pytest.raises(errors.SphinxError, match=f'changed since: {tmp_path}/b, .*--output'):
+    mixing.mix_checkpoints(inputs, (0.5, 0.5), tmp_path / 'mix')
+
+
+@pytest.mark.parametrize('value', [np.nan, -np.nan, np.inf, -np.inf])
+def test_a_mix_that_is_not_finite_is_refused(written, tmp_path, value):
+  other = drawn(1)
+  other['llm/layers/w'][2, 3, 5] = value
+  inputs = [written[0], write(tmp_path / 'other', other)]
+  with pytest.raises(errors.SphinxError, match='NaN or infinity in llm/layers/w'):
+    mixing.mix_checkpoints(inputs, (0.5, 0.5), tmp_path / 'mix')
+  assert not (tmp_path / 'mix').exists()
+  mixing.mix_checkpoints(inputs, (1, 0), tmp_path / 'mix')  # The other one is not used.
 
 
 def test_another_tokenizer_is_refused(parents):

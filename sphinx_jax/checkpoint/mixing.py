@@ -11,9 +11,8 @@ from typing import Any
 
 import jax
 import numpy as np
-import xxhash
 
-from sphinx_jax.checkpoint import store, stream
+from sphinx_jax.checkpoint import content, store, stream
 from sphinx_jax.checkpoint.bundle import Bundle, check_same_model
 from sphinx_jax.checkpoint.read_ahead import read_ahead
 from sphinx_jax.core import errors, trees
@@ -60,7 +59,7 @@ def mix_checkpoints(
   """Writes the mix of several checkpoints. An output that already holds the same mix is kept.
 
   The config, tokenizer and dialog are those of the first input. The meta records the parents, their
-  content hashes and the coefficients.
+  identities, their content hashes and the coefficients.
 
   Args:
     inputs: directories of runs (their newest checkpoint) or of single steps.
@@ -76,17 +75,22 @@ def mix_checkpoints(
 
   Raises:
     SphinxError: an input is no checkpoint, the inputs differ in leaves, settings of the model or
-      tokenizer, the coefficients are wrong, a rule matches nothing, or the output holds another
-      checkpoint or cannot be written.
+      tokenizer, the coefficients are wrong, a rule matches nothing, the mix is not finite, or the
+      output is an input, holds another checkpoint (the mix of inputs that changed since, for
+      instance) or cannot be written.
   """
   has_base = base is not None
   rules = weights.as_rules(coefficients, len(inputs), unnormalized or has_base, method, has_base)
   directories = [*inputs, base] if has_base else [*inputs]
   metas = [store.load_meta(directory) for directory in directories]
+  if store.absolute_path(output) in map(store.locate, directories):
+    raise errors.make(
+      f"mix_weights, output '{output}'", 'an input', 'a new directory', 'give another --output'
+    )
   bundles = [Bundle.from_meta(meta, directory) for meta, directory in zip(metas, directories)]
   check_same_model('mix_weights', directories, bundles)
   sources = [
-    {'directory': str(directory), 'step': meta['step']}
+    {'directory': str(directory), 'step': meta['step'], 'identity': store.identity(directory)}
     for directory, meta in zip(directories, metas)
   ]
   recipe = {
@@ -145,10 +149,19 @@ def _holds_mix(output: store.Path, recipe: Mapping[str, Any]) -> bool:
       {key: value for key, value in source.items() if key != 'hash'}
       for source in stored.get(name, [])
     ]
-  if any(stored.get(key) != value for key, value in recipe.items()):
+  different = [key for key, value in recipe.items() if stored.get(key) != value]
+  if different:
+    parents = [f'{source["directory"]} at step {source["step"]}' for source in stored['parents']]
+    changed = [
+      source['directory']
+      for name in ('parents', 'base')
+      for source, other in zip(recipe[name], stored[name])
+      if source != other and source == {**other, 'identity': source['identity']}
+    ]
     raise errors.make(
       f"mix_weights, output '{output}'",
-      f'a checkpoint of {stored["parents"] or "a training run"}',
+      f'a checkpoint of {", ".join(parents) or "a training run"}, whose '
+      + (f'weights changed since: {", ".join(changed)}' if changed else f'{different} differ'),
       'a new directory',
       'give another --output',
     )
@@ -213,19 +226,26 @@ def _write_mix(
   Returns:
     Content hashes of the inputs, and of the mix.
   """
-  input_hashes = [ContentHash() for _ in inputs]
-  output_hash = ContentHash()
+  input_hashes = [content.ContentHash() for _ in inputs]
+  output_hash = content.ContentHash()
   for path, index, values in _read_parts(inputs, outputs, 'mixing'):
     output = outputs[path]
-    for content, value, tree in zip(input_hashes, values, inputs):
-      content.update(path, tree[path], value)
+    for input_hash, value, tree in zip(input_hashes, values, inputs):
+      input_hash.update(path, tree[path], value)
     parent_values = values[:-1] if has_base else values
     base_value = values[-1] if has_base else None
     mixed = weights.mix_leaf(parent_values, coefficients[path], base_value, output.dtype)
     mixed = np.asarray(mixed).astype(output.dtype, copy=False)
+    if not content.is_finite(mixed):
+      raise errors.make(
+        'mix_weights',
+        f'NaN or infinity in {path}',
+        'finite weights',
+        'check the inputs, or take a --dtype of more range',
+      )
     output_hash.update(path, output, mixed)
     writer.write('params', path, mixed, index)
-  return [content.hexdigest() for content in input_hashes], output_hash.hexdigest()
+  return [input_hash.hexdigest() for input_hash in input_hashes], output_hash.hexdigest()
 
 
 def _read_parts(
@@ -273,32 +293,3 @@ def _read_bytes(inputs: Sequence[Tree], path: str, output: OutputArray) -> int:
   part_bytes = int(np.prod(output.part)) * sum(tree[path].dtype.itemsize for tree in inputs)
   chunk_bytes = [2 * _chunk_bytes(tree[path]) for tree in inputs if _has_large_chunks(tree[path])]
   return part_bytes + max(chunk_bytes, default=0)
-
-
-class ContentHash:
-  """The hash of a tree of arrays, independent of its chunks.
-
-  It is the xxh3_64 of one line per array, `path dtype shape xxh3_64`, in the order of the lines.
-  The hash in a line is that of the array's bytes in row-major order.
-  """
-
-  def __init__(self) -> None:
-    self._arrays: dict[str, xxhash.xxh3_64] = {}
-
-  def update(self, path: str, array: Any, part: np.ndarray) -> None:
-    """Adds the next part of an array.
-
-    Args:
-      path: path of the array.
-      array: anything with the shape and dtype of the whole array.
-      part: its next numbers in row-major order.
-    """
-    name = f'{path} {array.dtype} {tuple(array.shape)}'
-    if name not in self._arrays:
-      self._arrays[name] = xxhash.xxh3_64()
-    self._arrays[name].update(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
-
-  def hexdigest(self) -> str:
-    """Returns 16 hexadecimal digits."""
-    lines = (f'{name} {self._arrays[name].hexdigest()}' for name in sorted(self._arrays))
-    return xxhash.xxh3_64('\n'.join(lines).encode()).hexdigest()
