@@ -34,6 +34,11 @@ from sphinx_jax.data import dialog
 from sphinx_jax.generate import load as loading
 
 FLAGS = flags.FLAGS
+_UNUSED_FLAGS = {
+  'verify': ('output', 'to', 'shards', 'tokenizer', 'seed', 'dry_run'),
+  'to': ('variant', 'base', 'tokenizer', 'seed'),
+  'import': ('shards',),
+}
 
 
 def open_sources(
@@ -75,7 +80,7 @@ def open_sources(
       ', '.join(dtypes),
     )
   model_bytes = None if tokenizer is None else _read_tokenizer(tokenizer)
-  return assemble.assemble(opened, variant or 'llama_ens', model_bytes, strict)
+  return assemble.assemble(opened, variant, model_bytes, strict)
 
 
 def _read_tokenizer(path: str) -> bytes:
@@ -360,12 +365,40 @@ def print_table(assembly: assemble.Assembly) -> None:
       print(f'{title}: {name}')
 
 
+def _check_flags() -> None:
+  """Refuses flags without effect, and an output in place of a source.
+
+  Raises:
+    SphinxError: there is such a flag.
+  """
+  mode = next((name for name in ('verify', 'to') if FLAGS[name].value), 'import')
+  unused = [f'--{name}' for name in _UNUSED_FLAGS[mode] if FLAGS[name].value != FLAGS[name].default]
+  if mode != 'import' and len(FLAGS.source) > 1:
+    unused.append('a second --source')
+  if unused:
+    raise errors.make(
+      'convert',
+      ' and '.join(unused),
+      'flags that have an effect ' + ('without --to' if mode == 'import' else f'with --{mode}'),
+      'leave it out',
+    )
+  if FLAGS.output and any(
+    os.path.realpath(FLAGS.output) == os.path.realpath(place)
+    for path in FLAGS.source
+    for place in (path, os.path.dirname(path) if os.path.isfile(path) else path)
+  ):
+    raise errors.make(
+      f"--output '{FLAGS.output}'", 'the source', 'a new directory', 'give another one'
+    )
+
+
 def main() -> None:
   """Imports, exports, compares or lists weights, as the flags ask."""
   if not FLAGS.source:
     raise errors.make(
       '--source', 'nothing', 'a folder or file of weights', 'for instance --source=DIR --output=DIR'
     )
+  _check_flags()
   if FLAGS.verify:
     verify(FLAGS.source[0], FLAGS.verify, variant=FLAGS.variant, base=FLAGS.base)
     return

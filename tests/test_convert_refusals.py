@@ -13,7 +13,7 @@ import torch
 
 from sphinx_jax import convert
 from sphinx_jax.core import errors
-from tests import release
+from tests import command, release
 from tests.generate import small
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -199,6 +199,38 @@ def test_the_command_ends_with_one_line(tmp_path, flags, words):
   assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith('error: '), done.stderr
   assert all(word in lines[0] for word in words), done.stderr
   assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  'flags, words',
+  [
+    ('--shards=2 --output={}/ours', ['--shards', 'without --to']),
+    ('--to=hf --tokenizer=x --variant=llama_ens --output={}/ours', ['--variant and --tokenizer']),
+    ('--source={},{} --to=hf --output={}/ours', ['a second --source', 'with --to']),
+    ('--verify={} --output={}/ours', ['--output', 'with --verify']),
+    ('--output={}', ['--output', 'the source']),
+    ('--source={}/model.pth --output={}', ['--output', 'the source']),
+  ],
+)
+def test_flags_without_effect_are_refused(capsys, tmp_path, flags, words):
+  (tmp_path / 'model.pth').touch()
+  flags = f'--source={tmp_path} {flags}'.replace('{}', str(tmp_path)).split()
+  line = command.error(capsys, 'convert', *flags)
+  assert all(word in line for word in words), line
+  assert [file.name for file in tmp_path.iterdir()] == ['model.pth']
+
+
+def test_a_base_or_a_variant_without_effect_is_refused(folder, tmp_path):
+  language_model = release.write_meta(tmp_path / 'llama', release.tensors(release.llama_shapes()))
+  for options, words in (
+    ({'base': folder}, r'--base.*deltas \(\*.model-diff.pth\)'),
+    ({'variant': 'llama_ens_light'}, 'model llama_ens_light.*give the weights of convnext'),
+    ({'variant': 'lama_ens'}, "did you mean 'llama_ens'"),
+  ):
+    with pytest.raises(errors.SphinxError, match=words):
+      convert.open_sources([language_model], **options)
+  with pytest.raises(errors.SphinxError, match='--base'):
+    convert.open_sources([folder], base=language_model)
 
 
 @pytest.fixture(scope='module')

@@ -30,12 +30,14 @@ class Tokenizer:
     eos: id of EOS.
 
   Raises:
-    SphinxError: the bytes are not a sentencepiece model.
+    SphinxError: the bytes are not a sentencepiece model, or it has no BOS or EOS.
   """
 
   def __init__(self, model_bytes: bytes) -> None:
     self.model_bytes = bytes(model_bytes)
     try:
+      if not self.model_bytes:  # Sentencepiece would take them.
+        raise ValueError('an empty file')
       self._model = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
     except Exception as error:  # Sentencepiece raises RuntimeError.
       raise errors.make(
@@ -47,6 +49,10 @@ class Tokenizer:
     self.vocab_size: int = self._model.vocab_size()
     self.bos: int = self._model.bos_id()
     self.eos: int = self._model.eos_id()
+    if self.bos < 0 or self.eos < 0:
+      raise errors.make(
+        'tokenizer', 'no BOS or no EOS', "a tokenizer.model in LLaMA's style", 'check the file'
+      )
 
   def encode(self, text: str, bos: bool = False) -> list[int]:
     """Returns the ids of a text, after BOS if `bos`. Raises SphinxError if it is not unicode."""

@@ -1,10 +1,12 @@
 """Tokenizer: golden cases of the official wrapper, and models trained here."""
 
+import io
 import json
 import random
 from pathlib import Path
 
 import pytest
+import sentencepiece
 
 from sphinx_jax.core import coordinates
 from sphinx_jax.core.errors import SphinxError
@@ -119,3 +121,15 @@ def test_refuses_files_that_are_not_a_model(tmp_path):
   (tmp_path / 'bad.model').write_bytes(b'nonsense')
   with pytest.raises(SphinxError, match='8 bytes that do not load'):
     tokenizers.load(tmp_path / 'bad.model')
+  (tmp_path / 'bad.model').write_bytes(b'')
+  with pytest.raises(SphinxError, match='0 bytes that do not load .an empty file'):
+    tokenizers.load(tmp_path / 'bad.model')
+
+
+def test_a_model_without_bos_is_refused():
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(_corpus()), model_writer=model, vocab_size=100, bos_id=-1, minloglevel=2
+  )
+  with pytest.raises(SphinxError, match='no BOS or no EOS'):
+    tokenizers.Tokenizer(model.getvalue())

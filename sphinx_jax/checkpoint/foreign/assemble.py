@@ -23,6 +23,7 @@ from sphinx_jax.models import foreign, sphinx, variants
 from sphinx_jax.models.llms import llama
 
 _MAX_SHOWN = 20  # Differences named in an error.
+_ROW_MULTIPLES = (8, 16, 32, 64, 128)  # To which libraries pad embeddings.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Assembly:
 
 def assemble(
   sources: Sequence[Source],
-  variant: str = 'llama_ens',
+  variant: str | None = None,
   tokenizer: bytes | None = None,
   strict: bool = True,
 ) -> Assembly:
@@ -68,7 +69,8 @@ def assemble(
 
   Args:
     sources: one whole SPHINX, or a language model with or without encoders, each part once.
-    variant: official name of the SPHINX that is made of parts.
+    variant: official name of the SPHINX that is made of parts. None: llama_ens, or a language model
+      alone.
     tokenizer: contents of a tokenizer.model, instead of the one beside the language model.
     strict: refuse files that differ from the model; False lists them in `differences`.
 
@@ -134,7 +136,7 @@ def assemble(
 
 
 def _make_config(
-  sources: Sequence[Source], variant: str
+  sources: Sequence[Source], variant: str | None
 ) -> tuple[ml_collections.ConfigDict, Source]:
   """Returns the model config, and the source that has the language model."""
   parts = {source.part: source for source in sources}
@@ -149,8 +151,9 @@ def _make_config(
     )
   llm = parts.pop('llm')
   dtype = compute_dtype(llm.tensors, llama.FORMS[llm.form])
-  if not parts:
+  if not parts and variant is None:
     return variants.language_model(llm.settings, dtype), llm
+  variant = variant or 'llama_ens'
   encoders = {part: source.settings for part, source in parts.items()}
   config = variants.model(variant, llm.settings, encoders, dtype)
   unneeded = set(parts) - set(config.encoders)
@@ -212,7 +215,10 @@ def _check_vocabulary(tokenizer: bytes, vocab: int, source: Source) -> dict[str,
   """
   size = Tokenizer(tokenizer).vocab_size
   added = {row: name for row, name in source.added_tokens.items() if size <= row < vocab}
-  if size > vocab or len(added) < vocab - size:
+  # transformers pads an embedding (`pad_to_multiple_of`): its last rows have no name.
+  end = max(added, default=vocab) + 1
+  is_padded = end - size == len(added) and any(vocab == -end % n + end for n in _ROW_MULTIPLES)
+  if size > vocab or (len(added) < vocab - size and not is_padded):
     raise errors.make(
       f"source '{source.path}'",
       f'a tokenizer of {size} tokens',

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ _OTHER_KINDS = (
     'a git-lfs pointer, not the file itself',
     'fetch the file with `git lfs pull`',
   ),
+  (b'gguf', 'a GGUF file of llama.cpp', 'take the weights that it was made from'),
   *(
     (
       begin,
@@ -37,7 +38,7 @@ _OTHER_KINDS = (
 
 
 def check_kind(path: Path, expected: str) -> None:
-  """Refuses a file that is a git-lfs pointer or a web page.
+  """Refuses a file that is a git-lfs pointer, a web page or a GGUF file.
 
   Args:
     path: a file.
@@ -121,6 +122,64 @@ def join_tensors(
     joined.update(tensors)
     origin.update(dict.fromkeys(tensors, path.name))
   return joined
+
+
+def open_index(
+  index: pathlib.Path, open_file: Callable[[pathlib.Path], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+  """Opens the shards that an index names, 'model.safetensors.index.json' for instance.
+
+  Args:
+    index: the file, beside its shards.
+    open_file: opens one shard.
+
+  Raises:
+    SphinxError: the index is damaged, a shard is missing or lacks a key, two of them hold the same
+      key, or the whole model is there as one file, too.
+  """
+  with explain_damage(index):
+    check_kind(index, 'an index of shards')
+    weight_map = json.loads(index.read_bytes())['weight_map']
+    names = sorted(set(weight_map.values()))
+    whole = index.name.removesuffix('.index.json')
+    suffix = pathlib.PurePath(whole).suffix
+    # A name with a folder in it could point anywhere on the disk.
+    invalid = [
+      name for name in names if pathlib.PurePath(name).name != name or not name.endswith(suffix)
+    ]
+  if invalid:
+    raise errors.make(
+      str(index),
+      f'a shard named {invalid[0][:100]!r}',
+      f'names of {suffix} files beside the index',
+      'download the index again',
+    )
+  if whole not in names and (index.parent / whole).is_file():
+    raise errors.make(
+      str(index.parent),
+      f'{whole}, and an index of other files ({index.name})',
+      'one of them',
+      'remove the one that is out of date',
+    )
+  missing = [name for name in names if not (index.parent / name).is_file()]
+  if missing:
+    raise errors.make(
+      str(index),
+      f'{len(missing)} of {len(names)} shards missing: {first_names(missing)}',
+      'all of them',
+      'download the missing files',
+    )
+  opened = {name: open_file(index.parent / name) for name in names}
+  lacking = [key for key, name in weight_map.items() if key not in opened[name]]
+  if lacking:
+    raise errors.make(
+      str(index),
+      f'{len(lacking)} keys that their files lack: {first_names(lacking)}',
+      'every key in the file that the index names for it',
+      'download index and shards from one source',
+    )
+  by_path = [(index.parent / name, tensors) for name, tensors in opened.items()]
+  return join_tensors(index.parent, by_path)
 
 
 def read_into(file: io.BufferedIOBase, array: np.ndarray) -> None:

@@ -19,7 +19,8 @@ from sphinx_jax.checkpoint.foreign import files
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.core import errors
 
-INDEX = 'model.safetensors.index.json'
+WHOLE = 'model.safetensors'
+INDEX = f'{WHOLE}.index.json'
 # The library writes whole files, so one shard is in memory while it is written. With 1 GB a
 # conversion stays within 2 GiB plus twice the largest tensor (benchmarks/convert.py).
 SHARD_BYTES = 1e9
@@ -40,7 +41,8 @@ _DTYPES = {
 def open_safetensors(path: files.Path) -> dict[str, Tensor]:
   """Opens one file, or all files of a model in a folder, without reading a tensor.
 
-  In a folder with model.safetensors.index.json only the files that the index names are opened.
+  In a folder only the files that model.safetensors.index.json names are opened, or
+  model.safetensors, or all if there is neither.
   The library checks the header. The format has no checksum, so damaged numbers go unnoticed.
 
   Args:
@@ -120,9 +122,10 @@ def write_safetensors(
 def _open_folder(folder: pathlib.Path) -> dict[str, Tensor]:
   index = folder / INDEX
   if index.is_file():
-    with files.explain_damage(index):
-      return _open_index(index)
+    return files.open_index(index, open_safetensors)
   paths = sorted(folder.glob('*.safetensors'))
+  # transformers reads only this one. Mistral's releases have the weights twice.
+  paths = [path for path in paths if path.name == WHOLE] or paths
   if not paths or any('-of-' in path.name for path in paths):
     raise errors.make(
       str(folder),
@@ -132,44 +135,6 @@ def _open_folder(folder: pathlib.Path) -> dict[str, Tensor]:
     )
   opened = [(path, open_safetensors(path)) for path in paths]
   return files.join_tensors(folder, opened)
-
-
-def _open_index(index: pathlib.Path) -> dict[str, Tensor]:
-  files.check_kind(index, 'an index of .safetensors files')
-  weight_map = json.loads(index.read_bytes())['weight_map']
-  names = sorted(set(weight_map.values()))
-  # A name with a folder in it could point anywhere on the disk.
-  invalid = [
-    name
-    for name in names
-    if pathlib.PurePath(name).name != name or not name.endswith('.safetensors')
-  ]
-  if invalid:
-    raise errors.make(
-      str(index),
-      f'a shard named {invalid[0][:100]!r}',
-      'names of .safetensors files beside the index',
-      'download the index again',
-    )
-  missing = [name for name in names if not (index.parent / name).is_file()]
-  if missing:
-    raise errors.make(
-      str(index),
-      f'{len(missing)} of {len(names)} shards missing: {files.first_names(missing)}',
-      'all of them',
-      'download the missing files',
-    )
-  opened = {name: open_safetensors(index.parent / name) for name in names}
-  lacking = [key for key, name in weight_map.items() if key not in opened[name]]
-  if lacking:
-    raise errors.make(
-      str(index),
-      f'{len(lacking)} keys that their files lack: {files.first_names(lacking)}',
-      'every key in the file that the index names for it',
-      'download index and shards from one source',
-    )
-  by_path = [(index.parent / name, tensors) for name, tensors in opened.items()]
-  return files.join_tensors(index.parent, by_path)
 
 
 def _open_file(path: pathlib.Path) -> dict[str, Tensor]:
@@ -207,7 +172,7 @@ def _assign_shards(tensors: Mapping[str, Tensor], shard_bytes: float) -> dict[st
     shards[-1].append(key)
     filled += tensor.nbytes
   if len(shards) == 1:
-    return {'model.safetensors': shards[0]}
+    return {WHOLE: shards[0]}
   count = len(shards)
   return {
     f'model-{number:05d}-of-{count:05d}.safetensors': keys for number, keys in enumerate(shards, 1)

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from sphinx_jax.checkpoint.foreign import files, names, pth, safetensors, shards
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
@@ -24,6 +23,8 @@ from sphinx_jax.models.llms import llama
 # Written beside the files of an official folder that we export: the whole model config.
 SIDECAR = 'sphinx_jax.json'
 _MAX_SHOWN = 10  # Fields of a config in an error.
+_PICKLE_INDEX = 'pytorch_model.bin.index.json'
+_ADAPTER_FILES = ('adapter_config.json', 'adapter_model.safetensors', 'adapter_model.bin')
 _TRAINER_FILES = re.compile(
   r'(training_args|optimizer|scheduler|scaler|rng_state|random_states).*|.*optim_states\.pt'
 )
@@ -82,8 +83,8 @@ def open_source(
   Args:
     path: a file, or a folder as it was downloaded.
     variant: the official llama_type, if meta.json does not have it or should be overridden.
-    base: the folder that the deltas of *.model-diff.pth are added to. Its config and tokenizer are
-      used if the folder of the deltas has none.
+    base: the folder that the deltas of *.model-diff.pth are added to; refused without such files.
+      Its config and tokenizer are used if the folder of the deltas has none.
     report: called with a message for oddities that are no errors (replicas of a tensor that
       differ).
 
@@ -112,9 +113,9 @@ def open_source(
 
 def _refuse_adapter(path: pathlib.Path) -> None:
   """Refuses a folder of PEFT."""
-  file = path / 'adapter_config.json'
-  if file.is_file():
-    kind = files.read_json(file).get('peft_type', 'LORA')
+  file = next((path / name for name in _ADAPTER_FILES if (path / name).is_file()), None)
+  if file is not None:
+    kind = _read_json(path / _ADAPTER_FILES[0]).get('peft_type', 'LORA')
     kind = 'LoRA' if kind == 'LORA' else kind
     raise names.adapter(f"source '{path}'", f'a {kind} adapter ({file.name})')
 
@@ -161,6 +162,13 @@ def _find_added_tokens(folders: Iterable[pathlib.Path]) -> dict[int, str]:
       }
     added = _read_json(folder / 'added_tokens.json')
     found |= {value: name for name, value in added.items() if type(value) is int}
+    if not added and decoder is None:  # transformers 5 writes them here only.
+      added = _read_json(folder / 'tokenizer.json').get('added_tokens') or []
+      found |= {
+        token['id']: str(token.get('content'))
+        for token in added
+        if isinstance(token, dict) and type(token.get('id')) is int
+      }
   return found
 
 
@@ -175,31 +183,39 @@ def _open_tensors(
       'a file of weights or a folder with them',
       'check the path',
     )
+  sets = {} if path.is_file() else shards.open_sets(path)
+  if base is not None and sets.keys() != {'diff'}:
+    raise errors.make(
+      '--base', f"'{base}'", f"deltas (*.model-diff.pth) in '{path}' to add to it", 'leave it out'
+    )
   if path.is_file():
     is_safetensors = path.suffix == '.safetensors'
     open_file = safetensors.open_safetensors if is_safetensors else pth.open_pth
     return _unwrap(path, open_file(path))
-  sets = {
-    kind: [_unwrap(path, tensors) for tensors in ranks]
-    for kind, ranks in shards.open_sets(path).items()
-  }
+  sets = {kind: [_unwrap(path, tensors) for tensors in ranks] for kind, ranks in sets.items()}
   if sets:
     return _merge_sets(path, sets, base, report)
   found = sorted(file.name for file in path.iterdir())
   if any(name.endswith('.safetensors') for name in found):
     return _unwrap(path, safetensors.open_safetensors(path))
-  pickles = [name for name in found if name.endswith(('.bin', '.pt', '.pth'))]
-  pickles = [name for name in pickles if (path / name).is_file()]
+  if (path / _PICKLE_INDEX).is_file():
+    return _unwrap(path, files.open_index(path / _PICKLE_INDEX, pth.open_pth))
+  loose = [name for name in found if (path / name).is_file()]
+  pickles = [name for name in loose if name.endswith(('.bin', '.pt', '.pth'))]
   # transformers reads only these. Trainers leave other files beside them.
   pickles = [name for name in pickles if name.startswith('pytorch_model')] or [
     name for name in pickles if not _TRAINER_FILES.fullmatch(name)
   ]
+  pickles = pickles or [name for name in loose if name.endswith('.gguf')]  # Refused by its name.
   if not pickles:
+    folders = [name for name in found if name not in loose][:5]
     raise errors.make(
       f"source '{path}'",
       f'a folder with {found[:5]}',
       'weights (consolidated*.pth, *.safetensors, *.bin, *.pth) or a checkpoint of sphinx_jax',
-      'check the path',
+      f'check the path, or give a folder inside it ({", ".join(folders)})'
+      if folders
+      else 'check the path',
     )
   opened = [(path / name, pth.open_pth(path / name)) for name in pickles]
   return _unwrap(path, files.join_tensors(path, opened))
@@ -420,10 +436,10 @@ def _settings(
 def compute_dtype(tensors: Mapping[str, Tensor], form: foreign.Form) -> str:
   """Returns the default compute dtype of a language model.
 
-  It is float32 if the weights are stored in float32, else bfloat16.
+  It is bfloat16 if the weights are stored in 16 bits, else float32.
   """
   embedding = tensors.get(form.mark)  # `assemble` reports a missing one.
-  return 'float32' if embedding is None or embedding.dtype == np.float32 else 'bfloat16'
+  return 'float32' if embedding is None or embedding.dtype.itemsize > 2 else 'bfloat16'
 
 
 def _open_part(

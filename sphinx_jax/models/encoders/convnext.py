@@ -211,15 +211,21 @@ def _timm(settings: Any) -> list[foreign.Weight]:
 
 
 def _settings(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
-  del config
   stages = foreign.count(shapes, 'stages.{}.blocks.0.gamma')
-  gamma = [f'stages.{i}.blocks.{{}}.gamma' for i in range(stages)]
+  gamma = [f'stages.{i}.blocks.{{}}.gamma' for i in range(max(stages, 1))]
+  width = shapes['stem.0.weight'][0]
+  if not config and width in _OTHER_STEMS:
+    raise errors.make(
+      'encoder convnext', f'a stem of width {width}', '384 (xxlarge)', 'others are not supported'
+    )
   return dict(
     depths=tuple(foreign.count(shapes, key) for key in gamma),
     widths=tuple(shapes[key.format(0)][0] for key in gamma),
   )
 
 
+# Width of timm's atto (and femto, pico, nano ...) to xlarge, which have another EPS.
+_OTHER_STEMS = (40, 48, 64, 80, 96, 128, 192, 256)
 _PREPARATION = 'how images are prepared, which SPHINX decides'
 _NAMES = tuple(f'convnext_{size}' for size in SIZES)  # Others have another EPS.
 _TIMM_FIELDS = foreign_config.Fields(

@@ -244,6 +244,9 @@ def test_heads_of_an_unknown_width_are_asked_for(tmp_path):
       'DINOv2.*no tensor .blocks.0.mlp.w3.weight',
     ),
     ({'tok_embeddings.weight': (512, 32)}, "no such file, expected 'n_heads'"),
+    # timm's ConvNeXt-Base has another EPS than xxlarge, and no tensor tells.
+    ({'stem.0.weight': (128, 3, 4, 4)}, 'a stem of width 128, expected 384'),
+    ({'stem.0.weight': (8, 3, 4, 4)}, "ConvNeXt.*no tensor 'stages.0.blocks.0.gamma'"),
   ],
 )
 def test_files_of_no_known_form_are_refused(tmp_path, tensors, message):

@@ -192,6 +192,30 @@ def test_rows_that_nothing_explains_are_refused(tmp_path):
   decoder = {'512': {'content': '<image>'}, '513': {'content': '<pad>'}}
   (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'added_tokens_decoder': decoder}))
   assert convert.open_sources([tmp_path]).config.llm.vocab == 514
+  (tmp_path / 'tokenizer_config.json').unlink()
+  added = [{'id': 512, 'content': '<image>'}, {'id': 513, 'content': '<pad>'}]
+  (tmp_path / 'tokenizer.json').write_text(json.dumps({'added_tokens': added}))
+  assert convert.open_sources([tmp_path]).config.llm.vocab == 514
+
+
+@pytest.mark.parametrize(
+  'rows, names, is_taken',
+  [
+    (576, 1, True),  # 513 padded to a multiple of 64.
+    (520, 3, True),
+    (576, 0, False),
+    (514, 1, False),
+    (704, 1, False),  # A multiple, but not the next one.
+  ],
+)
+def test_a_grown_embedding_may_be_padded(tmp_path, rows, names, is_taken):
+  grown(tmp_path, rows)
+  added = {f'<{row}>': 512 + row for row in range(names)}
+  (tmp_path / 'added_tokens.json').write_text(json.dumps(added))
+  if is_taken:
+    assert convert.open_sources([tmp_path]).config.llm.vocab == rows
+  else:
+    assert 'a tokenizer of 512 tokens' in refused(tmp_path)
 
 
 def test_files_of_a_trainer_beside_the_weights_are_not_read(tmp_path):
@@ -210,6 +234,43 @@ def test_files_of_a_trainer_beside_the_weights_are_not_read(tmp_path):
     assert sources.open_source(folder).tensors.keys() == whole.keys()
     (folder / name).unlink()
   assert 'a folder with' in refused(folder)
+
+
+def test_an_index_of_pickles_is_followed(tmp_path):
+  whole = {key: value.read() for key, value in sources.open_source(GOLDEN / LLAMA).tensors.items()}
+  folder = edited(tmp_path / 'folder', LLAMA)
+  (folder / 'model.safetensors').unlink()
+  names_of = {key: f'pytorch_model-0000{1 + i % 2}-of-00002.bin' for i, key in enumerate(whole)}
+  for name in set(names_of.values()):
+    part = {key: value for key, value in whole.items() if names_of[key] == name}
+    pth_writer.write_pth(folder / name, release.as_tensors(part))
+  # A shard of an earlier save.
+  shutil.copy(folder / name, folder / 'pytorch_model-00001-of-00003.bin')
+  (folder / sources._PICKLE_INDEX).write_text(json.dumps({'weight_map': names_of}))
+  assert sources.open_source(folder).tensors.keys() == whole.keys()
+  (folder / name).unlink()
+  assert f'1 of 2 shards missing: {name}' in refused(folder)
+  (folder / sources._PICKLE_INDEX).write_text(POINTER)
+  assert 'git lfs pull' in refused(folder)
+
+
+def test_one_of_two_copies_of_the_weights_is_read_or_both_are_named(tmp_path):
+  folder = edited(tmp_path / 'folder', LLAMA)
+  shutil.copy(folder / 'model.safetensors', folder / 'consolidated.safetensors')
+  assert sources.open_source(folder).settings
+  (folder / safetensors.INDEX).write_text('{"weight_map": {"x": "consolidated.safetensors"}}')
+  assert 'model.safetensors, and an index of other files' in refused(folder)
+
+
+def test_weights_elsewhere_or_of_another_kind_are_named(tmp_path):
+  folder = edited(tmp_path / 'folder', LLAMA)
+  (folder / 'checkpoint-500').mkdir()
+  (folder / 'model.safetensors').rename(folder / 'checkpoint-500' / 'model.safetensors')
+  assert 'give a folder inside it (checkpoint-500)' in refused(folder)
+  for name in ('llama.gguf', 'pytorch_model.bin', 'model.safetensors'):
+    (folder / name).write_bytes(b'GGUF\3\0\0\0' + bytes(64))
+    assert f'{name}: got a GGUF file' in refused(folder)
+    (folder / name).unlink()
 
 
 @pytest.mark.parametrize('name', [LLAMA, 'clip_hf', 'dinov2_hf', 'convnext_timm', 'blip2_hf'])
@@ -247,6 +308,7 @@ def test_an_adapter_is_to_be_merged(tmp_path):
   (tmp_path / 'model.safetensors').rename(tmp_path / 'adapter_model.safetensors')
   file = refused(tmp_path / 'adapter_model.safetensors')
   assert 'LoRA' in file and 'merge it into its base first' in file
+  assert 'a LoRA adapter (adapter_model.safetensors)' in refused(tmp_path)
   (tmp_path / 'adapter_config.json').write_text('{"peft_type": "LORA", "r": 4}')
   folder = refused(tmp_path)
   assert 'a LoRA adapter (adapter_config.json)' in folder and 'merge it into its base' in folder
