@@ -171,8 +171,9 @@ def weights_identity(checkpoint: str) -> Any:
   """Returns JSON that changes if other weights take the place of a checkpoint or a folder."""
   if load.is_checkpoint(checkpoint):
     return store.identity(checkpoint)
-  inside = pathlib.Path(checkpoint).glob('*')
-  return {path.name: files.quick_hash(path) for path in sorted(inside) if path.is_file()}
+  place = pathlib.Path(checkpoint)
+  inside = [place] if place.is_file() else sorted(place.glob('*'))
+  return {path.name: files.quick_hash(path) for path in inside if path.is_file()}
 
 
 def record_scores(

@@ -288,3 +288,4 @@ def test_only_our_checkpoints_are_exported(folder, tmp_path):
     export = functools.partial(convert.export_checkpoint, place, output, 'official')
     message = refused(export, output)
     assert message.startswith('checkpoint') and words in message
+    assert ('import it first' in message) == (place == folder)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sphinx_jax import evaluate
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.bundle import Bundle
 from tests import release
@@ -226,3 +227,11 @@ def test_errors_are_reported_before_any_question_is_answered(
   places = dict(root=root, out=tmp_path / 'out', run=checkpoint)
   printed = finish(start(*(flag.format(**places) for flag in flags)), code=2)
   assert message in printed.splitlines()[-1] and 'Traceback' not in printed
+
+
+@pytest.mark.parametrize('name', ['weights.pth', ''])
+def test_weights_that_changed_in_a_file_or_a_folder_have_another_identity(tmp_path, name):
+  (tmp_path / 'weights.pth').write_text('1')
+  before = evaluate.weights_identity(str(tmp_path / name))
+  (tmp_path / 'weights.pth').write_text('2')
+  assert evaluate.weights_identity(str(tmp_path / name)) != before

@@ -33,6 +33,7 @@ DAMAGED = '.damaged'
 # Words in errors of the network or of memory: they do not mean that the checkpoint is damaged.
 _TRANSIENT_ERRORS = ('RESOURCE_EXHAUSTED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED')
 _CHUNK_BYTES = 64 << 20
+_WAIT = 'check the path, or wait for the first save'
 
 logging.getLogger('absl').addFilter(
   lambda record: 'orbax' not in record.pathname or record.levelno >= logging.ERROR
@@ -259,8 +260,10 @@ def locate(directory: Path) -> epath.Path:
     raise _no_checkpoint(directory, 'no such directory')
   step = latest(directory)
   if step is None:
-    names = sorted(path.name for path in directory.iterdir())[:4]
-    raise _no_checkpoint(directory, f'a folder with {names}')
+    names = sorted(path.name for path in directory.iterdir())
+    is_foreign = any(name.endswith(('.safetensors', '.pth', '.bin')) for name in names)
+    do = 'import it first (python -m sphinx_jax.convert)' if is_foreign else _WAIT
+    raise _no_checkpoint(directory, f'a folder with {names[:4]}', do)
   return directory / FOLDER / str(step)
 
 
@@ -441,12 +444,12 @@ def _restore_item(folder: epath.Path, expected: Any) -> Any:
   return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(expected))
 
 
-def _no_checkpoint(directory: epath.Path, got: str) -> errors.SphinxError:
+def _no_checkpoint(directory: epath.Path, got: str, do: str = _WAIT) -> errors.SphinxError:
   return errors.make(
     f"checkpoint '{directory}'",
     got,
     f"a run's directory with {FOLDER}/STEP, or one STEP folder",
-    'check the path, or wait for the first save',
+    do,
   )
 
 
