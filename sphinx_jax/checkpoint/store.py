@@ -228,9 +228,8 @@ class Store:
 
 def absolute_path(directory: Path) -> epath.Path:
   """Returns an absolute path, with the home folder for `~`; a gs:// URL stays as it is."""
-  if files.is_remote(directory):
-    return epath.Path(directory)
-  return epath.Path(os.path.abspath(paths.expand(os.fspath(directory))))
+  directory = paths.expand(os.fspath(directory))
+  return epath.Path(directory if files.is_remote(directory) else os.path.abspath(directory))
 
 
 def latest(directory: Path) -> int | None:

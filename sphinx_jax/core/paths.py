@@ -11,6 +11,7 @@ from etils import epath
 
 from sphinx_jax.core import errors, files
 
+_BUCKETS = ('gs://', 's3://', 'az://', 'hf://')  # What etils.epath opens.
 LOCK = '.lock'  # The file in a folder that a process holds while it writes there.
 
 
@@ -18,8 +19,15 @@ def expand(path: str) -> str:
   """Returns a path with the home folder in place of a leading `~`.
 
   Raises:
-    SphinxError: there is no such home folder.
+    SphinxError: there is no such home folder, or the path is an address on the web.
   """
+  if files.is_remote(path) and not path.startswith(_BUCKETS):
+    raise errors.make(
+      f"path '{path}'",
+      'an address',
+      f'a path, or one of {", ".join(_BUCKETS)}',
+      'download it first',
+    )
   expanded = os.path.expanduser(path)
   if expanded.startswith('~'):
     raise errors.make(

@@ -135,6 +135,7 @@ def test_what_is_not_a_checkpoint_is_refused(saved, tmp_path):
     (tmp_path, 'notes.txt'),
     (tmp_path / 'absent', 'no such directory'),
     (tmp_path / 'half', 'without a readable meta'),
+    ('https://huggingface.co/x/y', 'an address, expected a path'),
   ):
     with pytest.raises(errors.SphinxError, match=words):
       store.load_params(place)

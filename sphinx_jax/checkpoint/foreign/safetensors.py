@@ -123,7 +123,7 @@ def _open_folder(folder: pathlib.Path) -> dict[str, Tensor]:
   index = folder / INDEX
   if index.is_file():
     return files.open_index(index, open_safetensors)
-  paths = sorted(folder.glob('*.safetensors'))
+  paths = sorted(folder.glob('[!.]*.safetensors'))
   # transformers reads only this one. Mistral's releases have the weights twice.
   paths = [path for path in paths if path.name == WHOLE] or paths
   if not paths or any('-of-' in path.name for path in paths):

@@ -195,7 +195,8 @@ def _open_tensors(
   sets = {kind: [_unwrap(path, tensors) for tensors in ranks] for kind, ranks in sets.items()}
   if sets:
     return _merge_sets(path, sets, base, report)
-  found = sorted(file.name for file in path.iterdir())
+  # Hidden files are no weights: macOS leaves '._NAME' beside NAME.
+  found = sorted(file.name for file in path.iterdir() if not file.name.startswith('.'))
   if any(name.endswith('.safetensors') for name in found):
     return _unwrap(path, safetensors.open_safetensors(path))
   if (path / _PICKLE_INDEX).is_file():

@@ -230,6 +230,7 @@ def test_files_of_a_trainer_beside_the_weights_are_not_read(tmp_path):
     (folder / name).write_bytes(b'cargs')
   (folder / 'global_step10.pt').mkdir()
   for name in ('pytorch_model.bin', 'weights.pt'):
+    (folder / f'._{name}').write_bytes(b'of macOS')
     pth_writer.write_pth(folder / name, release.as_tensors(whole))
     assert sources.open_source(folder).tensors.keys() == whole.keys()
     (folder / name).unlink()
