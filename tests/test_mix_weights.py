@@ -196,7 +196,7 @@ def test_the_same_mix_is_kept_and_another_refused(parents):
   inputs = [parents / 'real', parents / 'synthetic']
   mixing.mix_checkpoints(inputs, (0.5, 0.5), parents / 'mix')
   before = (parents / 'mix' / 'checkpoints' / '0').stat().st_mtime_ns
-  mixing.mix_checkpoints(inputs, (0.5, 0.5), parents / 'mix')
+  mixing.mix_checkpoints([f'{place}/' for place in inputs], (0.5, 0.5), parents / 'mix')
   assert (parents / 'mix' / 'checkpoints' / '0').stat().st_mtime_ns == before
   for changed in (
     dict(coefficients=(0.25, 0.75)),
@@ -242,7 +242,7 @@ def test_a_mix_that_is_not_finite_is_refused(written, tmp_path, value):
   other = drawn(1)
   other['llm/layers/w'][2, 3, 5] = value
   inputs = [written[0], write(tmp_path / 'other', other)]
-  with pytest.raises(errors.SphinxError, match='NaN or infinity in llm/layers/w'):
+  with pytest.raises(errors.SphinxError, match='NaN or infinity in llm/layers/w of input 2'):
     mixing.mix_checkpoints(inputs, (0.5, 0.5), tmp_path / 'mix')
   assert not (tmp_path / 'mix').exists()
   mixing.mix_checkpoints(inputs, (1, 0), tmp_path / 'mix')  # The other one is not used.
@@ -426,6 +426,7 @@ def test_the_command_with_rules(parents):
     '--dtype=float32',
   )
   assert done.returncode == 0, done.stderr
+  assert "rule 'encoders/w' decides nothing: earlier rules match first" in done.stderr
   mixed = store.load_params(parents / 'mix')
   assert float(mixed['llm']['w'][0, 0]) == 2 and float(mixed['encoders']['w'][0]) == 3
   assert mixed['encoders']['w'].dtype == jnp.float32

@@ -90,7 +90,11 @@ def mix_checkpoints(
   bundles = [Bundle.from_meta(meta, directory) for meta, directory in zip(metas, directories)]
   check_same_model('mix_weights', directories, bundles)
   sources = [
-    {'directory': str(directory), 'step': meta['step'], 'identity': store.identity(directory)}
+    {
+      'directory': str(store.absolute_path(directory)),
+      'step': meta['step'],
+      'identity': store.identity(directory),
+    }
     for directory, meta in zip(directories, metas)
   ]
   recipe = {
@@ -237,9 +241,10 @@ def _write_mix(
     mixed = weights.mix_leaf(parent_values, coefficients[path], base_value, output.dtype)
     mixed = np.asarray(mixed).astype(output.dtype, copy=False)
     if not content.is_finite(mixed):
+      broken = [str(i) for i, value in enumerate(values, 1) if not content.is_finite(value)]
       raise errors.make(
         'mix_weights',
-        f'NaN or infinity in {path}',
+        f'NaN or infinity in {path}' + (f' of input {", ".join(broken)}' if broken else ''),
         'finite weights',
         'check the inputs, or take a --dtype of more range',
       )

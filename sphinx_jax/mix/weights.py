@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sphinx_jax.core import errors, trees
+from sphinx_jax.core.progress import log
 
 METHODS = ('linear', 'slerp')
 # Above this cosine slerp falls back to the straight line, as in mergekit.
@@ -242,6 +243,8 @@ def as_rules(
 def match(rules: Rules, paths: Iterable[str]) -> dict[str, tuple[float, ...]]:
   """Returns path -> coefficients by the first rule whose pattern matches the whole path.
 
+  A rule that is never the first is logged.
+
   Args:
     rules: from `as_rules`.
     paths: paths of all leaves.
@@ -258,7 +261,12 @@ def match(rules: Rules, paths: Iterable[str]) -> dict[str, tuple[float, ...]]:
         f'a pattern of whole paths such as {", ".join(paths[:3])}',
         'correct the pattern',
       )
-  return {path: trees.first_match(rules, path) for path in paths}
+  numbered = [(pattern, number) for number, (pattern, _) in enumerate(rules)]
+  deciding = {path: trees.first_match(numbered, path) for path in paths}
+  for number in range(len(rules) - 1):  # The last rule may be the default.
+    if number not in deciding.values():
+      log.warning("rule '%s' decides nothing: earlier rules match first", rules[number][0])
+  return {path: rules[number][1] for path, number in deciding.items()}
 
 
 def _check_coefficients(
