@@ -313,6 +313,20 @@ def test_wrong_arguments_leave_no_output(written, tmp_path, changed, words):
   assert not (tmp_path / 'mix').exists()
 
 
+def test_a_damaged_input_is_named(tmp_path):
+  damaged, other = write(tmp_path / 'damaged', drawn(0)), write(tmp_path / 'other', drawn(1))
+  chunk = next(file for file in damaged.glob('checkpoints/0/params/llm.embed/*') if file.is_file())
+  for content_of_chunk in (b'version https://git-lfs', b''):
+    chunk.write_bytes(content_of_chunk)
+    for call in (
+      lambda: mixing.mix_checkpoints([other, damaged], (0.5, 0.5), tmp_path / 'mix'),
+      lambda: store.load_params(damaged),
+    ):
+      with pytest.raises(errors.SphinxError, match='damaged/checkpoints/0.*what was saved'):
+        call()
+  assert not (tmp_path / 'mix').exists()
+
+
 def test_a_full_disk_is_reported_and_left_clean(written, tmp_path):
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
   # The table of embeddings has 40 kB.

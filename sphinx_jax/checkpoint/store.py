@@ -176,20 +176,14 @@ class Store:
     expected = _items(params, opt_state)
     restored, meta, damage = None, {}, ''
     try:
-      meta = _read_meta(folder)
-      if 'fingerprints' not in meta:
-        raise _damaged(folder, 'a meta without fingerprints')
-      _check_shapes(folder, meta['fingerprints'], expected)
-      restored = {item: _restore_item(folder / item, tree) for item, tree in expected.items()}
+      with explain_damage(folder):
+        meta = _read_meta(folder)
+        if 'fingerprints' not in meta:
+          raise _damaged(folder, 'a meta without fingerprints')
+        _check_shapes(folder, meta['fingerprints'], expected)
+        restored = {item: _restore_item(folder / item, tree) for item, tree in expected.items()}
     except Damaged as error:
       damage = str(error)
-    except (errors.SphinxError, MemoryError, PermissionError, ConnectionError, TimeoutError):
-      raise
-    except Exception as error:  # Orbax and its libraries raise anything on damaged bytes.
-      if any(word in str(error) for word in _TRANSIENT_ERRORS):
-        raise
-      first_line = (str(error).splitlines() or [''])[0]
-      damage = str(_damaged(folder, f'{type(error).__name__} {first_line}'[:200]))
     all_damage = [text for text in hosts.all_gather(damage) if text]
     if all_damage:
       raise Damaged(all_damage[0])
@@ -329,7 +323,7 @@ def load_params(directory: Path, expected: Mapping | None = None) -> dict:
     Tree of jax.Array.
 
   Raises:
-    SphinxError: as `check`.
+    SphinxError: as `check`, or the arrays are damaged.
   """
   folder = locate(directory)
   if expected is None:
@@ -341,7 +335,22 @@ def load_params(directory: Path, expected: Mapping | None = None) -> dict:
     expected = trees.unflatten(structs)
   else:
     check(folder, expected)
-  return _restore_item(folder / 'params', expected)
+  with explain_damage(folder):
+    return _restore_item(folder / 'params', expected)
+
+
+@contextlib.contextmanager
+def explain_damage(folder: epath.Path) -> Iterator[None]:
+  """Re-raises what the libraries raise on damaged bytes of a checkpoint as `Damaged`."""
+  try:
+    yield
+  except (errors.SphinxError, MemoryError, PermissionError, ConnectionError, TimeoutError):
+    raise
+  except Exception as error:  # Orbax and its libraries raise anything on damaged bytes.
+    if any(word in str(error) for word in _TRANSIENT_ERRORS):
+      raise
+    first_line = (str(error).splitlines() or [''])[0]
+    raise _damaged(folder, f'{type(error).__name__} {first_line}'[:200]) from error
 
 
 def check(directory: Path, expected: Mapping) -> None:

@@ -103,7 +103,7 @@ class StoredArray(Array):
     value = _empty_aligned(part.shape, self.dtype)
     # tensorstore keeps the origin of a slice; the target starts at 0.
     source = part[tensorstore.d[:].translate_to[0]] if part.rank else part
-    return PendingRead(value, tensorstore.array(value).write(source))
+    return PendingRead(value, tensorstore.array(value).write(source), self._folder)
 
   @property
   def chunk(self) -> tuple[int, ...]:
@@ -116,19 +116,23 @@ class StoredArray(Array):
   def _open(self) -> tensorstore.TensorStore:
     if self._opened is None:
       spec = array_spec(self._folder, self._path)
-      self._opened = tensorstore.open(spec, context=self._context, read=True).result()
+      with store.explain_damage(self._folder):
+        self._opened = tensorstore.open(spec, context=self._context, read=True).result()
     return self._opened
 
 
 class PendingRead:
   """A part of an array that is being read."""
 
-  def __init__(self, value: np.ndarray, future: tensorstore.WriteFutures) -> None:
-    self._value, self._future = value, future
+  def __init__(
+    self, value: np.ndarray, future: tensorstore.WriteFutures, folder: epath.Path
+  ) -> None:
+    self._value, self._future, self._folder = value, future, folder
 
   def result(self) -> np.ndarray:
-    """Waits until the part is read and returns it."""
-    self._future.result()
+    """Waits until the part is read and returns it. Raises SphinxError if it is damaged."""
+    with store.explain_damage(self._folder):
+      self._future.result()
     return self._value
 
 
