@@ -316,8 +316,12 @@ def test_wrong_arguments_leave_no_output(written, tmp_path, changed, words):
 def test_a_damaged_input_is_named(tmp_path):
   damaged, other = write(tmp_path / 'damaged', drawn(0)), write(tmp_path / 'other', drawn(1))
   chunk = next(file for file in damaged.glob('checkpoints/0/params/llm.embed/*') if file.is_file())
-  for content_of_chunk in (b'version https://git-lfs', b''):
-    chunk.write_bytes(content_of_chunk)
+  for change in (
+    lambda: chunk.write_bytes(b'version https://git-lfs'),
+    lambda: chunk.write_bytes(b''),
+    chunk.unlink,
+  ):
+    change()
     for call in (
       lambda: mixing.mix_checkpoints([other, damaged], (0.5, 0.5), tmp_path / 'mix'),
       lambda: store.load_params(damaged),
@@ -379,7 +383,8 @@ LARGE = """
 import re, sys
 import numpy as np
 from sphinx_jax.checkpoint import mixing, stream
-# 4.4 GB, not stacked; parts that are not written are zero.
+stream._WHOLE.clear()  # Parts that are not written are zero.
+# 4.4 GB, not stacked.
 leaf = stream.Array((110_000, 10_000), np.dtype(np.float32), None)
 for name in ('a', 'b'):
   stream.Writer(f'{sys.argv[1]}/{name}', {'params': {'w': leaf}}, {'config': '{}'}).finish()

@@ -42,6 +42,7 @@ _READING = tensorstore.Context()
 _MAPPING = tensorstore.Context({'file_io_mode': {'mode': 'memmap'}})
 # If the machine crashes, written data may be lost, as with `cp`. If the process crashes, it is not.
 _UNSYNCED = {'file_io_sync': False}
+_WHOLE = {'fill_missing_data_reads': False}  # A lost file is an error, not zeros.
 
 
 @dataclasses.dataclass(eq=False)
@@ -115,7 +116,7 @@ class StoredArray(Array):
 
   def _open(self) -> tensorstore.TensorStore:
     if self._opened is None:
-      spec = array_spec(self._folder, self._path)
+      spec = array_spec(self._folder, self._path) | _WHOLE
       with store.explain_damage(self._folder):
         self._opened = tensorstore.open(spec, context=self._context, read=True).result()
     return self._opened
