@@ -4,6 +4,7 @@ The usual item is {"image": path, "conversations": [{"from": "human", "value": .
 "value": ...}, ...]}. An item without "image" is text only. conversations.py lists the other forms.
 """
 
+import base64
 import json
 import os
 from collections.abc import Mapping
@@ -87,6 +88,10 @@ class Jsonl(Source):
     if path is None:
       return None
     try:
+      if path.startswith('data:'):
+        return base64.b64decode(path.partition(';base64,')[2], validate=True)
+      if '://' in path:
+        raise ValueError('a URL, which is not downloaded')
       return (self._root / path).read_bytes()
     except (OSError, ValueError) as error:
       reason = getattr(error, 'strerror', None) or error

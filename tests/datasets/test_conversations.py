@@ -1,5 +1,6 @@
 """Conversations of the common tools: what is read, and what is counted with its key."""
 
+import base64
 import json
 import random
 
@@ -67,6 +68,26 @@ def read(item):
     (parts({'type': 'image_url', 'image_url': {'url': 'a.png'}}, TEXT), QA, 'a.png'),
     ({**parts({'type': 'image'}, TEXT), 'images': ['a.png']}, QA, 'a.png'),
     (parts({'image': 'a.png'}, {'text': 'What?'}), QA, 'a.png'),
+    *(
+      (parts({'type': kind, key: 'a.png', 'text': ''}, TEXT), QA, 'a.png')
+      for kind, key in (('image', 'image'), ('input_image', 'image_url'), ('x', 'image_path'))
+    ),
+    (parts({'type': 'image', 'index': 0}, TEXT) | {'images': ['a.png']}, QA, 'a.png'),
+    (
+      {
+        'conversations': [
+          {'from': None, 'role': 'user', 'value': None, 'content': 'What?', 'image': 'a.png'},
+          {'from': 'gpt', 'role': None, 'value': 'A cat.', 'content': None, 'image': None},
+        ]
+      },
+      QA,
+      'a.png',
+    ),
+    (
+      messages(('developer', 'Be kind.'), ('user', 'x'), ('bot', 'y')),
+      (('Be kind.\nx', 'y'),),
+      None,
+    ),
     (dict(query='<image>What?', response='A cat.', images=['a.png']), QA, 'a.png'),
     (
       dict(query='x', response='y', history=[['a', 'b'], ['c', 'd']], system='s'),
@@ -92,6 +113,36 @@ def test_the_forms_of_common_tools_are_read(item, turns, image):
     (dict(instruction='x', input=float('nan'), output='y'), 'not a conversation', 'nan'),
     (llava('<image>What?'), 'missing image', 'no image among "conversations"'),
     (llava('<image>What?', images=[]), 'missing image', '"images"'),
+    *(
+      (llava(f'{mark}What?'), 'missing image', mark)
+      for mark in ('<IMAGE>', '<image_1>', '<image 2>', '<|image_1|>', '<ImageHere>')
+    ),
+    *(
+      (llava(f'{mark}What?'), 'missing image', mark)
+      for mark in ('<IMG_CONTEXT>', '<|vision_start|>', '<start_of_image>', '<image_placeholder>')
+    ),
+    (llava('<image>Or <image>?', image='a.png'), 'several images', '<image> twice'),
+    (llava(answer=['a cat', 'a dog']), 'not a conversation', 'a list, not one text'),
+    (
+      llava('<ref-object>?', '<bbox>', objects={'bbox': []} | {'ref': ['a']}),
+      'not a conversation',
+      '"objects"',
+    ),
+    (
+      messages(('user', 'x'), ('assistant', [{'type': 'image', 'image': 'a.png'}])),
+      'unsupported media',
+      'answer has',
+    ),
+    *(
+      ({'messages': [{'role': 'model', 'content': 'y', **mask}]}, 'unsupported loss mask', 'loss')
+      for mask in ({'weight': 0}, {'loss': False})
+    ),
+    *((llava(**{key: 'd/a.JPG'}), 'unknown image key', key) for key in ('file_name', 'media')),
+    (
+      {'messages': [{'role': 'user', 'content': 'x', 'visual': ['a.png']}]},
+      'unknown image key',
+      '"visual"',
+    ),
     (llava(image=float('nan')), 'missing image', '"image" is nan'),
     (llava(image=True), 'missing image', '"image" is True'),
     (llava(image=''), 'missing image', '"image" is \'\''),
@@ -123,7 +174,8 @@ def test_what_cannot_be_read_is_counted_with_its_key(item, reason, words):
 
 
 def test_metadata_of_images_means_no_image():
-  assert read(llava(image_width=3, image_size=[4, 5], id='a', image_source=None)) == (QA, None)
+  assert read(llava(image_width=3, image_size=[4, 5], id='a.png', image_source=None)) == (QA, None)
+  assert read(llava('a.png', '<image>b.png', weight=0)) == ((('a.png', 'b.png'),), None)
 
 
 def test_any_item_is_read_or_counted():
@@ -159,13 +211,24 @@ def test_any_item_is_read_or_counted():
       assert image is None or isinstance(image, str)
 
 
-def test_a_list_of_one_image_is_the_image_of_the_record(tmp_path):
+def test_the_image_of_a_record_is_read(tmp_path):
   image_files.write(tmp_path / 'a.png')
   items = [llava('<image>What?', image=['a.png']), llava('<image>What?', images=['a.png'])]
+  data = base64.b64encode((tmp_path / 'a.png').read_bytes()).decode()
+  items += [
+    parts({'type': 'image_url', 'image_url': {'url': f'data:image/png;base64,{data}'}}, TEXT)
+  ]
   items += [llava(answer=float('nan')), llava('<image>What?', img='gone.png')]
+  items += [llava(image='https://example.org/a.png'), llava(image='data:image/png;base64,%')]
   (tmp_path / 'my.jsonl').write_text('\n'.join(map(json.dumps, items)))
   source = Jsonl(tmp_path / 'my.jsonl')
-  assert source[0].image == source[1].image == (tmp_path / 'a.png').read_bytes()
-  for index, message in ((2, ':3: .*nan'), (3, ":4: 'gone.png': No such file")):
-    with pytest.raises(BadExample, match=f'my.jsonl{message}'):
-      source[index]
+  for index in range(3):
+    assert source[index].image == (tmp_path / 'a.png').read_bytes()
+  for line, message in (
+    (4, '.*nan'),
+    (5, "'gone.png': No such file"),
+    (6, '.*a URL'),
+    (7, "'data:"),
+  ):
+    with pytest.raises(BadExample, match=f'my.jsonl:{line}: {message}'):
+      source[line - 1]
