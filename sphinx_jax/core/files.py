@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import xxhash
 from etils import epath
 
-from sphinx_jax.core import errors
+from sphinx_jax.core import errors, file_forms
 
 Path = str | os.PathLike
 
@@ -136,7 +136,8 @@ def _damage_as_os_error() -> Iterator[None]:
 
 def is_utf16(head: bytes) -> bool:
   """Whether a text that begins with these bytes is UTF-16. Its lines cannot be cut at a byte."""
-  return head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b'\0' in head[:4]
+  marks = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
+  return head.startswith(marks) or b'\0' in head[:8].strip(b'\0')
 
 
 def begins_list(head: bytes) -> bool:
@@ -151,7 +152,13 @@ def json_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
       yield number, line
 
 
-def read_items(path: Path, drop_partial: bool = False) -> list[tuple[str, Any]]:
+def not_json(data: bytes, error: Exception) -> str:
+  """Returns why data are not JSON, for a message."""
+  cause = 'lines that end with CR alone' if b'\r{' in data else error
+  return f'not JSON ({file_forms.name(data) or cause})'
+
+
+def read_items(path: Path, drop_partial: bool = False, who: str = '') -> list[tuple[str, Any]]:
   """Returns (place, value) of the items of a JSON list, or of JSON lines; 'line 3' is a place.
 
   Args:
@@ -159,11 +166,12 @@ def read_items(path: Path, drop_partial: bool = False) -> list[tuple[str, Any]]:
       beginning. Blank lines are skipped, and the last line needs no newline.
     drop_partial: leave out a last line that is not JSON and has no newline, which a killed program
       leaves behind.
+    who: the reader, for messages: "benchmark 'mmbench_dev'".
 
   Raises:
     SphinxError: the file cannot be read, or is not JSON; the message has the number of the line.
   """
-  who, expected = f"file '{path}'", 'a readable file of JSON lines'
+  who, expected = f"{who and f'{who}: '}file '{path}'", 'a readable file of JSON lines'
   try:
     data = read_bytes(path)
   except OSError as error:
@@ -171,7 +179,7 @@ def read_items(path: Path, drop_partial: bool = False) -> list[tuple[str, Any]]:
   if begins_list(data):
     with contextlib.suppress(ValueError, RecursionError):
       return [(f'item {number}', value) for number, value in enumerate(json.loads(data), 1)]
-  if is_utf16(data[:4]):
+  if is_utf16(data[:8]):
     raise errors.make(who, 'UTF-16 text', 'UTF-8', 'save the file as UTF-8')
   lines, items = list(json_lines(data)), []
   for number, line in lines:
@@ -180,14 +188,14 @@ def read_items(path: Path, drop_partial: bool = False) -> list[tuple[str, Any]]:
     except (ValueError, RecursionError) as error:
       if drop_partial and number == lines[-1][0] and not data.endswith(b'\n'):
         break
-      text = repr(line[:60].decode(errors='replace'))
-      raise errors.make(f'{who}, line {number}', text, 'JSON', f'correct it ({error})') from error
+      text = f'{line[:60].decode(errors="replace")!r}, {not_json(line, error)}'
+      raise errors.make(f'{who}, line {number}', text, 'JSON', 'correct it') from error
   return items
 
 
-def read_jsonl(path: Path, drop_partial: bool = False) -> list[Any]:
+def read_jsonl(path: Path, drop_partial: bool = False, who: str = '') -> list[Any]:
   """Returns the values of `read_items`."""
-  return [value for _, value in read_items(path, drop_partial)]
+  return [value for _, value in read_items(path, drop_partial, who)]
 
 
 def quick_hash(path: Path) -> str:

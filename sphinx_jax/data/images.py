@@ -4,14 +4,13 @@ Source: docs/official_sphinx.md, "Preprocessing".
 """
 
 import io
-import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from sphinx_jax.core import errors
+from sphinx_jax.core import errors, file_forms
 from sphinx_jax.data.record import BadExample
 
 # CLIP's mean color. It becomes about zero after normalization.
@@ -21,33 +20,6 @@ ALPHA = {'drop': 'in their hidden colors', 'white': 'on white'}
 _MAX_EDGE = 1 << 14  # Pixels. The time of the resize grows with the square of the longer edge.
 
 _PHOTOMETRIC, _WHITE_IS_ZERO = ExifTags.Base.PhotometricInterpretation, 0  # A TIFF's tag.
-
-# First bytes of files that are often found in place of an image -> what they are. Pillow may have
-# no decoder for them, or has identified them and then failed.
-_FORMS = tuple(
-  (re.compile(pattern, re.DOTALL | re.IGNORECASE), name)
-  for pattern, name in (
-    (rb'....ftyp(hei|hev|mif1|msf1)', 'HEIC'),
-    (rb'....ftypavi[fs]', 'AVIF'),
-    (rb'....ftyp|\x1aE\xdf\xa3', 'a video'),
-    (rb'\xff\x0a|\0\0\0\x0cJXL ', 'JPEG XL'),
-    (rb'(\xef\xbb\xbf)?\s*<(!doctype )?html', 'an HTML page'),
-    (rb'(\xef\xbb\xbf)?\s*<(.*<)?svg\b', 'SVG'),
-    (rb'version https://git-lfs', 'a git-lfs pointer'),
-    (rb'%PDF', 'PDF'),
-    (rb'%!PS|\xc5\xd0\xd3\xc6', 'EPS'),
-    (rb'\x76\x2f\x31\x01', 'OpenEXR'),
-    (rb'.{128}DICM', 'DICOM'),
-    (rb'\x93NUMPY', 'a NumPy array'),
-    (rb'PK\x03\x04|\x1f\x8b', 'a compressed archive'),
-    (rb'\0+\Z', 'zero bytes only'),
-    (rb'II\*\0|MM\0\*', 'TIFF'),
-    (rb'\xff\xd8\xff', 'JPEG'),
-    (rb'\x89PNG', 'PNG'),
-    (rb'GIF8', 'GIF'),
-    (rb'RIFF....WEBP', 'WebP'),
-  )
-)
 
 
 def size(data: bytes) -> tuple[int, int]:
@@ -145,6 +117,10 @@ def padded_resize(image: np.ndarray, size: int) -> np.ndarray:
     SphinxError: another kind of array. An image of floats in [0, 1] would come out black.
   """
   is_array = isinstance(image, np.ndarray)
+  if is_array and max(image.shape, default=0) > _MAX_EDGE:
+    raise errors.make(
+      'image', f'an edge of {max(image.shape)} pixels', f'at most {_MAX_EDGE}', 'resize it'
+    )
   if not is_array or image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
     got = f'{image.dtype}{list(image.shape)}' if is_array else repr(type(image).__name__)
     raise errors.make(
@@ -199,7 +175,7 @@ def _read(data: bytes, use: Callable[[Image.Image], Any]) -> Any:
 
 def _fault(data: bytes, error: Exception) -> str:
   """Returns why an image file cannot be read, with the format that its first bytes show."""
-  form = next((name for pattern, name in _FORMS if pattern.match(data[:1024])), None)
+  form = file_forms.name(data)
   if not isinstance(error, UnidentifiedImageError):
     return f'{form or "image"} of {len(data)} bytes: {str(error) or type(error).__name__}'
   if form is None:

@@ -184,7 +184,8 @@ def _category_names(categories: list[Any]) -> tuple[dict[int | str, str], set[in
   for entry in categories:
     category_id = _key(entry, 'id')
     name = None if category_id is None else as_text(entry.get('name'))
-    if name and name.strip():
+    name = ' '.join((name or '').split())  # 'cat ' is no other class than 'cat'.
+    if name:
       if names.setdefault(category_id, name) != name:
         renamed.add(category_id)
   return {key: name for key, name in names.items() if key not in renamed}, renamed

@@ -145,14 +145,19 @@ def read_json(
   Raises:
     SphinxError: the file is missing, empty, not JSON, or holds another type.
   """
-  data = _read_bytes(who, path)
+  try:
+    data = files.read_bytes(path)
+  except OSError as error:
+    raise errors.make(
+      who, f'{error.strerror or error} for {str(path)!r}', 'a readable file', 'check root'
+    ) from error
   try:
     with gc_paused():
       value = json.loads(data, object_hook=hook)
   except (ValueError, RecursionError) as error:
     raise errors.make(
       who,
-      f'{str(path)!r}, which is not JSON ({error})',
+      f'{str(path)!r}, which is {files.not_json(data, error)}',
       'the published file',
       'download it again',
     ) from error
@@ -164,39 +169,6 @@ def read_json(
       'check that it is the published file',
     )
   return value
-
-
-def _read_bytes(who: str, path: Path) -> bytes:
-  try:
-    return files.read_bytes(path)
-  except OSError as error:
-    raise errors.make(
-      who, f'{error.strerror or error} for {str(path)!r}', 'a readable file', 'check root'
-    ) from error
-
-
-def read_rows(who: str, path: Path) -> list[Any]:
-  """Returns the values of JSON lines, or the items of a JSON list.
-
-  Raises:
-    SphinxError: like `read_json`.
-  """
-  data = _read_bytes(who, path)
-  if files.begins_list(data):
-    with contextlib.suppress(ValueError, RecursionError):
-      return json.loads(data)
-  rows = []
-  for number, line in files.json_lines(data):
-    try:
-      rows.append(json.loads(line))
-    except (ValueError, RecursionError) as error:
-      raise errors.make(
-        who,
-        f'line {number} of {str(path)!r}, which is not JSON ({error})',
-        'the published file',
-        'download it again',
-      ) from error
-  return rows
 
 
 def read_json_list(

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sphinx_jax.core import errors, files
+from sphinx_jax.core import errors, file_forms, files
 from sphinx_jax.data.record import BadExample, Record, Source, check_too_long
 from sphinx_jax.datasets import conversations, entries
 from sphinx_jax.datasets.files import record_opened
@@ -144,10 +144,14 @@ class JsonItems:
     if self._items is not None:
       return f'{self.path}: item {index + 1}', self._items[index]
     location = f'{self.path}:{self._line_numbers[index]}'
+    line = self._line(index)
     try:
-      return location, json.loads(self._line(index))
+      return location, json.loads(line)
     except (ValueError, RecursionError) as error:
-      raise BadExample('not json', f'{location}: {error}') from error
+      begin = line[:40].decode(errors='replace')
+      raise BadExample(
+        'not json', f'{location}: {begin!r}: {files.not_json(line, error)}'
+      ) from error
 
   def _line(self, index: int, limit: int | None = None) -> bytes:
     """The first `limit` bytes of a line, None: all of it and the blank lines after it."""
@@ -155,24 +159,31 @@ class JsonItems:
     return os.pread(self._file.fileno(), limit or end - begin, begin)
 
   def _read_list(self) -> list[Any]:
+    data = files.read_bytes(self.path) or b'[]'
     try:
-      items = json.loads(files.read_bytes(self.path) or b'[]')
+      items = json.loads(data)
     except (ValueError, RecursionError) as error:
       raise errors.make(
         self._who,
-        f'no JSON ({error})',
+        f'a file that is {files.not_json(data, error)}',
         'a JSON list of conversations',
         'name the file .jsonl if it has one item a line',
       ) from error
     if not isinstance(items, list):
       raise errors.make(
-        self._who, f'a JSON {type(items).__name__}', 'a list of conversations', 'wrap it in [ ]'
+        self._who,
+        f'a JSON {type(items).__name__}',
+        'a list of conversations',
+        'store the list alone, or wrap one conversation in [ ]',
       )
     return items
 
   def _check_lines(self) -> None:
     """Raises SphinxError for a file that has one JSON value or another encoding."""
-    head = self._line(0, limit=64)
+    head = self._line(0, limit=1024)
+    form = file_forms.name(head)
+    if form and not head.lstrip().startswith((b'{', b'[')):
+      raise errors.make(self._who, form, 'one JSON object a line', 'fetch or convert the file')
     if files.is_utf16(head):
       raise errors.make(self._who, 'UTF-16 text', 'UTF-8', 'save the file as UTF-8')
     if files.begins_list(head) and (len(self) == 1 or not _is_json(self._line(0))):

@@ -68,6 +68,10 @@ def test_every_form_of_json_lines_is_read(tmp_path, data):
     (gzip.compress(TEXT.encode(), mtime=0)[:-9], 'damaged gzip'),
     (b'\x1f\x8b' + TEXT.encode(), 'gz'),
     (b'[1, 2', 'line 1'),
+    (TEXT.replace('\n', '\r').encode(), 'lines that end with CR alone'),
+    (b'\0' * 9, 'zero bytes only'),
+    (b'version https://git-lfs.github.com/spec/v1', 'a git-lfs pointer'),
+    (b'iVBORw0KGgoAAAANSUhEUg', 'base64 text'),
   ],
 )
 def test_other_data_are_named(tmp_path, data, message):

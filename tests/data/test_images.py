@@ -380,6 +380,9 @@ def test_too_many_small_notes_do_not_hide_the_pixels(monkeypatch):
     (b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- x -->\n<svg/>', 'SVG'),
     (b'%PDF-1.7\n%\xe2\xe3', 'PDF'),
     (b'<!DOCTYPE html><html><body>404</body>', 'an HTML page'),
+    (b'\n<!-- 404 -->\n<html>', 'an HTML page'),
+    (b'<?xml version="1.0"?><Error>AccessDenied</Error>', 'XML'),
+    (b'data:image/png;base64,iVBORw0KGgoAAAA', 'base64 text'),
     (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'a git-lfs pointer'),
     (b'\x93NUMPY\x01\x00v\0', 'a NumPy array'),
     (bytes(100), 'zero bytes only'),
@@ -453,3 +456,8 @@ def test_damaged_files_give_pixels_or_a_bad_example(rounds):
 def test_arrays_that_are_no_images_are_refused(array):
   with pytest.raises(errors.SphinxError, match=r'expected a uint8 array \[rows, columns, 3\]'):
     images.padded_resize(array, 8)
+
+
+def test_arrays_with_a_huge_edge_are_refused():
+  with pytest.raises(errors.SphinxError, match='an edge of 40000 pixels'):
+    images.padded_resize(np.zeros((40_000, 1, 3), np.uint8), 8)

@@ -162,6 +162,15 @@ def test_ids_may_be_whole_floats_or_texts(tmp_path, image, category):
   assert (thing['id'], thing['name'], thing['crowd']) == ('5', 'dog', False)
 
 
+def test_white_space_makes_no_other_category(tmp_path):
+  def change(value):
+    value['categories'] += [{'id': 2, 'name': ' dog\n'}, {'id': 9, 'name': 'dog '}]
+    value['annotations'][0]['category_id'] = 9
+
+  (thing,) = detected(tmp_path, change).family.item(0).annotation['objects']
+  assert thing['name'] == 'dog'
+
+
 def test_two_categories_of_one_id_are_counted(tmp_path):
   source = detected(tmp_path, lambda value: value['categories'].append({'id': 2.0, 'name': 'lion'}))
   with pytest.raises(BadExample, match='two categories have the id 2') as caught:
@@ -323,6 +332,7 @@ def test_odd_images(tmp_path, data, reason):
     ('[]', 'a list in'),
     ('{"images": [], "annotations": {}}', "no list 'annotations'"),
     ('[' * 100_000, 'not JSON'),
+    ('version https://git-lfs.github.com/spec/v1\noid', 'a git-lfs pointer'),
   ],
 )
 def test_wrong_files_are_named(tmp_path, text, words):

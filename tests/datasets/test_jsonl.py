@@ -65,6 +65,7 @@ def test_a_conversation_may_begin_with_the_model_and_end_with_a_question(folder)
   'line, reason',
   [
     ('{"conversations": [', 'not json'),
+    ('\r'.join(map(json.dumps, GOOD)), 'not json'),
     ('[1, 2]', 'not a conversation'),
     ({'image': 'a.png'}, 'not a conversation'),
     ({'conversations': [{'from': 'system', 'value': 'x'}]}, 'not a conversation'),
@@ -150,6 +151,11 @@ def test_a_giant_line_is_read_alone(folder):
     ),
     (json.dumps(GOOD, indent=2).encode('utf-8-sig'), 'a JSON list'),
     ('\n'.join(map(json.dumps, GOOD)).encode('utf-16'), 'UTF-16 text, expected UTF-8'),
+    (b'version https://git-lfs.github.com/spec/v1\noid', 'a git-lfs pointer, expected one JSON'),
+    (b'\n<!DOCTYPE html>\n<html>', 'an HTML page'),
+    (b'PAR1\x15\x04\n', 'a Parquet file'),
+    *((begin + b'\n{}', 'a compressed archive') for begin in (b'PK\3\4', b'BZh9', b'\xfd7zXZ\0')),
+    (b'\0' * 99, 'zero bytes only'),
     (gzip.compress(json.dumps(GOOD[1]).encode(), mtime=0)[:-12], 'damaged gzip data'),
   ],
 )

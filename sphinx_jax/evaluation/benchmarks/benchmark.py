@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.core import errors
+from sphinx_jax.core import errors, files as core_files
 from sphinx_jax.core.tables import Table
 from sphinx_jax.core.text import is_unicode
 from sphinx_jax.datasets import files
@@ -180,10 +180,15 @@ class PublishedFile:
     """
     if key:
       return files.read_json_list(self.who, self.path, key)
-    rows = files.read_rows(self.who, self.path)
-    if len(rows) > 1:
-      return rows
-    return files.read_json(self.who, self.path, list)  # A lone object is no JSON lines.
+    items = core_files.read_items(self.path, who=self.who)
+    if len(items) == 1 and items[0][0].startswith('line'):  # A lone object is no JSON lines.
+      raise errors.make(
+        self.who,
+        f'a {type(items[0][1]).__name__} in {str(self.path)!r}',
+        'a list',
+        'check that it is the published file',
+      )
+    return [value for _, value in items]
 
   def required(self, row: Any, key: str) -> Any:
     """Returns row[key].

@@ -9,7 +9,7 @@ Homepage: https://github.com/RUCAIBox/POPE
 
 from pathlib import Path
 
-from sphinx_jax.datasets import files
+from sphinx_jax.core import files
 from sphinx_jax.evaluation.benchmarks.benchmark import PublishedFile, Question
 
 
@@ -17,7 +17,7 @@ def read(who: str, root: Path, prompt: str, file: str, images: str) -> list[Ques
   """Returns the questions of one file."""
   published = PublishedFile.find(who, root, file)
   questions = []
-  for index, row in enumerate(files.read_rows(who, published.path)):
+  for index, row in enumerate(files.read_jsonl(published.path, who=who)):
     text = published.text(row, 'text')
     image_path = f'{images}/{published.text(row, "image")}'
     entry = {

@@ -49,7 +49,7 @@ def test_pope(tmp_path):
   with pytest.raises(SphinxError, match="without 'text'"):
     benchmark_files.opened('pope_random', tmp_path)
   benchmark_files.file(tmp_path, 'data/pope/coco_pope_random.json', '[')
-  with pytest.raises(SphinxError, match='line 1 of .* not JSON'):
+  with pytest.raises(SphinxError, match='line 1: .* not JSON'):
     benchmark_files.opened('pope_random', tmp_path)
 
 
