@@ -264,6 +264,9 @@ def test_without_a_tokenizer_there_are_logits_but_no_text(text_folder, text_mode
     (lambda text, vision: text.chat([]), 'an open question'),
     (lambda text, vision: text.chat([('a', 'b')]), 'an open question'),
     (lambda text, vision: text.chat('what?'), 'an open question'),
+    (lambda text, vision: text.chat([('a',)]), 'an open question'),
+    (lambda text, vision: text.chat([{'role': 'user', 'content': 'a'}]), 'an open question'),
+    (lambda text, vision: text.chat([('a', None), ('b', None)]), 'an open question'),
   ],
 )
 def test_an_error_of_a_call_is_one_clear_line(text_model, vision_model, call, words):

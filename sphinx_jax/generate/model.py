@@ -1,6 +1,7 @@
 """A loaded model: logits, continuations, answers. `sphinx_jax.load` returns one."""
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -252,16 +253,9 @@ class Model:
       The answer, stripped.
 
     Raises:
-      SphinxError: no question is open; otherwise as `complete`.
+      SphinxError: as `answers`.
     """
-    if isinstance(turns, str) or not turns or turns[-1][1] is not None:
-      raise errors.make(
-        'chat',
-        repr(turns)[:60],
-        'turns that end with an open question',
-        "for instance [('What is this?', None)]",
-      )
-    return self.answers([list(turns)], [image], **options)[0]
+    return self.answers([turns], [image], **options)[0]
 
   def answers(
     self,
@@ -280,11 +274,20 @@ class Model:
       Answers up to the template's stop, stripped.
 
     Raises:
-      SphinxError: as `complete`; or a question or an answer is no text.
+      SphinxError: as `complete`; not the last question alone is open; or a question or an answer is
+        no text.
     """
-    for text in (text for turns in dialogs for turn in turns for text in turn):
-      if not isinstance(text, str | None):  # NaN would be asked as 'nan'.
-        raise errors.make('chat', f'{text!r:.80} in the turns', 'a text', 'correct it')
+    for turns in dialogs:
+      if not _has_open_question(turns):
+        raise errors.make(
+          'chat',
+          repr(turns)[:60],
+          'turns that end with an open question',
+          "for instance [('What is this?', None)]",
+        )
+      for text in itertools.chain.from_iterable(turns):
+        if not isinstance(text, str | None):  # NaN would be asked as 'nan'.
+          raise errors.make('chat', f'{text!r:.80} in the turns', 'a text', 'correct it')
     ids = [self._template.prompt(turns, self.tokenizer) for turns in dialogs]
     return self.complete(ids, images, **options)
 
@@ -453,6 +456,15 @@ class Model:
       sample=temperature > 0,
     )
     return np.asarray(answers)
+
+
+def _has_open_question(turns: Any) -> bool:
+  """Whether these are pairs of which the last, and no other, has no answer yet."""
+  if not isinstance(turns, list | tuple):
+    return False
+  if not all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in turns):
+    return False
+  return [answer is None for _, answer in turns] == [False] * (len(turns) - 1) + [True]
 
 
 def round_up(number: int, multiple: int) -> int:
