@@ -93,11 +93,17 @@ def _read_rows(who: str, path: Path) -> list[dict[str, str]]:
   old_limit = csv.field_size_limit(2**31 - 1)  # An image is one field.
   try:
     with io.TextIOWrapper(files.open_seekable(path), 'utf-8-sig', newline='') as lines:
-      return list(csv.DictReader(lines, delimiter='\t'))
+      rows = list(csv.DictReader(lines, delimiter='\t'))
   except (OSError, UnicodeDecodeError, csv.Error) as error:
     raise errors.make(who, f'{str(path)!r} ({error})', 'the published file', 'check it') from error
   finally:
     csv.field_size_limit(old_limit)
+  for number, row in enumerate(rows, 1):
+    if None in row or None in row.values():  # More or fewer fields than the header has.
+      raise errors.make(
+        who, f'row {number} of {str(path)!r} with other columns', 'those of the header', 'check it'
+      )
+  return rows
 
 
 def _index(published: PublishedFile, row: dict[str, str]) -> int:

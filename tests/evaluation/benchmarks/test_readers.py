@@ -148,6 +148,14 @@ def test_another_mmbench_file_is_refused(tmp_path, line, message):
     benchmark_files.opened('mmbench_dev', tmp_path)
 
 
+@pytest.mark.parametrize('line', ['1\tA?', '1\tA?\tcut\toff', '1\t"A?\n2\tB?\n'])
+def test_mmbench_rows_with_other_columns_are_refused(tmp_path, line):
+  path = 'data/mmbench/mmbench_dev_20230712.tsv'
+  benchmark_files.file(tmp_path, path, f'index\tquestion\timage\n{line}')
+  with pytest.raises(SphinxError, match='row 1 of .* with other columns'):
+    benchmark_files.opened('mmbench_dev', tmp_path)
+
+
 def test_seed_bench_asks_about_images_only(tmp_path):
   def row(number, kind, data, answer):
     return {
