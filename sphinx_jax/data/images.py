@@ -114,7 +114,8 @@ def padded_resize(image: np.ndarray, size: int) -> np.ndarray:
     uint8[size,size,3].
 
   Raises:
-    SphinxError: another kind of array. An image of floats in [0, 1] would come out black.
+    SphinxError: another kind of array (an image of floats in [0, 1] would come out black), or an
+      edge of more than 16384 pixels.
   """
   is_array = isinstance(image, np.ndarray)
   if is_array and max(image.shape, default=0) > _MAX_EDGE:
