@@ -32,6 +32,8 @@ X always means pixel columns. A dimension of experts is written out as `experts`
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from typing import TYPE_CHECKING
 
 from sphinx_jax.core import accelerator
@@ -43,6 +45,8 @@ __all__ = ['__version__', 'load']
 __version__ = '0.1.0'
 
 accelerator.choose_platform()  # Before anything imports JAX.
+if sys.argv[:1] == ['-m'] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+  signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in the imports of an entry point: no trace.
 
 
 def load(

@@ -135,14 +135,23 @@ cli.run(globals()[sys.argv.pop()])
 """
 
 
-def _start(name, **environment):
+_IMPORTS = """
+import sys, time
+sys.argv = ['-m']  # As Python has it while `python -m sphinx_jax.NAME` imports the package.
+import sphinx_jax
+print('ready', flush=True)
+time.sleep(60)
+"""
+
+
+def _start(name, script=_SCRIPT, stdout=subprocess.PIPE, **environment):
   """Starts the script without a terminal and without a home directory."""
   kept = {key: value for key, value in os.environ.items() if key not in ('HOME', 'PYTHONUTF8')}
-  command = [sys.executable, '-c', _SCRIPT, *name.split()]
+  command = [sys.executable, '-c', script, *name.split()]
   return subprocess.Popen(
     command,
     stdin=subprocess.DEVNULL,
-    stdout=subprocess.PIPE,
+    stdout=stdout,
     stderr=subprocess.PIPE,
     env=kept | environment,
   )
@@ -152,6 +161,9 @@ def test_programs_end_cleanly_without_a_reader_a_locale_or_patience():
   closed = _start('text')
   closed.stdout.close()  # Long before the only flush of its short output.
   # All are started at once, because each takes a second to start.
+  with open('/dev/full', 'w') as full_disk:
+    full = [_start(name, stdout=full_disk) for name in ('lines', 'text', 'refuse')]
+  importing = _start('', _IMPORTS)
   head, text, refused, impatient, threaded = (
     _start('lines'),
     _start('text', PYTHONIOENCODING='ascii', LC_ALL='C'),
@@ -165,6 +177,11 @@ def test_programs_end_cleanly_without_a_reader_a_locale_or_patience():
     process.wait()
     assert process.returncode == 141 and b'rror' not in process.stderr.read()
 
+  for process, words in zip(full, (b'/dev/stdout', b'/dev/stdout', b'is wrong')):
+    _, error = process.communicate()
+    assert process.returncode == 2 and error.count(b'error: ') == 1 and words in error
+    assert b'Traceback' not in error
+
   out, _ = text.communicate()
   assert (out, text.returncode) == (b'caf\\xe9 \\U0001f600 \\ud83d\n', 0)
   _, error = refused.communicate()
@@ -172,13 +189,18 @@ def test_programs_end_cleanly_without_a_reader_a_locale_or_patience():
     refused.returncode == 2 and error.startswith(b"error: '\\x1b[2J") and error.count(b'\n') == 1
   )
 
-  for process in (impatient, threaded):
+  for process in (impatient, threaded, importing):
     assert process.stdout.readline() == b'ready\n'
     process.send_signal(signal.SIGINT)
   assert impatient.stdout.readline() == b'ending\n'
   assert threaded.stderr.readline().startswith(b'error: interrupted')
-  for process, code, end in ((impatient, 130, b'error: interrupted'), (threaded, -2, b'')):
-    process.send_signal(signal.SIGINT)
+  for process, code, end in (
+    (impatient, 130, b'error: interrupted'),
+    (threaded, -2, b''),
+    (importing, -2, b''),
+  ):
+    if process.poll() is None:
+      process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=20)
     assert process.returncode == code and error.startswith(end) and error.count(b'\n') <= 1
 

@@ -59,7 +59,8 @@ def tiny(**changes) -> ConfigDict:
 def make_batch(config: ConfigDict, position: int) -> dict:
   """Rows with an image, a text in which each token determines the next one, and padding."""
   rng = np.random.default_rng(position)
-  rows, length, tokens = config.batch.size, config.batch.seq_len, VISUAL_TOKENS
+  rows, length, images = config.batch.size, config.batch.seq_len, config.batch.images
+  tokens = min(VISUAL_TOKENS, length - 1) if images else 0
   zeros = lambda dtype: np.zeros((rows, length), dtype)
   batch = {name: zeros(np.int32) for name in ('tokens', 'targets', 'positions', 'segments', 'task')}
   batch['visual_index'] = zeros(np.int32) - 1
@@ -77,5 +78,6 @@ def make_batch(config: ConfigDict, position: int) -> dict:
   batch['positions'][:, :end] = np.arange(end)
   batch['segments'][:, :end] = 1
   batch['task'][:, :end] = rng.integers(0, 2, (rows, 1))
-  batch['images'] = rng.integers(0, 256, (rows, 1, 16, 16, 3), dtype=np.uint8)
+  size = config.model.image_size
+  batch['images'] = rng.integers(0, 256, (rows, images, size, size, 3), dtype=np.uint8)
   return batch

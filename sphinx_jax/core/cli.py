@@ -11,7 +11,6 @@ import importlib.util
 import io
 import os
 import pathlib
-import select
 import signal
 import sys
 import traceback
@@ -29,6 +28,7 @@ flags.disclaim_key_flags()  # So that --help of an entry point lists --config am
 _OVERRIDES = tuple(f'{dashes}{no}config.' for dashes in ('--', '-') for no in ('', 'no'))
 # Settings that are paths, in any section of a config.
 _PATH_KEYS = ('data_dir', 'tokenizer', 'init_from', 'path', 'root', 'images', 'file')
+_STREAMS = {1: '/dev/stdout', 2: '/dev/stderr'}  # By file descriptor.
 
 
 def define_config(default: str | None = None, optional: bool = False) -> None:
@@ -102,6 +102,8 @@ def run(main: Callable[[], None]) -> None:
   A SphinxError, a wrong flag or an error in a config file ends the program with one line on stderr
   and exit code 2, Ctrl-C with code 130. If the reader of stdout is gone, the program ends quietly.
   """
+  if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # So it was during imports.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # Hides TensorFlow's start-up notes.
   _prepare_output()
   try:
@@ -112,11 +114,15 @@ def run(main: Callable[[], None]) -> None:
   except KeyboardInterrupt:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Another Ctrl-C ends the program at once.
     _exit_with_error('interrupted; run the same command again to resume', code=130)
-  except BrokenPipeError:
-    if not _reader_is_gone():
+  except OSError as error:
+    if error.filename not in _STREAMS.values():
       raise
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # The rest goes nowhere.
-    sys.exit(128 + signal.SIGPIPE)
+    for descriptor, name in _STREAMS.items():
+      if name == error.filename or isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)  # The rest goes nowhere.
+    if isinstance(error, BrokenPipeError):
+      sys.exit(128 + signal.SIGPIPE)
+    _exit_with_error(str(errors.from_os_error(error)))
 
 
 def shipped_configs() -> list[str]:
@@ -327,26 +333,39 @@ def _run_guarded(main: Callable[[], None]) -> None:
     main()
   except errors.SphinxError as error:
     _exit_with_error(str(error))
-  except ConnectionError:
-    raise
   except OSError as error:
+    if error.filename in _STREAMS.values():
+      raise
     _exit_with_error(str(errors.from_os_error(error)))
+
+
+class _Stream(io.FileIO):
+  """The descriptor of stdout or stderr. Its errors have its name: its reader is gone, say."""
+
+  def write(self, data: bytes) -> int:
+    try:
+      return super().write(data)
+    except OSError as error:
+      error.filename = _STREAMS[self.fileno()]
+      raise
 
 
 def _prepare_output() -> None:
   """Makes stdout and stderr take any text: escaped if need be, and lost if they are closed."""
   for name in ('stdout', 'stderr'):
-    if getattr(sys, name) is None:
-      setattr(sys, name, open(os.devnull, 'w'))
-  if isinstance(sys.stdout, io.TextIOWrapper):
-    sys.stdout.reconfigure(errors='backslashreplace')
-
-
-def _reader_is_gone() -> bool:
-  """Whether stdout is a pipe whose other end is closed, as by `| head`."""
-  poll = select.poll()
-  poll.register(sys.stdout.fileno(), 0)
-  return any(event & select.POLLERR for _, event in poll.poll(0))
+    stream = getattr(sys, name)
+    if stream is None:
+      setattr(sys, name, open(os.devnull, 'w', errors='backslashreplace'))
+    elif stream is getattr(sys, f'__{name}__'):  # Not a test's or a notebook's.
+      raw = _Stream(stream.fileno(), 'w', closefd=False)
+      is_flushed = stream.line_buffering or stream.write_through
+      setattr(
+        sys,
+        name,
+        io.TextIOWrapper(
+          io.BufferedWriter(raw), stream.encoding, 'backslashreplace', line_buffering=is_flushed
+        ),
+      )
 
 
 def _exit_with_error(line: str, code: int = 2) -> None:
