@@ -177,5 +177,5 @@ if __name__ == '__main__':
     'top_p', 1.0, 'Share of the probability sampled from.', lower_bound=1e-6, upper_bound=1.0
   )
   flags.DEFINE_integer('max_new_tokens', 512, 'Most tokens of an answer.', lower_bound=1)
-  flags.DEFINE_integer('seed', 0, 'Random seed for sampling.')
+  cli.define_seed('Random seed for sampling.')
   cli.run(main)

@@ -443,7 +443,7 @@ if __name__ == '__main__':
   cli.define_path(
     'tokenizer', None, "Path of a tokenizer.model, if the language model's folder has none."
   )
-  flags.DEFINE_integer('seed', 0, 'Random seed for the parameters that no source has.')
+  cli.define_seed('Random seed for the parameters that no source has.')
   flags.DEFINE_bool(
     'dry_run',
     False,

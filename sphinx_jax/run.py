@@ -152,6 +152,7 @@ class Program:
     model = sphinx.build(config.model, self.mesh.devices.flat[0].platform)
     self._apply = functools.partial(sphinx.apply, model)
     self.logical_axes = sphinx.logical_axes(config.model)
+    states.check(self.logical_axes, config.trainable)
     shapes = states.storage_dtypes(
       sphinx.abstract_params(config.model), config.trainable, config.model.dtype
     )

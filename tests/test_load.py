@@ -257,6 +257,8 @@ def test_without_a_tokenizer_there_are_logits_but_no_text(text_folder, text_mode
       lambda text, vision: text.generate(['a'], temperature=-1.0),
       'temperature >= 0',
     ),
+    (lambda text, vision: text.generate(['a'], temperature=float('nan')), 'temperature=nan'),
+    (lambda text, vision: text.generate(['a'], seed=10**20), 'a seed of 64 bits'),
     (
       lambda text, vision: text.generate(['a'], temperature=1.0, top_p=2.0),
       'top_p=2.0',

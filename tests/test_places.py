@@ -170,11 +170,13 @@ def test_a_file_that_cannot_be_written_is_named_before_the_work(
 ):
   (tmp_path / 'folder.png').mkdir()
   (tmp_path / 'file').write_text('mine')
+  os.mkfifo(tmp_path / 'pipe')
   may_be_empty = entry_point == 'chat'  # '' asks for no file.
   for place, words in {
     tmp_path / 'folder.png': 'folder.png',
     tmp_path / 'file' / 'x.png': 'file',
     tmp_path / 'none' / 'x.png': 'none',
+    tmp_path / 'pipe': 'a named pipe',
     f'/proc/{os.getpid()}x.png': '/proc/',
     tmp_path / f'{TOO_LONG}.png': TOO_LONG,
     '~nobody_of_this_name/x.png': '~nobody_of_this_name',
@@ -182,7 +184,7 @@ def test_a_file_that_cannot_be_written_is_named_before_the_work(
   }.items():
     line = command.error(capsys, *flags_of(FILES[entry_point], place, inputs))
     assert words in line, (place, line)
-  assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'folder.png']
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'folder.png', 'pipe']
 
 
 @pytest.mark.parametrize('flag', INPUTS)

@@ -96,6 +96,11 @@ def define_paths(name: str, text: str) -> None:
   flags.DEFINE(_PathsParser(), name, [], text, serializer=flags.ListSerializer(','))
 
 
+def define_seed(text: str) -> None:
+  """Defines `--seed`, an int64, 0 by default."""
+  flags.DEFINE_integer('seed', 0, text, lower_bound=-(2**63), upper_bound=2**63 - 1)
+
+
 def run(main: Callable[[], None]) -> None:
   """Parses the command line and calls `main()`.
 
@@ -337,6 +342,12 @@ def _run_guarded(main: Callable[[], None]) -> None:
     if error.filename in _STREAMS.values():
       raise
     _exit_with_error(str(errors.from_os_error(error)))
+  except (MemoryError, RuntimeError) as error:
+    if isinstance(error, RuntimeError) and 'RESOURCE_EXHAUSTED' not in str(error):  # JAX's name.
+      raise
+    reason = (str(error).splitlines() or ['an allocation that failed'])[0]
+    advice = 'lower the batch, the model or the mesh axes that copy it, or take more devices'
+    _exit_with_error(str(errors.make('memory', reason, 'to fit', advice)))
 
 
 class _Stream(io.FileIO):

@@ -69,6 +69,8 @@ def check_file(path: files.Path, what: str = 'output') -> None:
   with files.writing(path, what):
     if place.is_dir():
       raise errors.make(f"{what} '{path}'", 'a folder', 'a file', 'add the name of the file')
+    if place.is_fifo():  # Opening it would wait for a reader.
+      raise errors.make(f"{what} '{path}'", 'a named pipe', 'a file', 'give another name')
     if not place.parent.is_dir():
       raise errors.make(
         f"{what} '{path}'",

@@ -55,6 +55,22 @@ def first_match(rules: Sequence[tuple[str, Any]], path: str) -> Any:
   )
 
 
+def check_rules(who: str, rules: Sequence[tuple[str, Any]], paths: Sequence[str]) -> None:
+  """Checks that every rule matches one of some paths, see `first_match`.
+
+  Raises:
+    SphinxError: a rule matches none. The message begins with `who`.
+  """
+  for pattern, _ in rules:
+    if not any(re.fullmatch(pattern, path) for path in paths):
+      raise errors.make(
+        f"{who} '{pattern}'",
+        'a rule that matches no parameter',
+        f'a pattern of whole paths such as {", ".join(paths[:3])}',
+        'correct the pattern',
+      )
+
+
 def differences(expected: Mapping, got: Mapping) -> list[str]:
   """Compares two trees of arrays or shape structs.
 

@@ -7,13 +7,15 @@ A task's held-out split becomes two benchmarks, `NAME.final` and `NAME.blind`, w
 like the published ones (answering.py) and scored by the task's own metric. The folder gets
 `run.json` (what it belongs to), `NAME.final.jsonl` and `NAME.blind.jsonl` (one scored line a
 question), `images/` (the first images of every task, for the report) and `results.json`. A
-finished file is not computed again, and a killed evaluation resumes inside a task.
+finished file is not computed again, except for examples that were skipped and can be read by now. A
+killed evaluation resumes inside a task.
 """
 
 import dataclasses
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,11 +82,10 @@ def evaluate(
   results = {}
   for name, source in sources.items():
     paths = {kind: folder / f'{name}.{kind}.jsonl' for kind in PASSES}
-    if not all(path.exists() for path in paths.values()):
-      final = open_task(name, source, examples, model.tokenizer)
-      for benchmark in (final, blinded(final, name, mean_image)):
-        if not (folder / f'{benchmark.name}.jsonl').exists():
-          _answer_and_score(model, benchmark, folder, batch_size, params)
+    final = open_task(name, source, examples, model.tokenizer)
+    for benchmark in (final, blinded(final, name, mean_image)):
+      if not _is_finished(benchmark, folder, examples):
+        _answer_and_score(model, benchmark, folder, batch_size, params)
     results[name] = summary(*(files.read_jsonl(paths[kind]) for kind in PASSES))
     log.info('%s', format_result(name, results[name]))
   files.write_json(folder / 'results.json', results)
@@ -167,6 +168,51 @@ def blinded(benchmark: Benchmark, name: str, mean_image: np.ndarray) -> Benchmar
     for question in benchmark.questions
   ]
   return dataclasses.replace(benchmark, name=f'{name}.blind', questions=questions)
+
+
+def _is_finished(benchmark: Benchmark, folder: epath.Path, examples: int) -> bool:
+  """Whether the finished file of a task has all questions that can be asked.
+
+  If it lacks some, because their images were mended since, it becomes a file to resume from.
+
+  Args:
+    benchmark: what can be asked now.
+    folder: folder of the evaluation.
+    examples: most questions. Where a file has as many, a further one at the end takes the place of
+      an example that was damaged since, and is not missing.
+  """
+  file = folder / f'{benchmark.name}.jsonl'
+  if not file.exists():
+    return False
+  lines = files.read_jsonl(file)
+  asked = {
+    key: line['prediction']
+    for key, line in zip(_numbered(line['id'] for line in lines), lines)
+    if 'skipped' not in line
+  }
+  keys = _numbered(question.entry['record'] for question in benchmark.questions)
+  known = [key in asked for key in keys]
+  end = len(known) - known[::-1].index(True) if len(lines) >= examples and any(known) else None
+  if all(known[:end]):
+    return True
+  kept = [
+    predictions.line(question, asked[key])
+    for key, question in zip(keys, benchmark.questions)
+    if key in asked
+  ]
+  predictions.Writer(folder / f'{benchmark.name}.0.jsonl').write(kept)
+  file.unlink()
+  return False
+
+
+def _numbered(records: Iterable[str]) -> list[tuple[str, int]]:
+  """Returns (record, number of the question about it)."""
+  seen: Counter[str] = Counter()
+  numbered = []
+  for record in records:
+    numbered.append((record, seen[record]))
+    seen[record] += 1
+  return numbered
 
 
 def _answer_and_score(

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -341,11 +342,12 @@ class Model:
         'one a prompt, or None in its place',
         'add them',
       )
-    if temperature < 0 or not 0 < top_p <= 1:
+    # Seeds are int64.
+    if not (0 <= temperature < math.inf and 0 < top_p <= 1 and -(2**63) <= seed < 2**63):
       raise errors.make(
         'generate',
-        f'temperature={temperature}, top_p={top_p}',
-        'temperature >= 0 and 0 < top_p <= 1',
+        f'temperature={temperature}, top_p={top_p}, seed={seed}',
+        'temperature >= 0 and finite, 0 < top_p <= 1, a seed of 64 bits',
         'change them',
       )
     params = self._params if params is None else params

@@ -253,14 +253,7 @@ def match(rules: Rules, paths: Iterable[str]) -> dict[str, tuple[float, ...]]:
     SphinxError: no rule matches a path, or a rule matches none.
   """
   paths = list(paths)
-  for pattern, _ in rules:
-    if not any(re.fullmatch(pattern, path) for path in paths):
-      raise errors.make(
-        f"mix of '{pattern}'",
-        'a rule that matches no parameter',
-        f'a pattern of whole paths such as {", ".join(paths[:3])}',
-        'correct the pattern',
-      )
+  trees.check_rules('mix of', rules, paths)
   numbered = [(pattern, number) for number, (pattern, _) in enumerate(rules)]
   deciding = {path: trees.first_match(numbered, path) for path in paths}
   for number in range(len(rules) - 1):  # The last rule may be the default.

@@ -87,7 +87,18 @@ def _columns(plan: Plan | None) -> dict[str, Any]:
 
 
 def _read(output: pathlib.Path | None) -> list[dict[str, Any]]:
-  return files.read_json(output) if output and output.exists() else []
+  rows = files.read_json(output) if output and output.exists() else []
+  keys = {'run', 'kind', 'config', 'slice'}
+  if not isinstance(rows, list) or not all(
+    isinstance(row, dict) and keys <= set(row) for row in rows
+  ):
+    raise errors.make(
+      f"output '{output}'",
+      'a JSON file of something else',
+      'rows of an earlier call',
+      'give another --output',
+    )
+  return rows
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -54,6 +54,21 @@ def split(params: Mapping, trainable: Sequence[tuple[str, str]]) -> tuple[dict, 
   return trees.unflatten(parts['train']), trees.unflatten(parts['frozen'])
 
 
+def check(params: Mapping, trainable: Sequence[tuple[str, str]]) -> None:
+  """Checks that every pattern matches a parameter, and that some parameter is trained.
+
+  The encoders may be frozen in a model that has none, as shipped configs do.
+
+  Raises:
+    SphinxError: a pattern matches nothing, or all is frozen.
+  """
+  trees.check_rules('trainable', trainable, [*trees.flatten(params), 'encoders/none'])
+  if not split(params, trainable)[0]:
+    raise errors.make(
+      'trainable', 'every parameter frozen', 'at least one to train', "give a pattern 'train'"
+    )
+
+
 def merge(trained: Mapping, frozen: Mapping) -> dict:
   """The inverse of `split`."""
   return trees.unflatten(trees.flatten(trained) | trees.flatten(frozen))

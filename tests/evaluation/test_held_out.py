@@ -177,6 +177,25 @@ def test_bad_examples_are_named_and_skipped(tmp_path, sources, caplog):
   assert 'the third answer is empty' in caplog.text and 'example 1 skipped' in caplog.text
 
 
+def test_examples_that_were_mended_are_asked_again(tmp_path, sources):
+  whole = list(sources['vqa'])
+  sources['vqa'][3] = BadExample('unreadable image', '')
+  run(tmp_path / 'all', sources, Painter())
+  run(tmp_path / 'five', sources, Painter(), examples=5)
+  sources['vqa'][3], sources['vqa'][7] = whole[3], BadExample('unreadable image', '')
+  for folder, examples, asked in (('all', 100, 2), ('all', 100, 0), ('five', 5, 2)):
+    model = Painter()
+    run(tmp_path / folder, sources, model, examples=examples)
+    assert len(model.prompts) == asked
+  ids = [line['id'] for line in files.read_jsonl(tmp_path / 'five' / 'vqa.final.jsonl')]
+  assert ids == ['v0', 'v1', 'v2', 'v3', 'v4']
+  # An example that is damaged later keeps its answer.
+  sources['vqa'][4] = BadExample('unreadable image', '')
+  model = Painter()
+  run(tmp_path / 'five', sources, model, examples=5)
+  assert len(model.prompts) == 0
+
+
 def test_a_source_without_a_usable_example_is_an_error(tmp_path, sources):
   sources['ocr'] = Records([BadExample('empty answer', 'nothing')])
   with pytest.raises(errors.SphinxError, match="task 'ocr'"):

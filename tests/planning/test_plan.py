@@ -114,6 +114,10 @@ def test_every_shipped_config_has_a_row_and_an_interrupted_table_resumes(planner
       raise AssertionError('this plan was already made')
 
   assert smallest_slices.fill(chosen, Never(), tmp_path / 'rows.json', compiler=False) == rows
+  for other in ({'a': 1}, [1], [{'run': 1}]):
+    (tmp_path / 'mine.json').write_text(json.dumps(other))
+    with pytest.raises(errors.SphinxError, match="mine.json': got a JSON file of something else"):
+      smallest_slices.fill(chosen, Never(), tmp_path / 'mine.json', compiler=False)
   assert json.loads((tmp_path / 'rows.json').read_text()) == rows
 
 

@@ -27,6 +27,19 @@ def test_first_match_decides_and_all_must_be_covered():
     state.split(PARAMS, (('.*', 'trian'),))
 
 
+@pytest.mark.parametrize(
+  'trainable, words',
+  [
+    ((('encoder/.*', 'frozen'), ('.*', 'train')), "'encoder/.*': got a rule that matches no"),
+    ((('.*', 'frozen'),), 'every parameter frozen'),
+  ],
+)
+def test_rules_that_do_nothing_are_refused(trainable, words):
+  state.check({'llm': PARAMS['llm']}, FROZEN_ENCODERS)  # A model without encoders.
+  with pytest.raises(errors.SphinxError, match=words):
+    state.check(PARAMS, trainable)
+
+
 def test_frozen_is_stored_in_the_compute_dtype_and_trained_in_float32():
   stored = state.storage_dtypes(jax.eval_shape(lambda: PARAMS), FROZEN_ENCODERS, 'bfloat16')
   assert stored['encoders']['clip']['w'].dtype == jnp.bfloat16
