@@ -220,6 +220,7 @@ if __name__ == '__main__':
     11,
     'Number of mixes, evenly spaced from the second input to the first.',
     lower_bound=2,
+    upper_bound=10_000,
   )
   flags.DEFINE_enum('method', 'linear', weights.METHODS, 'How to mix the two inputs.')
   flags.DEFINE_list('tasks', [], "Tasks of the run's mixture to score as well.")

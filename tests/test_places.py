@@ -1,6 +1,7 @@
 """Paths that users give: every entry point takes what can be used, and names what cannot."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -202,6 +203,7 @@ def test_an_input_that_is_not_there_or_of_another_kind_is_named(
     tmp_path / 'file' / 'x': 'file',
     tmp_path / 'link': 'link',
     tmp_path / TOO_LONG: TOO_LONG,
+    '/dev/full': '/dev/full' if flag == 'config' else 'a device',
     '~nobody_of_this_name/x': '~nobody_of_this_name',
     '': 'empty',
   }.items():
@@ -275,6 +277,13 @@ def test_names_with_spaces_and_other_characters_are_names(inputs, answers, tmp_p
   assert sorted(path.name for path in odd.iterdir()) == ['hf', 'llama', 'mix', 'run', 'scores']
 
 
+def uncompiled(program):
+  """A step that only counts, in place of the compiled update."""
+  names = ('loss', 'weight', 'grad_norm', 'learning_rate', 'examples', 'useful', 'positions')
+  metrics = dict.fromkeys(names, 1.0) | {'task_loss': [1.0], 'task_weight': [1.0]}
+  return lambda state, batch: (dataclasses.replace(state, step=state.step + 1), metrics)
+
+
 @pytest.fixture
 def stopped_run(inputs, tmp_path, monkeypatch, capsys):
   """Flags of a run in the home folder, given with `~`, which was stopped after its first step."""
@@ -288,9 +297,10 @@ def stopped_run(inputs, tmp_path, monkeypatch, capsys):
   monkeypatch.setenv('HOME', str(home))
   flags = ['train', '--config=~/tiny.py:~/my.jsonl', '--config.tokenizer=~/tokenizer.model']
   flags += ['--workdir=~/run', '--config.model.llm.vocab=512', '--config.batch.seq_len=64']
-  flags += ['--config.steps=3', '--config.batch.window=8']
+  flags += ['--config.steps=3', '--config.batch.window=8', '--config.model.encoders={}']
   with monkeypatch.context() as patch:
     patch.setattr(stopping.Stopping, 'after', lambda self, step, last: signal.SIGTERM)
+    patch.setattr(run.Program, 'compile', uncompiled)
     code, _, stderr = command.run(capsys, *flags)
   assert code == 128 + signal.SIGTERM, stderr
   return flags

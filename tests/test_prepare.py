@@ -450,3 +450,9 @@ def test_the_command(tmp_path):
   ):
     wrong = command(*arguments)
     assert wrong.returncode == 2 and message in wrong.stderr and 'Traceback' not in wrong.stderr
+
+
+def test_a_flag_that_is_given_as_a_setting_is_refused(tmp_path):
+  build = make_build(tmp_path, tmp_path / 'out', 'coco', settings={'split': 'val2017'})
+  with pytest.raises(SphinxError, match="got the setting 'split', expected no settings"):
+    plan.plan_shards(build)

@@ -55,6 +55,13 @@ def define_config(default: str | None = None, optional: bool = False) -> None:
     )
 
 
+def _parse_path(argument: str) -> str:
+  path = paths.expand(argument)
+  if path != os.devnull and pathlib.Path(path).is_char_device():  # Some never end.
+    raise ValueError('a device; give a file or a folder')
+  return path
+
+
 class _PathParser(flags.ArgumentParser):
   """Parses a path.
 
@@ -66,7 +73,7 @@ class _PathParser(flags.ArgumentParser):
     self.may_be_empty = may_be_empty
 
   def parse(self, argument: str) -> str:
-    return paths.expand(argument)
+    return _parse_path(argument)
 
   def flag_type(self) -> str:
     return 'path'
@@ -76,7 +83,7 @@ class _PathsParser(flags.ListParser):
   """Parses paths that are separated by commas."""
 
   def parse(self, argument: str | list[str]) -> list[str]:
-    return [paths.expand(path) for path in super().parse(argument)]
+    return [_parse_path(path) for path in super().parse(argument)]
 
 
 def define_path(

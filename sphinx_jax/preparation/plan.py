@@ -134,9 +134,9 @@ def plan_shards(build: Build) -> list[Shard]:
     SphinxError: the family cannot be opened.
   """
   family = FAMILIES[build.source]
+  root, settings = Path(build.root), json.loads(build.settings)
+  family.check(root, build.split, build.task, settings)
   if family.PATTERN is not None:
-    root, settings = Path(build.root), json.loads(build.settings)
-    family.check(root, build.split, build.task, settings)
     parts = [json.dumps(part, sort_keys=True) for part in family.settings_per_file(root, settings)]
     return [Shard(number, len(parts), part) for number, part in enumerate(parts)]
   items = len(open_family(build, build.settings))
