@@ -164,8 +164,8 @@ def read_items(path: Path, drop_partial: bool = False, who: str = '') -> list[tu
   Args:
     path: a local file or an object in a bucket, packed or not, UTF-8 with or without a mark at its
       beginning. Blank lines are skipped, and the last line needs no newline.
-    drop_partial: leave out a last line that is not JSON and has no newline, which a killed program
-      leaves behind.
+    drop_partial: leave out a last line that is the beginning of an object and has no newline, which
+      a killed program leaves behind.
     who: the reader, for messages: "benchmark 'mmbench_dev'".
 
   Raises:
@@ -186,7 +186,8 @@ def read_items(path: Path, drop_partial: bool = False, who: str = '') -> list[tu
     try:
       items.append((f'line {number}', json.loads(line)))
     except (ValueError, RecursionError) as error:
-      if drop_partial and number == lines[-1][0] and not data.endswith(b'\n'):
+      is_cut = line.lstrip().startswith((b'{', b'\0')) and 'Extra data' not in str(error)
+      if drop_partial and is_cut and number == lines[-1][0] and not data.endswith(b'\n'):
         break
       text = f'{line[:60].decode(errors="replace")!r}, {not_json(line, error)}'
       raise errors.make(f'{who}, line {number}', text, 'JSON', 'correct it') from error

@@ -16,6 +16,8 @@ from typing import Any
 from etils import epath
 
 from sphinx_jax.core import config as config_lib, errors, files, paths
+from sphinx_jax.core.progress import log
+from sphinx_jax.datasets.fields import as_id, as_text
 from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark, Question
 
 Path = str | os.PathLike
@@ -38,22 +40,25 @@ def line(question: Question, answer: str, skipped: str = '') -> dict[str, Any]:
 def read(file: Path) -> list[dict[str, Any]]:
   """Returns the lines of a predictions file, without a last line that a killed run cut off.
 
-  Files of other programs may be a JSON list, packed, or without a last newline.
+  Files of other programs may be a JSON list, packed, or without a last newline. Ids and answers in
+  them may be numbers.
 
   Raises:
     SphinxError: the file is missing, or a line is not a prediction.
   """
-  items = files.read_items(file, drop_partial=True)
-  for place, entry in items:
-    texts = [entry.get(key) for key in ('id', 'answer')] if isinstance(entry, dict) else [None]
-    if not all(isinstance(text, str) for text in texts):
+  entries = []
+  for place, entry in files.read_items(file, drop_partial=True):
+    values = entry if isinstance(entry, dict) else {}
+    key, answer = as_id(values.get('id')), as_text(values.get('answer'))
+    if key is None or answer is None:
       raise errors.make(
         f"predictions '{file}', {place}",
         repr(json.dumps(entry)[:60]),
-        'JSON with a text id and a text answer',
+        'JSON with an id, and a text or a number as answer',
         'correct the line, or remove it to have the question answered again',
       )
-  return [entry for _, entry in items]
+    entries.append({**entry, 'id': str(key), 'answer': answer})
+  return entries
 
 
 def claim(
@@ -203,8 +208,11 @@ def in_order(benchmark: Benchmark, entries: Mapping[str, dict]) -> list[dict[str
 def entries(benchmark: Benchmark, file: Path) -> list[dict[str, Any]]:
   """Returns what a protocol scores: the benchmark's own truth with the answers of a file.
 
+  Answers to other questions are left out with a warning.
+
   Raises:
-    SphinxError: as for `read` and `in_order`; or several answers have one id.
+    SphinxError: as for `read` and `in_order`; several answers have one id; or a line has the image
+      or the question id of another question, because it belongs to another benchmark.
   """
   predictions = read(file)
   counts = Counter(entry['id'] for entry in predictions)
@@ -216,9 +224,25 @@ def entries(benchmark: Benchmark, file: Path) -> list[dict[str, Any]]:
       'one answer to a question',
       'remove the others',
     )
+  others = set(counts) - {question.id for question in benchmark.questions}
+  if others:
+    log.warning(
+      "predictions '%s': %d answers belong to no question of '%s' and are left out, as '%s'",
+      *(file, len(others), benchmark.name, min(others)),
+    )
   lines = in_order(benchmark, {entry['id']: entry for entry in predictions})
   result = []
   for question, predicted in zip(benchmark.questions, lines):
+    for key in ('image_path', 'question_id'):
+      got, expected = (as_id(entry.get(key)) for entry in (predicted, question.entry))
+      names = {os.path.basename(str(value)) for value in (got, expected) if value is not None}
+      if len(names) > 1:
+        raise errors.make(
+          f"predictions '{file}', id '{question.id}'",
+          f'{key} {got!r:.80}',
+          f"{expected!r:.80} of '{benchmark.name}'",
+          'take the answers to this benchmark',
+        )
     entry = {**question.entry, 'id': question.id, 'answer': predicted['answer']}
     if 'skipped' in predicted:
       entry['skipped'] = predicted['skipped']

@@ -128,15 +128,18 @@ def score(answer: str, truth: Mapping[str, Any]) -> tuple[float, float]:
 
   With choices it is 1 if the answer names the right one (core/answers.py). With the answers of
   ANNOTATORS it is min(1, number of equal answers / 3): the VQA accuracy, without the mean over
-  leaving out one annotator. Otherwise it is 1 if the answer equals one of the accepted ones. Both
-  compare normalized texts. Benchmarks have their own scores in evaluation/protocols.
+  leaving out one annotator. Otherwise it is 1 if the answer equals one of the accepted ones, where
+  yes and no may have reasons. Both compare normalized texts without markup. Benchmarks have their
+  own scores in evaluation/protocols.
   """
   if truth.get('choices'):
     choices = dict(zip(string.ascii_uppercase, truth['choices']))
     return float(answers.choice(answer, choices) == truth['answer']), 1.0
   accepted = truth.get('answers') or [truth['answer']]
   if len(accepted) >= ANNOTATORS:
-    normalized = task.normalize(answer)
-    matches = sum(normalized == task.normalize(other) for other in accepted)
+    normalized, *others = (task.normalize(answers.unwrapped(text)) for text in (answer, *accepted))
+    matches = others.count(normalized)
     return min(1.0, matches / _MATCHES_FOR_FULL_SCORE), 1.0
-  return task.any_match(answer, {**truth, 'answers': accepted})
+  if task.normalize(accepted[0]) in ('yes', 'no'):
+    answer = answers.either(answer) or answer
+  return task.any_match(answer, {'answers': accepted})

@@ -43,7 +43,7 @@ from typing import Any
 
 import numpy as np
 
-from sphinx_jax.core import boxes, coordinates
+from sphinx_jax.core import answers, boxes, coordinates
 from sphinx_jax.data.record import BadExample
 
 # The official evaluation's prompt for every short answer.
@@ -229,13 +229,17 @@ def _label_key(label: str) -> str:
 
 def exact_match(answer: str, truth: Mapping[str, Any]) -> tuple[float, float]:
   """Accuracy: 1 if the normalized answer equals truth['answer']."""
-  return float(normalize(answer) == normalize(truth['answer'])), 1.0
+  return any_match(answer, {'answers': [truth['answer']]})
 
 
 def any_match(answer: str, truth: Mapping[str, Any]) -> tuple[float, float]:
-  """Accuracy: 1 if the normalized answer equals one of truth['answers'], or truth['answer']."""
-  accepted = truth.get('answers', [truth['answer']])
-  return float(normalize(answer) in {normalize(text) for text in accepted}), 1.0
+  """Accuracy: 1 if the normalized answer equals one of truth['answers'], or truth['answer'].
+
+  Markup around it and 'The answer is' before it do not count.
+  """
+  accepted = truth.get('answers') or [truth['answer']]
+  texts = {normalize(form) for form in answers.forms(answer)}
+  return float(any(normalize(text) in texts for text in accepted)), 1.0
 
 
 def format_labeled_boxes(

@@ -1,6 +1,7 @@
 import dataclasses
 import gzip
 import json
+import re
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_a_cut_off_last_line_is_dropped_and_a_bad_line_is_named(tmp_path):
   file = write(tmp_path / 'x.jsonl', {'id': '1', 'answer': 'é'})
   file.write_text(file.read_text() + '{"id": "2", "ans')
   assert predictions.read(file) == [{'id': '1', 'answer': 'é'}]
-  for text in ('{"id": "2", "ans', '{"id": "2"}', '[]', '{"id": 2, "answer": ""}', '3'):
+  for text in ('{"id": "2", "ans', '{"id": "2"}', '[]', '{"id": 2.5, "answer": null}', '3'):
     file.write_text(f'{text}\n' + json.dumps({'id': '1', 'answer': 'a'}) + '\n')
     with pytest.raises(errors.SphinxError, match='line 1'):
       predictions.read(file)
@@ -56,6 +57,7 @@ LINES = '\n'.join(map(json.dumps, ANSWERS))
     LINES.replace('\n', '\r\n').encode('utf-8-sig'),
     json.dumps(ANSWERS, indent=1).encode(),
     gzip.compress(LINES.encode(), mtime=0),
+    re.sub('"([0-2])"', r'\1.0', LINES).encode(),
   ],
 )
 def test_answers_of_other_programs_are_read(tmp_path, data):
@@ -68,6 +70,28 @@ def test_two_answers_with_one_id_are_refused(tmp_path):
   file = write(tmp_path / 'x.jsonl', *ANSWERS, {'id': '1', 'answer': 'other'})
   with pytest.raises(errors.SphinxError, match="got 2 answers with the id '1'"):
     predictions.entries(BENCHMARK, file)
+
+
+@pytest.mark.parametrize(
+  'text', ['[{"id": "0"},]', '{"id": "0"}\r{"id": "1"}', '<html>', '[' * 9999]
+)
+def test_a_file_of_another_kind_is_no_line_that_was_cut_off(tmp_path, text):
+  (tmp_path / 'x.jsonl').write_bytes(text.encode())
+  with pytest.raises(errors.SphinxError, match='line 1'):
+    predictions.read(tmp_path / 'x.jsonl')
+
+
+def test_answers_to_other_questions_are_told(tmp_path, caplog):
+  file = write(tmp_path / 'x.jsonl', *ANSWERS, {'id': '007', 'answer': ''}, {'id': 8, 'answer': 3})
+  predictions.entries(BENCHMARK, file)
+  assert "2 answers belong to no question of 'b'" in caplog.text and "'007'" in caplog.text
+  question = dataclasses.replace(QUESTIONS[0], entry={'image_path': 'data/a/1.png'})
+  benchmark = dataclasses.replace(BENCHMARK, questions=[question])
+  write(file, ANSWERS[0] | {'image_path': '/here/a/1.png'})
+  assert predictions.entries(benchmark, file)
+  write(file, ANSWERS[0] | {'image_path': 'data/a/2.png'})
+  with pytest.raises(errors.SphinxError, match="id '0': got image_path 'data/a/2.png'"):
+    predictions.entries(benchmark, file)
 
 
 def test_the_number_of_a_line_counts_blank_lines(tmp_path):

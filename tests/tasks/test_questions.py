@@ -148,6 +148,7 @@ def test_ten_annotators_are_counted_and_fewer_answers_are_alternatives():
     'bowl': pytest.approx(1 / 3),
     'hat': 0,
   }
+  assert questions.score('**Cup**', truth) == (1, 1)
   few = {'answer': '3', 'answers': ['3', 'three']}
   assert questions.score('Three.', few) == questions.score('3', few) == (1, 1) and questions.score(
     '4', few
@@ -159,6 +160,24 @@ def test_the_truth_keeps_what_a_metric_needs():
   assert turn.truth == {'answer': 'cup', 'answers': ANSWERS, 'id': 'q0'}
   assert 'Context:\nLook.\nQuestion:\nWhat is 0?' in turn.instruction
   assert questions.score(turn.answer, turn.truth) == (1, 1)
+
+
+@pytest.mark.parametrize(
+  'name, answer, truth, right',
+  [
+    ('vqa', '**red**', 'red', 1),
+    ('vqa', 'The answer is red.', 'red', 1),
+    ('vqa', 'Redder', 'red', 0),
+  ]
+  + [
+    ('vqa', "No, there isn't", 'no', 1),
+    ('vqa', 'Yes or no', 'yes', 0),
+    ('ocr', '"sun"', 'sun', 1),
+  ]
+  + [('counting', '**2**', '2', 1), ('counting', '\\boxed{2}', '2', 1), ('counting', '22', '2', 0)],
+)
+def test_short_answers_may_have_markup_and_reasons(name, answer, truth, right):
+  assert TASKS[name].score(answer, {'answer': truth}) == (right, 1)
 
 
 def test_any_text_can_be_scored():

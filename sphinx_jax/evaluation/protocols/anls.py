@@ -47,8 +47,13 @@ def anls(answer: str, annotations: str | Sequence[str], official: bool = False) 
 
 def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float]:
   """Returns the ANLS of every entry, in [0, 1]."""
-  texts = [entry['answer'] if official else answers.unwrapped(entry['answer']) for entry in entries]
-  return [anls(text, entry['gt_answers'], official) for text, entry in zip(texts, entries)]
+  return [
+    max(
+      anls(text, entry['gt_answers'], official)
+      for text in (entry['answer'], *([] if official else [answers.unwrapped(entry['answer'])]))
+    )
+    for entry in entries
+  ]
 
 
 def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:

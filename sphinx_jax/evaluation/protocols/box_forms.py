@@ -1,16 +1,16 @@
 """Boxes in the forms of other models, rewritten as ours: [x1, y1, x2, y2] on the padded square.
 
-Numbers that carry a mark of their scale are converted: percent, 'px', and the location tokens of
-Qwen-VL, InternVL, DeepSeek-VL2, Kosmos-2, PaliGemma, Florence-2 and MiniGPT-v2, which are relative
-to the image without padding. Numbers without a mark are on the padded square, unless the benchmark
-names another form.
+Numbers that carry a mark of their scale are converted: percent, pixels, and the location tokens of
+Qwen-VL, InternVL, DeepSeek-VL2, GLM-4.5V, Kosmos-2, PaliGemma, Florence-2 and MiniGPT-v2, which are
+relative to the image without padding. Numbers without a mark are on the padded square, unless the
+benchmark names another form. Names of numbers (xmin, x2, w) tell their order.
 """
 
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from sphinx_jax.core import boxes, coordinates
+from sphinx_jax.core import answers, boxes, coordinates
 
 # Form of numbers without a mark -> function from (box, width, height) to pixels of the image.
 FORMS: dict[str, Callable[[Sequence[float], int, int], boxes.Box]] = {
@@ -24,6 +24,7 @@ UNKNOWN_SCALE = (
   'with numbers above 1 and no mark of their scale, scored as they are '
   '(name it by --config.NAME.boxes)'
 )
+EMPTY = 'with a box whose corners are swapped or equal'
 
 _DECIMAL = r'-?(?:\d{1,5}(?:\.\d{0,16})?|\.\d{1,16})'
 _NUMBER = re.compile(_DECIMAL, re.ASCII)
@@ -38,22 +39,29 @@ _LABEL = re.compile(
 
 def _four(unit: str) -> str:
   number = rf'{_DECIMAL}\s*{unit}'
-  return rf'[\[(]*{number}(?:(?:[xy]\d|[^\d\[\]%]){{1,24}}?{number}){{3}}[\])]*'
+  each = rf'[\[(]{{0,3}}{number}(?:(?:[xy]\d|[^\d\[\]%]){{1,24}}?{number}){{3}}[\])]{{0,3}}'
+  return rf'{each}|\[{_DECIMAL}(?:,\s*{_DECIMAL}){{3}}\]\s*{unit}'
 
 
 # What a group of marked numbers is divided by. 'patches' and 'percent' have their own functions.
 _DIVISORS = {'thousandths': 1000, 'florence': 1000, 'paligemma': 1024, 'hundredths': 100}
 _MARKED = re.compile(
-  r'(?:<box>|<\|box_start\|>|<\|det\|>)(?P<thousandths>.*?)'
-  r'(?:</box>|<\|box_end\|>|<\|/det\|>|\Z)'
+  r'(?:<box>|<\|box_start\|>|<\|det\|>|<\|begin_of_box\|>)(?P<thousandths>.*?)'
+  r'(?:</box>|<\|box_end\|>|<\|/det\|>|<\|end_of_box\|>|\Z)'
   r'|(?:<object>\s*)?(?P<patches>(?:<patch_index_\d+>|</delimiter_of_multi_objects/>)+)'
   r'(?:\s*</object>)?'
-  r'|(?P<paligemma>(?:<loc\d{4}>){4})\s*(?P<name>[^<;]*)'
-  r'|(?P<florence>(?:<loc_\d+>)+)'
+  r'|(?P<paligemma>(?:<loc\d{4}>\s*){4})(?P<name>[^<;]*)'
+  r'|(?P<florence>(?:<loc_\d+>\s*)+)'
   r'|(?P<hundredths>\{(?:<\d+>){4}\})'
-  rf'|(?P<percent>{_four("%")})|(?P<pixels>{_four("px")})',
+  rf'|(?P<percent>{_four("(?:%|percent)")})|(?P<pixels>{_four("(?:px|pixels?)")})',
   re.DOTALL,
 )
+# Names of the numbers of a box -> their places. A width and a height have none.
+_PLACES = {'x1': 0, 'xmin': 0, 'left': 0, 'x': 0, 'y1': 1, 'ymin': 1, 'top': 1, 'y': 1}
+_PLACES |= {'x2': 2, 'xmax': 2, 'right': 2, 'y2': 3, 'ymax': 3, 'bottom': 3}
+_KEY = rf'["\']?\b({"|".join((*_PLACES, "w(?:idth)?|h(?:eight)?"))})["\']?\s*[:=]\s*["\']?'
+_PAIR = re.compile(rf'{_KEY}({_DECIMAL}\s*(?:%|px)?)', re.IGNORECASE)
+_KEYED = re.compile(rf'[\[{{(]?(?:{_PAIR.pattern}["\'\s,;]*){{4}}[\]}})]?', re.IGNORECASE)
 _GRID = 32  # Cells of Kosmos-2 along one side of the image.
 # Around converted boxes, so that they are not converted again.
 _DONE = '\ue000', '\ue001'
@@ -69,7 +77,8 @@ def native(answer: str, width: int, height: int, form: str = 'square') -> str:
     form: key of FORMS, for numbers without a mark of their scale.
   """
   size = width, height
-  text = _LABEL.sub(r'<p>\1</p>', answer)
+  text = answers.without_thought(answer).replace('−', '-')
+  text = _KEYED.sub(_in_order, _LABEL.sub(r'<p>\1</p>', text))
   text = _MARKED.sub(functools.partial(_rewrite_marked, size=size, form=form), text)
   if form != 'square':
     text = _BRACKET.sub(functools.partial(_rewrite_plain, size=size, form=form), text)
@@ -97,19 +106,20 @@ def first_box(answer: str, width: int, height: int, form: str = 'square') -> box
 
 
 def count_unread(sized: Iterable[tuple[Mapping, int, int]]) -> dict[str, int]:
-  """Counts the answers without a box, and those with numbers above 1 of an unknown scale.
+  """Counts the answers without a box, with an empty one, and with numbers of an unknown scale.
 
   Args:
     sized: (entry, width and height of its image in pixels). An entry has 'answer', and optionally
       'boxes', the `form` of `native`.
   """
-  without, unknown = 0, 0
+  without, empty, unknown = 0, 0, 0
   for entry, width, height in sized:
     form = entry.get('boxes', 'square')
     box = first_box(entry['answer'], width, height, form)
     without += box is None
+    empty += box is not None and (box[0] >= box[2] or box[1] >= box[3])
     unknown += box is not None and form == 'square' and max(box) > 1
-  return {'without a box': without, UNKNOWN_SCALE: unknown}
+  return {'without a box': without, EMPTY: empty, UNKNOWN_SCALE: unknown}
 
 
 def _rewrite_marked(match: re.Match, size: tuple[int, int], form: str) -> str:
@@ -134,6 +144,19 @@ def _rewrite_marked(match: re.Match, size: tuple[int, int], form: str) -> str:
     converted = [_to_square([four[i] / divisor for i in order], size, 'image') for four in fours]
   label = f'<p>{match["name"].strip()}</p>' if match['name'] else ''
   return label + _written(converted)
+
+
+def _in_order(match: re.Match) -> str:
+  """Rewrites four named numbers as '[x1, y1, x2, y2]'."""
+  pairs = [(key.lower(), number.strip()) for key, number in _PAIR.findall(match[0])]
+  places = {_PLACES[key]: number for key, number in pairs if key in _PLACES}
+  sizes = {key[0]: number for key, number in pairs if key not in _PLACES}
+  for place, side in ((0, 'w'), (1, 'h')):
+    if place in places and side in sizes:
+      low, unit = re.fullmatch(r'([-\d.]+)\s*(.*)', places[place]).groups()
+      high = float(low) + float(re.match(r'[-\d.]+', sizes[side])[0])
+      places[place + 2] = f'{high:.6f}{unit}'
+  return f'[{", ".join(places[i] for i in range(4))}]' if len(places) == 4 else match[0]
 
 
 def _rewrite_plain(match: re.Match, size: tuple[int, int], form: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sphinx_jax.core import answers, errors
 from sphinx_jax.evaluation.protocols import scoring
 
-_NEGATION = re.compile(r"\bnot\b|n['’]t\b", re.IGNORECASE)
+_NEGATION = re.compile(r"\b(?:not|none)\b|n['’]t\b", re.IGNORECASE)
 
 
 def yes_or_no(answer: str) -> str:

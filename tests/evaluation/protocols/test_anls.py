@@ -57,3 +57,8 @@ def test_the_protocol_averages_over_texts_and_lists():
     {'answer': 'no', 'gt_answers': ['yes', 'maybe']},
   ]
   assert PROTOCOLS['anls'](entries) == {'anls': 0.5}
+
+
+def test_markup_counts_where_the_true_answer_has_it():
+  for answer, truth in [('**ab**', 'ab'), ('"ab"', '"ab"'), ('"ab"', 'ab'), ('$5$', '$5$')]:
+    assert PROTOCOLS['anls']([{'answer': answer, 'gt_answers': truth}]) == {'anls': 1}

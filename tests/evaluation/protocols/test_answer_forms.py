@@ -30,7 +30,7 @@ RIGHT = {
   + ['B: dog', 'Option B', '\\boxed{B}', 'dog', 'It is a dog.'],
   ('ai2d',): ['dog', 'Dog.', '**dog**', 'The answer is dog.', 'Answer: dog', '\\boxed{dog}'],
   ('mme', 'pope', 'gqa'): ['No', 'no.', '**No**', 'NO', 'No, there is none', 'There is no dog.'],
-  ('pope',): ["There isn't a dog.", 'It is not there.'],
+  ('pope',): ["There isn't a dog.", 'It is not there.', 'Nope.', 'There are none.'],
   ('vsr',): ['False', '**False**', 'The statement is false.', 'False, it is not.'],
   ('mmmu',): ['1.06', '$1.06$', '1.06 m', 'Answer: 1.06', '\\boxed{1.06}'],
   ('vqa', 'docvqa'): ['red', '**red**', '`Red`'],
@@ -88,6 +88,15 @@ MARKED = {
   'names': 'x1: 0.167, y1: 0.25, x2: 0.667, y2: 0.667',
   'JSON': '{"bbox_2d": [0.167, 0.25, 0.667, 0.667], "label": "cat 2"}',
   'spaces': '**[0.167 0.25 0.667 0.667]**',
+  'pixels in words': '[10 pixels, 5 pixels, 40 pixels, 30 pixels]',
+  'a unit behind': '[10, 5, 40, 30] px',
+  'GLM-4.5V': f'<|begin_of_box|>[[{THOUSANDTHS}]]<|end_of_box|>',
+  'tokens with spaces': '<loc0128> <loc0171> <loc0768> <loc0683> cat',
+  'names of pixels': "{'xmin': '10px', 'xmax': '40px', 'ymin': '5px', 'ymax': '30px'}",
+  'ranges': 'xmin=0.167, xmax=0.667, ymin=0.25, ymax=0.667',
+  'a width': '{"x": 0.167, "y": 0.25, "w": 0.5, "h": 0.417}',
+  'width and height': '{"x": 16.7%, "y": 25%, "width": 50%, "height": 41.7%}',
+  'a thought': '<think>[0, 0, 0.1, 0.1]?</think>[0.167, 0.25, 0.667, 0.667]',
 }
 
 
@@ -120,11 +129,13 @@ def rec(answer, **more):
 def test_boxes_without_a_mark_are_scored_as_they_are_and_counted():
   entries = [rec(text) for text in (f'[{THOUSANDTHS}]', '[10, 5, 40, 30]', '[0.1, 0.2, 0.3]', 'no')]
   entries.append(rec('[0.1, 0.2, 0.5, 0.6, 0.9]'))
+  entries += [rec('[0.667, 0.667, 0.167, 0.25]'), rec('[−0.1, 0.25, −0.1, 0.6]')]
   assert PROTOCOLS['miou0.5'](entries) == {'miou0.5': 0}
-  assert UNREAD['miou0.5'](entries) == {'without a box': 3, box_forms.UNKNOWN_SCALE: 2}
+  counts = {'without a box': 3, box_forms.EMPTY: 2, box_forms.UNKNOWN_SCALE: 2}
+  assert UNREAD['miou0.5'](entries) == counts
   benchmark = base.Benchmark('refcoco_val', (), '', 30, 'miou0.5', False, {})
   table = scores.table({'refcoco_val': scores.result(benchmark, entries)})
-  assert 'refcoco_val: 2 of 5 answers with numbers above 1 and no mark of their scale' in table
+  assert 'refcoco_val: 2 of 7 answers with numbers above 1 and no mark of their scale' in table
 
 
 def test_a_benchmark_may_name_the_form_of_boxes(tmp_path):

@@ -54,6 +54,9 @@ def test_difference_a_number_may_have_a_unit_and_separators():
     *(('45%', '45'), ('45 percent', '0.45'), ('12 people', '12'), ('3.2 km/h', '3.2')),
     *(('3 million', '3'), ('3 million', '3000000'), ('5K', '5000'), ('about 45.', '45')),
     *(('**45**', '45'), ('The answer is 45.', '45'), ('−5', '-5'), ('Yes.', 'yes')),
+    *(('–5', '-5'), ('"45"', '45'), ('(45)', '45'), ('\\boxed{45\\%}', '45'), ('x = 5', '5')),
+    *(('1.234,56', '1234.56'), ("1'234", '1234'), ('The value is 45.', '45'), ('“Blue”', 'blue')),
+    *(('100 million people', '100000000'), ('5 m^2', '5')),
   ]:
     assert relaxed_match(answer, truth) == 1, answer
     assert relaxed_match(answer, truth, official=True) == 0, answer
