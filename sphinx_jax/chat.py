@@ -130,7 +130,8 @@ def chat(
   for question in questions(prompt):
     (answer,) = model.answers([[*turns, (question, None)]], visual=visual, **sampling)
     turns.append((question, answer))
-    print(answer, flush=True)
+    # Control characters would act on a terminal.
+    print(text.printable(answer) if sys.stdout.isatty() else answer, flush=True)
     if write_drawing(pixels, question, answer, output):
       print(f'drawn: {output}', flush=True)
 

@@ -276,7 +276,7 @@ def verify(first: str, second: str, **options: Any) -> float:
   for difference in config_lib.differences(
     config_lib.to_dict(config), config_lib.to_dict(other_config)
   ):
-    print(f'config: {difference}')
+    print(text.printable(f'config: {difference}'))
   lines = trees.differences(arrays, other_arrays)
   if lines:
     raise errors.make(
@@ -362,7 +362,7 @@ def print_table(assembly: assemble.Assembly) -> None:
     ('left out, not used by the model', assembly.dropped),
   ):
     for name in names:
-      print(f'{title}: {name}')
+      print(text.printable(f'{title}: {name}'))
 
 
 def _check_flags() -> None:

@@ -1,8 +1,19 @@
 """Box geometry: pixels to and from the padded square, overlap, and matching for box F1 scores."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 Box = tuple[float, float, float, float]
+
+
+def is_box(value: Any) -> bool:
+  """Whether a JSON value is a list of four finite numbers."""
+  return (
+    isinstance(value, Sequence)
+    and len(value) == 4
+    and all(type(number) in (int, float) and math.isfinite(number) for number in value)
+  )
 
 
 def corners(box: Sequence[float]) -> Box:

@@ -41,7 +41,7 @@ def table(rows: Sequence[Sequence[object]], align: str) -> str:
   Returns:
     One line a row, without trailing spaces.
   """
-  cells = [[str(cell) for cell in row] for row in rows]
+  cells = [[printable(str(cell)).replace('\n', ' ') for cell in row] for row in rows]
   widths = [max((len(row[column]) for row in cells), default=0) for column in range(len(align))]
   lines = []
   for row in cells:

@@ -85,3 +85,4 @@ def test_columns_of_a_table_have_equal_width():
   rows = [('name', 'n'), ('a', 10), ('long name', 2)]
   assert text.table(rows, 'lr').split('\n') == ['name        n', 'a          10', 'long name   2']
   assert text.table([], 'lr') == ''
+  assert text.table([('\x1b[2J\ud83d', 'a\r\nb\x00')], 'll') == '\\x1b[2J\ufffd  a b\\x00'

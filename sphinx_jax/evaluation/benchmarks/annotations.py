@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sphinx_jax.core import errors
+from sphinx_jax.core import boxes, errors
 from sphinx_jax.datasets import files
 from sphinx_jax.datasets.fields import as_id
 from sphinx_jax.evaluation.benchmarks.benchmark import PublishedFile, Question
@@ -46,9 +46,12 @@ def read(
   questions = []
   for index, row in enumerate(published.rows()):
     entry = {key: published.required(row, key) for key in _KEYS}
-    question = published.text(row, 'question')
-    if not isinstance(entry['gt_answers'], list | dict):
-      published.text(row, 'gt_answers')
+    question, image_path = published.text(row, 'question'), published.text(row, 'image_path')
+    truth = entry['gt_answers']
+    if not isinstance(truth, list):
+      entry['gt_answers'] = published.text(row, 'gt_answers')
+    elif not boxes.is_box(truth):
+      entry['gt_answers'] = [published.text({'gt_answers': item}, 'gt_answers') for item in truth]
     if answers is not None:
       question_id = str(as_id(entry['question_id']))
       if question_id not in answers:
@@ -60,7 +63,7 @@ def read(
         )
       entry['gt_answers'] = answers[question_id]
     text = prompt.format(question)
-    questions.append(Question(str(index), root / entry['image_path'], text, entry))
+    questions.append(Question(str(index), root / image_path, text, entry))
   return questions
 
 

@@ -54,6 +54,8 @@ def _question(
   published: PublishedFile, root: Path, prompt: str, row: Any, id_key: str, image: str
 ) -> Question:
   question_id = published.required(row, id_key)
+  if id_key != 'image':
+    published.number(row, id_key)  # The file to submit has it as a number.
   text = published.text(row, 'question')
   entry = {'question_id': question_id, 'question': text, 'image_path': image}
   return Question(str(question_id), root / image, prompt.format(text), entry)

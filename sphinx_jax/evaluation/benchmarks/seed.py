@@ -11,12 +11,17 @@ Homepage: https://github.com/AILab-CVC/SEED-Bench
 
 from pathlib import Path
 
+from sphinx_jax.core import errors
 from sphinx_jax.evaluation.benchmarks.benchmark import PublishedFile, Question
 from sphinx_jax.tasks.questions import official_choice_question
 
 
 def read(who: str, root: Path, prompt: str, file: str, images: str) -> list[Question]:
-  """Returns the questions about images."""
+  """Returns the questions about images.
+
+  Raises:
+    SphinxError: the file is missing or not the published one.
+  """
   published = PublishedFile.find(who, root, file)
   questions = []
   for row in published.rows('questions'):
@@ -26,13 +31,18 @@ def read(who: str, root: Path, prompt: str, file: str, images: str) -> list[Ques
     text = published.text(row, 'question')
     image_path = f'{images}/{published.required(row, "data_id")}'
     choices = {letter.upper(): published.text(row, f'choice_{letter}') for letter in 'abcd'}
+    answer = published.text(row, 'answer').strip().upper()
+    if answer not in choices:
+      raise errors.make(
+        who, f'answer {answer!r:.80} to question {question_id}', 'A, B, C or D', 'check its file'
+      )
     entry = {
       'question_id': question_id,
       'question': text,
       'choices': choices,
       'image_path': image_path,
-      'gt_answers': published.text(row, 'answer'),
-      'question_type_id': published.required(row, 'question_type_id'),
+      'gt_answers': answer,
+      'question_type_id': published.number(row, 'question_type_id'),
     }
     asked = prompt.format(official_choice_question(text, choices))
     questions.append(Question(str(question_id), root / image_path, asked, entry))

@@ -64,7 +64,7 @@ def subtask_score(entries: Sequence[dict], official: bool = False) -> dict[str, 
   """
   images: dict[str, list[bool]] = {}
   for entry in entries:
-    truth = entry['gt_answers'].lower()
+    truth = str(entry['gt_answers']).lower()
     if truth not in ('yes', 'no'):
       raise errors.make(
         f"MME question about '{entry['image_path']}'",

@@ -70,7 +70,7 @@ def _read(answer: str) -> str | None:
 
 
 def _truth(entry: dict) -> str:
-  truth = entry['gt_answers'].lower()
+  truth = str(entry['gt_answers']).lower()
   if truth not in ('yes', 'no'):
     raise errors.make('POPE', f"true answer '{truth}'", "'yes' or 'no'", 'check the annotations')
   return truth

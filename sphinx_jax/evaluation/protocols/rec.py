@@ -21,7 +21,7 @@ def image_size(question_id: str) -> tuple[int, int]:
   Raises:
     SphinxError: the id does not contain both.
   """
-  width, height = (re.search(rf'{side}(\d+)', question_id) for side in ('width', 'height'))
+  width, height = (re.search(rf'{side}([1-9]\d*)', question_id) for side in ('width', 'height'))
   if width is None or height is None:
     raise errors.make(
       'REC',
@@ -81,9 +81,13 @@ def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[
   """Returns 1.0 or 0.0 for every entry."""
   scores = []
   for entry in entries:
-    width, height = image_size(entry['question_id'])
-    form = entry.get('boxes', 'square')
-    scores.append(rec_accuracy(entry['answer'], entry['gt_answers'], width, height, official, form))
+    width, height = image_size(str(entry['question_id']))
+    truth, form = entry['gt_answers'], entry.get('boxes', 'square')
+    if not boxes.is_box(truth):
+      raise errors.make(
+        'REC', f'true box {truth!r:.80}', '[x1, y1, x2, y2] in pixels', 'check the annotations'
+      )
+    scores.append(rec_accuracy(entry['answer'], truth, width, height, official, form))
   return scores
 
 
@@ -96,7 +100,7 @@ def score(entries: Sequence[dict], official: bool = False) -> dict[str, float]:
     official: see `rec_iou`.
 
   Raises:
-    SphinxError: there are no entries, or an id has no image size.
+    SphinxError: there are no entries, an id has no image size, or a truth is no box.
   """
   return scoring.mean('miou0.5', per_example_scores(entries, official))
 

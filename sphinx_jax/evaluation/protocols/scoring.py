@@ -12,8 +12,9 @@ def as_list(who: str, annotation: str | Sequence[str]) -> list[str]:
     SphinxError: there is no true answer.
   """
   answers = [annotation] if isinstance(annotation, str) else list(annotation)
-  if not answers:
-    raise errors.make(who, 'no true answer', 'a text or a list of texts', 'check the annotations')
+  if not answers or not all(isinstance(answer, str | Sequence) for answer in answers):
+    got = f'true answers {answers!r:.80}' if answers else 'no true answer'
+    raise errors.make(who, got, 'a text or a list of texts', 'check the annotations')
   return answers
 
 

@@ -78,6 +78,37 @@ def test_a_value_that_is_no_text_is_refused(tmp_path, key, value):
     annotations.read('here', tmp_path, '{}', 'a.json')
 
 
+@pytest.mark.parametrize(
+  'name', ['vsr_val', 'refcoco_val', 'mme', 'gqa_testdev', 'chartqa_test_human']
+)
+def test_any_truth_of_a_file_is_scored_or_refused(tmp_path, name):
+  protocol, scored = TABLE[name].protocol, 0
+  truths = [
+    'yes',
+    3.5,
+    3,
+    '',
+    'ab',
+    ['a', 'b'],
+    ['a', 3],
+    [1, 2, 3, 4],
+    ['1', '2', '3', '4'],
+    [1, 2],
+  ]
+  truths += [[], [None], {}, {'a': 1}, [[1, 2, 3, 4]], [1, 2, 3, float('inf')], [True] * 4]
+  for truth in truths:
+    row = {'image_path': 'existence/1.png', 'question': 'q', 'question_id': 'height4_width6'}
+    rows = [row | {'gt_answers': truth}] * 2
+    benchmark_files.file(tmp_path, TABLE[name].file, rows)
+    try:
+      entries = answered(benchmark_files.opened(name, tmp_path), lambda entry: '3.5')
+      PROTOCOLS[protocol](entries), PER_EXAMPLE[protocol](entries)
+      scored += 1
+    except SphinxError as error:
+      assert any(word in str(error) for word in ('gt_answers', 'true', 'answer')), error
+  assert scored >= 1
+
+
 @pytest.mark.parametrize('file', HERE)
 def test_every_official_file_is_in_the_table_and_loads(root, file):
   benchmark = benchmark_files.opened(FILES[file], root)
@@ -181,6 +212,7 @@ def test_a_missing_annotation_file_is_named(tmp_path):
     ({}, 'a dict'),
     ('{', 'not JSON'),
     ([{'image_path': 'a.jpg'}], "without 'question'"),
+    ([ROWS[0] | {'image_path': None}], "None under 'image_path'"),
     (['text'], 'without'),
   ],
 )

@@ -194,6 +194,27 @@ def test_seed_bench_asks_about_images_only(tmp_path):
     'scene understanding': 1,
   }
   assert scored(benchmark, ['A', 'A'])['accuracy'] == 0
+  for wrong in ({'answer': 'E'}, {'question_type_id': 'five'}, {'choice_b': None}):
+    questions = {'questions': [row('1', 5, '2', 'B') | wrong]}
+    benchmark_files.file(tmp_path, 'data/SEED_Bench/SEED-Bench.json', questions)
+    with pytest.raises(SphinxError, match="^benchmark 'seed_bench': "):
+      benchmark_files.opened('seed_bench', tmp_path)
+
+
+def test_an_id_that_no_submission_can_have_is_refused_before_the_questions_are_asked(tmp_path):
+  for name, file, key, id_key in [
+    (
+      'vqav2_testdev',
+      'data/vqav2/v2_OpenEnded_mscoco_test-dev2015_questions.json',
+      'questions',
+      'question_id',
+    ),
+    ('docvqa_test', 'data/docvqa/test/test_v1.0.json', 'data', 'questionId'),
+  ]:
+    rows = [{id_key: 'one', 'question': 'q', 'image_id': 1, 'image': 'a.png'}]
+    benchmark_files.file(tmp_path, file, {key: rows})
+    with pytest.raises(SphinxError, match=f"'one' under '{id_key}'.*a whole number"):
+      benchmark_files.opened(name, tmp_path)
 
 
 @pytest.mark.parametrize(
