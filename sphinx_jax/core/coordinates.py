@@ -36,7 +36,6 @@ _BRACKET = re.compile(r'\[([^\[\]]*)\]')
 # At most four digits before the dot: a model may emit a thousand digits, which float() would read
 # as infinity.
 _NUMBER = re.compile(r'-?(\d{1,4}(\.\d{0,16})?|\.\d{1,16})', re.ASCII)
-_PHRASE = re.compile(r'<p>(.*?)</p>\s*$', re.DOTALL)
 _AND = re.compile(r'^and\b', re.IGNORECASE)
 
 
@@ -106,8 +105,8 @@ def _parse_numbers(part: str) -> Numbers | None:
 
 
 def _label(before: str) -> str:
-  phrase = _PHRASE.search(before)
-  if phrase:
-    # An earlier phrase without a bracket is not part of the label.
-    return phrase[1].rpartition('<p>')[2].strip()
+  text, closed, rest = before.rpartition('</p>')
+  _, opened, phrase = text.rpartition('<p>')
+  if closed and opened and not rest.strip():
+    return phrase.strip()  # An earlier phrase without a bracket is not part of the label.
   return _AND.sub('', before.strip(' \t\r\n,;:.')).strip()

@@ -120,10 +120,14 @@ class _Brush:
     self._line_width = max(2, max(canvas.size) // 100)
 
   def pixels(self, numbers: Sequence[float]) -> tuple[float, ...]:
-    """Converts two or four coordinates in [0, 1] to pixels of the enlarged image."""
+    """Converts two or four coordinates in [0, 1] to pixels of the enlarged image.
+
+    What is far outside comes near, because Pillow takes minutes to draw it.
+    """
     x1, y1, x2, y2 = (*numbers, *numbers) if len(numbers) == 2 else numbers
     box = boxes.unpad_box((x1, y1, x2, y2), *self._image_size)
-    return tuple(value * self._scale for value in box)[: len(numbers)]
+    far = 2 * max(self._canvas_size)
+    return tuple(min(max(value * self._scale, -far), far) for value in box)[: len(numbers)]
 
   def mark(self, label: str, numbers: Sequence[float], color: str) -> None:
     """Draws a box or a point with its label."""
