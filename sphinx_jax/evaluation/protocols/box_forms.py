@@ -123,7 +123,9 @@ def count_unread(sized: Iterable[tuple[Mapping, int, int]]) -> dict[str, int]:
 
 
 def _rewrite_marked(match: re.Match, size: tuple[int, int], form: str) -> str:
-  kind = next(kind for kind, text in match.groupdict().items() if text and kind != 'name')
+  kind = next(
+    kind for kind, text in match.groupdict().items() if text is not None and kind != 'name'
+  )
   numbers = [float(number) for number in _NUMBER.findall(match[kind])]
   fours = [numbers[i : i + 4] for i in range(0, len(numbers), 4)]
   if kind == 'patches':

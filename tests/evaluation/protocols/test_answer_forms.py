@@ -1,5 +1,7 @@
 """The same answers in many forms through the protocols of all benchmarks."""
 
+import random
+
 import pytest
 
 from sphinx_jax.core import boxes
@@ -8,6 +10,7 @@ from sphinx_jax.evaluation import scores
 from sphinx_jax.evaluation.benchmarks import benchmark as base
 from sphinx_jax.evaluation.protocols import PER_EXAMPLE, PROTOCOLS, UNREAD, box_forms
 from sphinx_jax.tasks.questions import official_choice_question
+from tests.report import texts
 
 CHOICES = {'A': 'cat', 'B': 'dog', 'C': 'cow'}
 QUESTION = {'question': official_choice_question('Which?', CHOICES), 'gt_answers': 'B'}
@@ -129,13 +132,17 @@ def rec(answer, **more):
 def test_boxes_without_a_mark_are_scored_as_they_are_and_counted():
   entries = [rec(text) for text in (f'[{THOUSANDTHS}]', '[10, 5, 40, 30]', '[0.1, 0.2, 0.3]', 'no')]
   entries.append(rec('[0.1, 0.2, 0.5, 0.6, 0.9]'))
-  entries += [rec('[0.667, 0.667, 0.167, 0.25]'), rec('[−0.1, 0.25, −0.1, 0.6]')]
+  entries += [
+    rec('[0.667, 0.667, 0.167, 0.25]'),
+    rec('[−0.1, 0.25, −0.1, 0.6]'),
+    rec('<box></box>'),
+  ]
   assert PROTOCOLS['miou0.5'](entries) == {'miou0.5': 0}
-  counts = {'without a box': 3, box_forms.EMPTY: 2, box_forms.UNKNOWN_SCALE: 2}
+  counts = {'without a box': 4, box_forms.EMPTY: 2, box_forms.UNKNOWN_SCALE: 2}
   assert UNREAD['miou0.5'](entries) == counts
   benchmark = base.Benchmark('refcoco_val', (), '', 30, 'miou0.5', False, {})
   table = scores.table({'refcoco_val': scores.result(benchmark, entries)})
-  assert 'refcoco_val: 2 of 7 answers with numbers above 1 and no mark of their scale' in table
+  assert 'refcoco_val: 2 of 8 answers with numbers above 1 and no mark of their scale' in table
 
 
 def test_a_benchmark_may_name_the_form_of_boxes(tmp_path):
@@ -157,3 +164,64 @@ def test_answers_from_which_nothing_is_read_are_counted():
   entries.append(QUESTION | {'answer': '', 'skipped': 'missing image'})
   unread = scores.result(benchmark, entries)['unread']
   assert unread == {'empty': 1, 'without one choice': 2}
+
+
+PIECES = [
+  *(text for names in (*RIGHT.values(), *WRONG.values()) for text in names),
+  *MARKED.values(),
+  *(text for text in texts.HOSTILE.values() if len(text) < 600),
+  *(
+    '</think>',
+    '<think>',
+    '<box>',
+    '</box>',
+    '<loc_1>',
+    '<loc0001>',
+    '%',
+    'px',
+    '{"x": 1, "y":',
+    '-',
+  ),
+  *(
+    '9999',
+    '1e999',
+    '[',
+    ']',
+    '; ',
+    'not ',
+    'A or ',
+    '\\boxed{',
+    '}',
+    '\n',
+    '"',
+    "'",
+    '١',
+    '½',
+    '²',
+  ),
+]
+
+
+@pytest.mark.parametrize('count', [40, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('protocol', sorted(PER_EXAMPLE))
+def test_any_answer_has_a_score(protocol, count):
+  rng = random.Random(protocol)
+  sized = {'width': WIDTH, 'height': HEIGHT, 'image_id': 1}
+  thing = {'name': 'cat', 'bbox': [10, 5, 30, 25], 'area': 750, 'iscrowd': 0}
+  person = {'keypoints': [5, 5, 2] * 17, 'bbox': [10, 5, 30, 25], 'area': 750, 'num_keypoints': 17}
+  entries = {
+    'miou0.5': rec(''),
+    'coco_ap': sized | {'objects': [thing]},
+    'coco_oks': sized | {'person': person | {'iscrowd': 0}},
+    'phrase_grounding': sized | {'gt_answers': [list(TRUTH)]},
+    'caption': {'gt_answers': ['a red cat', 'cats']},
+    'relaxed_accuracy': {'gt_answers': '45%'},
+  } | {name: entry for name, entry in BENCHMARKS.values()}
+  for _ in range(count):
+    answer = ''.join(rng.choices(PIECES, k=rng.randrange(8)))
+    entry = entries[protocol] | {'answer': answer}
+    for official in (False, True):
+      (score,) = PER_EXAMPLE[protocol]([entry], official=official)
+      assert score is None or 0 <= score <= 1, answer
+    if protocol in UNREAD:
+      assert set(UNREAD[protocol]([entry]).values()) <= {0, 1}
