@@ -11,6 +11,8 @@ from sphinx_jax.evaluation.protocols.exact_match import exact_match
 _OFFICIAL_LETTERS = tuple('ABCDE')
 _CHOICES = 'Choices:\n'  # As in questions.official_choice_question.
 _CHOICE = re.compile(r'^([A-Z])\. (.*)$', re.MULTILINE)
+# 'The capacitance is 1.06 uF.' MMMU's own tool, too, reads what is after the last of these.
+_SENTENCE = re.compile(r'\b(?:is|are|equals)\b|[=≈]')
 # True answers of which an answer may give reasons.
 _PAIRS = (('yes', 'no'), ('true', 'false'))
 
@@ -45,12 +47,13 @@ def _match(entry: Mapping) -> float:
     return float(answers.choice(answer, _choices(entry)) == truth)
   truths = scoring.as_list('accuracy', truth)
   words = {answers.either(answer, pair) for pair in _PAIRS} - {None}
-  values = [number for form in answers.forms(answer) for number in answers.numbers(form)]
+  forms = [*answers.forms(answer), _SENTENCE.split(answers.unwrapped(answer))[-1]]
+  values = [number for form in forms for number in answers.numbers(form)]
   same = any(
     text.lower() in words or any(value in answers.numbers(text)[:1] for value in values)
     for text in truths
   )
-  return float(same or exact_match(answer, truths))
+  return float(same or any(exact_match(form, truths) for form in forms))
 
 
 def official_choice(answer: str, letter: str, rng: random.Random) -> float:
@@ -86,7 +89,7 @@ def score(entries: Sequence[dict], official: bool = False, seed: int = 1) -> dic
 
   A true answer that is a single capital letter (with `official`: from A to E) is the letter of a
   choice. Any other one is compared by `exact_match`. By default, equal numbers are equal answers,
-  and yes, no, true and false may have reasons.
+  yes, no, true and false may have reasons, and an answer may be a sentence ('It is 5 m.').
 
   Args:
     entries: dicts with 'answer' and 'gt_answers', a text or a list of which any is right. The texts

@@ -35,7 +35,8 @@ RIGHT = {
   ('mme', 'pope', 'gqa'): ['No', 'no.', '**No**', 'NO', 'No, there is none', 'There is no dog.'],
   ('pope',): ["There isn't a dog.", 'It is not there.', 'Nope.', 'There are none.'],
   ('vsr',): ['False', '**False**', 'The statement is false.', 'False, it is not.'],
-  ('mmmu',): ['1.06', '$1.06$', '1.06 m', 'Answer: 1.06', '\\boxed{1.06}'],
+  ('mmmu',): ['1.06', '$1.06$', '1.06 m', 'Answer: 1.06', '\\boxed{1.06}', 'x = 1.06 m']
+  + ['The capacitance is 1.06 uF.', 'The result is **1.06**.', 'We add, so R = 0.5 + 0.56 = 1.06.'],
   ('vqa', 'docvqa'): ['red', '**red**', '`Red`'],
 }
 WRONG = {
@@ -43,7 +44,7 @@ WRONG = {
   ('ai2d',): ['cat', 'The answer is cat.', 'dog or cat', ''],
   ('mme', 'pope', 'gqa'): ['Yes', '**Yes**', 'Yes, there is no doubt', 'The answer is yes.', ''],
   ('vsr',): ['True', 'True or false', ''],
-  ('mmmu',): ['106', '10.6', '', '1.06 or 2'],
+  ('mmmu',): ['106', '10.6', '', '1.06 or 2', 'It is not 1.06'],
   ('vqa', 'docvqa'): ['blue', '**blue**'],
 }
 
