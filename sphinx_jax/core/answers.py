@@ -55,7 +55,8 @@ _NAMING = [
 ]
 _CAPITAL = re.compile(rf'{_START}([A-Z]){_END}')
 _NOT = re.compile(
-  r"(?:\bnot|n['’]t|\brather than|\binstead of)\s*(?:(?:an?|the|just)\s+)*$", re.IGNORECASE
+  r"(?:\bnot|n['’]t|\brather than|\binstead of)\s*(?:(?:an?|the|just|option)\s+)*[([\"'“‘]*$",
+  re.IGNORECASE,
 )
 _IS_WRONG = re.compile(
   r"[)\]}\"'’”]*\s*(?:is|was|looks|seems)\s*(?:not\b|n['’]t\b|wrong\b|incorrect\b|false\b)"
@@ -226,7 +227,12 @@ def _named(text: str, naming: re.Pattern, choices: Mapping[str, str]) -> set[str
 
 def _affirmed(text: str, found: Sequence[re.Match]) -> set[str]:
   """Returns the letters that are not called wrong, or all letters if each of them is."""
-  affirmed = [match for match in found if not _IS_WRONG.match(text, match.end(match.lastindex))]
+  affirmed = [
+    match
+    for match in found
+    if not _IS_WRONG.match(text, match.end(match.lastindex))
+    and not _is_negated(text, match.start(match.lastindex))
+  ]
   return {match[match.lastindex].upper() for match in affirmed or found}
 
 

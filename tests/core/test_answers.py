@@ -139,6 +139,7 @@ def test_the_text_of_a_choice_names_it():
       ('A is not correct; B is.', 'B'),
     ),
     *(('The answer is B, C is wrong', 'B'), ('It is not a cat.', None)),
+    *(('It matches option (B), not option (A).', 'B'), ('not (A) but (B)', 'B')),
   ]:
     assert answers.choice(text, CHOICES) == letter
   vitamins = {'A': 'vitamin C', 'B': 'vitamin D', 'C': 'iron'}

@@ -47,8 +47,8 @@ def _answered(entry: dict, official: bool = False) -> str:
 
 
 def unread(entries: Sequence[dict]) -> dict[str, int]:
-  """Counts the answers that are neither yes nor no."""
-  return {'neither yes nor no': sum(_answered(entry) == 'other' for entry in entries)}
+  """Counts the answers that state neither yes nor no. 'Not sure' scores as no: it starts with it."""
+  return {'neither yes nor no': sum(answers.either(entry['answer']) is None for entry in entries)}
 
 
 def per_example_scores(entries: Sequence[dict], official: bool = False) -> list[float]:

@@ -165,6 +165,8 @@ def test_answers_from_which_nothing_is_read_are_counted():
   entries.append(QUESTION | {'answer': '', 'skipped': 'missing image'})
   unread = scores.result(benchmark, entries)['unread']
   assert unread == {'empty': 1, 'without one choice': 2}
+  entries = [{'gt_answers': 'no', 'answer': text} for text in ('Not sure', 'No', 'maybe')]
+  assert UNREAD['mme_score'](entries) == {'neither yes nor no': 2}
 
 
 PIECES = [
