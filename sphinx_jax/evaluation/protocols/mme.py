@@ -47,7 +47,7 @@ def _answered(entry: dict, official: bool = False) -> str:
 
 
 def unread(entries: Sequence[dict]) -> dict[str, int]:
-  """Counts the answers that state neither yes nor no. 'Not sure' scores as no: it starts with it."""
+  """Counts the answers that state neither yes nor no. 'Not sure' begins like no."""
   return {'neither yes nor no': sum(answers.either(entry['answer']) is None for entry in entries)}
 
 
