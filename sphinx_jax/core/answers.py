@@ -21,7 +21,7 @@ _MARKUP = re.compile(
 # Markup around a whole answer, which must not be removed inside one: '2*3', 'snake_case'.
 _WRAPPERS = re.compile(
   r'(?P<mark>\*{1,3}|_{1,2}|`+|\$+)(?P<marked>[^*_`$]+)(?P=mark)\.?'
-  r'|\\(?:boxed|(?:text|math)\w*)\{(?P<argument>[^{}]*)\}\.?'
+  r'|\\(?:boxed|(?:text|math)\w*)\{(?P<argument>(?:[^{}]|\{[^{}]*\})*)\}\.?'
   r'|["“\'‘](?P<quoted>[^"“”‘’]+)["”\'’]\.?'
   r'|<answer>(?P<tagged>.*)</answer>|<\|begin_of_box\|>(?P<box>.*)<\|end_of_box\|>',
   re.DOTALL | re.IGNORECASE,
@@ -220,7 +220,8 @@ def _named(text: str, naming: re.Pattern, choices: Mapping[str, str]) -> set[str
         break
       found.append(beside)
       end = beside.end()
-  if naming is _NAMING[-1] and found:  # A list of the choices names none.
+  is_known = _known((match[match.lastindex].upper() for match in found), choices)
+  if naming is _NAMING[-1] and is_known:  # A list of the choices names none.
     found += _LISTED.finditer(text)
   return _known(_affirmed(text, found), choices)
 

@@ -49,7 +49,8 @@ def read(file: Path) -> list[dict[str, Any]]:
   entries = []
   for place, entry in files.read_items(file, drop_partial=True):
     values = entry if isinstance(entry, dict) else {}
-    key, answer = as_id(values.get('id')), as_text(values.get('answer'))
+    key, answer = values.get('id'), as_text(values.get('answer'))
+    key = key if isinstance(key, str) else as_id(key)
     if key is None or answer is None:
       raise errors.make(
         f"predictions '{file}', {place}",

@@ -31,7 +31,8 @@ LETTERED = ('scienceqa', 'mmbench', 'seed_bench')
 RIGHT = {
   LETTERED: ['**B**', 'The answer is B because y fits.', 'Answer: **B**', 'B) the dog', '(b)', 'b']
   + ['B: dog', 'Option B', '\\boxed{B}', 'dog', 'It is a dog.'],
-  ('ai2d',): ['dog', 'Dog.', '**dog**', 'The answer is dog.', 'Answer: dog', '\\boxed{dog}'],
+  ('ai2d',): ['dog', 'Dog.', '**dog**', 'The answer is dog.', 'Answer: dog', '\\boxed{dog}']
+  + ['\\boxed{\\text{dog}}', '"dog"', 'Which?</think>dog', 'It is dog.'],
   ('mme', 'pope', 'gqa'): ['No', 'no.', '**No**', 'NO', 'No, there is none', 'There is no dog.'],
   ('pope',): ["There isn't a dog.", 'It is not there.', 'Nope.', 'There are none.'],
   ('vsr',): ['False', '**False**', 'The statement is false.', 'False, it is not.'],
