@@ -21,6 +21,7 @@ def load() -> ModuleType:
   """
   os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'  # JAX sets 1, which logs errors for absent GPUs.
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # Unused here, and logged.
+  os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')  # So Keras, unused here, is not imported.
   import tensorflow as tf
 
   with contextlib.suppress(RuntimeError):  # In use already.

@@ -109,6 +109,7 @@ def test_prefill_of_padded_prompts_and_decoding_equal_the_full_forward():
 
 
 @functools.cache
+@functools.cache
 def _loss_and_gradient(**change):
   config = small.light(
     encoders=dict(clip=dict(view=16, patch=4, width=8, layers=2, heads=2)), **change

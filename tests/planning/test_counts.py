@@ -34,7 +34,12 @@ def wide(**changes):
 
 
 @pytest.mark.parametrize(
-  'changes', [{}, {'model.remat': 'full'}, {'trainable': (('.*', 'train'),)}]
+  'changes',
+  [
+    {'model.remat': 'full'},
+    {'trainable': (('.*', 'train'),)},
+    pytest.param({}, marks=pytest.mark.slow),  # The simplest case.
+  ],
 )
 def test_products_are_those_that_xla_counts(changes):
   program = Program(wide(**changes))
