@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from sphinx_jax import run
 from sphinx_jax.core import cli, errors, paths, text
 from sphinx_jax.mix import scales
-from sphinx_jax.models import sphinx
+from sphinx_jax.models import families
 from sphinx_jax.report import packed_rows
 
 FLAGS = flags.FLAGS
@@ -83,7 +83,7 @@ def peek(config: ConfigDict, count: int) -> tuple[str, list[tuple[packed_rows.Ex
   """
   data = run.open_data(config)
   tokenizer = run.open_tokenizer(config)
-  visual_tokens = sphinx.visual_tokens(config.model)
+  visual_tokens = families.visual_tokens(config.model)
   with contextlib.closing(data.batches(0)) as batches:
     batch, _ = next(iter(batches))
   shown = []

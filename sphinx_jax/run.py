@@ -28,7 +28,7 @@ from sphinx_jax.core import batch as batch_contract, config as config_lib, error
 from sphinx_jax.core.progress import log
 from sphinx_jax.data import dialog, tokenizer as tokenizers
 from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
-from sphinx_jax.models import sphinx
+from sphinx_jax.models import families
 from sphinx_jax.parallel import hosts, mesh as meshes, placement, rules
 from sphinx_jax.training import optimizer as optimizers, state as states, step as steps
 
@@ -149,12 +149,12 @@ class Program:
     self.batch_sharding = placement.batch_sharding(self.mesh)
     self._replicated = placement.replicated(self.mesh)
 
-    model = sphinx.build(config.model, self.mesh.devices.flat[0].platform)
-    self._apply = functools.partial(sphinx.apply, model)
-    self.logical_axes = sphinx.logical_axes(config.model)
+    model = families.build(config.model, self.mesh.devices.flat[0].platform)
+    self._apply = functools.partial(families.apply, model)
+    self.logical_axes = families.logical_axes(config.model)
     states.check(self.logical_axes, config.trainable)
     shapes = states.storage_dtypes(
-      sphinx.abstract_params(config.model), config.trainable, config.model.dtype
+      families.abstract_params(config.model), config.trainable, config.model.dtype
     )
     self.params = _with_shardings(shapes, rules.shardings(self.logical_axes, shapes, self.mesh))
 
@@ -249,7 +249,7 @@ class Program:
     """Makes fresh parameters, each directly in its sharding and storage dtype."""
 
     def make(rng: jax.Array) -> dict:
-      params = sphinx.init(self._config.model, rng)
+      params = families.init(self._config.model, rng)
       return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, self.params)
 
     compiled_make = jax.jit(
@@ -348,7 +348,7 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
         seq_len=config.batch.seq_len,
         slots=config.batch.images,
         window=config.batch.window,
-        visual_tokens=sphinx.visual_tokens(config.model),
+        visual_tokens=families.visual_tokens(config.model),
         image_size=config.model.image_size,
         seed=config.seed,
         loss_weighting=loss_weighting,

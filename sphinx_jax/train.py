@@ -21,7 +21,7 @@ from sphinx_jax import run, settings
 from sphinx_jax.checkpoint import store as checkpoints
 from sphinx_jax.core import batch as batch_contract, cli, config as config_lib, errors
 from sphinx_jax.core.progress import Progress, log
-from sphinx_jax.models import sphinx
+from sphinx_jax.models import families
 from sphinx_jax.parallel import hosts, placement
 from sphinx_jax.training import writer as writers
 from sphinx_jax.training.stopping import Stopping
@@ -90,7 +90,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       with window.waiting():
         batch, position = next(batches)
       if step == first + 1:
-        batch_contract.check(batch, sphinx.visual_tokens(config.model))
+        batch_contract.check(batch, families.visual_tokens(config.model))
       state, metrics = train_step(state, placement.put(batch, program.batch_sharding))
       window.add(step, metrics)  # Reads the metrics of the step before while this one runs.
 

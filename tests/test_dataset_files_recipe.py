@@ -9,7 +9,7 @@ from sphinx_jax import recipe, run
 from sphinx_jax.configs import mini
 from sphinx_jax.core import batch as batch_contract
 from sphinx_jax.evaluation import held_out
-from sphinx_jax.models import sphinx
+from sphinx_jax.models import families
 from sphinx_jax.training import writer
 from tests.narrow import narrow_recipe
 
@@ -35,7 +35,7 @@ def test_every_stage_makes_batches_from_dataset_files(with_data, name):
   with contextlib.closing(data.batches(0)) as batches:
     for _ in range(4):
       batch, _ = next(batches)
-      batch_contract.check(batch, sphinx.visual_tokens(config.model))
+      batch_contract.check(batch, families.visual_tokens(config.model))
       tasks |= set(batch['task'][batch['segments'] > 0].tolist())
   common = {number for number, entry in enumerate(config.mixture.values()) if entry.weight >= 0.09}
   assert common <= tasks

@@ -8,7 +8,7 @@ import pytest
 from sphinx_jax import convert, run
 from sphinx_jax.configs import forkme
 from sphinx_jax.core import errors
-from sphinx_jax.models import sphinx
+from sphinx_jax.models import families
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
@@ -40,7 +40,7 @@ def test_released_weights_are_tuned_with_their_own_model_and_tokenizer(released)
   batch, _ = next(batches)
   batches.close()
   assert batch['images'].shape[2:] == (512, 512, 3)
-  assert (batch['visual_index'] >= 0).sum() % sphinx.visual_tokens(config.model) == 0
+  assert (batch['visual_index'] >= 0).sum() % families.visual_tokens(config.model) == 0
   assert batch['loss_weight'].sum() > 0
 
 

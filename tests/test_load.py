@@ -9,7 +9,7 @@ from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.bundle import Bundle
 from sphinx_jax.core import config as config_lib, errors, trees
 from sphinx_jax.data import tokenizer
-from sphinx_jax.models import sphinx
+from sphinx_jax.models import families
 from tests import release
 from tests.models import small
 
@@ -32,7 +32,9 @@ def vision_run(tmp_path_factory):
   encoders = dict(clip=dict(view=8, patch=2, width=8, layers=1, heads=2, activation='gelu'))
   config = small.light(encoders=encoders, half_round=True)
   config.llm.vocab = VOCAB
-  return save(tmp_path_factory.mktemp('run'), config, small.weights(sphinx.abstract_params(config)))
+  return save(
+    tmp_path_factory.mktemp('run'), config, small.weights(families.abstract_params(config))
+  )
 
 
 @pytest.fixture(scope='module')
@@ -90,7 +92,7 @@ def test_a_run_its_official_form_and_what_comes_back_are_one_model(tmp_path, dty
     [release.write_official(tmp_path / 'any', release.tensors(release.official_shapes()))]
   ).config
   params = jax.tree.map(
-    lambda leaf: leaf.astype(dtype), small.weights(sphinx.abstract_params(config))
+    lambda leaf: leaf.astype(dtype), small.weights(families.abstract_params(config))
   )
   run = save(tmp_path / 'run', config, params)
   convert.export_checkpoint(run, tmp_path / 'official', 'official', 2)
@@ -307,7 +309,7 @@ def test_a_model_over_all_devices_gives_what_one_device_gives(mesh, tmp_path):
   encoders = dict(clip=dict(view=8, patch=2, width=16, layers=1, heads=8))
   config = small.light(encoders=encoders)
   config.llm.update(vocab=VOCAB, width=32, heads=8, kv_heads=8)
-  run = save(tmp_path, config, small.weights(sphinx.abstract_params(config)))
+  run = save(tmp_path, config, small.weights(families.abstract_params(config)))
   alone, spread = sphinx_jax.load(run), sphinx_jax.load(run, mesh=mesh)
   matrices = [
     leaf

@@ -16,7 +16,7 @@ from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
 from sphinx_jax.configs import recipe as recipe_config, stage1, stage2
 from sphinx_jax.core import batch as batch_contract, errors
-from sphinx_jax.models import sphinx
+from sphinx_jax.models import families
 from sphinx_jax.training import writer
 from tests import paper_data, release
 from tests.narrow import narrow_run
@@ -59,7 +59,7 @@ def test_a_stage_starts_from_fresh_weights_with_batches_of_its_data(
   assert set(data.validation()) == set(config.validation) and all(data.validation().values())
   with contextlib.closing(data.batches(0)) as batches:
     batch, position = next(batches)
-  batch_contract.check(batch, sphinx.visual_tokens(config.model))
+  batch_contract.check(batch, families.visual_tokens(config.model))
   assert position == config.batch.size and batch['loss_weight'].sum() > 0
   metrics = program.trace().out_info[1]
   assert metrics['task_loss'].shape == (len(config.mixture),)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from sphinx_jax import run, train
 from sphinx_jax.checkpoint import bundle, store
 from sphinx_jax.core import config as config_lib, errors, trees
-from sphinx_jax.models import sphinx
+from sphinx_jax.models import families
 from sphinx_jax.training import writer
 from tests.tiny import VISUAL_TOKENS, make_batch, tiny
 
@@ -106,7 +106,7 @@ def test_run_learns_and_writes_its_metrics(unbroken):
 
 
 def test_batches_fit_the_model():
-  assert sphinx.visual_tokens(tiny().model) == VISUAL_TOKENS
+  assert families.visual_tokens(tiny().model) == VISUAL_TOKENS
 
 
 def test_frozen_leaves_stay_and_trained_ones_move(unbroken):

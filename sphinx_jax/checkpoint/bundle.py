@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.core import config as config_lib, errors
-from sphinx_jax.models import sphinx
+from sphinx_jax.models import families
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ def differences(first: Bundle, second: Bundle) -> list[config_lib.Difference]:
 
   def settings(bundle: Bundle) -> dict[str, Any]:
     model = bundle.config.get('model') or {}
-    weights = sphinx.settings_of_weights(model) if 'llm' in model else {}
+    weights = families.settings_of_weights(model) if 'llm' in model else {}
     return {**weights, 'dialog': dict(bundle.dialog)}
 
   return config_lib.differences(settings(first), settings(second))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sphinx_jax.generate import sampling
-from sphinx_jax.models import sphinx
+from sphinx_jax.models import families, multimodal
 
 
 class Ending(NamedTuple):
@@ -36,7 +36,7 @@ class Carry(NamedTuple):
     stop_state: int32[B], state of each row's stop automaton.
     done: bool[B], rows whose answer is complete.
     tokens: int32[B, N], the answers; -1 after a row's end.
-    cache: keys and values, as of `sphinx.init_cache`.
+    cache: keys and values, as of `families.init_cache`.
   """
 
   step: jax.Array
@@ -48,7 +48,7 @@ class Carry(NamedTuple):
 
 
 def prefill(
-  module: sphinx.Sphinx,
+  module: multimodal.Multimodal,
   params: dict,
   tokens: jax.Array,
   visual_index: jax.Array,
@@ -58,7 +58,7 @@ def prefill(
   """Runs the model over right-padded prompts.
 
   Args:
-    module: from `sphinx.build`.
+    module: from `families.build`.
     params: its parameters.
     tokens: int32[B, T].
     visual_index: int32[B, T], as of `core.batch.interleave`.
@@ -69,7 +69,7 @@ def prefill(
     Logits float32[B, vocab] at each row's last prompt position, and a cache of T slots.
   """
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  cache = sphinx.init_cache(module.config, *tokens.shape)
+  cache = families.init_cache(module.config, *tokens.shape)
   logits, cache = module.apply(
     {'params': params}, tokens, visual_index, positions, visual, cache, method='decode'
   )
@@ -77,20 +77,20 @@ def prefill(
   return jnp.take_along_axis(logits, last, axis=1)[:, 0], cache
 
 
-def grow(module: sphinx.Sphinx, cache: dict, *, batch_size: int, length: int) -> dict:
+def grow(module: multimodal.Multimodal, cache: dict, *, batch_size: int, length: int) -> dict:
   """Copies a cache of `batch_size` rows into one of `length` slots.
 
   This is a program of its own, so that the number of prefill programs does not multiply with the
   number of cache lengths.
   """
-  empty = sphinx.init_cache(module.config, batch_size, length)
+  empty = families.init_cache(module.config, batch_size, length)
   return jax.tree.map(
     lambda long, short: jax.lax.dynamic_update_slice(long, short, (0,) * short.ndim), empty, cache
   )
 
 
 def decode(
-  module: sphinx.Sphinx,
+  module: multimodal.Multimodal,
   ending: Ending,
   params: dict,
   cache: dict,
@@ -107,7 +107,7 @@ def decode(
   """Decodes until every row has stopped: at the stop text, EOS, or its limit.
 
   Args:
-    module: from `sphinx.build`.
+    module: from `families.build`.
     ending: what ends an answer.
     params: the module's parameters.
     cache: of the prompts, with `cache_length` slots.

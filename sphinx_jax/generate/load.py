@@ -17,7 +17,7 @@ from sphinx_jax.core import config_values, errors, trees
 from sphinx_jax.core.progress import Progress
 from sphinx_jax.data import dialog, tokenizer
 from sphinx_jax.generate.model import Model
-from sphinx_jax.models import settings, sphinx
+from sphinx_jax.models import families, settings
 from sphinx_jax.parallel import mesh as meshes, rules
 
 
@@ -116,7 +116,7 @@ def _sharded_shapes(
     Parameter tree of ShapeDtypeStruct.
   """
   mesh = meshes.make_mesh(**meshes.PRESETS[preset], devices=jax.local_devices())
-  shardings = rules.shardings(sphinx.logical_axes(config), sphinx.abstract_params(config), mesh)
+  shardings = rules.shardings(families.logical_axes(config), families.abstract_params(config), mesh)
   return trees.unflatten(
     {
       path: jax.ShapeDtypeStruct(arrays[path].shape, arrays[path].dtype, sharding=sharding)

@@ -17,7 +17,7 @@ from sphinx_jax.data import images as images_lib
 from sphinx_jax.data.dialog import Template, Turn
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate import decode, stop
-from sphinx_jax.models import layers, sphinx
+from sphinx_jax.models import families, layers, multimodal
 from sphinx_jax.parallel import placement
 
 BATCH_SIZE = 128  # Most prompts decoded together, unless a call gives another number.
@@ -39,7 +39,7 @@ class Model:
 
   Args:
     config: the model config (`config.model` of a run).
-    params: parameter tree as of `sphinx.init`, any dtype and sharding.
+    params: parameter tree as of `families.init`, any dtype and sharding.
     tokenizer: None for weights that come without one; only `logits` and `encode` work then.
     template: dialog template; its stop text ends every answer.
     bucket: prompt lengths are padded to multiples of it.
@@ -69,7 +69,7 @@ class Model:
     self._config, self._params, self._tokenizer = config, params, tokenizer
     self._template, self._bucket = template, bucket
     self.alpha = alpha
-    module = sphinx.build(config)
+    module = families.build(config)
     self._logits = self._compiled(functools.partial(_logits, module))
     self._encode = self._compiled(functools.partial(_encode, module))
     if tokenizer is None:
@@ -121,12 +121,12 @@ class Model:
   @functools.cached_property
   def visual_tokens(self) -> int:
     """Positions of one image in a sequence; 0 for a language model alone."""
-    return sphinx.visual_tokens(self._config)
+    return families.visual_tokens(self._config)
 
   @property
   def max_length(self) -> int:
     """Most positions of a sequence, image and answer included."""
-    default = sphinx.LLMS[self._config.llm.name].max_length
+    default = multimodal.LLMS[self._config.llm.name].max_length
     return self._config.llm.get('max_length', default)
 
   def logits(self, tokens: np.ndarray, images: np.ndarray | None = None) -> jax.Array:
@@ -482,11 +482,11 @@ def _even_batch_size(count: int, most: int) -> int:
   return min(round_up(-(-count // batch_count), 4), most)
 
 
-def _logits(module: sphinx.Sphinx, params: dict, *fields: jax.Array) -> jax.Array:
+def _logits(module: multimodal.Multimodal, params: dict, *fields: jax.Array) -> jax.Array:
   return module.apply({'params': params}, *fields)
 
 
-def _encode(module: sphinx.Sphinx, params: dict, images: jax.Array) -> jax.Array:
+def _encode(module: multimodal.Multimodal, params: dict, images: jax.Array) -> jax.Array:
   return module.apply({'params': params}, images, method='encode')
 
 

@@ -28,11 +28,13 @@ def attend(
   *,
   segments: jax.Array | None = None,
   positions: jax.Array | None = None,
+  keys: jax.Array | None = None,
+  window: int | None = None,
   kernel: str = 'xla',
 ) -> jax.Array:
   """Multi-head attention with grouped key/value heads: head h reads key/value head h // (H/K).
 
-  With neither segments nor positions, every query sees every key (encoders).
+  With neither segments nor positions, every query sees every key (encoders), or those of `keys`.
 
   Args:
     query: [B,T,H,C] in the compute dtype. The softmax is computed in float32.
@@ -42,6 +44,9 @@ def attend(
       itself.
     positions: int32[B,T] in a cache whose slot is the position. A query at position p sees
       slots <= p.
+    keys: bool[B,S], which keys are visible (images of several sizes on one canvas).
+    window: with segments or positions, the number of latest positions that a query sees, itself
+      included; None: all.
     kernel: name in `KERNELS`, for packed rows; 'auto' is splash if the shapes allow it, or xla.
 
   Returns:
@@ -66,9 +71,11 @@ def attend(
 
     kernel = 'splash' if splash.fits(query.shape) else 'xla'
   kernel_function = KERNELS[kernel]
+  if window is not None and window >= key.shape[1]:
+    window = None  # It hides nothing.
   if segments is None:
-    return xla_attention(query, key, value, segments, positions)
-  return checkpoint_name(kernel_function(query, key, value, segments), 'attention')
+    return xla_attention(query, key, value, positions=positions, keys=keys, window=window)
+  return checkpoint_name(kernel_function(query, key, value, segments, window=window), 'attention')
 
 
 def choose(kernel: str, platform: str) -> str:
@@ -99,22 +106,34 @@ def choose(kernel: str, platform: str) -> str:
 
 
 def visible(
-  length: int, slots: int, segments: jax.Array | None, positions: jax.Array | None
+  length: int,
+  slots: int,
+  segments: jax.Array | None = None,
+  positions: jax.Array | None = None,
+  keys: jax.Array | None = None,
+  window: int | None = None,
 ) -> jax.Array | None:
-  """The attention mask bool[B,length,slots], or None if every query sees every key.
+  """The attention mask bool[B,length or 1,slots], or None if every query sees every key.
 
   Segments [1 1 2] give [[1 0 0] [1 1 0] [0 0 1]].
   """
-  if segments is not None:
-    index = jnp.arange(length)
-    return (segments[:, :, None] == segments[:, None, :]) & (index[:, None] >= index)
-  if positions is not None:
-    return positions[:, :, None] >= jnp.arange(slots)
-  return None
+  if segments is None and positions is None:
+    return None if keys is None else keys[:, None]
+  # In a packed row, distances between its positions are those inside an example.
+  at = jnp.arange(length)[None] if positions is None else positions
+  distance = at[:, :, None] - jnp.arange(slots)
+  mask = distance >= 0
+  if window is not None:
+    mask &= distance < window
+  return mask if segments is None else mask & (segments[:, :, None] == segments[:, None, :])
 
 
 def cudnn_attention(
-  query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  segments: jax.Array,
+  window: int | None = None,
 ) -> jax.Array:
   """cuDNN's fused attention, for packed rows. Arguments as in `attend`.
 
@@ -128,7 +147,7 @@ def cudnn_attention(
       'bfloat16 or float16',
       "--config.model.dtype=bfloat16, or attention='xla'",
     )
-  mask = visible(query.shape[1], key.shape[1], segments, None)
+  mask = visible(query.shape[1], key.shape[1], segments, window=window)
   return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], implementation='cudnn')
 
 
@@ -136,8 +155,10 @@ def xla_attention(
   query: jax.Array,
   key: jax.Array,
   value: jax.Array,
-  segments: jax.Array | None,
+  segments: jax.Array | None = None,
   positions: jax.Array | None = None,
+  keys: jax.Array | None = None,
+  window: int | None = None,
 ) -> jax.Array:
   """Plain matrix products, the reference for every other kernel. Arguments as in `attend`.
 
@@ -149,22 +170,22 @@ def xla_attention(
   slots, kv_heads = key.shape[1:3]
   query = query.reshape(batch, length, kv_heads, heads // kv_heads, width).transpose(0, 2, 3, 1, 4)
   key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
-  mask = visible(length, slots, segments, positions)
+  mask = visible(length, slots, segments, positions, keys, window)
   blocks = 1 if segments is None else max(1, min(_MAX_BLOCKS, length // _MIN_BLOCK))
   parts, start = [], 0
   for i in range(blocks):
     end = length * (i + 1) // blocks
-    keys = slots if segments is None else end
-    block_mask = None if mask is None else mask[:, start:end, :keys]
+    seen = slots if segments is None else end
+    block_mask = None if mask is None else mask[:, start:end, :seen]
     queries = query[..., start:end, :]
-    parts.append(_block(queries, key[:, :, :keys], value[:, :, :keys], block_mask))
+    parts.append(_block(queries, key[:, :, :seen], value[:, :, :seen], block_mask))
     start = end
   out = jnp.concatenate(parts, axis=3)
   return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
 
 
 def _block(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
-  """Attention of query [B,K,R,T,C] over key and value [B,K,S,C], with mask bool[B,T,S].
+  """Attention of query [B,K,R,T,C] over key and value [B,K,S,C], with mask bool[B,T or 1,S].
 
   R query heads share a key/value head.
   """

@@ -170,6 +170,15 @@ def patches(path: str, key: str, bias: bool = True) -> list[Weight]:
   return table
 
 
+def gated_mlp(path: str, key: str) -> list[Weight]:
+  """A GatedMlp from the three Linear layers of HF transformers."""
+  return [
+    *linear(f'{path}/w1', f'{key}.gate_proj', bias=False),
+    *linear(f'{path}/w2', f'{key}.down_proj', bias=False),
+    *linear(f'{path}/w3', f'{key}.up_proj', bias=False),
+  ]
+
+
 def norm(path: str, key: str) -> list[Weight]:
   """A LayerNorm."""
   return [

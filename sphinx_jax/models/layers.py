@@ -175,7 +175,10 @@ class RMSNorm(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-  """[B,Y,X,3] -> [B,G,G,features]: a convolution with stride = size, as one matrix product."""
+  """A convolution with stride = size, as one matrix product.
+
+  [B,Y,X,3] -> [B,Y/patch,X/patch,features]. Pixels beyond the last whole patch are left out.
+  """
 
   patch: int
   features: int
@@ -186,8 +189,8 @@ class PatchEmbed(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    batch, size, _, channels = x.shape
-    patch, side = self.patch, size // self.patch
+    batch, height, width, channels = x.shape
+    patch, rows, columns = self.patch, height // self.patch, width // self.patch
     kernel = param(
       self,
       'kernel',
@@ -196,9 +199,10 @@ class PatchEmbed(nn.Module):
       (None, None, self.name_in, self.name_out),
       self.dtype,
     )
-    x = x.astype(self.dtype).reshape(batch, side, patch, side, patch, channels).swapaxes(2, 3)
-    out = x.reshape(batch * side * side, -1) @ kernel.reshape(-1, self.features)
-    out = out.reshape(batch, side, side, -1)
+    x = x[:, : rows * patch, : columns * patch].astype(self.dtype)
+    x = x.reshape(batch, rows, patch, columns, patch, channels).swapaxes(2, 3)
+    out = x.reshape(batch * rows * columns, -1) @ kernel.reshape(-1, self.features)
+    out = out.reshape(batch, rows, columns, -1)
     if self.bias:
       out += param(
         self, 'bias', nn.initializers.zeros, (self.features,), (self.name_out,), self.dtype
@@ -206,11 +210,43 @@ class PatchEmbed(nn.Module):
     return out
 
 
+class GatedMlp(nn.Module):
+  """w2(silu(w1 x) * w3 x), without biases: [...,D] -> [...,width].
+
+  Attributes:
+    hidden: hidden features.
+    scale: scale of the initial deviation of w2.
+    dtype: compute dtype.
+    names: logical names of the input and the hidden features.
+    width: output features; None: as many as the input has.
+  """
+
+  hidden: int
+  scale: float
+  dtype: Any
+  names: tuple[str, str] = ('encoder_embed', 'encoder_ffn')
+  width: int | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    dense = lambda name: Dense((self.hidden,), self.names, bias=False, dtype=self.dtype, name=name)
+    w1, w3 = dense('w1'), dense('w3')
+    w2 = Dense(
+      (self.width or x.shape[-1],),
+      self.names[::-1],
+      bias=False,
+      scale=self.scale,
+      dtype=self.dtype,
+      name='w2',
+    )
+    return w2(jax.nn.silu(w1(x)) * w3(x))
+
+
 def activate(name: str, x: jax.Array) -> jax.Array:
-  """Applies 'gelu' (exact, with erf) or 'quick_gelu' (x * sigmoid(1.702 x))."""
-  if name == 'gelu':
-    return jax.nn.gelu(x, approximate=False)
-  return x * jax.nn.sigmoid(1.702 * x)
+  """Applies 'gelu' (exact, with erf), 'gelu_tanh' or 'quick_gelu' (x * sigmoid(1.702 x))."""
+  if name == 'quick_gelu':
+    return x * jax.nn.sigmoid(1.702 * x)
+  return jax.nn.gelu(x, approximate=name == 'gelu_tanh')
 
 
 # Policies of what is saved for the backward pass. Attention kernels name their output 'attention'.

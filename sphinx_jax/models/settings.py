@@ -5,7 +5,7 @@ which of them have to divide each other.
 """
 
 from sphinx_jax.core import config_values as values
-from sphinx_jax.models import attention, layers, sphinx
+from sphinx_jax.models import attention, layers, multimodal
 
 # Compute dtypes. float16 is none of them: its range is too small for the gradients.
 DTYPES = ('float32', 'bfloat16')
@@ -70,7 +70,7 @@ ENCODERS = values.Sections(
 )
 
 LLM = {
-  'name': values.choice('kind of language model', sphinx.LLMS),
+  'name': values.choice('kind of language model', multimodal.LLMS),
   'vocab': values.integer('token ids; at least those of the tokenizer'),
   'width': _WIDTH,
   'layers': _LAYERS,

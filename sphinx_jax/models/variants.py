@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 
 from sphinx_jax.core import errors, trees
-from sphinx_jax.models import foreign, sphinx
+from sphinx_jax.models import families, foreign
 from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer
 from sphinx_jax.models.llms import llama
 
@@ -180,7 +180,7 @@ def weights(config: ml_collections.ConfigDict) -> list[foreign.Weight]:
 
 def shapes(config: ml_collections.ConfigDict) -> dict[str, tuple[int, ...]]:
   """Official name -> shape of every tensor that a model reads. Computes nothing."""
-  native, official = trees.flatten(sphinx.abstract_params(config)), {}
+  native, official = trees.flatten(families.abstract_params(config)), {}
   for weight in weights(config):
     shape = weight.foreign_shape(native[weight.path].shape)
     for _, key in weight.places():

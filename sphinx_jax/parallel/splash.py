@@ -25,7 +25,12 @@ def fits(shape: Sequence[int]) -> bool:
 
 
 def splash_attention(
-  query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, interpret: bool = False
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  segments: jax.Array,
+  window: int | None = None,
+  interpret: bool = False,
 ) -> jax.Array:
   """Causal attention within the segments of packed rows. Each device computes its rows and heads.
 
@@ -34,6 +39,7 @@ def splash_attention(
     key: float[B,T,K,C].
     value: float[B,T,K,C].
     segments: int32[B,T]; 0 is padding.
+    window: latest positions that a query sees, itself included; None: all.
     interpret: run the kernel without a TPU, slowly, for tests.
 
   Returns:
@@ -49,7 +55,7 @@ def splash_attention(
       f'multiples of {_LANES}',
       'change batch.seq_len, or --config.model.attention=auto',
     )
-  attend = functools.partial(_attend, interpret=interpret)
+  attend = functools.partial(_attend, window=window, interpret=interpret)
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty and mesh.size > 1:
     heads = rules.partition(('batch', None, 'heads', None), compute=True)
@@ -65,7 +71,12 @@ def splash_attention(
 
 
 def _attend(
-  query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array, interpret: bool
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  segments: jax.Array,
+  window: int | None,
+  interpret: bool,
 ) -> jax.Array:
   length, heads, width = query.shape[1:]
   block = next(size for size in _BLOCKS if length % size == 0)
@@ -77,7 +88,9 @@ def _attend(
     block_q_dq=block,
     block_kv_dq=block,
   )
-  mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * heads)
+  shape = (length, length)
+  causal = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
+  mask = masks.MultiHeadMask([causal] * heads)
   kernel = kernels.make_splash_mha_single_device(
     mask, block_sizes=sizes, residual_checkpoint_name='attention', interpret=interpret
   )

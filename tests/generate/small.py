@@ -10,7 +10,7 @@ from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.bundle import Bundle
 from sphinx_jax.data import dialog, tokenizer as tokenizers
 from sphinx_jax.generate.model import Model
-from sphinx_jax.models import sphinx
+from sphinx_jax.models import families
 from tests.models import small as models
 
 TEXTS = [
@@ -40,7 +40,8 @@ def params():
   """Random weights, large enough for answers to differ between prompts and images."""
   rng = np.random.default_rng(1)
   return jax.tree.map(
-    lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), sphinx.abstract_params(config())
+    lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32),
+    families.abstract_params(config()),
   )
 
 

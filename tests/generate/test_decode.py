@@ -9,7 +9,7 @@ from sphinx_jax.core import batch, errors
 from sphinx_jax.data import dialog
 from sphinx_jax.generate import decode, stop
 from sphinx_jax.generate.model import Model
-from sphinx_jax.models import sphinx
+from sphinx_jax.models import families, sphinx
 from tests.generate import small
 
 QUESTIONS = [
@@ -25,7 +25,7 @@ QUESTIONS = [
 @functools.cache
 def forward():
   return jax.jit(
-    lambda *fields: sphinx.build(small.config()).apply({'params': small.params()}, *fields)
+    lambda *fields: families.build(small.config()).apply({'params': small.params()}, *fields)
   )
 
 
@@ -124,7 +124,7 @@ def scripted(monkeypatch, text):
 def answer_ids(config, params, limit, seed=0, temperature=0.0):
   """Token ids that the device programs give for a short prompt."""
   tokenizer, template = small.tokenizer(), dialog.Template('')
-  module = sphinx.build(config)
+  module = families.build(config)
   stops = stop.automaton(template.stop, stop.piece_texts(tokenizer, config.llm.vocab))
   ending = decode.Ending(jnp.asarray(stops), tokenizer.eos, tokenizer.vocab_size)
   ids = template.prompt([('q', None)], tokenizer)
@@ -181,7 +181,7 @@ def test_limits_cut_answers(monkeypatch):
 def test_ids_that_the_tokenizer_lacks_are_never_decoded():
   config = small.config(vocab=400)
   params = jax.tree.map(
-    lambda leaf: np.ones(leaf.shape, np.float32), sphinx.abstract_params(config)
+    lambda leaf: np.ones(leaf.shape, np.float32), families.abstract_params(config)
   )
   ids = answer_ids(config, params, 40, seed=1, temperature=5.0)
   assert 0 <= ids.max() < small.tokenizer().vocab_size

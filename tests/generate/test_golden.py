@@ -15,7 +15,7 @@ import sphinx_jax
 from sphinx_jax.checkpoint.foreign import pth_writer, sources
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.core import batch, errors
-from sphinx_jax.models import sphinx
+from sphinx_jax.models import families
 from tests.generate import golden
 
 pytestmark = pytest.mark.usefixtures('optimized')
@@ -94,7 +94,7 @@ def test_features_are_the_official_ones(case):
 def test_image_tokens_are_the_official_ones(case):
   words, expected = golden.WORDS[case.variant], case.expected['image_tokens']
   assert (
-    case.actual.image_tokens.shape[1] == words == sphinx.visual_tokens(case.actual.model.config)
+    case.actual.image_tokens.shape[1] == words == families.visual_tokens(case.actual.model.config)
   )
   views = case.actual.image_tokens.reshape(2, *expected.shape[:-3], -1, 64)
   if case.variant == 'llama_ens5':
@@ -133,10 +133,10 @@ def test_greedy_continuations_are_the_official_ones(case):
     [np.pad(index, pad, constant_values=-1) for (_, index), pad in zip(fields, padding)]
   )
   recorded = [('', 0), ('', 1), ('text_', 0)]
-  module = sphinx.build(model.config)
+  module = families.build(model.config)
   step = jax.jit(lambda *fields: module.apply({'params': model.params}, *fields, method='decode'))
   positions = np.broadcast_to(np.arange(starts.max(), dtype=np.int32), tokens.shape)
-  cache = sphinx.init_cache(model.config, 3, starts.max() + 8)
+  cache = families.init_cache(model.config, 3, starts.max() + 8)
   logits, cache = step(tokens, index, positions, case.actual.image_tokens[[0, 1, 0]], cache)
   now = np.asarray(logits)[np.arange(3), starts - 1]
   for k in range(8):

@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 
 from sphinx_jax.core import batch
-from sphinx_jax.models import sphinx
+from sphinx_jax.models import families
 
 T = 64
 
@@ -73,13 +73,13 @@ def weights(abstract, seed=1):
 
 @functools.cache
 def light_params():
-  return weights(sphinx.abstract_params(light()))
+  return weights(families.abstract_params(light()))
 
 
 @functools.cache
 def light_forward():
   """Jitted (params, tokens, visual_index, positions, segments, images) -> logits of `light()`."""
-  model = sphinx.build(light())
+  model = families.build(light())
   return jax.jit(lambda params, *fields: model.apply({'params': params}, *fields))
 
 
@@ -87,7 +87,7 @@ def examples(seed=0):
   """(tokens, visual_index) of two examples: one with an image (slot 0), and one of text only."""
   rng = np.random.default_rng(seed)
   with_image, text = rng.integers(3, 50, 12), rng.integers(3, 50, 9)
-  words = sphinx.visual_tokens(light())
+  words = families.visual_tokens(light())
   return [batch.interleave(with_image, (1,), words), batch.interleave(text, (), words)]
 
 

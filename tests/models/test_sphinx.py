@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from sphinx_jax.core import errors, trees
-from sphinx_jax.models import sphinx
+from sphinx_jax.models import families
 from tests.models import small
 
 CLOSE = dict(rtol=1e-4, atol=2e-5)
 
 
 def encode(config, params, images):
-  model = sphinx.build(config)
+  model = families.build(config)
   encoder = jax.jit(lambda params, images: model.apply({'params': params}, images, method='encode'))
   return np.asarray(encoder(params, images))
 
@@ -25,7 +25,7 @@ def forward(row, images):
 def test_no_gradient_from_the_future_or_from_another_segment():
   batch, images = small.row(small.examples()), small.images()
   length = len(small.examples()[0][0])
-  model, params = sphinx.build(small.light()), small.light_params()
+  model, params = families.build(small.light()), small.light_params()
 
   def logit(table, at):
     changed = {**params, 'llm': {**params['llm'], 'embed': table}}
@@ -74,14 +74,14 @@ def test_the_image_reaches_the_text_after_it():
 
 def test_an_index_past_the_first_image_reads_the_second():
   tokens, index = small.examples()[0]
-  words = sphinx.visual_tokens(small.light())
+  words = families.visual_tokens(small.light())
   images = small.images(2)
   second = forward(small.row([(tokens, np.where(index < 0, -1, index + words))]), images)
   np.testing.assert_allclose(second, forward(small.row([(tokens, index)]), images[:, 1:]), **CLOSE)
 
 
 def test_prefill_of_padded_prompts_and_decoding_equal_the_full_forward():
-  config, params, model = small.light(), small.light_params(), sphinx.build(small.light())
+  config, params, model = small.light(), small.light_params(), families.build(small.light())
   example, other = small.examples()
   rows = [small.row([example]), small.row([other])]
   full = np.concatenate([forward(row, small.images()) for row in rows])
@@ -93,7 +93,9 @@ def test_prefill_of_padded_prompts_and_decoding_equal_the_full_forward():
   cut = ends - 4
   padding = 7  # The padding of a prompt must not matter.
   prompt = np.where(np.arange(small.T) < cut[:, None], tokens, padding)
-  logits, cache = step(prompt, index, positions, visual, sphinx.init_cache(config, 2, small.T + 4))
+  logits, cache = step(
+    prompt, index, positions, visual, families.init_cache(config, 2, small.T + 4)
+  )
   rows = np.arange(2)
   np.testing.assert_allclose(logits[rows, cut - 1], full[rows, cut - 1], **CLOSE)
   for k in range(4):
@@ -115,9 +117,9 @@ def _loss_and_gradient(**change):
     encoders=dict(clip=dict(view=16, patch=4, width=8, layers=2, heads=2)), **change
   )
   model, batch, params = (
-    sphinx.build(config),
+    families.build(config),
     small.row(small.examples()),
-    small.weights(sphinx.abstract_params(config)),
+    small.weights(families.abstract_params(config)),
   )
   loss = lambda params: jnp.square(model.apply({'params': params}, *batch, small.images())).mean()
   return jax.jit(jax.value_and_grad(loss))(params)
@@ -176,15 +178,15 @@ def official(size, grid, pool=1, light=False):
   ],
 )
 def test_official_variants_are_numbers_and_have_the_official_image_words(variant, words):
-  assert sphinx.visual_tokens(official(*variant)) == words
+  assert families.visual_tokens(official(*variant)) == words
 
 
 @functools.cache
 def everything():
   """Parameters of `small.config()`, and jitted (params, images) -> visual tokens."""
-  model = sphinx.build(small.config())
+  model = families.build(small.config())
   encoder = jax.jit(lambda params, images: model.apply({'params': params}, images, method='encode'))
-  return small.weights(sphinx.abstract_params(small.config())), encoder
+  return small.weights(families.abstract_params(small.config())), encoder
 
 
 # Tokens of a view: start and end, two query tokens, the class token, 4 x 4 cells.
@@ -194,7 +196,7 @@ VIEW = 2 + 2 + 1 + 16
 def test_a_constant_image_gives_every_view_the_same_tokens():
   params, encoder = everything()
   visual = np.asarray(encoder(params, np.full((1, 1, 16, 16, 3), 90, np.uint8)))
-  assert visual.shape[1] == sphinx.visual_tokens(small.config()) == 5 * VIEW
+  assert visual.shape[1] == families.visual_tokens(small.config()) == 5 * VIEW
   views = visual.reshape(5, VIEW, -1)
   np.testing.assert_allclose(views[1:], np.broadcast_to(views[:1], views[1:].shape), atol=1e-4)
   np.testing.assert_array_equal(views[0, 0], params['start_img'])
@@ -217,14 +219,14 @@ def test_order_of_encoders_in_the_config_changes_nothing():
   config = small.config()
   encoders = {name: config.encoders[name] for name in reversed(list(config.encoders))}
   reordered = small.config(encoders=encoders)
-  assert trees.differences(params, sphinx.abstract_params(reordered)) == []
+  assert trees.differences(params, families.abstract_params(reordered)) == []
   np.testing.assert_array_equal(
     encoder(params, small.images()), encode(reordered, params, small.images())
   )
 
 
 def test_every_dimension_of_every_parameter_has_a_logical_name():
-  abstract, axes = sphinx.abstract_params(small.config()), sphinx.logical_axes(small.config())
+  abstract, axes = families.abstract_params(small.config()), families.logical_axes(small.config())
   names = trees.flatten(axes)
   assert set(names) == set(trees.flatten(abstract))
   for path, leaf in trees.flatten(abstract).items():
@@ -237,8 +239,8 @@ def test_every_dimension_of_every_parameter_has_a_logical_name():
 
 
 def test_first_logits_are_small_and_layers_start_apart():
-  params = sphinx.init(small.light(), jax.random.key(0))
-  assert trees.differences(params, sphinx.abstract_params(small.light())) == []
+  params = families.init(small.light(), jax.random.key(0))
+  assert trees.differences(params, families.abstract_params(small.light())) == []
   kernels = params['llm']['layers']['attention']['wq']['kernel']
   assert np.abs(kernels[0] - kernels[1]).max() > 0.1
   logits = small.light_forward()(params, *small.row(small.examples()), small.images())
@@ -247,7 +249,7 @@ def test_first_logits_are_small_and_layers_start_apart():
 
 def test_bfloat16_computes_close_to_float32_and_returns_float32_logits():
   row = small.row(small.examples())
-  model = sphinx.build(small.light(dtype='bfloat16'))
+  model = families.build(small.light(dtype='bfloat16'))
   forward_in_bfloat16 = jax.jit(lambda params, *fields: model.apply({'params': params}, *fields))
   logits = forward_in_bfloat16(small.light_params(), *row, small.images())
   assert logits.dtype == np.float32
@@ -287,13 +289,13 @@ def test_wrong_settings_are_named(break_it, message):
   config = small.light()
   break_it(config)
   with pytest.raises(errors.SphinxError, match=message):
-    sphinx.abstract_params(config)
+    families.abstract_params(config)
 
 
 def test_wrong_image_size_and_a_cache_over_the_limit_are_refused():
   with pytest.raises(errors.SphinxError, match='images: got 8 pixels'):
-    sphinx.build(small.light()).apply(
+    families.build(small.light()).apply(
       {'params': small.light_params()}, small.images(size=8), method='encode'
     )
   with pytest.raises(errors.SphinxError, match='cache: got 129 positions'):
-    sphinx.init_cache(small.light(), 1, 129)
+    families.init_cache(small.light(), 1, 129)

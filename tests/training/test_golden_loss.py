@@ -14,7 +14,7 @@ from PIL import Image
 import sphinx_jax
 from sphinx_jax.core import trees
 from sphinx_jax.data import packing
-from sphinx_jax.models import sphinx, variants
+from sphinx_jax.models import families, variants
 from sphinx_jax.training import state, step
 from tests.generate import golden
 
@@ -31,8 +31,8 @@ def model():
 @pytest.fixture(scope='module')
 def update(model):
   """batch -> (state, metrics). The optimizer only keeps the gradient as its state."""
-  module = sphinx.build(model.config)
-  apply = functools.partial(sphinx.apply, module)
+  module = families.build(model.config)
+  apply = functools.partial(families.apply, module)
   keep = optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params),
     lambda gradient, _, params: (jax.tree.map(jnp.zeros_like, params), gradient),

@@ -19,7 +19,7 @@ from sphinx_jax.checkpoint.stream import Array, Index
 from sphinx_jax.core import errors, trees
 from sphinx_jax.core.progress import log
 from sphinx_jax.data.tokenizer import Tokenizer
-from sphinx_jax.models import foreign, sphinx, variants
+from sphinx_jax.models import families, foreign, variants
 from sphinx_jax.models.llms import llama
 
 _MAX_SHOWN = 20  # Differences named in an error.
@@ -90,7 +90,7 @@ def assemble(
     tensors |= {prefix + key: tensor for key, tensor in source.tensors.items()}
     unused |= {prefix + key: source.tensors[key] for key in source.unused}
     outside += [prefix + key for key in source.outside]
-  params = trees.flatten(sphinx.abstract_params(config))
+  params = trees.flatten(families.abstract_params(config))
   differences = _find_differences(table, tensors, params, unused)
   if differences and strict:
     more = len(differences) - _MAX_SHOWN
@@ -260,7 +260,7 @@ def init_fresh(assembly: Assembly, seed: int) -> dict[str, np.ndarray]:
   """
 
   def init(rng: jax.Array) -> dict[str, jax.Array]:
-    params = trees.flatten(sphinx.init(assembly.config, rng))
+    params = trees.flatten(families.init(assembly.config, rng))
     return {path: params[path] for path in assembly.fresh}
 
   # Under jit the other parameters are not computed.

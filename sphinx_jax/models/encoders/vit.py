@@ -1,4 +1,4 @@
-"""The pre-norm vision transformer under CLIP, DINOv2 and BLIP-2's ViT."""
+"""The pre-norm vision transformer under CLIP, DINOv2, SigLIP and BLIP-2's ViT."""
 
 from typing import Any
 
@@ -32,21 +32,24 @@ def patches_per_side(encoder: str, view: int, patch: int) -> int:
 
 
 class SelfAttention(nn.Module):
-  """Attention among all tokens [B,L,E]. The kernel of `qkv` is packed as [E,3,E]."""
+  """Attention among tokens [B,L,E], all or those of `keys` bool[B,L].
+
+  The kernel of `qkv` is packed as [E,3,E].
+  """
 
   heads: int
   scale: float
   dtype: Any
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
     batch, length, width = x.shape
     qkv = layers.Dense(
       (3, width), ('encoder_embed', None, 'encoder_heads'), dtype=self.dtype, name='qkv'
     )(x)
     qkv = layers.split_heads(qkv, self.heads)
     query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    x = attention.attend(query, key, value).reshape(batch, length, width)
+    x = attention.attend(query, key, value, keys=keys).reshape(batch, length, width)
     return layers.Dense(
       (width,), ('encoder_heads', 'encoder_embed'), scale=self.scale, dtype=self.dtype, name='out'
     )(x)
@@ -96,13 +99,13 @@ class Block(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
+  def __call__(self, x: jax.Array, keys: jax.Array | None) -> tuple[jax.Array, None]:
     gamma1, gamma2 = self._gamma('gamma1', x), self._gamma('gamma2', x)
     attend = SelfAttention(self.heads, self.scale, self.dtype, name='attention')
     mlp = Mlp(self.hidden, self.activation, self.scale, self.dtype, name='mlp')
     norm1 = layers.LayerNorm(self.eps, dtype=self.dtype, name='norm1')
     norm2 = layers.LayerNorm(self.eps, dtype=self.dtype, name='norm2')
-    x = x + gamma1 * attend(norm1(x))
+    x = x + gamma1 * attend(norm1(x), keys)
     x = x + gamma2 * mlp(norm2(x))
     return x, None
 
@@ -115,7 +118,7 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-  """Scanned blocks over tokens [B,L,E]."""
+  """Scanned blocks over tokens [B,L,E], of which those of `keys` bool[B,L] are seen; None: all."""
 
   layers: int
   heads: int
@@ -128,8 +131,8 @@ class Trunk(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    blocks = layers.stack(Block, self.layers, self.unroll, self.remat)
+  def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+    blocks = layers.stack(Block, self.layers, self.unroll, self.remat, broadcast=1)
     scale = (2 * self.layers) ** -0.5  # The sum of all residual outputs starts at unit variance.
     x, _ = blocks(
       self.heads,
@@ -140,7 +143,7 @@ class Trunk(nn.Module):
       scale,
       self.dtype,
       name='layers',
-    )(x)
+    )(x, keys)
     return x
 
 

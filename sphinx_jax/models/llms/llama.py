@@ -1,4 +1,4 @@
-"""LLaMA-2: RMSNorm, rotary embeddings, grouped key/value heads, SwiGLU, no biases.
+"""LLaMA-2 and Mistral: RMSNorm, rotary embeddings, grouped key/value heads, SwiGLU, no biases.
 
 Rotary embeddings rotate adjacent pairs of channels, as in Meta's code
 (docs/official_sphinx.md, "LLaMA").
@@ -25,11 +25,13 @@ class Llama(nn.Module):
     layers: number of layers.
     heads: number of query heads.
     kv_heads: number of key/value heads; None: as many as heads.
+    head_width: C; None: width / heads.
     multiple_of: the feed-forward width is a multiple of it, see `ffn_width`.
     ffn_multiplier: multiplier of the feed-forward width, see `ffn_width`.
     norm_eps: epsilon of the norms.
     rope_theta: base of the rotary frequencies.
     rope_scaling: factor of positions; 0.5 halves them.
+    window: latest positions that a position sees, itself included (Mistral); None: all.
     max_length: most positions of a sequence.
     remat: see `layers.stack`.
     attention: kernel for packed rows, see models/attention.py.
@@ -42,11 +44,13 @@ class Llama(nn.Module):
   layers: int
   heads: int
   kv_heads: int | None = None
+  head_width: int | None = None
   multiple_of: int = 256
   ffn_multiplier: float | None = None
   norm_eps: float = 1e-5
   rope_theta: float = 10000.0
   rope_scaling: float | None = None
+  window: int | None = None
   max_length: int = 2048
   remat: str = 'none'
   attention: str = 'xla'
@@ -54,10 +58,10 @@ class Llama(nn.Module):
   dtype: Any = jnp.float32
 
   def setup(self) -> None:
-    if self.width % self.heads or self.width // self.heads % 2:
+    if self.head_width is None and self.width % self.heads or self._channels % 2:
       raise errors.make(
         'llm',
-        f'width {self.width} and {self.heads} heads',
+        f'width {self.width} and {self.heads} heads, head_width {self.head_width}',
         'an even width per head',
         'change one of them',
       )
@@ -73,9 +77,11 @@ class Llama(nn.Module):
     self.blocks = blocks(
       self.heads,
       self.kv_heads or self.heads,
-      ffn_width(self.width, self.multiple_of, self.ffn_multiplier),
+      self._channels,
+      self.ffn,
       self.norm_eps,
       (2 * self.layers) ** -0.5,
+      self.window,
       self.attention,
       self.dtype,
       name='layers',
@@ -85,6 +91,16 @@ class Llama(nn.Module):
     self.output = layers.Dense(
       (self.vocab,), ('embed', 'vocab'), bias=False, scale=0.25, dtype=self.dtype
     )
+
+  @property
+  def _channels(self) -> int:
+    """C."""
+    return self.head_width or self.width // self.heads
+
+  @property
+  def ffn(self) -> int:
+    """F."""
+    return ffn_width(self.width, self.multiple_of, self.ffn_multiplier)
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """int32[B,T] -> [B,T,D] in the compute dtype."""
@@ -113,8 +129,7 @@ class Llama(nn.Module):
     Returns:
       Hidden states [B,T,D] in the compute dtype, after the last norm, and the new cache.
     """
-    head_width = self.width // self.heads
-    angles = rotary_angles(positions, head_width, self.rope_theta, self.rope_scaling)
+    angles = rotary_angles(positions, self._channels, self.rope_theta, self.rope_scaling)
     layer_numbers = jnp.arange(self.layers)
     (x, cache), _ = self.blocks(
       (x, cache), layer_numbers, jnp.cos(angles), jnp.sin(angles), positions, segments
@@ -146,7 +161,7 @@ class Llama(nn.Module):
         f'at most llm.max_length, {self.max_length}',
         'shorten the prompt or raise it',
       )
-    shape = (self.layers, rows, self.kv_heads or self.heads, length, self.width // self.heads)
+    shape = (self.layers, rows, self.kv_heads or self.heads, length, self._channels)
     return {'k': jnp.zeros(shape, self.dtype), 'v': jnp.zeros(shape, self.dtype)}
 
 
@@ -184,9 +199,11 @@ class Layer(nn.Module):
 
   heads: int
   kv_heads: int
+  head_width: int
   ffn: int
   eps: float
   scale: float
+  window: int | None
   kernel: str
   dtype: Any
 
@@ -201,9 +218,18 @@ class Layer(nn.Module):
     segments: jax.Array | None,
   ) -> tuple[tuple[jax.Array, dict | None], None]:
     attend = Attention(
-      self.heads, self.kv_heads, self.scale, self.kernel, self.dtype, name='attention'
+      self.heads,
+      self.kv_heads,
+      self.head_width,
+      self.scale,
+      self.window,
+      self.kernel,
+      self.dtype,
+      name='attention',
     )
-    feed_forward = FeedForward(self.ffn, self.scale, self.dtype, name='feed_forward')
+    feed_forward = layers.GatedMlp(
+      self.ffn, self.scale, self.dtype, ('embed', 'ffn'), name='feed_forward'
+    )
     attention_norm = layers.RMSNorm(self.eps, self.dtype, name='attention_norm')
     ffn_norm = layers.RMSNorm(self.eps, self.dtype, name='ffn_norm')
 
@@ -220,7 +246,9 @@ class Attention(nn.Module):
 
   heads: int
   kv_heads: int
+  head_width: int
   scale: float
+  window: int | None
   kernel: str
   dtype: Any
 
@@ -236,30 +264,31 @@ class Attention(nn.Module):
     segments: jax.Array | None,
   ) -> tuple[jax.Array, dict | None]:
     batch, length, width = x.shape
-    head_width = width // self.heads
 
     def project(name: str, heads: int, axis: str) -> jax.Array:
       dense = layers.Dense(
-        (heads * head_width,), ('embed', axis), bias=False, dtype=self.dtype, name=name
+        (heads * self.head_width,), ('embed', axis), bias=False, dtype=self.dtype, name=name
       )
-      return dense(x).reshape(batch, length, heads, head_width)
+      return dense(x).reshape(batch, length, heads, self.head_width)
 
     query = rotate(project('wq', self.heads, 'heads'), cos, sin)
     key = rotate(project('wk', self.kv_heads, 'kv_heads'), cos, sin)
     value = project('wv', self.kv_heads, 'kv_heads')
     if cache is None:
-      attended = attention.attend(query, key, value, segments=segments, kernel=self.kernel)
+      attended = attention.attend(
+        query, key, value, segments=segments, window=self.window, kernel=self.kernel
+      )
     else:
       cache = {
         'k': _write(cache['k'], layer, key, positions),
         'v': _write(cache['v'], layer, value, positions),
       }
       keys, values = (cache[name][layer].swapaxes(1, 2) for name in ('k', 'v'))
-      attended = attention.attend(query, keys, values, positions=positions)
+      attended = attention.attend(query, keys, values, positions=positions, window=self.window)
     out = layers.Dense(
       (width,), ('heads', 'embed'), bias=False, scale=self.scale, dtype=self.dtype, name='wo'
     )
-    return out(attended.reshape(batch, length, width)), cache
+    return out(attended.reshape(batch, length, -1)), cache
 
 
 def _write(slots: jax.Array, layer: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
@@ -268,28 +297,21 @@ def _write(slots: jax.Array, layer: jax.Array, new: jax.Array, positions: jax.Ar
   return slots.at[layer, rows, :, positions].set(new.astype(slots.dtype), unique_indices=True)
 
 
-class FeedForward(nn.Module):
-  """w2(silu(w1 x) * w3 x)."""
-
-  hidden: int
-  scale: float
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    dense = lambda name: layers.Dense(
-      (self.hidden,), ('embed', 'ffn'), bias=False, dtype=self.dtype, name=name
-    )
-    w1, w3 = dense('w1'), dense('w3')
-    w2 = layers.Dense(
-      (x.shape[-1],), ('ffn', 'embed'), bias=False, scale=self.scale, dtype=self.dtype, name='w2'
-    )
-    return w2(jax.nn.silu(w1(x)) * w3(x))
-
-
 SIZES = {
   '1b': dict(vocab=32000, width=2048, layers=22, heads=32, kv_heads=4, multiple_of=256),
   '7b': dict(vocab=32000, width=4096, layers=32, heads=32, kv_heads=32, multiple_of=256),
+  'mistral-7b': dict(
+    vocab=32000,
+    width=4096,
+    layers=32,
+    heads=32,
+    kv_heads=8,
+    multiple_of=14336,
+    norm_eps=1e-5,
+    rope_theta=10000.0,
+    window=4096,
+    max_length=32768,
+  ),
   '13b': dict(vocab=32000, width=5120, layers=40, heads=40, kv_heads=40, multiple_of=256),
 }
 
@@ -333,11 +355,9 @@ def _huggingface(settings: Any) -> list[foreign.Weight]:
   for path, key in (
     ('attention/wv', 'self_attn.v_proj'),
     ('attention/wo', 'self_attn.o_proj'),
-    ('feed_forward/w1', 'mlp.gate_proj'),
-    ('feed_forward/w2', 'mlp.down_proj'),
-    ('feed_forward/w3', 'mlp.up_proj'),
   ):
     block += foreign.linear(path, key, bias=False)
+  block += foreign.gated_mlp('feed_forward', 'mlp')
   for path, key in (
     ('attention_norm', 'input_layernorm'),
     ('ffn_norm', 'post_attention_layernorm'),

@@ -14,7 +14,7 @@ from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.foreign import assemble, safetensors, sources
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.core import config as config_lib, errors, trees
-from sphinx_jax.models import sphinx
+from sphinx_jax.models import families
 from tests.checkpoint.foreign.recorded import (
   FIRST,
   GOLDEN,
@@ -78,7 +78,7 @@ def test_separate_parts_are_a_checkpoint_that_training_starts_from(tmp_path):
   convert.import_checkpoint(assembly, tmp_path, seed=3)
   config = config_lib.from_json(store.load_meta(tmp_path)['config']).model
   assert config.to_dict() == assembly.config.to_dict() and config.image_size == 512
-  store.check(tmp_path, sphinx.abstract_params(config))
+  store.check(tmp_path, families.abstract_params(config))
   saved, read = trees.flatten(store.load_params(tmp_path)), assemble.arrays(assembly)
   fresh = saved.keys() - read.keys()
   projection = {
@@ -87,7 +87,7 @@ def test_separate_parts_are_a_checkpoint_that_training_starts_from(tmp_path):
   assert fresh == {'start_img', 'end_img'} | projection
   # Only these: a program for all parameters compiles for half a minute.
   drawn = jax.jit(
-    lambda rng: {path: trees.flatten(sphinx.init(config, rng))[path] for path in fresh}
+    lambda rng: {path: trees.flatten(families.init(config, rng))[path] for path in fresh}
   )(jax.random.key(3))
   assert all(np.array_equal(saved[path], drawn[path]) for path in fresh)
   assert all(

@@ -11,7 +11,7 @@ import pytest
 import sphinx_jax
 from sphinx_jax.checkpoint.foreign import safetensors, sources
 from sphinx_jax.core import trees
-from sphinx_jax.models import sphinx
+from sphinx_jax.models import pixels, sphinx
 from sphinx_jax.models.encoders import clip as clip_encoder
 from tests.checkpoint.foreign import recorded
 from tests.checkpoint.foreign.recorded import (
@@ -68,7 +68,7 @@ def test_features_are_those_of_the_libraries():
   config = parts(LLAMA, *FIRST).config.copy_and_resolve_references()
   config.half_round, config.dtype = False, 'float32'  # Without the official code's rounding.
   encoders = trees.unflatten(parameters(LLAMA, *FIRST))['encoders']
-  images = sphinx.normalize(OUTPUTS['picture'][None])
+  images = pixels.normalize(OUTPUTS['picture'][None], sphinx.MEAN, sphinx.STD)
   model = sphinx.Encoders(ml_collections.FrozenConfigDict(config))
   queries, (mixed,) = jax.jit(lambda params: model.apply({'params': params}, images))(encoders)
   clip, convnext, dinov2 = np.split(mixed[0, 0], (32, 64), axis=-1)
@@ -86,7 +86,7 @@ def test_features_are_those_of_the_libraries():
 def test_clip_of_open_clip_has_the_exact_gelu():
   params = trees.unflatten(parameters(LLAMA, *SECOND))['encoders']['clip']
   module = clip_encoder.Clip(**parts(LLAMA, *SECOND).config.encoders.clip)
-  images = sphinx.normalize(OUTPUTS['picture'][None])
+  images = pixels.normalize(OUTPUTS['picture'][None], sphinx.MEAN, sphinx.STD)
   cls, grid = jax.jit(lambda params: module.apply({'params': params}, images))(params)
   assert_close(np.concatenate([cls, grid.reshape(256, 32)]), 'clip_gelu')
 

@@ -1,0 +1,156 @@
+"""The model families, and what is done alike with a model of any of them.
+
+`config.name` of a model config is a name in FAMILIES. Nothing outside `models/` depends on which.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from sphinx_jax.core import tables
+from sphinx_jax.models import attention, multimodal
+
+FAMILIES = tables.Table(
+  'model',
+  {
+    'sphinx': 'sphinx_jax.models.sphinx:Sphinx',
+    'idefics2': 'sphinx_jax.models.idefics2:Idefics2',
+  },
+)
+
+
+def family(config: ml_collections.ConfigDict) -> type[multimodal.Multimodal]:
+  """The module class of a model config; configs of older versions, without a name, are SPHINX."""
+  return FAMILIES[config.get('name', 'sphinx')]
+
+
+def build(config: ml_collections.ConfigDict, platform: str | None = None) -> multimodal.Multimodal:
+  """The module of a model config (`config.model` of a run).
+
+  Args:
+    config: the model config. Its `attention` is a kernel of models/attention.py or 'auto'.
+    platform: where the module will run ('cpu', 'gpu', 'tpu'); None: JAX's default backend.
+
+  Raises:
+    SphinxError: an unknown family, encoder, LLM, or setting of one of them.
+  """
+  kernel = attention.choose(config.attention, platform or jax.default_backend())
+  settings = {**config.to_dict(), 'attention': kernel}
+  return family(config)(ml_collections.FrozenConfigDict(settings))
+
+
+def apply(
+  model: multimodal.Multimodal, params: dict, batch: Mapping[str, jax.Array]
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+  """Runs the model up to the logits, which the loss computes in chunks.
+
+  Args:
+    model: from `build`.
+    params: its parameters.
+    batch: see core/batch.py.
+
+  Returns:
+    Hidden states [B,T,D], and the lm_head: hidden states [B,t,D] -> logits float32[B,t,vocab].
+  """
+  fields = [batch[name] for name in ('tokens', 'visual_index', 'positions', 'segments', 'images')]
+  hidden_states = model.apply({'params': params}, *fields, method='hidden_states')
+  return hidden_states, lambda part: model.apply({'params': params}, part, method='lm_head')
+
+
+# Settings of speed, memory and rounding, and those that the shapes of the parameters show.
+_INCIDENTAL = {
+  *('dtype', 'remat', 'attention', 'scan_unroll', 'unroll', 'half_round'),
+  *('max_length', 'multiple_of', 'ffn_multiplier', 'parent', 'name'),
+}
+
+
+def settings_of_weights(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The settings that decide what a model's weights mean, with defaults, to compare two models.
+
+  Args:
+    config: the model config.
+
+  Returns:
+    Nested dictionaries like the config.
+  """
+  settings = {key: value for key, value in config.to_dict().items() if key not in _INCIDENTAL}
+  for path, module in family(config).parts(config).items():
+    *groups, name = path.split('.')
+    section = functools.reduce(dict.__getitem__, groups, settings)
+    defaults = {
+      field.name: field.default
+      for field in dataclasses.fields(module)
+      if field.default is not dataclasses.MISSING
+    }
+    complete = {**defaults, **section[name]}
+    section[name] = {key: value for key, value in complete.items() if key not in _INCIDENTAL}
+  llm = settings['llm']
+  if llm['kv_heads'] is None:
+    llm['kv_heads'] = llm['heads']
+  return {**settings, 'llm': {'name': config.llm.name, **llm}}
+
+
+def visual_tokens(config: ml_collections.ConfigDict) -> int:
+  """Sequence positions of one image; 0 for a language model alone.
+
+  Those of SPHINX are start, tokens and end of every view. The official code calls this number
+  image_words.
+  """
+  return _visual_tokens(ml_collections.FrozenConfigDict(config))
+
+
+@functools.cache
+def _visual_tokens(config: ml_collections.FrozenConfigDict) -> int:
+  if not family(config).sees_images(config):
+    return 0
+  images = jax.ShapeDtypeStruct((1, 1, config.image_size, config.image_size, 3), jnp.uint8)
+  module = build(config)
+
+  def encode(images: jax.Array) -> jax.Array:
+    return module.init_with_output(jax.random.key(0), images, method='encode')[0]
+
+  return jax.eval_shape(encode, images).shape[1]
+
+
+def init(config: ml_collections.ConfigDict, rng: jax.Array) -> dict:
+  """Float32 parameters as plain nested dictionaries."""
+  return jax.jit(lambda rng: nn.unbox(_boxed_params(config, rng)))(rng)
+
+
+def abstract_params(config: ml_collections.ConfigDict) -> dict:
+  """Shapes and dtypes of `init`, without computing anything."""
+  return nn.unbox(_abstract(ml_collections.FrozenConfigDict(config)))
+
+
+def logical_axes(config: ml_collections.ConfigDict) -> dict:
+  """The tree of `init` with a tuple of logical names (see layers.py) for every parameter."""
+  return jax.tree.map(
+    lambda box: tuple(box.names),
+    _abstract(ml_collections.FrozenConfigDict(config)),
+    is_leaf=lambda box: isinstance(box, nn.LogicallyPartitioned),
+  )
+
+
+@functools.cache
+def _abstract(config: ml_collections.FrozenConfigDict) -> dict:
+  """Shapes and logical names of the parameters; cached, as tracing a large model takes a second."""
+  return jax.eval_shape(lambda rng: _boxed_params(config, rng), jax.random.key(0))
+
+
+def init_cache(config: ml_collections.ConfigDict, rows: int, length: int) -> dict:
+  """An empty cache of `rows` sequences of up to `length` positions, for `decode`."""
+  return multimodal.language_model(config).init_cache(rows, length)
+
+
+def _boxed_params(config: ml_collections.ConfigDict, rng: jax.Array) -> dict:
+  """Parameters in flax boxes with their logical names."""
+  field = jnp.zeros((1, 1), jnp.int32)
+  images_per_row = 1 if family(config).sees_images(config) else 0
+  images = jnp.zeros((1, images_per_row, config.image_size, config.image_size, 3), jnp.uint8)
+  return build(config, 'cpu').init(rng, field, field, field, field, images)['params']

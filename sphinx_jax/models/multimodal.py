@@ -1,0 +1,151 @@
+"""What the model families share: a language model over packed rows of text and visual tokens."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from sphinx_jax.core import errors, tables
+
+LLMS = tables.Table('llm', {'llama': 'sphinx_jax.models.llms.llama:Llama'})
+
+
+class Multimodal(nn.Module):
+  """A model of some family: its subclass makes `llm`, and `encode`s images.
+
+  Attributes:
+    config: the model config.
+  """
+
+  config: ml_collections.FrozenConfigDict
+
+  @classmethod
+  def parts(cls, config: Any) -> dict[str, type[nn.Module]]:
+    """Dotted section of the model config -> the module whose settings it has."""
+    return {'llm': LLMS[config.llm.name]}
+
+  @classmethod
+  def sees_images(cls, config: Any) -> bool:
+    """Whether a model of this config has encoders of images."""
+    return True
+
+  def encode(self, images: jax.Array, image_size: jax.Array | None = None) -> jax.Array:
+    """Visual tokens [B,N*L,D] of images uint8[B,N,Y,X,3], L of each image.
+
+    Args:
+      images: each in the upper left corner of its canvas.
+      image_size: int32[B,N,2], rows and columns of each image; None: the whole canvas.
+    """
+    raise NotImplementedError
+
+  def __call__(
+    self,
+    tokens: jax.Array,
+    visual_index: jax.Array,
+    positions: jax.Array,
+    segments: jax.Array,
+    images: jax.Array,
+    image_size: jax.Array | None = None,
+  ) -> jax.Array:
+    """Logits of packed rows. Fields are described in core/batch.py.
+
+    Args:
+      tokens: int32[B,T].
+      visual_index: int32[B,T].
+      positions: int32[B,T].
+      segments: int32[B,T].
+      images: uint8[B,N,Y,X,3]; N may be 0.
+      image_size: int32[B,N,2], or None, see `encode`.
+
+    Returns:
+      float32[B,T,vocab].
+    """
+    return self.lm_head(
+      self.hidden_states(tokens, visual_index, positions, segments, images, image_size)
+    )
+
+  def hidden_states(
+    self,
+    tokens: jax.Array,
+    visual_index: jax.Array,
+    positions: jax.Array,
+    segments: jax.Array,
+    images: jax.Array,
+    image_size: jax.Array | None = None,
+  ) -> jax.Array:
+    """Last hidden states [B,T,D] of packed rows; arguments as in `__call__`."""
+    visual = self.encode(images, image_size) if images.shape[1] else None
+    embedded = self._embed(tokens, visual_index, visual)
+    return self.llm.hidden_states(embedded, positions, segments)[0]
+
+  def lm_head(self, hidden_states: jax.Array) -> jax.Array:
+    """Logits float32[B,T,vocab] of hidden states [B,T,D]."""
+    return self.llm.lm_head(hidden_states)
+
+  def decode(
+    self,
+    tokens: jax.Array,
+    visual_index: jax.Array,
+    positions: jax.Array,
+    visual: jax.Array | None,
+    cache: dict,
+  ) -> tuple[jax.Array, dict]:
+    """Prefill or continuation of one sequence a row.
+
+    Keys and values of row b are written to slots positions[b,0] onwards, which must fit the cache.
+    A query at position p sees slots <= p, so what follows a right-padded prompt overwrites the
+    padding.
+
+    Args:
+      tokens: int32[B,T].
+      visual_index: int32[B,T].
+      positions: int32[B,T], consecutive in a row.
+      visual: result of `encode`, or None.
+      cache: from `init_cache` or the call before.
+
+    Returns:
+      Logits float32[B,T,vocab] and the new cache.
+    """
+    embedded = self._embed(tokens, visual_index, visual)
+    hidden_states, cache = self.llm.hidden_states(embedded, positions, cache=cache)
+    return self.llm.lm_head(hidden_states), cache
+
+  def _embed(
+    self, tokens: jax.Array, visual_index: jax.Array, visual: jax.Array | None
+  ) -> jax.Array:
+    """Embeddings [B,T,D]: visual tokens where `visual_index` >= 0, text elsewhere."""
+    text = self.llm.embed(tokens)
+    if visual is None:
+      return text
+    image = jnp.take_along_axis(visual, jnp.maximum(visual_index, 0)[..., None], axis=1)
+    return jnp.where(visual_index[..., None] >= 0, image, text)
+
+
+def make(
+  kind: str, module: type[nn.Module], settings: Any, shared: dict[str, Any], name: str
+) -> nn.Module:
+  """A module from its settings, and from those shared settings that it has a field for.
+
+  Raises:
+    SphinxError: a setting that the module does not have.
+  """
+  fields = set(module.__dataclass_fields__) - {'parent', 'name'}
+  for setting in settings:
+    if setting not in fields:
+      raise errors.unknown(f'setting of {kind}', setting, fields - set(shared))
+  shared = {key: value for key, value in shared.items() if key in fields}
+  return module(**shared, **settings, name=name)
+
+
+def language_model(config: Any) -> nn.Module:
+  """The language model of a model config, named 'llm'."""
+  settings = {key: value for key, value in config.llm.items() if key != 'name'}
+  shared = dict(
+    dtype=jnp.dtype(config.dtype),
+    remat=config.remat,
+    unroll=config.scan_unroll,
+    attention=config.attention,
+  )
+  return make(f'llm {config.llm.name}', LLMS[config.llm.name], settings, shared, 'llm')

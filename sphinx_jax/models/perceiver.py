@@ -1,0 +1,126 @@
+"""The perceiver resampler of Idefics2: a few learned vectors read the patches of an image.
+
+Source: docs/idefics2.md, "Perceiver".
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sphinx_jax.models import attention, foreign, layers
+
+_RATIO = 4  # Hidden width of the MLPs over the width.
+
+
+class Perceiver(nn.Module):
+  """Patches [B,P,D] -> vectors [B,Q,D].
+
+  Attributes:
+    queries: number of vectors Q.
+    layers: number of layers.
+    heads: number of query heads.
+    kv_heads: number of key/value heads.
+    head_width: C, which need not be D / heads.
+    eps: epsilon of the norms.
+    remat: see `layers.stack`.
+    unroll: see `layers.stack`.
+    dtype: compute dtype.
+  """
+
+  queries: int
+  layers: int
+  heads: int
+  kv_heads: int
+  head_width: int
+  eps: float
+  remat: str = 'none'
+  unroll: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, patches: jax.Array, is_real: jax.Array) -> jax.Array:
+    """Resamples patches [B,P,D], of which those of `is_real` bool[B,P] are seen."""
+    batch, _, width = patches.shape
+    # Released weights replace them. Equal vectors would stay equal in training.
+    small = nn.initializers.normal(width**-0.5)
+    latents = layers.param(
+      self, 'latents', small, (self.queries, width), (None, 'encoder_embed'), self.dtype
+    )
+    x = jnp.broadcast_to(latents, (batch, *latents.shape))
+    blocks = layers.stack(Layer, self.layers, self.unroll, self.remat, broadcast=2)
+    x, _ = blocks(
+      self.heads,
+      self.kv_heads,
+      self.head_width,
+      self.eps,
+      (2 * self.layers) ** -0.5,
+      self.dtype,
+      name='layers',
+    )(x, patches, is_real)
+    return layers.RMSNorm(self.eps, self.dtype, name='norm')(x)
+
+
+class Layer(nn.Module):
+  """One layer, scanned. The vectors see the patches and each other."""
+
+  heads: int
+  kv_heads: int
+  head_width: int
+  eps: float
+  scale: float
+  dtype: Any
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, patches: jax.Array, is_real: jax.Array
+  ) -> tuple[jax.Array, None]:
+    norm = lambda name: layers.RMSNorm(self.eps, self.dtype, name=name)
+    vectors = norm('latents_norm')(x)
+    context = jnp.concatenate([norm('context_norm')(patches), vectors], axis=1)
+    seen = jnp.concatenate([is_real, jnp.ones(x.shape[:2], bool)], axis=1)
+
+    def project(name: str, inputs: jax.Array, heads: int) -> jax.Array:
+      names = ('encoder_embed', 'encoder_heads')
+      dense = layers.Dense(
+        (heads * self.head_width,), names, bias=False, dtype=self.dtype, name=name
+      )
+      return dense(inputs).reshape(*inputs.shape[:2], heads, self.head_width)
+
+    attended = attention.attend(
+      project('wq', vectors, self.heads),
+      project('wk', context, self.kv_heads),
+      project('wv', context, self.kv_heads),
+      keys=seen,
+    )
+    out = layers.Dense(
+      (x.shape[-1],),
+      ('encoder_heads', 'encoder_embed'),
+      bias=False,
+      scale=self.scale,
+      dtype=self.dtype,
+      name='wo',
+    )
+    x = x + out(attended.reshape(*x.shape[:2], -1))
+    mlp = layers.GatedMlp(_RATIO * x.shape[-1], self.scale, self.dtype, name='mlp')
+    return x + mlp(norm('mlp_norm')(x)), None
+
+
+def weights(layers: int) -> list[foreign.Weight]:
+  """The module as HF transformers names it, without a prefix."""
+  block = []
+  for path, key in (
+    ('latents_norm', 'input_latents_norm'),
+    ('context_norm', 'input_context_norm'),
+    ('mlp_norm', 'post_attention_layernorm'),
+  ):
+    block += foreign.tensor(f'{path}/scale', f'{key}.weight', 'd -> d')
+  for name in 'qkvo':
+    block += foreign.linear(f'w{name}', f'self_attn.{name}_proj', bias=False)
+  block += foreign.gated_mlp('mlp', 'mlp')
+  return [
+    *foreign.tensor('latents', 'latents', 'q d -> q d'),
+    *foreign.within('layers/', 'layers.{}.', block, range(layers)),
+    *foreign.tensor('norm/scale', 'norm.weight', 'd -> d'),
+  ]
