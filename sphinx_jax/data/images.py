@@ -100,7 +100,7 @@ def square(
   image = _read(data, lambda image: to_rgb(image, alpha, note))
   if mirrored:
     image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-  return np.asarray(_padded_resize(image, size))
+  return np.asarray(pad_and_resize(image, size))
 
 
 def padded_resize(image: np.ndarray, size: int) -> np.ndarray:
@@ -130,10 +130,10 @@ def padded_resize(image: np.ndarray, size: int) -> np.ndarray:
       'a uint8 array [rows, columns, 3]',
       "convert it, for example with np.asarray(image.convert('RGB'))",
     )
-  return np.asarray(_padded_resize(Image.fromarray(image), size))
+  return np.asarray(pad_and_resize(Image.fromarray(image), size))
 
 
-def _padded_resize(image: Image.Image, size: int) -> Image.Image:
+def pad_and_resize(image: Image.Image, size: int) -> Image.Image:
   """Centers an RGB image in a square of its longer edge, then resizes it (antialiased bicubic).
 
   The left or top margin is half the difference of the edges, rounded down.
