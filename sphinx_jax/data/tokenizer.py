@@ -1,8 +1,9 @@
-"""Sentencepiece tokenizers in the style of LLaMA, and their training from a corpus."""
+"""Tokenizers in the style of LLaMA, and the training of one from a corpus."""
 
 import functools
 import io
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,84 @@ COORDINATE_SYMBOLS = ('[0.', '\u2581[0.', ',\u25810.', ';\u25810.')
 
 
 class Tokenizer:
+  """A tokenizer in the style of LLaMA, with special tokens that no text becomes by itself.
+
+  Args:
+    model_bytes: contents of a `tokenizer.model` of sentencepiece, or of a `tokenizer.json`.
+    added: text -> id of special tokens beyond a `tokenizer.model`. A `tokenizer.json` has its own.
+
+  Attributes:
+    model_bytes: as given, so that checkpoints can carry them.
+    added: as given.
+    specials: text -> id of all special tokens that have a text.
+    vocab_size: number of ids.
+    bos: id of BOS.
+    eos: id of EOS.
+
+  Raises:
+    SphinxError: the bytes are not a tokenizer, or `added` has an id of the model.
+  """
+
+  def __init__(self, model_bytes: bytes, added: Mapping[str, int] | None = None) -> None:
+    self.model_bytes, self.added = bytes(model_bytes), dict(added or {})
+    is_json = self.model_bytes.lstrip()[:1] == b'{'
+    self._model = JsonModel(self.model_bytes) if is_json else PieceModel(self.model_bytes)
+    taken = [text for text, i in self.added.items() if i < self._model.size]
+    if taken:
+      raise errors.make(
+        'tokenizer',
+        f'added tokens with ids of the model ({", ".join(taken[:5])})',
+        f'ids from {self._model.size} on',
+        'take the files that belong together',
+      )
+    self.specials: dict[str, int] = self._model.specials | self.added
+    self.vocab_size: int = max([self._model.size, *(i + 1 for i in self.added.values())])
+    self.bos, self.eos = self._model.bos, self._model.eos
+    self._is_added = frozenset(self.added.values())
+
+  def encode(self, text: str, bos: bool = False, parse_special: bool = False) -> list[int]:
+    """Returns the ids of a text.
+
+    Args:
+      text: the text.
+      bos: whether BOS comes first.
+      parse_special: whether special tokens written in the text become their ids, as in
+        transformers. The stretches between them are encoded one by one. Otherwise they are text.
+
+    Raises:
+      SphinxError: the text is not unicode.
+    """
+    ids = self._parse(text) if parse_special else self._model.encode(text)
+    return [self.bos, *ids] if bos else ids
+
+  def _parse(self, text: str) -> list[int]:
+    pattern = '|'.join(map(re.escape, sorted(self.specials, key=len, reverse=True)))
+    ids = []
+    for part in re.split(f'({pattern})', text) if pattern else [text]:
+      if part in self.specials:
+        ids.append(self.specials[part])
+      elif part:
+        ids += self._model.encode(part)
+    return ids
+
+  def encode_begins(self, text: str) -> tuple[list[int], np.ndarray]:
+    """Returns the ids of a text and the character at which each begins, int64[n]."""
+    return self._model.encode_begins(text)
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Returns the text of ids, without special tokens and the space of the first word."""
+    return self._model.decode([int(i) for i in ids if i not in self._is_added])
+
+
+class PieceModel:
   """A sentencepiece model.
 
   Args:
     model_bytes: contents of a `tokenizer.model`.
 
   Attributes:
-    model_bytes: as given, so that checkpoints can carry them.
-    vocab_size: number of ids.
+    specials: text -> id of its control tokens.
+    size: number of ids.
     bos: id of BOS.
     eos: id of EOS.
 
@@ -34,30 +105,33 @@ class Tokenizer:
   """
 
   def __init__(self, model_bytes: bytes) -> None:
-    self.model_bytes = bytes(model_bytes)
     try:
-      if not self.model_bytes:  # Sentencepiece would take them.
+      if not model_bytes:  # Sentencepiece would take them.
         raise ValueError('an empty file')
-      self._model = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
+      self._model = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
     except Exception as error:  # Sentencepiece raises RuntimeError.
       raise errors.make(
         'tokenizer',
-        f'{len(self.model_bytes)} bytes that do not load ({error})',
-        'a sentencepiece tokenizer.model',
+        f'{len(model_bytes)} bytes that do not load ({error})',
+        'a sentencepiece tokenizer.model, or a tokenizer.json',
         'check the file',
       ) from error
-    self.vocab_size: int = self._model.vocab_size()
+    self.size: int = self._model.vocab_size()
     self.bos: int = self._model.bos_id()
     self.eos: int = self._model.eos_id()
     if self.bos < 0 or self.eos < 0:
       raise errors.make(
         'tokenizer', 'no BOS or no EOS', "a tokenizer.model in LLaMA's style", 'check the file'
       )
+    self.specials = {
+      self._model.id_to_piece(i): i
+      for i in range(self.size)
+      if self._model.is_control(i) or self._model.is_unknown(i)
+    }
 
-  def encode(self, text: str, bos: bool = False) -> list[int]:
-    """Returns the ids of a text, after BOS if `bos`. Raises SphinxError if it is not unicode."""
-    ids = self._encode(text)
-    return [self.bos, *ids] if bos else ids
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of a text. Raises SphinxError if it is not unicode."""
+    return self._encode(text)
 
   def _encode(self, text: str, **options: Any) -> Any:
     try:
@@ -65,12 +139,7 @@ class Tokenizer:
     except (RuntimeError, TypeError) as error:
       if isinstance(text, str) and is_unicode(text):
         raise
-      raise errors.make(
-        'text',
-        f'{text!a:.80}, which is not unicode',
-        'characters only',
-        'read or type the text in its own encoding',
-      ) from error
+      raise _not_unicode(text) from error
 
   def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Returns the ids of a text and the characters [begin, end) that each id covers.
@@ -98,18 +167,89 @@ class Tokenizer:
 
   @functools.cached_property
   def _lengths(self) -> np.ndarray:
-    """The number of characters that each id stands for, int64[vocab_size]. A byte counts as one."""
+    """The number of characters that each id stands for, int64[size]. A byte counts as one."""
 
     def length(i: int) -> int:
       if self._model.is_control(i) or self._model.is_unknown(i):
         return 0
       return 1 if self._model.is_byte(i) else len(self._model.id_to_piece(i))
 
-    return np.array([length(i) for i in range(self.vocab_size)])
+    return np.array([length(i) for i in range(self.size)])
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of ids, without control tokens and the space of the first word."""
-    return self._model.decode([int(i) for i in ids])
+    return self._model.decode(ids)
+
+
+class JsonModel:
+  """A `tokenizer.json`, read by the library `tokenizers`.
+
+  Args:
+    model_bytes: its contents.
+
+  Attributes: as those of PieceModel.
+
+  Raises:
+    SphinxError: the bytes are no such file, or it has no BOS and EOS.
+  """
+
+  def __init__(self, model_bytes: bytes) -> None:
+    import tokenizers  # Imported here, as most models have a tokenizer.model.
+
+    try:
+      self._model = tokenizers.Tokenizer.from_buffer(model_bytes)
+    except Exception as error:  # The library raises a plain Exception.
+      raise errors.make(
+        'tokenizer',
+        f'{len(model_bytes)} bytes that do not load ({error})',
+        'a tokenizer.json of the library tokenizers',
+        'check the file',
+      ) from error
+    self._model.encode_special_tokens = True  # As text.
+    self._model.no_padding()
+    self._model.no_truncation()
+    self.specials = {
+      token.content: i
+      for i, token in self._model.get_added_tokens_decoder().items()
+      if token.special
+    }
+    self.size: int = 1 + max(self._model.get_vocab(with_added_tokens=True).values())
+    if not {'<s>', '</s>'} <= self.specials.keys():
+      raise errors.make(
+        'tokenizer.json',
+        f'special tokens {", ".join(self.specials)[:200]}',
+        '<s> and </s> among them',
+        'this tokenizer is not supported',
+      )
+    self.bos, self.eos = self.specials['<s>'], self.specials['</s>']
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of a text. Raises SphinxError if it is not unicode."""
+    return self._encode(text).ids
+
+  def _encode(self, text: str) -> Any:
+    try:
+      return self._model.encode(text, add_special_tokens=False)
+    except (UnicodeError, TypeError) as error:
+      raise _not_unicode(text) from error
+
+  def encode_begins(self, text: str) -> tuple[list[int], np.ndarray]:
+    """Returns the ids of a text and the character at which each begins, int64[n]."""
+    encoded = self._encode(text)
+    return encoded.ids, np.array([begin for begin, _ in encoded.offsets], np.int64)
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Returns the text of ids, without special tokens and the space of the first word."""
+    return self._model.decode(ids, skip_special_tokens=True)
+
+
+def _not_unicode(text: Any) -> errors.SphinxError:
+  return errors.make(
+    'text',
+    f'{text!a:.80}, which is not unicode',
+    'characters only',
+    'read or type the text in its own encoding',
+  )
 
 
 def load(path: str | Path) -> Tokenizer:

@@ -1,0 +1,72 @@
+"""Ids and texts of Idefics2's tokenizer beside recorded ones (tests/golden/idefics2/chats.json)."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+
+from sphinx_jax.core import errors
+from sphinx_jax.data.tokenizer import Tokenizer
+from tests.models.idefics2_golden import FACTS, FOLDER
+
+CHATS = json.loads((FOLDER / 'chats.json').read_text())
+ADDED = {'<fake_token_around_image>': 512, '<image>': 513, '<end_of_utterance>': 514}
+
+
+@functools.cache
+def tokenizer(kind):
+  if kind == 'json':
+    return Tokenizer((FOLDER / 'model' / 'tokenizer.json').read_bytes())
+  return Tokenizer((FOLDER / 'model' / 'tokenizer.model').read_bytes(), ADDED)
+
+
+@pytest.mark.parametrize('kind', ['json', 'pieces'])
+@pytest.mark.parametrize('number', range(len(CHATS)))
+def test_ids_are_those_of_transformers_4(kind, number):
+  chat = CHATS[number]
+  for form in ('whole', 'split'):
+    text = chat[f'expanded_v4_{form}']
+    ids = tokenizer(kind).encode(text, bos=True, parse_special=True)
+    assert ids == chat[f'ids_v4_{form}']
+
+
+@pytest.mark.parametrize('kind', ['json', 'pieces'])
+def test_special_tokens_in_a_text_are_text_unless_asked_for(kind):
+  subject = tokenizer(kind)
+  text = 'an <image> and </s> inside'
+  ids = subject.encode(text)
+  assert not set(ids) & set(subject.specials.values())
+  assert subject.decode(ids) == text
+  assert ADDED['<image>'] in subject.encode(text, parse_special=True)
+
+
+@pytest.mark.parametrize('kind', ['json', 'pieces'])
+def test_decoding_leaves_special_tokens_out(kind):
+  for chat in CHATS:
+    decoded = tokenizer(kind).decode(chat['ids_v5_whole'])
+    assert decoded == chat['decoded_skipping_special']
+
+
+def test_both_forms_have_the_same_numbers():
+  for name in ('vocab_size', 'bos', 'eos', 'specials'):
+    assert getattr(tokenizer('json'), name) == getattr(tokenizer('pieces'), name)
+  assert tokenizer('json').vocab_size == FACTS['vocab'] == 515
+
+
+@pytest.mark.parametrize('text', ['A cat.', 'Wie heißt das? 北京 🙂', '  two  spaces\n\nand\t', ''])
+def test_both_forms_find_the_same_beginnings_of_tokens(text):
+  """Of a character of several bytes, sentencepiece counts some tokens to the one before."""
+  ids, begins = tokenizer('json').encode_begins(text)
+  other_ids, other_begins = tokenizer('pieces').encode_begins(text)
+  assert ids == other_ids
+  if text.isascii():
+    np.testing.assert_array_equal(begins, other_begins)
+
+
+def test_a_file_that_is_no_tokenizer_is_refused():
+  for contents, words in ((b'{"a": 1}', 'tokenizer.json'), (b'\x00', 'tokenizer.model')):
+    with pytest.raises(errors.SphinxError, match=words):
+      Tokenizer(contents)
+  with pytest.raises(errors.SphinxError, match='ids from 512 on'):
+    Tokenizer((FOLDER / 'model' / 'tokenizer.model').read_bytes(), {'<image>': 7})
