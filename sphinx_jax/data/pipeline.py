@@ -313,7 +313,7 @@ class Pipeline:
     if record.image is not None and not config.slots:
       raise BadExample('no image slot', 'it has an image, but batch.images is 0')
     check_unicode(text for turn in record.turns for text in turn)
-    ids, weights = self._template.encode(record.turns, self._tokenizer)
+    ids, weights, _ = self._template.encode(record.turns, self._tokenizer)
     space = config.seq_len - (config.visual_tokens if record.image is not None else 0)
     kept = self._kept_ids(weights, space, self._sources[task].too_long)
     return Example(

@@ -289,7 +289,7 @@ class Model:
       for text in itertools.chain.from_iterable(turns):
         if not isinstance(text, str | None):  # NaN would be asked as 'nan'.
           raise errors.make('chat', f'{text!r:.80} in the turns', 'a text', 'correct it')
-    ids = [self._template.prompt(turns, self.tokenizer) for turns in dialogs]
+    ids = [self._template.prompt(turns, self.tokenizer).ids for turns in dialogs]
     return self.complete(ids, images, **options)
 
   def complete(

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sphinx_jax.core.errors import SphinxError
 from sphinx_jax.data import tokenizer as tokenizers
-from sphinx_jax.data.dialog import Template
+from sphinx_jax.data.dialog import STYLES, SYSTEM, Template
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 INPUTS = {
@@ -46,7 +47,7 @@ def _labels(ids, weights, length):
 @pytest.mark.parametrize('name', sorted(INPUTS))
 def test_text_ids_and_labels_equal_official(name, tokenizer):
   golden = DATASET['items'][name]
-  ids, weights = Template().encode(_turns(name), tokenizer)
+  ids, weights, _ = Template().encode(_turns(name), tokenizer)
   assert Template().render(_turns(name)) == golden['text']
   assert ids == golden['full_ids']
   length = DATASET['max_words'] - (DATASET['image_words'] if golden['has_image'] else 0)
@@ -55,7 +56,7 @@ def test_text_ids_and_labels_equal_official(name, tokenizer):
 
 
 def test_labels_are_on_the_answers_where_official_errs(tokenizer):
-  ids, weights = Template().encode(_turns(OFFICIAL_IS_WRONG), tokenizer)
+  ids, weights, _ = Template().encode(_turns(OFFICIAL_IS_WRONG), tokenizer)
   official = np.array(DATASET['items'][OFFICIAL_IS_WRONG]['labels'][: len(ids)])
   labels = np.flatnonzero(weights)
   # The official labels are the same words, but some of them are in the question.
@@ -68,7 +69,7 @@ def test_labels_are_on_the_answers_where_official_errs(tokenizer):
 
 
 def test_weights_literally(tokenizer):
-  ids, weights = Template('').encode([('Hi', 'Yes.'), ('Q', 'No.')], tokenizer)
+  ids, weights, _ = Template('').encode([('Hi', 'Yes.'), ('Q', 'No.')], tokenizer)
   text = [tokenizer.decode([tokenizer.encode('a')[0], i])[1:] for i in ids]
   assert text == [
     '',
@@ -111,23 +112,44 @@ def test_weights_literally(tokenizer):
 def test_prompt_equals_official(case, tokenizer):
   template = Template()
   assert template.render(case['qas'], open_ended=True) == case['prompt']
-  assert template.prompt(case['qas'], tokenizer) == case['ids']
+  assert template.prompt(case['qas'], tokenizer).ids == case['ids']
   assert template.stop == PROMPTS['default']['response_end_signal']
 
 
 @pytest.mark.parametrize('case', PROMPTS['multimodal']['cases'], ids=str)
 def test_other_system_prompts_are_a_setting(case, tokenizer):
-  """The official template "multimodal". SPHINX has no templates with USER and ASSISTANT."""
+  """The official template "multimodal"."""
   system, _, _ = case['prompt'].partition('\n\n###')
   assert Template(system).render(case['qas'], open_ended=True) == case['prompt']
-  assert Template(system).prompt(case['qas'], tokenizer) == case['ids']
+  assert Template(system).prompt(case['qas'], tokenizer).ids == case['ids']
 
 
-@pytest.mark.parametrize('system', ['', 'You see images.', Template().system])
+OFFICIAL = [
+  (style, case)
+  for style in STYLES.keys() & PROMPTS.keys()
+  for case in PROMPTS[style]['cases']
+  if 'prompt' in case  # The official code raises for a dialog without a last question.
+]
+
+
+@pytest.mark.parametrize('style, case', OFFICIAL, ids=str)
+def test_other_official_templates_are_styles(style, case, tokenizer):
+  template = Template(style=style)
+  assert template.render(case['qas'], open_ended=True) == case['prompt']
+  assert template.prompt(case['qas'], tokenizer).ids == case['ids']
+  assert template.stop == PROMPTS[style]['response_end_signal']
+
+
+def test_an_unknown_style_is_refused():
+  with pytest.raises(SphinxError, match="did you mean 'vicuna_v1_1'"):
+    Template(style='vicuna_v11')
+
+
+@pytest.mark.parametrize('system', ['', 'You see images.', SYSTEM])
 def test_prompt_is_what_training_saw_before_the_answer(system, tokenizer):
   template = Template(system)
-  ids, weights = template.encode([('What?', 'A dog.'), ('Where?', '[0.25, 0.31]')], tokenizer)
-  prompt = template.prompt([('What?', 'A dog.'), ('Where?', None)], tokenizer)
+  ids, weights, _ = template.encode([('What?', 'A dog.'), ('Where?', '[0.25, 0.31]')], tokenizer)
+  prompt = template.prompt([('What?', 'A dog.'), ('Where?', None)], tokenizer).ids
   last = np.flatnonzero(np.diff(weights) > 0)[-1] + 1
   assert ids[:last] == prompt
   assert tokenizer.decode(prompt).endswith('Assistant:')
@@ -138,6 +160,6 @@ def test_without_system_the_dialog_begins_with_the_separator():
 
 
 def test_labels_survive_text_of_many_bytes_a_character(tokenizer):
-  ids, weights = Template('图😀').encode([('é图', '😀猫'), (None, '图')], tokenizer)
+  ids, weights, _ = Template('图😀').encode([('é图', '😀猫'), (None, '图')], tokenizer)
   trained = [i for i, weight in zip(ids, weights) if weight]
   assert tokenizer.decode(trained) == '😀猫\n### 图\n###'
