@@ -208,7 +208,7 @@ def test_every_turn_is_asked_after_the_true_turns_before_it(tmp_path):
   result = run(tmp_path, {'vqa': source}, painter)
   turn = ('What is the color?', 'red')
   prompts = [
-    painter.tokenizer.decode(painter.template.prompt(turns, painter.tokenizer))
+    painter.tokenizer.decode(painter.template.prompt(turns, painter.tokenizer).ids)
     for turns in ([(turn[0], None)], [turn, (turn[0], None)])
   ]
   assert painter.prompts[:2] == prompts and result['vqa']['examples'] == 6

@@ -34,7 +34,7 @@ def full_forward(model, turns, image, count):
   tokenizer, stop_text = model.tokenizer, model.template.stop
   images_at = () if image is None else (1,)
   images = np.zeros((1, 1, 16, 16, 3), np.uint8) if image is None else image[None, None]
-  prompt = model.template.prompt(turns, tokenizer)
+  prompt = model.template.prompt(turns, tokenizer).ids
   new = []
   while len(new) < count and not (new and new[-1] == tokenizer.eos):
     tokens, index = batch.interleave([*prompt, *new], images_at, model.visual_tokens)
@@ -106,7 +106,7 @@ def script(monkeypatch, text, length=30):
   """Makes every model say `text` and then EOS, whatever it is asked."""
   tokenizer = small.tokenizer()
   answer = [*tokenizer.encode(text), tokenizer.eos]
-  asked = dialog.Template('').prompt([('q', None)], tokenizer)
+  asked = dialog.Template('').prompt([('q', None)], tokenizer).ids
   table = jnp.array(([0] * (len(asked) - 1) + answer + [0] * length)[:length])
 
   def apply(module, variables, tokens, visual_index, positions, visual, cache, method):
@@ -127,7 +127,7 @@ def answer_ids(config, params, limit, seed=0, temperature=0.0):
   module = families.build(config)
   stops = stop.automaton(template.stop, stop.piece_texts(tokenizer, config.llm.vocab))
   ending = decode.Ending(jnp.asarray(stops), tokenizer.eos, tokenizer.vocab_size)
-  ids = template.prompt([('q', None)], tokenizer)
+  ids = template.prompt([('q', None)], tokenizer).ids
   fields = [field[None] for field in batch.interleave(ids, (), 0)]
   lengths = np.array([len(ids)], np.int32)
   logits, cache = decode.prefill(module, params, *fields, lengths, None)
@@ -205,7 +205,7 @@ def test_a_question_that_is_no_text_is_refused(text):
 def test_answers_are_cut_to_the_room_that_is_left():
   turns = [('one two ' * 25, None)]
   model = small.model()
-  room = 256 - len(model.template.prompt(turns, model.tokenizer))
+  room = 256 - len(model.template.prompt(turns, model.tokenizer).ids)
   assert 0 < room < 200
   assert isinstance(model.answers([turns], max_new_tokens=500)[0], str)
 
