@@ -113,6 +113,7 @@ class Form:
       taken.
     config: settings -> the library's own config, for forms that can be written as a whole model.
     configs: name of a config file -> its fields. The first one in the folder is read.
+    beside: names of files that are read as sections of the config.
   """
 
   kind: str
@@ -123,6 +124,7 @@ class Form:
   prefixes: tuple[str, ...] = ('',)
   config: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
   configs: Mapping[str, foreign_config.Fields] = dataclasses.field(default_factory=dict)
+  beside: tuple[str, ...] = ()
 
   def prefix(self, keys: Iterable[str]) -> str | None:
     """The prefix of the names in a file, or None if the file is of another form."""

@@ -4,6 +4,8 @@ Source: docs/idefics2.md. Checked against HF transformers in tests/models/test_i
 """
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from sphinx_jax.core import errors
-from sphinx_jax.models import foreign, layers, multimodal, perceiver, pixels
+from sphinx_jax.models import foreign, foreign_config, layers, multimodal, perceiver, pixels
 from sphinx_jax.models.encoders import siglip
 from sphinx_jax.models.llms import llama
 from sphinx_jax.parallel import placement
@@ -80,20 +82,197 @@ def _check_canvas(height: int, width: int, patch: int, pos_grid: int) -> None:
 
 def weights(config: Any) -> list[foreign.Weight]:
   """The table of a whole model as HF transformers names it."""
-  text = foreign.within('llm/', '', llama.FORMS['hf'].weights(config.llm))
+  text = foreign.within('llm/', '', llama.FORMS['hf'].weights(config['llm']))
   text = [
     dataclasses.replace(weight, key=weight.key.replace('model.', 'model.text_model.', 1))
     for weight in text
   ]
   connector = 'model.connector.'
   return [
-    *foreign.within('vision/', 'model.vision_model.', siglip.weights(config.vision.layers)),
+    *foreign.within('vision/', 'model.vision_model.', siglip.weights(config['vision']['layers'])),
     *foreign.gated_mlp('projection', f'{connector}modality_projection'),
     *foreign.within(
-      'perceiver/', f'{connector}perceiver_resampler.', perceiver.weights(config.perceiver.layers)
+      'perceiver/',
+      f'{connector}perceiver_resampler.',
+      perceiver.weights(config['perceiver']['layers']),
     ),
     *text,
   ]
+
+
+# Defaults of the classes of transformers. Released configs leave out what has one of them.
+_VISION = dict(num_attention_heads=16, num_channels=3)
+_PERCEIVER = dict(
+  resampler_n_heads=16,
+  resampler_head_dim=96,
+  num_key_value_heads=4,
+  hidden_size=4096,
+  rms_norm_eps=1e-6,
+)
+_TEXT = dict(
+  vocab_size=32000,
+  hidden_size=4096,
+  intermediate_size=14336,
+  num_hidden_layers=32,
+  num_attention_heads=32,
+  num_key_value_heads=8,
+  max_position_embeddings=131072,
+  rms_norm_eps=1e-6,
+  sliding_window=4096,
+)
+_PICTURE = dict(shortest_edge=378, longest_edge=980)
+# Files beside config.json that are read as sections of it.
+_PREPROCESSOR, _PROCESSOR = 'preprocessor_config.json', 'processor_config.json'
+
+
+_IMAGE_PROCESSOR = foreign_config.Fields(
+  used=('size', 'do_image_splitting'),
+  neutral={
+    'names': ('image_processor_type', 'processor_class'),
+    'how transformers computes, not what': (
+      'data_format',
+      'default_to_square',
+      'device',
+      'disable_grouping',
+      'input_data_format',
+      'return_tensors',
+    ),
+  },
+  only={
+    'do_convert_rgb': (None, True),
+    'do_normalize': (None, True),
+    'do_pad': (None, True),
+    'do_rescale': (None, True),
+    'do_resize': (None, True),
+    'image_mean': (None, [siglip.MEAN[0]]),
+    'image_std': (None, [siglip.STD[0]]),
+    'resample': (None, 2),  # Bilinear.
+    'rescale_factor': (None, 1 / 255),
+  },
+)
+
+
+def _from_huggingface(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+  section = lambda name, defaults: {**defaults, **foreign_config.section(config, name)}
+  vision, text = section('vision_config', _VISION), section('text_config', _TEXT)
+  tower = 'model.vision_model.'
+  width, _, patch, _ = shapes[f'{tower}embeddings.patch_embedding.weight']
+  pos_grid = math.isqrt(shapes[f'{tower}embeddings.position_embedding.weight'][0])
+  side = foreign_config.size(vision, 'image_size', patch * pos_grid)
+  if side // patch != pos_grid:
+    raise foreign_config.wrong_value('vision_config.image_size', side, f'{patch * pos_grid} pixels')
+  llm = llama.settings_of_huggingface(text)
+  window = text['sliding_window']
+  llm['window'] = None if window is None else foreign_config.size(text, 'sliding_window')
+  if text.get('head_dim') is not None:
+    llm['head_width'] = foreign_config.size(text, 'head_dim')
+  return dict(
+    name='idefics2',
+    image_size=patch * pos_grid,
+    slots=_slots(config),
+    vision=dict(
+      patch=patch,
+      width=width,
+      layers=foreign.count(shapes, tower + 'encoder.layers.{}.mlp.fc1.weight'),
+      heads=foreign_config.divisor(vision, 'num_attention_heads', width),
+      hidden=shapes[f'{tower}encoder.layers.0.mlp.fc1.weight'][0],
+      pos_grid=pos_grid,
+      patch_rule='all',
+    ),
+    perceiver=_perceiver(shapes, section('perceiver_config', _PERCEIVER), llm),
+    llm={'name': 'llama', **llm},
+  )
+
+
+def _perceiver(
+  shapes: foreign.Shapes, config: Mapping[str, Any], llm: Mapping[str, Any]
+) -> dict[str, Any]:
+  resampler = 'model.connector.perceiver_resampler.'
+  eps = foreign_config.number(config, 'rms_norm_eps')
+  if config['hidden_size'] != llm['width']:  # transformers then takes the text's for both.
+    eps = llm['norm_eps']
+  heads = foreign_config.size(config, 'resampler_n_heads')
+  return dict(
+    queries=shapes[f'{resampler}latents'][0],
+    layers=foreign.count(shapes, resampler + 'layers.{}.input_latents_norm.weight'),
+    heads=heads,
+    kv_heads=foreign_config.divisor(config, 'num_key_value_heads', heads),
+    head_width=foreign_config.size(config, 'resampler_head_dim'),
+    eps=eps,
+  )
+
+
+def _slots(config: Mapping[str, Any]) -> dict[str, Any]:
+  """How the processor of a folder resizes and splits images."""
+  preprocessor = foreign_config.section(config, _PREPROCESSOR)
+  if not preprocessor:  # transformers 5 writes it into the other file.
+    preprocessor = foreign_config.section(
+      foreign_config.section(config, _PROCESSOR), 'image_processor'
+    )
+  size = {**_PICTURE, **foreign_config.section(preprocessor, 'size')}
+  return dict(
+    shortest=foreign_config.size(size, 'shortest_edge'),
+    longest=foreign_config.size(size, 'longest_edge'),
+    split=bool(preprocessor.get('do_image_splitting', True)),
+  )
+
+
+_CONFIG = foreign_config.transformers_fields(
+  ('idefics2',),
+  ('Idefics2ForConditionalGeneration',),
+  neutral={'which token becomes an image, as the tokenizer has it': ('image_token_id',)},
+  only={'tie_word_embeddings': (None, False)},
+  sections={
+    'vision_config': foreign_config.transformers_fields(
+      ('idefics2', 'idefics2_vision'),
+      used=('num_attention_heads', 'image_size'),
+      only={
+        'hidden_act': (None, 'gelu_pytorch_tanh'),
+        'layer_norm_eps': (None, siglip.EPS),
+        'num_channels': (None, 3),
+      },
+      sizes={
+        'hidden_size': lambda settings: settings['vision']['width'],
+        'intermediate_size': lambda settings: settings['vision']['hidden'],
+        'num_hidden_layers': lambda settings: settings['vision']['layers'],
+        'patch_size': lambda settings: settings['vision']['patch'],
+      },
+    ),
+    'perceiver_config': foreign_config.transformers_fields(
+      ('idefics2', 'idefics2_perceiver'),
+      used=('resampler_n_heads', 'num_key_value_heads', 'hidden_size', 'rms_norm_eps'),
+      only={'hidden_act': (None, 'silu')},
+      sizes={
+        'resampler_depth': lambda settings: settings['perceiver']['layers'],
+        'resampler_head_dim': lambda settings: settings['perceiver']['head_width'],
+        'resampler_n_latents': lambda settings: settings['perceiver']['queries'],
+      },
+    ),
+    'text_config': dataclasses.replace(
+      llama.HUGGINGFACE_FIELDS,
+      used=(*llama.HUGGINGFACE_FIELDS.used, 'head_dim'),
+      sizes={},
+      marks=(),
+    ),
+    _PREPROCESSOR: _IMAGE_PROCESSOR,
+    _PROCESSOR: foreign_config.Fields(
+      neutral={'names': ('processor_class',)},
+      sizes={'image_seq_len': lambda settings: settings['perceiver']['queries']},
+      sections={'image_processor': _IMAGE_PROCESSOR},
+    ),
+  },
+)
+
+FORMS = {
+  'idefics2': foreign.Form(
+    'Idefics2 of HF transformers',
+    'model.connector.perceiver_resampler.latents',
+    weights,
+    _from_huggingface,
+    configs={'config.json': _CONFIG},
+    beside=(_PREPROCESSOR, _PROCESSOR),
+  )
+}
 
 
 def full_size(
@@ -110,6 +289,7 @@ def full_size(
     dict(
       name='idefics2',
       image_size=image_size,
+      slots=dict(shortest=378, longest=image_size, split=False),
       dtype=dtype,
       remat='none',
       attention='auto',

@@ -413,6 +413,17 @@ def _to_meta(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_huggingface(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+  settings = settings_of_huggingface(config)
+  _check_window(config, settings['max_length'])
+  return settings
+
+
+def settings_of_huggingface(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Settings from a config of LLaMA or Mistral, without the window of attention.
+
+  Raises:
+    SphinxError: a field is missing, or is none that the model computes.
+  """
   if config.get('tie_word_embeddings'):
     raise errors.make(
       'config.json',
@@ -429,7 +440,6 @@ def _from_huggingface(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict
     'max_position_embeddings',
     foreign_config.size(config, 'max_sequence_length', _CONTEXT),  # Its name in the first files.
   )
-  _check_window(config, context)
   rope_theta, rope_scaling = _rope(config)
   ffn = dict(multiple_of=256, ffn_multiplier=None)
   if ffn_width(width, 256, None) != hidden:  # Round up to a multiple that is the whole width.
@@ -561,7 +571,7 @@ META_FIELDS = foreign_config.Fields(
   neutral={'rows of the official cache': ('max_batch_size',)},
   only={'use_scaled_rope': (None, False, True)},
 )
-_HUGGINGFACE_FIELDS = foreign_config.transformers_fields(
+HUGGINGFACE_FIELDS = foreign_config.transformers_fields(
   ('llama', 'mistral'),
   ('LlamaForCausalLM', 'LLaMAForCausalLM', 'MistralForCausalLM'),
   used=(
@@ -613,6 +623,6 @@ FORMS = {
     _from_huggingface,
     unused=(r'.*\.rotary_emb\.inv_freq',),
     config=_to_huggingface,
-    configs={'config.json': _HUGGINGFACE_FIELDS},
+    configs={'config.json': HUGGINGFACE_FIELDS},
   ),
 }

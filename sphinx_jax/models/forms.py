@@ -1,0 +1,15 @@
+"""All forms of other libraries' weights, by the part of a model that they hold."""
+
+from sphinx_jax.models import idefics2
+from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer
+from sphinx_jax.models.llms import llama
+
+# Part -> its forms. 'model' is a whole model; the official SPHINX is in variants.py.
+FORMS = {
+  'model': idefics2.FORMS,
+  'llm': llama.FORMS,
+  'clip': clip.FORMS,
+  'convnext': convnext.FORMS,
+  'dinov2': dinov2.FORMS,
+  'qformer': qformer.FORMS,
+}
