@@ -173,13 +173,10 @@ def test_a_larger_canvas_changes_nothing():
 
 @pytest.mark.parametrize('shape', [(13, 98), (98, 112)])
 def test_a_canvas_that_has_no_positions_is_refused(shape):
-  model = families.build(golden.config())
+  model, variables = families.build(golden.config()), {'params': golden.params()}
+  images = jnp.zeros((1, 1, *shape, 3), jnp.uint8)
   with pytest.raises(errors.SphinxError, match='expected 14 to 111 along each side'):
-    jax.eval_shape(
-      lambda: model.apply(
-        {'params': golden.params()}, jnp.zeros((1, 1, *shape, 3), jnp.uint8), method='encode'
-      )
-    )
+    jax.eval_shape(lambda: model.apply(variables, images, method='encode'))
 
 
 def test_a_full_size_model_has_the_released_names_and_shapes():
