@@ -247,8 +247,8 @@ def test_without_a_tokenizer_there_are_logits_but_no_text(text_folder, text_mode
       'image: got uint8',
     ),
     (
-      lambda text, vision: vision.logits(tokens(), [None, None]),
-      "image: got 'NoneType'",
+      lambda text, vision: vision.logits(tokens(), [['a.png'], None]),
+      "image: got 'str'",
     ),
     (lambda text, vision: text.generate('one text'), 'a list of texts'),
     (

@@ -156,6 +156,11 @@ class Template:
     return tuple({self._style.end} & {*self._style.specials})
 
   @property
+  def image_tokens(self) -> tuple[str, ...]:
+    """Special tokens of images, which are never generated."""
+    return (MARK, self._style.around_image) if self.marks_images else ()
+
+  @property
   def marks_images(self) -> bool:
     """Whether `<image>` in a text always stands for an image."""
     return bool(self._style.around_image)
@@ -196,10 +201,31 @@ class Template:
     """Tokenizes a prompt that asks for the last turn's answer; see `encode`."""
     return self._encode(turns, tokenizer, slots, open_ended=True)
 
-  def continuation(self, text: str, tokenizer: Tokenizer, slots: Sequence[int] = ()) -> Encoded:
-    """Tokenizes a text to continue as it is, without a dialog around it; see `encode`."""
+  def continuation(
+    self,
+    text: str,
+    tokenizer: Tokenizer,
+    slots: Sequence[int] = (),
+    parse_special: bool = False,
+  ) -> Encoded:
+    """Tokenizes a text to continue as it is, without a dialog around it; see `encode`.
+
+    Args:
+      text: the text.
+      tokenizer: as in `encode`.
+      slots: as in `encode`.
+      parse_special: whether special tokens written in the text become their ids.
+    """
     (text,) = self._with_marks([text], len(slots))
-    return _tokenize(self._place_images([_Part(text)], slots), tokenizer, slots, self._style)
+    parts = [_Part(text)]
+    if parse_special:
+      specials = set(tokenizer.specials) - {MARK}
+      parts = [
+        _Part(part, kind='special' if part in specials else 'text')
+        for part in tokenizer.split(text)
+        if part
+      ]
+    return _tokenize(self._place_images(parts, slots), tokenizer, slots, self._style)
 
   def _encode(
     self, turns: Sequence[Turn], tokenizer: Tokenizer, slots: Sequence[int], open_ended: bool

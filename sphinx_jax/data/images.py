@@ -114,6 +114,15 @@ def padded_resize(image: np.ndarray, size: int) -> np.ndarray:
     uint8[size,size,3].
 
   Raises:
+    SphinxError: as `from_array`.
+  """
+  return np.asarray(pad_and_resize(from_array(image), size))
+
+
+def from_array(image: np.ndarray) -> Image.Image:
+  """Returns the image of an array uint8[Y,X,3].
+
+  Raises:
     SphinxError: another kind of array (an image of floats in [0, 1] would come out black), or an
       edge of more than 16384 pixels.
   """
@@ -130,7 +139,7 @@ def padded_resize(image: np.ndarray, size: int) -> np.ndarray:
       'a uint8 array [rows, columns, 3]',
       "convert it, for example with np.asarray(image.convert('RGB'))",
     )
-  return np.asarray(pad_and_resize(Image.fromarray(image), size))
+  return Image.fromarray(image)
 
 
 def pad_and_resize(image: Image.Image, size: int) -> Image.Image:

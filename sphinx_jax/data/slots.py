@@ -6,6 +6,7 @@ The rule belongs to the model. SPHINX sees padded squares, Idefics2 images of th
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -74,6 +75,14 @@ class Fit:
     return max(width, self.shortest), max(height, self.shortest)
 
 
+RULES = {'square': Square, 'fit': Fit}
+
+
+def make(kind: str, **settings: Any) -> Square | Fit:
+  """The rule of a model family: a class in RULES, and its attributes."""
+  return RULES[kind](**settings)
+
+
 def _quarters(image: Image.Image) -> list[Image.Image]:
   """The quarters, row by row. An odd pixel belongs to the right or the bottom."""
   width, height = image.size
@@ -84,19 +93,23 @@ def _quarters(image: Image.Image) -> list[Image.Image]:
   return [image.crop(box) for box in boxes]
 
 
-def on_canvas(slots: Sequence[np.ndarray], edge: int) -> tuple[np.ndarray, np.ndarray]:
-  """Puts slots on square canvases.
+def on_canvas(
+  slots: Sequence[np.ndarray], shape: tuple[int, int], count: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+  """Puts slots on canvases of one shape.
 
   Args:
-    slots: uint8[Y,X,3] each, at most `edge` pixels along each side.
-    edge: of the canvas.
+    slots: uint8[Y,X,3] each.
+    shape: rows and columns of a canvas, at least those of every slot.
+    count: number of canvases; None: as many as slots.
 
   Returns:
-    uint8[len(slots),edge,edge,3] with the slots in the upper left corners and zeros around them,
-    and their sizes int32[len(slots),2], rows and columns.
+    uint8[count,*shape,3] with the slots in the upper left corners and zeros elsewhere, and their
+    sizes int32[count,2], rows and columns.
   """
-  canvas = np.zeros((len(slots), edge, edge, 3), np.uint8)
-  sizes = np.array([slot.shape[:2] for slot in slots], np.int32).reshape(-1, 2)
-  for to, slot, (height, width) in zip(canvas, slots, sizes):
-    to[:height, :width] = slot
+  count = len(slots) if count is None else count
+  canvas, sizes = np.zeros((count, *shape, 3), np.uint8), np.zeros((count, 2), np.int32)
+  for to, size, slot in zip(canvas, sizes, slots):
+    size[:] = slot.shape[:2]
+    to[: size[0], : size[1]] = slot
   return canvas, sizes

@@ -69,10 +69,14 @@ class Tokenizer:
     ids = self._parse(text) if parse_special else self._model.encode(text)
     return [self.bos, *ids] if bos else ids
 
-  def _parse(self, text: str) -> list[int]:
+  def split(self, text: str) -> list[str]:
+    """Cuts a text before and after each special token written in it."""
     pattern = '|'.join(map(re.escape, sorted(self.specials, key=len, reverse=True)))
+    return re.split(f'({pattern})', text) if pattern else [text]
+
+  def _parse(self, text: str) -> list[int]:
     ids = []
-    for part in re.split(f'({pattern})', text) if pattern else [text]:
+    for part in self.split(text):
       if part in self.specials:
         ids.append(self.specials[part])
       elif part:

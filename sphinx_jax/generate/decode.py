@@ -8,8 +8,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from sphinx_jax.generate import sampling
+from sphinx_jax.data.dialog import Template
+from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.generate import sampling, stop
 from sphinx_jax.models import families, multimodal
 
 
@@ -18,13 +21,32 @@ class Ending(NamedTuple):
 
   Attributes:
     stops: int32[states, vocab], transition table of `stop.automaton`; the last state is the stop.
-    eos: token id that ends a text.
-    vocab_size: number of ids that the tokenizer knows; the model may have more.
+    ends: bool[vocab], the token ids that end a text.
+    allowed: bool[vocab], the ids that may be generated. The model may have ids that the tokenizer
+      does not know, and ids of images.
   """
 
   stops: jax.Array
-  eos: int
-  vocab_size: int
+  ends: jax.Array
+  allowed: jax.Array
+
+
+def ending(template: Template, tokenizer: Tokenizer, vocab: int) -> Ending:
+  """What ends an answer of a model with `vocab` token ids."""
+  stops = np.zeros((2, vocab), np.int32)  # Without a stop text, the last state is never reached.
+  if template.stop:
+    stops = stop.automaton(template.stop, stop.piece_texts(tokenizer, vocab))
+  ids = np.arange(vocab)
+  of_images = [tokenizer.specials.get(token, -1) for token in template.image_tokens]
+  allowed = (ids < tokenizer.vocab_size) & ~np.isin(ids, of_images)
+  ends = np.isin(ids, end_ids(template, tokenizer))
+  return Ending(*map(jnp.asarray, (stops, ends, allowed)))
+
+
+def end_ids(template: Template, tokenizer: Tokenizer) -> list[int]:
+  """The token ids that end an answer."""
+  found = [tokenizer.specials.get(token) for token in template.stop_tokens]
+  return [tokenizer.eos, *(i for i in found if i is not None)]
 
 
 class Carry(NamedTuple):
@@ -124,13 +146,12 @@ def decode(
     Answers int32[B, cache_length], -1 after a row's end, and the cache. The cache is returned only
     so that its donated memory can be used in place.
   """
-  batch_size, vocab = logits.shape
-  is_token = jnp.arange(vocab) < ending.vocab_size
+  batch_size = logits.shape[0]
   stop_reached = ending.stops.shape[0] - 1
   no_image = jnp.full((batch_size, 1), -1)
 
   def step(carry: Carry) -> Carry:
-    logits = jnp.where(is_token, carry.logits, -jnp.inf)
+    logits = jnp.where(ending.allowed, carry.logits, -jnp.inf)
     if sample:
       step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, carry.step)
       token = sampling.nucleus(logits, step_keys, temperature, top_p)
@@ -138,7 +159,7 @@ def decode(
       token = sampling.greedy(logits)
     tokens = carry.tokens.at[:, carry.step].set(jnp.where(carry.done, -1, token))
     stop_state = ending.stops[carry.stop_state, token]
-    at_end = (token == ending.eos) | (stop_state == stop_reached) | (carry.step + 1 >= limits)
+    at_end = ending.ends[token] | (stop_state == stop_reached) | (carry.step + 1 >= limits)
     # A row that is done stays at its last slot.
     positions = jnp.minimum(lengths + carry.step, cache_length - 1)[:, None]
     logits, cache = module.apply(

@@ -13,14 +13,19 @@ import ml_collections
 import numpy as np
 
 from sphinx_jax.core import batch as batches, errors
-from sphinx_jax.data import images as images_lib
-from sphinx_jax.data.dialog import Template, Turn
+from sphinx_jax.data import images as images_lib, slots as slots_lib
+from sphinx_jax.data.dialog import Encoded, Template, Turn
+from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.tokenizer import Tokenizer
-from sphinx_jax.generate import decode, stop
+from sphinx_jax.generate import decode
 from sphinx_jax.models import families, layers, multimodal
 from sphinx_jax.parallel import placement
 
 BATCH_SIZE = 128  # Most prompts decoded together, unless a call gives another number.
+
+
+# The images of one row: an array uint8[Y,X,3] of any size, several of them, or None.
+Images = np.ndarray | Sequence[np.ndarray] | None
 
 
 class _Prompt(NamedTuple):
@@ -69,13 +74,15 @@ class Model:
     self._config, self._params, self._tokenizer = config, params, tokenizer
     self._template, self._bucket = template, bucket
     self.alpha = alpha
+    family = families.family(config)
+    self._image_token, self._canvases = family.image_token(config), family.canvases(config)
+    self.slot_rule = slots_lib.make(**family.slot_rule(config))
     module = families.build(config)
     self._logits = self._compiled(functools.partial(_logits, module))
     self._encode = self._compiled(functools.partial(_encode, module))
     if tokenizer is None:
       return
-    stops = stop.automaton(template.stop, stop.piece_texts(tokenizer, vocab))
-    ending = decode.Ending(jnp.asarray(stops), tokenizer.eos, tokenizer.vocab_size)
+    ending = decode.ending(template, tokenizer, vocab)
     self._prefill = self._compiled(functools.partial(decode.prefill, module))
     self._grow = jax.jit(
       functools.partial(decode.grow, module), static_argnames=('batch_size', 'length')
@@ -129,44 +136,39 @@ class Model:
     default = multimodal.LLMS[self._config.llm.name].max_length
     return self._config.llm.get('max_length', default)
 
-  def logits(self, tokens: np.ndarray, images: np.ndarray | None = None) -> jax.Array:
+  def logits(self, tokens: np.ndarray, images: Sequence[Images] | None = None) -> jax.Array:
     """Logits of whole sequences; those at index t predict token t + 1.
 
     Args:
       tokens: int32[B,T], BOS first. What follows a row's end does not change what is before.
-      images: uint8[B,Y,X,3], one a row, of any size (padded to a square and resized as in
-        training), or None. An image's tokens stand behind BOS, so the logits at index 0 come from
-        the last of them (docs/official_sphinx.md, "Sequence").
+      images: for every row an array uint8[Y,X,3] of any size, a list of them, or None; None: no
+        row has one. The visual tokens of SPHINX stand behind BOS, so the logits at index 0 come
+        from the last of them (docs/official_sphinx.md, "Sequence"). `tokens` of a family with an
+        image token have one of it for every visual token, see `encode`.
 
     Returns:
       float32[B,T,vocab].
 
     Raises:
-      SphinxError: tokens that the model does not have; not one image a row; arrays that are no
-        images; images for a model without encoders.
+      SphinxError: tokens that the model does not have; not one entry of images a row; image tokens
+        that disagree with the images; arrays that are no images; images for a model without
+        encoders.
     """
     tokens = self._check_tokens(tokens)
-    rows, length = tokens.shape
-    if images is None:
-      pixels = np.zeros((rows, 0, 1, 1, 3), np.uint8)
-    elif len(images) != rows:
-      raise errors.make(
-        'logits',
-        f'{len(images)} images for {rows} rows',
-        'one image a row, or None',
-        'call once for each kind',
-      )
-    else:
-      pixels = self._pixels(images)
-    prompts = [self._prompt(row, images is not None) for row in tokens]
-    sequence = np.stack([prompt.tokens for prompt in prompts])
-    visual_index = np.stack([prompt.visual_index for prompt in prompts])
-    positions = np.broadcast_to(np.arange(sequence.shape[1], dtype=np.int32), sequence.shape)
+    rows = self._rows('logits', images, len(tokens))
+    prompts = [self._place(row, len(of_row)) for row, of_row in zip(tokens, rows)]
+    lengths = np.array([len(prompt.tokens) for prompt in prompts])
+    sequence, visual_index = _pad(prompts, lengths.max())
+    positions = np.broadcast_to(np.arange(lengths.max(), dtype=np.int32), sequence.shape)
     segments = np.ones_like(sequence)
-    logits = self._logits(
-      self._params, sequence, visual_index, positions, segments, jnp.asarray(pixels)
+    visual = self._visual(self._params, rows)
+    logits = self._logits(self._params, sequence, visual_index, positions, segments, visual)
+    first = lengths - tokens.shape[1]  # Visual tokens behind BOS have no token of their own.
+    if not first.any():
+      return logits
+    return jnp.take_along_axis(
+      logits, (first[:, None] + np.arange(tokens.shape[1]))[..., None], axis=1
     )
-    return logits[:, sequence.shape[1] - length :]
 
   def _check_tokens(self, tokens: np.ndarray) -> np.ndarray:
     tokens, vocab = np.asarray(tokens), self._config.llm.vocab
@@ -181,30 +183,115 @@ class Model:
       'encode the text with model.tokenizer',
     )
 
-  def _pixels(self, images: Sequence[np.ndarray]) -> np.ndarray:
-    """uint8[B,1,Y,X,3]: images padded to squares of the model's size, one a row."""
-    size = self._config.image_size
-    return np.stack([images_lib.padded_resize(image, size) for image in images])[:, None]
+  def _rows(self, who: str, images: Sequence[Images] | None, count: int) -> list[list[np.ndarray]]:
+    """The images of every row, as lists."""
+    images = [None] * count if images is None else images
+    if len(images) != count:
+      raise errors.make(
+        who,
+        f'{len(images)} images for {count} {"rows" if who == "logits" else "prompts"}',
+        'one entry for each: an image, a list of images, or None',
+        'add them',
+      )
+    return [
+      [] if of_row is None else [of_row] if getattr(of_row, 'ndim', 0) == 3 else list(of_row)
+      for of_row in images
+    ]
 
-  def encode(self, images: Sequence[np.ndarray], *, params: dict | None = None) -> jax.Array:
-    """Visual tokens of images.
+  def encode(
+    self, content: str | Sequence, images: Images = None, parse_special: bool = True
+  ) -> list[int] | jax.Array:
+    """Token ids of a text with images, as `logits` takes them.
 
     Args:
-      images: uint8[Y,X,3] of any size.
+      content: a text, in which `<image>` stands for an image of a family with an image token.
+        Or images, as for `encode_images`.
+      images: of the text.
+      parse_special: whether special tokens written in the text become their ids.
+
+    Returns:
+      Ids, BOS first. One image token stands for every visual token. Visual tokens of SPHINX have no
+      ids. For images, the result of `encode_images`.
+
+    Raises:
+      SphinxError: as many marks as images are expected; arrays that are no images.
+    """
+    if not isinstance(content, str):
+      return self.encode_images(content)
+    (of_row,) = self._rows('encode', [images], 1)
+    encoded = self._template.continuation(
+      content, self.tokenizer, self._slots(of_row), parse_special
+    )
+    ids = list(encoded.ids)
+    if self._image_token is not None:
+      for at in reversed(encoded.images_at):
+        ids[at:at] = [self._image_token] * self.visual_tokens
+    return ids
+
+  def encode_images(self, images: Sequence[Images], *, params: dict | None = None) -> jax.Array:
+    """Visual tokens of the images of several rows.
+
+    Args:
+      images: for every row an array uint8[Y,X,3] of any size, a list of them, or None.
       params: used in place of the model's own, see `complete`.
 
     Returns:
-      [len(images), visual_tokens, D] in the compute dtype.
+      [len(images), N * visual_tokens, D] in the compute dtype, N the most slots of a row.
 
     Raises:
       SphinxError: arrays that are no images; a model without encoders.
     """
-    return self._encode(self._params if params is None else params, self._pixels(images))
+    rows = self._rows('encode', images, len(images))
+    return self._visual(self._params if params is None else params, rows)
+
+  def _slots(self, images: Sequence[np.ndarray]) -> list[int]:
+    """The number of slots of every image."""
+    return [self.slot_rule.count] * len(images)
+
+  def _visual(self, params: dict, rows: Sequence[Sequence[np.ndarray]]) -> jax.Array | None:
+    """Visual tokens [B, N * visual_tokens, D] of rows, or None if no row has an image.
+
+    An image that several rows share is encoded once.
+    """
+    distinct = {id(image): image for images in rows for image in images}
+    if not distinct:
+      return None
+    slots = {key: self._read_slots(image) for key, image in distinct.items()}
+    numbers, flat = {}, []
+    for key, of_image in slots.items():
+      numbers[key] = range(len(flat), len(flat) + len(of_image))
+      flat += of_image
+    encoded = self._encode_slots(params, flat, len(rows))
+    index = [[n for image in images for n in numbers[id(image)]] for images in rows]
+    most = max(map(len, index))
+    index = np.array([row + [0] * (most - len(row)) for row in index])
+    return encoded[index].reshape(len(rows), -1, encoded.shape[-1])
+
+  def _read_slots(self, image: np.ndarray) -> list[np.ndarray]:
+    try:
+      return self.slot_rule(images_lib.from_array(image))
+    except BadExample as error:
+      raise errors.make('image', error.message, 'an image that can be split', 'crop it') from None
+
+  def _encode_slots(self, params: dict, slots: Sequence[np.ndarray], rows: int) -> jax.Array:
+    """Visual tokens [len(slots), visual_tokens, D]; slots that fit one canvas go together."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, slot in enumerate(slots):
+      canvas = tuple(next(edge for edge in self._canvases if edge >= n) for n in slot.shape[:2])
+      groups.setdefault(canvas, []).append(i)
+    parts = []
+    for canvas, members in groups.items():
+      # Few shapes are compiled: one image, as many images as rows, or a multiple of 4.
+      count = 1 if len(members) == 1 else max(rows, round_up(len(members), 4))
+      pixels, sizes = slots_lib.on_canvas([slots[i] for i in members], canvas, count)
+      parts.append(self._encode(params, pixels[:, None], sizes[:, None])[: len(members)])
+    order = np.argsort([i for members in groups.values() for i in members])
+    return jnp.concatenate(parts)[order]
 
   def generate(
     self,
     prompts: Sequence[str],
-    images: Sequence[np.ndarray | None] | None = None,
+    images: Sequence[Images] | None = None,
     max_new_tokens: int | Sequence[int] = 256,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -214,8 +301,9 @@ class Model:
     """Continues texts as they are, without a dialog around them.
 
     Args:
-      prompts: texts. BOS, and the tokens of the prompt's image, come before them.
-      images: one uint8[Y,X,3] of any size a prompt, or None for a prompt without one.
+      prompts: texts. BOS comes before them. A single image of SPHINX stands behind BOS; several,
+        and those of other families, where `<image>` is.
+      images: for every prompt an array uint8[Y,X,3] of any size, a list of them, or None.
       max_new_tokens: most tokens of a continuation, one number or one a prompt. Every row counts
         for itself (docs/official_sphinx.md, "Generation", describes the official code).
       temperature: 0 takes the likeliest token.
@@ -231,10 +319,14 @@ class Model:
     """
     if isinstance(prompts, str):
       raise errors.make('generate', 'one text', 'a list of texts', f'write [{prompts[:20]!r}]')
-    ids = [self.tokenizer.encode(prompt, bos=True) for prompt in prompts]
+    rows = self._rows('generate', images, len(prompts))
+    encoded = [
+      self._template.continuation(prompt, self.tokenizer, self._slots(of_row))
+      for prompt, of_row in zip(prompts, rows)
+    ]
     return self.complete(
-      ids,
-      images,
+      encoded,
+      rows,
       max_new_tokens=max_new_tokens,
       temperature=temperature,
       top_p=top_p,
@@ -242,12 +334,19 @@ class Model:
       batch_size=batch_size,
     )
 
-  def chat(self, turns: Sequence[Turn], image: np.ndarray | None = None, **options: Any) -> str:
-    """Answers the last question of a dialog about one image.
+  def chat(
+    self,
+    turns: Sequence[Turn],
+    image: np.ndarray | None = None,
+    images: Sequence[np.ndarray] | None = None,
+    **options: Any,
+  ) -> str:
+    """Answers the last question of a dialog.
 
     Args:
       turns: [(question, answer), ..., (question, None)].
       image: uint8[Y,X,3] of any size, or None.
+      images: several of them, in place of `image`; `<image>` in the turns marks where they stand.
       options: `max_new_tokens`, `temperature`, `top_p`, `seed` and others, as in `complete`.
 
     Returns:
@@ -256,19 +355,22 @@ class Model:
     Raises:
       SphinxError: as `answers`.
     """
-    return self.answers([turns], [image], **options)[0]
+    return self.answers([turns], [image if images is None else images], **options)[0]
 
   def answers(
     self,
     dialogs: Sequence[Sequence[Turn]],
-    images: Sequence[np.ndarray | None] | None = None,
+    images: Sequence[Images] | None = None,
+    *,
+    visual: jax.Array | None = None,
     **options: Any,
   ) -> list[str]:
     """Answers the last question of every dialog; an answer does not depend on the other dialogs.
 
     Args:
       dialogs: turns as in `chat`.
-      images: one uint8[Y,X,3] of any size a dialog, or None for a dialog without one.
+      images: for every dialog an array uint8[Y,X,3] of any size, a list of them, or None.
+      visual: result of `encode_images`, one entry a dialog, in place of `images`.
       options: as in `complete`.
 
     Returns:
@@ -289,13 +391,21 @@ class Model:
       for text in itertools.chain.from_iterable(turns):
         if not isinstance(text, str | None):  # NaN would be asked as 'nan'.
           raise errors.make('chat', f'{text!r:.80} in the turns', 'a text', 'correct it')
-    ids = [self._template.prompt(turns, self.tokenizer).ids for turns in dialogs]
-    return self.complete(ids, images, **options)
+    rows = self._rows('chat', images, len(dialogs))
+    counts = [len(of_row) for of_row in rows]
+    if visual is not None:
+      counts = [visual.shape[1] // self.visual_tokens // self.slot_rule.count] * len(dialogs)
+    prompts = [self.prompt_of(turns, count) for turns, count in zip(dialogs, counts)]
+    return self.complete(prompts, rows, visual=visual, **options)
+
+  def prompt_of(self, turns: Sequence[Turn], images: int) -> Encoded:
+    """Tokenizes a dialog about some images that asks for the last turn's answer."""
+    return self._template.prompt(turns, self.tokenizer, [self.slot_rule.count] * images)
 
   def complete(
     self,
-    ids: Sequence[Sequence[int]],
-    images: Sequence[np.ndarray | None] | None = None,
+    prompts: Sequence[Encoded | Sequence[int]],
+    images: Sequence[Images] | None = None,
     *,
     visual: jax.Array | None = None,
     max_new_tokens: int | Sequence[int] = 256,
@@ -309,10 +419,11 @@ class Model:
     """Continues token ids; what a prompt gets does not depend on the other prompts.
 
     Args:
-      ids: token ids of every prompt, BOS first. An image's tokens come behind BOS.
-      images: one uint8[Y,X,3] of any size a prompt, or None for a prompt without one. The same
+      prompts: from `prompt_of` or a method of `template`; or ids alone, BOS first, whose images
+        stand behind BOS.
+      images: for every prompt an array uint8[Y,X,3] of any size, a list of them, or None. The same
         array object twice is encoded once.
-      visual: result of `encode`, one entry a prompt, in place of `images`.
+      visual: result of `encode_images`, one entry a prompt, in place of `images`.
       max_new_tokens: as in `generate`.
       temperature: as in `generate`.
       top_p: as in `generate`.
@@ -331,17 +442,10 @@ class Model:
         silently); not one image a prompt; sampling numbers outside their ranges.
     """
     tokenizer = self.tokenizer
-    count = len(ids)
+    count = len(prompts)
     if not count:
       return []
-    images = [None] * count if images is None else images
-    if len(images) != count:
-      raise errors.make(
-        'generate',
-        f'{len(images)} images for {count} prompts',
-        'one a prompt, or None in its place',
-        'add them',
-      )
+    images = self._rows('generate', images, count)
     # Seeds are int64.
     if not (0 <= temperature < math.inf and 0 < top_p <= 1 and -(2**63) <= seed < 2**63):
       raise errors.make(
@@ -351,10 +455,14 @@ class Model:
         'change them',
       )
     params = self._params if params is None else params
-    prompts = [
-      self._prompt(row, visual is not None or image is not None) for row, image in zip(ids, images)
-    ]
-    lengths = np.array([len(prompt.tokens) for prompt in prompts], np.int32)
+    placed = []
+    for prompt, of_row in zip(prompts, images):
+      if not isinstance(prompt, Encoded):
+        given = len(of_row) * self.slot_rule.count if visual is None else 1
+        prompt = Encoded(prompt, None, (1,) * given)
+      fields = batches.interleave(prompt.ids, prompt.images_at, self.visual_tokens)
+      placed.append(_Prompt(*fields))
+    lengths = np.array([len(prompt.tokens) for prompt in placed], np.int32)
     limits = np.broadcast_to(np.asarray(max_new_tokens, np.int32), count)
     limits = np.minimum(limits, self._room(lengths))
     expected = limits if expected is None else expected
@@ -367,8 +475,10 @@ class Model:
       rows = np.array(chosen + padding)
       tokens = self._decode_batch(
         params,
-        [prompts[i] for i in rows],
-        self._visual(params, rows, images, visual),
+        [placed[i] for i in rows],
+        self._visual(params, [images[i] for i in rows])
+        if visual is None
+        else jnp.asarray(visual)[rows],
         limits[rows],
         streams=rows,
         seed=seed,
@@ -376,7 +486,7 @@ class Model:
         top_p=top_p,
       )
       for i, row in zip(chosen, tokens):
-        texts[i] = _text(tokenizer, self._template.stop, row)
+        texts[i] = _text(tokenizer, self._template, row)
 
     # The decoding loop leaves CPU cores idle, so two batches run at once there. An accelerator is
     # busy with one.
@@ -384,8 +494,22 @@ class Model:
       list(pool.map(complete_batch, [order[i : i + size] for i in range(0, count, size)]))
     return texts
 
-  def _prompt(self, ids: Sequence[int], has_image: bool) -> _Prompt:
-    return _Prompt(*batches.interleave(ids, (1,) if has_image else (), self.visual_tokens))
+  def _place(self, ids: np.ndarray, images: int) -> _Prompt:
+    """Ids of `logits` with visual tokens: behind BOS, or where the image tokens are."""
+    slots = images * self.slot_rule.count
+    if self._image_token is None:
+      return _Prompt(*batches.interleave(ids, (1,) * slots, self.visual_tokens))
+    is_visual = ids == self._image_token
+    if is_visual.sum() != slots * self.visual_tokens:
+      raise errors.make(
+        'logits',
+        f'{images} images ({slots} slots of {self.visual_tokens} visual tokens) and '
+        f'{is_visual.sum()} image tokens',
+        'one image token for every visual token',
+        'make the ids with model.encode(text, images)',
+      )
+    visual_index = np.where(is_visual, np.cumsum(is_visual) - 1, -1).astype(np.int32)
+    return _Prompt(np.where(is_visual, 0, ids).astype(np.int32), visual_index)
 
   def _room(self, lengths: np.ndarray) -> np.ndarray:
     """Most new tokens of prompts of these lengths, int32[B]."""
@@ -398,27 +522,6 @@ class Model:
         'shorten the conversation',
       )
     return room
-
-  def _visual(
-    self,
-    params: dict,
-    rows: np.ndarray,
-    images: Sequence[np.ndarray | None],
-    visual: jax.Array | None,
-  ) -> jax.Array | None:
-    """Visual tokens [B, visual_tokens, D] of the chosen rows, or None if no row has an image."""
-    if visual is not None:
-      return jnp.asarray(visual)[rows]
-    distinct = {id(images[i]): images[i] for i in rows if images[i] is not None}
-    if not distinct:
-      return None
-    # Only two shapes are compiled: one image for all rows, or as many images as rows.
-    blanks = len(rows) - len(distinct) if len(distinct) > 1 else 0
-    encoded = self.encode(
-      [*distinct.values(), *[np.zeros((1, 1, 3), np.uint8)] * blanks], params=params
-    )
-    slots = {key: slot for slot, key in enumerate(distinct)}
-    return encoded[np.array([slots.get(id(images[i]), 0) for i in rows])]
 
   def _decode_batch(
     self,
@@ -436,11 +539,7 @@ class Model:
     lengths = np.array([len(prompt.tokens) for prompt in prompts], np.int32)
     width = min(round_up(lengths.max(), self._bucket), self.max_length)
     cache_length = min(round_up((lengths + limits).max(), 2 * self._bucket), self.max_length)
-    tokens = np.zeros((len(prompts), width), np.int32)
-    visual_index = np.full((len(prompts), width), -1, np.int32)
-    for row, prompt in enumerate(prompts):
-      tokens[row, : lengths[row]] = prompt.tokens
-      visual_index[row, : lengths[row]] = prompt.visual_index
+    tokens, visual_index = _pad(prompts, width)
     logits, cache = self._prefill(params, tokens, visual_index, lengths, visual)
     cache = self._grow(cache, batch_size=len(prompts), length=cache_length)
     key = jax.random.key(seed)
@@ -482,17 +581,48 @@ def _even_batch_size(count: int, most: int) -> int:
   return min(round_up(-(-count // batch_count), 4), most)
 
 
-def _logits(module: multimodal.Multimodal, params: dict, *fields: jax.Array) -> jax.Array:
-  return module.apply({'params': params}, *fields)
+def _pad(prompts: Sequence[_Prompt], length: int) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens and visual index int32[B,length] of right-padded prompts."""
+  tokens = np.zeros((len(prompts), length), np.int32)
+  visual_index = np.full((len(prompts), length), -1, np.int32)
+  for row, prompt in enumerate(prompts):
+    tokens[row, : len(prompt.tokens)] = prompt.tokens
+    visual_index[row, : len(prompt.tokens)] = prompt.visual_index
+  return tokens, visual_index
 
 
-def _encode(module: multimodal.Multimodal, params: dict, images: jax.Array) -> jax.Array:
-  return module.apply({'params': params}, images, method='encode')
+def _logits(
+  module: multimodal.Multimodal,
+  params: dict,
+  tokens: jax.Array,
+  visual_index: jax.Array,
+  positions: jax.Array,
+  segments: jax.Array,
+  visual: jax.Array | None,
+) -> jax.Array:
+  states = module.apply(
+    {'params': params},
+    tokens,
+    visual_index,
+    positions,
+    segments,
+    None,
+    visual=visual,
+    method='hidden_states',
+  )
+  return module.apply({'params': params}, states, method='lm_head')
 
 
-def _text(tokenizer: Tokenizer, stop_text: str, tokens: np.ndarray) -> str:
-  """The text of one row of `decode.decode`, up to EOS or the stop text."""
+def _encode(
+  module: multimodal.Multimodal, params: dict, images: jax.Array, image_size: jax.Array
+) -> jax.Array:
+  return module.apply({'params': params}, images, image_size, method='encode')
+
+
+def _text(tokenizer: Tokenizer, template: Template, tokens: np.ndarray) -> str:
+  """The text of one row of `decode.decode`, up to its end."""
   ids = [int(token) for token in tokens if token >= 0]
-  if tokenizer.eos in ids:
-    ids = ids[: ids.index(tokenizer.eos)]
-  return tokenizer.decode(ids).split(stop_text)[0].strip()
+  ends = decode.end_ids(template, tokenizer)
+  ids = ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+  text = tokenizer.decode(ids)
+  return (text.split(template.stop)[0] if template.stop else text).strip()

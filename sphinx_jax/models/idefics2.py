@@ -28,6 +28,20 @@ class Idefics2(multimodal.Multimodal):
     own = {'vision': siglip.Tower, 'perceiver': perceiver.Perceiver}
     return super().parts(config) | own
 
+  @classmethod
+  def slot_rule(cls, config: Any) -> dict[str, Any]:
+    return {'kind': 'fit', **config.slots}
+
+  @classmethod
+  def image_token(cls, config: Any) -> int | None:
+    return config.image_token
+
+  @classmethod
+  def canvases(cls, config: Any) -> tuple[int, ...]:
+    """Fifths of the largest canvas, so that a small image is not computed as a large one."""
+    patch, most = config.vision.patch, config.slots.longest
+    return tuple(patch * -(-most * fifths // (5 * patch)) for fifths in (2, 3, 4, 5))
+
   def setup(self) -> None:
     config = self.config
     shared = dict(remat=config.remat, unroll=config.scan_unroll, dtype=jnp.dtype(config.dtype))
@@ -170,6 +184,7 @@ def _from_huggingface(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict
     name='idefics2',
     image_size=patch * pos_grid,
     slots=_slots(config),
+    image_token=foreign_config.size(config, 'image_token_id', 32001),
     vision=dict(
       patch=patch,
       width=width,
@@ -220,7 +235,7 @@ def _slots(config: Mapping[str, Any]) -> dict[str, Any]:
 _CONFIG = foreign_config.transformers_fields(
   ('idefics2',),
   ('Idefics2ForConditionalGeneration',),
-  neutral={'which token becomes an image, as the tokenizer has it': ('image_token_id',)},
+  used=('image_token_id',),
   only={'tie_word_embeddings': (None, False)},
   sections={
     'vision_config': foreign_config.transformers_fields(
@@ -290,6 +305,7 @@ def full_size(
       name='idefics2',
       image_size=image_size,
       slots=dict(shortest=378, longest=image_size, split=False),
+      image_token=32001,
       dtype=dtype,
       remat='none',
       attention='auto',

@@ -27,6 +27,21 @@ class Multimodal(nn.Module):
     return {'llm': LLMS[config.llm.name]}
 
   @classmethod
+  def slot_rule(cls, config: Any) -> dict[str, Any]:
+    """How an image becomes slots of a batch: arguments of `data.slots.make`."""
+    return {'kind': 'square', 'size': config.image_size}
+
+  @classmethod
+  def image_token(cls, config: Any) -> int | None:
+    """The token id that stands for a visual token among ids; None: images stand behind BOS."""
+    return None
+
+  @classmethod
+  def canvases(cls, config: Any) -> tuple[int, ...]:
+    """Edges in pixels that a canvas of images may have, ascending."""
+    return (config.image_size,)
+
+  @classmethod
   def sees_images(cls, config: Any) -> bool:
     """Whether a model of this config has encoders of images."""
     return True
@@ -72,11 +87,16 @@ class Multimodal(nn.Module):
     visual_index: jax.Array,
     positions: jax.Array,
     segments: jax.Array,
-    images: jax.Array,
+    images: jax.Array | None,
     image_size: jax.Array | None = None,
+    visual: jax.Array | None = None,
   ) -> jax.Array:
-    """Last hidden states [B,T,D] of packed rows; arguments as in `__call__`."""
-    visual = self.encode(images, image_size) if images.shape[1] else None
+    """Last hidden states [B,T,D] of packed rows.
+
+    Arguments as in `__call__`; `visual` is a result of `encode`, in place of images.
+    """
+    if images is not None and images.shape[1]:
+      visual = self.encode(images, image_size)
     embedded = self._embed(tokens, visual_index, visual)
     return self.llm.hidden_states(embedded, positions, segments)[0]
 

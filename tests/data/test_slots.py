@@ -23,7 +23,7 @@ def test_pixels_are_the_recorded_ones(name, kind):
   recorded = np.load(FOLDER / 'preproc' / f'{name}.npz')
   image = images.to_rgb(Image.open(FOLDER / 'images' / f'{name}.png'), alpha='white')
   parts = slots.Fit(42, 98, split=kind == 'split')(image)
-  canvas, sizes = slots.on_canvas(parts, 98)
+  canvas, sizes = slots.on_canvas(parts, (98, 98))
   np.testing.assert_array_equal(sizes, recorded[f'sizes_{kind}'])
   want = recorded[f'pixel_values_{kind}'][0].transpose(0, 2, 3, 1)
   mask = recorded[f'pixel_attention_mask_{kind}'][0].astype(bool)
@@ -54,7 +54,7 @@ def test_sizes_at_the_released_edges_are_the_recorded_ones():
 
 
 def test_a_canvas_has_zeros_around_its_slot():
-  canvas, sizes = slots.on_canvas([np.full((2, 3, 3), 9, np.uint8)], 4)
+  canvas, sizes = slots.on_canvas([np.full((2, 3, 3), 9, np.uint8)], (4, 4))
   assert sizes.tolist() == [[2, 3]] and canvas.sum() == 9 * 2 * 3 * 3
   assert canvas[0, :2, :3].min() == 9
-  assert [array.shape for array in slots.on_canvas([], 4)] == [(0, 4, 4, 3), (0, 2)]
+  assert [array.shape for array in slots.on_canvas([], (4, 4), 2)] == [(2, 4, 4, 3), (2, 2)]

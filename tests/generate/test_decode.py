@@ -7,7 +7,7 @@ import pytest
 
 from sphinx_jax.core import batch, errors
 from sphinx_jax.data import dialog
-from sphinx_jax.generate import decode, stop
+from sphinx_jax.generate import decode
 from sphinx_jax.generate.model import Model
 from sphinx_jax.models import families, sphinx
 from tests.generate import small
@@ -125,8 +125,7 @@ def answer_ids(config, params, limit, seed=0, temperature=0.0):
   """Token ids that the device programs give for a short prompt."""
   tokenizer, template = small.tokenizer(), dialog.Template('')
   module = families.build(config)
-  stops = stop.automaton(template.stop, stop.piece_texts(tokenizer, config.llm.vocab))
-  ending = decode.Ending(jnp.asarray(stops), tokenizer.eos, tokenizer.vocab_size)
+  ending = decode.ending(template, tokenizer, config.llm.vocab)
   ids = template.prompt([('q', None)], tokenizer).ids
   fields = [field[None] for field in batch.interleave(ids, (), 0)]
   lengths = np.array([len(ids)], np.int32)

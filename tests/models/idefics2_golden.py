@@ -22,6 +22,8 @@ def config(**changes):
   plain = dict(
     name='idefics2',
     image_size=98,
+    slots=dict(shortest=42, longest=98, split=False),
+    image_token=IMAGE,
     dtype='float32',
     remat='none',
     attention='auto',
