@@ -32,6 +32,7 @@ from sphinx_jax.core import cli, config as config_lib, errors, files, paths, tex
 from sphinx_jax.core.progress import Progress, log
 from sphinx_jax.data import dialog
 from sphinx_jax.generate import load as loading
+from sphinx_jax.models import families
 
 FLAGS = flags.FLAGS
 _UNUSED_FLAGS = {
@@ -188,10 +189,11 @@ def _copy_arrays(
 
 
 def _meta(assembly: assemble.Assembly) -> dict[str, Any]:
+  template = {'system': dialog.SYSTEM, **assembly.dialog}
   config = ml_collections.ConfigDict(
-    {'name': 'converted', 'model': assembly.config.to_dict(), 'dialog': {'system': dialog.SYSTEM}}
+    {'name': 'converted', 'model': assembly.config.to_dict(), 'dialog': template}
   )
-  bundle = Bundle(config, assembly.tokenizer, {'system': dialog.SYSTEM})
+  bundle = Bundle(config, assembly.tokenizer, template, assembly.added_tokens)
   return {**bundle.to_meta(), 'foreign': assembly.origin}
 
 
@@ -224,7 +226,7 @@ def export_checkpoint(
     return
   with _new_folder(output) as folder:
     target.write(folder, config, tensors, bundle.tokenizer or b'', origin, shards)
-  if to == 'hf' and config.encoders:
+  if to == 'hf' and config.get('encoders'):
     log.info(
       'only the language model was written, without the encoders, their projections and the '
       'parameters that mark start and end of a view'
@@ -336,10 +338,14 @@ def _example_logits(directory: str, config: ml_collections.ConfigDict) -> np.nda
   """Returns the logits of 16 fixed random tokens, with a random image if the model has encoders."""
   rng = np.random.default_rng(0)
   tokens = rng.integers(0, config.llm.vocab, (1, 16))
-  image = None
-  if config.encoders:
-    image = rng.integers(0, 256, (1, config.image_size, config.image_size, 3), np.uint8)
-  return np.asarray(loading.load_model(directory, dtype='float32').logits(tokens, image))
+  model, family, image = loading.load_model(directory, dtype='float32'), families.family(config), []
+  if family.sees_images(config):
+    image = [rng.integers(0, 256, (config.image_size, config.image_size, 3), np.uint8)]
+  image_token = family.image_token(config)
+  if image_token is not None:
+    of_image = [image_token] * model.visual_tokens * model.slot_rule.count
+    tokens = np.append(of_image, np.where(tokens == image_token, 0, tokens))[None]
+  return np.asarray(model.logits(tokens, [image]))
 
 
 def print_table(assembly: assemble.Assembly) -> None:

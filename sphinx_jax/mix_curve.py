@@ -142,7 +142,7 @@ def _task_scorer(
     identity: text that names the parents and the method.
   """
   tokenizer = run.open_tokenizer(config)
-  model = Model(config.model, params, tokenizer, dialog.Template(config.dialog.system))
+  model = Model(config.model, params, tokenizer, dialog.Template(**config.dialog))
   train_sources = held_out.open_split(config, list(sources), 'train')
   mean_image = held_out.mean_image(train_sources, config.model.image_size, config.image.alpha)
 

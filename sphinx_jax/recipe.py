@@ -134,7 +134,7 @@ def _corpus(config: ConfigDict, workdir: pathlib.Path, lines: int) -> Iterator[s
   """Yields the first `lines` dialogs of every mixture entry of every stage, as rendered text."""
   for name in run.training_steps(config):
     stage = run.training_run(config, name, workdir)
-    template = dialog.Template(stage.dialog.system)
+    template = dialog.Template(**stage.dialog)
     for entry in stage.mixture.values():
       source = datasets.open_source(entry, stage.data_dir)
       for index in range(min(lines, len(source))):

@@ -342,7 +342,7 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
       sources,
       weights={name: entry.weight for name, entry in entries.items()},
       tokenizer=tokenizer,
-      template=dialog.Template(config.dialog.system),
+      template=dialog.Template(**config.dialog),
       config=PipelineConfig(
         batch_size=config.batch.size,
         seq_len=config.batch.seq_len,

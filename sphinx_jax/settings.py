@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sphinx_jax.core import config_values as values, errors
-from sphinx_jax.data import images, packing, record
+from sphinx_jax.data import dialog, images, packing, record
 from sphinx_jax.mix import tasks
 from sphinx_jax.models.settings import DTYPES, MODEL
 from sphinx_jax.training import optimizer, state
@@ -47,7 +47,10 @@ RUN = {
   ),
   'model': MODEL,
   'tokenizer': values.nullable(values.text("a tokenizer.model; '' or None: that of init_from")),
-  'dialog': {'system': values.text('text before the first turn of a dialog')},
+  'dialog': {
+    'system': values.text('text before the first turn of a dialog'),
+    'style': values.optional(values.choice('dialog template', dialog.STYLES)),
+  },
   'data_dir': values.nullable(values.text('root of all datasets')),
   'mixture': {'*': ENTRY},
   'validation': {'*': ENTRY},

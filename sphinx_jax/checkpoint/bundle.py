@@ -1,7 +1,7 @@
 """What a checkpoint carries beside its arrays so that the model can be used from it alone.
 
-`Bundle` is the only writer and reader of the keys `config`, `tokenizer` and `dialog` of a
-checkpoint's meta.
+`Bundle` is the only writer and reader of the keys `config`, `tokenizer`, `dialog` and
+`added_tokens` of a checkpoint's meta.
 """
 
 import base64
@@ -24,13 +24,15 @@ class Bundle:
 
   Attributes:
     config: the resolved config of the run; `config.model` describes the parameters.
-    tokenizer: contents of the sentencepiece tokenizer.model, or None if there is none.
+    tokenizer: contents of the tokenizer.model or tokenizer.json, or None if there is none.
     dialog: arguments of `data.dialog.Template`.
+    added_tokens: text -> id of the special tokens beside a tokenizer.model.
   """
 
   config: ConfigDict
   tokenizer: bytes | None
   dialog: dict[str, Any]
+  added_tokens: dict[str, int] = dataclasses.field(default_factory=dict)
 
   def to_meta(self) -> dict[str, Any]:
     """Returns the JSON-able entries of a checkpoint's meta: the tokenizer is base64 text."""
@@ -39,6 +41,7 @@ class Bundle:
       'config': config_lib.to_json(self.config),
       'tokenizer': encoded,
       'dialog': dict(self.dialog),
+      **({'added_tokens': self.added_tokens} if self.added_tokens else {}),
     }
 
   @classmethod
@@ -63,7 +66,8 @@ class Bundle:
         'the config as JSON text and the tokenizer as base64 text',
         'take a checkpoint that train, convert or mix_weights wrote',
       ) from error
-    return cls(config, tokenizer, dict(meta.get('dialog') or {}))
+    dialog, added = (dict(meta.get(key) or {}) for key in ('dialog', 'added_tokens'))
+    return cls(config, tokenizer, dialog, added)
 
 
 def load_bundle(directory: store.Path) -> Bundle:

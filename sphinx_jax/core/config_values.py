@@ -46,6 +46,17 @@ class Sections(dict):
   """A table of sections that may be absent or None."""
 
 
+class Alternatives(dict):
+  """Tables by name. The config's setting `name` chooses one of them; without it, the first."""
+
+  def choose(self, config: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """The table of a config. Raises SphinxError for an unknown name."""
+    name = config.get('name', next(iter(self)))
+    if name not in self:
+      raise errors.unknown(_join(path, 'name'), name, self)
+    return self[name]
+
+
 def integer(
   meaning: str, low: int = 1, high: int = LARGEST_INT, without: tuple[int, ...] = ()
 ) -> Setting:
@@ -202,6 +213,8 @@ def check(config: Any, table: Table, path: str = '') -> None:
       'a section with settings',
       f'its settings are {", ".join(table)}',
     )
+  if isinstance(table, Alternatives):
+    table = table.choose(config, path)
   for name in config:
     if name not in table and '*' not in table:
       raise errors.unknown(f'config, setting {_join(path, name)}', name, table)

@@ -65,7 +65,8 @@ def load_model(
   else:
     assembly = assemble.assemble([sources.open_source(directory)])
     config = assembly.config
-    carried, expected = bundle.Bundle(config, assembly.tokenizer, {}), None
+    carried = bundle.Bundle(config, assembly.tokenizer, assembly.dialog, assembly.added_tokens)
+    expected = None
     if mesh is not None:
       expected = _sharded_shapes(config, assemble.arrays(assembly), mesh)
     params = _read_params(assembly, expected)
@@ -74,7 +75,7 @@ def load_model(
   with config.unlocked():
     config.update({name: value for name, value in changes.items() if value is not None})
     if clip_activation is not None:
-      if 'clip' not in config.encoders:
+      if 'clip' not in config.get('encoders', {}):
         raise errors.make(
           'load', f'clip_activation={clip_activation!r}', 'a model with CLIP in it', 'leave it out'
         )
@@ -89,7 +90,9 @@ def _check_model(carried: bundle.Bundle, directory: store.Path) -> None:
 
 
 def _model(carried: bundle.Bundle, config: ml_collections.ConfigDict, params: dict) -> Model:
-  pieces = None if carried.tokenizer is None else tokenizer.Tokenizer(carried.tokenizer)
+  pieces = None
+  if carried.tokenizer is not None:
+    pieces = tokenizer.Tokenizer(carried.tokenizer, carried.added_tokens)
   image = carried.config.get('image') or {'alpha': 'drop'}  # Imported weights have no such section.
   template = dialog.Template(**carried.dialog)
   return Model(config, params, pieces, template, alpha=image['alpha'])

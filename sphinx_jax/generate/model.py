@@ -297,6 +297,7 @@ class Model:
     top_p: float = 1.0,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
+    parse_special: bool = False,
   ) -> list[str]:
     """Continues texts as they are, without a dialog around them.
 
@@ -310,6 +311,7 @@ class Model:
       top_p: share of the probability sampled from.
       seed: random seed for sampling. Row i of a call always draws from the same stream.
       batch_size: most prompts decoded together.
+      parse_special: whether special tokens written in a prompt become their ids.
 
     Returns:
       Continuations up to EOS or the template's stop, stripped.
@@ -321,7 +323,7 @@ class Model:
       raise errors.make('generate', 'one text', 'a list of texts', f'write [{prompts[:20]!r}]')
     rows = self._rows('generate', images, len(prompts))
     encoded = [
-      self._template.continuation(prompt, self.tokenizer, self._slots(of_row))
+      self._template.continuation(prompt, self.tokenizer, self._slots(of_row), parse_special)
       for prompt, of_row in zip(prompts, rows)
     ]
     return self.complete(

@@ -1,6 +1,8 @@
 """All forms of other libraries' weights, by the part of a model that they hold."""
 
-from sphinx_jax.models import idefics2
+from collections.abc import Iterator
+
+from sphinx_jax.models import foreign, idefics2
 from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer
 from sphinx_jax.models.llms import llama
 
@@ -13,3 +15,10 @@ FORMS = {
   'dinov2': dinov2.FORMS,
   'qformer': qformer.FORMS,
 }
+
+
+def each() -> Iterator[tuple[str, str, foreign.Form]]:
+  """Yields (part, name of the form, form) of all forms."""
+  for part, of_part in FORMS.items():
+    for name, form in of_part.items():
+      yield part, name, form

@@ -5,7 +5,7 @@ Source: docs/idefics2.md. Checked against HF transformers in tests/models/test_i
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -27,6 +27,11 @@ class Idefics2(multimodal.Multimodal):
   def parts(cls, config: Any) -> dict[str, type[nn.Module]]:
     own = {'vision': siglip.Tower, 'perceiver': perceiver.Perceiver}
     return super().parts(config) | own
+
+  @classmethod
+  def dialog(cls, specials: Collection[str]) -> dict[str, str]:
+    is_chat = '<end_of_utterance>' in specials  # The base model has no such row.
+    return {'system': '', 'style': 'idefics2' if is_chat else 'idefics2_base'}
 
   @classmethod
   def slot_rule(cls, config: Any) -> dict[str, Any]:
@@ -300,18 +305,14 @@ def full_size(
     image_size: pixels along one side of the canvas.
     dtype: compute dtype.
   """
-  return ml_collections.ConfigDict(
-    dict(
-      name='idefics2',
-      image_size=image_size,
-      slots=dict(shortest=378, longest=image_size, split=False),
-      image_token=32001,
-      dtype=dtype,
-      remat='none',
-      attention='auto',
-      scan_unroll=1,
-      vision=dict(**siglip.SIZES['so400m-14'], pos_grid=70, patch_rule='all'),
-      perceiver=dict(queries=64, layers=3, heads=16, kv_heads=4, head_width=96, eps=1e-6),
-      llm=dict(name='llama', **llama.SIZES['mistral-7b'] | dict(vocab=vocab)),
-    )
+  settings = dict(
+    name='idefics2',
+    image_size=image_size,
+    slots=dict(shortest=378, longest=image_size, split=False),
+    image_token=32001,
+    vision=dict(**siglip.SIZES['so400m-14'], pos_grid=70, patch_rule='all'),
+    perceiver=dict(queries=64, layers=3, heads=16, kv_heads=4, head_width=96, eps=1e-6),
+    llm=dict(name='llama', **llama.SIZES['mistral-7b'] | dict(vocab=vocab)),
   )
+  computed = dict(dtype=dtype, remat='none', attention='auto', scan_unroll=1)
+  return ml_collections.ConfigDict({**computed, **settings})

@@ -1,5 +1,6 @@
 """What the model families share: a language model over packed rows of text and visual tokens."""
 
+from collections.abc import Collection
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +26,11 @@ class Multimodal(nn.Module):
   def parts(cls, config: Any) -> dict[str, type[nn.Module]]:
     """Dotted section of the model config -> the module whose settings it has."""
     return {'llm': LLMS[config.llm.name]}
+
+  @classmethod
+  def dialog(cls, specials: Collection[str]) -> dict[str, str]:
+    """Arguments of `data.dialog.Template` for released weights with these special tokens."""
+    return {}
 
   @classmethod
   def slot_rule(cls, config: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ which of them have to divide each other.
 
 from sphinx_jax.core import config_values as values
 from sphinx_jax.models import attention, layers, multimodal
+from sphinx_jax.models.encoders import siglip
 
 # Compute dtypes. float16 is none of them: its range is too small for the gradients.
 DTYPES = ('float32', 'bfloat16')
@@ -76,6 +77,10 @@ LLM = {
   'layers': _LAYERS,
   'heads': _HEADS,
   'kv_heads': values.optional_or_none(values.integer('key/value heads; they divide the heads')),
+  'head_width': values.optional_or_none(values.integer('channels of a head; None: width / heads')),
+  'window': values.optional_or_none(
+    values.integer('latest positions that a position sees; None: all')
+  ),
   'multiple_of': values.optional(
     values.integer('the feed-forward width is rounded up to a multiple of it')
   ),
@@ -88,17 +93,55 @@ LLM = {
   'max_length': values.optional(values.integer('most positions of a sequence that is decoded')),
 }
 
-MODEL = {
+# How a model is computed, whatever its family.
+_COMPUTED = {
+  'dtype': values.choice('compute dtype', DTYPES),
+  'remat': values.choice('what the backward pass recomputes', layers.REMAT),
+  'attention': values.choice('attention kernel', (attention.AUTO, *attention.KERNELS)),
+  'scan_unroll': values.integer('layers in one iteration of the loop over layers'),
+}
+
+_SPHINX = {
+  'name': values.optional(values.choice('model family', ['sphinx'])),
   'image_size': values.integer('pixels along one side of the square image', high=_LARGEST_SIDE),
   'grid': values.integer('sub-images along one side; 1: the whole image alone', high=_LARGEST_GRID),
   'pool': values.integer(
     'patches of sub-images along one side that are averaged', high=_LARGEST_SIDE
   ),
   'half_round': values.flag('round resized images to half precision'),
-  'dtype': values.choice('compute dtype', DTYPES),
-  'remat': values.choice('what the backward pass recomputes', layers.REMAT),
-  'attention': values.choice('attention kernel', (attention.AUTO, *attention.KERNELS)),
-  'scan_unroll': values.integer('layers in one iteration of the loop over layers'),
+  **_COMPUTED,
   'encoders': ENCODERS,
   'llm': LLM,
 }
+
+_IDEFICS2 = {
+  'name': values.choice('model family', ['idefics2']),
+  'image_size': values.integer('pixels along one side of the canvas', high=_LARGEST_SIDE),
+  'image_token': values.integer('token id of a visual token', low=0),
+  'slots': {
+    'shortest': values.integer('least pixels of an edge', high=_LARGEST_SIDE),
+    'longest': values.integer('most pixels of an edge', high=_LARGEST_SIDE),
+    'split': values.flag('four quarters of an image come before the whole'),
+  },
+  **_COMPUTED,
+  'vision': {
+    'patch': _PATCH,
+    'width': _WIDTH,
+    'layers': _LAYERS,
+    'heads': _HEADS,
+    'hidden': _HIDDEN,
+    'pos_grid': values.integer('positions along one side of the stored table', high=_LARGEST_SIDE),
+    'patch_rule': values.choice('which patches at an edge are real', siglip.PATCH_RULES),
+  },
+  'perceiver': {
+    'queries': values.integer('visual tokens of an image'),
+    'layers': _LAYERS,
+    'heads': values.integer('attention heads'),
+    'kv_heads': values.integer('key/value heads; they divide the heads'),
+    'head_width': values.integer('channels of a head'),
+    'eps': values.number('epsilon of the norms', high=1, without=(0,)),
+  },
+  'llm': LLM,
+}
+
+MODEL = values.Alternatives(sphinx=_SPHINX, idefics2=_IDEFICS2)

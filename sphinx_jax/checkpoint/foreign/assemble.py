@@ -42,7 +42,9 @@ class Assembly:
     unused: tensors of a single source that the model does not use; kept for the export.
     dropped: names of unused tensors that are not kept: those of several sources, and those of other
       models in the same file.
-    tokenizer: contents of tokenizer.model, or None.
+    tokenizer: contents of tokenizer.model or tokenizer.json, or None.
+    dialog: arguments of `data.dialog.Template`; {}: those of SPHINX.
+    added_tokens: token -> id of special tokens beside a tokenizer.model.
     origin: JSON-able: form, prefix, config and added tokens of the language model's source, for the
       export.
   """
@@ -56,6 +58,8 @@ class Assembly:
   unused: Mapping[str, Tensor]
   dropped: tuple[str, ...]
   tokenizer: bytes | None
+  dialog: dict[str, str]
+  added_tokens: dict[str, int]
   origin: dict[str, Any]
 
 
@@ -112,9 +116,16 @@ def assemble(
     path: jax.ShapeDtypeStruct(leaf.shape, dtypes.get(path, leaf.dtype))
     for path, leaf in params.items()
   }
-  tokenizer, added_tokens = tokenizer or main.tokenizer, {}
+  tokenizer, added_tokens, dialog = tokenizer or main.tokenizer, {}, {}
   if tokenizer is not None:
     added_tokens = _check_vocabulary(tokenizer, config.llm.vocab, main)
+    dialog = families.dialog(config, Tokenizer(tokenizer, added_tokens).specials)
+  if added_tokens and not dialog:
+    log.info(
+      "'%s': rows of the embedding beyond the tokenizer: %d (%s); no text becomes them, and none "
+      'is generated',
+      *(main.path, len(added_tokens), ', '.join(added_tokens)),
+    )
   kept = unused if len(sources) == 1 else {}
   return Assembly(
     config,
@@ -126,6 +137,8 @@ def assemble(
     unused=kept,
     dropped=(*(key for key in unused if key not in kept), *outside),
     tokenizer=tokenizer,
+    dialog=dialog,
+    added_tokens=added_tokens if dialog else {},
     origin={
       'form': main.form,
       'prefix': main.prefix,
@@ -208,7 +221,7 @@ def _check_vocabulary(tokenizer: bytes, vocab: int, source: Source) -> dict[str,
   """Compares a tokenizer with the rows of the embedding.
 
   Returns:
-    The tokens that explain rows beyond the tokenizer's. The model never produces them.
+    Token -> row of those beyond the tokenizer's.
 
   Raises:
     SphinxError: there are fewer rows, or rows that nothing explains.
@@ -225,14 +238,6 @@ def _check_vocabulary(tokenizer: bytes, vocab: int, source: Source) -> dict[str,
       f'the {vocab} of the embedding',
       'use the tokenizer.model that belongs to the weights, and an added_tokens.json that names '
       'every row beyond it',
-    )
-  if added:
-    log.info(
-      "'%s': rows of the embedding beyond the tokenizer: %d (%s); no text becomes them, and none "
-      'is generated',
-      source.path,
-      vocab - size,
-      ', '.join(added.values()),
     )
   return {name: row for row, name in added.items()}
 

@@ -16,9 +16,7 @@ from sphinx_jax.checkpoint.foreign import files, names, pth, safetensors, shards
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.core import config as config_lib, errors
 from sphinx_jax.core.progress import log
-from sphinx_jax.models import foreign, foreign_config, variants
-from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer
-from sphinx_jax.models.llms import llama
+from sphinx_jax.models import families, foreign, foreign_config, forms, variants
 
 # Written beside the files of an official folder that we export: the whole model config.
 SIDECAR = 'sphinx_jax.json'
@@ -28,13 +26,6 @@ _ADAPTER_FILES = ('adapter_config.json', 'adapter_model.safetensors', 'adapter_m
 _TRAINER_FILES = re.compile(
   r'(training_args|optimizer|scheduler|scaler|rng_state|random_states).*|.*optim_states\.pt'
 )
-FORMS = {
-  'llm': llama.FORMS,
-  'clip': clip.FORMS,
-  'convnext': convnext.FORMS,
-  'dinov2': dinov2.FORMS,
-  'qformer': qformer.FORMS,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +35,13 @@ class Source:
   Attributes:
     path: the file or folder.
     kind: description of the format.
-    part: 'model' for a whole SPHINX, or 'llm', 'clip', 'convnext', 'dinov2', 'qformer'.
+    part: 'model' for a whole model, or another key of `forms.FORMS`.
     form: name of the part's form (models/foreign.py).
     tensors: foreign name, without `prefix`, -> tensor.
     table: parameters and foreign names; paths begin at the root of the tree or of the part.
     settings: sizes of the part, or the whole model config.
     config: contents of the foreign config file, or {}.
-    tokenizer: contents of a tokenizer.model beside it, or None.
+    tokenizer: contents of a tokenizer.model or tokenizer.json beside it, or None.
     added_tokens: id -> token of those that files beside tokenizer.model add to it.
     unused: names that the model does not use.
     prefix: what all names in the file begin with.
@@ -137,11 +128,12 @@ def _read_config(
 
 
 def _find_tokenizer(folders: Iterable[pathlib.Path]) -> bytes | None:
-  for folder in folders:
-    file = folder / 'tokenizer.model'
-    if file.is_file():
-      files.check_kind(file, 'a sentencepiece tokenizer.model')
-      return file.read_bytes()
+  for name in ('tokenizer.model', 'tokenizer.json'):
+    for folder in folders:
+      file = folder / name
+      if file.is_file():
+        files.check_kind(file, f'a {name}')
+        return file.read_bytes()
   return None
 
 
@@ -236,7 +228,7 @@ def _is_known(keys: Iterable[str]) -> bool:
   return (
     'start_img' in keys
     or any(key.startswith(shards.PREFIX) for key in keys)
-    or any(form.prefix(keys) is not None for forms in FORMS.values() for form in forms.values())
+    or any(form.prefix(keys) is not None for _, _, form in forms.each())
   )
 
 
@@ -447,36 +439,37 @@ def _open_part(
   tensors: Mapping[str, Tensor], folders: list[pathlib.Path], shared: Mapping[str, Any]
 ) -> Source:
   """Opens one part of a model, of the first form whose names match."""
-  for part, forms in FORMS.items():
-    for name, form in forms.items():
-      prefix = form.prefix(tensors)
-      if prefix is None:
-        continue
-      who = f"source '{shared['path']}' ({form.kind})"
-      inside = {
-        key.removeprefix(prefix): tensor
-        for key, tensor in tensors.items()
-        if key.startswith(prefix)
-      }
-      config, fields = _read_config(folders, form.configs)
-      settings = read_settings(form, _shapes(inside), config, fields, who)
-      table = form.weights(settings)
-      unused = _find_unused(inside, table)
-      _check_tensors(inside, unused, table, form.unused, who)
-      return Source(
-        kind=form.kind,
-        part=part,
-        form=name,
-        tensors=inside,
-        table=table,
-        settings=settings,
-        config=config,
-        unused=unused,
-        prefix=prefix,
-        outside=tuple(key for key in tensors if not key.startswith(prefix)),
-        **shared,
-      )
-  kinds = '; '.join(form.kind for forms in FORMS.values() for form in forms.values())
+  for part, name, form in forms.each():
+    prefix = form.prefix(tensors)
+    if prefix is None:
+      continue
+    who = f"source '{shared['path']}' ({form.kind})"
+    inside = {
+      key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)
+    }
+    config, fields = _read_config(folders, form.configs)
+    beside = {file: _read_json(folders[0] / file) for file in form.beside}
+    config |= {file: contents for file, contents in beside.items() if contents}
+    settings = read_settings(form, _shapes(inside), config, fields, who)
+    if part == 'model':
+      settings = families.model_config(settings, compute_dtype(tensors, form))
+    table = form.weights(settings)
+    unused = _find_unused(inside, table)
+    _check_tensors(inside, unused, table, form.unused, who)
+    return Source(
+      kind=form.kind,
+      part=part,
+      form=name,
+      tensors=inside,
+      table=table,
+      settings=settings,
+      config=config,
+      unused=unused,
+      prefix=prefix,
+      outside=tuple(key for key in tensors if not key.startswith(prefix)),
+      **shared,
+    )
+  kinds = '; '.join(form.kind for _, _, form in forms.each())
   raise errors.make(
     f"source '{shared['path']}'",
     f'{len(tensors)} tensors of no known form ({", ".join(sorted(tensors)[:3])}, ...)',

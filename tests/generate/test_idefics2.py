@@ -1,0 +1,122 @@
+"""A released Idefics2 folder, loaded as it is, beside numbers recorded from HF transformers."""
+
+import functools
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sphinx_jax
+from sphinx_jax import convert
+from sphinx_jax.core import errors
+from sphinx_jax.data import images as images_lib
+from tests.models import idefics2_golden as golden
+
+IMAGES = {
+  'text': [[], []],
+  'one_image': [['wide3to1']],
+  'two_images': [['gray', 'large']],
+  'batch': [['square', 'tall1to3'], ['rgba'], ['tiny', 'wide3to1', 'gray']],
+  'batch_zero': [['square'], [], ['tiny', 'gray']],
+  'split': [['large']],
+}
+
+
+@functools.cache
+def image(name):
+  return np.asarray(images_lib.to_rgb(Image.open(golden.FOLDER / 'images' / f'{name}.png')))
+
+
+def images(case):
+  return [[image(name) for name in row] for row in IMAGES[case]]
+
+
+@functools.cache
+def model(split=False):
+  loaded = sphinx_jax.load(golden.FOLDER / 'model')
+  if split:
+    loaded.slot_rule = type(loaded.slot_rule)(42, 98, split=True)
+  return loaded
+
+
+def padded(rows):
+  longest = max(map(len, rows))
+  return np.array([[*row, *[0] * (longest - len(row))] for row in rows])
+
+
+@pytest.mark.parametrize('case', golden.CASES)
+def test_logits_of_texts_and_images_are_the_recorded_ones(case):
+  subject, arrays = model(case == 'split'), golden.recorded(case)
+  prompts = golden.FACTS['prompts_of_cases'][case]
+  ids = [subject.encode(text, of_row) for text, of_row in zip(prompts, images(case))]
+  assert ids == [row.tolist() for row in golden.unpadded(arrays['input_ids'], arrays)]
+  logits = subject.logits(padded(ids), images(case))
+  for got, want in zip(
+    golden.text_positions(logits, arrays), golden.unpadded(arrays['logits'], arrays)
+  ):
+    np.testing.assert_allclose(got, want, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize('case', golden.CASES)
+def test_greedy_continuations_are_the_recorded_ones(case):
+  """Until the first stop: EOS or the end of the turn."""
+  subject = model(case == 'split')
+  recorded = np.load(golden.FOLDER / 'forward' / f'{case}_greedy.npz')
+  prompts = golden.FACTS['prompts_of_cases'].get(f'{case}_greedy')
+  if prompts:
+    texts = subject.generate(prompts, images(case), max_new_tokens=12, parse_special=True)
+  else:
+    texts = subject.complete(golden.unpadded(recorded['input_ids'], recorded), max_new_tokens=12)
+  ends = {subject.tokenizer.eos, subject.tokenizer.specials['<end_of_utterance>']}
+  for text, want in zip(texts, recorded['new_tokens'].tolist()):
+    end = next((i for i, token in enumerate(want) if token in ends), len(want))
+    assert text == subject.tokenizer.decode(want[:end]).strip()
+
+
+def test_a_chat_is_its_rendered_prompt():
+  question = 'What differs between <image> and <image>?'
+  pair = [image('gray'), image('large')]
+  (text,) = model().generate(
+    [f'User: {question}<end_of_utterance>\nAssistant:'],
+    [pair],
+    max_new_tokens=4,
+    parse_special=True,
+  )
+  assert model().chat([(question, None)], images=pair, max_new_tokens=4) == text
+
+
+@pytest.mark.parametrize(
+  'call, words',
+  [
+    (lambda m: m.chat([('a <image>', None)], images=[]), '0 images and 1 <image> marks'),
+    (lambda m: m.chat([('<image>', None)], images=[image('gray')] * 2), '2 images and 1 <image>'),
+    (lambda m: m.encode('two <image><image>', image('gray')), '1 images and 2 <image> marks'),
+    (
+      lambda m: m.logits(np.array([[1, golden.IMAGE]]), [image('gray')]),
+      r'1 images \(1 slots of 4 visual tokens\) and 1 image tokens',
+    ),
+  ],
+)
+def test_marks_that_disagree_with_the_images_are_refused(call, words):
+  with pytest.raises(errors.SphinxError, match=words):
+    call(model())
+
+
+def test_a_conversion_gives_the_same_numbers(tmp_path):
+  """Without tokenizer.model, the tokenizer is that of tokenizer.json."""
+  case = 'two_images'
+  ids = padded([model().encode(golden.FACTS['prompts_of_cases'][case][0], images(case)[0])])
+  want = model().logits(ids, images(case))
+  for name in ('pieces', 'json'):
+    shutil.copytree(golden.FOLDER / 'model', tmp_path / name)
+    if name == 'json':
+      (tmp_path / name / 'tokenizer.model').unlink()
+    convert.import_checkpoint(
+      convert.open_sources([tmp_path / name]), str(tmp_path / f'{name}_out')
+    )
+    converted = sphinx_jax.load(tmp_path / f'{name}_out')
+    np.testing.assert_array_equal(converted.logits(ids, images(case)), want)
+    text = 'User:<image>What?<end_of_utterance>'
+    assert converted.encode(text, image('gray')) == model().encode(text, image('gray'))
+    assert converted.template == model().template
