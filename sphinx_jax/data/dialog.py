@@ -196,10 +196,14 @@ class Template:
     return Encoded([*encoded.ids, tokenizer.eos], weights, encoded.images_at)
 
   def prompt(
-    self, turns: Sequence[Turn], tokenizer: Tokenizer, slots: Sequence[int] = ()
+    self,
+    turns: Sequence[Turn],
+    tokenizer: Tokenizer,
+    slots: Sequence[int] = (),
+    begin: str = '',
   ) -> Encoded:
-    """Tokenizes a prompt that asks for the last turn's answer; see `encode`."""
-    return self._encode(turns, tokenizer, slots, open_ended=True)
+    """Tokenizes a prompt that asks for the last turn's answer, which begins with `begin`."""
+    return self._encode(turns, tokenizer, slots, open_ended=True, begin=begin)
 
   def continuation(
     self,
@@ -228,11 +232,17 @@ class Template:
     return _tokenize(self._place_images(parts, slots), tokenizer, slots, self._style)
 
   def _encode(
-    self, turns: Sequence[Turn], tokenizer: Tokenizer, slots: Sequence[int], open_ended: bool
+    self,
+    turns: Sequence[Turn],
+    tokenizer: Tokenizer,
+    slots: Sequence[int],
+    open_ended: bool,
+    begin: str = '',
   ) -> Encoded:
     questions = self._with_marks([question for question, _ in turns], len(slots))
     turns = [(question, answer) for question, (_, answer) in zip(questions, turns)]
-    parts = self._place_images(self._parts(turns, open_ended), slots)
+    parts = [*self._parts(turns, open_ended), *([_Part(begin)] if begin else [])]
+    parts = self._place_images(parts, slots)
     return _tokenize(parts, tokenizer, slots, self._style)
 
   def _with_marks(self, texts: Sequence[str | None], images: int) -> list[str | None]:

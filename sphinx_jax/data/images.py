@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sphinx_jax.core import errors, file_forms
 from sphinx_jax.data.record import BadExample
@@ -75,6 +75,33 @@ def to_rgb(
   return image if image.mode == 'RGB' else image.convert('RGB')  # `convert` would copy RGB.
 
 
+def open_rgb(
+  data: bytes,
+  mirrored: bool = False,
+  alpha: str = 'drop',
+  note: Callable[[str], None] | None = None,
+  upright: bool = False,
+) -> Image.Image:
+  """Decodes an image file to an RGB image, without a copy of its pixels.
+
+  Args:
+    data: encoded file.
+    mirrored: flip the image left to right.
+    alpha: as in `decode`.
+    note: as in `decode`.
+    upright: apply an EXIF orientation, instead of ignoring it.
+
+  Raises:
+    BadExample: as `decode`.
+  """
+
+  def use(image: Image.Image) -> Image.Image:
+    return to_rgb(ImageOps.exif_transpose(image) if upright else image, alpha, note)
+
+  image = _read(data, use)
+  return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
+
+
 def square(
   data: bytes,
   size: int,
@@ -82,7 +109,7 @@ def square(
   alpha: str = 'drop',
   note: Callable[[str], None] | None = None,
 ) -> np.ndarray:
-  """Decodes an image file straight to its padded square, without intermediate arrays.
+  """Decodes an image file straight to its padded square uint8[size,size,3].
 
   Args:
     data: encoded file.
@@ -91,16 +118,10 @@ def square(
     alpha: as in `decode`.
     note: as in `decode`.
 
-  Returns:
-    uint8[size,size,3], equal to `padded_resize(decode(data, alpha), size)`.
-
   Raises:
     BadExample: as `decode`.
   """
-  image = _read(data, lambda image: to_rgb(image, alpha, note))
-  if mirrored:
-    image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-  return np.asarray(pad_and_resize(image, size))
+  return np.asarray(pad_and_resize(open_rgb(data, mirrored, alpha, note), size))
 
 
 def padded_resize(image: np.ndarray, size: int) -> np.ndarray:

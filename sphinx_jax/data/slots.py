@@ -5,14 +5,20 @@ The rule belongs to the model. SPHINX sees padded squares, Idefics2 images of th
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from sphinx_jax.data import images
 from sphinx_jax.data.record import BadExample
+
+
+class Slots(NamedTuple):
+  """An image as a model sees it. `pixels` are its slots, uint8[Y,X,3] each."""
+
+  pixels: tuple[np.ndarray, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +34,9 @@ class Square:
   count = 1  # Slots of an image.
   upright = False  # Boxes refer to the stored pixels, so an EXIF orientation is ignored.
 
-  def __call__(self, image: Image.Image) -> list[np.ndarray]:
-    """Returns the slots of an RGB image, uint8[size,size,3] each."""
-    return [np.asarray(images.pad_and_resize(image, self.size))]
+  def __call__(self, image: Image.Image) -> Slots:
+    """Returns the slot of an RGB image, uint8[size,size,3]."""
+    return Slots((np.asarray(images.pad_and_resize(image, self.size)),))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +60,15 @@ class Fit:
     """Slots of an image."""
     return 5 if self.split else 1
 
-  def __call__(self, image: Image.Image) -> list[np.ndarray]:
-    """Returns the slots of an RGB image, uint8[Y,X,3] each.
+  def __call__(self, image: Image.Image) -> Slots:
+    """Returns the slots of an RGB image.
 
     Raises:
       BadExample: an image of one pixel along an edge cannot be split.
     """
     parts = [*_quarters(image), image] if self.split else [image]
-    return [
-      np.asarray(part.resize(self._size(*part.size), Image.Resampling.BILINEAR)) for part in parts
-    ]
+    resized = (part.resize(self._size(*part.size), Image.Resampling.BILINEAR) for part in parts)
+    return Slots(tuple(map(np.asarray, resized)))
 
   def _size(self, width: int, height: int) -> tuple[int, int]:
     """Pixels after resizing. Extreme shapes are distorted, as both edges reach `shortest`."""
@@ -81,6 +86,28 @@ RULES = {'square': Square, 'fit': Fit}
 def make(kind: str, **settings: Any) -> Square | Fit:
   """The rule of a model family: a class in RULES, and its attributes."""
   return RULES[kind](**settings)
+
+
+def read(
+  data: bytes,
+  rule: Square | Fit,
+  mirrored: bool = False,
+  alpha: str = 'drop',
+  note: Callable[[str], None] | None = None,
+) -> Slots:
+  """Decodes an image file straight to its slots.
+
+  Args:
+    data: encoded file.
+    rule: from `make`.
+    mirrored: flip the image left to right first.
+    alpha: as in `images.decode`.
+    note: as in `images.decode`.
+
+  Raises:
+    BadExample: as `images.decode`, or an image that cannot be split.
+  """
+  return rule(images.open_rgb(data, mirrored, alpha, note, rule.upright))
 
 
 def _quarters(image: Image.Image) -> list[Image.Image]:

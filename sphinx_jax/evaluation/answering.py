@@ -1,18 +1,19 @@
 """Answers the questions of a benchmark with a model. A killed run resumes."""
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import numpy as np
 from etils import epath
 
 from sphinx_jax.core import prefetch
 from sphinx_jax.core.progress import Progress
-from sphinx_jax.data import images
+from sphinx_jax.data.dialog import Encoded
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.skips import Skips
+from sphinx_jax.data.slots import Slots
 from sphinx_jax.datasets.files import read_image
 from sphinx_jax.evaluation import predictions
 from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark, Question
@@ -30,14 +31,14 @@ class _Prepared(NamedTuple):
 
   Attributes:
     question: the question.
-    ids: token ids of the prompt, BOS first.
-    image: uint8[Y,X,3], or None for a question without an image.
+    prompt: the tokenized prompt; None if the image cannot be read.
+    image: its image as the model sees it, or None for a question without one.
     error: the reason if the question cannot be asked, else None.
   """
 
   question: Question
-  ids: list[int]
-  image: np.ndarray | None
+  prompt: Encoded | None
+  image: Slots | None
   error: BadExample | None = None
 
 
@@ -158,7 +159,7 @@ def _answer_chunk(
   usable = [prepared for prepared in chunk if prepared.error is None]
   lengths = [prepared.question.answer_length for prepared in usable]
   texts = model.complete(
-    [prepared.ids for prepared in usable],
+    [prepared.prompt for prepared in usable],
     [prepared.image for prepared in usable],
     max_new_tokens=benchmark.max_new_tokens,
     expected=None if None in lengths else lengths,
@@ -184,10 +185,7 @@ def _prepared_chunks(
       chunk = questions[begin : begin + size]
       # Questions about one image share one array, so that it is read and encoded once.
       by_image = {question.image: question for question in chunk if question.image is not None}
-      read = pool.map(
-        lambda question: _read_image(question, model.config.image_size, model.alpha),
-        by_image.values(),
-      )
+      read = pool.map(functools.partial(_read_image, model), by_image.values())
       pixels = dict(zip(by_image, read))
       yield [
         _prepare(model, benchmark.prefix, question, pixels.get(question.image))
@@ -195,28 +193,27 @@ def _prepared_chunks(
       ]
 
 
-def _read_image(question: Question, size: int, alpha: str) -> np.ndarray | BadExample:
-  """Returns the image as the padded square uint8[size,size,3], or the reason if it is unreadable.
+def _read_image(model: Model, question: Question) -> Slots | BadExample:
+  """Returns the image as the model sees it, or the reason if it is unreadable.
 
-  The small square is kept because full pages would fill the memory.
+  Full pages would fill the memory.
   """
   try:
-    return images.square(read_image(question.id, question.image), size, alpha=alpha)
+    return model.read_image(read_image(question.id, question.image))
   except BadExample as error:
     return error
 
 
 def _prepare(
-  model: Model, prefix: str, question: Question, image: np.ndarray | BadExample | None
+  model: Model, prefix: str, question: Question, image: Slots | BadExample | None
 ) -> _Prepared:
   """Tokenizes a question and checks that it can be asked."""
   turns = [*question.history, (question.prompt, None)]
-  text = model.template.render(turns, open_ended=True) + prefix
-  ids = model.tokenizer.encode(text, bos=True)
   if isinstance(image, BadExample):
-    return _Prepared(question, ids, None, image)
-  length = len(ids) + (0 if image is None else model.visual_tokens)
+    return _Prepared(question, None, None, image)
+  prompt = model.prompt_of(turns, int(image is not None), prefix)
+  length = len(prompt.ids) + len(prompt.images_at) * model.visual_tokens
   if length >= model.max_length:
     error = BadExample('prompt too long', f'{length} positions of {model.max_length}')
-    return _Prepared(question, ids, None, error)
-  return _Prepared(question, ids, image)
+    return _Prepared(question, prompt, None, error)
+  return _Prepared(question, prompt, image)

@@ -16,6 +16,7 @@ from sphinx_jax.core import batch as batches, errors
 from sphinx_jax.data import images as images_lib, slots as slots_lib
 from sphinx_jax.data.dialog import Encoded, Template, Turn
 from sphinx_jax.data.record import BadExample
+from sphinx_jax.data.slots import Slots
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate import decode
 from sphinx_jax.models import families, layers, multimodal
@@ -24,8 +25,10 @@ from sphinx_jax.parallel import placement
 BATCH_SIZE = 128  # Most prompts decoded together, unless a call gives another number.
 
 
-# The images of one row: an array uint8[Y,X,3] of any size, several of them, or None.
-Images = np.ndarray | Sequence[np.ndarray] | None
+# An image: an array uint8[Y,X,3] of any size, or what `Model.read_image` made of a file.
+OneImage = np.ndarray | Slots
+# The images of one row: one, several, or None.
+Images = OneImage | Sequence[OneImage] | None
 
 
 class _Prompt(NamedTuple):
@@ -194,8 +197,7 @@ class Model:
         'add them',
       )
     return [
-      [] if of_row is None else [of_row] if getattr(of_row, 'ndim', 0) == 3 else list(of_row)
-      for of_row in images
+      [] if of_row is None else [of_row] if _is_one(of_row) else list(of_row) for of_row in images
     ]
 
   def encode(
@@ -267,9 +269,19 @@ class Model:
     index = np.array([row + [0] * (most - len(row)) for row in index])
     return encoded[index].reshape(len(rows), -1, encoded.shape[-1])
 
-  def _read_slots(self, image: np.ndarray) -> list[np.ndarray]:
+  def read_image(self, data: bytes) -> Slots:
+    """Decodes an image file as the model sees it, which takes less memory than its pixels.
+
+    Raises:
+      BadExample: an unreadable image.
+    """
+    return slots_lib.read(data, self.slot_rule, alpha=self.alpha)
+
+  def _read_slots(self, image: OneImage) -> Sequence[np.ndarray]:
+    if isinstance(image, Slots):
+      return image.pixels
     try:
-      return self.slot_rule(images_lib.from_array(image))
+      return self.slot_rule(images_lib.from_array(image)).pixels
     except BadExample as error:
       raise errors.make('image', error.message, 'an image that can be split', 'crop it') from None
 
@@ -400,9 +412,16 @@ class Model:
     prompts = [self.prompt_of(turns, count) for turns, count in zip(dialogs, counts)]
     return self.complete(prompts, rows, visual=visual, **options)
 
-  def prompt_of(self, turns: Sequence[Turn], images: int) -> Encoded:
-    """Tokenizes a dialog about some images that asks for the last turn's answer."""
-    return self._template.prompt(turns, self.tokenizer, [self.slot_rule.count] * images)
+  def prompt_of(self, turns: Sequence[Turn], images: int, begin: str = '') -> Encoded:
+    """Tokenizes a dialog about some images that asks for the last turn's answer.
+
+    Args:
+      turns: as in `chat`.
+      images: their number.
+      begin: the beginning of the answer.
+    """
+    slots = [self.slot_rule.count] * images
+    return self._template.prompt(turns, self.tokenizer, slots, begin)
 
   def complete(
     self,
@@ -559,6 +578,11 @@ class Model:
       sample=temperature > 0,
     )
     return np.asarray(answers)
+
+
+def _is_one(images: Images) -> bool:
+  """Whether this is one image, and not a list of them."""
+  return isinstance(images, Slots) or getattr(images, 'ndim', 0) >= 2
 
 
 def _has_open_question(turns: Any) -> bool:

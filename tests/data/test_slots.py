@@ -22,7 +22,7 @@ def test_pixels_are_the_recorded_ones(name, kind):
   """The image processor composites on white; the full processor drops transparency before it."""
   recorded = np.load(FOLDER / 'preproc' / f'{name}.npz')
   image = images.to_rgb(Image.open(FOLDER / 'images' / f'{name}.png'), alpha='white')
-  parts = slots.Fit(42, 98, split=kind == 'split')(image)
+  parts = slots.Fit(42, 98, split=kind == 'split')(image).pixels
   canvas, sizes = slots.on_canvas(parts, (98, 98))
   np.testing.assert_array_equal(sizes, recorded[f'sizes_{kind}'])
   want = recorded[f'pixel_values_{kind}'][0].transpose(0, 2, 3, 1)
@@ -34,7 +34,7 @@ def test_pixels_are_the_recorded_ones(name, kind):
 
 def test_transparency_is_dropped_as_by_the_full_processor():
   want = np.load(FOLDER / 'preproc' / 'rgba.npz')['pixel_values_whole_through_processor']
-  (slot,) = slots.Fit(42, 98)(images.to_rgb(Image.open(FOLDER / 'images' / 'rgba.png')))
+  (slot,) = slots.Fit(42, 98)(images.to_rgb(Image.open(FOLDER / 'images' / 'rgba.png'))).pixels
   got = np.asarray(pixels.normalize(slot, siglip.MEAN, siglip.STD))
   np.testing.assert_array_equal(got, want.reshape(3, *slot.shape[:2]).transpose(1, 2, 0))
 
@@ -43,13 +43,13 @@ def test_sizes_at_the_released_edges_are_the_recorded_ones():
   whole, split = slots.Fit(378, 980), slots.Fit(378, 980, split=True)
   for row in META['full_size']:
     image = Image.new('RGB', (row['width'], row['height']))
-    (slot,) = whole(image)
+    (slot,) = whole(image).pixels
     assert list(slot.shape[:2]) == row['resized_height_width'], row
     if None in row['split']:
       with pytest.raises(BadExample, match='cannot be split'):
         split(image)
     else:
-      assert [list(slot.shape[:2]) for slot in split(image)] == row['split'], row
+      assert [list(slot.shape[:2]) for slot in split(image).pixels] == row['split'], row
   assert (whole.count, split.count) == (1, 5)
 
 

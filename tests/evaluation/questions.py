@@ -5,6 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
+from sphinx_jax.generate.model import Model
 from tests.generate import small
 
 COLORS = {'red': (250, 10, 10), 'blue': (10, 10, 250)}
@@ -61,13 +62,21 @@ class Painter:
   def __init__(self, calls=None):
     self.calls, self.prompts, self.images = calls, [], []
 
-  def complete(self, ids, images, **options):
+  slot_rule = small.model().slot_rule
+  prompt_of, read_image = Model.prompt_of, Model.read_image
+
+  @property
+  def _template(self):
+    return self.template
+
+  def complete(self, prompts, images, **options):
     if self.calls == 0:
       raise KeyboardInterrupt
     self.calls = None if self.calls is None else self.calls - 1
-    self.prompts += [self.tokenizer.decode(prompt) for prompt in ids]
-    self.images += images
-    return [color(image) for image in images]
+    self.prompts += [self.tokenizer.decode(prompt.ids) for prompt in prompts]
+    pixels = [None if image is None else image.pixels[0] for image in images]
+    self.images += pixels
+    return [color(image) for image in pixels]
 
 
 def color(image):
