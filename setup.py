@@ -49,6 +49,7 @@ setuptools.setup(
     'tensorboard',  # tf.summary imports it.
     'tensorflow',
     'tensorflow-datasets',
+    'tokenizers',  # Reads tokenizer.json.
     'tensorstore',
     'tqdm',
     'xxhash',

@@ -114,6 +114,7 @@ class Form:
     config: settings -> the library's own config, for forms that can be written as a whole model.
     configs: name of a config file -> its fields. The first one in the folder is read.
     beside: names of files that are read as sections of the config.
+    carried: names of other files in a folder, which an export writes back.
   """
 
   kind: str
@@ -125,6 +126,7 @@ class Form:
   config: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
   configs: Mapping[str, foreign_config.Fields] = dataclasses.field(default_factory=dict)
   beside: tuple[str, ...] = ()
+  carried: tuple[str, ...] = ()
 
   def prefix(self, keys: Iterable[str]) -> str | None:
     """The prefix of the names in a file, or None if the file is of another form."""

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import ml_collections
+
 from sphinx_jax.models import foreign, idefics2
 from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer
 from sphinx_jax.models.llms import llama
@@ -15,6 +17,11 @@ FORMS = {
   'dinov2': dinov2.FORMS,
   'qformer': qformer.FORMS,
 }
+
+
+def whole(config: ml_collections.ConfigDict) -> foreign.Form | None:
+  """The form in which HF transformers has a whole model; None if it has no such model."""
+  return FORMS['model'].get(config.get('name'))
 
 
 def each() -> Iterator[tuple[str, str, foreign.Form]]:

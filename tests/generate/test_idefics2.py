@@ -1,14 +1,17 @@
 """A released Idefics2 folder, loaded as it is, beside numbers recorded from HF transformers."""
 
 import functools
+import json
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 import sphinx_jax
 from sphinx_jax import convert
+from sphinx_jax.checkpoint.foreign import safetensors
 from sphinx_jax.core import errors
 from sphinx_jax.data import images as images_lib
 from tests.models import idefics2_golden as golden
@@ -120,3 +123,25 @@ def test_a_conversion_gives_the_same_numbers(tmp_path):
     text = 'User:<image>What?<end_of_utterance>'
     assert converted.encode(text, image('gray')) == model().encode(text, image('gray'))
     assert converted.template == model().template
+
+
+@pytest.mark.parametrize('shard_bytes', [1e9, 1e5])
+def test_an_export_has_the_same_bits_and_files(shard_bytes, tmp_path, monkeypatch):
+  write = functools.partial(safetensors.write_safetensors, shard_bytes=shard_bytes)
+  monkeypatch.setattr(safetensors, 'write_safetensors', write)
+  source = golden.FOLDER / 'model'
+  convert.import_checkpoint(convert.open_sources([source]), str(tmp_path / 'ours'))
+  convert.export_checkpoint(str(tmp_path / 'ours'), str(tmp_path / 'back'), 'hf')
+  shards = sorted((tmp_path / 'back').glob('*.safetensors'))
+  assert (len(shards) > 1) == (shard_bytes < 1e6)
+  written = {}
+  for shard in shards:
+    written |= load_file(shard)
+  assert written.keys() == golden.tensors().keys()
+  for name, tensor in golden.tensors().items():
+    np.testing.assert_array_equal(written[name], tensor)
+  for name in ('config.json', 'preprocessor_config.json', 'processor_config.json'):
+    written, read = ((folder / name).read_text() for folder in (tmp_path / 'back', source))
+    assert json.loads(written) == json.loads(read)
+  for name in ('tokenizer.model', 'tokenizer.json', 'chat_template.json', 'generation_config.json'):
+    assert (tmp_path / 'back' / name).read_bytes() == (source / name).read_bytes()

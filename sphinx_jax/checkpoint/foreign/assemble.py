@@ -45,8 +45,8 @@ class Assembly:
     tokenizer: contents of tokenizer.model or tokenizer.json, or None.
     dialog: arguments of `data.dialog.Template`; {}: those of SPHINX.
     added_tokens: token -> id of special tokens beside a tokenizer.model.
-    origin: JSON-able: form, prefix, config and added tokens of the language model's source, for the
-      export.
+    origin: JSON-able: form, prefix, config, added tokens and files of the source that has the
+      language model, for the export.
   """
 
   config: ml_collections.ConfigDict
@@ -144,6 +144,7 @@ def assemble(
       'prefix': main.prefix,
       'config': dict(main.config),
       'added_tokens': added_tokens,
+      **({'files': dict(main.carried)} if main.carried else {}),
     },
   )
 

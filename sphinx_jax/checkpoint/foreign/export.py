@@ -21,7 +21,7 @@ from sphinx_jax.checkpoint.read_ahead import read_ahead
 from sphinx_jax.checkpoint.stream import Array
 from sphinx_jax.core import errors, files, trees
 from sphinx_jax.core.progress import Progress, log
-from sphinx_jax.models import foreign, variants
+from sphinx_jax.models import foreign, forms, variants
 from sphinx_jax.models.llms import llama
 
 # The checkpoint's item with the tensors that an import kept although the model does not use them.
@@ -79,16 +79,27 @@ def official_tensors(
   return {prefix + key: tensor for key, tensor in tensors.items()}
 
 
-def language_tensors(
+def huggingface_tensors(
   config: ml_collections.ConfigDict,
   arrays: Mapping[str, Array],
   unused: Mapping[str, Array],
   origin: Mapping[str, Any],
 ) -> dict[str, Tensor]:
-  """Returns the tensors of the language model under the names of HF; see `official_tensors`."""
-  table = foreign.within('llm/', '', llama.FORMS['hf'].weights(config.llm))
-  tensors = foreign_tensors(table, arrays)
-  return tensors | _unused_tensors(unused) if origin.get('form') == 'hf' else tensors
+  """Returns the tensors under the names of HF: the whole model if HF has it, or the LLM alone.
+
+  Arguments as of `official_tensors`.
+  """
+  form, path = forms.whole(config), ''
+  if form is None:
+    form, path = llama.FORMS['hf'], 'llm/'
+  settings = config if path == '' else config.llm
+  tensors = foreign_tensors(foreign.within(path, '', form.weights(settings)), arrays)
+  return tensors | _unused_tensors(unused) if _is_of(form, origin) else tensors
+
+
+def _is_of(form: foreign.Form, origin: Mapping[str, Any]) -> bool:
+  """Whether a checkpoint was imported from this form."""
+  return any(name == origin.get('form') and form is other for _, name, other in forms.each())
 
 
 def _unused_tensors(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
@@ -148,12 +159,15 @@ def write_huggingface(
   origin: Mapping[str, Any],
   count: int,
 ) -> None:
-  """Writes the language model for HF transformers: safetensors, config.json, tokenizer.model.
+  """Writes a folder for HF transformers: safetensors, config.json, tokenizer.
 
-  The arguments are those of `write_official`, with `tensors` from `language_tensors`.
+  The arguments are those of `write_official`, with `tensors` from `huggingface_tensors`. What the
+  import found beside the weights of a whole model (configs of its processor, its chat template) is
+  written back.
 
   Raises:
-    SphinxError: more than one shard. The size of a file decides here.
+    SphinxError: more than one shard (the size of a file decides here); or a whole model that was
+      not imported from transformers.
   """
   if count != 1:
     raise errors.make(
@@ -162,20 +176,37 @@ def write_huggingface(
       '1 with --to=hf',
       'leave it out: files of transformers are cut by size, not for parallel ranks',
     )
+  form = forms.whole(config)
+  if form is not None and not _is_of(form, origin):
+    raise errors.make(
+      '--to=hf',
+      f'{form.kind} whose files of transformers are not known',
+      'a checkpoint that was imported from such a folder',
+      'import a release with convert, and train from it (init_from)',
+    )
   with _read_in_order(tensors) as (ordered,):
     safetensors.write_safetensors(folder, ordered)
-  if origin.get('form') == 'hf':
-    settings = dict(origin['config'])
-  else:
-    dtype = str(tensors['model.embed_tokens.weight'].dtype)
+  dtype = str(next(iter(tensors.values())).dtype)
+  if not _is_of(form or llama.FORMS['hf'], origin):
     settings = {**llama.FORMS['hf'].config(config.llm), 'torch_dtype': dtype}
+  else:
+    settings = dict(origin['config'])
+  if form is not None:
+    for name in form.beside:
+      if name in settings:
+        _write_json(folder / name, settings.pop(name))
+    for name, content in origin.get('files', {}).items():
+      files.write_atomic(folder / name, content)
+    # transformers loads the weights in this dtype.
+    settings['dtype' if 'dtype' in settings else 'torch_dtype'] = dtype
   _write_json(folder / 'config.json', settings)
   _write_tokenizer(folder, tokenizer, origin)
 
 
 def _write_tokenizer(folder: pathlib.Path, tokenizer: bytes, origin: Mapping[str, Any]) -> None:
-  (folder / 'tokenizer.model').write_bytes(tokenizer)
-  if origin.get('added_tokens'):
+  name = 'tokenizer.json' if tokenizer[:1] == b'{' else 'tokenizer.model'
+  (folder / name).write_bytes(tokenizer)
+  if origin.get('added_tokens') and not origin.get('files'):
     _write_json(folder / 'added_tokens.json', origin['added_tokens'])
 
 
@@ -225,5 +256,5 @@ class Target:
 
 TARGETS = {
   'official': Target(official_tensors, write_official),
-  'hf': Target(language_tensors, write_huggingface),
+  'hf': Target(huggingface_tensors, write_huggingface),
 }

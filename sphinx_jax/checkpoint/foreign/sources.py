@@ -45,6 +45,7 @@ class Source:
     added_tokens: id -> token of those that files beside tokenizer.model add to it.
     unused: names that the model does not use.
     prefix: what all names in the file begin with.
+    carried: name -> text of the files that the form carries.
     outside: names of other parts in the same file (a text encoder), without the prefix.
   """
 
@@ -60,6 +61,7 @@ class Source:
   added_tokens: Mapping[int, str]
   unused: tuple[str, ...]
   prefix: str = ''
+  carried: Mapping[str, str] = dataclasses.field(default_factory=dict)
   outside: tuple[str, ...] = ()
 
 
@@ -466,6 +468,11 @@ def _open_part(
       config=config,
       unused=unused,
       prefix=prefix,
+      carried={
+        file: (folders[0] / file).read_text(encoding='utf-8')
+        for file in form.carried
+        if (folders[0] / file).is_file()
+      },
       outside=tuple(key for key in tensors if not key.startswith(prefix)),
       **shared,
     )
