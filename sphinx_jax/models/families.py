@@ -101,7 +101,11 @@ def settings_of_weights(config: ml_collections.ConfigDict) -> dict[str, Any]:
     Nested dictionaries like the config.
   """
   settings = {key: value for key, value in config.to_dict().items() if key not in _INCIDENTAL}
-  for path, module in family(config).parts(config).items():
+  parts = family(config).parts(config)
+  for group in {path.split('.')[0] for path in parts if '.' in path}:  # Of the used encoders.
+    used = settings[group].items()
+    settings[group] = {name: part for name, part in used if f'{group}.{name}' in parts}
+  for path, module in parts.items():
     *groups, name = path.split('.')
     section = functools.reduce(dict.__getitem__, groups, settings)
     defaults = {

@@ -19,7 +19,8 @@ class Fields:
   Attributes:
     used: fields that `Form.settings` reads and checks.
     neutral: reason -> fields that change nothing of what the model computes.
-    only: field -> the values that the model computes. A list stands for all lists of its items.
+    only: field -> the values that the model computes. A list stands for all lists of its items, a
+      tuple for the list of these.
     sizes: field -> (settings -> the value that it must have).
     sections: field -> the fields of the object under it.
     marks: fields of which every config of the library has one.
@@ -74,6 +75,8 @@ class Fields:
 
 def _is_allowed(value: Any, allowed: Any) -> bool:
   """Whether a value is the allowed one and no bool in place of a number; see `Fields.only`."""
+  if isinstance(allowed, tuple):
+    return value == list(allowed)
   if isinstance(allowed, list):
     return isinstance(value, list) and all(item in allowed for item in value)
   return value == allowed and isinstance(value, bool) == isinstance(allowed, bool)
@@ -245,6 +248,18 @@ def divisor(config: Mapping[str, Any], name: str, number: int) -> int:
   if number % value:
     raise wrong_value(name, value, f'a divisor of {number}')
   return value
+
+
+def flag(config: Mapping[str, Any], name: str) -> bool:
+  """A boolean of a foreign config; False if it has none.
+
+  Raises:
+    SphinxError: the field is no boolean.
+  """
+  value = config.get(name)
+  if not isinstance(value, bool | None):
+    raise wrong_value(name, value, 'true or false')
+  return bool(value)
 
 
 def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -145,7 +145,8 @@ _PREPROCESSOR, _PROCESSOR = 'preprocessor_config.json', 'processor_config.json'
 
 
 _IMAGE_PROCESSOR = foreign_config.Fields(
-  used=('size', 'do_image_splitting'),
+  used=('do_image_splitting',),
+  sections={'size': foreign_config.Fields(used=('shortest_edge', 'longest_edge'))},
   neutral={
     'names': ('image_processor_type', 'processor_class'),
     'how transformers computes, not what': (
@@ -163,8 +164,8 @@ _IMAGE_PROCESSOR = foreign_config.Fields(
     'do_pad': (None, True),
     'do_rescale': (None, True),
     'do_resize': (None, True),
-    'image_mean': (None, [siglip.MEAN[0]]),
-    'image_std': (None, [siglip.STD[0]]),
+    'image_mean': (None, siglip.MEAN),
+    'image_std': (None, siglip.STD),
     'resample': (None, 2),  # Bilinear.
     'rescale_factor': (None, 1 / 255),
   },
@@ -209,7 +210,9 @@ def _perceiver(
 ) -> dict[str, Any]:
   resampler = 'model.connector.perceiver_resampler.'
   eps = foreign_config.number(config, 'rms_norm_eps')
-  if config['hidden_size'] != llm['width']:  # transformers then takes the text's for both.
+  if (
+    foreign_config.size(config, 'hidden_size') != llm['width']
+  ):  # transformers then takes the text's for both.
     eps = llm['norm_eps']
   heads = foreign_config.size(config, 'resampler_n_heads')
   return dict(
@@ -233,7 +236,7 @@ def _slots(config: Mapping[str, Any]) -> dict[str, Any]:
   return dict(
     shortest=foreign_config.size(size, 'shortest_edge'),
     longest=foreign_config.size(size, 'longest_edge'),
-    split=bool(preprocessor.get('do_image_splitting', True)),
+    split=foreign_config.flag(preprocessor, 'do_image_splitting'),
   )
 
 
@@ -260,11 +263,16 @@ _CONFIG = foreign_config.transformers_fields(
     ),
     'perceiver_config': foreign_config.transformers_fields(
       ('idefics2', 'idefics2_perceiver'),
-      used=('resampler_n_heads', 'num_key_value_heads', 'hidden_size', 'rms_norm_eps'),
+      used=(
+        'resampler_n_heads',
+        'resampler_head_dim',
+        'num_key_value_heads',
+        'hidden_size',
+        'rms_norm_eps',
+      ),
       only={'hidden_act': (None, 'silu')},
       sizes={
         'resampler_depth': lambda settings: settings['perceiver']['layers'],
-        'resampler_head_dim': lambda settings: settings['perceiver']['head_width'],
         'resampler_n_latents': lambda settings: settings['perceiver']['queries'],
       },
     ),

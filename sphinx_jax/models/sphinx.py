@@ -109,8 +109,8 @@ class Sphinx(multimodal.Multimodal):
 
   @classmethod
   def parts(cls, config: Any) -> dict[str, type[nn.Module]]:
-    encoders = {f'encoders.{name}': ENCODERS[name] for name in config.encoders}
-    return super().parts(config) | encoders
+    used = (name for name, settings in config.encoders.items() if settings is not None)
+    return super().parts(config) | {f'encoders.{name}': ENCODERS[name] for name in used}
 
   @classmethod
   def sees_images(cls, config: Any) -> bool:

@@ -7,9 +7,10 @@ import pytest
 
 from sphinx_jax.checkpoint.foreign import sources
 from sphinx_jax.core import errors
-from sphinx_jax.models import foreign_config, variants
+from sphinx_jax.models import foreign_config, forms, variants
 from tests import release
 from tests.checkpoint.foreign.recorded import GOLDEN, LLAMA, META
+from tests.models import idefics2_golden
 
 ODD = (
   None,
@@ -39,6 +40,7 @@ PARTNERS = {
   'hidden_size': ('head_dim',),
   'num_attention_heads': ('head_dim', 'num_key_value_heads'),
   'n_heads': ('n_kv_heads',),
+  'resampler_n_heads': ('num_key_value_heads',),
 }
 OPEN_CLIP = {
   'clip_open_clip.bin': {
@@ -69,8 +71,10 @@ def opened(name: str) -> tuple:
   """Returns form, shapes, config and fields of a golden file."""
   if name == 'official':
     return variants.LLM, release.llama_shapes(), release.CONFIG, variants.CONFIG_FIELDS
-  source = sources.open_source(GOLDEN / name)
-  form = sources.FORMS[source.part][source.form]
+  source = sources.open_source(
+    idefics2_golden.FOLDER / 'model' if name == 'idefics2' else GOLDEN / name
+  )
+  form = forms.FORMS[source.part][source.form]
   shapes = {key: tensor.shape for key, tensor in source.tensors.items()}
   if name in OPEN_CLIP:
     return form, shapes, OPEN_CLIP[name], form.configs['open_clip_config.json']
@@ -87,7 +91,17 @@ def places(fields: foreign_config.Fields, config: dict, path: tuple = ()):
 
 @pytest.mark.parametrize(
   'name',
-  [LLAMA, META, 'official', 'clip_hf', 'convnext_timm', 'dinov2_hf', 'blip2_hf', *OPEN_CLIP],
+  [
+    LLAMA,
+    META,
+    'official',
+    'clip_hf',
+    'convnext_timm',
+    'dinov2_hf',
+    'blip2_hf',
+    'idefics2',
+    *OPEN_CLIP,
+  ],
 )
 def test_every_field_is_used_or_neutral_or_refused_by_name(name):
   form, shapes, config, fields = opened(name)
