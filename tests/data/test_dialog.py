@@ -126,7 +126,7 @@ def test_other_system_prompts_are_a_setting(case, tokenizer):
 
 OFFICIAL = [
   (style, case)
-  for style in STYLES.keys() & PROMPTS.keys()
+  for style in sorted(STYLES.keys() & PROMPTS.keys())
   for case in PROMPTS[style]['cases']
   if 'prompt' in case  # The official code raises for a dialog without a last question.
 ]
