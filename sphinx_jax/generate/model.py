@@ -294,7 +294,9 @@ class Model:
     parts = []
     for canvas, members in groups.items():
       # Few shapes are compiled: one image, as many images as rows, or a multiple of 4.
-      count = 1 if len(members) == 1 else max(rows, round_up(len(members), 4))
+      count = len(members)
+      if count > 1:
+        count = rows if count <= rows else round_up(count, 4)
       pixels, sizes = slots_lib.on_canvas([slots[i] for i in members], canvas, count)
       parts.append(self._encode(params, pixels[:, None], sizes[:, None])[: len(members)])
     order = np.argsort([i for members in groups.values() for i in members])
