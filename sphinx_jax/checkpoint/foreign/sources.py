@@ -41,7 +41,8 @@ class Source:
     table: parameters and foreign names; paths begin at the root of the tree or of the part.
     settings: sizes of the part, or the whole model config.
     config: contents of the foreign config file, or {}.
-    tokenizer: contents of a tokenizer.model or tokenizer.json beside it, or None.
+    tokenizer: contents of a tokenizer.model beside it, or of a tokenizer.json if the form carries
+      one; None: there is none.
     added_tokens: id -> token of those that files beside tokenizer.model add to it.
     unused: names that the model does not use.
     prefix: what all names in the file begin with.
@@ -130,12 +131,11 @@ def _read_config(
 
 
 def _find_tokenizer(folders: Iterable[pathlib.Path]) -> bytes | None:
-  for name in ('tokenizer.model', 'tokenizer.json'):
-    for folder in folders:
-      file = folder / name
-      if file.is_file():
-        files.check_kind(file, f'a {name}')
-        return file.read_bytes()
+  for folder in folders:
+    file = folder / 'tokenizer.model'
+    if file.is_file():
+      files.check_kind(file, 'a sentencepiece tokenizer.model')
+      return file.read_bytes()
   return None
 
 
@@ -458,6 +458,13 @@ def _open_part(
     table = form.weights(settings)
     unused = _find_unused(inside, table)
     _check_tensors(inside, unused, table, form.unused, who)
+    carried = {
+      file: (folders[0] / file).read_text(encoding='utf-8')
+      for file in form.carried
+      if (folders[0] / file).is_file()
+    }
+    if shared['tokenizer'] is None and 'tokenizer.json' in carried:
+      shared = {**shared, 'tokenizer': carried['tokenizer.json'].encode()}
     return Source(
       kind=form.kind,
       part=part,
@@ -468,11 +475,7 @@ def _open_part(
       config=config,
       unused=unused,
       prefix=prefix,
-      carried={
-        file: (folders[0] / file).read_text(encoding='utf-8')
-        for file in form.carried
-        if (folders[0] / file).is_file()
-      },
+      carried=carried,
       outside=tuple(key for key in tensors if not key.startswith(prefix)),
       **shared,
     )
