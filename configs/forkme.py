@@ -30,6 +30,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from sphinx_jax.checkpoint import bundle
 from sphinx_jax.configs import mini
+from sphinx_jax.data import slots
 from sphinx_jax.models import families
 
 MINI_CHECKPOINT = 'workdir/mini/stage2'
@@ -54,9 +55,10 @@ def get_config(arg: str = '') -> ConfigDict:
     config.model = parent.config.model.to_dict()
     config.dialog = parent.dialog
     config.image = parent.config.get('image', config.image)
-    # A row has room for one image and an answer.
-    seq_len = families.visual_tokens(config.model) + 512
-    config.batch = dict(size=8, seq_len=seq_len, images=1, window=256)
+    # A row has room for one image, which some models split into several slots, and an answer.
+    count = slots.make(**families.family(config.model).slot_rule(config.model)).count
+    seq_len = count * families.visual_tokens(config.model) + 512
+    config.batch = dict(size=8, seq_len=seq_len, images=count, window=256)
     # For pretrained weights: docs/official_sphinx.md, "Fine-tuning recipe".
     config.optimizer.update(name='adamw', betas=(0.9, 0.95), weight_decay=0.0, clip=8.0)
   file = os.path.abspath(path or 'my.jsonl')  # A relative path would be one inside data_dir.

@@ -50,15 +50,19 @@ def narrowed(config: ConfigDict, only: Sequence[str] | None, tokenizer: str | No
 
 
 def views_of(pixels: np.ndarray, model: ConfigDict) -> Views:
-  """Returns the views of one image, as the encoders get them.
+  """Returns the views of one image slot, as the encoders get them.
 
   Args:
     pixels: uint8[Y, X, 3].
     model: `config.model`.
 
   Returns:
-    One entry for each view size. Its caption names the encoders of that size.
+    One entry for each view size. Its caption names the encoders of that size. A model without a mix
+    of encoders sees the slot as it is.
   """
+  if 'encoders' not in model:
+    height, width = pixels.shape[:2]
+    return [(f'{width} x {height} pixels', pixels[None])]
   encoders_by_size: dict[int, list[str]] = {}
   for name, encoder in model.encoders.items():
     if encoder is not None:  # An encoder that a config leaves out.
@@ -93,7 +97,8 @@ def peek(config: ConfigDict, count: int) -> tuple[str, list[tuple[packed_rows.Ex
     ):
       views: Views = []
       if example.slot is not None:
-        views = views_of(batch['images'][row, example.slot], config.model)
+        height, width = batch['image_size'][row, example.slot]
+        views = views_of(batch['images'][row, example.slot, :height, :width], config.model)
       shown.append((example, views))
   return data.table, shown
 

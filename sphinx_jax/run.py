@@ -26,7 +26,7 @@ from sphinx_jax.checkpoint import store as checkpoints
 from sphinx_jax.checkpoint.bundle import Bundle, differences, load_bundle
 from sphinx_jax.core import batch as batch_contract, config as config_lib, errors, tensorflow, trees
 from sphinx_jax.core.progress import log
-from sphinx_jax.data import dialog, tokenizer as tokenizers
+from sphinx_jax.data import dialog, slots, tokenizer as tokenizers
 from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
 from sphinx_jax.models import families
 from sphinx_jax.parallel import hosts, mesh as meshes, placement, rules
@@ -350,6 +350,7 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
         window=config.batch.window,
         visual_tokens=families.visual_tokens(config.model),
         image_size=config.model.image_size,
+        slot_rule=slots.make(**families.family(config.model).slot_rule(config.model)),
         seed=config.seed,
         loss_weighting=loss_weighting,
         max_skipped=config.max_skipped,
@@ -387,7 +388,7 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
   return Data(
     batches=mixture.batches,
     validation=validation.result,
-    bundle=Bundle(config, tokenizer.model_bytes, config.dialog.to_dict()),
+    bundle=Bundle(config, tokenizer.model_bytes, config.dialog.to_dict(), tokenizer.added),
     table=mixture.table(),
     summary=mixture.summary,
     files={
@@ -437,15 +438,15 @@ def open_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
       'one of them',
       'give the path of a tokenizer.model',
     )
-  tokenizer = load_bundle(config.init_from).tokenizer
-  if tokenizer is None:
+  parent = load_bundle(config.init_from)
+  if parent.tokenizer is None:
     raise errors.make(
       f"init_from '{config.init_from}'",
       'a checkpoint without a tokenizer',
       'one with a tokenizer, because config.tokenizer is empty',
       'set config.tokenizer to the path of a tokenizer.model',
     )
-  return tokenizers.Tokenizer(tokenizer)
+  return tokenizers.Tokenizer(parent.tokenizer, parent.added_tokens)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from sphinx_jax.core import config_values as values, errors
 from sphinx_jax.data import dialog, images, packing, record
 from sphinx_jax.mix import tasks
-from sphinx_jax.models import families
 from sphinx_jax.models.settings import DTYPES, MODEL
 from sphinx_jax.training import optimizer, state
 
@@ -182,13 +181,6 @@ def check_run(config: ConfigDict, path: str = '') -> None:
 def _contradictions(run: Mapping[str, Any]) -> Problems:
   """Yields (setting, got, expected, do) of settings that contradict each other."""
   batch, optimizer = run['batch'], run['optimizer']
-  if families.family(run['model']).image_token(run['model']) is not None:
-    yield (
-      'model.name',
-      f'{run["model"]["name"]!r}, whose images have their own shapes',
-      'a model of padded squares, sphinx',
-      'it can be loaded, asked, evaluated and converted; its training is not supported yet',
-    )
   if not run['mixture']:
     yield 'mixture', 'no entries', 'at least one', 'name what to train on'
   if optimizer['warmup'] > run['steps']:

@@ -13,7 +13,6 @@ from sphinx_jax.configs import forkme, mini, recipe as pod_recipe, stage1, stage
 from sphinx_jax.core import cli, config_values, errors
 from sphinx_jax.generate import load
 from sphinx_jax.training import writer
-from tests.models import idefics2_golden
 from tests.test_train import in_memory
 from tests.tiny import tiny
 
@@ -120,14 +119,6 @@ def test_the_model_of_a_checkpoint_is_checked():
   carried = bundle.Bundle(config, None, {})
   with pytest.raises(errors.SphinxError, match="'DIR', config model.llm.heads: got 0"):
     load._check_model(carried, 'DIR')
-
-
-def test_a_family_that_is_not_trained_yet_is_refused():
-  config = tiny().copy_and_resolve_references()
-  with config.unlocked():
-    config.model = idefics2_golden.config()
-  with pytest.raises(errors.SphinxError, match='its training is not supported yet'):
-    settings.check_run(config)
 
 
 def test_zero_means_a_validation_only_at_the_end(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import numpy as np
 
 from sphinx_jax.core import errors
 
-# Name -> dtype. All fields but `images` have the shape [B,T].
+# Name -> dtype. All fields but `images` and `image_size` have the shape [B,T].
 FIELDS = {
   'tokens': np.int32,  # [B,T] token ids; 0 at visual positions and padding
   'targets': np.int32,  # [B,T] the next token in the segment, or 0 if there is none
@@ -22,7 +22,8 @@ FIELDS = {
   'positions': np.int32,  # [B,T] position inside the example, visual positions included
   'segments': np.int32,  # [B,T] 1, 2, ... for each packed example, 0 for padding
   'visual_index': np.int32,  # [B,T] index into the row's flattened visual tokens, -1 for text
-  'images': np.uint8,  # [B,N,Y,X,3] padded squares, zero in unused slots
+  'images': np.uint8,  # [B,N,Y,X,3] each in the upper left corner of its slot, zero in unused slots
+  'image_size': np.int32,  # [B,N,2] rows and columns of the slot's image; 0 in unused slots
   'task': np.int32,  # [B,T] index of the example's task in the mixture
 }
 
@@ -36,13 +37,14 @@ def spec(
     batch_size: rows (B).
     seq_len: positions of a row (T).
     images: image slots of a row (N).
-    image_size: side of an image in pixels (Y = X).
+    image_size: side of an image slot in pixels (Y = X).
   """
   structs = {
     name: jax.ShapeDtypeStruct((batch_size, seq_len), dtype) for name, dtype in FIELDS.items()
   }
   pixels = (batch_size, images, image_size, image_size, 3)
   structs['images'] = jax.ShapeDtypeStruct(pixels, FIELDS['images'])
+  structs['image_size'] = jax.ShapeDtypeStruct((batch_size, images, 2), FIELDS['image_size'])
   return structs
 
 

@@ -165,6 +165,12 @@ class Template:
     """Whether `<image>` in a text always stands for an image."""
     return bool(self._style.around_image)
 
+  def count_marks(self, turns: Sequence[Turn]) -> int | None:
+    """The number of `<image>` in the turns; None if they are text."""
+    if not self.marks_images:
+      return None
+    return sum(text.count(MARK) for turn in turns for text in turn if text)
+
   def render(self, turns: Sequence[Turn], open_ended: bool = False) -> str:
     """Returns the dialog as one text, with `<image>` for images.
 

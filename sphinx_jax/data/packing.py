@@ -8,8 +8,9 @@ from concurrent.futures import Executor
 import numpy as np
 
 from sphinx_jax.core import batch as batch_contract, errors
-from sphinx_jax.data import images
+from sphinx_jax.data import slots as slots_lib
 from sphinx_jax.data.record import BadExample
+from sphinx_jax.data.slots import Slots
 
 # Total weight of an example with n label tokens: proportional to n, sqrt(n) or 1. Answers have from
 # one to hundreds of tokens, so with 'token' the long ones (poses, layouts) dominate the loss.
@@ -26,7 +27,8 @@ class Example:
   Attributes:
     ids: int32[n], BOS first.
     weights: float32[n], weight of predicting each id.
-    image: encoded file, or None. Its visual tokens stand between BOS and the text.
+    image: encoded file, or None.
+    images_at: for each slot of the image, the number of ids before it; None: one slot behind BOS.
     task: index of the task in the mixture.
     id: shown in log lines.
     position: position in the global order of examples.
@@ -37,13 +39,18 @@ class Example:
   weights: np.ndarray
   image: bytes | None
   task: int
+  images_at: tuple[int, ...] | None = None
   id: str = ''
   position: int = 0
   mirrored: bool = False
 
+  def __post_init__(self) -> None:
+    if self.images_at is None:
+      object.__setattr__(self, 'images_at', () if self.image is None else (1,))
+
   def length(self, visual_tokens: int) -> int:
     """The number of positions that the example takes in a row."""
-    return len(self.ids) + (visual_tokens if self.image is not None else 0)
+    return len(self.ids) + len(self.images_at) * visual_tokens
 
 
 def check_loss_weighting(loss_weighting: str) -> None:
@@ -63,16 +70,14 @@ def weigh(weights: np.ndarray, loss_weighting: str) -> np.ndarray:
   return weights * np.float32((_USUAL_ANSWER / labels) ** LOSS_WEIGHTING[loss_weighting])
 
 
-def plan(
-  lengths: Sequence[int], has_image: Sequence[bool], seq_len: int, slots: int
-) -> list[list[int]]:
+def plan(lengths: Sequence[int], needs: Sequence[int], seq_len: int, slots: int) -> list[list[int]]:
   """Packs a window of examples into rows.
 
   Each row begins with the longest remaining example and is filled as full as possible.
 
   Args:
     lengths: positions of each example, at most `seq_len`.
-    has_image: whether the example needs an image slot.
+    needs: image slots of each example, at most `slots`.
     seq_len: positions of a row (T).
     slots: image slots of a row (N).
 
@@ -83,7 +88,7 @@ def plan(
   # Examples without an image fit into any row, so they fill what examples with images leave over.
   # Otherwise examples are taken in their order, which keeps the remaining examples as mixed as the
   # used ones. Taking short ones first would leave rows that cannot be filled.
-  left = sorted(range(len(lengths)), key=lambda i: (not has_image[i], i))
+  left = sorted(range(len(lengths)), key=lambda i: (not needs[i], i))
   longest = sorted(left, key=lambda i: -lengths[i])
   placed = np.zeros(len(lengths), bool)
   rows = []
@@ -92,8 +97,8 @@ def plan(
       continue
     placed[first] = True
     left = [i for i in left if not placed[i]]
-    space, free_slots = seq_len - lengths[first], slots - int(has_image[first])
-    more = _fill(left, lengths, has_image, space, free_slots)
+    space, free_slots = seq_len - lengths[first], slots - int(needs[first])
+    more = _fill(left, lengths, needs, space, free_slots)
     placed[more] = True
     rows.append(sorted([first, *more]))
   return sorted(rows)
@@ -102,27 +107,26 @@ def plan(
 def _fill(
   candidates: Sequence[int],
   lengths: Sequence[int],
-  has_image: Sequence[bool],
+  needs: Sequence[int],
   space: int,
   slots: int,
 ) -> list[int]:
-  """Returns the candidates that fill `space` positions best with at most `slots` images.
+  """Returns the candidates that fill `space` positions best with at most `slots` image slots.
 
-  Among equally full choices, those with more images win.
+  Among equally full choices, those with more slots win.
 
-  This is a subset sum. Bit s of reachable[k] is set if some of the examples so far have k images
+  This is a subset sum. Bit s of reachable[k] is set if some of the examples so far have k slots
   and s positions in total. Python's integers are the fastest bitsets at hand.
   """
   inside, full = (1 << space + 1) - 1, 1 << space
   reachable, steps = [1] + [0] * slots, []
   for i in candidates:
-    n = lengths[i]
-    if n > space or (has_image[i] and not slots):
+    n, needed = lengths[i], int(needs[i])
+    if n > space or needed > slots:
       continue
     steps.append((i, reachable))
     taken = [sums << n & inside for sums in reachable]
-    if has_image[i]:
-      taken = [0, *taken[:-1]]
+    taken = [0] * needed + taken[: len(taken) - needed]
     reachable = [without | with_it for without, with_it in zip(reachable, taken)]
     if any(sums & full for sums in reachable):
       break
@@ -131,42 +135,35 @@ def _fill(
   for i, before in reversed(steps):
     if not before[count] >> used & 1:  # Not reachable without this one.
       chosen.append(i)
-      used, count = used - lengths[i], count - int(has_image[i])
+      used, count = used - lengths[i], count - int(needs[i])
   return chosen
 
 
 def decode_images(
   rows: Sequence[Sequence[Example]],
-  image_size: int,
+  rule: slots_lib.Rule,
   pool: Executor | None = None,
   alpha: str = 'drop',
   note: Callable[[Example, str], None] = lambda example, phrase: None,
-) -> Iterator[np.ndarray | BadExample | None]:
+) -> Iterator[Slots | BadExample | None]:
   """Decodes the images of all examples, row by row.
 
   Args:
     rows: the examples of each row.
-    image_size: edge of the square images in pixels.
+    rule: how an image becomes slots.
     pool: decodes ahead of the caller: all work is submitted now.
     alpha: what happens to transparent pixels, see `images.decode`.
     note: called in threads of the pool with a phrase about an image, see `images.decode`.
 
   Returns:
-    One item per example: uint8[image_size,image_size,3], None without an image, or the error of an
-    unreadable one.
+    One item per example: its slots, None without an image, or the error of an unreadable one.
   """
 
-  def decode(example: Example) -> np.ndarray | BadExample | None:
+  def decode(example: Example) -> Slots | BadExample | None:
     if example.image is None:
       return None
     try:
-      return images.square(
-        example.image,
-        image_size,
-        example.mirrored,
-        alpha,
-        functools.partial(note, example),
-      )
+      return rule.read(example.image, example.mirrored, alpha, functools.partial(note, example))
     except BadExample as error:
       return error
 
@@ -181,7 +178,7 @@ def assemble(
   image_size: int,
   visual_tokens: int,
   report_bad: Callable[[Example, BadExample], None],
-  pixels: Iterable[np.ndarray | BadExample | None] | None = None,
+  pixels: Iterable[Slots | BadExample | None] | None = None,
 ) -> dict[str, np.ndarray]:
   """Builds a batch.
 
@@ -189,10 +186,10 @@ def assemble(
     rows: the examples of each row (B), as chosen by `plan`. An empty row becomes padding.
     seq_len: positions of a row (T).
     slots: image slots of a row (N).
-    image_size: edge of the square images in pixels (Y = X).
-    visual_tokens: visual tokens of one image.
+    image_size: edge of the image slots in pixels (Y = X).
+    visual_tokens: visual tokens of one slot.
     report_bad: called with every example whose image cannot be read. Its positions stay padding.
-    pixels: result of `decode_images` for the rows. None: decode them here.
+    pixels: result of `decode_images` for the rows. None: decode them here, to padded squares.
 
   Returns:
     The batch of core/batch.py.
@@ -204,7 +201,9 @@ def assemble(
   # Most image slots are filled. Zeroing all of them first would take a tenth of the decoding time.
   batch['images'] = np.empty(spec['images'].shape, spec['images'].dtype)
   batch['visual_index'][:] = -1
-  decoded = iter(decode_images(rows, image_size) if pixels is None else pixels)
+  if pixels is None:
+    pixels = decode_images(rows, slots_lib.Square(image_size))
+  decoded = iter(pixels)
   for b, row in enumerate(rows):
     begin, segment, slot = 0, 0, 0
     for example in row:
@@ -214,8 +213,8 @@ def assemble(
         continue
       segment += 1
       begin = _write_example(batch, b, begin, segment, slot, example, visual_tokens)
-      if image is not None:
-        batch['images'][b, slot] = image
+      for part in image.pixels if image is not None else ():
+        slots_lib.place(part, batch['images'][b, slot], batch['image_size'][b, slot])
         slot += 1
     batch['images'][b, slot:] = 0
   return batch
@@ -231,8 +230,9 @@ def _write_example(
   visual_tokens: int,
 ) -> int:
   """Writes an example into row `b` from position `begin` on; returns the position after its end."""
-  images_at = () if example.image is None else (1,)  # Right after BOS.
-  tokens, visual_index = batch_contract.interleave(example.ids, images_at, visual_tokens, slot)
+  tokens, visual_index = batch_contract.interleave(
+    example.ids, example.images_at, visual_tokens, slot
+  )
   end = begin + len(tokens)
   batch['tokens'][b, begin:end] = tokens
   batch['visual_index'][b, begin:end] = visual_index

@@ -19,12 +19,13 @@ import numpy as np
 
 from sphinx_jax.core import errors
 from sphinx_jax.core.prefetch import Prefetch
-from sphinx_jax.data import images, packing, sampler
-from sphinx_jax.data.dialog import Template
+from sphinx_jax.data import images, packing, sampler, slots as slots_lib
+from sphinx_jax.data.dialog import MARK, Template
 from sphinx_jax.data.mixture import make_sampling
 from sphinx_jax.data.packing import Example
 from sphinx_jax.data.record import BadExample, Record, Source, check_unicode
 from sphinx_jax.data.skips import Skips
+from sphinx_jax.data.slots import Slots
 from sphinx_jax.data.tokenizer import Tokenizer
 
 _CHUNK = 16  # Examples that a thread reads at once.
@@ -42,8 +43,9 @@ class PipelineConfig:
     seq_len: positions of a row (T).
     slots: image slots of a row (N).
     window: examples that are packed together.
-    visual_tokens: visual tokens of one image, start and end tokens of every view included.
-    image_size: edge of the square images in pixels.
+    visual_tokens: visual tokens of one slot, start and end tokens of every view included.
+    image_size: edge of the image slots in pixels.
+    slot_rule: how an image becomes slots; None: a padded square.
     seed: seed of the order of examples.
     loss_weighting: a rule of `packing.LOSS_WEIGHTING`.
     max_skipped: share of bad examples, in a stretch of `skips.STRETCH`, above which a pass stops.
@@ -64,7 +66,13 @@ class PipelineConfig:
   loss_weighting: str = 'token'
   max_skipped: float = 0.5
   alpha: str = 'drop'
+  slot_rule: slots_lib.Rule | None = None
   threads: int = 2
+
+  @property
+  def rule(self) -> slots_lib.Rule:
+    """How an image becomes slots."""
+    return self.slot_rule or slots_lib.Square(self.image_size)
 
   def __post_init__(self) -> None:
     if not 0 <= self.max_skipped <= 1:
@@ -91,7 +99,7 @@ class _Decoding(NamedTuple):
   """
 
   rows: list[list[Example]]
-  pixels: Iterator[np.ndarray | BadExample | None]
+  pixels: Iterator[Slots | BadExample | None]
   next_position: int
 
 
@@ -204,7 +212,7 @@ class Pipeline:
     try:
       for rows, next_position in self._group_rows(windows, position):
         local = [rows[row] for row in self._local_rows]
-        pixels = packing.decode_images(local, config.image_size, pool, config.alpha, self._note)
+        pixels = packing.decode_images(local, config.rule, pool, config.alpha, self._note)
         decoding.append(_Decoding(local, pixels, next_position))
         if len(decoding) == _DECODING_BATCHES:
           yield self._assemble(decoding.popleft(), skips)
@@ -253,7 +261,7 @@ class Pipeline:
         examples_read += [example for example in chunk if example is not None]
       rows = packing.plan(
         [example.length(config.visual_tokens) for example in examples_read],
-        [example.image is not None for example in examples_read],
+        [len(example.images_at) for example in examples_read],
         config.seq_len,
         config.slots,
       )
@@ -310,16 +318,23 @@ class Pipeline:
         'examples without images, because the model has no encoder',
         'start from a checkpoint with encoders, or leave out the examples with images',
       )
-    if record.image is not None and not config.slots:
-      raise BadExample('no image slot', 'it has an image, but batch.images is 0')
+    slots = [config.rule.count] if record.image is not None else []
+    if sum(slots) > config.slots:
+      raise BadExample(
+        'no image slot', f'its image takes {sum(slots)}, but batch.images is {config.slots}'
+      )
     check_unicode(text for turn in record.turns for text in turn)
-    ids, weights, _ = self._template.encode(record.turns, self._tokenizer)
-    space = config.seq_len - (config.visual_tokens if record.image is not None else 0)
+    marks = self._template.count_marks(record.turns)
+    if marks not in (None, 0, len(slots)):
+      raise BadExample('image marks', f'{len(slots)} images and {marks} {MARK} marks')
+    ids, weights, images_at = self._template.encode(record.turns, self._tokenizer, slots)
+    space = config.seq_len - len(images_at) * config.visual_tokens
     kept = self._kept_ids(weights, space, self._sources[task].too_long)
     return Example(
       ids=np.asarray(ids[:kept], np.int32),
       weights=packing.weigh(weights[:kept], config.loss_weighting),
       image=record.image,
+      images_at=images_at,
       task=task,
       id=record.id,
       position=position,

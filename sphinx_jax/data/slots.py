@@ -32,11 +32,20 @@ class Square:
   size: int
 
   count = 1  # Slots of an image.
-  upright = False  # Boxes refer to the stored pixels, so an EXIF orientation is ignored.
 
   def __call__(self, image: Image.Image) -> Slots:
     """Returns the slot of an RGB image, uint8[size,size,3]."""
     return Slots((np.asarray(images.pad_and_resize(image, self.size)),))
+
+  def read(
+    self,
+    data: bytes,
+    mirrored: bool = False,
+    alpha: str = 'drop',
+    note: Callable[[str], None] | None = None,
+  ) -> Slots:
+    """Decodes an image file straight to its slot, see `images.square`."""
+    return Slots((images.square(data, self.size, mirrored, alpha, note),))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +62,6 @@ class Fit:
   longest: int
   split: bool = False
 
-  upright = True  # As the processor of transformers, which applies an EXIF orientation.
-
   @property
   def count(self) -> int:
     """Slots of an image."""
@@ -70,6 +77,22 @@ class Fit:
     resized = (part.resize(self._size(*part.size), Image.Resampling.BILINEAR) for part in parts)
     return Slots(tuple(map(np.asarray, resized)))
 
+  def read(
+    self,
+    data: bytes,
+    mirrored: bool = False,
+    alpha: str = 'drop',
+    note: Callable[[str], None] | None = None,
+  ) -> Slots:
+    """Decodes an image file to its slots, as `images.open_rgb`.
+
+    An EXIF orientation is applied, as by the processor of transformers.
+
+    Raises:
+      BadExample: as `images.decode`, or an image that cannot be split.
+    """
+    return self(images.open_rgb(data, mirrored, alpha, note, upright=True))
+
   def _size(self, width: int, height: int) -> tuple[int, int]:
     """Pixels after resizing. Extreme shapes are distorted, as both edges reach `shortest`."""
     ratio = width / height
@@ -80,34 +103,13 @@ class Fit:
     return max(width, self.shortest), max(height, self.shortest)
 
 
+Rule = Square | Fit
 RULES = {'square': Square, 'fit': Fit}
 
 
-def make(kind: str, **settings: Any) -> Square | Fit:
+def make(kind: str, **settings: Any) -> Rule:
   """The rule of a model family: a class in RULES, and its attributes."""
   return RULES[kind](**settings)
-
-
-def read(
-  data: bytes,
-  rule: Square | Fit,
-  mirrored: bool = False,
-  alpha: str = 'drop',
-  note: Callable[[str], None] | None = None,
-) -> Slots:
-  """Decodes an image file straight to its slots.
-
-  Args:
-    data: encoded file.
-    rule: from `make`.
-    mirrored: flip the image left to right first.
-    alpha: as in `images.decode`.
-    note: as in `images.decode`.
-
-  Raises:
-    BadExample: as `images.decode`, or an image that cannot be split.
-  """
-  return rule(images.open_rgb(data, mirrored, alpha, note, rule.upright))
 
 
 def _quarters(image: Image.Image) -> list[Image.Image]:
@@ -137,6 +139,13 @@ def on_canvas(
   count = len(slots) if count is None else count
   canvas, sizes = np.zeros((count, *shape, 3), np.uint8), np.zeros((count, 2), np.int32)
   for to, size, slot in zip(canvas, sizes, slots):
-    size[:] = slot.shape[:2]
-    to[: size[0], : size[1]] = slot
+    place(slot, to, size)
   return canvas, sizes
+
+
+def place(slot: np.ndarray, canvas: np.ndarray, size: np.ndarray) -> None:
+  """Writes a slot into the upper left corner of a canvas, zeros around it, and its size."""
+  height, width = size[:] = slot.shape[:2]
+  canvas[:height, :width] = slot
+  canvas[height:] = 0
+  canvas[:height, width:] = 0

@@ -275,7 +275,7 @@ class Model:
     Raises:
       BadExample: an unreadable image.
     """
-    return slots_lib.read(data, self.slot_rule, alpha=self.alpha)
+    return self.slot_rule.read(data, alpha=self.alpha)
 
   def _read_slots(self, image: OneImage) -> Sequence[np.ndarray]:
     if isinstance(image, Slots):

@@ -79,7 +79,8 @@ def apply(
   Returns:
     Hidden states [B,T,D], and the lm_head: hidden states [B,t,D] -> logits float32[B,t,vocab].
   """
-  fields = [batch[name] for name in ('tokens', 'visual_index', 'positions', 'segments', 'images')]
+  names = ('tokens', 'visual_index', 'positions', 'segments', 'images', 'image_size')
+  fields = [batch[name] for name in names]
   hidden_states = model.apply({'params': params}, *fields, method='hidden_states')
   return hidden_states, lambda part: model.apply({'params': params}, part, method='lm_head')
 

@@ -139,7 +139,7 @@ _TEXT = dict(
   rms_norm_eps=1e-6,
   sliding_window=4096,
 )
-_PICTURE = dict(shortest_edge=378, longest_edge=980)
+_EDGES = dict(shortest_edge=378, longest_edge=980)
 # Files beside config.json that are read as sections of it.
 _PREPROCESSOR, _PROCESSOR = 'preprocessor_config.json', 'processor_config.json'
 
@@ -232,7 +232,7 @@ def _slots(config: Mapping[str, Any]) -> dict[str, Any]:
     preprocessor = foreign_config.section(
       foreign_config.section(config, _PROCESSOR), 'image_processor'
     )
-  size = {**_PICTURE, **foreign_config.section(preprocessor, 'size')}
+  size = {**_EDGES, **foreign_config.section(preprocessor, 'size')}
   return dict(
     shortest=foreign_config.size(size, 'shortest_edge'),
     longest=foreign_config.size(size, 'longest_edge'),
