@@ -80,4 +80,5 @@ def make_batch(config: ConfigDict, position: int) -> dict:
   batch['task'][:, :end] = rng.integers(0, 2, (rows, 1))
   size = config.model.image_size
   batch['images'] = rng.integers(0, 256, (rows, images, size, size, 3), dtype=np.uint8)
+  batch['image_size'] = np.full((rows, images, 2), size, np.int32)
   return batch
