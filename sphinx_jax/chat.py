@@ -1,15 +1,16 @@
-"""Asks a checkpoint about an image.
+"""Asks a checkpoint about an image, or several.
 
     python -m sphinx_jax.chat --checkpoint=DIR --image=FILE --prompt="Where is the red circle?"
 
 Without --prompt it reads one question a line and remembers the turns. Boxes, points and poses in an
-answer are drawn on the original image and written to --output. A checkpoint carries everything else
-that the model needs. An official SPHINX folder is read as it is.
+answer about one image are drawn on it and written to --output. `<image>` in the prompt marks where
+an image stands if there are several (--image=A --image=B). A checkpoint carries everything else
+that the model needs. Released folders are read as they are.
 """
 
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def questions(prompt: str | None) -> Iterator[str]:
 
 def chat(
   checkpoint: str | pathlib.Path,
-  image: str | pathlib.Path | None,
+  image: str | pathlib.Path | Sequence[str | pathlib.Path] | None,
   prompt: str | None,
   output: str | pathlib.Path,
   mesh: str | None = None,
@@ -99,11 +100,11 @@ def chat(
 ) -> None:
   """Prints the answers, and writes an image where an answer has boxes, points or a pose.
 
-  The image is encoded once for all questions.
+  Images are encoded once for all questions.
 
   Args:
     checkpoint: directory of a run or of one of its checkpoints, or an official SPHINX folder.
-    image: image file, or None to talk about text only.
+    image: image file or several of them, or None to talk about text only.
     prompt: one question, or None to read questions from stdin.
     output: image file for drawings; '' for none.
     mesh: as in `sphinx_jax.load`.
@@ -117,22 +118,27 @@ def chat(
     raise errors.make(
       '--prompt', f'{ascii(prompt)}, which is not unicode', 'UTF-8', 'change the encoding'
     )
-  pixels = read_image(image) if image else None  # A wrong file is reported before weights are read.
-  if image and output:
+  files = [image] if isinstance(image, str | pathlib.Path) else list(image or ())
+  for file in files:  # A wrong file is reported before weights are read.
+    read_image(file)
+  if files and output:
     paths.check_file(output)
   model = load.load_model(checkpoint, mesh=mesh)
-  if image:
-    pixels = read_image(
-      image, alpha=model.alpha, note=lambda phrase: log.info('the image has %s', phrase)
-    )
-  visual = None if pixels is None else model.encode([pixels])
+  options = {
+    'alpha': model.alpha,
+    'upright': model.slot_rule.upright,
+    'note': lambda phrase: log.info('the image has %s', phrase),
+  }
+  pixels = [read_image(file, **options) for file in files]
+  one = pixels[0] if len(pixels) == 1 else None
+  visual = model.encode([pixels if one is None else one]) if pixels else None
   turns = []
   for question in questions(prompt):
     (answer,) = model.answers([[*turns, (question, None)]], visual=visual, **sampling)
     turns.append((question, answer))
     # Control characters would act on a terminal.
     print(text.printable(answer) if sys.stdout.isatty() else answer, flush=True)
-    if write_drawing(pixels, question, answer, output):
+    if write_drawing(one, question, answer, output):
       print(f'drawn: {output}', flush=True)
 
 
@@ -157,7 +163,9 @@ if __name__ == '__main__':
     'Directory of a run or of one of its checkpoints, or an official SPHINX folder.',
     required=True,
   )
-  cli.define_path('image', None, 'Image to talk about. Without it, the chat is text only.')
+  cli.define_repeated_path(
+    'image', 'Image to talk about; give it again for more. Without it, the chat is text only.'
+  )
   flags.DEFINE_string('prompt', None, 'One question. Without it, questions are read from stdin.')
   cli.define_path(
     'output',

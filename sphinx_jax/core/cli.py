@@ -103,6 +103,11 @@ def define_paths(name: str, text: str) -> None:
   flags.DEFINE(_PathsParser(), name, [], text, serializer=flags.ListSerializer(','))
 
 
+def define_repeated_path(name: str, text: str) -> None:
+  """Defines a flag that is a path and may be given several times, [] by default."""
+  flags.DEFINE_multi(_PathParser(), None, name, [], text)
+
+
 def define_seed(text: str) -> None:
   """Defines `--seed`, an int64, 0 by default."""
   flags.DEFINE_integer('seed', 0, text, lower_bound=-(2**63), upper_bound=2**63 - 1)

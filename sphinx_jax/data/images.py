@@ -32,7 +32,10 @@ def size(data: bytes) -> tuple[int, int]:
 
 
 def decode(
-  data: bytes, alpha: str = 'drop', note: Callable[[str], None] | None = None
+  data: bytes,
+  alpha: str = 'drop',
+  note: Callable[[str], None] | None = None,
+  upright: bool = False,
 ) -> np.ndarray:
   """Decodes an image file (PNG, JPEG, ...) to uint8[Y,X,3] RGB, like Pillow's `convert('RGB')`.
 
@@ -45,13 +48,14 @@ def decode(
     data: encoded file.
     alpha: a key of ALPHA.
     note: called with a phrase about an image with transparent pixels or an EXIF orientation.
+    upright: apply an EXIF orientation, instead of ignoring it.
 
   Raises:
     BadExample: ('unreadable image') the data is not an image, is truncated, has gray values of an
       unknown range, or is too large (more than 179 million pixels, or an edge of more than 16384
       pixels).
   """
-  return np.asarray(_read(data, lambda image: to_rgb(image, alpha, note)))
+  return np.asarray(open_rgb(data, False, alpha, note, upright))
 
 
 def to_rgb(

@@ -32,6 +32,7 @@ class Square:
   size: int
 
   count = 1  # Slots of an image.
+  upright = False  # Boxes refer to the stored pixels, so an EXIF orientation is ignored.
 
   def __call__(self, image: Image.Image) -> Slots:
     """Returns the slot of an RGB image, uint8[size,size,3]."""
@@ -62,6 +63,8 @@ class Fit:
   longest: int
   split: bool = False
 
+  upright = True  # As the processor of transformers, which applies an EXIF orientation.
+
   @property
   def count(self) -> int:
     """Slots of an image."""
@@ -84,14 +87,12 @@ class Fit:
     alpha: str = 'drop',
     note: Callable[[str], None] | None = None,
   ) -> Slots:
-    """Decodes an image file to its slots, as `images.open_rgb`.
-
-    An EXIF orientation is applied, as by the processor of transformers.
+    """Decodes an image file to its slots, see `images.open_rgb`.
 
     Raises:
       BadExample: as `images.decode`, or an image that cannot be split.
     """
-    return self(images.open_rgb(data, mirrored, alpha, note, upright=True))
+    return self(images.open_rgb(data, mirrored, alpha, note, self.upright))
 
   def _size(self, width: int, height: int) -> tuple[int, int]:
     """Pixels after resizing. Extreme shapes are distorted, as both edges reach `shortest`."""

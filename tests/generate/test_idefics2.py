@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import sphinx_jax
-from sphinx_jax import convert
+from sphinx_jax import chat, convert
 from sphinx_jax.checkpoint.foreign import safetensors
 from sphinx_jax.core import errors
 from sphinx_jax.data import images as images_lib
@@ -145,3 +145,14 @@ def test_an_export_has_the_same_bits_and_files(shard_bytes, tmp_path, monkeypatc
     assert json.loads(written) == json.loads(read)
   for name in ('tokenizer.model', 'tokenizer.json', 'chat_template.json', 'generation_config.json'):
     assert (tmp_path / 'back' / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_the_chat_command_takes_several_images(tmp_path, capsys):
+  files = [golden.FOLDER / 'images' / f'{name}.png' for name in ('gray', 'large')]
+  question = 'What differs between <image> and <image>?'
+  chat.chat(golden.FOLDER / 'model', files, question, tmp_path / 'answer.png', max_new_tokens=4)
+  pair = [image('gray'), image('large')]
+  assert capsys.readouterr().out == (
+    model().chat([(question, None)], images=pair, max_new_tokens=4) + '\n'
+  )
+  assert not (tmp_path / 'answer.png').exists()
