@@ -6,6 +6,7 @@ import pathlib
 
 import ml_collections
 import numpy as np
+import pytest
 import safetensors.numpy
 
 from sphinx_jax.core import trees
@@ -15,6 +16,11 @@ FOLDER = pathlib.Path(__file__).parents[1] / 'golden' / 'idefics2'
 FACTS = json.loads((FOLDER / 'facts.json').read_text())
 IMAGE = FACTS['token_ids']['image']
 CASES = ('text', 'one_image', 'two_images', 'batch', 'batch_zero', 'split')
+
+
+def some(*quick, of=CASES):
+  """Cases as parameters; those that are not `quick` are slow. 'batch' has what the others have."""
+  return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in of]
 
 
 def config(**changes):
