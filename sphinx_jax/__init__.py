@@ -56,7 +56,7 @@ def load(
   clip_activation: str | None = None,
   mesh: str | None = None,
 ) -> Model:
-  """Loads a model from a checkpoint or a released folder (official SPHINX, LLaMA).
+  """Loads a model from a checkpoint or a released folder (official SPHINX, LLaMA, Idefics2).
 
       model = sphinx_jax.load('DIR')
       logits = model.logits(tokens, images)
