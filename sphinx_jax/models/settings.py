@@ -68,6 +68,14 @@ ENCODERS = values.Sections(
     'mlp': _HIDDEN,
     'queries': values.integer('query tokens of a view'),
   },
+  siglip={
+    'view': _VIEW,
+    'patch': _PATCH,
+    'width': _WIDTH,
+    'layers': _LAYERS,
+    'heads': _HEADS,
+    'hidden': _HIDDEN,
+  },
 )
 
 LLM = {

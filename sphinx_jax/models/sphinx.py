@@ -24,11 +24,13 @@ ENCODERS = tables.Table(
     'convnext': 'sphinx_jax.models.encoders.convnext:ConvNext',
     'dinov2': 'sphinx_jax.models.encoders.dinov2:DinoV2',
     'qformer': 'sphinx_jax.models.encoders.qformer:QFormer',
+    'siglip': 'sphinx_jax.models.encoders.siglip:Siglip',
   },
 )
 
-# Order of concatenation (docs/official_sphinx.md, "Tokens of a view").
-CHANNEL_ORDER = ('clip', 'convnext', 'dinov2')
+# Order of concatenation (docs/official_sphinx.md, "Tokens of a view"); the official models have no
+# SigLIP.
+CHANNEL_ORDER = ('clip', 'convnext', 'dinov2', 'siglip')
 # Images are normalized with CLIP's statistics; an encoder with other statistics renormalizes.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)

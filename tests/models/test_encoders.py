@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sphinx_jax.models import layers, sphinx
-from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer, vit
+from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer, siglip, vit
 from tests.models import small
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'models'
@@ -56,6 +56,22 @@ def test_patches_are_a_strided_convolution():
     x, params['kernel'], (4, 4), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
   )
   np.testing.assert_allclose(out, convolved + params['bias'], atol=1e-5)
+
+
+def test_siglip_in_the_mix_is_its_tower_on_pixels_of_its_own_statistics():
+  pixels = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
+  settings = dict(patch=4, width=8, layers=1, heads=2, hidden=16)
+  module = siglip.Siglip(view=8, **settings, image_mean=sphinx.MEAN, image_std=sphinx.STD)
+  params, (mean, features) = apply(
+    module, (pixels - jnp.array(sphinx.MEAN)) / jnp.array(sphinx.STD)
+  )
+  tower = siglip.Tower(**settings, pos_grid=2)
+  patches, is_real = jax.jit(tower.apply)(
+    {'params': params['tower']}, 2 * pixels - 1, jnp.full((2, 2), 2)
+  )
+  assert is_real.all()
+  np.testing.assert_allclose(features.reshape(2, 4, 8), patches, atol=1e-4)
+  np.testing.assert_allclose(mean, patches.mean(axis=1), atol=1e-4)
 
 
 def test_dinov2_renormalizes_to_imagenet_statistics():

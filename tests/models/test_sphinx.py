@@ -225,6 +225,19 @@ def test_order_of_encoders_in_the_config_changes_nothing():
   )
 
 
+def test_siglip_adds_its_channels_to_those_of_the_mix():
+  plain = small.config()
+  tower = dict(view=8, patch=2, width=12, layers=1, heads=2, hidden=16)
+  more = small.config(encoders={**plain.encoders.to_dict(), 'siglip': tower})
+  width, wider = (
+    families.abstract_params(config)['visual_proj']['linear']['kernel'].shape[0]
+    for config in (plain, more)
+  )
+  assert wider == width + 12
+  assert families.visual_tokens(more) == families.visual_tokens(plain)
+  assert families.settings_of_weights(more)['encoders']['siglip']['hidden'] == 16
+
+
 def test_every_dimension_of_every_parameter_has_a_logical_name():
   abstract, axes = families.abstract_params(small.config()), families.logical_axes(small.config())
   names = trees.flatten(axes)
