@@ -30,6 +30,7 @@ setuptools.setup(
     'etils[epath]',
     'filelock',
     'flax',
+    'huggingface_hub',  # Its local cache; nothing is downloaded.
     'importlib_resources',  # tensorflow-datasets imports it but does not require it.
     'jax>=0.10',
     'jinja2',

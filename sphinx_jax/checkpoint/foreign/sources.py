@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import ml_collections
 
-from sphinx_jax.checkpoint.foreign import files, names, pth, safetensors, shards
+from sphinx_jax.checkpoint.foreign import files, hub, names, pth, safetensors, shards
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.core import config as config_lib, errors
 from sphinx_jax.core.progress import log
@@ -75,7 +75,7 @@ def open_source(
   """Opens weights of another project.
 
   Args:
-    path: a file, or a folder as it was downloaded.
+    path: a file, a folder as it was downloaded, or the name of a model in the local hub cache.
     variant: the official llama_type, if meta.json does not have it or should be overridden.
     base: the folder that the deltas of *.model-diff.pth are added to; refused without such files.
       Its config and tokenizer are used if the folder of the deltas has none.
@@ -86,7 +86,7 @@ def open_source(
     SphinxError: the format is unknown, a file is damaged or missing, or the config lacks a value
       that no shape determines.
   """
-  path = pathlib.Path(path)
+  path = hub.locate(path)
   folder = path if path.is_dir() else path.parent
   _refuse_adapter(path)
   tensors = _open_tensors(path, base, report)
