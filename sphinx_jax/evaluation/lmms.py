@@ -15,13 +15,13 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from lmms_eval.api.model import lmms
 from PIL import Image
 
 from sphinx_jax.core import errors
 from sphinx_jax.core.progress import Progress
 from sphinx_jax.data import images
+from sphinx_jax.data.slots import Slots
 from sphinx_jax.generate import load
 
 # Batches per call of the model, which sorts the prompts of a call by length. The images of a call
@@ -122,8 +122,8 @@ class Sphinx(lmms):
       'leave the task out',
     )
 
-  def _image(self, visual: Callable | None, doc: int, task: str, split: str) -> np.ndarray | None:
-    """Returns the image of a question as the padded square that the model takes, or None."""
+  def _image(self, visual: Callable | None, doc: int, task: str, split: str) -> Slots | None:
+    """Returns the image of a question as the model sees it, or None."""
     visuals = visual(self.task_dict[task][split][doc]) if visual is not None else None
     visuals = [item for item in visuals or [] if item is not None]
     if len(visuals) > 1 or not all(isinstance(item, Image.Image) for item in visuals):
@@ -135,8 +135,7 @@ class Sphinx(lmms):
       )
     if not visuals:
       return None
-    pixels = np.asarray(images.to_rgb(visuals[0], self._sphinx.alpha))
-    return images.padded_resize(pixels, self._sphinx.config.image_size)
+    return self._sphinx.slot_rule(images.to_rgb(visuals[0], self._sphinx.alpha))
 
 
 def manifest() -> Any:
