@@ -4,6 +4,7 @@ The rule belongs to the model. SPHINX sees padded squares, Idefics2 images of th
 (docs/idefics2.md, "Splitting" and "Resizing").
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,22 +22,20 @@ class Slots(NamedTuple):
   pixels: tuple[np.ndarray, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Square:
-  """One padded square an image.
+class Rule(abc.ABC):
+  """How an image becomes slots.
 
   Attributes:
-    size: its edge in pixels.
+    count: slots of an image.
+    upright: whether an EXIF orientation is applied.
   """
 
-  size: int
+  count: int
+  upright: bool
 
-  count = 1  # Slots of an image.
-  upright = False  # Boxes refer to the stored pixels, so an EXIF orientation is ignored.
-
+  @abc.abstractmethod
   def __call__(self, image: Image.Image) -> Slots:
-    """Returns the slot of an RGB image, uint8[size,size,3]."""
-    return Slots((np.asarray(images.pad_and_resize(image, self.size)),))
+    """Returns the slots of an RGB image. Raises BadExample for one that cannot be split."""
 
   def read(
     self,
@@ -45,12 +44,33 @@ class Square:
     alpha: str = 'drop',
     note: Callable[[str], None] | None = None,
   ) -> Slots:
-    """Decodes an image file straight to its slot, see `images.square`."""
-    return Slots((images.square(data, self.size, mirrored, alpha, note),))
+    """Decodes an image file straight to its slots; arguments as of `images.open_rgb`.
+
+    Raises:
+      BadExample: as `images.decode`, or an image that cannot be split.
+    """
+    return self(images.open_rgb(data, mirrored, alpha, note, self.upright))
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class Square(Rule):
+  """One padded square an image.
+
+  Attributes:
+    size: its edge in pixels.
+  """
+
+  size: int
+
+  count = 1
+  upright = False  # Boxes refer to the stored pixels, so an EXIF orientation is ignored.
+
+  def __call__(self, image: Image.Image) -> Slots:
+    return Slots((np.asarray(images.pad_and_resize(image, self.size)),))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit(Rule):
   """An image of its own shape, between two edges; or its four quarters and the whole.
 
   Attributes:
@@ -67,32 +87,12 @@ class Fit:
 
   @property
   def count(self) -> int:
-    """Slots of an image."""
     return 5 if self.split else 1
 
   def __call__(self, image: Image.Image) -> Slots:
-    """Returns the slots of an RGB image.
-
-    Raises:
-      BadExample: an image of one pixel along an edge cannot be split.
-    """
     parts = [*_quarters(image), image] if self.split else [image]
     resized = (part.resize(self._size(*part.size), Image.Resampling.BILINEAR) for part in parts)
     return Slots(tuple(map(np.asarray, resized)))
-
-  def read(
-    self,
-    data: bytes,
-    mirrored: bool = False,
-    alpha: str = 'drop',
-    note: Callable[[str], None] | None = None,
-  ) -> Slots:
-    """Decodes an image file to its slots, see `images.open_rgb`.
-
-    Raises:
-      BadExample: as `images.decode`, or an image that cannot be split.
-    """
-    return self(images.open_rgb(data, mirrored, alpha, note, self.upright))
 
   def _size(self, width: int, height: int) -> tuple[int, int]:
     """Pixels after resizing. Extreme shapes are distorted, as both edges reach `shortest`."""
@@ -104,7 +104,6 @@ class Fit:
     return max(width, self.shortest), max(height, self.shortest)
 
 
-Rule = Square | Fit
 RULES = {'square': Square, 'fit': Fit}
 
 

@@ -222,7 +222,7 @@ class Model:
       return self.encode_images(content)
     (of_row,) = self._rows('encode', [images], 1)
     encoded = self._template.continuation(
-      content, self.tokenizer, self._slots(of_row), parse_special
+      content, self.tokenizer, self._slots(len(of_row)), parse_special
     )
     ids = list(encoded.ids)
     if self._image_token is not None:
@@ -246,9 +246,9 @@ class Model:
     rows = self._rows('encode', images, len(images))
     return self._visual(self._params if params is None else params, rows)
 
-  def _slots(self, images: Sequence[np.ndarray]) -> list[int]:
-    """The number of slots of every image."""
-    return [self.slot_rule.count] * len(images)
+  def _slots(self, images: int) -> list[int]:
+    """The number of slots of every one of some images."""
+    return [self.slot_rule.count] * images
 
   def _visual(self, params: dict, rows: Sequence[Sequence[np.ndarray]]) -> jax.Array | None:
     """Visual tokens [B, N * visual_tokens, D] of rows, or None if no row has an image.
@@ -337,7 +337,7 @@ class Model:
       raise errors.make('generate', 'one text', 'a list of texts', f'write [{prompts[:20]!r}]')
     rows = self._rows('generate', images, len(prompts))
     encoded = [
-      self._template.continuation(prompt, self.tokenizer, self._slots(of_row), parse_special)
+      self._template.continuation(prompt, self.tokenizer, self._slots(len(of_row)), parse_special)
       for prompt, of_row in zip(prompts, rows)
     ]
     return self.complete(
@@ -422,8 +422,7 @@ class Model:
       images: their number.
       begin: the beginning of the answer.
     """
-    slots = [self.slot_rule.count] * images
-    return self._template.prompt(turns, self.tokenizer, slots, begin)
+    return self._template.prompt(turns, self.tokenizer, self._slots(images), begin)
 
   def complete(
     self,

@@ -5,7 +5,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -43,27 +43,6 @@ def build(config: ml_collections.ConfigDict, platform: str | None = None) -> mul
   kernel = attention.choose(config.attention, platform or jax.default_backend())
   settings = {**config.to_dict(), 'attention': kernel}
   return family(config)(ml_collections.FrozenConfigDict(settings))
-
-
-def model_config(settings: Mapping[str, Any], dtype: str) -> ml_collections.ConfigDict:
-  """A model config from the settings of a model, with usual choices of how it is computed.
-
-  Args:
-    settings: sections and numbers of the family.
-    dtype: compute dtype.
-  """
-  computed = dict(dtype=dtype, remat='none', attention='auto', scan_unroll=1)
-  return ml_collections.ConfigDict({**computed, **settings})
-
-
-def dialog(config: ml_collections.ConfigDict, specials: Collection[str]) -> dict[str, str]:
-  """Arguments of `data.dialog.Template` for released weights.
-
-  Args:
-    config: the model config.
-    specials: special tokens of the tokenizer.
-  """
-  return family(config).dialog(specials)
 
 
 def apply(

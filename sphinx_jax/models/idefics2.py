@@ -331,5 +331,4 @@ def full_size(
     perceiver=dict(queries=64, layers=3, heads=16, kv_heads=4, head_width=96, eps=1e-6),
     llm=dict(name='llama', **llama.SIZES['mistral-7b'] | dict(vocab=vocab)),
   )
-  computed = dict(dtype=dtype, remat='none', attention='auto', scan_unroll=1)
-  return ml_collections.ConfigDict({**computed, **settings})
+  return multimodal.model_config(settings, dtype)

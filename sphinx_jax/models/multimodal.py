@@ -1,6 +1,6 @@
 """What the model families share: a language model over packed rows of text and visual tokens."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -175,3 +175,14 @@ def language_model(config: Any) -> nn.Module:
     attention=config.attention,
   )
   return make(f'llm {config.llm.name}', LLMS[config.llm.name], settings, shared, 'llm')
+
+
+def model_config(settings: Mapping[str, Any], dtype: str) -> ml_collections.ConfigDict:
+  """A model config from the settings of a model, with usual choices of how it is computed.
+
+  Args:
+    settings: sections and numbers of the family.
+    dtype: compute dtype.
+  """
+  computed = dict(dtype=dtype, remat='none', attention='auto', scan_unroll=1)
+  return ml_collections.ConfigDict({**computed, **settings})

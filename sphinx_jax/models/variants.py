@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 
 from sphinx_jax.core import errors, trees
-from sphinx_jax.models import families, foreign
+from sphinx_jax.models import families, foreign, multimodal
 from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer
 from sphinx_jax.models.llms import llama
 
@@ -116,17 +116,8 @@ def _config(
   llm: Mapping[str, Any], encoders: Mapping[str, Any], dtype: str, **image_settings: Any
 ) -> ml_collections.ConfigDict:
   """A model config; `image_settings` are image_size, grid, pool and half_round."""
-  return ml_collections.ConfigDict(
-    dict(
-      **image_settings,
-      dtype=dtype,
-      remat='none',
-      attention='auto',
-      scan_unroll=1,
-      encoders=encoders,
-      llm={'name': 'llama', **llm},
-    )
-  )
+  settings = dict(**image_settings, encoders=encoders, llm={'name': 'llama', **llm})
+  return multimodal.model_config(settings, dtype)
 
 
 def name_of(config: ml_collections.ConfigDict) -> str:

@@ -147,9 +147,9 @@ def test_hosts_together_have_the_batches_of_one(shares, examples):
 
 @pytest.mark.parametrize('shares', [[(0, 1, 2, 3)], [(0, 1), (2, 3)], [(0,), (1,), (2,), (3,)]])
 def test_each_host_decodes_the_images_of_its_own_rows_alone(shares, monkeypatch):
-  decoded, square = [], images.square
+  decoded, open_rgb = [], images.open_rgb
   monkeypatch.setattr(
-    images, 'square', lambda source, *rest: (decoded.append(source), square(source, *rest))[1]
+    images, 'open_rgb', lambda source, *rest: (decoded.append(source), open_rgb(source, *rest))[1]
   )
   counts = []
   for share in shares:

@@ -63,7 +63,7 @@ class Painter:
     self.calls, self.prompts, self.images = calls, [], []
 
   slot_rule = small.model().slot_rule
-  prompt_of, read_image = Model.prompt_of, Model.read_image
+  prompt_of, read_image, _slots = Model.prompt_of, Model.read_image, Model._slots
 
   @property
   def _template(self):

@@ -118,8 +118,9 @@ def assemble(
   }
   tokenizer, added_tokens, dialog = tokenizer or main.tokenizer, {}, {}
   if tokenizer is not None:
-    added_tokens = _check_vocabulary(tokenizer, config.llm.vocab, main)
-    dialog = families.dialog(config, Tokenizer(tokenizer, added_tokens).specials)
+    pieces = Tokenizer(tokenizer)
+    added_tokens = _check_vocabulary(pieces.vocab_size, config.llm.vocab, main)
+    dialog = families.family(config).dialog({*pieces.specials, *added_tokens})
   if added_tokens and not dialog:
     log.info(
       "'%s': rows of the embedding beyond the tokenizer: %d (%s); no text becomes them, and none "
@@ -218,8 +219,8 @@ def _without_numbers(key: str) -> str:
   return re.sub(r'\d+', '#', key)
 
 
-def _check_vocabulary(tokenizer: bytes, vocab: int, source: Source) -> dict[str, int]:
-  """Compares a tokenizer with the rows of the embedding.
+def _check_vocabulary(size: int, vocab: int, source: Source) -> dict[str, int]:
+  """Compares a tokenizer of `size` ids with the `vocab` rows of the embedding.
 
   Returns:
     Token -> row of those beyond the tokenizer's.
@@ -227,7 +228,6 @@ def _check_vocabulary(tokenizer: bytes, vocab: int, source: Source) -> dict[str,
   Raises:
     SphinxError: there are fewer rows, or rows that nothing explains.
   """
-  size = Tokenizer(tokenizer).vocab_size
   added = {row: name for row, name in source.added_tokens.items() if size <= row < vocab}
   # transformers pads an embedding (`pad_to_multiple_of`): its last rows have no name.
   end = max(added, default=vocab) + 1

@@ -16,7 +16,7 @@ from sphinx_jax.checkpoint.foreign import files, hub, names, pth, safetensors, s
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.core import config as config_lib, errors
 from sphinx_jax.core.progress import log
-from sphinx_jax.models import families, foreign, foreign_config, forms, variants
+from sphinx_jax.models import foreign, foreign_config, forms, multimodal, variants
 
 # Written beside the files of an official folder that we export: the whole model config.
 SIDECAR = 'sphinx_jax.json'
@@ -454,7 +454,7 @@ def _open_part(
     config |= {file: contents for file, contents in beside.items() if contents}
     settings = read_settings(form, _shapes(inside), config, fields, who)
     if part == 'model':
-      settings = families.model_config(settings, compute_dtype(tensors, form))
+      settings = multimodal.model_config(settings, compute_dtype(tensors, form))
     table = form.weights(settings)
     unused = _find_unused(inside, table)
     _check_tensors(inside, unused, table, form.unused, who)

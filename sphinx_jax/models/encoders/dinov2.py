@@ -10,10 +10,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sphinx_jax.mix import scales
-from sphinx_jax.models import foreign, foreign_config, layers
+from sphinx_jax.models import foreign, foreign_config, layers, pixels
 from sphinx_jax.models.encoders import vit
 
 EPS = 1e-6
@@ -59,8 +58,7 @@ class DinoV2(nn.Module):
   @nn.compact
   def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     side = vit.patches_per_side('dinov2', self.view, self.patch)
-    image_mean, image_std = np.float32(self.image_mean), np.float32(self.image_std)
-    x = (images * image_std + image_mean - np.float32(self.mean)) / np.float32(self.std)
+    x = pixels.renormalize(images, self.image_mean, self.image_std, self.mean, self.std)
     x = layers.PatchEmbed(self.patch, self.width, dtype=self.dtype, name='patch')(x)
     cls, table = vit.class_and_positions(self, self.width, self.pos_grid)
     x = vit.with_class(cls, x) + interpolate(table, side).astype(self.dtype)

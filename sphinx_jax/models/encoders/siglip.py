@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sphinx_jax.models import foreign, layers
+from sphinx_jax.models import foreign, layers, pixels
 from sphinx_jax.models.encoders import vit
 
 EPS = 1e-6
@@ -48,17 +48,17 @@ class Tower(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, pixels: jax.Array, grid_size: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, images: jax.Array, grid_size: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Encodes images.
 
     Args:
-      pixels: float[B,Y,X,3]; an image is in the upper left corner of its canvas.
+      images: normalized float[B,Y,X,3]; an image is in the upper left corner of its canvas.
       grid_size: int32[B,2], rows and columns of real patches. The others are seen by none.
 
     Returns:
       Patches [B,P,E] and which of them are real, bool[B,P].
     """
-    x = layers.PatchEmbed(self.patch, self.width, dtype=self.dtype, name='patch')(pixels)
+    x = layers.PatchEmbed(self.patch, self.width, dtype=self.dtype, name='patch')(images)
     batch, rows, columns, width = x.shape
     ids, is_real = place_patches(grid_size, (rows, columns), self.pos_grid)
     table = layers.param(
@@ -117,8 +117,7 @@ class Siglip(nn.Module):
   @nn.compact
   def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     side = vit.patches_per_side('siglip', self.view, self.patch)
-    image_mean, image_std = np.float32(self.image_mean), np.float32(self.image_std)
-    pixels = (images * image_std + image_mean - np.float32(MEAN)) / np.float32(STD)
+    views = pixels.renormalize(images, self.image_mean, self.image_std, MEAN, STD)
     tower = Tower(
       self.patch,
       self.width,
@@ -131,7 +130,7 @@ class Siglip(nn.Module):
       self.dtype,
       name='tower',
     )
-    x, _ = tower(pixels, jnp.full((images.shape[0], 2), side))
+    x, _ = tower(views, jnp.full((images.shape[0], 2), side))
     return x.mean(axis=1), x.reshape(x.shape[0], side, side, -1)
 
 
