@@ -156,3 +156,18 @@ def test_the_chat_command_takes_several_images(tmp_path, capsys):
     model().chat([(question, None)], images=pair, max_new_tokens=4) + '\n'
   )
   assert not (tmp_path / 'answer.png').exists()
+
+
+@pytest.mark.parametrize(
+  'contents, words',
+  [
+    (b'\xff\xfe', 'damaged or incomplete'),
+    (b'version https://git-lfs.github.com/spec/v1', 'git-lfs'),
+  ],
+)
+def test_a_damaged_file_beside_the_weights_is_named(contents, words, tmp_path):
+  shutil.copytree(golden.FOLDER / 'model', tmp_path / 'model')
+  (tmp_path / 'model' / 'chat_template.json').chmod(0o644)
+  (tmp_path / 'model' / 'chat_template.json').write_bytes(contents)
+  with pytest.raises(errors.SphinxError, match=f'chat_template.json.*{words}'):
+    sphinx_jax.load(tmp_path / 'model')

@@ -263,6 +263,12 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
   return files.read_json(file) if file.is_file() else {}
 
 
+def _read_text(file: pathlib.Path) -> str:
+  with files.explain_damage(file):
+    files.check_kind(file, 'a text file')
+    return file.read_text(encoding='utf-8')
+
+
 def _open_model(
   tensors: Mapping[str, Tensor],
   prefix: str,
@@ -459,9 +465,7 @@ def _open_part(
     unused = _find_unused(inside, table)
     _check_tensors(inside, unused, table, form.unused, who)
     carried = {
-      file: (folders[0] / file).read_text(encoding='utf-8')
-      for file in form.carried
-      if (folders[0] / file).is_file()
+      file: _read_text(folders[0] / file) for file in form.carried if (folders[0] / file).is_file()
     }
     if shared['tokenizer'] is None and 'tokenizer.json' in carried:
       shared = {**shared, 'tokenizer': carried['tokenizer.json'].encode()}
