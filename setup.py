@@ -62,6 +62,7 @@ setuptools.setup(
     # Weights are read and written without torch. Tests read our files back with torch.
     'convert': ['torch==2.13.0'],
     'benchmarks': ['torch==2.13.0', 'transformers==5.23.0'],
+    'video': ['av'],
     # The adapter for lmms-eval (sphinx_jax/evaluation/lmms.py).
     'lmms': ['lmms_eval>=0.7.3'],
     # For sphinx_jax.prepare --beam. It conflicts with constraints.txt, so it needs an environment
@@ -70,6 +71,7 @@ setuptools.setup(
     # The TPU compiler for sphinx_jax.plan. No TPU is needed.
     'plan': ['libtpu'],
     'dev': [
+      'av',
       'pytest',
       'pytest-xdist',
       'ruff',

@@ -96,9 +96,9 @@ def peek(config: ConfigDict, count: int) -> tuple[str, list[tuple[packed_rows.Ex
       batch, row, tokenizer, tuple(config.mixture), visual_tokens
     ):
       views: Views = []
-      if example.slot is not None:
-        height, width = batch['image_size'][row, example.slot]
-        views = views_of(batch['images'][row, example.slot, :height, :width], config.model)
+      for slot in example.slots:
+        height, width = batch['image_size'][row, slot]
+        views += views_of(batch['images'][row, slot, :height, :width], config.model)
       shown.append((example, views))
   return data.table, shown
 

@@ -36,6 +36,7 @@ ENTRY = {
     values.choice('what happens to an example that does not fit into a row', record.TOO_LONG)
   ),
   'words': values.optional(values.integer('words of a record of plain text')),
+  'frames': values.optional(values.integer('images that a video becomes', low=1)),
   '*': values.texts('setting of the source'),
 }
 
@@ -50,6 +51,7 @@ RUN = {
   'dialog': {
     'system': values.text('text before the first turn of a dialog'),
     'style': values.optional(values.choice('dialog template', dialog.STYLES)),
+    'images': values.optional(values.choice('place of a single image', dialog.IMAGES)),
   },
   'data_dir': values.nullable(values.text('root of all datasets')),
   'mixture': {'*': ENTRY},

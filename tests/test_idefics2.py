@@ -29,11 +29,11 @@ def folder(tmp_path_factory):
     color = list(COLORS)[i % 2]
     name = f'{i}.png'
     Image.new('RGB', (40 + 5 * i, 90 - 3 * i), COLORS[color]).save(folder / name)
-    turns = [
-      {'from': 'human', 'value': 'What color?' + ' Say it.' * (i % 3)},
-      {'from': 'gpt', 'value': color},
-    ]
-    lines.append(json.dumps({'image': name, 'conversations': turns}) + '\n')
+    question, names = 'What color?' + ' Say it.' * (i % 3), [name]
+    if i % 4 == 3:  # Of two images.
+      question, names = 'What color has <image>, after\n<image>', [name, f'{i - 1}.png']
+    turns = [{'from': 'human', 'value': question}, {'from': 'gpt', 'value': color}]
+    lines.append(json.dumps({'image': names, 'conversations': turns}) + '\n')
   (folder / 'my.jsonl').write_text(''.join(lines))
   return folder
 
@@ -78,6 +78,12 @@ def test_rows_hold_images_of_their_own_shapes(folder, split):
   batch_contract.check(batch, families.visual_tokens(settings.model))
   sizes = batch['image_size'].reshape(-1, 2)
   used = sizes[sizes.any(axis=1)]
+  pairs = [
+    (row == segment) & (index >= 0)
+    for row, index in zip(batch['segments'], batch['visual_index'])
+    for segment in range(1, row.max() + 1)
+  ]
+  assert {at.sum() for at in pairs} == {4 * 5, 4 * 10} if split else {4, 8}
   assert used.min() >= 42 and used.max() <= 98 and len({*map(tuple, used)}) > 3
   assert (batch['visual_index'] >= 0).sum() == 4 * len(used)
   images = batch['images'].reshape(-1, 98, 98, 3)[sizes.any(axis=1)]

@@ -58,8 +58,8 @@ def paper_root(tmp_path_factory):
 def test_text_mask_and_pixels_are_what_the_model_gets(config):
   table, shown = peek.peek(config, 1)
   assert 'mine' in table
-  with_image = next((example, views) for example, views in shown if example.slot is not None)
-  without = next(example for example, _ in shown if example.slot is None)
+  with_image = next((example, views) for example, views in shown if example.slots)
+  without = next(example for example, _ in shown if not example.slots)
   assert with_image[0].runs == [
     ('### Human: What is the color?\n### Assistant:', False),
     (' red circle\n###', True),

@@ -82,8 +82,8 @@ def test_a_build_has_the_records_of_the_files_and_counts_the_rest(coco, tmp_path
   for place, index in reversed(list(enumerate(good))):
     item, kept = from_files.family.item(index), prepared.family.item(place)
     assert kept.id == item.id and kept.annotation == json.loads(json.dumps(item.annotation))
-    assert kept.image == item.image.read_bytes()
-    assert prepared[place].truth and prepared[place].image == from_files[index].image
+    assert kept.images == tuple(image.read_bytes() for image in item.images)
+    assert prepared[place].truth and prepared[place].images == from_files[index].images
   table = verify.table(split)
   assert 'skipped: unreadable image' in table and '17' in table and '13' in table
 
@@ -295,7 +295,7 @@ def test_texts_have_no_image_and_odd_names_survive(tmp_path):
   prepared = datasets.open_source(dict(source='array_record', root='out', task='dialog'), tmp_path)
   from_files = datasets.open_source(dict(source='sharegpt', root='chat'), tmp_path)
   assert (
-    prepared[0].image is None
+    not prepared[0].images
     and prepared[0].turns == from_files[0].turns
     and prepared[0].id == 'ü\\ud800'
   )

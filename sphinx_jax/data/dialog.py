@@ -14,9 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from sphinx_jax.core import errors
+from sphinx_jax.data.record import MARK
 from sphinx_jax.data.tokenizer import Tokenizer
 
-MARK = '<image>'  # Stands for an image in a text.
+# Where a single image stands in the dialog of SPHINX: before everything, or at its mark. Several
+# images stand at their marks in any case.
+IMAGES = ('front', 'inline')
 
 # The official prompt (conversation template "default").
 SYSTEM = (
@@ -129,17 +132,21 @@ class Template:
   Attributes:
     system: text before the first turn; None: that of the style.
     style: a name in STYLES.
+    images: one of IMAGES, for a style that does not decide it.
 
   Raises:
-    SphinxError: an unknown style.
+    SphinxError: an unknown style or place of images.
   """
 
   system: str | None = None
   style: str = 'sphinx'
+  images: str = 'front'
 
   def __post_init__(self) -> None:
     if self.style not in STYLES:
       raise errors.unknown('dialog template', self.style, STYLES)
+    if self.images not in IMAGES:
+      raise errors.unknown('dialog.images', self.images, IMAGES)
 
   @property
   def _style(self) -> Style:
@@ -165,11 +172,22 @@ class Template:
     """Whether `<image>` in a text always stands for an image."""
     return bool(self._style.around_image)
 
-  def count_marks(self, turns: Sequence[Turn]) -> int | None:
-    """The number of `<image>` in the turns; None if they are text."""
-    if not self.marks_images:
+  def count_marks(self, turns: Sequence[Turn], images: int, marks: str = 'text') -> int | None:
+    """The number of places of images in the turns; None if `<image>` in them is text.
+
+    Args:
+      turns: (question, answer) pairs.
+      images: number of images.
+      marks: see `record.MARKS`.
+    """
+    if not self._is_inline(images, marks):
       return None
     return sum(text.count(MARK) for turn in turns for text in turn if text)
+
+  def _is_inline(self, images: int, marks: str) -> bool:
+    """Whether images stand where `<image>` is."""
+    placed = images > 1 or 'inline' in (marks, self.images)
+    return self.marks_images or (images > 0 and placed)
 
   def render(self, turns: Sequence[Turn], open_ended: bool = False) -> str:
     """Returns the dialog as one text, with `<image>` for images.
@@ -181,7 +199,11 @@ class Template:
     return ''.join(part.text for part in self._parts(turns, open_ended))
 
   def encode(
-    self, turns: Sequence[Turn], tokenizer: Tokenizer, slots: Sequence[int] = ()
+    self,
+    turns: Sequence[Turn],
+    tokenizer: Tokenizer,
+    slots: Sequence[int] = (),
+    marks: str = 'text',
   ) -> Encoded:
     """Tokenizes a dialog to train on, EOS at its end.
 
@@ -193,11 +215,12 @@ class Template:
       turns: (question, answer) pairs.
       tokenizer: has the special tokens of the style.
       slots: image slots of every image of the dialog, in order.
+      marks: what `<image>` in the turns is, see `record.MARKS`.
 
     Raises:
       SphinxError: not as many marks as images, or the tokenizer lacks a special token.
     """
-    encoded = self._encode(turns, tokenizer, slots, open_ended=False)
+    encoded = self._encode(turns, tokenizer, slots, marks, open_ended=False)
     weights = np.append(encoded.weights, np.float32(0))
     return Encoded([*encoded.ids, tokenizer.eos], weights, encoded.images_at)
 
@@ -207,9 +230,10 @@ class Template:
     tokenizer: Tokenizer,
     slots: Sequence[int] = (),
     begin: str = '',
+    marks: str = 'text',
   ) -> Encoded:
     """Tokenizes a prompt that asks for the last turn's answer, which begins with `begin`."""
-    return self._encode(turns, tokenizer, slots, open_ended=True, begin=begin)
+    return self._encode(turns, tokenizer, slots, marks, open_ended=True, begin=begin)
 
   def continuation(
     self,
@@ -226,6 +250,7 @@ class Template:
       slots: as in `encode`.
       parse_special: whether special tokens written in the text become their ids.
     """
+    inline = self._is_inline(len(slots), 'text')
     (text,) = self._with_marks([text], len(slots))
     parts = [_Part(text)]
     if parse_special:
@@ -235,24 +260,28 @@ class Template:
         for part in tokenizer.split(text)
         if part
       ]
-    return _tokenize(self._place_images(parts, slots), tokenizer, slots, self._style)
+    return _tokenize(self._place_images(parts, slots, inline), tokenizer, slots, self._style)
 
   def _encode(
     self,
     turns: Sequence[Turn],
     tokenizer: Tokenizer,
     slots: Sequence[int],
+    marks: str,
     open_ended: bool,
     begin: str = '',
   ) -> Encoded:
+    inline = self._is_inline(len(slots), marks)
+    if marks == 'loose' and not inline:
+      turns = [(q and q.replace(MARK, '').strip(), answer) for q, answer in turns]
     questions = self._with_marks([question for question, _ in turns], len(slots))
     turns = [(question, answer) for question, (_, answer) in zip(questions, turns)]
     parts = [*self._parts(turns, open_ended), *([_Part(begin)] if begin else [])]
-    parts = self._place_images(parts, slots)
+    parts = self._place_images(parts, slots, inline)
     return _tokenize(parts, tokenizer, slots, self._style)
 
   def _with_marks(self, texts: Sequence[str | None], images: int) -> list[str | None]:
-    """Puts images that no text marks at the beginning of the first one."""
+    """Puts images that no text marks at the beginning of the first one, if that is their place."""
     if not self.marks_images or any(MARK in (text or '') for text in texts):
       return list(texts)
     return [MARK * images + (texts[0] or '') if images else texts[0], *texts[1:]]
@@ -293,16 +322,18 @@ class Template:
     if text:
       yield _Part(text)
 
-  def _place_images(self, parts: Sequence[_Part], slots: Sequence[int]) -> list[_Part]:
-    """Puts images where the marks are, or a single one in front of everything.
+  def _place_images(
+    self, parts: Sequence[_Part], slots: Sequence[int], inline: bool
+  ) -> list[_Part]:
+    """Puts images where the marks are, or in front of everything.
 
     Raises:
       SphinxError: not as many marks as images.
     """
     image = _Part(MARK, kind='image')
-    if not self.marks_images and len(slots) < 2:
-      return [*([image] if slots else []), *parts]
     marks = sum(part.text.count(MARK) for part in parts if part.kind == 'text')
+    if not inline or not (marks or self.marks_images):
+      return [*[image] * len(slots), *parts]
     if marks != len(slots):
       raise errors.make(
         'dialog',

@@ -4,7 +4,7 @@ Source: docs/official_sphinx.md, "Preprocessing".
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,17 @@ def decode(
       pixels).
   """
   return np.asarray(open_rgb(data, False, alpha, note, upright))
+
+
+def beside(pixels: Sequence[np.ndarray]) -> np.ndarray:
+  """Puts images side by side to be looked at, uint8[Y,X,3] each; a single one stays as it is."""
+  height = max(image.shape[0] for image in pixels)
+  gap = 8 if len(pixels) > 1 else 0
+  padded = [
+    np.pad(image, ((0, height - image.shape[0]), (0, gap), (0, 0)), constant_values=255)
+    for image in pixels
+  ]
+  return np.concatenate(padded, axis=1)[:, : -gap or None]
 
 
 def to_rgb(

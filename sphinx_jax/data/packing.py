@@ -10,7 +10,6 @@ import numpy as np
 from sphinx_jax.core import batch as batch_contract, errors
 from sphinx_jax.data import slots as slots_lib
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.data.slots import Slots
 
 # Total weight of an example with n label tokens: proportional to n, sqrt(n) or 1. Answers have from
 # one to hundreds of tokens, so with 'token' the long ones (poses, layouts) dominate the loss.
@@ -27,17 +26,18 @@ class Example:
   Attributes:
     ids: int32[n], BOS first.
     weights: float32[n], weight of predicting each id.
-    image: encoded file, or None.
-    images_at: for each slot of the image, the number of ids before it; None: one slot behind BOS.
+    images: encoded files.
+    images_at: for each slot of the images, the number of ids before it; None: one slot an image,
+      behind BOS.
     task: index of the task in the mixture.
     id: shown in log lines.
     position: position in the global order of examples.
-    mirrored: whether the image is flipped left to right.
+    mirrored: whether the images are flipped left to right.
   """
 
   ids: np.ndarray
   weights: np.ndarray
-  image: bytes | None
+  images: tuple[bytes, ...]
   task: int
   images_at: tuple[int, ...] | None = None
   id: str = ''
@@ -46,7 +46,7 @@ class Example:
 
   def __post_init__(self) -> None:
     if self.images_at is None:
-      object.__setattr__(self, 'images_at', () if self.image is None else (1,))
+      object.__setattr__(self, 'images_at', (1,) * len(self.images))
 
   def length(self, visual_tokens: int) -> int:
     """The number of positions that the example takes in a row."""
@@ -145,7 +145,7 @@ def decode_images(
   pool: Executor | None = None,
   alpha: str = 'drop',
   note: Callable[[Example, str], None] = lambda example, phrase: None,
-) -> Iterator[Slots | BadExample | None]:
+) -> Iterator[list[np.ndarray] | BadExample]:
   """Decodes the images of all examples, row by row.
 
   Args:
@@ -156,14 +156,18 @@ def decode_images(
     note: called in threads of the pool with a phrase about an image, see `images.decode`.
 
   Returns:
-    One item per example: its slots, None without an image, or the error of an unreadable one.
+    One item per example: the pixels of its slots, or the error of an unreadable image.
   """
 
-  def decode(example: Example) -> Slots | BadExample | None:
-    if example.image is None:
-      return None
+  def decode(example: Example) -> list[np.ndarray] | BadExample:
     try:
-      return rule.read(example.image, example.mirrored, alpha, functools.partial(note, example))
+      return [
+        slot
+        for image in example.images
+        for slot in rule.read(
+          image, example.mirrored, alpha, functools.partial(note, example)
+        ).pixels
+      ]
     except BadExample as error:
       return error
 
@@ -178,7 +182,7 @@ def assemble(
   image_size: int,
   visual_tokens: int,
   report_bad: Callable[[Example, BadExample], None],
-  pixels: Iterable[Slots | BadExample | None] | None = None,
+  pixels: Iterable[list[np.ndarray] | BadExample] | None = None,
 ) -> dict[str, np.ndarray]:
   """Builds a batch.
 
@@ -188,7 +192,7 @@ def assemble(
     slots: image slots of a row (N).
     image_size: edge of the image slots in pixels (Y = X).
     visual_tokens: visual tokens of one slot.
-    report_bad: called with every example whose image cannot be read. Its positions stay padding.
+    report_bad: called with every example with an unreadable image. Its positions stay padding.
     pixels: result of `decode_images` for the rows. None: decode them here, to padded squares.
 
   Returns:
@@ -207,14 +211,14 @@ def assemble(
   for b, row in enumerate(rows):
     begin, segment, slot = 0, 0, 0
     for example in row:
-      image = next(decoded)
-      if isinstance(image, BadExample):
-        report_bad(example, image)
+      pixels = next(decoded)
+      if isinstance(pixels, BadExample):
+        report_bad(example, pixels)
         continue
       segment += 1
       begin = _write_example(batch, b, begin, segment, slot, example, visual_tokens)
-      for part in image.pixels if image is not None else ():
-        slots_lib.place(part, batch['images'][b, slot], batch['image_size'][b, slot])
+      for pixels_of_slot in pixels:
+        slots_lib.place(pixels_of_slot, batch['images'][b, slot], batch['image_size'][b, slot])
         slot += 1
     batch['images'][b, slot:] = 0
   return batch

@@ -20,12 +20,11 @@ import numpy as np
 from sphinx_jax.core import errors
 from sphinx_jax.core.prefetch import Prefetch
 from sphinx_jax.data import images, packing, sampler, slots as slots_lib
-from sphinx_jax.data.dialog import MARK, Template
+from sphinx_jax.data.dialog import Template
 from sphinx_jax.data.mixture import make_sampling
 from sphinx_jax.data.packing import Example
-from sphinx_jax.data.record import BadExample, Record, Source, check_unicode
+from sphinx_jax.data.record import MARK, BadExample, Record, Source, check_unicode
 from sphinx_jax.data.skips import Skips
-from sphinx_jax.data.slots import Slots
 from sphinx_jax.data.tokenizer import Tokenizer
 
 _CHUNK = 16  # Examples that a thread reads at once.
@@ -99,7 +98,7 @@ class _Decoding(NamedTuple):
   """
 
   rows: list[list[Example]]
-  pixels: Iterator[Slots | BadExample | None]
+  pixels: Iterator[list[np.ndarray] | BadExample]
   next_position: int
 
 
@@ -277,7 +276,7 @@ class Pipeline:
     except BadExample as error:
       skips.add(self.tasks[task], position, name, error, index=index)
       return None
-    if example.image is None:
+    if not example.images:
       skips.used(self.tasks[task])
     return example
 
@@ -311,29 +310,32 @@ class Pipeline:
       raise BadExample('empty answer', 'no turns')
     if not all(answer.strip() for _, answer in record.turns):
       raise BadExample('empty answer', 'an answer is empty')
-    if record.image is not None and not config.visual_tokens:
+    if record.images and not config.visual_tokens:
       raise errors.make(
         f"task '{self.tasks[task]}'",
         f"an image ('{record.id}')",
         'examples without images, because the model has no encoder',
         'start from a checkpoint with encoders, or leave out the examples with images',
       )
-    slots = [config.rule.count] if record.image is not None else []
+    slots = [config.rule.count] * len(record.images)
     if sum(slots) > config.slots:
       raise BadExample(
-        'no image slot', f'its image takes {sum(slots)}, but batch.images is {config.slots}'
+        'no image slot',
+        f'{len(slots)} images take {sum(slots)} slots, but batch.images is {config.slots}',
       )
     check_unicode(text for turn in record.turns for text in turn)
-    marks = self._template.count_marks(record.turns)
+    marks = self._template.count_marks(record.turns, len(slots), record.marks)
     if marks not in (None, 0, len(slots)):
       raise BadExample('image marks', f'{len(slots)} images and {marks} {MARK} marks')
-    ids, weights, images_at = self._template.encode(record.turns, self._tokenizer, slots)
+    ids, weights, images_at = self._template.encode(
+      record.turns, self._tokenizer, slots, record.marks
+    )
     space = config.seq_len - len(images_at) * config.visual_tokens
     kept = self._kept_ids(weights, space, self._sources[task].too_long)
     return Example(
       ids=np.asarray(ids[:kept], np.int32),
       weights=packing.weigh(weights[:kept], config.loss_weighting),
-      image=record.image,
+      images=record.images,
       images_at=images_at,
       task=task,
       id=record.id,

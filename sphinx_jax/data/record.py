@@ -10,27 +10,34 @@ from sphinx_jax.core import errors, text
 # Policies for an example that does not fit into a row: skip it, or cut the end of its text.
 TOO_LONG = ('skip', 'cut_text')
 
+MARK = '<image>'
+# What MARK in the turns of a record is: a text; the place of an image, which a dialog that begins
+# with its only image does not use; or the place of an image in any dialog.
+MARKS = ('text', 'loose', 'inline')
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """One example: an image (or none) and a dialog about it.
+  """One example: images and a dialog about them.
 
   Attributes:
     id: unique in its source.
     task: name in tasks.TASKS.
-    image: encoded file (PNG, JPEG, ...) or None.
-    turns: (instruction, answer) pairs.
+    images: encoded files (PNG, JPEG, ...), any number.
+    turns: (instruction, answer) pairs. Images without a place in them stand before everything.
     truth: what the task's metric needs, one dict per turn.
-    mirrored: whether the image is to be flipped left to right. Turns and truth describe the flipped
-      image.
+    mirrored: whether the images are to be flipped left to right. Turns and truth describe the
+      flipped images.
+    marks: what `<image>` in the turns is, one of `MARKS`.
   """
 
   id: str
   task: str
-  image: bytes | None
+  images: tuple[bytes, ...]
   turns: tuple[tuple[str, str], ...]
   truth: tuple[dict, ...]
   mirrored: bool = False
+  marks: str = 'text'
 
 
 def check_too_long(policy: str) -> None:

@@ -10,6 +10,7 @@ The licence is that of the prepared dataset.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from sphinx_jax.core import errors
@@ -56,7 +57,7 @@ class ArrayRecord(Family):
       annotation = json.loads(row['annotation'])
       if not isinstance(annotation, dict):
         raise ValueError(f'the annotation is a {type(annotation).__name__}')
-      return Item(row['id'].decode(), row['image'] or None, annotation)
+      return Item(row['id'].decode(), _images(row), annotation)
     except (OSError, ValueError, KeyError, RuntimeError, RecursionError) as error:
       raise BadExample('damaged record', f'record {index}: {error}') from error
 
@@ -115,3 +116,9 @@ class ArrayRecord(Family):
       )
     record_opened(*(self.root / name for name in shards))
     return rows
+
+
+def _images(row: Mapping[str, Any]) -> tuple[bytes, ...]:
+  """The images of a row. Datasets of older versions have one at most."""
+  first = (row['image'],) if row['image'] else ()
+  return (*first, *row.get('more_images', ()))

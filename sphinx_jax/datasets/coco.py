@@ -66,7 +66,7 @@ class Coco(Family):
       annotation['objects'] = self._file.objects(image_id)
       annotation['classes'] = list(dict.fromkeys(self._file.names.values()))
     file_name = field(self._file.image(image_id), 'file_name', str)
-    return Item(item_id, self._images / file_name, annotation)
+    return Item(item_id, (self._images / file_name,), annotation)
 
 
 def _is_caption(row: Any) -> bool:

@@ -1,28 +1,29 @@
-"""Conversations in the formats of the common tools, as messages and the path of an image.
+"""Conversations in the formats of the common tools, as messages and the paths of their images.
 
 An item is a JSON object of one of these forms:
 
     conversations or messages        [{from or role, value or content}, ...] (LLaVA, ShareGPT,
-                                     Qwen-VL, InternVL, OpenAI). content may be a list of parts
-                                     {type, text} and {type, image or image_url}
+                                     Qwen-VL, InternVL, OpenAI, transformers). content may be a list
+                                     of parts {type, text}, {type, image or image_url} and
+                                     {type, video}
     query, response                  one question and its answer (ms-swift)
     instruction, input?, output      the same (Alpaca)
 
 `system` is the text of a system message. With the last two forms, `history` is a list of earlier
-[question, answer]. The image is a path under one of `_IMAGE_KEYS` of the item, a message or a part,
-alone or as a list of one, or stands in a question as Qwen-VL's <img>path</img>. Whatever means an
-image and cannot be read as one makes a BadExample, so that no question about an image is trained
-without it.
+[question, answer]. An image is a path under one of `_IMAGE_KEYS` of the item, a message or a part,
+alone or in a list, or stands in a question as Qwen-VL's <img>path</img>. `<image>` in a question is
+the place of the next image without one; without any mark, images stand before the dialog. A video
+(`video`, mark `<video>`) becomes `frames` images. Whatever means an image and cannot be read as one
+makes a BadExample, so that no question about an image is trained without it.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sphinx_jax.data.record import BadExample
+from sphinx_jax.data.record import MARK, BadExample
 from sphinx_jax.datasets.fields import as_text
 
-MARK = '<image>'
 USER, MODEL, SYSTEM = 'user', 'model', 'system'
 
 # Speakers in small letters -> role.
@@ -41,10 +42,11 @@ _PAIRS = ((('query',), 'response'), (('instruction', 'input'), 'output'))
 _IMAGE_KEYS = frozenset(
   f'{name}{ending}' for name in ('image', 'img') for ending in ('', 's', 'path', 'paths', 'file')
 )
-_PART_KEYS = _IMAGE_KEYS | {'imageurl'}
-_OTHER_MEDIA = frozenset(
-  f'{name}{ending}' for name in ('video', 'audio') for ending in ('', 's', 'path', 'paths')
+_VIDEO_KEYS, _AUDIO_KEYS = (
+  frozenset(f'{name}{ending}' for ending in ('', 's', 'path', 'paths'))
+  for name in ('video', 'audio')
 )
+FRAMES = 8  # Images of a video, unless the item has the number.
 _MEANS_IMAGE = re.compile('image|img|picture|photo')
 _NO_PATHS = frozenset(('id', 'value', 'content', *(key for keys, _ in _PAIRS for key in keys)))
 _IMAGE_FILE = re.compile(r'\S.*\.(avif|bmp|gif|heic|jpe?g|png|tiff?|webp)', re.IGNORECASE)
@@ -54,7 +56,11 @@ _MARK = re.compile(
   r'|(begin|start)_of_image|vision_start)\|?>',
   re.IGNORECASE,
 )
-_QWEN_IMAGE = re.compile(r'(?:Picture \d+:\s*)?<img>(.*?)</img>', re.DOTALL)
+# The place of an image or a video in a question, with Qwen-VL's path.
+_PLACE = re.compile(f'{MARK}|<video>|<img>(.*?)</img>', re.DOTALL)
+_QWEN_NAME = re.compile(r'Picture \d+:\s*(?=<img>)')
+_MARKS_AT_BEGIN = re.compile(rf'\A(?:{MARK}(?:\s*\n\s*)?)+')
+_MARKS_AT_END = re.compile(rf'(?:(?:\s*\n\s*)?{MARK})+\Z')
 
 
 class Message(NamedTuple):
@@ -64,62 +70,130 @@ class Message(NamedTuple):
   text: str
 
 
+class Media(NamedTuple):
+  """An image, or a video of which some frames are shown.
+
+  Attributes:
+    path: the file, as the item has it; or a data: URL.
+    frames: number of images that a video becomes; 0: it is an image.
+  """
+
+  path: str
+  frames: int = 0
+
+
 class Conversation(NamedTuple):
-  """A conversation. `image` is the path of its image, None without one."""
+  """A conversation.
+
+  Attributes:
+    messages: its messages. Every `<image>` in questions is the place of one image.
+    media: its images and videos in order.
+    marks: what the marks are, see `record.MARKS`.
+  """
 
   messages: list[Message]
-  image: str | None
+  media: list[Media]
+  marks: str
 
 
-def read(location: str, item: Any) -> Conversation:
+def read(location: str, item: Any, frames: int = FRAMES) -> Conversation:
   """Reads an item.
 
   Args:
     location: of the item, for messages.
     item: a JSON value.
+    frames: images that a video becomes, unless the item has the number as "frames".
 
   Raises:
     BadExample: 'not a conversation', 'unknown speaker', 'unsupported loss mask'; 'missing image',
-      'several images', 'unknown image key', 'unsupported media'. The message names the key.
+      'image marks', 'unknown image key', 'unsupported media'. The message names the key.
   """
   if not isinstance(item, dict):
     raise BadExample('not a conversation', f'{location}: {item!r:.80} is not an object')
-  turns = next((item[key] for key in _LISTS if isinstance(item.get(key), list)), None)
-  holders = [item, *(turn for turn in turns or () if isinstance(turn, dict))]
-  paths = [path for holder in holders for path in _paths_of_keys(location, holder)]
+  form = next((key for key in _LISTS if isinstance(item.get(key), list)), None)
+  turns = item[form] if form else None
+  frames = _frames(location, item, frames)
+  places: list[Media | None] = []  # Of every mark; None: the next file of the item's own keys.
   messages = []
-  for role, value in _values(location, item, turns):
-    count = len(paths)
-    text = ''.join(_texts(location, value, paths))
-    if role == MODEL and len(paths) > count:
+  for role, value, turn in _values(location, item, turns):
+    text = ''.join(_texts(location, role, value, places, frames))
+    of_turn = _media_of_keys(location, turn, frames)
+    if of_turn and role == MODEL:
       raise BadExample(
-        'unsupported media', f'{location}: an answer has the image {paths[-1]!r:.80}'
+        'unsupported media', f'{location}: an answer has the image {of_turn[-1].path!r:.80}'
       )
-    if role == USER:
-      paths += _QWEN_IMAGE.findall(text)
-      text = _QWEN_IMAGE.sub('', text)
+    if of_turn and MARK not in text:
+      text = MARK * len(of_turn) + text
+      places += of_turn
+    elif of_turn:
+      places[:] = _filled(location, places, of_turn)
     messages.append(Message(role, text))
-  paths = list(dict.fromkeys(path.removeprefix('file://') for path in paths))
-  if len(paths) > 1:
-    raise BadExample(
-      'several images', f'{location}: {len(paths)} images, one image an example is supported'
-    )
-  if not paths:
+  own = _media_of_keys(location, item, frames)
+  if not own and not any(places):
+    holders = [item, *(turn for turn in turns or () if isinstance(turn, dict))]
     _check_text_only(location, holders, messages)
-  if any(text.count(MARK) > 1 for _, text in messages):
-    raise BadExample('several images', f'{location}: a question has {MARK} twice, but one image')
   if item.get('objects') and any(re.search('<bbox>|<ref-object>', text) for _, text in messages):
     raise BadExample('not a conversation', f'{location}: a text has places for "objects"')
-  return Conversation(messages, paths[0] if paths else None)
+  if not places:
+    return Conversation(messages, own, 'text')
+  if len(own) == 1 and places == [None] * len(places):  # A mark in every question about one image.
+    if any(text.count(MARK) > 1 for role, text in messages if role != MODEL):
+      raise BadExample('image marks', f'{location}: a question has {MARK} twice, but one image')
+    places, messages = own, _with_first_mark(messages)
+  media = _filled(location, places, own)
+  return Conversation(
+    _expanded(messages, media), media, 'inline' if form == 'messages' else 'loose'
+  )
+
+
+def _filled(
+  location: str, places: Sequence[Media | None], unplaced: Sequence[Media]
+) -> list[Media]:
+  """The media of all marks. Those without a path take the next one of the unplaced media.
+
+  Raises:
+    BadExample: 'image marks': not as many marks as media.
+  """
+  stated = [media for media in places if media is not None]
+  if len(stated) == len(places):  # The item's keys may list again what parts have.
+    unplaced = [media for media in unplaced if media not in stated]
+  if len(places) - len(stated) != len(unplaced):
+    raise BadExample(
+      'image marks',
+      f'{location}: {len(stated) + len(unplaced)} images and {len(places)} {MARK} marks',
+    )
+  rest = iter(unplaced)
+  return [next(rest) if media is None else media for media in places]
+
+
+def _with_first_mark(messages: Sequence[Message]) -> list[Message]:
+  """The messages without all marks but the first one in a question."""
+  kept, seen = [], False
+  for role, text in messages:
+    if role != MODEL and MARK in text:
+      text, seen = text.replace(MARK, '') if seen else text, True
+    kept.append(Message(role, text))
+  return kept
+
+
+def _expanded(messages: Sequence[Message], media: Sequence[Media]) -> list[Message]:
+  """The messages with a mark for every frame of a video."""
+  rest = iter(media)
+  expanded = []
+  for role, text in messages:
+    if role != MODEL:
+      text = re.sub(MARK, lambda mark: MARK * (next(rest).frames or 1), text)
+    expanded.append(Message(role, text))
+  return expanded
 
 
 def read_turns(location: str, messages: list[Message]) -> tuple[tuple[str | None, str], ...]:
   """Returns the (question, answer) pairs of messages in LLaVA's format.
 
-  MARK is removed from the texts, which are then stripped (docs/official_sphinx.md,
-  "Conversation"). A system message is put before the next question. An answer without a question
-  before it has the question None. A last question without an answer has nothing to train, and is
-  dropped.
+  Texts are stripped, and line breaks between marks at their beginning or end and the rest are
+  removed, as is MARK in answers (docs/official_sphinx.md, "Conversation"). A system message is put
+  before the next question. An answer without a question before it has the question None. A last
+  question without an answer has nothing to train, and is dropped.
 
   Args:
     location: of the item, for messages.
@@ -131,7 +205,7 @@ def read_turns(location: str, messages: list[Message]) -> tuple[tuple[str | None
   turns: list[tuple[str | None, str | None]] = []
   previous = ''
   for role, text in messages:
-    text = text.replace(MARK, '').strip()
+    text = text.replace(MARK, '').strip() if role == MODEL else _tidy(text)
     if role == SYSTEM and not text:
       continue
     is_open = bool(turns) and turns[-1][1] is None
@@ -157,12 +231,25 @@ def read_turns(location: str, messages: list[Message]) -> tuple[tuple[str | None
   return tuple(turns)
 
 
+def _tidy(text: str) -> str:
+  """Strips a question, and line breaks after its first and before its last marks."""
+  text = _MARKS_AT_BEGIN.sub(_only_marks, text.strip())
+  return _MARKS_AT_END.sub(_only_marks, text)
+
+
+def _only_marks(found: re.Match[str]) -> str:
+  return MARK * found[0].count(MARK)
+
+
 def _values(
   location: str, item: dict[str, Any], turns: list[Any] | None
-) -> Iterator[tuple[str, Any]]:
-  """Yields (role, JSON value) of all messages. `turns` is the list under one of _LISTS, if any."""
+) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+  """Yields (role, JSON value, turn) of all messages; the turn is {} if it is no object.
+
+  `turns` is the list under one of _LISTS, if any.
+  """
   if as_text(item.get('system')):
-    yield SYSTEM, item['system']
+    yield SYSTEM, item['system'], {}
   if turns is not None:
     yield from (_role_and_value(location, turn) for turn in turns)
     return
@@ -171,10 +258,10 @@ def _values(
       history = item.get('history') or []
       if not (isinstance(history, list) and all(_is_pair(pair) for pair in history)):
         raise BadExample('not a conversation', f'{location}: "history" is {history!r:.80}')
-      yield from ((role, text) for pair in history for role, text in zip((USER, MODEL), pair))
+      yield from ((role, text, {}) for pair in history for role, text in zip((USER, MODEL), pair))
       asked = [item[key] for key in questions if item.get(key) not in (None, '')]
-      yield USER, [{'text': text} for value in asked for text in (value, '\n')][:-1]
-      yield MODEL, item[answer]
+      yield USER, [{'text': text} for value in asked for text in (value, '\n')][:-1], {}
+      yield MODEL, item[answer], {}
       return
   keys = ', '.join(f'"{key}"' for key in item)
   raise BadExample(
@@ -186,7 +273,7 @@ def _is_pair(value: Any) -> bool:
   return isinstance(value, list) and len(value) == 2
 
 
-def _role_and_value(location: str, turn: Any) -> tuple[str, Any]:
+def _role_and_value(location: str, turn: Any) -> tuple[str, Any, dict[str, Any]]:
   speaker, value = None, None
   if isinstance(turn, dict):
     # Where two forms are merged, a message has the keys of both, some of them null.
@@ -204,11 +291,13 @@ def _role_and_value(location: str, turn: Any) -> tuple[str, Any]:
     raise BadExample(
       'unsupported loss mask', f'{location}: {turn!r:.80}: "weight" or "loss" excludes an answer'
     )
-  return role, value
+  return role, value, turn
 
 
-def _texts(location: str, value: Any, paths: list[str]) -> Iterator[str]:
-  """Yields the texts of a message, MARK for an image without a path. Appends the paths."""
+def _texts(
+  location: str, role: str, value: Any, places: list[Media | None], frames: int
+) -> Iterator[str]:
+  """Yields the texts of a message, MARK for an image or a video. Appends what stands there."""
   parts = value if isinstance(value, list) else [value]
   if len(parts) > 1 and not any(isinstance(part, dict) for part in parts):
     raise BadExample('not a conversation', f'{location}: {value!r:.80} is a list, not one text')
@@ -216,34 +305,73 @@ def _texts(location: str, value: Any, paths: list[str]) -> Iterator[str]:
     text = as_text(part)
     if isinstance(part, dict):
       text = as_text(part.get('text'))
-      is_image = 'image' in str(part.get('type'))
-      keys = _PART_KEYS | {'path', 'url'} if is_image else _PART_KEYS
-      found = [
-        path for key in part if _plain(key) in keys for path in _paths(location, key, part[key])
-      ]
-      paths += found
-      if found or is_image:
-        text = ('' if found else MARK) + (text or '')
+      media = _media_of_keys(location, _of_part(part), frames)
+      if media and role == MODEL:
+        raise BadExample(
+          'unsupported media', f'{location}: an answer has the image {media[-1].path!r:.80}'
+        )
+      means_media = re.search('image|video', str(part.get('type')))
+      places += media or ([None] if means_media else [])
+      if media or means_media:
+        yield MARK * (len(media) or 1)
+        text = text or ''
     if text is None:
       raise BadExample('not a conversation', f'{location}: {part!r:.80} is no text')
+    if role != MODEL:
+      if len(re.findall('<img>', text)) == 1:
+        text = _QWEN_NAME.sub('', text)
+      places += [
+        Media(_stripped(found[1])) if found[1] else None for found in _PLACE.finditer(text)
+      ]
+      text = _PLACE.sub(MARK, text)
     yield text
+
+
+def _of_part(part: dict[str, Any]) -> dict[str, Any]:
+  """The part with its path under the key of an image or a video."""
+  kind = re.search('image|video', str(part.get('type')))
+  return {
+    kind[0] if kind and _plain(key) in ('path', 'url') else re.sub('(?i)_?url$', '', key): value
+    for key, value in part.items()
+    if key not in ('type', 'text')
+  }
 
 
 def _plain(key: str) -> str:
   return key.lower().replace('_', '').replace('-', '')
 
 
-def _paths_of_keys(location: str, item: dict[str, Any]) -> Iterator[str]:
+def _frames(location: str, item: dict[str, Any], default: int) -> int:
+  """The number of images that a video of the item becomes."""
+  frames = item.get('frames')
+  if frames is None or isinstance(frames, list):  # A list of files is reported as an unknown key.
+    return default
+  if type(frames) is not int or frames < 1:
+    raise BadExample('not a conversation', f'{location}: "frames" is {frames!r:.80}, not a number')
+  return frames
+
+
+def _media_of_keys(location: str, item: dict[str, Any], frames: int) -> list[Media]:
+  """The images and videos under the keys of an item, a message or a part."""
+  media: list[Media] = []
   for key, value in item.items():
     name = _plain(key)
-    if name in _IMAGE_KEYS:
-      yield from _paths(location, key, value)
-    elif name in _OTHER_MEDIA and value:
+    if name in _AUDIO_KEYS and value:
       raise BadExample('unsupported media', f'{location}: "{key}" is {value!r:.80}')
+    if name not in _IMAGE_KEYS | _VIDEO_KEYS:
+      continue
+    shown = _frames(location, item, frames) if name in _VIDEO_KEYS else 0
+    found = [
+      Media(path, 0 if _IMAGE_FILE.fullmatch(path) and not path.endswith('.gif') else shown)
+      for path in _paths(location, key, value)
+    ]
+    if not set(found) <= set(media):  # Two keys may list the same files.
+      media += found
+  return media
 
 
 def _paths(location: str, key: str, value: Any) -> list[str]:
-  """The paths under a key of an image: none for null and an empty list."""
+  """The paths under a key of media: none for null and an empty list."""
   if value is None:
     return []
   paths = []
@@ -252,8 +380,12 @@ def _paths(location: str, key: str, value: Any) -> list[str]:
       path = path.get('url', path.get('path'))
     if not isinstance(path, str) or not path:
       raise BadExample('missing image', f'{location}: "{key}" is {value!r:.80}')
-    paths.append(path)
+    paths.append(_stripped(path))
   return paths
+
+
+def _stripped(path: str) -> str:
+  return path.removeprefix('file://')
 
 
 def _check_text_only(location: str, holders: list[dict[str, Any]], messages: list[Message]) -> None:

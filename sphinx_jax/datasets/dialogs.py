@@ -9,8 +9,9 @@
 
 The file is a JSON list of {"id", "image": "coco/train2017/000000033471.jpg", "conversations":
 [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", "value": "A bus."}, ...]}.
-Items without "image" are text only. The older files name images of COCO train2017 without a
-directory ("000000033471.jpg"), which are read from coco/train2017 or train2017.
+Items without "image" are text only, and `"image": [path, ...]` are several. The older files name
+images of COCO train2017 without a directory ("000000033471.jpg"), which are read from
+coco/train2017 or train2017.
 Licence: CC BY 4.0; written by GPT-4, so OpenAI's terms apply; the images have their datasets' own
 licences.
 Homepages: https://llava-vl.github.io and
@@ -26,9 +27,11 @@ Licence: none is stated; texts belong to their users and to OpenAI.
 Homepage: https://huggingface.co/datasets/anon8231489123/ShareGPT_Vicuna_unfiltered and similar ones
 """
 
+from pathlib import Path
 from typing import Any
 
 from sphinx_jax.core.progress import Progress
+from sphinx_jax.data import video
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.datasets import conversations, jsonl
 from sphinx_jax.datasets.family import Family, Item
@@ -90,10 +93,13 @@ class Llava(_Dialogs):
     item_id, location, value = self._read_item(index)
     conversation = conversations.read(location, value)
     turns = conversations.read_turns(location, conversation.messages)
-    image = conversation.image
-    if image is not None:
-      image = (self._images if '/' in image else self._coco_images) / image
-    return Item(item_id, image, {'turns': [list(turn) for turn in turns]})
+    images = [image for media in conversation.media for image in self._read_media(media)]
+    annotation = {'turns': [list(turn) for turn in turns], 'marks': conversation.marks}
+    return Item(item_id, tuple(images), annotation)
+
+  def _read_media(self, media: conversations.Media) -> list[Path | bytes]:
+    path = (self._images if '/' in media.path else self._coco_images) / media.path
+    return video.frames(path, media.frames) if media.frames else [path]
 
 
 class ShareGpt(_Dialogs):
@@ -122,7 +128,7 @@ class ShareGpt(_Dialogs):
     """Raises BadExample ('not a conversation', 'unknown speaker', 'empty answer')."""
     item_id, location, value = self._read_item(index)
     conversation = conversations.read(location, value)
-    if conversation.image is not None:
+    if conversation.media:
       raise BadExample('unsupported image', f"{location}: source 'llava' reads images")
     turns: list[list[str | None]] = []  # [question, answer]
     for role, text in conversation.messages:
@@ -132,7 +138,7 @@ class ShareGpt(_Dialogs):
       turns.pop()
     if not turns:
       raise BadExample('empty answer', f'{location}: no answers')
-    return Item(item_id, None, {'turns': turns})
+    return Item(item_id, (), {'turns': turns})
 
 
 def _append(turns: list[list[str | None]], is_answer: bool, text: str) -> None:

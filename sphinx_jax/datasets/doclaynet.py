@@ -38,4 +38,6 @@ class DocLayNet(Family):
       'classes': list(dict.fromkeys(self._file.names.values())),
     }
     file_name = field(self._file.image(page), 'file_name', str)
-    return Item(str(page), self._images / file_name, self._file.size_annotation(page) | annotation)
+    return Item(
+      str(page), (self._images / file_name,), self._file.size_annotation(page) | annotation
+    )

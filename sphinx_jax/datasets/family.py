@@ -1,7 +1,7 @@
 """Dataset families: their base class, and the records that a task makes of their items.
 
-A family reads one directory tree and yields items: an image and its annotation in pixels. `Records`
-reads the image, moves the annotation onto the padded square and asks a task for the turns. A
+A family reads one directory tree and yields items: images and an annotation in pixels. `Records`
+reads the images, moves the annotation onto the padded square and asks a task for the turns. A
 prepared dataset (array_record.py) is a family too.
 """
 
@@ -30,17 +30,19 @@ _ASPECT_TOLERANCE = 0.02  # Relative difference of aspect ratios that a resized 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-  """One image, or one text, with its annotation.
+  """One image, several or none, with an annotation.
 
   Attributes:
     id: unique in its family.
-    image: the file, its bytes, or None for text without an image.
-    annotation: the lists that tasks read (tasks/task.py), in pixels of the image. With 'size'
-      (width, height), in pixels of an image of that size, of which the file may be a resized copy.
+    images: of each the file or its bytes.
+    annotation: the lists that tasks read (tasks/task.py), in pixels of the only image; coordinates
+      have no meaning for several. With 'size' (width, height), in pixels of an image of that size,
+      of which the file may be a resized copy. With 'marks', what `<image>` in the turns is
+      (record.MARKS).
   """
 
   id: str
-  image: Path | bytes | None
+  images: tuple[Path | bytes, ...]
   annotation: dict[str, Any]
 
 
@@ -209,9 +211,11 @@ class Records(Source):
     rng = np.random.default_rng((self._seed, index, epoch))
     item = self.family.item(index)
     mirrored = bool(self._mirror) and rng.random() < self._mirror
-    image = None if item.image is None else files_lib.read_image(item.id, item.image)
+    encoded = tuple(files_lib.read_image(item.id, image) for image in item.images)
     try:
-      annotation = item.annotation if image is None else self._on_square(item, image, mirrored)
+      annotation = item.annotation
+      if len(encoded) == 1:
+        annotation = self._on_square(item, encoded[0], mirrored)
       turns = TASKS[self.task].turns(annotation, rng, self.family.max_turns)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
       raise BadExample(
@@ -220,10 +224,11 @@ class Records(Source):
     return Record(
       id=item.id,
       task=self.task,
-      image=image,
+      images=encoded,
       turns=tuple((turn.instruction, turn.answer) for turn in turns),
       truth=tuple(turn.truth for turn in turns),
-      mirrored=mirrored and image is not None,
+      mirrored=mirrored and bool(encoded),
+      marks=item.annotation.get('marks', 'text'),
     )
 
   def _on_square(self, item: Item, image: bytes, mirrored: bool) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Flickr30kEntities(Family):
       ]
     else:
       annotation['captions'] = [_join(_split_phrases(line)) for line in lines]
-    return Item(f'{name}#{number}', self._images / f'{name}.jpg', annotation)
+    return Item(f'{name}#{number}', (self._images / f'{name}.jpg',), annotation)
 
 
 def _read_lines(path: Path) -> list[str]:

@@ -64,7 +64,7 @@ class IconQa(Family):
       entry = choice_question(name, text, texts_field(data, 'choices'), index_field(data, 'answer'))
     else:
       entry = question(name, text, texts_field(data, 'answer'))
-    return Item(f'{kind}-{name}', folder / 'image.png', {'questions': [entry]})
+    return Item(f'{kind}-{name}', (folder / 'image.png',), {'questions': [entry]})
 
 
 def _list_folders(path: Path) -> list[str]:

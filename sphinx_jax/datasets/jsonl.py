@@ -1,7 +1,8 @@
 """The user's own conversations: JSON lines, or one JSON list.
 
 The usual item is {"image": path, "conversations": [{"from": "human", "value": ...}, {"from": "gpt",
-"value": ...}, ...]}. An item without "image" is text only. conversations.py lists the other forms.
+"value": ...}, ...]}. An item without "image" is text only. `"images": [path, ...]` are
+several, each at its `<image>` in a question. conversations.py lists the other forms.
 """
 
 import base64
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from sphinx_jax.core import errors, file_forms, files
+from sphinx_jax.data import video
 from sphinx_jax.data.record import BadExample, Record, Source, check_too_long
 from sphinx_jax.datasets import conversations, entries
 from sphinx_jax.datasets.files import record_opened
@@ -23,18 +25,23 @@ def open_source(entry: Mapping[str, Any], data_dir: str | Path | None = None) ->
   """Opens the source of a mixture entry.
 
   Args:
-    entry: {path, root?, task?, too_long?}. path is the .json or .jsonl file, relative to data_dir.
-      root is the directory of the images, by default that of the file. task is the task of the
-      records, by default 'dialog'. too_long is 'skip' (the default) or 'cut_text'.
+    entry: {path, root?, task?, too_long?, frames?}. path is the .json or .jsonl file, relative to
+      data_dir. root is the directory of the images, by default that of the file. task is the task
+      of the records, by default 'dialog'. too_long is 'skip' (the default) or 'cut_text'. frames is
+      the number of images that a video becomes.
     data_dir: root of all datasets of the run, or None.
 
   Raises:
     SphinxError: a key is missing or unknown; see also `Jsonl`.
   """
-  entries.check(entry, 'jsonl', required=('path',), optional=('root', 'task', 'too_long'))
+  entries.check(entry, 'jsonl', required=('path',), optional=('root', 'task', 'too_long', 'frames'))
   path = Path(data_dir or '', entry['path'])
   return Jsonl(
-    path, entry.get('root'), entry.get('task') or 'dialog', entry.get('too_long') or 'skip'
+    path,
+    entry.get('root'),
+    entry.get('task') or 'dialog',
+    entry.get('too_long') or 'skip',
+    entry.get('frames', conversations.FRAMES),
   )
 
 
@@ -46,6 +53,7 @@ class Jsonl(Source):
     root: directory of the images, by default that of the file.
     task: task of the records.
     too_long: 'skip' or 'cut_text'.
+    frames: images that a video becomes, unless its item has a number.
 
   Raises:
     SphinxError: see `JsonItems`; or the policy is unknown.
@@ -57,9 +65,10 @@ class Jsonl(Source):
     root: str | Path | None = None,
     task: str = 'dialog',
     too_long: str = 'skip',
+    frames: int = conversations.FRAMES,
   ) -> None:
     self.path, self.name, self.task, self.too_long = Path(path), str(path), task, too_long
-    self._root = Path(root) if root else self.path.parent
+    self._root, self._frames = Path(root) if root else self.path.parent, frames
     check_too_long(too_long)
     self._items = JsonItems(self.name, self.path)
 
@@ -70,29 +79,33 @@ class Jsonl(Source):
     """Returns record `index`.
 
     Raises:
-      BadExample: the item is not JSON, has another format, or its image is missing. The message
+      BadExample: the item is not JSON, has another format, or an image is missing. The message
         names the file and the line.
     """
     location, item = self._items[index]
-    conversation = conversations.read(location, item)
+    conversation = conversations.read(location, item, self._frames)
     turns = conversations.read_turns(location, conversation.messages)
     return Record(
       id=location,
       task=self.task,
-      image=self._image(location, conversation.image),
+      images=tuple(
+        image for media in conversation.media for image in self._images(location, media)
+      ),
       turns=turns,
       truth=tuple({'answer': answer} for _, answer in turns),
+      marks=conversation.marks,
     )
 
-  def _image(self, location: str, path: str | None) -> bytes | None:
-    if path is None:
-      return None
+  def _images(self, location: str, media: conversations.Media) -> list[bytes]:
+    path = media.path
     try:
+      if media.frames:
+        return video.frames(self._root / path, media.frames)
       if path.startswith('data:'):
-        return base64.b64decode(path.partition(';base64,')[2], validate=True)
+        return [base64.b64decode(path.partition(';base64,')[2], validate=True)]
       if '://' in path:
         raise ValueError('a URL, which is not downloaded')
-      return (self._root / path).read_bytes()
+      return [(self._root / path).read_bytes()]
     except (OSError, ValueError) as error:
       reason = getattr(error, 'strerror', None) or error
       raise BadExample('missing image', f'{location}: {path!r:.200}: {reason}') from error

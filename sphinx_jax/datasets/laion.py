@@ -125,7 +125,7 @@ class Laion(Family):
     if 'image' not in sample.members:
       raise BadExample('missing image', f'{name}: the tar has no image with this key')
     image = _read_member(name, sample, 'image')
-    return Item(name, image, {'caption': self._read_caption(name, sample)})
+    return Item(name, (image,), {'caption': self._read_caption(name, sample)})
 
   def _read_caption(self, name: str, sample: _Sample) -> str:
     caption = None
@@ -231,7 +231,7 @@ class LaionParquet(Family):
       raise BadExample('missing image', f'{name}: the row has no image')
     if not isinstance(caption, str):
       raise BadExample('no caption', f'{name}: {self._caption!r} is {caption!r:.80}')
-    return Item(name, image, {'caption': caption})
+    return Item(name, (image,), {'caption': caption})
 
   def _find_rows(self) -> Iterator[tuple[int, int, int]]:
     """The usable rows as (file, group, row)."""

@@ -60,7 +60,7 @@ class Lvis(Family):
     }
     return Item(
       str(image_id),
-      self._image_root / _image_path(image),
+      (self._image_root / _image_path(image),),
       self._file.size_annotation(image_id) | annotation,
     )
 

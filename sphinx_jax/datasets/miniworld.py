@@ -118,7 +118,7 @@ class Miniworld(Source):
     return Record(
       id=scene.id,
       task=self.task,
-      image=scene.image,
+      images=() if scene.image is None else (scene.image,),
       turns=tuple((turn.instruction, turn.answer) for turn in turns),
       truth=tuple(turn.truth for turn in turns),
     )

@@ -36,7 +36,8 @@ class Questions(Family):
     rows = self._groups[index]
     image, first_entry = rows[0]
     annotation = self._annotation([entry for _, entry in rows])
-    return Item(first_entry['id'], self._image(image), annotation)
+    encoded = self._image(image)
+    return Item(first_entry['id'], () if encoded is None else (encoded,), annotation)
 
   def _set_records(self, records: Iterable[Any], max_turns: int | None = None) -> None:
     """Reads all records. One may already be a BadExample.

@@ -72,7 +72,7 @@ class _Text(Family):
   def _make_item(self, name: str, text: str) -> Item:
     if not text.strip():
       raise BadExample('empty text', f'{name} has no words')
-    return Item(name, None, {'text': text.strip(), 'document': True})
+    return Item(name, (), {'text': text.strip(), 'document': True})
 
 
 class RefinedWeb(_Text):

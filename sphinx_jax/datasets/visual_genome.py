@@ -96,7 +96,9 @@ class VisualGenome(Family):
     )
     annotation = _ANNOTATE[self.task](rows[begin : begin + self.max_turns], rows)
     return Item(
-      f'{self._ids[place]}/{begin}', self._folders[folder] / file_name, {'size': size, **annotation}
+      f'{self._ids[place]}/{begin}',
+      (self._folders[folder] / file_name,),
+      {'size': size, **annotation},
     )
 
   def _in_split(self, image_id: int) -> bool:

@@ -4,6 +4,7 @@ import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 from etils import epath
@@ -31,14 +32,14 @@ class _Prepared(NamedTuple):
 
   Attributes:
     question: the question.
-    prompt: the tokenized prompt; None if the image cannot be read.
-    image: its image as the model sees it, or None for a question without one.
+    prompt: the tokenized prompt; None if an image cannot be read.
+    images: its images as the model sees them.
     error: the reason if the question cannot be asked, else None.
   """
 
   question: Question
   prompt: Encoded | None
-  image: Slots | None
+  images: Sequence[Slots]
   error: BadExample | None = None
 
 
@@ -160,7 +161,7 @@ def _answer_chunk(
   lengths = [prepared.question.answer_length for prepared in usable]
   texts = model.complete(
     [prepared.prompt for prepared in usable],
-    [prepared.image for prepared in usable],
+    [prepared.images for prepared in usable],
     max_new_tokens=benchmark.max_new_tokens,
     expected=None if None in lengths else lengths,
     batch_size=batch_size,
@@ -184,36 +185,37 @@ def _prepared_chunks(
     for begin in range(0, len(questions), size):
       chunk = questions[begin : begin + size]
       # Questions about one image share one array, so that it is read and encoded once.
-      by_image = {question.image: question for question in chunk if question.image is not None}
-      read = pool.map(functools.partial(_read_image, model), by_image.values())
+      by_image = {image: question for question in chunk for image in question.images}
+      read = pool.map(functools.partial(_read_image, model), by_image.values(), by_image)
       pixels = dict(zip(by_image, read))
       yield [
-        _prepare(model, benchmark.prefix, question, pixels.get(question.image))
+        _prepare(model, benchmark.prefix, question, [pixels[image] for image in question.images])
         for question in chunk
       ]
 
 
-def _read_image(model: Model, question: Question) -> Slots | BadExample:
-  """Returns the image as the model sees it, or the reason if it is unreadable.
+def _read_image(model: Model, question: Question, image: Path | bytes) -> Slots | BadExample:
+  """Returns an image of a question as the model sees it, or the reason if it is unreadable.
 
   Full pages would fill the memory.
   """
   try:
-    return model.read_image(read_image(question.id, question.image))
+    return model.read_image(read_image(question.id, image))
   except BadExample as error:
     return error
 
 
 def _prepare(
-  model: Model, prefix: str, question: Question, image: Slots | BadExample | None
+  model: Model, prefix: str, question: Question, images: Sequence[Slots | BadExample]
 ) -> _Prepared:
   """Tokenizes a question and checks that it can be asked."""
   turns = [*question.history, (question.prompt, None)]
-  if isinstance(image, BadExample):
-    return _Prepared(question, None, None, image)
-  prompt = model.prompt_of(turns, int(image is not None), prefix)
+  for image in images:
+    if isinstance(image, BadExample):
+      return _Prepared(question, None, (), image)
+  prompt = model.prompt_of(turns, len(images), prefix, question.marks)
   length = len(prompt.ids) + len(prompt.images_at) * model.visual_tokens
   if length >= model.max_length:
     error = BadExample('prompt too long', f'{length} positions of {model.max_length}')
-    return _Prepared(question, prompt, None, error)
-  return _Prepared(question, prompt, image)
+    return _Prepared(question, prompt, (), error)
+  return _Prepared(question, prompt, images)

@@ -95,7 +95,7 @@ def _distinct_images(cases: Iterable[_Case], count: int) -> list[_Case]:
   """
   chosen: dict[Any, _Case] = {}
   for case in cases:
-    chosen.setdefault(case.question.image or ('no image', case.question.id), case)
+    chosen.setdefault(case.question.images or ('no image', case.question.id), case)
     if len(chosen) == count:
       break
   return list(chosen.values())
@@ -121,11 +121,12 @@ def _describe(case: _Case, folder: epath.Path, image_path: str) -> dict[str, Any
 
 
 def _open_image(question: Question) -> Image.Image | None:
-  """Returns the image of a question, or None if there is none on this machine."""
-  if question.image is None:
+  """Returns the images of a question side by side, or None if they are not on this machine."""
+  if not question.images:
     return None
   try:
-    return Image.fromarray(images.decode(read_image(question.id, question.image)))
+    decoded = [images.decode(read_image(question.id, image)) for image in question.images]
+    return Image.fromarray(images.beside(decoded))
   except BadExample:  # Predictions can be scored on a machine without the images.
     return None
 

@@ -112,8 +112,8 @@ def open_task(name: str, source: Source, examples: int, tokenizer: Tokenizer) ->
       break
     try:
       record = source[index]
-      if record.image is not None:
-        images.decode(record.image)
+      for encoded in record.images:
+        images.decode(encoded)
       check_unicode(text for turn in record.turns for text in turn)
     except BadExample as error:
       log.warning('%s: example %d skipped: %s', name, index, error)
@@ -145,7 +145,7 @@ def _question(record: Record, turn: int, number: int) -> Question:
   prompt, answer = record.turns[turn]
   return Question(
     id=f'{number}/{record.id}',  # All turns of a record share the record's id.
-    image=record.image,
+    images=record.images,
     prompt=prompt,
     entry={
       'record': record.id,
@@ -155,16 +155,17 @@ def _question(record: Record, turn: int, number: int) -> Question:
     },
     history=tuple(record.turns[:turn]),
     answer_length=len(answer),
+    marks=record.marks,
   )
 
 
 def blinded(benchmark: Benchmark, name: str, mean_image: np.ndarray) -> Benchmark:
-  """Returns the benchmark `NAME.blind`: the same questions about the mean image."""
+  """Returns the benchmark `NAME.blind`: every image of the questions is the mean image."""
   buffer = io.BytesIO()
   Image.fromarray(mean_image).save(buffer, 'PNG')
   encoded = buffer.getvalue()
   questions = [
-    question if question.image is None else dataclasses.replace(question, image=encoded)
+    dataclasses.replace(question, images=(encoded,) * len(question.images))
     for question in benchmark.questions
   ]
   return dataclasses.replace(benchmark, name=f'{name}.blind', questions=questions)
@@ -224,10 +225,11 @@ def _answer_and_score(
   name, _, kind = benchmark.name.rpartition('.')
   if kind == 'final':
     for number, question in enumerate(benchmark.questions[:_SAMPLES]):
-      if question.image is None:
+      if not question.images:
         continue
       lines[number]['image'] = f'images/{name}-{number}.png'
-      Image.fromarray(images.decode(question.image)).save(folder / lines[number]['image'])
+      shown = images.beside([images.decode(image) for image in question.images])
+      Image.fromarray(shown).save(folder / lines[number]['image'])
   predictions.finish(folder, benchmark.name, lines)
 
 
@@ -353,8 +355,7 @@ def mean_image(
   for source in sources.values():
     for index in range(min(examples, len(source))):
       try:
-        encoded = source[index].image
-        if encoded is not None:
+        for encoded in source[index].images:
           total += images.square(encoded, size, alpha=alpha)
           count += 1
       except BadExample:

@@ -414,15 +414,18 @@ class Model:
     prompts = [self.prompt_of(turns, count) for turns, count in zip(dialogs, counts)]
     return self.complete(prompts, rows, visual=visual, **options)
 
-  def prompt_of(self, turns: Sequence[Turn], images: int, begin: str = '') -> Encoded:
+  def prompt_of(
+    self, turns: Sequence[Turn], images: int, begin: str = '', marks: str = 'text'
+  ) -> Encoded:
     """Tokenizes a dialog about some images that asks for the last turn's answer.
 
     Args:
       turns: as in `chat`.
       images: their number.
       begin: the beginning of the answer.
+      marks: what `<image>` in the turns is, see `record.MARKS`.
     """
-    return self._template.prompt(turns, self.tokenizer, self._slots(images), begin)
+    return self._template.prompt(turns, self.tokenizer, self._slots(images), begin, marks)
 
   def complete(
     self,

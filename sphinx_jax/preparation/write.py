@@ -74,8 +74,9 @@ def write_shard(
 def features() -> Any:
   """The tfds FeaturesDict of a record.
 
-  id: text. image: the encoded file, unchanged; empty for text without an image. annotation: JSON.
-  size: int32[2], width and height in pixels; 0 without an image.
+  id: text. image: the encoded file, unchanged; empty for text without an image. more_images: the
+  files after the first, unchanged. annotation: JSON. size: int32[2], width and height of the first
+  image in pixels; 0 without an image.
   """
   tensorflow.load()
   import numpy as np
@@ -85,6 +86,7 @@ def features() -> Any:
     {
       'id': tfds.features.Text(),
       'image': tfds.features.Image(),
+      'more_images': tfds.features.Sequence(tfds.features.Text()),
       'annotation': tfds.features.Text(),
       'size': tfds.features.Tensor(shape=(2,), dtype=np.int32),
     }
@@ -163,19 +165,17 @@ def _serializer() -> Callable[[dict[str, Any]], bytes]:
 def _record(item: Item) -> dict[str, Any]:
   """Returns the record of an item, as in `features`.
 
-  The image is decoded completely, so that training does not find unreadable ones.
+  Images are decoded completely, so that training does not find unreadable ones.
 
   Raises:
-    BadExample: the image cannot be read or decoded.
+    BadExample: an image cannot be read or decoded.
   """
-  data, size = b'', (0, 0)
-  if item.image is not None:
-    data = read_image(item.id, item.image)
-    height, width = images.decode(data).shape[:2]
-    size = width, height
+  encoded = [read_image(item.id, image) for image in item.images]
+  sizes = [images.decode(data).shape[1::-1] for data in encoded]
   return {
     'id': item.id.encode('utf-8', 'backslashreplace').decode(),
-    'image': io.BytesIO(data),
-    'size': size,
+    'image': io.BytesIO(encoded[0] if encoded else b''),
+    'more_images': encoded[1:],
+    'size': sizes[0] if sizes else (0, 0),
     'annotation': json.dumps(item.annotation, default=lambda value: value.tolist()),
   }

@@ -1,5 +1,6 @@
 """Shows packed rows as the model gets them: the text, the trained part of it, and every view."""
 
+import itertools
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sphinx_jax.core.text import one_line, printable
+from sphinx_jax.data.record import MARK
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate import stop
 
@@ -31,8 +33,8 @@ class Example(NamedTuple):
     task: name of its task.
     begin: its first position in the row.
     end: the position after its last one.
-    slot: its image slot, or None for text without an image.
-    runs: its text, without the image's tokens.
+    slots: its image slots.
+    runs: its text. `<image>` is where the tokens of a slot are.
     visual: number of its visual tokens.
     weight: sum of its loss weights.
   """
@@ -41,7 +43,7 @@ class Example(NamedTuple):
   task: str
   begin: int
   end: int
-  slot: int | None
+  slots: tuple[int, ...]
   runs: Runs
   visual: int
   weight: float
@@ -79,8 +81,8 @@ def examples(
         task=tasks[batch['task'][row, begin]],
         begin=begin,
         end=end,
-        slot=int(visual[0]) // visual_tokens if len(visual) else None,
-        runs=_runs(batch['tokens'][row, begin:end], is_trained, index < 0, tokenizer),
+        slots=tuple(np.unique(visual // max(visual_tokens, 1)).tolist()),
+        runs=_runs(batch['tokens'][row, begin:end], is_trained, index, visual_tokens, tokenizer),
         visual=len(visual),
         weight=float(weights.sum()),
       )
@@ -89,26 +91,32 @@ def examples(
 
 
 def _runs(
-  tokens: np.ndarray, is_trained: np.ndarray, is_text: np.ndarray, tokenizer: Tokenizer
+  tokens: np.ndarray,
+  is_trained: np.ndarray,
+  visual_index: np.ndarray,
+  visual_tokens: int,
+  tokenizer: Tokenizer,
 ) -> Runs:
-  """Decodes the text of an example, split where training starts or ends.
+  """Decodes the text of an example, split at images and where training starts or ends.
 
   Args:
     tokens: int32[S], the tokens of the example.
     is_trained: bool[S].
-    is_text: bool[S], false at visual tokens.
+    visual_index: int32[S], -1 for text.
+    visual_tokens: visual tokens of one image.
     tokenizer: the run's tokenizer.
   """
-  runs: list[tuple[list[int], bool]] = []
-  for token, trained in zip(tokens[is_text], is_trained[is_text]):
-    if not runs or runs[-1][1] != trained:
-      runs.append(([], bool(trained)))
-    runs[-1][0].append(int(token))
-  decoded = [(stop.continuation(tokenizer, ids), trained) for ids, trained in runs]
-  if decoded:  # The tokenizer, not the dialog, puts a space before the first piece.
-    first, trained = decoded[0]
-    decoded[0] = (first.lstrip(' '), trained)
-  return decoded
+  runs: Runs = []
+  slots = np.where(visual_index < 0, -1, visual_index // max(visual_tokens, 1)).tolist()
+  for (slot, trained), group in itertools.groupby(
+    zip(slots, is_trained.tolist(), tokens.tolist()), key=lambda position: position[:2]
+  ):
+    ids = [token for _, _, token in group]
+    text = stop.continuation(tokenizer, ids) if slot < 0 else MARK
+    if text and slot < 0 and not any(part for part, _ in runs):
+      text = text.lstrip(' ')  # The tokenizer, not the dialog, puts it before the first piece.
+    runs.append((text, trained))
+  return runs
 
 
 def to_text(example: Example, color: bool) -> str:
@@ -126,8 +134,9 @@ def to_text(example: Example, color: bool) -> str:
 
 def _headline(example: Example) -> str:
   image = 'no image'
-  if example.visual:
-    image = f'image in slot {example.slot}, {example.visual} tokens'
+  if example.slots:
+    places = ', '.join(map(str, example.slots))
+    image = f'image in slot {places}, {example.visual} tokens'
   return (
     f'row {example.row}, positions {example.begin}-{example.end - 1}, '
     f'task {one_line(example.task, 60)}, {image}, loss weight {example.weight:.3g}'

@@ -50,6 +50,9 @@ def test_text_ids_and_labels_equal_official(name, tokenizer):
   ids, weights, _ = Template().encode(_turns(name), tokenizer)
   assert Template().render(_turns(name)) == golden['text']
   assert ids == golden['full_ids']
+  if golden['has_image']:
+    marked = [(question and f'<image>\n{question}', answer) for question, answer in _turns(name)]
+    assert Template().encode(marked, tokenizer, [1], 'loose')[::2] == (ids, (1,))
   length = DATASET['max_words'] - (DATASET['image_words'] if golden['has_image'] else 0)
   labels = _labels(ids, weights, length)
   assert (labels == golden['labels'][:length]) == (name != OFFICIAL_IS_WRONG)
@@ -163,3 +166,38 @@ def test_labels_survive_text_of_many_bytes_a_character(tokenizer):
   ids, weights, _ = Template('图😀').encode([('é图', '😀猫'), (None, '图')], tokenizer)
   trained = [i for i, weight in zip(ids, weights) if weight]
   assert tokenizer.decode(trained) == '😀猫\n### 图\n###'
+
+
+def shown(encoded, tokenizer):
+  """The text of a dialog with a mark for every slot."""
+  ends = [*encoded.images_at, len(encoded.ids)]
+  parts = [encoded.ids[begin:end] for begin, end in zip([0, *ends], ends)]
+  return '▣'.join(tokenizer.decode(part) for part in parts)
+
+
+PLACES = [  # (questions, slots, marks, place of images, what the model sees)
+  (['Is <image> it?'], [1], 'text', 'front', '▣### Human: Is <image> it?\n### Assistant:'),
+  (['Is <image> it?'], [], 'text', 'inline', '### Human: Is <image> it?\n### Assistant:'),
+  (['<image>Q'], [1], 'loose', 'front', '▣### Human: Q\n### Assistant:'),
+  (['Q<image>'], [1], 'loose', 'inline', '### Human: Q▣\n### Assistant:'),
+  (['Q<image>'], [1], 'inline', 'front', '### Human: Q▣\n### Assistant:'),
+  (['Q'], [1], 'inline', 'inline', '▣### Human: Q\n### Assistant:'),
+  (['<image>and<image>'], [1, 1], 'loose', 'front', '### Human: ▣and▣\n### Assistant:'),
+  (['<image>and<image>'], [2, 1], 'text', 'front', '### Human: ▣▣and▣\n### Assistant:'),
+  (['Q'], [1, 2], 'text', 'front', '▣▣▣### Human: Q\n### Assistant:'),
+]
+
+
+@pytest.mark.parametrize('questions, slots, marks, place, seen', PLACES)
+def test_where_images_stand(questions, slots, marks, place, seen, tokenizer):
+  template = Template('', images=place)
+  turns = [(question, None) for question in questions]
+  prompt = template.prompt(turns, tokenizer, slots, marks=marks)
+  assert shown(prompt, tokenizer) == seen
+  trained = template.encode([(questions[0], 'Yes.')], tokenizer, slots, marks)
+  assert shown(trained, tokenizer).startswith(seen) and trained.images_at == prompt.images_at
+
+
+def test_an_unknown_place_of_images_is_refused():
+  with pytest.raises(SphinxError, match="did you mean 'inline'"):
+    Template(images='inlin')

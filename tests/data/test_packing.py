@@ -20,7 +20,9 @@ def _png(value, size=4):
 
 def _example(ids, trained, image=None, task=0):
   weights = np.array([i in trained for i in ids], np.float32)
-  return Example(np.array(ids, np.int32), weights, image, task, id=str(ids))
+  return Example(
+    np.array(ids, np.int32), weights, () if image is None else (image,), task, id=str(ids)
+  )
 
 
 def _never(example, error):

@@ -1,5 +1,6 @@
 """Invariances of the pipeline (position, hosts, epochs), and its handling of bad examples."""
 
+import dataclasses
 import io
 import json
 import threading
@@ -48,12 +49,12 @@ class Fake(Source):
 
   def __getitem__(self, index):
     content = {
-      'image': _png(index % 256) if self._image else None,
+      'images': (_png(index % 256),) if self._image else (),
       'answer': f'{self.name}{index}' + ' so' * (index % 7),
     }
     content |= self._spoil(index)
     turns = (('Q', content['answer']),)
-    return Record(f'{self.name}/{index}', self.name, content['image'], turns, ({},))
+    return Record(f'{self.name}/{index}', self.name, content['images'], turns, ({},))
 
 
 def _pipeline(
@@ -183,7 +184,9 @@ def test_bad_examples_are_counted_logged_and_skipped(caplog):
   def spoil(index):
     if index == 2:
       raise BadExample('box outside', 'box 7 is outside')
-    return {3: {'answer': ' '}, 4: {'image': b'torn'}, 5: {'answer': 'long ' * 99}}.get(index, {})
+    return {3: {'answer': ' '}, 4: {'images': (b'torn',)}, 5: {'answer': 'long ' * 99}}.get(
+      index, {}
+    )
 
   pipeline = _pipeline([Fake('a', 16, spoil=spoil)], [1])
   batches = list(pipeline.batches(examples=16))
@@ -215,7 +218,7 @@ def test_cut_text_equals_the_official_truncation(name):
   ]
   texts = [turn['value'] for turn in item['conversations']]
   turns = tuple(zip(texts[::2], texts[1::2]))
-  source = [Record(name, 'chat', None, turns, ({},) * len(turns))]
+  source = [Record(name, 'chat', (), turns, ({},) * len(turns))]
   source = type('Dialogs', (list, Source), {'name': 'chat', 'too_long': 'cut_text'})(source)
   batch = BATCH | {'batch_size': 1, 'seq_len': 90}
   pipeline = _pipeline([source], [1], batch, Template())
@@ -231,7 +234,9 @@ def test_images_with_transparency_or_an_orientation_are_counted():
   Image.new('RGBA', (SIZE, SIZE), (9, 9, 9, 0)).save(files[0], 'PNG')
   Image.new('RGB', (SIZE, SIZE)).save(files[1], 'PNG', exif=exif)
   clear, turned = (file.getvalue() for file in files)
-  spoil = lambda index: {'image': clear} if index < 3 else {'image': turned} if index < 5 else {}
+  spoil = lambda index: (
+    {'images': (clear,)} if index < 3 else {'images': (turned,)} if index < 5 else {}
+  )
   for alpha, where, shade in (('drop', 'in their hidden colors', 9), ('white', 'on white', 255)):
     pipeline = _pipeline([Fake('a', 8, spoil=spoil)], [1], alpha=alpha)
     pixels = np.concatenate([batch['images'] for batch, _ in pipeline.batches(examples=8)])
@@ -286,7 +291,7 @@ def test_the_share_that_may_be_bad_is_a_setting(most, bad):
 
 
 def torn(index):
-  return {'image': b'torn'}
+  return {'images': (b'torn',)}
 
 
 @pytest.mark.parametrize('spoil', [lambda index: {'answer': ''}, torn])
@@ -316,7 +321,9 @@ def test_images_for_a_model_without_encoders_are_refused_before_training():
   _take(pipeline(Fake('b', 17, image=False)), 1)
   with pytest.raises(SphinxError, match="task 'a': got an image.*the model has no encoder"):
     pipeline(Fake('b', 17, image=False), Fake('a', 10))
-  late = Fake('a', 1000, image=False, spoil=lambda index: {'image': _png(0)} if index == 9 else {})
+  late = Fake(
+    'a', 1000, image=False, spoil=lambda index: {'images': (_png(0),)} if index == 9 else {}
+  )
   with pytest.raises(SphinxError, match='the model has no encoder'):
     list(pipeline(late).batches(examples=1000))
 
@@ -333,7 +340,7 @@ def test_each_of_several_hosts_stops_at_unreadable_images():
   """Although it decodes only its share of them."""
   with pytest.raises(SphinxError, match='bad among the first 1000 examples'):
     for _ in _pipeline(
-      [Fake('a', 50, spoil=lambda index: {'image': b'torn'})], [1], local_rows=(0,)
+      [Fake('a', 50, spoil=lambda index: {'images': (b'torn',)})], [1], local_rows=(0,)
     ).batches():
       pass
 
@@ -362,14 +369,14 @@ def test_a_mirrored_image_has_its_object_in_its_box(shape):
   )['objects']
   side = max(shape)
   x1, y1, x2, y2 = (round(number * side) for number in box['box'])
-  source = [Record('a/0', 'a', _encode(pixels), (('Q', 'so'),), ({},), True)]
+  source = [Record('a/0', 'a', (_encode(pixels),), (('Q', 'so'),), ({},), True)]
   source = type('Mirrored', (list, Source), {'name': 'a'})(source)
   ((batch, _),) = list(_pipeline([source], [1], image_size=side).batches(examples=1))
   bright = batch['images'][0, 0, :, :, 0] == 255
   assert bright[y1:y2, x1:x2].all() and bright.sum() == 9
 
 
-@pytest.mark.parametrize('spoil', [{'answer': ''}, {'image': b'torn'}])
+@pytest.mark.parametrize('spoil', [{'answer': ''}, {'images': (b'torn',)}])
 def test_mostly_bad_data_stops(spoil):
   pipeline = _pipeline([Fake('a', 50, spoil=lambda index: spoil if index % 5 else {})], [1])
   with pytest.raises(SphinxError, match='data: got 501 bad among the first 1000 examples'):
@@ -478,8 +485,72 @@ def test_a_source_gets_the_epoch():
   class Wordy(Fake):
     def read(self, index, epoch):
       record = self[index]
-      return Record(record.id, record.task, record.image, ((f'Q {epoch}', f'e{epoch}'),), ({},))
+      return Record(record.id, record.task, record.images, ((f'Q {epoch}', f'e{epoch}'),), ({},))
 
   pipeline = _pipeline([Wordy('a', 10)], [1.0])
   with pipeline.batches(examples=32) as batches:
     assert _answers(batches) == {'e0': 10, 'e1': 10, 'e2': 10, 'e3': 2}
+
+
+class Several(Source):
+  """Record i has images of the colors 10 i, 10 i + 1, ..., each at its mark."""
+
+  name = 'several'
+
+  def __init__(self, counts):
+    self._counts = counts
+
+  def __len__(self):
+    return len(self._counts)
+
+  def __getitem__(self, index):
+    count = self._counts[index]
+    images = tuple(_png(10 * index + i) for i in range(count))
+    turns = (('Q' + ' and <image>' * count, f'a{index}'),)
+    return Record(f'several/{index}', 'a', images, turns, ({},), marks='inline')
+
+
+def test_images_of_an_example_stand_at_their_marks_and_too_many_are_counted(caplog):
+  counts = (2, 1, 3, 0, 2, 4)
+  pipeline = _pipeline([Several(counts)], [1], BATCH | {'slots': 3}, max_skipped=1.0)
+  seen = {}
+  for batch, _ in pipeline.batches(examples=len(counts)):
+    contract.check(batch, VISUAL)
+    for row, segments in enumerate(batch['segments']):
+      for segment in range(1, segments.max() + 1):
+        at = segments == segment
+        index = batch['visual_index'][row, at]
+        slots = index[index >= 0][::VISUAL] // VISUAL
+        colors = batch['images'][row, slots, 0, 0, 0].tolist()
+        seen[colors[0] // 10 if colors else 3] = colors
+        # Text stands between the images.
+        assert (np.diff(np.flatnonzero(index >= 0)) > 1).sum() == max(len(colors) - 1, 0)
+  assert seen == {i: [10 * i + n for n in range(count)] for i, count in enumerate(counts[:5])}
+  assert pipeline.skipped == {('several', 'no image slot'): 1}
+  assert '4 images take 4 slots, but batch.images is 3' in caplog.text
+
+
+def test_one_damaged_image_of_several_makes_a_bad_example():
+  class Damaged(Several):
+    def __getitem__(self, index):
+      record = super().__getitem__(index)
+      if index != 1:
+        return record
+      return dataclasses.replace(record, images=(record.images[0], b'no image'))
+
+  pipeline = _pipeline([Damaged((2, 2, 2))], [1], BATCH | {'slots': 4}, max_skipped=1.0)
+  batches = [batch for batch, _ in pipeline.batches(examples=3)]
+  assert pipeline.skipped == {('several', 'unreadable image'): 1}
+  assert sum(int(batch['image_size'].any(axis=-1).sum()) for batch in batches) == 4
+
+
+def test_marks_that_disagree_with_the_images_are_counted(caplog):
+  class Wrong(Several):
+    def __getitem__(self, index):
+      record = super().__getitem__(index)
+      return dataclasses.replace(record, images=record.images[: 2 if index else None])
+
+  pipeline = _pipeline([Wrong((1, 3))], [1], BATCH | {'slots': 4}, max_skipped=1.0)
+  list(pipeline.batches(examples=2))
+  assert pipeline.skipped == {('several', 'image marks'): 1}
+  assert '2 images and 3 <image> marks' in caplog.text

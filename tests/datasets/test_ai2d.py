@@ -65,8 +65,8 @@ def test_choices_that_are_none_are_left_out_or_written_as_the_official_evaluatio
 
 
 def test_letters_cover_the_words_that_questions_speak_of(root):
-  plain, drawn = opened(root)[0], images.decode(opened(root)[1].image)
-  assert plain.image == (root / 'ai2d/images/1.png').read_bytes()
+  plain, drawn = opened(root)[0], images.decode(opened(root)[1].images[0])
+  assert plain.images[0] == (root / 'ai2d/images/1.png').read_bytes()
   before = np.asarray(Image.open(root / 'ai2d/images/2.png'))
   changed = (drawn != before).any(-1)
   assert changed[5:18, 5:24].mean() > 0.9 and changed[25:36, 35:50].mean() > 0.9
@@ -74,7 +74,7 @@ def test_letters_cover_the_words_that_questions_speak_of(root):
   assert not changed.any() and drawn[6:17, 6:23].min() < 40 and drawn[6:17, 6:23].max() == 255
   image_files.write(root / 'ai2d/abc_images/2.png', form='PNG', seed=3)
   assert (
-    opened(root)[1].image == (root / 'ai2d/abc_images/2.png').read_bytes()
+    opened(root)[1].images[0] == (root / 'ai2d/abc_images/2.png').read_bytes()
   )  # The dataset's own, if it has them.
 
 

@@ -43,7 +43,7 @@ def test_a_caption_is_an_item_and_knows_the_others(tmp_path):
     'A café, 2 dogs.',
     'Two dogs.',
   ]
-  assert record.image == (root / 'train2017/000000000009.jpg').read_bytes()
+  assert record.images[0] == (root / 'train2017/000000000009.jpg').read_bytes()
   assert source.family.item(1).annotation == {
     'caption': 'Two dogs.',
     'captions': ['A café, 2 dogs.', 'Two dogs.'],
@@ -58,7 +58,7 @@ def test_the_tree_of_2014_and_images_under_images(tmp_path, folder):
     tmp_path / 'coco', 'captions', 'val2014', {42: name}, captions((1, 42, 'A cat.')), folder=folder
   )
   source = opened(root, 'caption', 'val2014')
-  assert source[0].image == (root / folder / name).read_bytes()
+  assert source[0].images[0] == (root / folder / name).read_bytes()
 
 
 def test_repeated_captions_count_once_and_other_texts_of_one_id_stay(tmp_path):
@@ -318,7 +318,7 @@ def test_odd_images(tmp_path, data, reason):
   if reason:
     assert bad(source, 0) == reason
   else:  # Their size can be read. The pipeline counts those that it cannot decode.
-    assert source[0].image == data and source[0].truth[0]['boxes'] == [
+    assert source[0].images[0] == data and source[0].truth[0]['boxes'] == [
       pytest.approx([0, 15 / 40, 0.25, 25 / 40])
     ]
 

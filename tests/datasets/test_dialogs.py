@@ -72,11 +72,11 @@ def test_llava_1_5_with_images_of_several_datasets(tmp_path):
   assert isinstance(source, Source) and len(source) == 11
   assert source[0].turns == (('Was ist das? 🚌', 'Ein Bus – groß.'), ('Farbe?', '7'))
   assert (
-    source[0].image == (root / 'coco/train2017/000000033471.jpg').read_bytes()
+    source[0].images[0] == (root / 'coco/train2017/000000033471.jpg').read_bytes()
     and source[0].task == 'dialog'
   )
   assert [source[i].id for i in range(5)] == ['000000033471', '000000033471#2', '5', 't', 'c']
-  assert source[1].image is None and source[1].turns[0][0] == 'Was ist das? 🚌'
+  assert not source[1].images and source[1].turns[0][0] == 'Was ist das? 🚌'
   assert [reason(source, i) for i in range(5, 11)] == [
     'empty image',
     'missing image',
@@ -93,9 +93,11 @@ def test_the_older_llava_files_name_images_of_coco(tmp_path):
   image_files.write(root / 'mine/000000000009.jpg', seed=1)
   write(root, 'llava_instruct_150k.json', [llava('9', '000000000009.jpg')])
   write(root, 'mine.jsonl', [llava('9', '000000000009.jpg')])
-  assert opened(tmp_path, 'llava')[0].image == (root / 'train2017/000000000009.jpg').read_bytes()
   assert (
-    opened(tmp_path, 'llava', file='mine.jsonl', images='mine')[0].image
+    opened(tmp_path, 'llava')[0].images[0] == (root / 'train2017/000000000009.jpg').read_bytes()
+  )
+  assert (
+    opened(tmp_path, 'llava', file='mine.jsonl', images='mine')[0].images[0]
     == (root / 'mine/000000000009.jpg').read_bytes()
   )
 
@@ -134,7 +136,7 @@ def test_sharegpt_says_what_becomes_of_odd_dialogs(tmp_path, conversation, turns
     [{'id': 'QWJhYvA_0', 'conversations': make_conversation(*conversation)}],
   )
   record = opened(tmp_path, 'sharegpt')[0]
-  assert record.turns == turns and record.image is None and record.id == 'QWJhYvA_0'
+  assert record.turns == turns and not record.images and record.id == 'QWJhYvA_0'
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ META:
   official = random.sample([str(i) for i in range(20)], int(20 * 0.3))
   assert [source[i].turns[0][0] for i in range(26)] == official + [str(i) for i in range(20)]
   assert (
-    source[26].image == (tmp_path / 'images/a.jpg').read_bytes() and source[26].task == 'dialog'
+    source[26].images[0] == (tmp_path / 'images/a.jpg').read_bytes() and source[26].task == 'dialog'
   )
   assert reason(source, 27) == 'missing image'
   only = sources.open_source(

@@ -37,14 +37,18 @@ def thing(name, box):
 
 
 def test_boxes_are_cut_at_the_edge_and_put_on_the_padded_square():
-  item = family.Item('1', image_files.encoded(40, 30), {'objects': [thing('cup', [-5, 3, 20, 99])]})
+  item = family.Item(
+    '1', (image_files.encoded(40, 30),), {'objects': [thing('cup', [-5, 3, 20, 99])]}
+  )
   record = records(item)[0]
   assert record.truth[0]['box'] == pytest.approx([0, (3 + 5) / 40, 0.5, 35 / 40])
   assert record.task == 'rec' and not record.mirrored
 
 
 def test_a_mirrored_image_has_mirrored_boxes_and_words():
-  item = family.Item('1', image_files.encoded(40, 30), {'objects': [thing('cup', [0, 3, 10, 23])]})
+  item = family.Item(
+    '1', (image_files.encoded(40, 30),), {'objects': [thing('cup', [0, 3, 10, 23])]}
+  )
   record = records(item, mirror=1.0)[0]
   assert record.mirrored and record.truth[0]['box'] == pytest.approx([0.75, 8 / 40, 1, 28 / 40])
   assert 'on the right' in record.turns[0][0]
@@ -56,7 +60,7 @@ def test_a_mirrored_image_has_mirrored_boxes_and_words():
 
 def test_an_epoch_asks_in_its_own_words_and_the_same_each_time():
   items = [
-    family.Item(str(i), image_files.encoded(40, 30), {'objects': [thing('cup', [0, 3, 10, 23])]})
+    family.Item(str(i), (image_files.encoded(40, 30),), {'objects': [thing('cup', [0, 3, 10, 23])]})
     for i in range(20)
   ]
   turns_of_epoch = lambda epoch: [
@@ -74,23 +78,25 @@ def test_empty_and_foreign_boxes_are_left_out_and_counted():
   wrong = [[50, 1, 60, 9], [5, 5, 5, 9], [9, 5, 5, 9], [1, 2, 3], [float('nan'), 1, 2, 3], None]
   item = family.Item(
     '1',
-    image_files.encoded(),
+    (image_files.encoded(),),
     {'objects': [thing('cup', [1, 1, 9, 9]), *(thing('hat', box) for box in wrong)]},
   )
   source = records(item)
   assert 'cup' in source[0].turns[0][0] and source.dropped.total() == len(wrong)
-  nothing = records(family.Item('2', image_files.encoded(), {'objects': [thing('hat', wrong[0])]}))
+  nothing = records(
+    family.Item('2', (image_files.encoded(),), {'objects': [thing('hat', wrong[0])]})
+  )
   with pytest.raises(BadExample):
     nothing[0]
 
 
 def test_a_image_of_another_scale_scales_its_boxes_and_one_of_another_shape_is_refused():
   annotation = {'size': (80, 60), 'objects': [thing('cup', [0, 0, 40, 60])]}
-  assert records(family.Item('1', image_files.encoded(40, 30), annotation))[0].truth[0][
+  assert records(family.Item('1', (image_files.encoded(40, 30),), annotation))[0].truth[0][
     'box'
   ] == pytest.approx([0, 5 / 40, 0.5, 35 / 40])
   with pytest.raises(BadExample, match='annotated for 80 x 60'):
-    records(family.Item('1', image_files.encoded(30, 30), annotation))[0]
+    records(family.Item('1', (image_files.encoded(30, 30),), annotation))[0]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +106,7 @@ def test_a_image_of_another_scale_scales_its_boxes_and_one_of_another_shape_is_r
 def test_images_that_cannot_be_read_are_bad_examples(tmp_path, image, reason):
   image = tmp_path / image if isinstance(image, str) else image
   with pytest.raises(BadExample) as caught:
-    records(family.Item('1', image, {'objects': [thing('cup', [1, 1, 9, 9])]}))[0]
+    records(family.Item('1', (image,), {'objects': [thing('cup', [1, 1, 9, 9])]}))[0]
   assert caught.value.reason == reason
 
 
@@ -109,7 +115,7 @@ def test_images_that_cannot_be_read_are_bad_examples(tmp_path, image, reason):
 )
 def test_an_annotation_of_an_unknown_form_is_a_bad_example(annotation):
   with pytest.raises(BadExample) as caught:
-    records(family.Item('1', image_files.encoded(), annotation))[0]
+    records(family.Item('1', (image_files.encoded(),), annotation))[0]
   assert caught.value.reason in ('malformed annotation', 'nothing to ask')
 
 

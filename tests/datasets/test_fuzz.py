@@ -155,7 +155,7 @@ def check(source):
       assert (
         isinstance(record, Record)
         and isinstance(record.id, str)
-        and isinstance(record.image, (bytes, type(None)))
+        and all(isinstance(image, bytes) for image in record.images)
       )
       assert record.turns and len(record.turns) == len(record.truth)
       json.dumps(record.truth)

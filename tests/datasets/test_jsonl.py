@@ -45,10 +45,10 @@ def test_reads_turns_and_images(folder, form):
   path.write_text(json.dumps(GOOD) if form == 'json' else '\n\n'.join(map(json.dumps, GOOD)) + '\n')
   source = Jsonl(path, task='mine')
   assert isinstance(source, Source) and len(source) == 2
-  assert source[0].turns == (('What?', 'A cat.'),)
-  assert source[0].image == (folder / 'a.png').read_bytes()
+  assert source[0].turns == (('<image>What?', 'A cat.'),) and source[0].marks == 'loose'
+  assert source[0].images[0] == (folder / 'a.png').read_bytes()
   assert source[1].turns == (('2+2?', '4'), ('And 3+3?', 'Six'))
-  assert source[1].image is None and source[1].task == 'mine' and len(source[1].truth) == 2
+  assert not source[1].images and source[1].task == 'mine' and len(source[1].truth) == 2
 
 
 def test_a_conversation_may_begin_with_the_model_and_end_with_a_question(folder):
@@ -131,7 +131,7 @@ def test_every_form_of_a_file_is_the_same(folder, name, encode):
   (folder / name).write_bytes(encode('\n'.join(map(json.dumps, GOOD))))
   source = Jsonl(folder / name)
   assert [source[i].turns for i in range(len(source))] == [
-    (('What?', 'A cat.'),),
+    (('<image>What?', 'A cat.'),),
     (('2+2?', '4'), ('And 3+3?', 'Six')),
   ]
 
@@ -177,6 +177,6 @@ def test_open_source_takes_an_entry(folder):
     'too_long': 'cut_text',
   }
   source = open_source(entry, folder)
-  assert source[0].image and source[0].task == 'chat' and source.too_long == 'cut_text'
+  assert source[0].images[0] and source[0].task == 'chat' and source.too_long == 'cut_text'
   with pytest.raises(SphinxError, match="did you mean 'cut_text'"):
     open_source({**entry, 'too_long': 'cuttext'}, folder)

@@ -70,7 +70,7 @@ def test_samples_of_several_tars(tmp_path):
     '00002/000020002',
   ]
   assert (
-    source[4].image == image_files.encoded(seed=1)
+    source[4].images[0] == image_files.encoded(seed=1)
     and source[4].turns[0][1] == 'Ein Baum 🌳'
     and source[4].task == 'caption'
   )
@@ -216,7 +216,7 @@ def test_rows_of_parquet_whose_download_succeeded(tmp_path):
     '00000/000000002#2',
     '00001/000000007',
   ]
-  assert source[6].image == image_files.encoded(seed=7)
+  assert source[6].images[0] == image_files.encoded(seed=7)
   assert (
     opened(tmp_path, 'laion_parquet', caption='top_caption', files='00001*')[0].turns[0][1]
     == 'a size'

@@ -69,7 +69,7 @@ def test_objects_classes_and_what_is_known_of_the_others(tmp_path):
   assert annotation['absent'] == ['stop sign', 'mouse'] and annotation['partial'] == [
     'first-aid kit'
   ]
-  assert source[1].image == (tmp_path / 'lvis/train2017/000000000002.jpg').read_bytes()
+  assert source[1].images[0] == (tmp_path / 'lvis/train2017/000000000002.jpg').read_bytes()
   assert source[1].truth[0]['boxes'] == [pytest.approx([0, 5 / 40, 0.25, 15 / 40])]
 
 
@@ -82,7 +82,7 @@ def test_images_of_a_coco_folder_elsewhere(tmp_path):
   coco = tmp_path / 'coco'
   coco.mkdir()
   (root / 'val2017').rename(coco / 'val2017'), (root / 'train2017').rename(coco / 'train2017')
-  assert opened(root, images='../coco')[0].image and opened(root, images=str(coco))[0].image
+  assert opened(root, images='../coco')[0].images[0] and opened(root, images=str(coco))[0].images[0]
   with pytest.raises(errors.SphinxError, match='none of train2017'):
     opened(root)
 

@@ -57,7 +57,7 @@ def test_every_task_gives_the_same_records_again(data_dir, task):
   assert len({each.id for each in good}) == len(good)
   for each in good:
     assert each.task == task and 1 <= len(each.turns) <= 2 and len(each.truth) == len(each.turns)
-    assert (each.image is None) == (task == 'text')
+    assert (not each.images) == (task == 'text')
 
 
 def test_miniworld_serves_every_task_but_dialogs_which_it_has_none_of():
@@ -71,7 +71,7 @@ def test_pictures_and_annotations_are_the_scenes_own(data_dir):
     made = scene.make('objects', 'test', index, seed=2)
     row = source[index]
     assert row.id == made.id
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(row.image))), made.pixels)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(row.images[0]))), made.pixels)
     annotation = source.annotation(index)
     assert {key: annotation[key] for key in made.annotation} == json.loads(
       json.dumps(made.annotation)
@@ -80,7 +80,7 @@ def test_pictures_and_annotations_are_the_scenes_own(data_dir):
 
 def test_another_seed_asks_other_questions_about_the_same_pictures(data_dir):
   first, second = (open_source(entry('vqa', seed=seed), data_dir) for seed in (0, 1))
-  assert [each.image for each in records(first)] == [each.image for each in records(second)]
+  assert [each.images for each in records(first)] == [each.images for each in records(second)]
   assert [each.turns for each in records(first)] != [each.turns for each in records(second)]
 
 

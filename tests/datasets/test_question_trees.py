@@ -23,9 +23,9 @@ def test_vqav2s_tests_are_hidden_and_share_their_images(tmp_path):
     )
     source = opened('vqav2', tmp_path, split=split)
     item = source.family.item(0)
-    assert item.image == tmp_path / 'test2015/COCO_test2015_000000000005.jpg'
+    assert item.images[0] == tmp_path / 'test2015/COCO_test2015_000000000005.jpg'
     assert item.annotation['questions'][0]['answer'] == ''
-  image_files.write(item.image)
+  image_files.write(item.images[0])
   with pytest.raises(BadExample, match='Is it'):
     source[0]
 
@@ -62,7 +62,7 @@ def test_gqas_questions_may_be_in_many_files_and_hidden(tmp_path):
     {'1': {'imageId': 'n1', 'question': 'Is it?'}},
   )
   hidden = opened('gqa', tmp_path, split='test_balanced')
-  assert hidden.family.item(0).image.name == 'n1.jpg'
+  assert hidden.family.item(0).images[0].name == 'n1.jpg'
   with pytest.raises(errors.SphinxError, match='challenge_all'):
     opened('gqa', tmp_path, split='challenge_all')
 
@@ -112,7 +112,7 @@ def test_vizwiz_is_asked_as_the_official_evaluation_does(tmp_path):
   )
   dump(tmp_path / 'test.json', [{'image': 'VizWiz_test_00000000.jpg', 'question': 'What is it?'}])
   assert (
-    opened('vizwiz', tmp_path, split='test').family.item(0).image
+    opened('vizwiz', tmp_path, split='test').family.item(0).images[0]
     == tmp_path / 'test/VizWiz_test_00000000.jpg'
   )
 

@@ -48,7 +48,9 @@ def test_every_question_is_in_one_record_with_its_image_and_answer(tmp_path, nam
   written(name, tmp_path, asked)
   records, reasons = tried(opened(name, tmp_path))
   assert not reasons and len({record.id for record in records}) == len(records)
-  assert all(record.image == image_files.encoded() and len(record.turns) <= 2 for record in records)
+  assert all(
+    record.images == (image_files.encoded(),) and len(record.turns) <= 2 for record in records
+  )
   turns = [turn for record in records for turn in record.turns]
   assert len(turns) == len(asked)
   for q in asked:
@@ -96,11 +98,11 @@ def test_gray_cmyk_truncated_empty_and_missing_images(tmp_path, name):
   assert reasons == ['empty image', 'missing image', 'unreadable image']
   shapes = []
   for record in records:
-    if record.image == damaged[3]:
+    if record.images[0] == damaged[3]:
       with pytest.raises(BadExample, match='of .* bytes: image file is truncated'):
-        images.decode(record.image)
+        images.decode(record.images[0])
     else:
-      shapes.append(images.decode(record.image).shape)
+      shapes.append(images.decode(record.images[0]).shape)
   assert len(records) == 3 and shapes == [(30, 40, 3)] * 2
 
 

@@ -61,7 +61,7 @@ def test_every_sentence_is_asked_and_no_item_has_one_thing_twice(tmp_path, proto
   assert [source.family.item(i).id for i in range(3)] == ['10', '11', '12']
   record = source[0]
   image = tmp_path / 'refer/images/mscoco/images/train2014/COCO_train2014_000000000007.jpg'
-  assert len(record.turns) == 2 and record.image == image.read_bytes()
+  assert len(record.turns) == 2 and record.images[0] == image.read_bytes()
   boxes = {turn['label']: turn['box'] for turn in record.truth}
   assert boxes == {
     'left guy': pytest.approx([0, 15 / 40, 0.25, 25 / 40]),
@@ -153,7 +153,7 @@ def test_the_other_files_and_splits(tmp_path, source, name, split, by, settings)
 )
 def test_trees_in_use(tmp_path, folder, root, images):
   home = layout(tmp_path, folder=folder)
-  assert opened(home / root if root else home, images=images)[0].image
+  assert opened(home / root if root else home, images=images)[0].images[0]
 
 
 def test_splits_that_are_not_there_are_named(tmp_path):

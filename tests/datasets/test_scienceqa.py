@@ -52,10 +52,10 @@ def test_the_wording_is_the_official_evaluations(root):
 
 def test_a_question_without_a_image_is_a_record_of_text(root):
   record = opened(root)[1]
-  assert record.image is None and record.turns[0][0].startswith(
+  assert not record.images and record.turns[0][0].startswith(
     'Context:\nFigure: «Tambor».\n84°F\nQuestion:\nWhat'
   )
-  assert opened(root, split='minitest')[0].image is None
+  assert not opened(root, split='minitest')[0].images
 
 
 def test_wrong_problems_are_counted_and_a_split_that_is_not_there_is_said(root):
@@ -72,4 +72,4 @@ def test_wrong_problems_are_counted_and_a_split_that_is_not_there_is_said(root):
 def test_images_may_lie_in_root(root):
   (root / 'images/test').rename(root / 'test')
   (root / 'images').rmdir()
-  assert opened(root)[0].image
+  assert opened(root)[0].images[0]

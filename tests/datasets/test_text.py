@@ -53,7 +53,7 @@ def test_every_word_of_refinedweb_is_in_one_item(tmp_path):
   lengths = [len(answer) for answer in texts]
   assert max(lengths) < 100 * 6 + 120 and len(texts) > 40
   record = source[0]
-  assert record.turns[0][0] is None and record.image is None and record.task == 'text'
+  assert record.turns[0][0] is None and not record.images and record.task == 'text'
   assert len({source[i].id for i in range(len(source))}) == len(source)
   assert [source[i].turns for i in reversed(range(len(source)))][::-1] == [
     source[i].turns for i in range(len(source))

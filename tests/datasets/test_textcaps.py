@@ -54,7 +54,7 @@ def test_each_caption_is_a_record(root):
 
 def test_the_test_split_has_images_alone(root):
   source = opened(root, split='test')
-  assert source.family.item(0).image == root / 'test_images/cd.jpg'
+  assert source.family.item(0).images[0] == root / 'test_images/cd.jpg'
   with pytest.raises(BadExample):
     source[0]
 

@@ -115,8 +115,8 @@ def test_every_region_is_asked_once(tmp_path):
     id='2', name='Café sign', box=[-4, -10, 10, 10], expressions=['Café sign']
   )
   assert (
-    items[0].image == tmp_path / 'vg/VG_100K_2/1.jpg'
-    and items[3].image == tmp_path / 'vg/VG_100K/21.jpg'
+    items[0].images[0] == tmp_path / 'vg/VG_100K_2/1.jpg'
+    and items[3].images[0] == tmp_path / 'vg/VG_100K/21.jpg'
   )
   record = source[0]
   boxes = {turn['answer']: turn['box'] for turn in record.truth}

@@ -74,7 +74,7 @@ class Painter:
       raise KeyboardInterrupt
     self.calls = None if self.calls is None else self.calls - 1
     self.prompts += [self.tokenizer.decode(prompt.ids) for prompt in prompts]
-    pixels = [None if image is None else image.pixels[0] for image in images]
+    pixels = [of_row[0].pixels[0] if of_row else None for of_row in images]
     self.images += pixels
     return [color(image) for image in pixels]
 

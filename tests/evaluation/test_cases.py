@@ -61,7 +61,7 @@ def test_few_answers_are_not_shown_twice_and_skipped_ones_not_at_all(benchmark, 
 
 def test_cases_are_about_different_images(benchmark, tmp_path):
   shared = [
-    Question(q.id, b'not an image' if int(q.id) < 8 else q.image, q.prompt, q.entry)
+    Question(q.id, (b'not an image',) if int(q.id) < 8 else q.images, q.prompt, q.entry)
     for q in benchmark.questions
   ]
   result = write(
@@ -73,7 +73,7 @@ def test_cases_are_about_different_images(benchmark, tmp_path):
 
 
 def test_with_a_hidden_truth_the_first_answers_are_shown(benchmark, tmp_path):
-  without_truth = [Question(q.id, q.image, q.prompt, {}) for q in benchmark.questions]
+  without_truth = [Question(q.id, q.images, q.prompt, {}) for q in benchmark.questions]
   hidden = Benchmark('colors', without_truth, '', 5, 'vqa_score', True, {})
   result = write(tmp_path, hidden, ['blue'] * 10)
   assert {

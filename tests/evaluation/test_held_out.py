@@ -27,7 +27,7 @@ def question(i, pixels, answer, turns=1):
   return Record(
     f'v{i}',
     'vqa',
-    png(pixels),
+    (png(pixels),),
     (('What is the color?', answer),) * turns,
     ({'answer': answer},) * turns,
   )
@@ -170,7 +170,7 @@ def test_the_folder_of_another_run_is_an_error(tmp_path, sources):
 
 def test_bad_examples_are_named_and_skipped(tmp_path, sources, caplog):
   broken = question(0, RED, 'red')
-  truncated = Record('cut', 'vqa', broken.image[:40], broken.turns, broken.truth)
+  truncated = Record('cut', 'vqa', (broken.images[0][:40],), broken.turns, broken.truth)
   sources['vqa'][:2] = [BadExample('empty answer', 'the third answer is empty'), truncated]
   with caplog.at_level('WARNING', 'sphinx_jax'):
     assert run(tmp_path, sources, Painter())['vqa']['examples'] == 8
@@ -239,7 +239,7 @@ def test_answers_about_one_record_are_resampled_together():
 
 
 def test_the_mean_image_is_the_mean_over_all_sources(sources):
-  sources['text'] = Records([Record('t', 'text', None, (('q', 'a'),), ({},))])
+  sources['text'] = Records([Record('t', 'text', (), (('q', 'a'),), ({},))])
   mean = held_out.mean_image(sources, 12, examples=2)
   assert mean.shape == (12, 12, 3) and mean.dtype == np.uint8
   np.testing.assert_allclose(mean[6, 6], [130, 10, 130], atol=1)

@@ -9,7 +9,7 @@ from sphinx_jax.core import errors
 from sphinx_jax.evaluation import predictions
 from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark, Question
 
-QUESTIONS = tuple(Question(str(i), None, f'question {i}', {'gt_answers': 'yes'}) for i in range(3))
+QUESTIONS = tuple(Question(str(i), (), f'question {i}', {'gt_answers': 'yes'}) for i in range(3))
 BENCHMARK = Benchmark('b', QUESTIONS, '', 5, 'accuracy', False, {})
 
 

@@ -83,7 +83,7 @@ def predicted(benchmark, answers=('blue', 'naïve "x"')):
 )
 def test_files_have_the_form_that_the_servers_take(root, name, image, rows):
   benchmark = benchmark_files.opened(name, root)
-  assert benchmark.hidden and benchmark.questions[0].image == root / image
+  assert benchmark.hidden and benchmark.questions[0].images[0] == root / image
   assert 'gt_answers' not in benchmark.questions[0].entry
   file, data = submission(
     name, predicted(benchmark), [question.id for question in benchmark.questions]

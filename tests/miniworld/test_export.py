@@ -47,8 +47,8 @@ def test_every_source_of_the_recipe_reads_its_files(entry, data_dir):
   source = datasets.open_source(entry, data_dir)
   scored = best = 0
   for record in (source[index] for index in range(len(source))):
-    if record.image is not None:
-      assert images.decode(record.image).shape == (64, 64, 3)
+    if record.images:
+      assert images.decode(record.images[0]).shape == (64, 64, 3)
     for (_, answer), truth in zip(record.turns, record.truth):
       numerator, denominator = TASKS[record.task].score(answer, truth)
       scored, best = scored + numerator, best + denominator
@@ -117,7 +117,7 @@ def test_splits_share_no_image(data_dir):
   config = mini.get_config('dataset_files').stage2
   for task in mini.DATASET_FILES:
     seen, held_out = (
-      {record.image or record.turns for record in read_records(part[task].to_dict(), data_dir)}
+      {record.images or record.turns for record in read_records(part[task].to_dict(), data_dir)}
       for part in (config.mixture, config.validation)
     )
     assert seen and held_out and not seen & held_out

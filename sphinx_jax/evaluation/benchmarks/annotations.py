@@ -63,7 +63,7 @@ def read(
         )
       entry['gt_answers'] = answers[question_id]
     text = prompt.format(question)
-    questions.append(Question(str(index), root / image_path, text, entry))
+    questions.append(Question(str(index), (root / image_path,), text, entry))
   return questions
 
 

@@ -56,24 +56,26 @@ COMMON_KEYS = (
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """One question about one image.
+  """One question about an image, several or none.
 
   Attributes:
     id: unique in its benchmark.
-    image: the file, its bytes, or None.
+    images: of each the file or its bytes.
     prompt: the question with the benchmark's instruction.
     entry: JSON values that the protocol needs ('gt_answers', 'question_id', 'image_path', ...).
     history: earlier turns (question, answer) of the dialog in which this question is asked.
     answer_length: rough length of the answer, if known. Questions with answers of similar length
       are decoded together, which only affects the speed.
+    marks: what `<image>` in the prompt and the history is, see `record.MARKS`.
   """
 
   id: str
-  image: Path | bytes | None
+  images: tuple[Path | bytes, ...]
   prompt: str
   entry: dict[str, Any]
   history: Sequence[tuple[str, str]] = ()
   answer_length: int | None = None
+  marks: str = 'text'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,7 @@ def read_objects(who: str, root: Path, prompt: str, file: str, images: str) -> l
       for row in annotations
     ]
     questions.append(
-      Question(str(entry['image_id']), root / entry['image_path'], prompt.format(''), entry)
+      Question(str(entry['image_id']), (root / entry['image_path'],), prompt.format(''), entry)
     )
   return questions
 
@@ -63,7 +63,7 @@ def read_people(who: str, root: Path, prompt: str, file: str, images: str) -> li
       entry |= {'person': person, 'others': others}
       box = boxes.pad_box(boxes.corners(person['bbox']), entry['width'], entry['height'])
       text = prompt.format(f'the person in {coordinates.format_box(box)}')
-      questions.append(Question(str(person['id']), root / entry['image_path'], text, entry))
+      questions.append(Question(str(person['id']), (root / entry['image_path'],), text, entry))
       others = []
   return questions
 
@@ -115,7 +115,7 @@ def _caption_question(
   root: Path, prompt: str, image_id: int, image_path: str, captions: list[str]
 ) -> Question:
   entry = {'image_id': image_id, 'image_path': image_path, 'gt_answers': captions}
-  return Question(str(image_id), root / image_path, prompt.format(''), entry)
+  return Question(str(image_id), (root / image_path,), prompt.format(''), entry)
 
 
 def _images(coco: CocoJson) -> Iterator[tuple[dict[str, Any], list[Any]]]:

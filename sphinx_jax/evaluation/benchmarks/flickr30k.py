@@ -25,7 +25,7 @@ def read(who: str, root: Path, prompt: str, folder: str, split: str) -> list[Que
         who, f'an item it cannot use ({error})', 'the published files', 'download them again'
       ) from error
     width, height = (int(side) for side in item.annotation['size'])
-    image_path = Path(item.image).relative_to(root).as_posix()
+    image_path = Path(item.images[0]).relative_to(root).as_posix()
     for number, phrase in enumerate(item.annotation['phrases']):
       if not phrase['boxes']:
         continue
@@ -37,5 +37,5 @@ def read(who: str, root: Path, prompt: str, folder: str, split: str) -> list[Que
         'gt_answers': [list(box) for box in phrase['boxes']],
       }
       text = prompt.format(phrase['text'].strip())
-      questions.append(Question(f'{item.id}-{number}', item.image, text, entry))
+      questions.append(Question(f'{item.id}-{number}', item.images, text, entry))
   return questions

@@ -58,4 +58,4 @@ def _question(
     published.number(row, id_key)  # The file to submit has it as a number.
   text = published.text(row, 'question')
   entry = {'question_id': question_id, 'question': text, 'image_path': image}
-  return Question(str(question_id), root / image, prompt.format(text), entry)
+  return Question(str(question_id), (root / image,), prompt.format(text), entry)

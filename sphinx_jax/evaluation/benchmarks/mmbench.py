@@ -68,7 +68,7 @@ def read(who: str, root: Path, prompt: str, file: str | tuple[str, ...]) -> list
         row['question'], rotated, None if hint in _EMPTY else hint
       )
       image = decoded[image_text]
-      questions.append(Question(f'{group}-{rotation}', image, prompt.format(text), entry))
+      questions.append(Question(f'{group}-{rotation}', (image,), prompt.format(text), entry))
   return questions
 
 

@@ -26,5 +26,5 @@ def read(who: str, root: Path, prompt: str, file: str, images: str) -> list[Ques
       'image_path': image_path,
       'gt_answers': published.text(row, 'label'),
     }
-    questions.append(Question(str(index), root / image_path, prompt.format(text), entry))
+    questions.append(Question(str(index), (root / image_path,), prompt.format(text), entry))
   return questions

@@ -45,5 +45,5 @@ def read(who: str, root: Path, prompt: str, file: str, images: str) -> list[Ques
       'question_type_id': published.number(row, 'question_type_id'),
     }
     asked = prompt.format(official_choice_question(text, choices))
-    questions.append(Question(str(question_id), root / image_path, asked, entry))
+    questions.append(Question(str(question_id), (root / image_path,), asked, entry))
   return questions

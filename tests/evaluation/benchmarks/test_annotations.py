@@ -121,7 +121,7 @@ def test_every_official_file_is_in_the_table_and_loads(root, file):
     assert row['question'] in question.prompt
     assert question.prompt == TABLE[FILES[file]].prompt.format(row['question'])
     assert (
-      question.image == root / row['image_path']
+      question.images[0] == root / row['image_path']
       and question.entry['question_id'] == row['question_id']
     )
 

@@ -40,7 +40,7 @@ def test_pope(tmp_path):
     first.prompt
     == 'Is there a snowboard in the image?\nAnswer the question using a single word or phrase.'
   )
-  assert first.image == tmp_path / 'data/coco/val2014/COCO_val2014_000000310196.jpg'
+  assert first.images[0] == tmp_path / 'data/coco/val2014/COCO_val2014_000000310196.jpg'
   assert (
     scored(benchmark, ['Yes', 'No', 'No'])['f1'] == 1
     and scored(benchmark, ['No', 'Yes', 'Yes'])['accuracy'] == 0
@@ -90,7 +90,7 @@ def test_mmbench_asks_every_rotation(tmp_path):
     'Context:\nLook\tup.\nQuestion:\nWhich is "true"?\nSay it.\n'
     f'Choices:\nA. dog\nB. cow\nC. cat\n{ASK}'
   )
-  assert benchmark.questions[3].image.startswith(b'picture 241')
+  assert benchmark.questions[3].images[0].startswith(b'picture 241')
   json.dumps([question.entry for question in benchmark.questions])  # Plain JSON.
   assert scored(benchmark, 'ABBAC')['accuracy'] == 1
   assert scored(benchmark, 'ABBAA') == {
@@ -121,7 +121,7 @@ def test_mmbench_files_with_rotations_are_taken_as_they_are(tmp_path):
   benchmark = benchmark_files.opened('mmbench_dev', tmp_path)
   assert [question.id for question in benchmark.questions] == ['5-0', '5-1']
   assert (
-    benchmark.questions[1].image == benchmark.questions[0].image
+    benchmark.questions[1].images[0] == benchmark.questions[0].images[0]
     and 'A. bee' in benchmark.questions[1].prompt
   )
   assert scored(benchmark, 'AB')['accuracy'] == 1 and scored(benchmark, 'AA')['accuracy'] == 0
@@ -187,7 +187,7 @@ def test_seed_bench_asks_about_images_only(tmp_path):
   assert [question.id for question in benchmark.questions] == ['101669', '7']
   first = benchmark.questions[0]
   assert first.prompt == f'Question:\nHow many?\nChoices:\nA. One\nB. Two\nC. Three\nD. Four\n{ASK}'
-  assert first.image == tmp_path / 'data/SEED_Bench/SEED-Bench-image/1454426_2591111986'
+  assert first.images[0] == tmp_path / 'data/SEED_Bench/SEED-Bench-image/1454426_2591111986'
   assert scored(benchmark, ['B', 'D']) == {
     'accuracy': 1,
     'instance counting': 1,
@@ -231,7 +231,7 @@ def test_boxes_of_every_image(tmp_path, name, file, images):
     '139',
     '7',
   ]  # Also the image without objects.
-  assert benchmark.questions[0].image == tmp_path / images / '000000000139.jpg'
+  assert benchmark.questions[0].images[0] == tmp_path / images / '000000000139.jpg'
   # 640 x 480 is padded by 80 above: y is (100 + 80) / 640.
   right = 'cat [0.15625, 0.28125, 0.46875, 0.59375]'
   assert scored(benchmark, [right, ''])['AP'] == pytest.approx(1)
@@ -292,7 +292,7 @@ def test_captions_of_coco_and_of_karpathys_split(tmp_path):
   benchmark = benchmark_files.opened('coco_caption_karpathy_test', tmp_path)
   assert [question.id for question in benchmark.questions] == ['1', '3']
   assert (
-    benchmark.questions[1].image == tmp_path / 'data/coco/val2014/COCO_val2014_000000000003.jpg'
+    benchmark.questions[1].images[0] == tmp_path / 'data/coco/val2014/COCO_val2014_000000000003.jpg'
   )
   perfect = scored(benchmark, [question.entry['gt_answers'][0] for question in benchmark.questions])
   assert perfect == pytest.approx({'CIDEr': 10, 'BLEU-1': 1, 'BLEU-2': 1, 'BLEU-3': 1, 'BLEU-4': 1})
@@ -337,7 +337,7 @@ def test_phrases_of_flickr30k_entities(tmp_path):
     == 'Please provide the bounding box coordinate of the region this sentence describes: Two men.'
   )
   assert (
-    first.image
+    first.images[0]
     == tmp_path / root / 'flickr30k-images/36979.jpg'
     == tmp_path / first.entry['image_path']
   )
