@@ -21,6 +21,7 @@ from PIL import Image
 from sphinx_jax.core import errors
 from sphinx_jax.core.progress import Progress
 from sphinx_jax.data import images
+from sphinx_jax.data.record import MARK
 from sphinx_jax.data.slots import Slots
 from sphinx_jax.generate import load
 
@@ -72,7 +73,7 @@ class Sphinx(lmms):
       requests: their `args` are (context, generation kwargs, doc_to_visual, doc id, task, split).
 
     Raises:
-      SphinxError: a question has several images or a video, beam search is requested, or as for
+      SphinxError: a question has a video or a sound, beam search is requested, or as for
         `Model.complete`.
     """
     groups: dict[str, list[int]] = {}  # Requests with the same generation kwargs.
@@ -92,8 +93,13 @@ class Sphinx(lmms):
   def _answers(self, arguments: Sequence[tuple]) -> list[str]:
     """Answers requests with the same generation kwargs."""
     until, sampling = _sampling(arguments[0][1])
-    dialogs = [[(_question(context), None)] for context, *_ in arguments]
-    pixels = [self._image(visual, doc, task, split) for _, _, visual, doc, task, split in arguments]
+    pixels = [
+      self._images(visual, doc, task, split) for _, _, visual, doc, task, split in arguments
+    ]
+    dialogs = [
+      [(_question(context, len(of_question)), None)]
+      for (context, *_), of_question in zip(arguments, pixels)
+    ]
     texts = self._sphinx.answers(dialogs, pixels, batch_size=self._batch_size, **sampling)
     return [_cut(text, until) for text in texts]
 
@@ -122,20 +128,18 @@ class Sphinx(lmms):
       'leave the task out',
     )
 
-  def _image(self, visual: Callable | None, doc: int, task: str, split: str) -> Slots | None:
-    """Returns the image of a question as the model sees it, or None."""
+  def _images(self, visual: Callable | None, doc: int, task: str, split: str) -> list[Slots]:
+    """Returns the images of a question as the model sees them."""
     visuals = visual(self.task_dict[task][split][doc]) if visual is not None else None
     visuals = [item for item in visuals or [] if item is not None]
-    if len(visuals) > 1 or not all(isinstance(item, Image.Image) for item in visuals):
+    if not all(isinstance(item, Image.Image) for item in visuals):
       raise errors.make(
         f"lmms-eval task '{task}', document {doc}",
         f'{[type(item).__name__ for item in visuals]}',
-        'one image or none',
-        'leave the task out, because SPHINX takes one image',
+        'images alone',
+        'leave the task out',
       )
-    if not visuals:
-      return None
-    return self._sphinx.slot_rule(images.to_rgb(visuals[0], self._sphinx.alpha))
+    return [self._sphinx.slot_rule(images.to_rgb(item, self._sphinx.alpha)) for item in visuals]
 
 
 def manifest() -> Any:
@@ -147,8 +151,11 @@ def manifest() -> Any:
   )
 
 
-def _question(context: str) -> str:
-  return context.replace('<image>', '').strip()
+def _question(context: str, images: int) -> str:
+  """The text of a question, with the marks of several images if each has one."""
+  if images > 1 and context.count(MARK) == images:
+    return context.strip()
+  return context.replace(MARK, '').strip()
 
 
 def _sampling(kwargs: dict) -> tuple[list[str], dict[str, Any]]:

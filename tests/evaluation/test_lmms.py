@@ -137,9 +137,7 @@ def test_generation_settings_are_those_of_the_task(model, monkeypatch):
 
 
 def test_unsupported_requests_are_errors(model, adapter, checkpoint):
-  with pytest.raises(errors.SphinxError, match="document 0.*'Image', 'Image'.*one image"):
-    model.generate_until([request(0, visual=lambda doc: doc * 2)])
-  with pytest.raises(errors.SphinxError, match="'str'.*one image"):
+  with pytest.raises(errors.SphinxError, match="document 0.*'str'.*images alone"):
     model.generate_until([request(0, visual=lambda doc: ['film.mp4'])])
   with pytest.raises(errors.SphinxError, match='num_beams=1'):
     model.generate_until([request(0, num_beams=3)])
@@ -148,6 +146,18 @@ def test_unsupported_requests_are_errors(model, adapter, checkpoint):
       method([request(0)])
   with pytest.raises(errors.SphinxError, match="batch_size 'auto'"):
     adapter.Sphinx(str(checkpoint), batch_size='auto')
+
+
+@pytest.mark.parametrize(
+  'context, asked',
+  [('Is <image> like <image>?', 'Is <image> like <image>?'), ('<image>Alike?', 'Alike?')],
+)
+def test_several_images_stand_at_their_marks_or_in_front(model, context, asked):
+  first, second = small.images(2)
+  several = request(0, context, visual=lambda doc: [*doc, Image.fromarray(second)])
+  assert model.generate_until([several]) == small.model().answers(
+    [[(asked, None)]], [[first, second]], max_new_tokens=6
+  )
 
 
 def test_a_gray_image_becomes_rgb(model):
