@@ -61,7 +61,7 @@ def test_text_mask_and_pixels_are_what_the_model_gets(config):
   with_image = next((example, views) for example, views in shown if example.slots)
   without = next(example for example, _ in shown if not example.slots)
   assert with_image[0].runs == [
-    ('### Human: What is the color?\n### Assistant:', False),
+    ('<image>### Human: What is the color?\n### Assistant:', False),
     (' red circle\n###', True),
   ]
   assert without.runs == [

@@ -285,6 +285,22 @@ def test_every_tar_is_a_shard_and_a_damaged_one_is_reported(tmp_path):
   ].id == '00003/000030002'
 
 
+def test_all_images_of_a_record_are_kept(tmp_path):
+  turns = [{'from': 'human', 'value': '<image> or <image>'}, {'from': 'gpt', 'value': 'Both.'}]
+  for seed, name in enumerate(('a.png', 'b.png', 'c.png')):
+    image_files.write(tmp_path / 'llava' / name, image_files.truncated() if seed == 2 else None)
+  items = [
+    {'id': str(i), 'image': ['a.png', name], 'conversations': turns}
+    for i, name in enumerate(('b.png', 'c.png'))
+  ]
+  (tmp_path / 'llava/llava_instruct_150k.json').write_text(json.dumps(items))
+  split = run(make_build(tmp_path / 'llava', tmp_path / 'out', 'llava'))
+  assert split['records'] == 1 and split['skipped'] == {'unreadable image': 1}
+  prepared = datasets.open_source(dict(source='array_record', root='out', task='dialog'), tmp_path)
+  from_files = datasets.open_source(dict(source='llava', root='llava'), tmp_path)
+  assert prepared[0] == from_files[0] and len(prepared[0].images) == 2
+
+
 def test_texts_have_no_image_and_odd_names_survive(tmp_path):
   turns = [{'from': 'human', 'value': 'Grüße 🌳 \ud800'}, {'from': 'gpt', 'value': 'NaN'}]
   (tmp_path / 'chat').mkdir()

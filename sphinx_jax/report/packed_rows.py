@@ -20,6 +20,7 @@ _TEXT_WIDTH = 760  # Pixels.
 _LINE_HEIGHT = 18  # Pixels.
 _WORD_WIDTH = 100  # Characters. A longer word is broken, because it would not fit into a line.
 _LINES = 500  # The rest of a longer text is not drawn.
+_HIDDEN = ('<s>', '</s>', '<unk>')  # Special tokens that every example has, or that have no text.
 
 Runs = list[tuple[str, bool]]  # Pieces of text in order, each with whether it is trained on.
 Views = Sequence[tuple[str, np.ndarray]]  # (caption, uint8[V,Y,X,3]) for each encoder size.
@@ -106,16 +107,24 @@ def _runs(
     visual_tokens: visual tokens of one image.
     tokenizer: the run's tokenizer.
   """
-  runs: Runs = []
+  specials = {i: name for name, i in tokenizer.specials.items() if name not in _HIDDEN}
   slots = np.where(visual_index < 0, -1, visual_index // max(visual_tokens, 1)).tolist()
-  for (slot, trained), group in itertools.groupby(
-    zip(slots, is_trained.tolist(), tokens.tolist()), key=lambda position: position[:2]
+  names = [specials.get(token) if slot < 0 else MARK for slot, token in zip(slots, tokens.tolist())]
+  runs, begins = [], True  # `begins`: no text since an image or a special token.
+  for (slot, name, trained), group in itertools.groupby(
+    zip(slots, names, is_trained.tolist(), tokens.tolist()), key=lambda position: position[:3]
   ):
-    ids = [token for _, _, token in group]
-    text = stop.continuation(tokenizer, ids) if slot < 0 else MARK
-    if text and slot < 0 and not any(part for part, _ in runs):
-      text = text.lstrip(' ')  # The tokenizer, not the dialog, puts it before the first piece.
-    runs.append((text, trained))
+    ids = [token for *_, token in group]
+    if name is None:  # The tokenizer, not the dialog, puts a space before the first piece.
+      text = stop.continuation(tokenizer, ids)
+      text = text.removeprefix(' ') if begins else text
+    else:
+      text = name * (1 if slot >= 0 else len(ids))
+    begins = name is not None or (begins and not text)
+    if runs and runs[-1][1] == trained:
+      runs[-1] = (runs[-1][0] + text, trained)
+    else:
+      runs.append((text, trained))
   return runs
 
 

@@ -70,7 +70,7 @@ def test_llava_1_5_with_images_of_several_datasets(tmp_path):
   )
   source = opened(tmp_path, 'llava')
   assert isinstance(source, Source) and len(source) == 11
-  assert source[0].turns == (('Was ist das? 🚌', 'Ein Bus – groß.'), ('Farbe?', '7'))
+  assert source[0].turns == (('<image>Was ist das? 🚌', 'Ein Bus – groß.'), ('Farbe?', '7'))
   assert (
     source[0].images[0] == (root / 'coco/train2017/000000033471.jpg').read_bytes()
     and source[0].task == 'dialog'
@@ -85,6 +85,18 @@ def test_llava_1_5_with_images_of_several_datasets(tmp_path):
     'empty answer',
     'not a conversation',
   ]
+
+
+def test_llava_with_several_images(tmp_path):
+  root = tmp_path / 'root'
+  for seed, name in enumerate('ab'):
+    image_files.write(root / f'd/{name}.jpg', seed=seed)
+  item = llava('1', ['d/b.jpg', 'd/a.jpg'])
+  item['conversations'][0]['value'] = '<image> or\n<image>'
+  write(root, 'mine.jsonl', [item])
+  record = opened(tmp_path, 'llava', file='mine.jsonl')[0]
+  assert record.images == tuple((root / f'd/{name}.jpg').read_bytes() for name in 'ba')
+  assert record.turns[0][0] == '<image> or<image>' and record.marks == 'loose'
 
 
 def test_the_older_llava_files_name_images_of_coco(tmp_path):

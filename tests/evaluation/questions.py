@@ -74,9 +74,9 @@ class Painter:
       raise KeyboardInterrupt
     self.calls = None if self.calls is None else self.calls - 1
     self.prompts += [self.tokenizer.decode(prompt.ids) for prompt in prompts]
-    pixels = [of_row[0].pixels[0] if of_row else None for of_row in images]
-    self.images += pixels
-    return [color(image) for image in pixels]
+    pixels = [[image.pixels[0] for image in of_row] for of_row in images]
+    self.images += [of_row[0] if of_row else None for of_row in pixels]
+    return [' '.join(map(color, of_row)) for of_row in pixels]
 
 
 def color(image):

@@ -140,6 +140,23 @@ def test_scored_lines_hold_all_that_scoring_needs(tmp_path, sources):
   assert {line['prediction'] for line in blind} == {'gray'}
 
 
+def test_a_question_about_two_images_sees_both_at_their_marks_and_blind_neither(tmp_path):
+  record = Record(
+    'pair',
+    'vqa',
+    (png(RED), png(BLUE)),
+    (('Is <image> or <image>?', 'red blue'),),
+    ({'answer': 'red blue'},),
+  )
+  model = Painter()
+  assert run(tmp_path, {'vqa': Records([record])}, model)['vqa']['final'] == 1
+  (line,) = files.read_jsonl(tmp_path / 'vqa.final.jsonl')
+  assert 'Human: Is or' in ' '.join(model.prompts[0].split())
+  assert np.asarray(Image.open(tmp_path / line['image'])).shape == (8, 8 + 8 + 12, 3)
+  (blind,) = files.read_jsonl(tmp_path / 'vqa.blind.jsonl')
+  assert blind['prediction'] == 'gray gray'
+
+
 def test_a_finished_pass_is_not_computed_again(tmp_path, sources):
   whole = run(tmp_path, sources, Painter())
   names = {path.name for path in tmp_path.iterdir()}
