@@ -5,7 +5,8 @@
 The shipped file itself is `--config=forkme:my.jsonl`.
 
 Each line of `my.jsonl` is one example, in the format of LLaVA and SPHINX. The image path is
-relative to the file, or to `root` below. Leave `image` out for an example without one.
+relative to the file, or to `root` below. Leave `image` out for an example without one. Several
+images are a list (docs/data.md); for them, give rows more image slots: `--config.batch.images=4`.
 
     {"image": "cat.jpg", "conversations": [{"from": "human", "value": "What is this?"},
                                            {"from": "gpt", "value": "A cat."}]}
@@ -55,10 +56,12 @@ def get_config(arg: str = '') -> ConfigDict:
     config.model = parent.config.model.to_dict()
     config.dialog = parent.dialog
     config.image = parent.config.get('image', config.image)
-    # A row has room for one image, which some models split into several slots, and an answer.
+    # A row has room for one image, which some models split into several slots, and an answer. It
+    # follows --config.batch.images, for examples with several images.
     count = slots.make(**families.family(config.model).slot_rule(config.model)).count
-    seq_len = count * families.visual_tokens(config.model) + 512
-    config.batch = dict(size=8, seq_len=seq_len, images=count, window=256)
+    config.batch = dict(size=8, images=FieldReference(count), window=256)
+    visual_tokens = families.visual_tokens(config.model)
+    config.batch.seq_len = config.batch.get_ref('images') * visual_tokens + 512
     # For pretrained weights: docs/official_sphinx.md, "Fine-tuning recipe".
     config.optimizer.update(name='adamw', betas=(0.9, 0.95), weight_decay=0.0, clip=8.0)
   file = os.path.abspath(path or 'my.jsonl')  # A relative path would be one inside data_dir.

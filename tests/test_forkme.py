@@ -60,3 +60,10 @@ def test_a_config_without_a_tokenizer_and_a_parent_is_refused(released):
     config.init_from = None
   with pytest.raises(errors.SphinxError, match='neither a tokenizer nor init_from'):
     run.open_data(config)
+
+
+def test_a_row_has_room_for_as_many_images_as_are_asked_for(released):
+  config = forkme.get_config(f'{released}/my.jsonl,{released}/checkpoint')
+  one = config.batch.seq_len
+  config.batch.images = 3
+  assert config.batch.seq_len - 512 == 3 * (one - 512)

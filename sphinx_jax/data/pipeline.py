@@ -321,7 +321,8 @@ class Pipeline:
     if sum(slots) > config.slots:
       raise BadExample(
         'no image slot',
-        f'{len(slots)} images take {sum(slots)} slots, but batch.images is {config.slots}',
+        f'{len(slots)} images take {sum(slots)} slots, but batch.images is {config.slots}'
+        ' (raise it: --config.batch.images)',
       )
     check_unicode(text for turn in record.turns for text in turn)
     marks = self._template.count_marks(record.turns, len(slots), record.marks)

@@ -483,7 +483,9 @@ class Model:
     placed = []
     for prompt, of_row in zip(prompts, images):
       if not isinstance(prompt, Encoded):
-        given = len(of_row) * self.slot_rule.count if visual is None else 1
+        given = len(of_row) * self.slot_rule.count
+        if visual is not None:
+          given = visual.shape[1] // self.visual_tokens
         prompt = Encoded(prompt, None, (1,) * given)
       fields = batches.interleave(prompt.ids, prompt.images_at, self.visual_tokens)
       placed.append(_Prompt(*fields))
