@@ -55,6 +55,7 @@ def load(
   half_round: bool | None = None,
   clip_activation: str | None = None,
   mesh: str | None = None,
+  adapter: str | os.PathLike | None = None,
 ) -> Model:
   """Loads a model from a checkpoint or a released folder (official SPHINX, LLaMA, Idefics2).
 
@@ -63,7 +64,8 @@ def load(
       text = model.chat([('What is this?', None)], image)
 
   Args:
-    directory: a run's directory, one step's, or a released folder.
+    directory: a run's directory, one step's, or a released folder or its name in the local hub
+      cache.
     dtype: compute dtype, 'float32' or 'bfloat16'. None: that of the checkpoint's config, or the
       dtype in which a released folder stores its weights.
     half_round: whether resized images are rounded to half precision, as in the official code.
@@ -72,6 +74,7 @@ def load(
       trained CLIP. None: that of the checkpoint's config or of the folder.
     mesh: name of a mesh over all devices of this process: 'serving', 'fsdp' or 'fsdp_tensor'. None:
       the model is on the first device.
+    adapter: folder of a LoRA adapter (PEFT) to merge into a folder of HF transformers, or None.
 
   Returns:
     `sphinx_jax.generate.model.Model`.
@@ -82,4 +85,4 @@ def load(
   """
   from sphinx_jax.generate import load as loading  # Keeps `import sphinx_jax` light.
 
-  return loading.load_model(directory, dtype, half_round, clip_activation, mesh)
+  return loading.load_model(directory, dtype, half_round, clip_activation, mesh, adapter)

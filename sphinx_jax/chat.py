@@ -96,6 +96,7 @@ def chat(
   prompt: str | None,
   output: str | pathlib.Path,
   mesh: str | None = None,
+  adapter: str | pathlib.Path | None = None,
   **sampling: Any,
 ) -> None:
   """Prints the answers, and writes an image where an answer has boxes, points or a pose.
@@ -107,7 +108,7 @@ def chat(
     image: image file or several of them, or None to talk about text only.
     prompt: one question, or None to read questions from stdin.
     output: image file for drawings; '' for none.
-    mesh: as in `sphinx_jax.load`.
+    mesh, adapter: as in `sphinx_jax.load`.
     sampling: `max_new_tokens`, `temperature`, `top_p`, `seed`, as in `Model.complete`.
 
   Raises:
@@ -123,7 +124,7 @@ def chat(
     read_image(file)
   if files and output:
     paths.check_file(output)
-  model = load.load_model(checkpoint, mesh=mesh)
+  model = load.load_model(checkpoint, mesh=mesh, adapter=adapter)
   options = {
     'alpha': model.alpha,
     'upright': model.slot_rule.upright,
@@ -149,6 +150,7 @@ def main() -> None:
     FLAGS.prompt,
     FLAGS.output,
     FLAGS.mesh,
+    FLAGS.adapter,
     max_new_tokens=FLAGS.max_new_tokens,
     temperature=FLAGS.temperature,
     top_p=FLAGS.top_p,
@@ -163,6 +165,7 @@ if __name__ == '__main__':
     'Directory of a run or of one of its checkpoints, or an official SPHINX folder.',
     required=True,
   )
+  cli.define_path('adapter', None, 'LoRA adapter (PEFT) of the model, a folder.')
   cli.define_repeated_path(
     'image', 'Image to talk about; give it again for more. Without it, the chat is text only.'
   )

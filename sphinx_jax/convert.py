@@ -62,7 +62,7 @@ def open_sources(
     SphinxError: a format is unknown, or the files do not fit together.
   """
   for path in paths:
-    if loading.is_checkpoint(path):
+    if store.is_checkpoint(path):
       raise errors.make(
         f"source '{path}'",
         'a checkpoint of sphinx_jax',
@@ -320,7 +320,7 @@ def _open_model(
   directory: str, **options: Any
 ) -> tuple[ml_collections.ConfigDict, Mapping[str, stream.Array]]:
   """Returns model config and arrays of a checkpoint of sphinx_jax or of a foreign folder."""
-  if loading.is_checkpoint(directory):
+  if store.is_checkpoint(directory):
     return load_bundle(directory).config.model, stream.read(directory)
   assembly = assemble.assemble([sources.open_source(directory, **options)])
   return assembly.config, assemble.arrays(assembly)

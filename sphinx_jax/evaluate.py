@@ -20,7 +20,6 @@ Held-out questions of the tasks of the checkpoint's own mixture:
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ from absl import flags
 from etils import epath
 
 from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint.foreign import hub
 from sphinx_jax.core import cli, errors, files, paths
 from sphinx_jax.evaluation import answering, cases, held_out, predictions, scores, submissions
 from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark, open_benchmark
@@ -72,6 +72,13 @@ def score_tasks() -> None:
 
 
 def _score_tasks() -> None:
+  if FLAGS.adapter:
+    raise errors.make(
+      '--adapter',
+      f"'{FLAGS.adapter}' without --benchmarks",
+      'none: the tasks are those of a checkpoint of sphinx_jax',
+      'leave it out, or name --benchmarks',
+    )
   model, meta, config = load.load_run(FLAGS.checkpoint)
   if 'mixture' not in config:
     raise errors.make(
@@ -98,7 +105,7 @@ def _score_tasks() -> None:
 
 def score_benchmarks() -> None:
   """Answers benchmarks with a checkpoint, on all processes, and scores them."""
-  names = ('checkpoint', 'benchmarks', 'root', 'output', 'limit', 'official_scoring')
+  names = ('checkpoint', 'adapter', 'benchmarks', 'root', 'output', 'limit', 'official_scoring')
   settings = {name: FLAGS[name].value for name in names}
   with (
     hosts.session({**settings, 'config': FLAGS.config.to_dict()}),
@@ -106,10 +113,10 @@ def score_benchmarks() -> None:
     files.writing(FLAGS.output, 'output'),
   ):
     benchmarks = open_benchmarks(FLAGS.config, FLAGS.benchmarks, FLAGS.root, FLAGS.limit)
-    output, run = epath.Path(FLAGS.output), checkpoint_identity(FLAGS.checkpoint)
-    weights = weights_identity(FLAGS.checkpoint)
+    output, run = epath.Path(FLAGS.output), checkpoint_identity(FLAGS.checkpoint, FLAGS.adapter)
+    weights = weights_identity(FLAGS.checkpoint, FLAGS.adapter)
     hosts.on_process_0(lambda: predictions.claim(output, run, benchmarks, weights))
-    model = load.load_model(FLAGS.checkpoint, mesh=FLAGS.mesh)
+    model = load.load_model(FLAGS.checkpoint, mesh=FLAGS.mesh, adapter=FLAGS.adapter)
     for benchmark in benchmarks:
       answering.answer(model, benchmark, output, FLAGS.batch_size)
       file = output / f'{benchmark.name}.jsonl'
@@ -161,19 +168,19 @@ def open_benchmarks(
   return benchmarks
 
 
-def checkpoint_identity(checkpoint: str) -> str:
+def checkpoint_identity(checkpoint: str, adapter: str | None = None) -> str:
   """Returns the text that identifies a checkpoint in run.json and in the report."""
-  step = f' at step {store.load_meta(checkpoint)["step"]}' if load.is_checkpoint(checkpoint) else ''
-  return f'{store.absolute_path(checkpoint)}{step}'
+  is_own = store.is_checkpoint(checkpoint)
+  step = f' at step {store.load_meta(checkpoint)["step"]}' if is_own else ''
+  merged = f' with adapter {store.absolute_path(adapter)}' if adapter else ''
+  return f'{store.absolute_path(checkpoint)}{step}{merged}'
 
 
-def weights_identity(checkpoint: str) -> Any:
+def weights_identity(checkpoint: str, adapter: str | None = None) -> Any:
   """Returns JSON that changes if other weights take the place of a checkpoint or a folder."""
-  if load.is_checkpoint(checkpoint):
+  if store.is_checkpoint(checkpoint):
     return store.identity(checkpoint)
-  place = pathlib.Path(checkpoint)
-  inside = [place] if place.is_file() else sorted(place.glob('*'))
-  return {path.name: files.quick_hash(path) for path in inside if path.is_file()}
+  return hub.identity(checkpoint, adapter)
 
 
 def record_scores(
@@ -210,6 +217,7 @@ if __name__ == '__main__':
     None,
     'Directory of a run or of one of its checkpoints; for --benchmarks also an official folder.',
   )
+  cli.define_path('adapter', None, 'With --benchmarks: LoRA adapter (PEFT) of the model, a folder.')
   cli.define_path('output', None, 'Directory for predictions, scores and the report.')
   flags.DEFINE_integer('batch_size', 128, 'Most prompts decoded together.', lower_bound=1)
   flags.DEFINE_list('benchmarks', None, 'Names of benchmarks in --config.')

@@ -235,6 +235,11 @@ def latest(directory: Path) -> int | None:
   return max(steps, default=None)
 
 
+def is_checkpoint(directory: Path) -> bool:
+  """Whether a directory is a run or checkpoint of sphinx_jax, and not of another library."""
+  return latest(directory) is not None or (epath.Path(directory) / 'params').is_dir()
+
+
 def locate(directory: Path) -> epath.Path:
   """Returns the folder of one step.
 

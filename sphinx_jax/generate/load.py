@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import ml_collections
-from etils import epath
 
 from sphinx_jax.checkpoint import bundle, store
 from sphinx_jax.checkpoint.foreign import assemble, sources
@@ -46,6 +45,7 @@ def load_model(
   half_round: bool | None = None,
   clip_activation: str | None = None,
   mesh: str | None = None,
+  adapter: store.Path | None = None,
 ) -> Model:
   """See `sphinx_jax.load`."""
   for kind, value, choices in (
@@ -55,7 +55,7 @@ def load_model(
   ):
     if value is not None and value not in choices:
       raise errors.unknown(kind, value, choices)
-  if is_checkpoint(directory):
+  if adapter is None and store.is_checkpoint(directory):
     carried = bundle.load_bundle(directory)
     _check_model(carried, directory)
     config, expected = carried.config.model, None
@@ -63,7 +63,7 @@ def load_model(
       expected = _sharded_shapes(config, store.stored_leaves(store.locate(directory)), mesh)
     params = store.load_params(directory, expected)
   else:
-    assembly = assemble.assemble([sources.open_source(directory)])
+    assembly = assemble.assemble([sources.open_source(directory, adapter=adapter)])
     config = assembly.config
     carried = bundle.Bundle(config, assembly.tokenizer, assembly.dialog, assembly.added_tokens)
     expected = None
@@ -96,11 +96,6 @@ def _model(carried: bundle.Bundle, config: ml_collections.ConfigDict, params: di
   image = carried.config.get('image') or {'alpha': 'drop'}  # Imported weights have no such section.
   template = dialog.Template(**carried.dialog)
   return Model(config, params, pieces, template, alpha=image['alpha'])
-
-
-def is_checkpoint(directory: store.Path) -> bool:
-  """Whether a directory is a run or checkpoint of sphinx_jax, and not of another library."""
-  return store.latest(directory) is not None or (epath.Path(directory) / 'params').is_dir()
 
 
 def _sharded_shapes(

@@ -158,6 +158,19 @@ def test_the_chat_command_takes_several_images(tmp_path, capsys):
   assert not (tmp_path / 'answer.png').exists()
 
 
+def test_logits_with_an_adapter_are_the_recorded_ones(tmp_path):
+  case, adapter = 'one_image', golden.FOLDER / 'adapter'
+  adapted = sphinx_jax.load(golden.FOLDER / 'model', adapter=adapter)
+  ids = [adapted.encode(golden.FACTS['prompts_of_cases'][case][0], images(case)[0])]
+  logits, want = adapted.logits(ids, images(case)), np.load(golden.FOLDER / 'forward/adapter.npz')
+  np.testing.assert_allclose(logits[0], want['logits'][0], atol=1e-4, rtol=0)
+  converted = tmp_path / 'ours'
+  convert.import_checkpoint(convert.open_sources([f'{golden.FOLDER}/model+{adapter}']), converted)
+  np.testing.assert_array_equal(sphinx_jax.load(converted).logits(ids, images(case)), logits)
+  with pytest.raises(errors.SphinxError, match='a checkpoint of sphinx_jax as its base.*--to=hf'):
+    sphinx_jax.load(converted, adapter=adapter)
+
+
 @pytest.mark.parametrize(
   'contents, words',
   [

@@ -1,8 +1,12 @@
-"""Models in the local cache of the Hugging Face hub, by their names. Nothing is downloaded."""
+"""Places of models: folders, names in the local cache of the Hugging Face hub, BASE+ADAPTER.
 
+Nothing is downloaded.
+"""
+
+import os
 import pathlib
 
-from sphinx_jax.core import errors, files
+from sphinx_jax.core import errors, files, paths
 
 
 def locate(name: files.Path) -> pathlib.Path:
@@ -37,3 +41,52 @@ def locate(name: files.Path) -> pathlib.Path:
   repo = models[found[0]]
   newest = max(repo.revisions, key=lambda revision: revision.last_modified)
   return pathlib.Path(repo.refs.get('main', newest).snapshot_path)
+
+
+def split(path: files.Path) -> tuple[str, str | None]:
+  """Splits 'BASE+ADAPTER' into two places. A path that exists is never split.
+
+  Args:
+    path: a place, or two of them; names in the local hub cache are places, too.
+
+  Returns:
+    The base, and the adapter or None.
+  """
+  text = os.fspath(path)
+  if '+' not in text or locate(text).exists():
+    return text, None
+  cuts = [i for i, character in enumerate(text) if character == '+']
+  pairs = [(text[:i], paths.expand(text[i + 1 :])) for i in cuts]
+  return max(pairs, key=lambda pair: [locate(place).exists() for place in pair])  # The first best.
+
+
+def name(path: files.Path) -> str:
+  """Returns OWNER/NAME of a model in the cache, or the name of any other folder.
+
+  Args:
+    path: as `locate` takes and returns it.
+  """
+  place = locate(path).absolute()
+  if place.parent.name == 'snapshots':
+    return place.parents[1].name.removeprefix('models--').replace('--', '/')
+  return place.name
+
+
+def identity(path: files.Path, adapter: files.Path | None = None) -> dict[str, str]:
+  """Returns name -> hash of the files of a model. It changes if others take their place.
+
+  Args:
+    path: as `split` takes it.
+    adapter: folder of one more adapter, or None.
+  """
+  base, joined = split(path)
+  found = _hashes(base)
+  for place in filter(None, (joined, adapter)):
+    found |= {f'adapter/{name}': content for name, content in _hashes(place).items()}
+  return found
+
+
+def _hashes(path: files.Path) -> dict[str, str]:
+  place = locate(path)
+  inside = [place] if place.is_file() else sorted(place.glob('*'))
+  return {file.name: files.quick_hash(file) for file in inside if file.is_file()}

@@ -64,7 +64,8 @@ def adapter(who: str, got: str) -> errors.SphinxError:
     who,
     got,
     'whole weights',
-    'merge it into its base first (PEFT: merge_and_unload, then save_pretrained)',
+    'name its base, too (BASE+ADAPTER), if it is LoRA; or merge it into its base first (PEFT: '
+    'merge_and_unload, then save_pretrained)',
   )
 
 

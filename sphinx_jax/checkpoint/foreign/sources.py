@@ -6,13 +6,14 @@ Only names, shapes and config files are read.
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import ml_collections
 
-from sphinx_jax.checkpoint.foreign import files, hub, names, pth, safetensors, shards
+from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint.foreign import adapters, files, hub, names, pth, safetensors, shards
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.core import config as config_lib, errors
 from sphinx_jax.core.progress import log
@@ -22,7 +23,6 @@ from sphinx_jax.models import foreign, foreign_config, forms, multimodal, varian
 SIDECAR = 'sphinx_jax.json'
 _MAX_SHOWN = 10  # Fields of a config in an error.
 _PICKLE_INDEX = 'pytorch_model.bin.index.json'
-_ADAPTER_FILES = ('adapter_config.json', 'adapter_model.safetensors', 'adapter_model.bin')
 _TRAINER_FILES = re.compile(
   r'(training_args|optimizer|scheduler|scaler|rng_state|random_states).*|.*optim_states\.pt'
 )
@@ -71,26 +71,34 @@ def open_source(
   variant: str | None = None,
   base: files.Path | None = None,
   report: Callable[[str], None] = log.warning,
+  adapter: files.Path | None = None,
 ) -> Source:
   """Opens weights of another project.
 
   Args:
-    path: a file, a folder as it was downloaded, or the name of a model in the local hub cache.
+    path: a file, a folder as it was downloaded, or the name of a model in the local hub cache; or
+      BASE+ADAPTER, see `hub.split`.
     variant: the official llama_type, if meta.json does not have it or should be overridden.
     base: the folder that the deltas of *.model-diff.pth are added to; refused without such files.
       Its config and tokenizer are used if the folder of the deltas has none.
     report: called with a message for oddities that are no errors (replicas of a tensor that
       differ).
+    adapter: folder of a LoRA adapter to merge into the weights, or None.
 
   Raises:
-    SphinxError: the format is unknown, a file is damaged or missing, or the config lacks a value
-      that no shape determines.
+    SphinxError: the format is unknown, a file is damaged or missing, the config lacks a value that
+      no shape determines, or the adapter does not fit.
   """
+  path, joined = hub.split(path)
+  merged = [place for place in (joined, adapter) if place is not None]
+  _check_mergeable(path, merged)
   path = hub.locate(path)
   folder = path if path.is_dir() else path.parent
   _refuse_adapter(path)
   tensors = _open_tensors(path, base, report)
   names.check_whole(tensors, f"source '{path}'")
+  for place in merged:
+    tensors = adapters.merge(tensors, place, path)
   folders = [folder, *([pathlib.Path(base)] if base else [])]
   shared = {
     'path': path,
@@ -105,11 +113,23 @@ def open_source(
   return _open_part(tensors, folders, shared)
 
 
+def _check_mergeable(path: files.Path, adapters_of: Sequence[files.Path]) -> None:
+  """Refuses adapters of a checkpoint, whose parameters have other names than theirs."""
+  if adapters_of and store.is_checkpoint(path):
+    raise errors.make(
+      f"adapter '{adapters_of[0]}'",
+      f"a checkpoint of sphinx_jax as its base ('{path}')",
+      'a folder of HF transformers',
+      'export the checkpoint first (convert --to=hf)',
+    )
+
+
 def _refuse_adapter(path: pathlib.Path) -> None:
   """Refuses a folder of PEFT."""
-  file = next((path / name for name in _ADAPTER_FILES if (path / name).is_file()), None)
+  own = (adapters.CONFIG, *adapters.FILES)
+  file = next((path / name for name in own if (path / name).is_file()), None)
   if file is not None:
-    kind = _read_json(path / _ADAPTER_FILES[0]).get('peft_type', 'LORA')
+    kind = _read_json(path / adapters.CONFIG).get('peft_type', 'LORA')
     kind = 'LoRA' if kind == 'LORA' else kind
     raise names.adapter(f"source '{path}'", f'a {kind} adapter ({file.name})')
 
