@@ -10,12 +10,10 @@ Export: --to=official (with --shards=N) or --to=hf writes one of our checkpoints
 --verify=DIR compares --source with another model.
 """
 
-import contextlib
 import functools
 import os
 import pathlib
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -28,7 +26,7 @@ from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
 from sphinx_jax.checkpoint.foreign import assemble, export, files as foreign_files, sources
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.checkpoint.read_ahead import read_ahead
-from sphinx_jax.core import cli, config as config_lib, errors, files, paths, text, trees
+from sphinx_jax.core import cli, config as config_lib, errors, paths, text, trees
 from sphinx_jax.core.progress import Progress, log
 from sphinx_jax.data import dialog
 from sphinx_jax.generate import load as loading
@@ -224,40 +222,13 @@ def export_checkpoint(
     for key, tensor in tensors.items():
       print(f'{key} {list(tensor.shape)} {tensor.dtype}')
     return
-  with _new_folder(output) as folder:
+  with paths.new_folder(output) as folder:
     target.write(folder, config, tensors, bundle.tokenizer or b'', origin, shards)
   if to == 'hf' and config.get('encoders'):
     log.info(
       'only the language model was written, without the encoders, their projections and the '
       'parameters that mark start and end of a view'
     )
-
-
-@contextlib.contextmanager
-def _new_folder(output: str) -> Iterator[pathlib.Path]:
-  """Yields a temporary folder that is renamed to `output` if the block does not raise."""
-  final = pathlib.Path(output).absolute()
-  if os.path.lexists(final) and (not final.is_dir() or any(final.iterdir())):
-    raise errors.make(
-      f"output '{output}'",
-      'a path that exists already',
-      'a new or empty folder',
-      'give another --output',
-    )
-  partial = final.with_name(final.name + '.partial')
-  with files.writing(final, 'output'):
-    with paths.locked(partial, 'output'):
-      for leftover in partial.iterdir():  # Of an interrupted call.
-        if leftover.name != paths.LOCK:
-          leftover.unlink()
-      try:
-        yield partial
-      except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if final.exists():
-      final.rmdir()
-    os.rename(partial, final)
 
 
 def verify(first: str, second: str, **options: Any) -> float:

@@ -7,15 +7,23 @@ first matching rule decides. `--base=DIR` switches to task arithmetic: base + su
 c_i * (input_i - base). `--method=slerp` rotates the first input to the second. Checkpoints of any
 size are mixed in at most 2 GiB of memory. Directories may be gs:// URLs.
 
+Folders of HF transformers, or names in the local hub cache, are mixed into such a folder without a
+conversion. BASE+ADAPTER is a folder with a LoRA adapter (PEFT) merged into it; one input alone is
+allowed:
+
+    python -m sphinx_jax.mix_weights --inputs=BASE+ADAPTER --output=DIR
+
 `python -m sphinx_jax.mix_curve` measures mixes of two checkpoints without writing any.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from absl import flags
 
-from sphinx_jax.checkpoint import mixing
+from sphinx_jax.checkpoint import mixing, store
+from sphinx_jax.checkpoint.foreign import hub, mixing as foreign_mixing
 from sphinx_jax.core import cli, errors
 from sphinx_jax.mix import weights
 
@@ -48,8 +56,32 @@ def _parse_rules(
   return [*rules, ('.*', default)]
 
 
+def _choose_mix(places: Sequence[str]) -> Callable[..., Any]:
+  """Returns the function that mixes such inputs: checkpoints, or folders of HF transformers.
+
+  Raises:
+    SphinxError: there are both.
+  """
+  checkpoints = [place for place in places if store.is_checkpoint(place)]
+  folders = [
+    place
+    for place in places
+    if place not in checkpoints and hub.locate(hub.split(place)[0]).exists()
+  ]
+  if checkpoints and folders:
+    raise errors.make(
+      'mix_weights',
+      f"a checkpoint of sphinx_jax ('{checkpoints[0]}') and a folder of another library "
+      f"('{folders[0]}')",
+      'inputs of one kind',
+      'import the folder (python -m sphinx_jax.convert), or export the checkpoint (--to=hf)',
+    )
+  return foreign_mixing.mix_folders if folders else mixing.mix_checkpoints
+
+
 def main() -> None:
-  for name in ('inputs', 'coefficients', 'output'):
+  is_single = len(FLAGS.inputs) == 1
+  for name in ('inputs', *(() if is_single else ('coefficients',)), 'output'):
     if not FLAGS[name].value:
       raise errors.make(
         f'--{name}',
@@ -58,8 +90,9 @@ def main() -> None:
         'for instance --inputs=A,B --coefficients=0.5,0.5 --output=DIR',
       )
   jax.config.update('jax_platforms', 'cpu')  # Leaves the accelerator to other programs.
-  coefficients = _parse_numbers(FLAGS.coefficients, '--coefficients')
-  mixing.mix_checkpoints(
+  coefficients = _parse_numbers(FLAGS.coefficients or ['1'], '--coefficients')
+  mix = _choose_mix([*FLAGS.inputs, *([FLAGS.base] if FLAGS.base else [])])
+  mix(
     FLAGS.inputs,
     _parse_rules(FLAGS.rule, coefficients) if FLAGS.rule else coefficients,
     FLAGS.output,
@@ -71,8 +104,14 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.define_paths('inputs', 'Directories of the checkpoints to mix, separated by commas.')
-  flags.DEFINE_list('coefficients', [], 'One number for each input, separated by commas.')
+  cli.define_paths(
+    'inputs',
+    'Checkpoints, or folders of HF transformers, separated by commas. BASE+ADAPTER is a folder '
+    'with a LoRA adapter.',
+  )
+  flags.DEFINE_list(
+    'coefficients', [], 'One number for each input, separated by commas. Of one input: 1.'
+  )
   flags.DEFINE_multi_string(
     'rule',
     [],
@@ -86,6 +125,8 @@ if __name__ == '__main__':
   )
   flags.DEFINE_enum('method', 'linear', weights.METHODS, 'How to mix; slerp takes two inputs.')
   flags.DEFINE_enum('dtype', None, DTYPES, "Dtype of the result; by default the first input's.")
-  cli.define_path('output', None, 'Directory of the mixed checkpoint.')
+  cli.define_path(
+    'output', None, 'Directory of the mix: a checkpoint, or a folder of HF transformers.'
+  )
   flags.DEFINE_bool('unnormalized', False, 'Allow coefficients that do not sum to 1.')
   cli.run(main)

@@ -200,15 +200,8 @@ def _to_slerp_coefficients(
   measured = {
     path: output for path, output in outputs.items() if weights.needs_slerp(coefficients[path])
   }
-  dot_products = {path: np.zeros(3) for path in measured}
-  for path, _, values in _read_parts(parents, measured, 'measuring'):
-    dot_products[path] += [float(product) for product in weights.dot_products(*values)]
-  return {
-    path: weights.slerp_coefficients(coefficients[path], *dot_products[path])
-    if path in measured
-    else coefficients[path]
-    for path in outputs
-  }
+  read = _read_parts(parents, measured, 'measuring')
+  return weights.to_slerp(coefficients, ((path, *values) for path, _, values in read))
 
 
 def _write_mix(

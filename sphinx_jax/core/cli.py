@@ -80,10 +80,26 @@ class _PathParser(flags.ArgumentParser):
 
 
 class _PathsParser(flags.ListParser):
-  """Parses paths that are separated by commas."""
+  """Parses paths that are separated by commas. A path that exists may have commas itself."""
 
   def parse(self, argument: str | list[str]) -> list[str]:
-    return [_parse_path(path) for path in super().parse(argument)]
+    pieces = argument.split(',') if isinstance(argument, str) and argument else argument
+    found = []
+    while pieces:
+      ends = [end for end in range(len(pieces), 1, -1) if _is_place(','.join(pieces[:end]))]
+      end = ends[0] if ends else 1
+      found.append(_parse_path(','.join(pieces[:end]).strip()))
+      pieces = pieces[end:]
+    return found
+
+
+def _is_place(path: str) -> bool:
+  """Whether a path exists, or is BASE+ADAPTER of two that do."""
+  pairs = ((path[:i], path[i + 1 :]) for i, character in enumerate(path) if character == '+')
+  return any(
+    all(os.path.exists(os.path.expanduser(place.strip())) for place in places)
+    for places in ((path,), *pairs)
+  )
 
 
 def define_path(

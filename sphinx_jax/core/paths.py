@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import shutil
 import socket
 from collections.abc import Iterator
 
@@ -132,6 +133,40 @@ def _holder(file: pathlib.Path) -> str:
   with contextlib.suppress(OSError, UnicodeDecodeError):
     return file.read_text()
   return 'unknown'
+
+
+@contextlib.contextmanager
+def new_folder(output: files.Path) -> Iterator[pathlib.Path]:
+  """Yields a temporary folder that is renamed to `output` if the block does not raise.
+
+  Raises:
+    SphinxError: `output` exists and is no empty folder, another process writes it, or it is in a
+      bucket or cannot be written.
+  """
+  if files.is_remote(output):  # Folders of buckets cannot be renamed.
+    raise errors.make(f"output '{output}'", 'a bucket', 'a local folder', 'copy the folder later')
+  final = pathlib.Path(output).absolute()
+  if os.path.lexists(final) and (not final.is_dir() or any(final.iterdir())):
+    raise errors.make(
+      f"output '{output}'",
+      'a path that exists already',
+      'a new or empty folder',
+      'give another --output',
+    )
+  partial = final.with_name(final.name + '.partial')
+  with files.writing(final, 'output'):
+    with locked(partial, 'output'):
+      for leftover in partial.iterdir():  # Of an interrupted call.
+        if leftover.name != LOCK:
+          leftover.unlink()
+      try:
+        yield partial
+      except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if final.exists():
+      final.rmdir()
+    os.rename(partial, final)
 
 
 def is_empty(folder: files.Path) -> bool:

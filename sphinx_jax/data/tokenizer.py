@@ -54,6 +54,10 @@ class Tokenizer:
     self.bos, self.eos = self._model.bos, self._model.eos
     self._is_added = frozenset(self.added.values())
 
+  def pieces(self) -> dict[int, str]:
+    """Returns id -> piece, also of special tokens, to compare two tokenizers."""
+    return self._model.pieces() | {i: text for text, i in self.added.items()}
+
   def encode(self, text: str, bos: bool = False, parse_special: bool = False) -> list[int]:
     """Returns the ids of a text.
 
@@ -132,6 +136,10 @@ class PieceModel:
       for i in range(self.size)
       if self._model.is_control(i) or self._model.is_unknown(i)
     }
+
+  def pieces(self) -> dict[int, str]:
+    """Returns id -> piece."""
+    return {i: self._model.id_to_piece(i) for i in range(self.size)}
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of a text. Raises SphinxError if it is not unicode."""
@@ -226,6 +234,10 @@ class JsonModel:
         'this tokenizer is not supported',
       )
     self.bos, self.eos = self.specials['<s>'], self.specials['</s>']
+
+  def pieces(self) -> dict[int, str]:
+    """Returns id -> piece."""
+    return {i: piece for piece, i in self._model.get_vocab(with_added_tokens=True).items()}
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of a text. Raises SphinxError if it is not unicode."""

@@ -203,6 +203,29 @@ def slerp_coefficients(
   )
 
 
+def to_slerp(
+  coefficients: Mapping[str, Sequence[float]], parts: Iterable[tuple[str, Array, Array]]
+) -> dict[str, Sequence[Any]]:
+  """Replaces coefficients by the factors of slerp.
+
+  Args:
+    coefficients: path -> coefficients of the two parents.
+    parts: (path, part of the first parent's leaf, the same of the second) until they cover the
+      leaves that need slerp.
+
+  Returns:
+    Path -> factors; the coefficients themselves for leaves without parts.
+  """
+  products: dict[str, np.ndarray] = {}
+  for path, first, second in parts:
+    sums = [float(product) for product in dot_products(first, second)]
+    products[path] = products.get(path, np.zeros(3)) + sums
+  return {
+    path: slerp_coefficients(row, *products[path]) if path in products else row
+    for path, row in coefficients.items()
+  }
+
+
 def as_rules(
   coefficients: Coefficients,
   parents: int,

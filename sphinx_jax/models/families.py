@@ -64,8 +64,10 @@ def apply(
   return hidden_states, lambda part: model.apply({'params': params}, part, method='lm_head')
 
 
-# Settings of speed, memory and rounding, and those that the shapes of the parameters show.
+# Settings of speed, memory and rounding, those that the shapes of the parameters show, and how
+# images are resized and cut before the model sees them.
 _INCIDENTAL = {
+  'slots',
   *('dtype', 'remat', 'attention', 'scan_unroll', 'unroll', 'half_round'),
   *('max_length', 'multiple_of', 'ffn_multiplier', 'parent', 'name'),
 }

@@ -24,6 +24,11 @@ def whole(config: ml_collections.ConfigDict) -> foreign.Form | None:
   return FORMS['model'].get(config.get('name'))
 
 
+def is_transformers(part: str, name: str) -> bool:
+  """Whether HF transformers loads a folder of this form as a model."""
+  return part == 'model' or (part, name) == ('llm', 'hf')
+
+
 def each() -> Iterator[tuple[str, str, foreign.Form]]:
   """Yields (part, name of the form, form) of all forms."""
   for part, of_part in FORMS.items():

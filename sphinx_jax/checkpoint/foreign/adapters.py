@@ -216,7 +216,9 @@ def _check_names(
       'take the base that it was trained on',
     )
   made_for = config.get('base_model_name_or_path')
-  if made_for and pathlib.PurePath(made_for).name != hub.name(base).rpartition('/')[2]:
+  if (
+    made_for and pathlib.PurePath(made_for).name != hub.name_of(hub.locate(base)).rpartition('/')[2]
+  ):
     log.warning("%s: made for '%s', and merged into '%s'", who, made_for, base)
   targets = config.get('target_modules')
   if not targets or targets == 'all-linear':

@@ -60,16 +60,13 @@ def split(path: files.Path) -> tuple[str, str | None]:
   return max(pairs, key=lambda pair: [locate(place).exists() for place in pair])  # The first best.
 
 
-def name(path: files.Path) -> str:
-  """Returns OWNER/NAME of a model in the cache, or the name of any other folder.
-
-  Args:
-    path: as `locate` takes and returns it.
-  """
-  place = locate(path).absolute()
-  if place.parent.name == 'snapshots':
-    return place.parents[1].name.removeprefix('models--').replace('--', '/')
-  return place.name
+def name_of(path: pathlib.Path) -> str:
+  """Returns OWNER/NAME of a model in a hub cache, or the name of any other folder or file."""
+  path = path.absolute()
+  repo = path.parent.parent.name
+  if path.parent.name == 'snapshots' and repo.startswith('models--'):
+    return repo.removeprefix('models--').replace('--', '/')
+  return path.name
 
 
 def identity(path: files.Path, adapter: files.Path | None = None) -> dict[str, str]:

@@ -1,0 +1,326 @@
+"""Mixes the weights of folders of HF transformers into a new folder, without a conversion.
+
+The result has the bits of a mix of the converted folders (checkpoint/mixing.py). A shard and the
+same tensor of all inputs are in memory together.
+"""
+
+import contextlib
+import functools
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from sphinx_jax.checkpoint import bundle, content
+from sphinx_jax.checkpoint.foreign import assemble, card, files, hub, safetensors, sources
+from sphinx_jax.checkpoint.foreign.tensors import Tensor
+from sphinx_jax.checkpoint.read_ahead import read_ahead
+from sphinx_jax.core import errors, files as core_files, paths, trees
+from sphinx_jax.core.progress import Progress, log
+from sphinx_jax.data.tokenizer import Tokenizer
+from sphinx_jax.mix import weights
+from sphinx_jax.models import forms
+
+RECIPE = 'mix.json'
+_PIECE = 1 << 23  # Numbers that are mixed at a time.
+# What the first input has beside its weights, and the mix gets.
+_BESIDE = (
+  'config.json',
+  'generation_config.json',
+  'preprocessor_config.json',
+  'processor_config.json',
+  'tokenizer.model',
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'chat_template.json',
+  'chat_template.jinja',
+)
+
+
+def mix_folders(
+  inputs: Sequence[files.Path],
+  coefficients: weights.Coefficients,
+  output: files.Path,
+  unnormalized: bool = False,
+  base: files.Path | None = None,
+  method: str = 'linear',
+  dtype: str | None = None,
+) -> files.Path:
+  """Writes the mix of several folders. An output that already holds the same mix is kept.
+
+  The output gets the tensor names, the configs and the tokenizer of the first input, a model card,
+  and `mix.json` with the parents and the coefficients.
+
+  Args:
+    inputs: folders of HF transformers, names in the local hub cache, or BASE+ADAPTER.
+    coefficients, unnormalized, base, method, dtype: as of `checkpoint.mixing.mix_checkpoints`.
+    output: folder to create.
+
+  Returns:
+    The output folder.
+
+  Raises:
+    SphinxError: an input is no folder of HF transformers, the inputs differ in architecture,
+      settings, tokenizer or shapes, the coefficients are wrong, a rule matches nothing, the mix is
+      not finite, or the output holds something else or cannot be written.
+  """
+  has_base = base is not None
+  rules = weights.as_rules(coefficients, len(inputs), unnormalized or has_base, method, has_base)
+  places = [*inputs, base] if has_base else [*inputs]
+  opened = [_open(place) for place in places]
+  assemblies = [assemble.assemble([source]) for source in opened]
+  _check_same(places, opened, assemblies)
+  matched = weights.match(rules, assemblies[0].shapes)
+  recipe = json.loads(
+    json.dumps(
+      {
+        'parents': [_identity(place) for place in inputs],
+        'coefficients': coefficients,
+        'base': _identity(base) if has_base else None,
+        'method': method,
+        'dtype': dtype,
+      }
+    )
+  )
+  stored = pathlib.Path(output, RECIPE)
+  if stored.is_file() and core_files.read_json(stored) == recipe:
+    log.info('%s: this mix was written before', output)
+    return output
+  with (
+    paths.new_folder(output) as folder,
+    jax.default_device(jax.local_devices(backend='cpu')[0]),
+  ):
+    if method == 'slerp':
+      matched = weights.to_slerp(matched, _measured_parts(assemblies, matched))
+    with _mixed_tensors(opened, assemblies[0], has_base, matched, dtype) as tensors:
+      safetensors.write_safetensors(folder, tensors)
+    _copy_files(opened[0], folder, dtype)
+    text = _card(pathlib.Path(output).name, places, recipe, rules)
+    core_files.write_atomic(folder / card.NAME, text)
+    core_files.write_json(folder / RECIPE, recipe)
+  log.info('%s: %s of %s', output, recipe['coefficients'], ', '.join(map(str, places)))
+  return output
+
+
+def _open(place: files.Path) -> sources.Source:
+  """Opens an input.
+
+  Raises:
+    SphinxError: HF transformers does not load such a folder.
+  """
+  source = sources.open_source(place)
+  if not forms.is_transformers(source.part, source.form):
+    raise errors.make(
+      f"mix_weights, input '{place}'",
+      source.kind,
+      'a folder of HF transformers, or a checkpoint of sphinx_jax',
+      'import it first (python -m sphinx_jax.convert)',
+    )
+  return source
+
+
+def _check_same(
+  places: Sequence[files.Path],
+  opened: Sequence[sources.Source],
+  assemblies: Sequence[assemble.Assembly],
+) -> None:
+  """Compares all inputs with the first.
+
+  Raises:
+    SphinxError: one has another architecture, tokenizer, setting or shape.
+  """
+  for place, source in zip(places[1:], opened[1:]):
+    if source.kind != opened[0].kind:
+      raise errors.make(
+        f"mix_weights, input '{place}'",
+        source.kind,
+        f"{opened[0].kind}, as '{places[0]}' is",
+        'mix models of one architecture',
+      )
+  bundles = [
+    bundle.Bundle(
+      ml_collections.ConfigDict({'model': assembly.config}),
+      _tokenizer(assembly, assemblies[0], place),
+      assembly.dialog,
+    )
+    for place, assembly in zip(places, assemblies)
+  ]
+  bundle.check_same_model('mix_weights', places, bundles)
+  first = trees.unflatten(dict(assemblies[0].shapes))
+  for place, assembly in zip(places[1:], assemblies[1:]):
+    other = trees.unflatten(dict(assembly.shapes))
+    weights.check_same_leaves(first, other, f"input '{place}'", f"'{places[0]}'")
+
+
+def _tokenizer(
+  assembly: assemble.Assembly, first: assemble.Assembly, place: files.Path
+) -> bytes | None:
+  """Returns the first input's tokenizer if an input has the same tokens, in whatever file.
+
+  A fine-tune may have a tokenizer.json alone, or no tokenizer.
+
+  Raises:
+    SphinxError: an id is another token.
+  """
+  if assembly.tokenizer is None or first.tokenizer in (None, assembly.tokenizer):
+    return first.tokenizer
+  own, other = (Tokenizer(each.tokenizer, each.added_tokens).pieces() for each in (assembly, first))
+  different = [i for i in own if i in other and own[i] != other[i]]
+  if different:
+    i = different[0]
+    raise errors.make(
+      f"mix_weights, input '{place}'",
+      f'another tokenizer ({len(different)} tokens differ: {i} is {own[i]!r}, not {other[i]!r})',
+      'that of the first input',
+      'take models of one tokenizer',
+    )
+  return first.tokenizer
+
+
+def _identity(place: files.Path) -> dict[str, Any]:
+  """What `mix.json` has about an input. It has no path of this machine."""
+  return {'name': _name(place), 'identity': hub.identity(place)}
+
+
+def _name(place: files.Path) -> str:
+  return ' + '.join(hub.name_of(hub.locate(part)) for part in hub.split(place) if part)
+
+
+def _measured_parts(
+  assemblies: Sequence[assemble.Assembly], coefficients: Mapping[str, Sequence[float]]
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+  """Yields (path, part of the first parent, part of the second) of the leaves that need slerp."""
+  first, second = (assemble.arrays(assembly) for assembly in assemblies)
+  for path, array in first.items():
+    if weights.needs_slerp(coefficients[path]):
+      for index, _ in array.pieces():
+        yield path, array.read(index), second[path].read(index)
+
+
+@contextlib.contextmanager
+def _mixed_tensors(
+  opened: Sequence[sources.Source],
+  first: assemble.Assembly,
+  has_base: bool,
+  coefficients: Mapping[str, Sequence[Any]],
+  dtype: str | None,
+) -> Iterator[dict[str, Tensor]]:
+  """Yields name -> mixed tensor. They must be read in order, each once.
+
+  A parent with the coefficient 0 is not read. What the model does not use is the first parent's.
+  """
+  path_of = {key: weight.path for weight in first.table for _, key in weight.places()}
+  mixed, reads = {}, []
+  for key, tensor in opened[0].tensors.items():
+    row = coefficients[path_of[key]] if key in path_of else (1,)
+    used = [(i, c) for i, c in enumerate(row) if not (isinstance(c, float) and c == 0)]
+    used = used or [(0, 0.0)]
+    is_based = has_base and key in path_of
+    leaves = [opened[i].tensors[key] for i, _ in used] + [opened[-1].tensors[key]] * is_based
+    reads.append((trees.nbytes(dict(enumerate(leaves))), functools.partial(_read_all, leaves)))
+    out_dtype = weights.out_dtype(tensor.dtype, dtype)
+    mix = functools.partial(_mix, [c for _, c in used], out_dtype, key)
+    mixed[opened[0].prefix + key] = Tensor(tensor.shape, out_dtype, mix)
+  values = read_ahead(reads)
+  with Progress(total=sum(size for size, _ in reads), what='mixing', unit='B') as bar:
+
+    def read(mix: Callable[[list[np.ndarray]], np.ndarray]) -> np.ndarray:
+      parts = next(values)
+      bar.update(sum(part.nbytes for part in parts))
+      return mix(parts)
+
+    yield {
+      name: Tensor(tensor.shape, tensor.dtype, functools.partial(read, tensor.read))
+      for name, tensor in mixed.items()
+    }
+
+
+def _read_all(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+  return [tensor.read() for tensor in tensors]
+
+
+def _mix(
+  coefficients: Sequence[Any], dtype: np.dtype, key: str, values: list[np.ndarray]
+) -> np.ndarray:
+  """Mixes one tensor piece by piece, so that copies of the whole are not needed.
+
+  Args:
+    coefficients: of the parents.
+    dtype: of the result.
+    key: name of the tensor.
+    values: of the parents, then of the base if there is one.
+
+  Raises:
+    SphinxError: the mix is not finite.
+  """
+  flat = [value.reshape(-1) for value in values]
+  parents, base = flat[: len(coefficients)], flat[len(coefficients) :]
+  mixed = np.empty(values[0].shape, dtype)
+  for start in range(0, mixed.size, _PIECE):
+    part = slice(start, start + _PIECE)
+    leaves = [value[part] for value in parents]
+    base_leaf = base[0][part] if base else None
+    mixed.reshape(-1)[part] = weights.mix_leaf(leaves, coefficients, base_leaf, dtype)
+  if not content.is_finite(mixed):
+    raise errors.make(
+      'mix_weights',
+      f'NaN or infinity in {key}',
+      'finite weights',
+      'check the inputs, or take a --dtype of more range',
+    )
+  return mixed
+
+
+def _copy_files(first: sources.Source, folder: pathlib.Path, dtype: str | None) -> None:
+  """Copies what the first input has beside its weights; its config gets the requested dtype."""
+  place = first.path if first.path.is_dir() else first.path.parent
+  for name in _BESIDE:
+    if (place / name).is_file():
+      shutil.copyfile(place / name, folder / name)
+  if dtype is not None:
+    config = files.read_json(folder / 'config.json')
+    config['dtype' if 'dtype' in config else 'torch_dtype'] = dtype
+    core_files.write_json(folder / 'config.json', config)
+
+
+def _card(
+  title: str, places: Sequence[files.Path], recipe: Mapping[str, Any], rules: weights.Rules
+) -> str:
+  """Returns the model card: parents, coefficients and licences.
+
+  Args:
+    title: name of the mix.
+    places: the parents, then the base if there is one.
+    recipe: contents of `mix.json`.
+    rules: the coefficients; the last rule is the default.
+  """
+  models = {
+    hub.name_of(place): card.licence(place)
+    for each in places
+    for place in (hub.locate(part) for part in hub.split(each) if part)
+  }
+  licences = {licence for licence in models.values() if licence}
+  lines = [
+    'The weights of several models, mixed by sphinx_jax (`python -m sphinx_jax.mix_weights`).',
+    '',
+    '| parent | coefficient |',
+    '|---|---|',
+    *(f'| {_name(place)} | {c:g} |' for place, c in zip(places, rules[-1][1])),
+    '',
+    f'Method: {recipe["method"]}, sums in float32.',
+  ]
+  for pattern, row in rules[:-1]:
+    lines.append(f'Parameters `{pattern}`: {", ".join(f"{c:g}" for c in row)}.')
+  if recipe['base'] is not None:
+    lines.append(f'Base of the differences that are added: {recipe["base"]["name"]}.')
+  lines += ['', '| model | license |', '|---|---|']
+  lines += [f'| {name} | {licence or "not stated"} |' for name, licence in models.items()]
+  licence = 'other' if len(licences) > 1 else next(iter(licences), None)
+  return card.text(title, licence, [*models], '\n'.join(lines))
