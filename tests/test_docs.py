@@ -28,6 +28,7 @@ ELSEWHERE = {
   'bash launch/tpu_queued.sh': 'tests/launch/test_tpu.py',
   'python -m sphinx_jax.convert': 'tests/test_convert.py',
   'python -m sphinx_jax.mix_curve': 'tests/test_mix_curve.py',
+  'python -m sphinx_jax.mix_weights': 'tests/checkpoint/foreign/test_mixing.py',
   'python -m sphinx_jax.prepare': 'tests/test_prepare.py',
   'python -m sphinx_jax.peek --config=stage2': 'tests/test_peek.py',
   f'{EVALUATE}DIR --benchmarks': 'tests/test_evaluate.py',

@@ -235,3 +235,10 @@ def test_weights_that_changed_in_a_file_or_a_folder_have_another_identity(tmp_pa
   before = evaluate.weights_identity(str(tmp_path / name))
   (tmp_path / 'weights.pth').write_text('2')
   assert evaluate.weights_identity(str(tmp_path / name)) != before
+  adapter = tmp_path / 'adapter'
+  adapter.mkdir()
+  (adapter / 'adapter_config.json').write_text('{}')
+  place = str(tmp_path / name)
+  adapted = evaluate.weights_identity(place, str(adapter))
+  assert adapted == evaluate.weights_identity(f'{place}+{adapter}')
+  assert adapted != evaluate.weights_identity(place)

@@ -265,13 +265,15 @@ def _check_parts(
   """
   rank, alpha = (
     next(
-      (value for pattern, value in config.get(name, {}).items() if _ends_with(pattern, module)),
+      (value for pattern, value in (config.get(name) or {}).items() if _ends_with(pattern, module)),
       config[default],
     )
     for name, default in (('rank_pattern', 'r'), ('alpha_pattern', 'lora_alpha'))
   )
   scale = alpha / (math.sqrt(rank) if config.get('use_rslora') else rank)
-  out_width, in_width = shape if len(shape) == 2 else (None, None)
+  if len(shape) != 2:  # PEFT also adapts convolutions.
+    return f'its weight is {list(shape)}, no matrix', scale
+  out_width, in_width = shape
   expected = {'A': (rank, in_width), 'B': (out_width, rank)}
   if 'embedding_A' in parts:
     expected = {'embedding_A': (rank, out_width), 'embedding_B': (in_width, rank)}
@@ -288,7 +290,7 @@ def _ends_with(pattern: str, module: str) -> bool:
   return re.match(rf'(.*\.)?({pattern})$', module) is not None
 
 
-def _described(shapes: Mapping[str, tuple[int | None, ...]]) -> str:
+def _described(shapes: Mapping[str, tuple[int, ...]]) -> str:
   return ', '.join(f'lora_{name} {list(shape)}' for name, shape in shapes.items())
 
 

@@ -93,12 +93,19 @@ def drop(arrays):
   del arrays[next(key for key in arrays if 'q_proj.lora_B' in key)]
 
 
+def to_vector(arrays):
+  for part in 'AB':
+    key = f'base_model.model.model.layers.0.self_attn.q_proj.lora_{part}.weight'
+    arrays[key.replace('self_attn.q_proj', 'input_layernorm')] = arrays.pop(key)
+
+
 @pytest.mark.parametrize(
   'change, settings, words',
   [
     (rename, {}, r'4? ?modules that the base does not have \(model.layers.0.mixer.in_proj'),
     (narrow, {}, r'layers.0.self_attn.q_proj: lora_A \[3, 16\], lora_B \[32, 3\], expected'),
     (drop, {}, r'layers.0.self_attn.q_proj: lora_A \[3, 32\], expected lora_A'),
+    (to_vector, {'target_modules': None}, r'input_layernorm: its weight is \[32\], no matrix'),
     (None, {'r': 8}, r'4 modules that do not fit .*lora_A \[3, 88\].*expected lora_A \[8, 88\]'),
     (None, {'use_dora': True}, r'expected .*lora_magnitude_vector \[32\]'),
     (None, {'target_modules': ['k_proj']}, 'modules that target_modules does not name'),

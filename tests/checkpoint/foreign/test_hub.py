@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import sphinx_jax
-from sphinx_jax.checkpoint.foreign import hub
+from sphinx_jax.checkpoint.foreign import hub, mixing
 from sphinx_jax.core import errors
 from tests.models import idefics2_golden as golden
 
@@ -42,6 +42,16 @@ def test_a_name_is_a_model_of_the_cache(cache, monkeypatch, tmp_path):
   )
   (tmp_path / 'idefics2-8b').mkdir()
   assert str(hub.locate('idefics2-8b')) == 'idefics2-8b'  # A path wins.
+
+
+def test_models_of_the_cache_are_mixed_by_their_names(cache, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  for name in ('idefics2-8b', 'idefics2-8b-chatty'):
+    cache('HuggingFaceM4', name)
+  mixing.mix_folders(['idefics2-8b', 'idefics2-8b-chatty'], (1, 0), 'mix')
+  card = (tmp_path / 'mix' / 'README.md').read_text()
+  assert '- HuggingFaceM4/idefics2-8b\n- HuggingFaceM4/idefics2-8b-chatty\n' in card
+  assert str(tmp_path) not in card + (tmp_path / 'mix' / 'mix.json').read_text()
 
 
 def test_names_that_name_no_model_or_several(cache, monkeypatch, tmp_path):
