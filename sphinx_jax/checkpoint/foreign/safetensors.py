@@ -182,6 +182,9 @@ def _assign_shards(tensors: Mapping[str, Tensor], shard_bytes: float) -> dict[st
 def _write_file(path: pathlib.Path, tensors: Mapping[str, Tensor]) -> None:
   arrays = {key: files.read_checked(key, tensor) for key, tensor in tensors.items()}
   try:
+    path.touch()
+    mode = path.stat().st_mode  # By the umask. The library makes its files private.
     save_file(arrays, path, metadata={'format': 'pt'})  # transformers refuses files without it.
+    path.chmod(mode)
   except SafetensorError as error:
     raise errors.write_failed(path.parent, error) from error

@@ -131,6 +131,12 @@ def test_every_tensor_is_aligned_in_the_file(tmp_path):
       assert (8 + length + header['data_offsets'][0]) % mixed[key].dtype.itemsize == 0
 
 
+def test_others_may_read_our_files_as_they_may_read_any_new_file(sharded):
+  (sharded / 'new').touch()
+  modes = {path.stat().st_mode for path in sharded.iterdir()}
+  assert len(modes) == 1
+
+
 def test_files_beside_the_index_are_left_alone(sharded):
   by_hand(sharded / 'consolidated.safetensors', {'a': entry([1], 0, 4)}, bytes(4))
   assert list(ours.open_safetensors(sharded)) == ['a', 'b', 'c']
