@@ -26,7 +26,7 @@ def whole(config: ml_collections.ConfigDict) -> foreign.Form | None:
 
 def is_transformers(part: str, name: str) -> bool:
   """Whether HF transformers loads a folder of this form as a model."""
-  return part == 'model' or (part, name) == ('llm', 'hf')
+  return name in (FORMS['model'] if part == 'model' else ('hf',) if part == 'llm' else ())
 
 
 def each() -> Iterator[tuple[str, str, foreign.Form]]:

@@ -222,19 +222,19 @@ def _mixed_tensors(
     row = coefficients[path_of[key]] if key in path_of else (1,)
     used = [(i, c) for i, c in enumerate(row) if not (isinstance(c, float) and c == 0)]
     used = used or [(0, 0.0)]
-    is_based = has_base and key in path_of
-    leaves = [opened[i].tensors[key] for i, _ in used] + [opened[-1].tensors[key]] * is_based
-    reads.append((trees.nbytes(dict(enumerate(leaves))), functools.partial(_read_all, leaves)))
+    numbers = [i for i, _ in used] + [len(opened) - 1] * (has_base and key in path_of)
+    leaves = {i: opened[i].tensors[key] for i in numbers}
+    reads.append((trees.nbytes(leaves), functools.partial(_read_all, leaves)))
     out_dtype = weights.out_dtype(tensor.dtype, dtype)
-    mix = functools.partial(_mix, [c for _, c in used], out_dtype, key)
+    mix = functools.partial(_mix, key, [c for _, c in used], out_dtype)
     mixed[opened[0].prefix + key] = Tensor(tensor.shape, out_dtype, mix)
   values = read_ahead(reads)
   with Progress(total=sum(size for size, _ in reads), what='mixing', unit='B') as bar:
 
-    def read(mix: Callable[[list[np.ndarray]], np.ndarray]) -> np.ndarray:
-      parts = next(values)
-      bar.update(sum(part.nbytes for part in parts))
-      return mix(parts)
+    def read(mix: Callable[[dict[int, np.ndarray]], np.ndarray]) -> np.ndarray:
+      of_inputs = next(values)
+      bar.update(trees.nbytes(of_inputs))
+      return mix(of_inputs)
 
     yield {
       name: Tensor(tensor.shape, tensor.dtype, functools.partial(read, tensor.read))
@@ -242,36 +242,37 @@ def _mixed_tensors(
     }
 
 
-def _read_all(tensors: Sequence[Tensor]) -> list[np.ndarray]:
-  return [tensor.read() for tensor in tensors]
+def _read_all(tensors: Mapping[int, Tensor]) -> dict[int, np.ndarray]:
+  return {number: tensor.read() for number, tensor in tensors.items()}
 
 
 def _mix(
-  coefficients: Sequence[Any], dtype: np.dtype, key: str, values: list[np.ndarray]
+  key: str, coefficients: Sequence[Any], dtype: np.dtype, values: Mapping[int, np.ndarray]
 ) -> np.ndarray:
   """Mixes one tensor piece by piece, so that copies of the whole are not needed.
 
   Args:
+    key: name of the tensor.
     coefficients: of the parents.
     dtype: of the result.
-    key: name of the tensor.
-    values: of the parents, then of the base if there is one.
+    values: number of the input -> its tensor: of the parents, then of the base if there is one.
 
   Raises:
     SphinxError: the mix is not finite.
   """
-  flat = [value.reshape(-1) for value in values]
+  flat = [value.reshape(-1) for value in values.values()]
   parents, base = flat[: len(coefficients)], flat[len(coefficients) :]
-  mixed = np.empty(values[0].shape, dtype)
+  mixed = np.empty(next(iter(values.values())).shape, dtype)
   for start in range(0, mixed.size, _PIECE):
     part = slice(start, start + _PIECE)
     leaves = [value[part] for value in parents]
     base_leaf = base[0][part] if base else None
     mixed.reshape(-1)[part] = weights.mix_leaf(leaves, coefficients, base_leaf, dtype)
   if not content.is_finite(mixed):
+    broken = [str(i + 1) for i, value in values.items() if not content.is_finite(value)]
     raise errors.make(
       'mix_weights',
-      f'NaN or infinity in {key}',
+      f'NaN or infinity in {key}' + (f' of input {", ".join(broken)}' if broken else ''),
       'finite weights',
       'check the inputs, or take a --dtype of more range',
     )
@@ -301,12 +302,9 @@ def _card(
     recipe: contents of `mix.json`.
     rules: the coefficients; the last rule is the default.
   """
-  models = {
-    hub.name_of(place): card.licence(place)
-    for each in places
-    for place in (hub.locate(part) for part in hub.split(each) if part)
-  }
-  licences = {licence for licence in models.values() if licence}
+  folders = [hub.locate(part) for place in places for part in hub.split(place) if part]
+  models = [(hub.name_of(folder), card.licence(folder)) for folder in dict.fromkeys(folders)]
+  licences = {licence for _, licence in models if licence}
   lines = [
     'The weights of several models, mixed by sphinx_jax (`python -m sphinx_jax.mix_weights`).',
     '',
@@ -321,6 +319,6 @@ def _card(
   if recipe['base'] is not None:
     lines.append(f'Base of the differences that are added: {recipe["base"]["name"]}.')
   lines += ['', '| model | license |', '|---|---|']
-  lines += [f'| {name} | {licence or "not stated"} |' for name, licence in models.items()]
+  lines += [f'| {name} | {licence or "not stated"} |' for name, licence in models]
   licence = 'other' if len(licences) > 1 else next(iter(licences), None)
-  return card.text(title, licence, [*models], '\n'.join(lines))
+  return card.text(title, licence, [*dict(models)], '\n'.join(lines))
