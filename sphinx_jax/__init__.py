@@ -85,4 +85,4 @@ def load(
   """
   from sphinx_jax.generate import load as loading  # Keeps `import sphinx_jax` light.
 
-  return loading.load_model(directory, dtype, half_round, clip_activation, mesh, adapter)
+  return loading.load_model(directory, dtype, half_round, clip_activation, mesh, adapter=adapter)

@@ -1,5 +1,6 @@
 """Folders of HF transformers are mixed like the checkpoints that they become."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -70,6 +71,11 @@ def folders(tmp_path_factory):
   return found
 
 
+def cut_shards(monkeypatch, shard_bytes):
+  write = functools.partial(safetensors.write_safetensors, shard_bytes=shard_bytes)
+  monkeypatch.setattr(safetensors, 'write_safetensors', write)
+
+
 def parameters(folder):
   opened = assemble.arrays(assemble.assemble([sources.open_source(folder)]))
   return {path: array.read(()) for path, array in opened.items()}
@@ -102,7 +108,7 @@ def test_a_mix_has_the_bits_of_the_mix_of_the_conversions(
 
 
 def test_the_folder_has_the_files_of_the_first_input_and_a_card(folders, tmp_path, monkeypatch):
-  monkeypatch.setattr(safetensors.write_safetensors, '__defaults__', (1e5,))  # Several shards.
+  cut_shards(monkeypatch, 1e5)
   first, second, third = (tmp_path / name for name in ('first', 'second', 'of/second'))
   for folder, source, licence in zip(
     (first, second, third), folders['idefics2'], ('apache-2.0', 'mit', None)
@@ -276,7 +282,7 @@ def test_the_command_merges_an_adapter_into_one_input_with_commas_in_its_path(fo
 
 def test_memory_is_a_shard_and_a_tensor_of_each_input(tmp_path, monkeypatch):
   """48 layers of 0.5 MB, in shards of 2 MB."""
-  monkeypatch.setattr(safetensors.write_safetensors, '__defaults__', (2e6,))
+  cut_shards(monkeypatch, 2e6)
   monkeypatch.setattr(read_ahead, 'MAX_BYTES', 1 << 20)
   config = json.loads((GOLDEN / LLAMA / 'config.json').read_text()) | {
     'num_hidden_layers': 48,
