@@ -129,6 +129,7 @@ _PERCEIVER = dict(
   rms_norm_eps=1e-6,
 )
 _TEXT = dict(
+  model_type='mistral',
   vocab_size=32000,
   hidden_size=4096,
   intermediate_size=14336,
@@ -137,7 +138,6 @@ _TEXT = dict(
   num_key_value_heads=8,
   max_position_embeddings=131072,
   rms_norm_eps=1e-6,
-  sliding_window=4096,
 )
 _EDGES = dict(shortest_edge=378, longest_edge=980)
 # Files beside config.json that are read as sections of it.
@@ -182,8 +182,6 @@ def _from_huggingface(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict
   if side // patch != pos_grid:
     raise foreign_config.wrong_value('vision_config.image_size', side, f'{patch * pos_grid} pixels')
   llm = llama.settings_of_huggingface(text)
-  window = text['sliding_window']
-  llm['window'] = None if window is None else foreign_config.size(text, 'sliding_window')
   if text.get('head_dim') is not None:
     llm['head_width'] = foreign_config.size(text, 'head_dim')
   return dict(

@@ -397,6 +397,13 @@ def _from_meta(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, A
 
 
 def _to_meta(settings: Mapping[str, Any]) -> dict[str, Any]:
+  if settings.get('window') is not None:
+    raise errors.make(
+      'params.json',
+      f'llm.window {settings["window"]}',
+      'attention over the whole context, as in the official code',
+      'write a language model alone with --to=hf',
+    )
   return dict(
     dim=settings['width'],
     n_layers=settings['layers'],
@@ -412,14 +419,8 @@ def _to_meta(settings: Mapping[str, Any]) -> dict[str, Any]:
   )
 
 
-def _from_huggingface(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
-  settings = settings_of_huggingface(config)
-  _check_window(config, settings['max_length'])
-  return settings
-
-
 def settings_of_huggingface(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Settings from a config of LLaMA or Mistral, without the window of attention.
+  """Settings from a config of LLaMA or Mistral.
 
   Raises:
     SphinxError: a field is missing, or is none that the model computes.
@@ -454,28 +455,30 @@ def settings_of_huggingface(config: Mapping[str, Any]) -> dict[str, Any]:
     norm_eps=foreign_config.number(config, 'rms_norm_eps', 1e-6),
     rope_theta=rope_theta,
     rope_scaling=rope_scaling,
+    window=_window(config, context),
     max_length=context,
   )
 
 
-def _check_window(config: Mapping[str, Any], context: int) -> None:
-  """Checks that attention reaches over the whole context.
+def _window(config: Mapping[str, Any], context: int) -> int | None:
+  """The window of attention; None if it reaches over the whole context.
 
   Raises:
-    SphinxError: there is a shorter window. A Mistral has one unless its config has null.
+    SphinxError: a shorter window of a LLaMA, which transformers does not compute.
   """
-  default = 4096 if config.get('model_type') == 'mistral' else None
-  window = config.get('sliding_window', default)
-  if (
-    window is not None
-    and foreign_config.size({'sliding_window': window}, 'sliding_window') < context
-  ):
+  kinds = (config.get('model_type'), *(config.get('architectures') or ()))
+  is_mistral = not {'mistral', _MISTRAL}.isdisjoint(kinds)
+  window = config.get('sliding_window', _MISTRAL_WINDOW if is_mistral else None)
+  if window is None or foreign_config.size({'sliding_window': window}, 'sliding_window') >= context:
+    return None
+  if not is_mistral:
     raise errors.make(
       'config.json',
-      f'sliding_window {window}' + ('' if 'sliding_window' in config else ' (the default)'),
+      f'sliding_window {window} of a LLaMA',
       f'null, or at least the context of {context} positions',
-      'attention in a window is not supported',
+      "if it is a Mistral, write model_type 'mistral'; transformers ignores the window of a LLaMA",
     )
+  return window
 
 
 def _rope(config: Mapping[str, Any]) -> tuple[float, float | None]:
@@ -525,9 +528,12 @@ def _to_huggingface(settings: Mapping[str, Any]) -> dict[str, Any]:
   scaling, rope_scaling = settings.get('rope_scaling'), None
   if scaling is not None:
     rope_scaling = {'type': 'linear', 'rope_type': 'linear', 'factor': 1 / scaling}
+  window = settings.get('window')
+  kind = dict(architectures=['LlamaForCausalLM'], model_type='llama')
+  if window is not None:
+    kind = dict(architectures=[_MISTRAL], model_type='mistral', sliding_window=window)
   return dict(
-    architectures=['LlamaForCausalLM'],
-    model_type='llama',
+    **kind,
     hidden_act='silu',
     tie_word_embeddings=False,
     attention_bias=False,
@@ -549,6 +555,7 @@ def _to_huggingface(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _CONTEXT = 4096  # LLaMA-2's context, for configs without one.
+_MISTRAL, _MISTRAL_WINDOW = 'MistralForCausalLM', 4096  # The window of configs without one.
 _ROPE = foreign_config.Fields(
   used=('rope_type', 'type', 'factor', 'rope_theta'),
   neutral={'the context before it was extended': ('original_max_position_embeddings',)},
@@ -573,7 +580,7 @@ META_FIELDS = foreign_config.Fields(
 )
 HUGGINGFACE_FIELDS = foreign_config.transformers_fields(
   ('llama', 'mistral'),
-  ('LlamaForCausalLM', 'LLaMAForCausalLM', 'MistralForCausalLM'),
+  ('LlamaForCausalLM', 'LLaMAForCausalLM', _MISTRAL),
   used=(
     'vocab_size',
     'hidden_size',
@@ -620,7 +627,7 @@ FORMS = {
     'LLaMA of HF transformers',
     'model.embed_tokens.weight',
     _huggingface,
-    _from_huggingface,
+    lambda _, config: settings_of_huggingface(config),
     unused=(r'.*\.rotary_emb\.inv_freq',),
     config=_to_huggingface,
     configs={'config.json': HUGGINGFACE_FIELDS},

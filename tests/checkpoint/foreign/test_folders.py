@@ -56,7 +56,7 @@ def refused(path, **options) -> str:
     ({'auto_map': {'AutoModel': 'modeling_x.Model'}}, ['auto_map']),
     ({'layer_types': ['full_attention', 'sliding_attention']}, ['layer_types']),
     ({'scale_emb': 12}, ['scale_emb 12 (an unknown field)']),
-    (model('Mistral', sliding_window=16), ['sliding_window 16', '2048 positions']),
+    ({'sliding_window': 16}, ['sliding_window 16 of a LLaMA', '2048 positions']),
     ({'sliding_window': 'no'}, ["sliding_window 'no'"]),
     ({'num_key_value_heads': 3}, ['num_key_value_heads 3', 'a divisor of 4']),
     ({'rms_norm_eps': 'small'}, ["rms_norm_eps 'small'"]),
@@ -76,9 +76,12 @@ def test_a_config_of_another_model_is_refused_by_name(tmp_path, changes, words):
   assert all(word in message for word in words), message
 
 
-def test_a_mistral_without_a_window_in_its_config_has_one(tmp_path):
-  changed = edited(tmp_path / 'a', LLAMA, max_position_embeddings=32768, **model('Mistral'))
-  assert 'sliding_window 4096 (the default)' in refused(changed)
+@pytest.mark.parametrize('given, window', [({}, 4096), ({'sliding_window': 16}, 16)])
+def test_a_mistral_has_a_window_of_its_own_or_the_default(tmp_path, given, window):
+  changes = model('Mistral', max_position_embeddings=32768, **given)
+  found = sources.open_source(edited(tmp_path / 'edited', LLAMA, **changes))
+  plain = sources.open_source(GOLDEN / LLAMA).settings
+  assert found.settings == plain | {'window': window, 'max_length': 32768}
 
 
 @pytest.mark.parametrize(

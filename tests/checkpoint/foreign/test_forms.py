@@ -1,5 +1,6 @@
 """Names and shapes against golden files of the libraries (tests/golden/foreign/make.py)."""
 
+import functools
 import json
 import shutil
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 import sphinx_jax
+from sphinx_jax import convert
 from sphinx_jax.checkpoint.foreign import safetensors, sources
 from sphinx_jax.core import trees
-from sphinx_jax.models import pixels, sphinx
+from sphinx_jax.models import families, pixels, sphinx
 from sphinx_jax.models.encoders import clip as clip_encoder
 from tests.checkpoint.foreign import recorded
 from tests.checkpoint.foreign.recorded import (
@@ -23,6 +25,7 @@ from tests.checkpoint.foreign.recorded import (
   OUTPUTS,
   SECOND,
   SHARDED,
+  TOKENIZER,
   parameters,
   parts,
 )
@@ -110,6 +113,81 @@ def test_openais_archive_has_quick_gelu_and_mixed_dtypes():
 def test_logits_of_llama_are_those_of_transformers(name, logits):
   found = sphinx_jax.load(GOLDEN / name, dtype='float32').logits(OUTPUTS['llama_tokens'])
   np.testing.assert_allclose(found, OUTPUTS[logits], atol=1e-4, rtol=0)
+
+
+def plain_logits(folder, tokens, window):
+  """Mistral as transformers names it, written out in float64 for one row of ids."""
+  weight = {
+    name.removeprefix('model.'): tensor.read().astype(np.float64)
+    for name, tensor in safetensors.open_safetensors(folder).items()
+  }
+  config = json.loads((folder / 'config.json').read_text())
+  heads, kv_heads, rope = (
+    config[name] for name in ('num_attention_heads', 'num_key_value_heads', 'rope_parameters')
+  )
+  at = np.arange(len(tokens))
+  distance = at[:, None] - at
+  mask = (distance >= 0) & (distance < window)
+  width = config['hidden_size'] // heads
+  angles = at[:, None] / rope['factor'] * rope['rope_theta'] ** -(np.arange(0, width, 2) / width)
+  cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+
+  def norm(x, name):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + config['rms_norm_eps']) * weight[name]
+
+  def rotated(x):
+    first, second = np.split(x, 2, -1)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+
+  x = weight['embed_tokens.weight'][tokens]
+  for layer in (f'layers.{i}.' for i in range(config['num_hidden_layers'])):
+    project = lambda x, name: x @ weight[f'{layer}{name}_proj.weight'].T  # noqa: B023
+    inputs = norm(x, f'{layer}input_layernorm.weight')
+    q, k, v = (project(inputs, f'self_attn.{n}').reshape(len(at), -1, width) for n in 'qkv')
+    k, v = (array.repeat(heads // kv_heads, axis=1) for array in (rotated(k), v))
+    scores = np.einsum('thc,shc->hts', rotated(q), k) / width**0.5
+    scores = np.exp(np.where(mask, scores, -np.inf))
+    attended = np.einsum('hts,shc->thc', scores / scores.sum(-1, keepdims=True), v)
+    x = x + project(attended.reshape(len(at), -1), 'self_attn.o')
+    inputs = norm(x, f'{layer}post_attention_layernorm.weight')
+    gate = project(inputs, 'mlp.gate')
+    x = x + project(gate / (1 + np.exp(-gate)) * project(inputs, 'mlp.up'), 'mlp.down')
+  return norm(x, 'norm.weight') @ weight['lm_head.weight'].T
+
+
+@pytest.mark.parametrize('window', [4, 4096])
+def test_a_mistral_sees_its_window_alone(window, tmp_path):
+  """In whole sequences and over a cache, also after a conversion there and back."""
+  changes = dict(model_type='mistral', architectures=['MistralForCausalLM'], sliding_window=window)
+  folder = recorded.edited(tmp_path / 'mistral', LLAMA, max_position_embeddings=8192, **changes)
+  tokens = OUTPUTS['llama_tokens']
+  want = plain_logits(folder, tokens[0], window)
+  assert (abs(want - OUTPUTS['llama_scaled_logits'][0]).max() > 0.1) == (window == 4)
+  convert.import_checkpoint(
+    convert.open_sources([str(folder)], tokenizer=str(TOKENIZER)), tmp_path / 'ours'
+  )
+  model = sphinx_jax.load(tmp_path / 'ours', dtype='float32')
+  np.testing.assert_allclose(model.logits(tokens)[0], want, atol=1e-4, rtol=0)
+  if window == 4:
+    np.testing.assert_allclose(cached_logits(model, tokens, 5)[0], want[4:], atol=1e-4, rtol=0)
+  convert.export_checkpoint(str(tmp_path / 'ours'), str(tmp_path / 'back'), 'hf')
+  before, after = ((f / 'config.json').read_text() for f in (folder, tmp_path / 'back'))
+  assert json.loads(after) == json.loads(before)
+
+
+def cached_logits(model, tokens, prompt):
+  """Logits from the last token of a prompt on, token by token over a cache."""
+  module, found = families.build(model.config), []
+  cache = families.init_cache(model.config, 1, tokens.shape[1])
+  decode = jax.jit(functools.partial(module.apply, method='decode'))
+  for begin, end in [(0, prompt), *((i, i + 1) for i in range(prompt, tokens.shape[1]))]:
+    ids = tokens[:, begin:end]
+    positions = np.arange(begin, end)[None]
+    logits, cache = decode(
+      {'params': model.params}, ids, np.full_like(ids, -1), positions, None, cache
+    )
+    found.append(logits[:, -1:])
+  return np.concatenate(found, axis=1)
 
 
 def test_meta_and_huggingface_give_the_same_parameters():
