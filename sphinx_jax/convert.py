@@ -30,7 +30,7 @@ from sphinx_jax.core import cli, config as config_lib, errors, paths, text, tree
 from sphinx_jax.core.progress import Progress, log
 from sphinx_jax.data import dialog
 from sphinx_jax.generate import load as loading
-from sphinx_jax.models import families
+from sphinx_jax.models import families, forms
 
 FLAGS = flags.FLAGS
 _UNUSED_FLAGS = {
@@ -224,7 +224,7 @@ def export_checkpoint(
     return
   with paths.new_folder(output) as folder:
     target.write(folder, config, tensors, bundle.tokenizer or b'', origin, shards)
-  if to == 'hf' and config.get('encoders'):
+  if to == 'hf' and forms.whole(config) is None and families.family(config).sees_images(config):
     log.info(
       'only the language model was written, without the encoders, their projections and the '
       'parameters that mark start and end of a view'

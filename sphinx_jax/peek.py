@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 from sphinx_jax import run
 from sphinx_jax.core import cli, errors, paths, text
-from sphinx_jax.mix import scales
 from sphinx_jax.models import families
 from sphinx_jax.report import packed_rows
 
@@ -49,32 +48,6 @@ def narrowed(config: ConfigDict, only: Sequence[str] | None, tokenizer: str | No
   return ConfigDict(settings)
 
 
-def views_of(pixels: np.ndarray, model: ConfigDict) -> Views:
-  """Returns the views of one image slot, as the encoders get them.
-
-  Args:
-    pixels: uint8[Y, X, 3].
-    model: `config.model`.
-
-  Returns:
-    One entry for each view size. Its caption names the encoders of that size. A model without a mix
-    of encoders sees the slot as it is.
-  """
-  if 'encoders' not in model:
-    height, width = pixels.shape[:2]
-    return [(f'{width} x {height} pixels', pixels[None])]
-  encoders_by_size: dict[int, list[str]] = {}
-  for name, encoder in model.encoders.items():
-    if encoder is not None:  # An encoder that a config leaves out.
-      encoders_by_size.setdefault(encoder.view, []).append(name)
-  shown = []
-  for size, names in encoders_by_size.items():
-    views = np.asarray(scales.views(pixels[None].astype(np.float32), model.grid, size))[0]
-    caption = f'{", ".join(names)}: {len(views)} x {size} pixels'
-    shown.append((caption, np.clip(np.round(views), 0, 255).astype(np.uint8)))
-  return shown
-
-
 def peek(config: ConfigDict, count: int) -> tuple[str, list[tuple[packed_rows.Example, Views]]]:
   """Reads the first batch of a run.
 
@@ -98,7 +71,8 @@ def peek(config: ConfigDict, count: int) -> tuple[str, list[tuple[packed_rows.Ex
       views: Views = []
       for slot in example.slots:
         height, width = batch['image_size'][row, slot]
-        views += views_of(batch['images'][row, slot, :height, :width], config.model)
+        pixels = batch['images'][row, slot, :height, :width]
+        views += families.family(config.model).views(config.model, pixels)
       shown.append((example, views))
   return data.table, shown
 

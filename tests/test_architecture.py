@@ -2,9 +2,12 @@
 
 import ast
 import pathlib
+import re
 from collections.abc import Iterator
 
 import pytest
+
+from sphinx_jax.models import families
 
 ROOT = pathlib.Path(__file__).parent.parent
 # From the lowest. Packages of one layer do not import each other.
@@ -83,3 +86,35 @@ def test_the_lower_layers_do_without_heavy_packages(file):
   heavy = {name.split('.')[0] for name in _imports(file)} & HEAVY
   is_exception = file == ROOT / 'sphinx_jax' / 'core' / 'tensorflow.py'
   assert not heavy or is_exception, f'{file} imports {heavy}'
+
+
+# Files that describe one family: the table of dialog templates, and the official form of SPHINX.
+OF_A_FAMILY = {
+  'data/dialog.py',
+  *(f'checkpoint/foreign/{name}.py' for name in ('assemble', 'export', 'sources')),
+}
+NAMES = re.compile('|'.join(name for name in families.FAMILIES if name != 'sphinx'), re.IGNORECASE)
+# Sections that the model config of one family has and that of another has not.
+SECTIONS = {'encoders', 'vision', 'perceiver'}
+
+
+def _code(file: pathlib.Path) -> Iterator[str]:
+  """Yields the names and texts of a file's code, without its docstrings and comments."""
+  tree = ast.parse(file.read_text())
+  prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+      yield node.value
+    for field in ('id', 'attr', 'name', 'module', 'arg'):
+      if isinstance(value := getattr(node, field, None), str):
+        yield value
+
+
+@pytest.mark.parametrize('file', [file for file in FILES if _package(file) != 'models'], ids=_name)
+def test_only_models_know_which_family_they_are(file):
+  if str(file.relative_to(ROOT / 'sphinx_jax')) in OF_A_FAMILY:
+    return
+  assert 'sphinx_jax.models.sphinx' not in _imports(file)
+  for word in _code(file):
+    assert not NAMES.search(word), f'{file} names a model family: {word!r}'
+    assert word not in SECTIONS, f'{file} depends on the config of a model family: {word!r}'

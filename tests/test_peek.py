@@ -8,6 +8,7 @@ from PIL import Image
 from sphinx_jax import peek, run
 from sphinx_jax.configs import stage2
 from sphinx_jax.core import config as config_lib, errors
+from sphinx_jax.models import sphinx
 from sphinx_jax.report import packed_rows
 from tests import paper_data, release
 from tests.generate import small
@@ -77,7 +78,7 @@ def test_every_view_of_every_size_is_shown():
   model = ml_collections.ConfigDict(
     dict(grid=2, encoders=dict(clip=dict(view=8), dinov2=dict(view=8), convnext=dict(view=16)))
   )
-  sheets = peek.views_of(SEEN, model)
+  sheets = sphinx.Sphinx.views(model, SEEN)
   assert [caption for caption, _ in sheets] == [
     'clip, dinov2: 5 x 8 pixels',
     'convnext: 5 x 16 pixels',

@@ -75,11 +75,13 @@ def load_model(
   with config.unlocked():
     config.update({name: value for name, value in changes.items() if value is not None})
     if clip_activation is not None:
-      if 'clip' not in config.get('encoders', {}):
+      parts = families.family(config).parts(config)
+      clip = next((path for path in parts if path.endswith('.clip')), None)
+      if clip is None:
         raise errors.make(
           'load', f'clip_activation={clip_activation!r}', 'a model with CLIP in it', 'leave it out'
         )
-      config.encoders.clip.activation = clip_activation
+      config.update_from_flattened_dict({f'{clip}.activation': clip_activation})
   return _model(carried, config, params)
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from sphinx_jax.core import tables
+from sphinx_jax.core import tables, trees
 from sphinx_jax.models import attention, multimodal
 
 FAMILIES = tables.Table(
@@ -101,6 +101,13 @@ def settings_of_weights(config: ml_collections.ConfigDict) -> dict[str, Any]:
   if llm['kv_heads'] is None:
     llm['kv_heads'] = llm['heads']
   return {**settings, 'llm': {'name': config.llm.name, **llm}}
+
+
+def part_names(config: ml_collections.ConfigDict) -> set[str]:
+  """Names of the modules and vectors of a model: encoders, projections, 'llm'."""
+  groups = {path.split('.')[0] for path in family(config).parts(config) if '.' in path}
+  names = (path.split('/') for path in trees.flatten(abstract_params(config)))
+  return {name[1] if name[0] in groups else name[0] for name in names}
 
 
 def visual_tokens(config: ml_collections.ConfigDict) -> int:

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from sphinx_jax.core import errors, tables
 
@@ -51,6 +52,17 @@ class Multimodal(nn.Module):
   def sees_images(cls, config: Any) -> bool:
     """Whether a model of this config has encoders of images."""
     return True
+
+  @classmethod
+  def views(cls, config: Any, slot: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """What the encoders see of an image slot, for people: [(caption, uint8[V,Y,X,3]), ...].
+
+    Args:
+      config: the model config.
+      slot: uint8[Y,X,3].
+    """
+    height, width = slot.shape[:2]
+    return [(f'{width} x {height} pixels', slot[None])]
 
   def encode(self, images: jax.Array, image_size: jax.Array | None = None) -> jax.Array:
     """Visual tokens [B,N*L,D] of images uint8[B,N,Y,X,3], L of each image.

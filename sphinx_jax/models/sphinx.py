@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from sphinx_jax.core import errors, tables
 from sphinx_jax.mix import embeddings, scales
@@ -117,6 +118,20 @@ class Sphinx(multimodal.Multimodal):
   @classmethod
   def sees_images(cls, config: Any) -> bool:
     return bool(config.encoders)
+
+  @classmethod
+  def views(cls, config: Any, slot: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """One entry for each size of views; its caption names the encoders of that size."""
+    encoders_by_size: dict[int, list[str]] = {}
+    for name, encoder in config.encoders.items():
+      if encoder is not None:  # An encoder that a config leaves out.
+        encoders_by_size.setdefault(encoder.view, []).append(name)
+    shown = []
+    for size, names in encoders_by_size.items():
+      views = np.asarray(scales.views(slot[None].astype(np.float32), config.grid, size))[0]
+      caption = f'{", ".join(names)}: {len(views)} x {size} pixels'
+      shown.append((caption, np.clip(np.round(views), 0, 255).astype(np.uint8)))
+    return shown
 
   def setup(self) -> None:
     config = self.config

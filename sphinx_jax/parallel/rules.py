@@ -54,6 +54,10 @@ RULES: dict[str, MeshAxes] = {
   'encoder_out': _storage_only('tensor'),
 }
 
+# Stored whole if the mesh does not divide it; arithmetic is split all the same. Tokens that are added
+# to a tokenizer leave no round number, such as 32003.
+UNEVEN = ('vocab',)
+
 LARGE = 2**20  # Bytes. Larger leaves that are replicated are logged.
 
 
@@ -138,11 +142,13 @@ def _checked_partition(
       f'{len(leaf.shape)} for shape {leaf.shape}',
       'name every dimension',
     )
-  spec = partition(names, path)
-  for size, name in zip(leaf.shape, names):
+  spec = [*partition(names, path)]
+  for i, (size, name) in enumerate(zip(leaf.shape, names)):
     axes = _axes(name)
     ways = math.prod(mesh.shape[axis] for axis in axes)
-    if size % ways:
+    if size % ways and name in UNEVEN:
+      spec[i] = None
+    elif size % ways:
       raise errors.make(
         f"sharding of '{path}'",
         f"shape {leaf.shape} whose '{name}' {size} is not divided by mesh axis "
@@ -151,7 +157,7 @@ def _checked_partition(
         'change the mesh or the model width',
       )
   is_vector = len([name for name in names if name != 'layers']) == 1
-  return PartitionSpec() if is_vector else spec
+  return PartitionSpec() if is_vector else PartitionSpec(*spec)
 
 
 def _log_replicated(

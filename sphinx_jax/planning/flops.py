@@ -6,13 +6,8 @@ A product of [M,K] and [K,N] counts 2 * M * K * N, times the trips of the loops 
 import collections
 import dataclasses
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
-
-_PARTS = re.compile(
-  r'(?<=/)(clip|convnext|dinov2|qformer)(?=/|$)|(visual_proj|qformer_proj)|llm\.(lm_head)'
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +15,7 @@ class Flops:
   """FLOP of one update over all devices.
 
   Attributes:
-    parts: FLOP by part of the model: encoders by name with all their views, projections, 'llm',
+    parts: FLOP by part of the model (`families.part_names`), encoders with all their views, and
       'lm_head'.
     recomputed: FLOP that remat computes a second time; not in `parts`.
   """
@@ -29,7 +24,7 @@ class Flops:
   recomputed: float
 
 
-def count(traced: Any) -> Flops:
+def count(traced: Any, names: Collection[str]) -> Flops:
   """Counts the products of one update.
 
   Matrix products and convolutions are counted, as MFU counts them. Attention is counted as its
@@ -38,6 +33,7 @@ def count(traced: Any) -> Flops:
 
   Args:
     traced: `Program.trace()`.
+    names: `families.part_names` of its model.
   """
   parts: collections.Counter[str] = collections.Counter()
   recomputed = 0.0
@@ -45,15 +41,15 @@ def count(traced: Any) -> Flops:
     if 'rematted_computation' in path:
       recomputed += flops
     else:
-      parts[_part(path)] += flops
+      parts[_part(path, names)] += flops
   return Flops(dict(parts), recomputed)
 
 
-def _part(path: str) -> str:
-  match = _PARTS.search(path)
-  if match:
-    return next(name for name in match.groups() if name)
-  return 'llm' if 'llm' in path else 'other'
+def _part(path: str, names: Collection[str]) -> str:
+  modules = path.split('/')
+  if 'llm.lm_head' in modules:
+    return 'lm_head'
+  return next((name for m in modules if (name := m.split('.')[0]) in names), 'other')
 
 
 def _products(jaxpr: Any, trips: int, path: str) -> Iterator[tuple[float, str]]:

@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sphinx_jax.core import errors
+from sphinx_jax.models import families
 from sphinx_jax.planning import activations, compiled as compiling, flops, leaves, roofline, slices
 
 # (config, devices) -> `sphinx_jax.run.Program`, which this package must not import.
@@ -162,7 +163,9 @@ class Planner:
       single = changed(config, _ONE_DEVICE | {'batch.size': config.optimizer.accumulate})
       plain = changed(single, {'model.attention': 'xla'})
       self._traces[key] = _Traced(
-        flops=flops.count(self._make_program(plain, devices).trace()),
+        flops=flops.count(
+          self._make_program(plain, devices).trace(), families.part_names(config.model)
+        ),
         saved=activations.saved_stacks(self._make_program(single, devices).trace()),
       )
     return self._traces[key]

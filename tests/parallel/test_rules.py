@@ -1,11 +1,13 @@
 import logging
+import math
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from sphinx_jax.core import errors
+from sphinx_jax.core import errors, trees
+from sphinx_jax.models import families, idefics2
 from sphinx_jax.parallel import mesh, rules
 
 
@@ -41,6 +43,29 @@ def test_names_become_mesh_axes():
 def test_impossible_shardings_are_refused(axes, shape, message):
   with pytest.raises(errors.SphinxError, match=message):
     rules.shardings({'w': axes}, shapes(w=shape), mesh.make_mesh(1, 4, 2))
+
+
+def test_a_vocabulary_that_does_not_divide_is_stored_whole():
+  names = {'embed': ('vocab', 'lookup'), 'output': ('embed', 'vocab')}
+  for vocab, ways in ((6, 2), (7, 1)):
+    found = rules.shardings(
+      names, shapes(embed=(vocab, 8), output=(8, vocab)), mesh.make_mesh(1, 4, 2)
+    )
+    assert found['embed'].shard_shape((vocab, 8)) == (vocab // ways, 2)
+    assert found['output'].shard_shape((8, vocab)) == (2, vocab // ways)
+
+
+@pytest.mark.parametrize('fsdp, tensor', [(8, 1), (16, 4), (32, 8), (128, 1)])
+def test_every_parameter_of_the_full_size_is_split_over_a_pod(fsdp, tensor):
+  """Of Idefics2: 32003 tokens, 64 queries, 4 and 8 key/value heads."""
+  config = idefics2.full_size()
+  pod = jax.sharding.AbstractMesh((1, fsdp, tensor), mesh.AXES)
+  params = families.abstract_params(config)
+  found = rules.shardings(families.logical_axes(config), params, pod)
+  for path, sharding in trees.flatten(found).items():
+    leaf = trees.flatten(params)[path]
+    parts = leaf.size / math.prod(sharding.shard_shape(leaf.shape))
+    assert leaf.size < rules.LARGE / 4 or parts >= fsdp, path
 
 
 def test_a_parameter_without_names_is_refused():

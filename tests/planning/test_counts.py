@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sphinx_jax.models import families
 from sphinx_jax.parallel import mesh as meshes
 from sphinx_jax.planning import compiler_dumps, flops, leaves
 from sphinx_jax.run import Program
+from tests.models import idefics2_golden
 from tests.tiny import tiny
 
 pytestmark = pytest.mark.usefixtures('optimized')
@@ -42,8 +44,9 @@ def wide(**changes):
   ],
 )
 def test_products_are_those_that_xla_counts(changes):
-  program = Program(wide(**changes))
-  counted = flops.count(program.trace())
+  config = wide(**changes)
+  program = Program(config)
+  counted = flops.count(program.trace(), families.part_names(config.model))
   by_xla = program.lower().compile().cost_analysis()['flops']
   assert sum(counted.parts.values()) + counted.recomputed == pytest.approx(by_xla, rel=0.05)
   assert (counted.recomputed > 0) == ('model.remat' in changes)
@@ -51,9 +54,25 @@ def test_products_are_those_that_xla_counts(changes):
 
 
 def test_loops_are_counted_with_their_trips():
-  looped = flops.count(Program(wide(**{'model.scan_unroll': 1})).trace())
-  flat = flops.count(Program(wide(**{'model.scan_unroll': LAYERS})).trace())
+  looped, flat = (
+    flops.count(Program(config).trace(), families.part_names(config.model))
+    for config in (wide(**{'model.scan_unroll': 1}), wide(**{'model.scan_unroll': LAYERS}))
+  )
   assert looped == flat
+
+
+def test_parts_of_another_family_are_counted_by_name():
+  """Frozen vision is computed once; what is trained three times, without the first gradient."""
+  trainable = (('vision/.*', 'frozen'), ('.*', 'train'))
+  config = tiny(**{'batch.images': 3, 'trainable': trainable, 'optimizer.name': 'adamw'}).unlock()
+  config.model = idefics2_golden.config()
+  parts = flops.count(Program(config).trace(), families.part_names(config.model)).parts
+  assert set(parts) == {'vision', 'projection', 'perceiver', 'llm', 'lm_head', 'other'}
+  images, patches = 3 * config.batch.size, 7 * 7
+  layer = patches * (4 * 32 * 32 + 2 * 32 * 72) + 2 * patches**2 * 32
+  assert parts['vision'] == 2 * images * (patches * 14 * 14 * 3 * 32 + 2 * layer)
+  weights = 32 * 96, 32 * 96, 96 * 48
+  assert parts['projection'] == 2 * images * patches * (2 * sum(weights) + weights[2])
 
 
 def test_resident_bytes_are_those_that_the_compiler_takes():
