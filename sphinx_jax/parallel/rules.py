@@ -54,8 +54,8 @@ RULES: dict[str, MeshAxes] = {
   'encoder_out': _storage_only('tensor'),
 }
 
-# Stored whole if the mesh does not divide it; arithmetic is split all the same. Tokens that are added
-# to a tokenizer leave no round number, such as 32003.
+# Stored whole if the mesh does not divide it; its arithmetic is split all the same. Tokens that are
+# added to a tokenizer leave no round number, such as 32003.
 UNEVEN = ('vocab',)
 
 LARGE = 2**20  # Bytes. Larger leaves that are replicated are logged.
