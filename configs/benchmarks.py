@@ -20,10 +20,16 @@ papers cite:
     MME                           LLaVA-Mini; LLaVA-UHD has 1470.7
     RefCOCO, RefCOCO+, RefCOCOg   arXiv 2404.13046 (MoVA), arXiv 2404.07973 (Ferret-v2)
 
+`prompts` are prompts of other models, by the name of their dialog template (data/dialog.py). Those
+of Idefics2 are from VLMEvalKit (vlmeval/vlm/idefics.py, 0176e46), which has none for VQAv2, OKVQA,
+GQA, VizWiz and POPE; there, and where the annotation file has a whole prompt, SPHINX's is used.
+
 A number that fewer papers cite is None. No released weights could be run here, so no row has a
 result of this project.
 """
 
+import types
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -41,6 +47,7 @@ CAPTION = caption.INSTRUCTIONS[0]
 DETECTION = detection.INSTRUCTIONS[0]
 LAYOUT = layout.INSTRUCTIONS[0]
 POSE = pose.INSTRUCTIONS[0]
+BRIEF = {'idefics2': '{}\nGive a very brief answer.'}
 
 
 def _row(
@@ -53,6 +60,7 @@ def _row(
   note: str = '',
   prefix: str = '',
   hidden: bool = False,
+  prompts: Mapping[str, str] = types.MappingProxyType({}),
   **own: Any,
 ) -> dict[str, Any]:
   """Returns the row of a benchmark.
@@ -67,6 +75,7 @@ def _row(
     note: a remark.
     prefix: the beginning of every answer.
     hidden: whether the answers are hidden.
+    prompts: dialog template -> instruction that models with it are asked instead.
     own: arguments of the reader, and `boxes`, the form of boxes in answers (key of
       evaluation/protocols/box_forms.FORMS).
   """
@@ -75,6 +84,7 @@ def _row(
     protocol=protocol,
     metric=metric,
     prompt=prompt,
+    prompts=dict(prompts),
     prefix=prefix,
     max_new_tokens=max_new_tokens,
     published=published,
@@ -121,7 +131,9 @@ def _pope(subset: str) -> dict[str, Any]:
 def _official_rows() -> dict[str, dict[str, Any]]:
   """The benchmarks of the official annotation_config.json, under its names."""
   return dict(
-    mme=_official('MME_benchmark', 'mme_score', metric='perception', published=1470.6),
+    mme=_official(
+      'MME_benchmark', 'mme_score', metric='perception', published=1470.6, prompts=BRIEF
+    ),
     okvqa_val=_annotators(
       'okvqa_val', 'data/okvqa/mscoco_val2014_annotations.json', published=62.6
     ),
@@ -132,6 +144,7 @@ def _official_rows() -> dict[str, dict[str, Any]]:
       'data/textvqa/textvqa_val_annotations.json',
       'data/textvqa/TextVQA_0.5.1_val.json',
       published=61.2,
+      prompts=BRIEF,
     ),
     vsr_val=_official('vsr_val', 'accuracy', prompt='{}'),
     vizwiz_val=_annotators(
@@ -141,11 +154,15 @@ def _official_rows() -> dict[str, dict[str, Any]]:
       prompt=UNANSWERABLE_INSTRUCTION,
     ),
     docvqa_val=_official(
-      'docvqa_val', 'anls', max_new_tokens=32, annotation='data/docvqa/val/val_v1.0.json'
+      'docvqa_val',
+      'anls',
+      max_new_tokens=32,
+      annotation='data/docvqa/val/val_v1.0.json',
+      prompts=BRIEF,
     ),
-    chartqa_test_human=_official('chartqa_test_human', 'relaxed_accuracy'),
-    chartqa_test_augmented=_official('chartqa_test_augmented', 'relaxed_accuracy'),
-    ocrvqa_val=_official('ocrvqa_val', 'accuracy', max_new_tokens=20),
+    chartqa_test_human=_official('chartqa_test_human', 'relaxed_accuracy', prompts=BRIEF),
+    chartqa_test_augmented=_official('chartqa_test_augmented', 'relaxed_accuracy', prompts=BRIEF),
+    ocrvqa_val=_official('ocrvqa_val', 'accuracy', max_new_tokens=20, prompts=BRIEF),
     ai2diagram=_official('ai2diagram_test', 'accuracy'),
     Qbench_dev=_official('Qbench_dev', 'accuracy', prompt='{}'),
     scienceqa_test=_official(
@@ -279,6 +296,7 @@ def _own_rows() -> dict[str, dict[str, Any]]:
       'anls',
       hidden=True,
       max_new_tokens=32,
+      prompts=BRIEF,
       file='data/docvqa/test/test_v1.0.json',
       images='data/docvqa/test',
     ),

@@ -112,7 +112,8 @@ def score_benchmarks() -> None:
     hosts.exclusive(FLAGS.output, 'output'),
     files.writing(FLAGS.output, 'output'),
   ):
-    benchmarks = open_benchmarks(FLAGS.config, FLAGS.benchmarks, FLAGS.root, FLAGS.limit)
+    style = load.template(FLAGS.checkpoint).style
+    benchmarks = open_benchmarks(FLAGS.config, FLAGS.benchmarks, FLAGS.root, FLAGS.limit, style)
     output, run = epath.Path(FLAGS.output), checkpoint_identity(FLAGS.checkpoint, FLAGS.adapter)
     weights = weights_identity(FLAGS.checkpoint, FLAGS.adapter)
     hosts.on_process_0(lambda: predictions.claim(output, run, benchmarks, weights))
@@ -145,7 +146,7 @@ def score_predictions() -> None:
 
 
 def open_benchmarks(
-  config: Mapping, names: Sequence[str], root: str, limit: int | None
+  config: Mapping, names: Sequence[str], root: str, limit: int | None, style: str = ''
 ) -> list[Benchmark]:
   """Opens benchmarks by name.
 
@@ -154,6 +155,7 @@ def open_benchmarks(
     names: names in `config`. A repeated one is opened once.
     root: directory to which the paths in `config` are relative.
     limit: number of questions to keep of each, or None for all.
+    style: dialog template of the model that is asked.
 
   Raises:
     SphinxError: a name is unknown, or files are missing.
@@ -163,7 +165,7 @@ def open_benchmarks(
     raise errors.unknown('benchmark', unknown[0], config)
   benchmarks = []
   for name in dict.fromkeys(names):
-    benchmark = open_benchmark(name, config[name].to_dict(), root)
+    benchmark = open_benchmark(name, config[name].to_dict(), root, style)
     benchmarks.append(dataclasses.replace(benchmark, questions=benchmark.questions[:limit]))
   return benchmarks
 

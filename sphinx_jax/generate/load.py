@@ -39,6 +39,15 @@ def load_run(directory: store.Path) -> tuple[Model, dict[str, Any], ml_collectio
   return _model(carried, carried.config.model, params), meta, carried.config
 
 
+def template(directory: store.Path) -> dialog.Template:
+  """The dialog template of a checkpoint, or of a folder as others release it; reads no weight."""
+  if store.is_checkpoint(directory):
+    carried = bundle.load_bundle(directory).dialog
+  else:
+    carried = assemble.assemble([sources.open_source(directory)]).dialog
+  return dialog.Template(**carried)
+
+
 def load_model(
   directory: store.Path,
   dtype: str | None = None,
@@ -96,8 +105,7 @@ def _model(carried: bundle.Bundle, config: ml_collections.ConfigDict, params: di
   if carried.tokenizer is not None:
     pieces = tokenizer.Tokenizer(carried.tokenizer, carried.added_tokens)
   image = carried.config.get('image') or {'alpha': 'drop'}  # Imported weights have no such section.
-  template = dialog.Template(**carried.dialog)
-  return Model(config, params, pieces, template, alpha=image['alpha'])
+  return Model(config, params, pieces, dialog.Template(**carried.dialog), alpha=image['alpha'])
 
 
 def _sharded_shapes(

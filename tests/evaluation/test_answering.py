@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -8,9 +9,11 @@ from PIL import Image
 from sphinx_jax.core import errors
 from sphinx_jax.evaluation import answering, predictions
 from sphinx_jax.evaluation.benchmarks.benchmark import open_benchmark
+from sphinx_jax.generate import load
 from tests.checkpoint import bucket
 from tests.evaluation import questions
 from tests.generate import small
+from tests.models import idefics2_golden
 
 
 @pytest.fixture
@@ -170,3 +173,27 @@ def test_transparent_pixels_are_shown_as_in_training(root, tmp_path):
     model.alpha = alpha
     ask(root, tmp_path / alpha, model)
     assert all(image[8, 8].tolist() == [shade] * 3 for image in model.images)
+
+
+def test_a_model_of_another_family_is_asked_with_the_prompts_of_its_dialogs(root, tmp_path):
+  """Answers are those of `chat`: up to the end of the turn, without its token and spaces."""
+  folder = idefics2_golden.FOLDER / 'model'
+  settings = dict(prompts={'idefics2': '{}\nBriefly.'}, max_new_tokens=3)
+  style = load.template(folder).style
+  benchmark = open_benchmark('colors', questions.SETTINGS | settings, root, style)
+  benchmark = dataclasses.replace(benchmark, questions=benchmark.questions[:3])
+  model = load.load_model(folder)
+  claimed = predictions.claim(tmp_path / 'out', 'a', [benchmark])
+  answering.answer(model, benchmark, claimed, batch_size=4)
+  lines = [
+    json.loads(line) for line in (tmp_path / 'out' / 'colors.jsonl').read_text().splitlines()
+  ]
+  assert [line['prompt'] for line in lines] == [
+    f'What is the color?{" Say it." * i}\nBriefly.' for i in range(3)
+  ]
+  pixels = [np.asarray(Image.open(question.image)) for question in benchmark.questions]
+  dialogs = [[(line['prompt'], None)] for line in lines]
+  assert [line['answer'] for line in lines] == model.answers(dialogs, pixels, max_new_tokens=3)
+  for line in lines:
+    assert line['answer'] == line['answer'].strip()
+    assert not any(special in line['answer'] for special in model.tokenizer.specials)

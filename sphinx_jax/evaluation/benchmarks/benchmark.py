@@ -42,6 +42,7 @@ READERS = Table(
 COMMON_KEYS = (
   'reader',
   'prompt',
+  'prompts',
   'prefix',
   'max_new_tokens',
   'protocol',
@@ -103,13 +104,16 @@ class Benchmark:
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def open_benchmark(name: str, settings: Mapping[str, Any], root: Path | str) -> Benchmark:
+def open_benchmark(
+  name: str, settings: Mapping[str, Any], root: Path | str, style: str = ''
+) -> Benchmark:
   """Reads the questions of a benchmark. No image is read.
 
   Args:
     name: name of the benchmark.
     settings: its row of configs/benchmarks.py.
     root: directory that the row's paths are relative to.
+    style: dialog template of the model that is asked. The row may have a prompt of its own for it.
 
   Raises:
     SphinxError: unknown reader, protocol or form of boxes; a file that is missing or not the
@@ -123,8 +127,9 @@ def open_benchmark(name: str, settings: Mapping[str, Any], root: Path | str) -> 
   if form not in box_forms.FORMS:
     raise errors.unknown(f'form of the boxes of {who}', form, box_forms.FORMS)
   own = {key: value for key, value in settings.items() if key not in COMMON_KEYS}
+  prompt = settings.get('prompts', {}).get(style, settings['prompt'])
   with files.opened_files() as opened:
-    questions = READERS[settings['reader']](who, Path(root), settings['prompt'], **own)
+    questions = READERS[settings['reader']](who, Path(root), prompt, **own)
   if not questions:
     raise errors.make(who, 'no question', 'at least one', 'check its files')
   ids = set()

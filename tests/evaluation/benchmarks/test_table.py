@@ -6,6 +6,7 @@ import pytest
 
 from sphinx_jax.configs import benchmarks
 from sphinx_jax.core.errors import SphinxError
+from sphinx_jax.data.dialog import STYLES
 from sphinx_jax.evaluation.benchmarks import benchmark as base
 from sphinx_jax.evaluation.protocols import PROTOCOLS
 from sphinx_jax.evaluation.submissions import SUBMISSIONS
@@ -74,3 +75,10 @@ def test_an_unknown_protocol_is_refused_before_anything_is_read(tmp_path):
     base.open_benchmark(
       'mine', dict(reader='pope', protocol='popee', prompt='{}', max_new_tokens=3), tmp_path
     )
+
+
+def test_prompts_of_other_models_belong_to_dialog_templates():
+  for row in TABLE.values():
+    assert set(row.prompts) <= set(STYLES) and all('{}' in text for text in row.prompts.values())
+  assert TABLE.textvqa_val.prompts.idefics2 == '{}\nGive a very brief answer.'
+  assert not TABLE.gqa_testdev.prompts
