@@ -46,6 +46,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.model.remat = 'full'
   config.dialog = idefics2.Idefics2.dialog({'<end_of_utterance>'})
   config.batch.images = slots
+  config.optimizer.accumulate = 4  # The patches of a quarter of the images are in memory at once.
   config.trainable = (('vision/.*', 'frozen'), ('.*', 'train'))
   config.init_from = 'workdir/idefics2-8b'
   return config.lock()

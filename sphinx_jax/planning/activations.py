@@ -5,8 +5,8 @@ fitted to compiled programs. docs/results.md compares the estimate with compiled
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -23,17 +23,30 @@ _LIVE_FEED_FORWARD_WIDTH = 6
 _GATHERED_LAYERS = 2  # Layers whose weights are all-gathered at once: one in use, the next one.
 _BFLOAT16_BYTES = 2
 _FLOAT32_BYTES = 4
+_NOT_OF_IMAGES = ('llm', 'lm_head', 'other')  # Parts without a size that grows with the images.
 
-SavedStacks = Sequence[tuple[tuple[int, ...], int]]  # [(shape [layers,...], item size), ...]
+
+class Needs(NamedTuple):
+  """What an update needs, over all devices.
+
+  Attributes:
+    stacks: (shape [layers,...], item size) of what the layers of the language model keep for the
+      backward pass.
+    images: bytes for the encoders and projections: the largest result of a product, and what those
+      that are trained keep for the backward pass.
+  """
+
+  stacks: tuple[tuple[tuple[int, ...], int], ...]
+  images: int
 
 
-def estimate(config: ConfigDict, program: Any, saved: SavedStacks) -> dict[str, int]:
+def estimate(config: ConfigDict, program: Any, needs: Needs) -> dict[str, int]:
   """Estimates the working memory on one device.
 
   Args:
     config: the run's config.
     program: its `sphinx_jax.run.Program`.
-    saved: `saved_stacks` of the same config with one row per microbatch.
+    needs: `needs` of the same config with one row per microbatch.
 
   Returns:
     Bytes by purpose:
@@ -45,6 +58,7 @@ def estimate(config: ConfigDict, program: Any, saved: SavedStacks) -> dict[str, 
       'weights': weights of the layers that are all-gathered at once, and the gradient of one layer
         before it is scattered.
       'layer': what the backward pass of one layer has live.
+      'images': what the encoders need beyond that, as they run before and after the layers.
       'lm_head': the logits of one chunk, their gradient, and the output matrix.
   """
   mesh, model = program.mesh.shape, config.model
@@ -72,6 +86,9 @@ def estimate(config: ConfigDict, program: Any, saved: SavedStacks) -> dict[str, 
   live = _LIVE_MODEL_WIDTH * model.llm.width
   live += _LIVE_FEED_FORWARD_WIDTH * feed_forward_width // mesh['tensor']
 
+  layer = positions * _BFLOAT16_BYTES * live
+  images = needs.images * rows // mesh['tensor']  # Images are spread over all devices.
+
   chunk = config.loss_chunk or config.batch.seq_len
   logits = 2 * _FLOAT32_BYTES * positions * chunk // config.batch.seq_len
   output_matrix = model.llm.width * (_BFLOAT16_BYTES + _FLOAT32_BYTES)
@@ -79,9 +96,10 @@ def estimate(config: ConfigDict, program: Any, saved: SavedStacks) -> dict[str, 
   return {
     'gradients': gradients,
     'casts': trained // 2,
-    'saved': sum(_local_stack_bytes(*stack, rows, program.mesh.size) for stack in saved),
+    'saved': sum(_local_stack_bytes(*stack, rows, program.mesh.size) for stack in needs.stacks),
     'weights': layer_weights * bytes_per_weight,
-    'layer': positions * _BFLOAT16_BYTES * live,
+    'layer': layer,
+    'images': max(images - layer, 0),
     'lm_head': model.llm.vocab // mesh['tensor'] * (logits + output_matrix),
   }
 
@@ -97,19 +115,37 @@ def _local_stack_bytes(shape: tuple[int, ...], itemsize: int, rows: int, devices
   return nbytes * rows if is_activation else nbytes // devices
 
 
-def saved_stacks(traced: Any) -> SavedStacks:
-  """Returns what the layers of `Program.trace()` keep for the backward pass, over all devices."""
-  return tuple(_saved(traced.jaxpr.jaxpr))
+def needs(traced: Any, names: Collection[str]) -> Needs:
+  """What the update of `Program.trace()` needs.
+
+  Args:
+    traced: the trace.
+    names: `families.part_names` of its model.
+  """
+  stacks, products, trained = [], [], set()
+  for eqn, path, in_loop in _equations(traced.jaxpr.jaxpr, '', False):
+    part = flops.part_of(path, names)
+    is_product = eqn.primitive.name in flops.PRODUCTS
+    if 'transpose(' in path:
+      trained |= {part} if is_product else set()
+    elif 'jvp(' in path:
+      if eqn.primitive.name == 'scan':
+        kept = [out.aval for out in eqn.outvars[eqn.params['num_carry'] :]]
+        stacks += [(part, aval.shape, np.dtype(aval.dtype).itemsize) for aval in kept]
+      elif is_product and part not in _NOT_OF_IMAGES:
+        aval = eqn.outvars[0].aval
+        products.append((part, in_loop, aval.size * np.dtype(aval.dtype).itemsize))
+  of_layers = tuple((shape, size) for part, shape, size in stacks if part == 'llm')
+  kept = sum(math.prod(shape) * size for part, shape, size in stacks if part != 'llm')
+  kept += sum(size for part, in_loop, size in products if part in trained and not in_loop)
+  return Needs(of_layers, kept + max((size for *_, size in products), default=0))
 
 
-def _saved(jaxpr: Any) -> Iterator[tuple[tuple[int, ...], int]]:
-  """Yields shape and item size of the stacked outputs of scans in the forward pass."""
+def _equations(jaxpr: Any, path: str, in_loop: bool) -> Iterator[tuple[Any, str, bool]]:
+  """Yields all equations, with name stack and whether a loop over layers is around them."""
   for eqn in jaxpr.eqns:
-    names = str(eqn.source_info.name_stack)
-    is_forward_pass = 'jvp(' in names and 'transpose(' not in names
-    if eqn.primitive.name == 'scan' and is_forward_pass:
-      for out in eqn.outvars[eqn.params['num_carry'] :]:
-        yield out.aval.shape, np.dtype(out.aval.dtype).itemsize
-    else:
-      for inner in flops.inner_jaxprs(eqn.params):
-        yield from _saved(inner)
+    eqn_path = f'{path}/{eqn.source_info.name_stack}'
+    yield eqn, eqn_path, in_loop
+    in_layers = eqn.primitive.name == 'scan' and 'jvp(' in eqn_path
+    for inner in flops.inner_jaxprs(eqn.params):
+      yield from _equations(inner, eqn_path, in_loop or in_layers)

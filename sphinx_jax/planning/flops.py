@@ -9,6 +9,8 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+PRODUCTS = ('dot_general', 'conv_general_dilated')
+
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
@@ -41,11 +43,12 @@ def count(traced: Any, names: Collection[str]) -> Flops:
     if 'rematted_computation' in path:
       recomputed += flops
     else:
-      parts[_part(path, names)] += flops
+      parts[part_of(path, names)] += flops
   return Flops(dict(parts), recomputed)
 
 
-def _part(path: str, names: Collection[str]) -> str:
+def part_of(path: str, names: Collection[str]) -> str:
+  """The part of a model that an equation with this name stack belongs to, or 'other'."""
   modules = path.split('/')
   if 'llm.lm_head' in modules:
     return 'lm_head'

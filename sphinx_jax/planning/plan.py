@@ -79,11 +79,11 @@ class _Traced:
 
   Attributes:
     flops: FLOP of that update.
-    saved: stacks that the forward pass keeps for the backward pass.
+    needs: what its activations need.
   """
 
   flops: flops.Flops
-  saved: activations.SavedStacks
+  needs: activations.Needs
 
 
 class Planner:
@@ -127,7 +127,7 @@ class Planner:
     resident = leaves.resident_leaves(program)
     traced = self._trace(config)
     update_flops = _times(traced.flops, config.batch.size / config.optimizer.accumulate)
-    working_memory = activations.estimate(config, program, traced.saved)
+    working_memory = activations.estimate(config, program, traced.needs)
     compiled = compiling.compile_update(program.lower(), details) if compile_it else None
 
     trained, frozen = roofline.weight_bytes(program)
@@ -153,7 +153,7 @@ class Planner:
     )
 
   def _trace(self, config: ConfigDict) -> _Traced:
-    """Traces on one device with one row per microbatch; FLOP and stacks are proportional to rows.
+    """Traces on one device with one row per microbatch; FLOP and needs are proportional to rows.
 
     FLOP are counted with plain attention, because an accelerator's attention kernel is opaque.
     """
@@ -162,11 +162,10 @@ class Planner:
       devices = slices.absent_devices(slices.find('v5e:1x1'))
       single = changed(config, _ONE_DEVICE | {'batch.size': config.optimizer.accumulate})
       plain = changed(single, {'model.attention': 'xla'})
+      names = families.part_names(config.model)
       self._traces[key] = _Traced(
-        flops=flops.count(
-          self._make_program(plain, devices).trace(), families.part_names(config.model)
-        ),
-        saved=activations.saved_stacks(self._make_program(single, devices).trace()),
+        flops=flops.count(self._make_program(plain, devices).trace(), names),
+        needs=activations.needs(self._make_program(single, devices).trace(), names),
       )
     return self._traces[key]
 
