@@ -21,6 +21,9 @@ PACKING = {
   '1k': dict(seq_len=2048, images=1),
   '2k': dict(seq_len=4096, images=1),
 }
+# Config of this directory -> its arguments. Each is a row of the table in docs/pods.md.
+_SPHINX = [f'{size},{scale}' for size in SIZES for scale in PACKING]
+SHIPPED = {'stage1': _SPHINX, 'stage2': _SPHINX, 'idefics2': ['whole', 'split']}
 # Encoders are pretrained and frozen. Their projections and the language model are trained
 # (docs/official_sphinx.md, "Training").
 TRAINABLE = (('encoders/.*', 'frozen'), ('.*', 'train'))

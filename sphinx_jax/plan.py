@@ -16,7 +16,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from sphinx_jax.configs import stage1, stage2
+from sphinx_jax.configs import pod
 from sphinx_jax.core import accelerator, cli, errors, paths
 from sphinx_jax.core.progress import log
 from sphinx_jax.planning import search as searching, sheet, slices, smallest_slices
@@ -24,9 +24,6 @@ from sphinx_jax.planning.plan import Planner
 from sphinx_jax.run import Program, training_run
 
 FLAGS = flags.FLAGS
-STAGES = {'stage1': stage1, 'stage2': stage2}
-SIZES = ('7b', '13b')
-SCALES = ('224', '1k', '2k')
 
 
 def have_compiler() -> bool:
@@ -37,10 +34,9 @@ def have_compiler() -> bool:
 def shipped() -> dict[str, ConfigDict]:
   """Returns label -> config of every training run for pods that the project ships."""
   return {
-    f'{stage}.py:{size},{scale}': module.get_config(f'{size},{scale}')
-    for stage, module in STAGES.items()
-    for size in SIZES
-    for scale in SCALES
+    f'{name}.py:{arg}': cli.load_config(f'{name}:{arg}')
+    for name, arguments in pod.SHIPPED.items()
+    for arg in arguments
   }
 
 

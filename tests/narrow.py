@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from tests.models import idefics2_golden
+
 MODEL = {
   'image_size': 16,
   'grid': 1,
@@ -24,10 +26,13 @@ def narrow_run(config: ConfigDict) -> ConfigDict:
   """Returns a pod run with a small model and batch, and few updates."""
   config = config.copy_and_resolve_references()
   with config.unlocked():
-    narrow_model(config)
+    if config.model.get('name') == 'idefics2':
+      config.model = idefics2_golden.config()
+    else:
+      narrow_model(config)
     config.update(steps=2, log_every=1, eval_every=2, eval_batches=1, loss_chunk=32)
     config.batch.update(size=8, seq_len=512, images=4, window=64)
-    config.optimizer.update(warmup=1, lr=1e-2)
+    config.optimizer.update(warmup=1, lr=1e-2, accumulate=1)
   return config
 
 

@@ -11,14 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from sphinx_jax import recipe, run
+from sphinx_jax import convert, recipe, run
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
-from sphinx_jax.configs import recipe as recipe_config, stage1, stage2
+from sphinx_jax.configs import idefics2, recipe as recipe_config, stage1, stage2
 from sphinx_jax.core import batch as batch_contract, errors
 from sphinx_jax.models import families
 from sphinx_jax.training import writer
 from tests import paper_data, release
+from tests.models import idefics2_golden
 from tests.narrow import narrow_run
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -34,25 +35,28 @@ def start(tmp_path_factory):
   bundle = Bundle(config, release.TOKENIZER.read_bytes(), {'system': ''})
   with store.Store(directory / 'fresh') as fresh:
     fresh.save(0, params, None, bundle.to_meta())
+  release_folder = convert.open_sources([idefics2_golden.FOLDER / 'model'])
+  convert.import_checkpoint(release_folder, directory / 'idefics2')
   return directory
 
 
 @pytest.mark.parametrize(
-  'get_config, arg',
+  'get_config, arg, parent',
   [
-    (stage1.get_config, '7b,224'),
-    (stage1.get_config, '7b,224,synthetic'),
-    (stage2.get_config, '7b,224'),
+    (stage1.get_config, '7b,224', 'fresh'),
+    (stage1.get_config, '7b,224,synthetic', 'fresh'),
+    (stage2.get_config, '7b,224', 'fresh'),
+    (idefics2.get_config, 'whole', 'idefics2'),
   ],
 )
 def test_a_stage_starts_from_fresh_weights_with_batches_of_its_data(
-  start, monkeypatch, get_config, arg
+  start, monkeypatch, get_config, arg, parent
 ):
   """Everything that train does before it compiles, and the trace of the update."""
   monkeypatch.chdir(start)
   config = narrow_run(get_config(arg))
   with config.unlocked():
-    config.init_from = str(start / 'fresh')
+    config.init_from = str(start / parent)
   program = run.Program(config)
   data = run.open_data(config)
   run.check_parent(config, program, data)
@@ -127,3 +131,12 @@ def test_arguments_are_sizes_scales_and_meshes(get_config):
   )
   with pytest.raises(errors.SphinxError, match="'14b', expected one of .*did you mean '13b'"):
     get_config('14b')
+
+
+def test_an_image_of_idefics2_is_whole_or_split():
+  whole, split = idefics2.get_config(), idefics2.get_config('split,fsdp_tensor')
+  assert (whole.model.image_size, split.model.image_size) == (980, 490)
+  assert whole.batch.images % 5 and split.batch.images % 5 == 0 and split.model.slots.split
+  assert split.mesh.tensor == 4 and whole.dialog.style == 'idefics2'
+  with pytest.raises(errors.SphinxError, match="'wohle', expected one of .*did you mean 'whole'"):
+    idefics2.get_config('wohle')

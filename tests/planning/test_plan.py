@@ -89,7 +89,7 @@ def test_search_ranks_what_fits_first(planner):
 
 def test_every_shipped_config_has_a_row_and_an_interrupted_table_resumes(planner, tmp_path):
   runs = plan_command.shipped()
-  assert len(runs) == 12
+  assert len(runs) == 14
   chosen = {run: runs[run] for run in ('stage1.py:7b,224', 'stage2.py:13b,2k')}
   rows = smallest_slices.fill(chosen, planner, tmp_path / 'rows.json', compiler=False)
   assert {(row['run'], row['kind']) for row in rows} == {
