@@ -153,6 +153,11 @@ class Template:
     return STYLES[self.style]
 
   @property
+  def has_turns(self) -> bool:
+    """Whether questions and answers are told apart; a base model continues plain text."""
+    return bool(self._style.asks)
+
+  @property
   def stop(self) -> str:
     """Text that ends an answer; '' if a special token does."""
     return '' if self._style.end in self._style.specials else self._style.end

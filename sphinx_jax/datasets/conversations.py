@@ -146,6 +146,18 @@ def read(location: str, item: Any, frames: int = FRAMES) -> Conversation:
   )
 
 
+def read_messages(location: str, turns: list[Any]) -> list[Message]:
+  """Reads messages whose images the caller has; MARK stands for each.
+
+  Raises:
+    BadExample: as `read`.
+  """
+  return [
+    Message(role, ''.join(_texts(location, role, value, [], FRAMES)))
+    for role, value, _ in _values(location, {}, turns)
+  ]
+
+
 def _filled(
   location: str, places: Sequence[Media | None], unplaced: Sequence[Media]
 ) -> list[Media]:

@@ -1,9 +1,10 @@
 """A loaded model: logits, continuations, answers. `sphinx_jax.load` returns one."""
 
+import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -13,12 +14,12 @@ import ml_collections
 import numpy as np
 
 from sphinx_jax.core import batch as batches, errors
-from sphinx_jax.data import images as images_lib, slots as slots_lib
+from sphinx_jax.data import dialog, images as images_lib, slots as slots_lib
 from sphinx_jax.data.dialog import Encoded, Template, Turn
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.slots import Slots
 from sphinx_jax.data.tokenizer import Tokenizer
-from sphinx_jax.generate import decode
+from sphinx_jax.generate import decode, messages as messages_lib
 from sphinx_jax.models import families, layers, multimodal
 from sphinx_jax.parallel import placement
 
@@ -203,12 +204,12 @@ class Model:
   def encode(
     self, content: str | Sequence, images: Images = None, parse_special: bool = True
   ) -> list[int] | jax.Array:
-    """Token ids of a text with images, as `logits` takes them.
+    """Token ids of a text or of messages with images, as `logits` takes them.
 
     Args:
       content: a text, in which `<image>` stands for an image of a family with an image token.
-        Or images, as for `encode_images`.
-      images: of the text.
+        Or messages, as for `prompt`. Or images, as for `encode_images`.
+      images: of the text or the messages.
       parse_special: whether special tokens written in the text become their ids.
 
     Returns:
@@ -218,17 +219,58 @@ class Model:
     Raises:
       SphinxError: as many marks as images are expected; arrays that are no images.
     """
-    if not isinstance(content, str):
+    if not isinstance(content, str) and not _are_messages(content):
       return self.encode_images(content)
     (of_row,) = self._rows('encode', [images], 1)
-    encoded = self._template.continuation(
-      content, self.tokenizer, self._slots(len(of_row)), parse_special
-    )
+    slots = self._slots(len(of_row))
+    if isinstance(content, str):
+      encoded = self._template.continuation(content, self.tokenizer, slots, parse_special)
+    else:
+      template, asked = self._asked(content)
+      if slots and template.count_marks(asked.turns, len(slots)) == 0:
+        raise errors.make(
+          'encode',
+          f'{len(slots)} images and 0 {dialog.MARK} marks',
+          'one mark for every image',
+          "add a part {'type': 'image'} where the image stands",
+        )
+      if parse_special:  # As transformers, which tokenizes the rendered text.
+        text = self.prompt(content)
+        encoded = template.continuation(text, self.tokenizer, slots, parse_special)
+      else:
+        encoded = template.prompt(asked.turns, self.tokenizer, slots, asked.begin)
     ids = list(encoded.ids)
     if self._image_token is not None:
       for at in reversed(encoded.images_at):
         ids[at:at] = [self._image_token] * self.visual_tokens
     return ids
+
+  def prompt(self, messages: messages_lib.Messages) -> str:
+    """The text of a chat that asks for the next answer, with `<image>` for images.
+
+    Args:
+      messages: [{'role': 'user', 'content': ...}, ...] as of OpenAI and HF transformers. Content is
+        a text, or a list of parts {'type': 'text', 'text': ...} and {'type': 'image'}. If the last
+        message is the assistant's, its text is the beginning of the answer.
+
+    Raises:
+      SphinxError: roles that are not in turns; a base model, which continues plain text.
+    """
+    template, asked = self._asked(messages)
+    return template.render(asked.turns, open_ended=True) + asked.begin
+
+  def _asked(self, messages: messages_lib.Messages) -> tuple[Template, messages_lib.Asked]:
+    """The template with the system message and images where their parts are, and what is asked."""
+    if not self._template.has_turns:
+      raise errors.make(
+        'prompt',
+        'messages for a base model, which has no token for the end of a turn',
+        'a text that it continues',
+        "write for instance generate(['<image>In this image, we see'], [image])",
+      )
+    asked = messages_lib.read(messages)
+    system = self._template.system if asked.system is None else asked.system
+    return dataclasses.replace(self._template, system=system, images='inline'), asked
 
   def encode_images(self, images: Sequence[Images], *, params: dict | None = None) -> jax.Array:
     """Visual tokens of the images of several rows.
@@ -584,6 +626,10 @@ class Model:
       sample=temperature > 0,
     )
     return np.asarray(answers)
+
+
+def _are_messages(content: Sequence) -> bool:
+  return bool(len(content)) and all(isinstance(item, Mapping) for item in content)
 
 
 def _is_one(images: Images) -> bool:

@@ -13,7 +13,8 @@ import sphinx_jax
 from sphinx_jax import chat, convert
 from sphinx_jax.checkpoint.foreign import safetensors
 from sphinx_jax.core import errors
-from sphinx_jax.data import images as images_lib
+from sphinx_jax.data import dialog, images as images_lib
+from tests.generate import small
 from tests.models import idefics2_golden as golden
 
 IMAGES = {
@@ -24,6 +25,9 @@ IMAGES = {
   'batch_zero': [['square'], [], ['tiny', 'gray']],
   'split': [['large']],
 }
+
+
+END = '<end_of_utterance>'
 
 
 @functools.cache
@@ -75,6 +79,65 @@ def test_greedy_continuations_are_the_recorded_ones(case):
   for text, want in zip(texts, recorded['new_tokens'].tolist()):
     end = next((i for i, token in enumerate(want) if token in ends), len(want))
     assert text == subject.tokenizer.decode(want[:end]).strip()
+
+
+CHATS = json.loads((golden.FOLDER / 'chats.json').read_text())
+
+
+@pytest.mark.parametrize(
+  'chat', [c for c in CHATS if c.get('messages')], ids=lambda chat: chat['name']
+)
+def test_messages_become_the_text_and_the_ids_of_transformers(chat):
+  messages, pictures = chat['messages'], [image('gray')] * chat['number_of_images']
+  if chat['name'] == 'string_content':  # Renders as nothing there.
+    assert model().prompt(messages) == f'User: {messages[0]["content"]}{END}\nAssistant:'
+    return
+  assert model().prompt(messages) == chat['prompt']
+  assert model().encode(messages, pictures) == chat['ids_v4_whole']
+  assert model(split=True).encode(messages, pictures) == chat['ids_v4_split']
+  as_text = model().encode(messages, pictures, parse_special=False)
+  assert (as_text == chat['ids_v4_whole']) == (chat['name'] != 'special_text')
+
+
+def user(*content):
+  return {'role': 'user', 'content': [*content]}
+
+
+PICTURE, QUESTION = {'type': 'image'}, {'type': 'text', 'text': 'What?'}
+
+
+@pytest.mark.parametrize(
+  'messages, pictures, words',
+  [
+    ([user(PICTURE, QUESTION)], 2, '2 images and 1 <image> marks'),
+    ([user(PICTURE, QUESTION)], 0, '0 images and 1 <image> marks'),
+    ([user(QUESTION)], 1, '1 images and 0 <image> marks'),
+    ([user(QUESTION), user(QUESTION)], 0, "the roles user, user, expected 'user' and 'assistant'"),
+    ([{'role': 'tool', 'content': 'x'}], 0, "messages: 'tool', not one of"),
+    ([{'role': 'user'}], 0, 'needs "from" and "value", or "role" and "content"'),
+  ],
+)
+def test_messages_that_cannot_be_asked_are_refused(messages, pictures, words):
+  with pytest.raises(errors.SphinxError, match=words):
+    model().encode(messages, [image('gray')] * pictures)
+
+
+def test_messages_become_the_text_of_any_template():
+  system = {'role': 'system', 'content': 'Be brief.'}
+  asked = [system, user(QUESTION, PICTURE), {'role': 'assistant', 'content': 'A'}]
+  subject, text = small.model(), 'Be brief.\n\n### Human: What?<image>\n### Assistant: A'
+  assert subject.prompt(asked) == text
+  blank = np.zeros((4, 4, 3), np.uint8)
+  assert subject.encode(asked, blank) == [
+    *subject.encode(text.split('<image>')[0]),
+    *subject.encode(text.split('<image>')[1])[1:],
+  ]
+
+
+def test_a_base_model_has_no_prompt_of_messages(monkeypatch):
+  monkeypatch.setattr(model(), '_template', dialog.Template(style='idefics2_base'))
+  with pytest.raises(errors.SphinxError, match='messages for a base model, .*continues'):
+    model().prompt([user(QUESTION)])
 
 
 def test_a_chat_is_its_rendered_prompt():
