@@ -11,7 +11,7 @@ from sphinx_jax import convert, peek, run, train
 from sphinx_jax.configs import forkme
 from sphinx_jax.core import batch as batch_contract
 from sphinx_jax.models import families
-from sphinx_jax.parallel import placement
+from sphinx_jax.parallel import mesh as meshes, placement
 from tests.models import idefics2_golden as golden
 
 COLORS = {'red': (250, 0, 0), 'blue': (0, 0, 250)}
@@ -133,7 +133,7 @@ def losses(workdir):
 
 def test_tuning_is_the_same_on_any_mesh_and_after_a_stop(folder, tmp_path, monkeypatch):
   train.train(config(folder), tmp_path / 'one')
-  train.train(config(folder, **{'mesh.data': 2, 'mesh.fsdp': 4}), tmp_path / 'mesh')
+  train.train(config(folder, **{f'mesh.{axis}': 2 for axis in meshes.AXES}), tmp_path / 'mesh')
   put, calls = placement.put, []
 
   def fail_once(*arguments):

@@ -68,6 +68,31 @@ def test_without_either_every_key_is_seen():
   )
 
 
+@pytest.mark.parametrize('mask', [False, True])
+def test_the_patches_of_a_large_image_are_computed_in_blocks(mask, monkeypatch):
+  """Of unequal length, forward and backward, with masked keys and without."""
+  query, key, value = arrays(50, 50)
+  keys = jnp.arange(50) < jnp.array([[31], [50]]) if mask else None
+  visible = np.broadcast_to(
+    np.ones((2, 1, 50), bool) if keys is None else keys[:, None], (2, 50, 50)
+  )
+
+  def run(*arrays):
+    def loss(*arrays):
+      out = attention.attend(*arrays, keys=keys)
+      return jnp.square(out).mean(), out
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*arrays)
+
+  whole, out = run(query, key, value)
+  np.testing.assert_allclose(out, plain(query, key, value, visible), atol=2e-5)
+  monkeypatch.setattr(attention, '_MOST_QUERIES', 20)
+  blocks, out = run(query, key, value)
+  np.testing.assert_allclose(out, plain(query, key, value, visible), atol=2e-5)
+  for a, b in zip(blocks, whole):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_bfloat16_keeps_its_softmax_in_float32():
   query, key, value = (x.astype(jnp.bfloat16) for x in arrays(100, 100))
   out = attend(query, key, value, segments=jnp.ones((2, 100), jnp.int32))

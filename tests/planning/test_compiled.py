@@ -43,22 +43,27 @@ def test_a_platform_that_is_asked_for_is_left_alone():
   assert done.stdout.strip() == 'cuda,cpu'
 
 
-def test_a_shipped_config_of_13b_is_lowered_for_its_slice_with_splash_attention():
-  """Without compiling it: the loops over 40 layers and the TPU's kernels are in the StableHLO."""
+def test_shipped_configs_are_lowered_for_their_slices_with_splash_attention():
+  """Without compiling them: the loops over layers and the TPU's kernels are in the StableHLO."""
   code = """
-from sphinx_jax.configs import stage1
+from sphinx_jax.configs import idefics2, stage1
 from sphinx_jax.core import accelerator
 from sphinx_jax.planning import slices
 from sphinx_jax.run import Program
 
 accelerator.quiet_libtpu()
-program = Program(stage1.get_config('13b,224'), slices.devices(slices.find('v5p:2x2x4')))
-text = program.lower().as_text()
-print(*(name in text for name in ('tpu_custom_call', 'splash_mha_fwd', 'splash_mha_dkv')))
-print('dense<40> : tensor<i32>' in text, 'tensor<40x5120x5120xf32>' in text)
+KERNELS = ('tpu_custom_call', 'splash_mha_fwd', 'splash_mha_dkv')
+for config, topology, loops in (
+  (stage1.get_config('13b,224'), 'v5p:2x2x4', {40: '5120x5120xf32'}),
+  (idefics2.get_config('whole'), 'v5e:4x8', {27: '1152x4304xbf16', 32: '4096x14336xf32'}),
+):
+  text = Program(config, slices.devices(slices.find(topology))).lower().as_text()
+  print(*(name in text for name in KERNELS))
+  for layers, weights in loops.items():
+    print(f'dense<{layers}> : tensor<i32>' in text, f'tensor<{layers}x{weights}>' in text)
 """
   done = run('-c', code)
-  assert done.stdout.split() == ['True'] * 5, done.stdout + done.stderr
+  assert done.stdout.split() == ['True'] * 12, done.stdout + done.stderr
 
 
 def check_compiled_plan(layers, *flags, **environment):
@@ -96,10 +101,34 @@ def get_config():
   return config.lock()
 """
 
+NARROW_IDEFICS2 = """
+from sphinx_jax.configs import idefics2
 
-def test_a_narrow_config_is_compiled_for_a_slice(tmp_path):
-  """The same update as that of 13B: layers are a loop. The compiler takes half a minute for it."""
-  (tmp_path / 'narrow.py').write_text(NARROW)
+
+def get_config():
+  config = idefics2.get_config().copy_and_resolve_references()
+  with config.unlocked():
+    config.model.update(image_size=560)
+    config.model.slots.longest = 560
+    config.model.vision.update(layers=2, width=128, heads=2, hidden=256)
+    config.model.perceiver.update(layers=2, queries=8, heads=4, kv_heads=2, head_width=32)
+    config.model.llm.update(layers=2, width=512, heads=4, kv_heads=2, multiple_of=512)
+    config.batch.update(size=4, seq_len=512, images=2)
+    config.optimizer.accumulate = 1
+  return config.lock()
+"""
+
+
+@pytest.mark.parametrize(
+  'narrow',
+  [
+    pytest.param(NARROW, id='sphinx'),
+    pytest.param(NARROW_IDEFICS2, id='idefics2', marks=pytest.mark.slow),
+  ],
+)
+def test_a_narrow_config_is_compiled_for_a_slice(narrow, tmp_path):
+  """The same update as at full size: layers are a loop. The compiler takes half a minute."""
+  (tmp_path / 'narrow.py').write_text(narrow)
   check_compiled_plan(
     2,
     f'--config={tmp_path}/narrow.py',
@@ -110,5 +139,13 @@ def test_a_narrow_config_is_compiled_for_a_slice(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_shipped_config_of_13b_is_compiled_for_its_slice():
-  check_compiled_plan(40, '--config=stage1:13b,224', '--topology=v5p:2x2x4')
+@pytest.mark.parametrize(
+  'layers, config, topology',
+  [
+    (40, 'stage1:13b,224', 'v5p:2x2x4'),
+    (32, 'idefics2:whole', 'v5p:2x2x2'),
+    (32, 'idefics2:whole', 'v5e:4x8'),
+  ],
+)
+def test_a_shipped_config_is_compiled_for_its_slice(layers, config, topology):
+  check_compiled_plan(layers, f'--config={config}', f'--topology={topology}')
