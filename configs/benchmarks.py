@@ -20,7 +20,7 @@ papers cite:
     MME                           LLaVA-Mini; LLaVA-UHD has 1470.7
     RefCOCO, RefCOCO+, RefCOCOg   arXiv 2404.13046 (MoVA), arXiv 2404.07973 (Ferret-v2)
 
-`prompts` are prompts of other models, by the name of their dialog template (data/dialog.py). Those
+`styles` has prompts of other models, by the name of their dialog template (data/dialog.py). Those
 of Idefics2 are from VLMEvalKit (vlmeval/vlm/idefics.py, 0176e46), which has none for VQAv2, OKVQA,
 GQA, VizWiz and POPE; there, and where the annotation file has a whole prompt, SPHINX's is used.
 
@@ -47,7 +47,10 @@ CAPTION = caption.INSTRUCTIONS[0]
 DETECTION = detection.INSTRUCTIONS[0]
 LAYOUT = layout.INSTRUCTIONS[0]
 POSE = pose.INSTRUCTIONS[0]
-BRIEF = {'idefics2': '{}\nGive a very brief answer.'}
+BRIEF = {'idefics2': dict(prompt='{}\nGive a very brief answer.')}
+_CHOICES = 'Question: {question}\n{hint}Choices:\n{choices}\nAnswer with '
+CHOICE = {'idefics2': dict(prompt=_CHOICES + 'the letter.', prefix=' Answer:')}
+MMBENCH = {'idefics2': dict(prompt=_CHOICES + 'a letter.', prefix=' Answer:')}
 
 
 def _row(
@@ -60,7 +63,7 @@ def _row(
   note: str = '',
   prefix: str = '',
   hidden: bool = False,
-  prompts: Mapping[str, str] = types.MappingProxyType({}),
+  styles: Mapping[str, Mapping[str, str]] = types.MappingProxyType({}),
   **own: Any,
 ) -> dict[str, Any]:
   """Returns the row of a benchmark.
@@ -75,7 +78,7 @@ def _row(
     note: a remark.
     prefix: the beginning of every answer.
     hidden: whether the answers are hidden.
-    prompts: dialog template -> instruction that models with it are asked instead.
+    styles: dialog template -> prompt and prefix for models with it, in place of the row's.
     own: arguments of the reader, and `boxes`, the form of boxes in answers (key of
       evaluation/protocols/box_forms.FORMS).
   """
@@ -84,7 +87,7 @@ def _row(
     protocol=protocol,
     metric=metric,
     prompt=prompt,
-    prompts=dict(prompts),
+    styles=dict(styles),
     prefix=prefix,
     max_new_tokens=max_new_tokens,
     published=published,
@@ -132,7 +135,7 @@ def _official_rows() -> dict[str, dict[str, Any]]:
   """The benchmarks of the official annotation_config.json, under its names."""
   return dict(
     mme=_official(
-      'MME_benchmark', 'mme_score', metric='perception', published=1470.6, prompts=BRIEF
+      'MME_benchmark', 'mme_score', metric='perception', published=1470.6, styles=BRIEF
     ),
     okvqa_val=_annotators(
       'okvqa_val', 'data/okvqa/mscoco_val2014_annotations.json', published=62.6
@@ -144,7 +147,7 @@ def _official_rows() -> dict[str, dict[str, Any]]:
       'data/textvqa/textvqa_val_annotations.json',
       'data/textvqa/TextVQA_0.5.1_val.json',
       published=61.2,
-      prompts=BRIEF,
+      styles=BRIEF,
     ),
     vsr_val=_official('vsr_val', 'accuracy', prompt='{}'),
     vizwiz_val=_annotators(
@@ -158,11 +161,11 @@ def _official_rows() -> dict[str, dict[str, Any]]:
       'anls',
       max_new_tokens=32,
       annotation='data/docvqa/val/val_v1.0.json',
-      prompts=BRIEF,
+      styles=BRIEF,
     ),
-    chartqa_test_human=_official('chartqa_test_human', 'relaxed_accuracy', prompts=BRIEF),
-    chartqa_test_augmented=_official('chartqa_test_augmented', 'relaxed_accuracy', prompts=BRIEF),
-    ocrvqa_val=_official('ocrvqa_val', 'accuracy', max_new_tokens=20, prompts=BRIEF),
+    chartqa_test_human=_official('chartqa_test_human', 'relaxed_accuracy', styles=BRIEF),
+    chartqa_test_augmented=_official('chartqa_test_augmented', 'relaxed_accuracy', styles=BRIEF),
+    ocrvqa_val=_official('ocrvqa_val', 'accuracy', max_new_tokens=20, styles=BRIEF),
     ai2diagram=_official('ai2diagram_test', 'accuracy'),
     Qbench_dev=_official('Qbench_dev', 'accuracy', prompt='{}'),
     scienceqa_test=_official(
@@ -197,6 +200,7 @@ def _own_rows() -> dict[str, dict[str, Any]]:
       'mmbench',
       'accuracy',
       prompt='{}',
+      styles=MMBENCH,
       published=65.9,
       note='which of its sets 65.9 is of is not cited',
       file=(
@@ -210,6 +214,7 @@ def _own_rows() -> dict[str, dict[str, Any]]:
       'seed_bench',
       'accuracy',
       prompt='{}',
+      styles=CHOICE,
       published=71.6,
       file='data/SEED_Bench/SEED-Bench.json',
       images='data/SEED_Bench/SEED-Bench-image',
@@ -296,7 +301,7 @@ def _own_rows() -> dict[str, dict[str, Any]]:
       'anls',
       hidden=True,
       max_new_tokens=32,
-      prompts=BRIEF,
+      styles=BRIEF,
       file='data/docvqa/test/test_v1.0.json',
       images='data/docvqa/test',
     ),

@@ -106,6 +106,24 @@ def official_choice_question(
   return OFFICIAL_CHOICE.replace('{}', format_question(question, choices, context))
 
 
+def ask(prompt: str, question: str, choices: Mapping[str, str], hint: str | None = None) -> str:
+  """Returns a question with choices in an instruction.
+
+  Args:
+    prompt: has '{}' for the whole prompt of `official_choice_question`; or {question}, {hint} (a
+      line, or '') and {choices} (a line each).
+    question: the question.
+    choices: letter -> text.
+    hint: a text to read first, or None.
+  """
+  return prompt.format(
+    official_choice_question(question, choices, hint),
+    question=question,
+    hint=f'Hint: {hint}\n' if hint else '',
+    choices='\n'.join(f'{letter}. {text}' for letter, text in choices.items()),
+  )
+
+
 def _format(question: Mapping[str, Any]) -> str:
   choices = dict(zip(string.ascii_uppercase, question.get('choices') or ()))
   return format_question(question['question'], choices, question.get('context'))

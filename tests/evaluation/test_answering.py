@@ -178,7 +178,7 @@ def test_transparent_pixels_are_shown_as_in_training(root, tmp_path):
 def test_a_model_of_another_family_is_asked_with_the_prompts_of_its_dialogs(root, tmp_path):
   """Answers are those of `chat`: up to the end of the turn, without its token and spaces."""
   folder = idefics2_golden.FOLDER / 'model'
-  settings = dict(prompts={'idefics2': '{}\nBriefly.'}, max_new_tokens=3)
+  settings = dict(styles={'idefics2': {'prompt': '{}\nBriefly.'}}, max_new_tokens=3)
   style = load.template(folder).style
   benchmark = open_benchmark('colors', questions.SETTINGS | settings, root, style)
   benchmark = dataclasses.replace(benchmark, questions=benchmark.questions[:3])
@@ -191,7 +191,7 @@ def test_a_model_of_another_family_is_asked_with_the_prompts_of_its_dialogs(root
   assert [line['prompt'] for line in lines] == [
     f'What is the color?{" Say it." * i}\nBriefly.' for i in range(3)
   ]
-  pixels = [np.asarray(Image.open(question.image)) for question in benchmark.questions]
+  pixels = [np.asarray(Image.open(question.images[0])) for question in benchmark.questions]
   dialogs = [[(line['prompt'], None)] for line in lines]
   assert [line['answer'] for line in lines] == model.answers(dialogs, pixels, max_new_tokens=3)
   for line in lines:

@@ -16,7 +16,8 @@ from sphinx_jax.evaluation.protocols import PROTOCOLS, box_forms
 # Each reads one file format: (who, root, prompt, **settings) -> list of Question, where
 #   who       is the benchmark as messages show it,
 #   root      the directory that all paths are relative to,
-#   prompt    the instruction, with '{}' for what is asked, if anything is, and
+#   prompt    the instruction, with '{}' for what is asked, if anything is; for questions with
+#             choices also {question}, {hint} and {choices}, see tasks.questions.ask, and
 #   settings  the keys of the benchmark's row that are not in COMMON_KEYS: file, the path of the
 #             published file; images, the directory of its images; those that the docstring names.
 # A file that is missing or not the published one raises SphinxError.
@@ -42,7 +43,7 @@ READERS = Table(
 COMMON_KEYS = (
   'reader',
   'prompt',
-  'prompts',
+  'styles',
   'prefix',
   'max_new_tokens',
   'protocol',
@@ -113,13 +114,13 @@ def open_benchmark(
     name: name of the benchmark.
     settings: its row of configs/benchmarks.py.
     root: directory that the row's paths are relative to.
-    style: dialog template of the model that is asked. The row may have a prompt of its own for it.
+    style: dialog template of the model that is asked. The row's `styles` may have settings for it.
 
   Raises:
     SphinxError: unknown reader, protocol or form of boxes; a file that is missing or not the
       published one (the message names it); no question; repeated ids.
   """
-  settings = dict(settings)
+  settings = {**settings, **settings.get('styles', {}).get(style, {})}
   who = f"benchmark '{name}'"
   if settings['protocol'] not in PROTOCOLS:
     raise errors.unknown(f'protocol of {who}', settings['protocol'], PROTOCOLS)
@@ -127,9 +128,8 @@ def open_benchmark(
   if form not in box_forms.FORMS:
     raise errors.unknown(f'form of the boxes of {who}', form, box_forms.FORMS)
   own = {key: value for key, value in settings.items() if key not in COMMON_KEYS}
-  prompt = settings.get('prompts', {}).get(style, settings['prompt'])
   with files.opened_files() as opened:
-    questions = READERS[settings['reader']](who, Path(root), prompt, **own)
+    questions = READERS[settings['reader']](who, Path(root), settings['prompt'], **own)
   if not questions:
     raise errors.make(who, 'no question', 'at least one', 'check its files')
   ids = set()

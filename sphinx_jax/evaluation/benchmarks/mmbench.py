@@ -50,6 +50,7 @@ def read(who: str, root: Path, prompt: str, file: str | tuple[str, ...]) -> list
       decoded[image_text] = _decode_image(who, index, image_text)
     choices, letter = _read_choices(published, row, index)
     hint = row.get('hint') or ''
+    hint = None if hint in _EMPTY else hint
     for rotation in [index // _ROTATION_STEP] if has_rotations else range(len(choices)):
       rotated, answer = choices, letter
       if not has_rotations:
@@ -64,11 +65,9 @@ def read(who: str, root: Path, prompt: str, file: str | tuple[str, ...]) -> list
         'category': row.get('category') or '',
         'l2-category': row.get('l2-category') or '',
       }
-      text = questions_lib.official_choice_question(
-        row['question'], rotated, None if hint in _EMPTY else hint
-      )
+      asked = questions_lib.ask(prompt, row['question'], rotated, hint)
       image = decoded[image_text]
-      questions.append(Question(f'{group}-{rotation}', (image,), prompt.format(text), entry))
+      questions.append(Question(f'{group}-{rotation}', (image,), asked, entry))
   return questions
 
 

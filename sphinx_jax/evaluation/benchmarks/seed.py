@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sphinx_jax.core import errors
 from sphinx_jax.evaluation.benchmarks.benchmark import PublishedFile, Question
-from sphinx_jax.tasks.questions import official_choice_question
+from sphinx_jax.tasks.questions import ask
 
 
 def read(who: str, root: Path, prompt: str, file: str, images: str) -> list[Question]:
@@ -44,6 +44,6 @@ def read(who: str, root: Path, prompt: str, file: str, images: str) -> list[Ques
       'gt_answers': answer,
       'question_type_id': published.number(row, 'question_type_id'),
     }
-    asked = prompt.format(official_choice_question(text, choices))
+    asked = ask(prompt, text, choices)
     questions.append(Question(str(question_id), (root / image_path,), asked, entry))
   return questions

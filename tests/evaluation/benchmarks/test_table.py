@@ -10,7 +10,7 @@ from sphinx_jax.data.dialog import STYLES
 from sphinx_jax.evaluation.benchmarks import benchmark as base
 from sphinx_jax.evaluation.protocols import PROTOCOLS
 from sphinx_jax.evaluation.submissions import SUBMISSIONS
-from sphinx_jax.tasks import TASKS
+from sphinx_jax.tasks import TASKS, questions
 from tests.evaluation.benchmarks.benchmark_files import CONFIG
 
 TABLE = benchmarks.get_config()
@@ -79,6 +79,15 @@ def test_an_unknown_protocol_is_refused_before_anything_is_read(tmp_path):
 
 def test_prompts_of_other_models_belong_to_dialog_templates():
   for row in TABLE.values():
-    assert set(row.prompts) <= set(STYLES) and all('{}' in text for text in row.prompts.values())
-  assert TABLE.textvqa_val.prompts.idefics2 == '{}\nGive a very brief answer.'
-  assert not TABLE.gqa_testdev.prompts
+    assert set(row.styles) <= set(STYLES)
+    assert all(set(own) <= {'prompt', 'prefix'} for own in row.styles.values())
+  assert TABLE.textvqa_val.styles.idefics2.prompt == '{}\nGive a very brief answer.'
+  assert not TABLE.gqa_testdev.styles
+  asked = [
+    questions.ask(TABLE.mmbench_dev.styles.idefics2.prompt, 'Which?', {'A': 'x', 'B': 'y'}, hint)
+    for hint in ('Look.', None)
+  ]
+  assert asked == [
+    'Question: Which?\nHint: Look.\nChoices:\nA. x\nB. y\nAnswer with a letter.',
+    'Question: Which?\nChoices:\nA. x\nB. y\nAnswer with a letter.',
+  ]
