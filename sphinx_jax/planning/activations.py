@@ -129,14 +129,14 @@ def needs(traced: Any, names: Collection[str]) -> Needs:
     if 'transpose(' in path:
       trained |= {part} if is_product else set()
     elif 'jvp(' in path:
-      if eqn.primitive.name == 'scan':
+      if eqn.primitive.name == 'scan' and not in_loop:
         kept = [out.aval for out in eqn.outvars[eqn.params['num_carry'] :]]
         stacks += [(part, aval.shape, np.dtype(aval.dtype).itemsize) for aval in kept]
       elif is_product and part not in _NOT_OF_IMAGES:
         aval = eqn.outvars[0].aval
         products.append((part, in_loop, aval.size * np.dtype(aval.dtype).itemsize))
   of_layers = tuple((shape, size) for part, shape, size in stacks if part == 'llm')
-  kept = sum(math.prod(shape) * size for part, shape, size in stacks if part != 'llm')
+  kept = sum(math.prod(shape) * size for part, shape, size in stacks if part in trained - {'llm'})
   kept += sum(size for part, in_loop, size in products if part in trained and not in_loop)
   return Needs(of_layers, kept + max((size for *_, size in products), default=0))
 

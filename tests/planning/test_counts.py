@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sphinx_jax.models import families
 from sphinx_jax.parallel import mesh as meshes
-from sphinx_jax.planning import compiler_dumps, flops, leaves
+from sphinx_jax.planning import activations, compiler_dumps, flops, leaves
 from sphinx_jax.run import Program
 from tests.models import idefics2_golden
 from tests.tiny import tiny
@@ -61,18 +61,25 @@ def test_loops_are_counted_with_their_trips():
   assert looped == flat
 
 
-def test_parts_of_another_family_are_counted_by_name():
+def test_parts_and_needs_of_another_family_are_counted():
   """Frozen vision is computed once; what is trained three times, without the first gradient."""
   trainable = (('vision/.*', 'frozen'), ('.*', 'train'))
   config = tiny(**{'batch.images': 3, 'trainable': trainable, 'optimizer.name': 'adamw'}).unlock()
-  config.model = idefics2_golden.config()
-  parts = flops.count(Program(config).trace(), families.part_names(config.model)).parts
+  config.model = idefics2_golden.config(remat='full')
+  trace, names = Program(config).trace(), families.part_names(config.model)
+  parts = flops.count(trace, names).parts
   assert set(parts) == {'vision', 'projection', 'perceiver', 'llm', 'lm_head', 'other'}
   images, patches = 3 * config.batch.size, 7 * 7
   layer = patches * (4 * 32 * 32 + 2 * 32 * 72) + 2 * patches**2 * 32
   assert parts['vision'] == 2 * images * (patches * 14 * 14 * 3 * 32 + 2 * layer)
   weights = 32 * 96, 32 * 96, 96 * 48
   assert parts['projection'] == 2 * images * patches * (2 * sum(weights) + weights[2])
+
+  needs = activations.needs(trace, names)
+  layers, width, latents = 2, 48, 4
+  assert ((layers, config.batch.size, config.batch.seq_len, width), 4) in needs.stacks
+  kept = patches * (96 + 96 + width) + layers * latents * width  # Projection, perceiver.
+  assert needs.images == 4 * images * (kept + 4 * patches**2)  # And the scores of four heads.
 
 
 def test_resident_bytes_are_those_that_the_compiler_takes():
