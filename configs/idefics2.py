@@ -11,8 +11,8 @@ The data is that of configs/stage2.py. The vision tower is frozen, as in the not
 authors for fine-tuning; the projection, the perceiver and Mistral are trained.
 
 Hardware: 'whole' compiles to 46.1 GiB a device on v5p-16. At 40 % MFU a step takes 15 s and the run
-5 days. docs/pods.md has other kinds of slices. With more devices than a quarter of the batch has
-rows, lower --config.optimizer.accumulate.
+5 days. docs/pods.md has other kinds of slices. On more than 32 devices, lower
+--config.optimizer.accumulate, or raise --config.batch.size.
 """
 
 from ml_collections import ConfigDict

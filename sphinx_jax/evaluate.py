@@ -112,8 +112,9 @@ def score_benchmarks() -> None:
     hosts.exclusive(FLAGS.output, 'output'),
     files.writing(FLAGS.output, 'output'),
   ):
-    style = load.template(FLAGS.checkpoint).style
-    benchmarks = open_benchmarks(FLAGS.config, FLAGS.benchmarks, FLAGS.root, FLAGS.limit, style)
+    benchmarks = open_benchmarks(
+      FLAGS.config, FLAGS.benchmarks, FLAGS.root, FLAGS.limit, FLAGS.checkpoint
+    )
     output, run = epath.Path(FLAGS.output), checkpoint_identity(FLAGS.checkpoint, FLAGS.adapter)
     weights = weights_identity(FLAGS.checkpoint, FLAGS.adapter)
     hosts.on_process_0(lambda: predictions.claim(output, run, benchmarks, weights))
@@ -146,7 +147,7 @@ def score_predictions() -> None:
 
 
 def open_benchmarks(
-  config: Mapping, names: Sequence[str], root: str, limit: int | None, style: str = ''
+  config: Mapping, names: Sequence[str], root: str, limit: int | None, checkpoint: str = ''
 ) -> list[Benchmark]:
   """Opens benchmarks by name.
 
@@ -155,7 +156,7 @@ def open_benchmarks(
     names: names in `config`. A repeated one is opened once.
     root: directory to which the paths in `config` are relative.
     limit: number of questions to keep of each, or None for all.
-    style: dialog template of the model that is asked.
+    checkpoint: that of the model that is asked, whose dialog template may have its own prompts.
 
   Raises:
     SphinxError: a name is unknown, or files are missing.
@@ -163,6 +164,7 @@ def open_benchmarks(
   unknown = [name for name in names if name not in config]
   if unknown:
     raise errors.unknown('benchmark', unknown[0], config)
+  style = load.template(checkpoint).style if checkpoint else ''
   benchmarks = []
   for name in dict.fromkeys(names):
     benchmark = open_benchmark(name, config[name].to_dict(), root, style)
