@@ -68,6 +68,17 @@ def test_without_either_every_key_is_seen():
   )
 
 
+def test_with_segments_of_keys_all_of_a_segment_is_seen():
+  rng = np.random.default_rng(0)
+  segments, key_segments = (rng.integers(1, 4, (2, n)).astype(np.int32) for n in (20, 90))
+  query, key, value = arrays(20, 90)
+  np.testing.assert_allclose(
+    attend(query, key, value, segments=segments, key_segments=key_segments),
+    plain(query, key, value, segments[:, :, None] == key_segments[:, None]),
+    atol=2e-5,
+  )
+
+
 def test_bfloat16_keeps_its_softmax_in_float32():
   query, key, value = (x.astype(jnp.bfloat16) for x in arrays(100, 100))
   out = attend(query, key, value, segments=jnp.ones((2, 100), jnp.int32))
