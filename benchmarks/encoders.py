@@ -33,13 +33,13 @@ class Case:
     title: printed name.
     encoder: name of the encoder in configs/sphinx.py.
     make_torch: settings -> forward pass of the PyTorch module.
-    size: pixels along one side in place of the config's.
+    changes: settings in place of the config's.
   """
 
   title: str
   encoder: str
   make_torch: Callable
-  size: int | None = None
+  changes: dict = dataclasses.field(default_factory=dict)
 
 
 def clip(settings: dict) -> Callable:
@@ -121,20 +121,39 @@ def qformer(settings: dict) -> Callable:
   return forward
 
 
+def siglip(settings: dict) -> Callable:
+  from transformers import SiglipVisionConfig, SiglipVisionModel
+
+  return plain(
+    SiglipVisionModel,
+    SiglipVisionConfig(
+      hidden_size=settings['width'],
+      num_hidden_layers=settings['layers'],
+      num_attention_heads=settings['heads'],
+      intermediate_size=settings['hidden'],
+      image_size=settings['view'],
+      patch_size=settings['patch'],
+      vision_use_head=False,
+    ),
+  )
+
+
 CASES = {
   'clip': Case('CLIP ViT-L/14', 'clip', clip),
-  'convnext256': Case('ConvNeXt-XXL, 256 pixels', 'convnext', convnext, 256),
-  'convnext512': Case('ConvNeXt-XXL, 512 pixels', 'convnext', convnext, 512),
+  'convnext256': Case('ConvNeXt-XXL, 256 pixels', 'convnext', convnext, dict(view=256, input=256)),
+  'convnext512': Case('ConvNeXt-XXL, 512 pixels', 'convnext', convnext, dict(view=512, input=512)),
   'dinov2': Case('DINOv2 ViT-g/14', 'dinov2', dinov2),
   'qformer': Case('BLIP-2 ViT-g, Q-Former', 'qformer', qformer),
+  'siglip': Case('SigLIP SO400M/14, 378', 'siglip', siglip, dict(view=378)),
 }
 
 
 def settings_of(case: Case) -> dict:
   from sphinx_jax.configs import sphinx
+  from sphinx_jax.models.encoders import siglip
 
-  settings = dict(sphinx.ENCODERS['full'][case.encoder])
-  return settings if case.size is None else settings | dict(view=case.size, input=case.size)
+  full_size = sphinx.ENCODERS['full'] | {'siglip': siglip.SIZES['so400m-14']}
+  return full_size[case.encoder] | case.changes
 
 
 def normal(shape: tuple[int, ...]) -> np.ndarray:

@@ -59,7 +59,14 @@ def get_config(arg: str = '') -> ConfigDict:
     # A row has room for one image, which some models split into several slots, and an answer. It
     # follows --config.batch.images, for examples with several images.
     count = slots.make(**families.family(config.model).slot_rule(config.model)).count
-    config.batch = dict(size=8, images=FieldReference(count), window=256)
+    images = FieldReference(count)
+    if count == 1 and 'vision' in config.model:
+      # Rows are packed with patches of any images: four small ones, or the largest. This follows
+      # --config.batch.images, too.
+      images = FieldReference(4)
+      canvas = (config.model.slots.longest // config.model.vision.patch) ** 2
+      config.model.vision.patches_per_row = images * (32 * -(-canvas // 128))
+    config.batch = dict(size=8, images=images, window=256)
     visual_tokens = families.visual_tokens(config.model)
     config.batch.seq_len = config.batch.get_ref('images') * visual_tokens + 512
     # For pretrained weights: docs/official_sphinx.md, "Fine-tuning recipe".

@@ -332,6 +332,8 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
       'raise the vocabulary or take another tokenizer',
     )
 
+  family = families.family(config.model)
+
   def open_pipeline(
     entries: Mapping[str, ConfigDict],
     sources: Mapping[str, Any],
@@ -350,7 +352,8 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
         window=config.batch.window,
         visual_tokens=families.visual_tokens(config.model),
         image_size=config.model.image_size,
-        slot_rule=slots.make(**families.family(config.model).slot_rule(config.model)),
+        slot_rule=slots.make(**family.slot_rule(config.model)),
+        patch_limit=family.patch_limit(config.model),
         seed=config.seed,
         loss_weighting=loss_weighting,
         max_skipped=config.max_skipped,

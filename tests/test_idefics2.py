@@ -1,6 +1,9 @@
 """Idefics2 as users tune it: their JSONL file, a converted release, the same commands."""
 
+import contextlib
+import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from sphinx_jax.models import families
 from sphinx_jax.parallel import mesh as meshes, placement
 from tests.models import idefics2_golden as golden
 
+PATCHES = 'model.vision.patches_per_row'
 COLORS = {'red': (250, 0, 0), 'blue': (0, 0, 250)}
 
 
@@ -56,6 +60,7 @@ def config(folder, split=False, **changes):
         'mesh.data': 1,
         'mesh.fsdp': 1,
         'model.slots.split': split,
+        PATCHES: 0,
         **changes,
       }
     )
@@ -90,6 +95,29 @@ def test_rows_hold_images_of_their_own_shapes(folder, split):
   for image, (height, width) in zip(images, used):
     assert image[:height, :width].any(axis=-1).all() and not image[height:].any()
     assert not image[:, width:].any()
+
+
+def test_rows_have_four_images_or_the_patches_of_the_largest(folder):
+  settings = forkme.get_config(f'{folder}/my.jsonl,{folder}/release')
+  assert settings.batch.images == 4 and settings.model.vision.patches_per_row == 4 * 32 >= 7 * 7
+  settings.batch.images = 8
+  assert settings.model.vision.patches_per_row == 8 * 32
+  batch = first_batch(settings)
+  assert batch['images'].shape[1] == 8
+  assert (batch['image_size'] // 14).prod(axis=-1).sum(axis=-1).max() <= 8 * 32
+
+
+@pytest.mark.parametrize('split', [False, True])
+def test_rows_keep_to_their_patches(folder, split):
+  """Images of more patches than a row has are skipped and counted."""
+  limit = 70 if split else 24
+  settings = config(folder, split, **{PATCHES: limit, 'batch.images': 20, 'batch.seq_len': 256})
+  data = run.open_data(settings)
+  with contextlib.closing(data.batches(0)) as batches:
+    rows = [row for batch, _ in itertools.islice(batches, 4) for row in batch['image_size'] // 14]
+  patches = np.prod(rows, axis=-1).sum(axis=-1)
+  assert 0.8 * limit < max(patches) <= limit
+  assert re.findall('skipped .* examples of mine: (.*)', data.summary(0)) == ['too many patches']
 
 
 def test_packed_rows_give_the_logits_of_single_examples(folder):
@@ -131,9 +159,12 @@ def losses(workdir):
   return [line['loss'] for line in lines if 'loss' in line]
 
 
-def test_tuning_is_the_same_on_any_mesh_and_after_a_stop(folder, tmp_path, monkeypatch):
+def test_tuning_is_the_same_with_packed_images_on_any_mesh_and_after_a_stop(
+  folder, tmp_path, monkeypatch
+):
   train.train(config(folder), tmp_path / 'one')
-  train.train(config(folder, **{f'mesh.{axis}': 2 for axis in meshes.AXES}), tmp_path / 'mesh')
+  on_mesh = {f'mesh.{axis}': 2 for axis in meshes.AXES}
+  train.train(config(folder, **on_mesh, **{PATCHES: 98}), tmp_path / 'mesh')
   put, calls = placement.put, []
 
   def fail_once(*arguments):

@@ -17,6 +17,7 @@ LOSS_WEIGHTING = {'token': 0.0, 'sqrt': 0.5, 'example': 1.0}
 # An example with this many label tokens keeps weight 1 per token. For answers of 1 to 250 tokens
 # the mean weight is then near 1.
 _USUAL_ANSWER = 48
+_SHARES = 8  # Of a slot, in which patches are counted.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Example:
     id: shown in log lines.
     position: position in the global order of examples.
     mirrored: whether the images are flipped left to right.
+    patches: patches of the images, where a row has a limit of them.
   """
 
   ids: np.ndarray
@@ -43,6 +45,7 @@ class Example:
   id: str = ''
   position: int = 0
   mirrored: bool = False
+  patches: int = 0
 
   def __post_init__(self) -> None:
     if self.images_at is None:
@@ -68,6 +71,27 @@ def weigh(weights: np.ndarray, loss_weighting: str) -> np.ndarray:
   check_loss_weighting(loss_weighting)
   labels = max(weights.sum(), 1.0)
   return weights * np.float32((_USUAL_ANSWER / labels) ** LOSS_WEIGHTING[loss_weighting])
+
+
+def needs(
+  examples: Sequence[Example], slots: int, patch_limit: int | None = None
+) -> tuple[list[int], int]:
+  """What each example takes of a row's image slots, and what the row has, for `plan`.
+
+  With a limit of patches, the larger one of an example's shares of slots and of patches counts, in
+  eighths of a slot, rounded up. So neither is exceeded.
+
+  Args:
+    examples: of a window.
+    slots: image slots of a row (N).
+    patch_limit: most patches of a row's images together; None: any number.
+  """
+  if not patch_limit:
+    return [len(example.images_at) for example in examples], slots
+  total = _SHARES * slots
+  of_patches = (-(-example.patches * total // patch_limit) for example in examples)
+  of_slots = (_SHARES * len(example.images_at) for example in examples)
+  return list(map(max, of_patches, of_slots)), total
 
 
 def plan(lengths: Sequence[int], needs: Sequence[int], seq_len: int, slots: int) -> list[list[int]]:

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -45,6 +45,8 @@ class PipelineConfig:
     visual_tokens: visual tokens of one slot, start and end tokens of every view included.
     image_size: edge of the image slots in pixels.
     slot_rule: how an image becomes slots; None: a padded square.
+    patch_limit: most patches of all images of a row, and a function of rows and columns of pixels
+      that returns those of a slot; None: any number.
     seed: seed of the order of examples.
     loss_weighting: a rule of `packing.LOSS_WEIGHTING`.
     max_skipped: share of bad examples, in a stretch of `skips.STRETCH`, above which a pass stops.
@@ -66,6 +68,7 @@ class PipelineConfig:
   max_skipped: float = 0.5
   alpha: str = 'drop'
   slot_rule: slots_lib.Rule | None = None
+  patch_limit: tuple[int, Callable[[int, int], int]] | None = None
   threads: int = 2
 
   @property
@@ -258,12 +261,10 @@ class Pipeline:
       examples_read = []
       for chunk in pool.map(read, chunks):
         examples_read += [example for example in chunk if example is not None]
-      rows = packing.plan(
-        [example.length(config.visual_tokens) for example in examples_read],
-        [len(example.images_at) for example in examples_read],
-        config.seq_len,
-        config.slots,
-      )
+      limit = config.patch_limit and config.patch_limit[0]
+      needs, slots = packing.needs(examples_read, config.slots, limit)
+      lengths = [example.length(config.visual_tokens) for example in examples_read]
+      rows = packing.plan(lengths, needs, config.seq_len, slots)
       yield window, [[examples_read[i] for i in row] for row in rows]
 
   def _read(self, skips: Skips, position: int, task: int, index: int, epoch: int) -> Example | None:
@@ -324,6 +325,7 @@ class Pipeline:
         f'{len(slots)} images take {sum(slots)} slots, but batch.images is {config.slots}'
         ' (raise it: --config.batch.images)',
       )
+    patches = self._patches(record.images)
     check_unicode(text for turn in record.turns for text in turn)
     marks = self._template.count_marks(record.turns, len(slots), record.marks)
     if marks not in (None, 0, len(slots)):
@@ -342,7 +344,30 @@ class Pipeline:
       id=record.id,
       position=position,
       mirrored=record.mirrored,
+      patches=patches,
     )
+
+  def _patches(self, files: Sequence[bytes]) -> int:
+    """The patches of images, from their headers; 0 without a limit.
+
+    Raises:
+      BadExample: an unreadable image, or more patches than a row has.
+    """
+    config = self._config
+    if config.patch_limit is None:
+      return 0
+    limit, count = config.patch_limit
+    total = 0
+    for size in map(images.size, files):
+      # An EXIF orientation can exchange the edges, which moves roundings by a pixel.
+      ways = (config.rule.sizes(*edges) for edges in (size, size[::-1]))
+      total += max(sum(count(height, width) for width, height in slots) for slots in ways)
+    if total > limit:
+      raise BadExample(
+        'too many patches',
+        f'{len(files)} images have {total}, but model.vision.patches_per_row is {limit}',
+      )
+    return total
 
   def _kept_ids(self, weights: np.ndarray, space: int, too_long: str) -> int:
     """The number of ids of an example to keep. Visual tokens are never cut.

@@ -37,6 +37,10 @@ class Rule(abc.ABC):
   def __call__(self, image: Image.Image) -> Slots:
     """Returns the slots of an RGB image. Raises BadExample for one that cannot be split."""
 
+  @abc.abstractmethod
+  def sizes(self, width: int, height: int) -> list[tuple[int, int]]:
+    """Width and height of the slots of an image. Raises as `__call__`."""
+
   def read(
     self,
     data: bytes,
@@ -68,6 +72,9 @@ class Square(Rule):
   def __call__(self, image: Image.Image) -> Slots:
     return Slots((np.asarray(images.pad_and_resize(image, self.size)),))
 
+  def sizes(self, width: int, height: int) -> list[tuple[int, int]]:
+    return [(self.size, self.size)]
+
 
 @dataclasses.dataclass(frozen=True)
 class Fit(Rule):
@@ -90,9 +97,17 @@ class Fit(Rule):
     return 5 if self.split else 1
 
   def __call__(self, image: Image.Image) -> Slots:
-    parts = [*_quarters(image), image] if self.split else [image]
-    resized = (part.resize(self._size(*part.size), Image.Resampling.BILINEAR) for part in parts)
+    parts = map(image.crop, _quarters(*image.size)) if self.split else ()
+    sizes = self.sizes(*image.size)
+    resized = (
+      part.resize(size, Image.Resampling.BILINEAR) for part, size in zip([*parts, image], sizes)
+    )
     return Slots(tuple(map(np.asarray, resized)))
+
+  def sizes(self, width: int, height: int) -> list[tuple[int, int]]:
+    boxes = _quarters(width, height) if self.split else []
+    parts = [(right - left, bottom - top) for left, top, right, bottom in boxes]
+    return [self._size(*part) for part in (*parts, (width, height))]
 
   def _size(self, width: int, height: int) -> tuple[int, int]:
     """Pixels after resizing. Extreme shapes are distorted, as both edges reach `shortest`."""
@@ -112,14 +127,12 @@ def make(kind: str, **settings: Any) -> Rule:
   return RULES[kind](**settings)
 
 
-def _quarters(image: Image.Image) -> list[Image.Image]:
-  """The quarters, row by row. An odd pixel belongs to the right or the bottom."""
-  width, height = image.size
+def _quarters(width: int, height: int) -> list[tuple[int, int, int, int]]:
+  """Boxes of the quarters, row by row. An odd pixel belongs to the right or the bottom."""
   x, y = width // 2, height // 2
   if not x or not y:
     raise BadExample('unreadable image', f'{width} x {height} pixels cannot be split into quarters')
-  boxes = ((0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height))
-  return [image.crop(box) for box in boxes]
+  return [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)]
 
 
 def on_canvas(

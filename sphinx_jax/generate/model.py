@@ -79,11 +79,13 @@ class Model:
     self._template, self._bucket = template, bucket
     self.alpha = alpha
     family = families.family(config)
-    self._image_token, self._canvases = family.image_token(config), family.canvases(config)
+    self._image_token = family.image_token(config)
+    self._canvas = (family.canvas(config),) * 2
+    self._encoded_length = functools.partial(family.encoded_length, config)
     self.slot_rule = slots_lib.make(**family.slot_rule(config))
     module = families.build(config)
     self._logits = self._compiled(functools.partial(_logits, module))
-    self._encode = self._compiled(functools.partial(_encode, module))
+    self._encode = self._compiled(functools.partial(_encode, module), static_argnames='length')
     if tokenizer is None:
       return
     ending = decode.ending(template, tokenizer, vocab)
@@ -328,19 +330,19 @@ class Model:
       raise errors.make('image', error.message, 'an image that can be split', 'crop it') from None
 
   def _encode_slots(self, params: dict, slots: Sequence[np.ndarray], rows: int) -> jax.Array:
-    """Visual tokens [len(slots), visual_tokens, D]; slots that fit one canvas go together."""
-    groups: dict[tuple[int, int], list[int]] = {}
+    """Visual tokens [len(slots), visual_tokens, D]; slots of one encoded length go together."""
+    groups: dict[int | None, list[int]] = {}
     for i, slot in enumerate(slots):
-      canvas = tuple(next(edge for edge in self._canvases if edge >= n) for n in slot.shape[:2])
-      groups.setdefault(canvas, []).append(i)
+      groups.setdefault(self._encoded_length(*slot.shape[:2]), []).append(i)
     parts = []
-    for canvas, members in groups.items():
+    for length, members in groups.items():
       # Few shapes are compiled: one image, as many images as rows, or a multiple of 4.
       count = len(members)
       if count > 1:
         count = rows if count <= rows else round_up(count, 4)
-      pixels, sizes = slots_lib.on_canvas([slots[i] for i in members], canvas, count)
-      parts.append(self._encode(params, pixels[:, None], sizes[:, None])[: len(members)])
+      pixels, sizes = slots_lib.on_canvas([slots[i] for i in members], self._canvas, count)
+      visual = self._encode(params, pixels[:, None], sizes[:, None], length=length)
+      parts.append(visual[: len(members)])
     order = np.argsort([i for members in groups.values() for i in members])
     return jnp.concatenate(parts)[order]
 
@@ -692,9 +694,13 @@ def _logits(
 
 
 def _encode(
-  module: multimodal.Multimodal, params: dict, images: jax.Array, image_size: jax.Array
+  module: multimodal.Multimodal,
+  params: dict,
+  images: jax.Array,
+  image_size: jax.Array,
+  length: int | None,
 ) -> jax.Array:
-  return module.apply({'params': params}, images, image_size, method='encode')
+  return module.apply({'params': params}, images, image_size, length, method='encode')
 
 
 def _text(tokenizer: Tokenizer, template: Template, tokens: np.ndarray) -> str:

@@ -6,7 +6,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from sphinx_jax.core import errors, tables
 
-# Kernels for packed rows. Encoders and decoding over a cache always use 'xla'.
+# Kernels for packed rows. Decoding over a cache, and encoders of one image a row, use 'xla'.
 KERNELS = tables.Table(
   'attention kernel',
   {
@@ -28,24 +28,24 @@ def attend(
   value: jax.Array,
   *,
   segments: jax.Array | None = None,
+  key_segments: jax.Array | None = None,
   positions: jax.Array | None = None,
-  keys: jax.Array | None = None,
   window: int | None = None,
   kernel: str = 'xla',
 ) -> jax.Array:
   """Multi-head attention with grouped key/value heads: head h reads key/value head h // (H/K).
 
-  With neither segments nor positions, every query sees every key (encoders), or those of `keys`.
+  With neither segments nor positions, every query sees every key (encoders).
 
   Args:
     query: [B,T,H,C] in the compute dtype. The softmax is computed in float32.
     key: [B,S,K,C].
     value: [B,S,K,C].
-    segments: int32[B,T] of packed rows, S = T. A query sees positions of its own segment up to
-      itself.
+    segments: int32[B,T] of packed rows. A query sees positions of its own segment up to itself,
+      S = T.
+    key_segments: int32[B,S] of the keys. With it, a query sees all of its segment (images).
     positions: int32[B,T] in a cache whose slot is the position. A query at position p sees
       slots <= p.
-    keys: bool[B,S], which keys are visible (images of several sizes on one canvas).
     window: with segments or positions, the number of latest positions that a query sees, itself
       included; None: all.
     kernel: name in `KERNELS`, for packed rows; 'auto' is splash if the shapes allow it, or xla.
@@ -70,13 +70,14 @@ def attend(
   if kernel == AUTO:
     from sphinx_jax.parallel import splash  # Imported here: Pallas takes a second to import.
 
-    kernel = 'splash' if splash.fits(query.shape) else 'xla'
+    kernel = 'splash' if splash.fits(query.shape, key_segments) else 'xla'
   kernel_function = KERNELS[kernel]
   if window is not None and window >= key.shape[1]:
     window = None  # It hides nothing.
   if segments is None:
-    return xla_attention(query, key, value, positions=positions, keys=keys, window=window)
-  return checkpoint_name(kernel_function(query, key, value, segments, window=window), 'attention')
+    return xla_attention(query, key, value, positions=positions, window=window)
+  attended = kernel_function(query, key, value, segments, window=window, key_segments=key_segments)
+  return checkpoint_name(attended, 'attention')
 
 
 def choose(kernel: str, platform: str) -> str:
@@ -111,15 +112,17 @@ def visible(
   slots: int,
   segments: jax.Array | None = None,
   positions: jax.Array | None = None,
-  keys: jax.Array | None = None,
   window: int | None = None,
+  key_segments: jax.Array | None = None,
 ) -> jax.Array | None:
-  """The attention mask bool[B,length or 1,slots], or None if every query sees every key.
+  """The attention mask bool[B,length,slots], or None if every query sees every key.
 
   Segments [1 1 2] give [[1 0 0] [1 1 0] [0 0 1]].
   """
   if segments is None and positions is None:
-    return None if keys is None else keys[:, None]
+    return None
+  if key_segments is not None:
+    return segments[:, :, None] == key_segments[:, None, :]
   # In a packed row, distances between its positions are those inside an example.
   at = jnp.arange(length)[None] if positions is None else positions
   distance = at[:, :, None] - jnp.arange(slots)
@@ -135,6 +138,7 @@ def cudnn_attention(
   value: jax.Array,
   segments: jax.Array,
   window: int | None = None,
+  key_segments: jax.Array | None = None,
 ) -> jax.Array:
   """cuDNN's fused attention, for packed rows. Arguments as in `attend`.
 
@@ -148,7 +152,7 @@ def cudnn_attention(
       'bfloat16 or float16',
       "--config.model.dtype=bfloat16, or attention='xla'",
     )
-  mask = visible(query.shape[1], key.shape[1], segments, window=window)
+  mask = visible(query.shape[1], key.shape[1], segments, window=window, key_segments=key_segments)
   return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], implementation='cudnn')
 
 
@@ -158,8 +162,8 @@ def xla_attention(
   value: jax.Array,
   segments: jax.Array | None = None,
   positions: jax.Array | None = None,
-  keys: jax.Array | None = None,
   window: int | None = None,
+  key_segments: jax.Array | None = None,
 ) -> jax.Array:
   """Plain matrix products, the reference for every other kernel. Arguments as in `attend`.
 
@@ -172,15 +176,16 @@ def xla_attention(
   slots, kv_heads = key.shape[1:3]
   query = query.reshape(batch, length, kv_heads, heads // kv_heads, width).transpose(0, 2, 3, 1, 4)
   key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
-  mask = visible(length, slots, segments, positions, keys, window)
-  if segments is None and positions is None and length > _MOST_QUERIES:
-    out = _one_by_one(query, key, value, mask)
+  is_causal = segments is not None and key_segments is None
+  if not is_causal and positions is None and length > _MOST_QUERIES:
+    out = _one_by_one(query, key, value, segments, key_segments)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
-  blocks = 1 if segments is None else max(1, min(_MAX_BLOCKS, length // _MIN_BLOCK))
+  mask = visible(length, slots, segments, positions, window, key_segments)
+  blocks = max(1, min(_MAX_BLOCKS, length // _MIN_BLOCK)) if is_causal else 1
   parts, start = [], 0
   for i in range(blocks):
     end = length * (i + 1) // blocks
-    seen = slots if segments is None else end
+    seen = end if is_causal else slots
     block_mask = None if mask is None else mask[:, start:end, :seen]
     queries = query[..., start:end, :]
     parts.append(_block(queries, key[:, :, :seen], value[:, :, :seen], block_mask))
@@ -190,21 +195,36 @@ def xla_attention(
 
 
 def _one_by_one(
-  query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  segments: jax.Array | None,
+  key_segments: jax.Array | None,
 ) -> jax.Array:
-  """`_block` of queries [B,K,R,T,C] that all see the same keys, for a part of T at a time."""
-  length = query.shape[3]
+  """`_block` of queries [B,K,R,T,C] that see all keys, or those of their segment, part by part."""
+  length, slots = query.shape[3], key.shape[2]
   blocks = -(-length // _MOST_QUERIES)
   size = -(-length // blocks)
-  query = jnp.pad(query, [(0, 0)] * 3 + [(0, blocks * size - length), (0, 0)])
-  query = jnp.moveaxis(query.reshape(*query.shape[:3], blocks, size, -1), 3, 0)
-  out = jax.lax.map(jax.checkpoint(lambda part: _block(part, key, value, mask)), query)
-  out = jnp.moveaxis(out, 0, 3)
+
+  def split(x: jax.Array, axis: int) -> jax.Array:
+    """Parts [blocks, ...] of x along an axis of T."""
+    padding = [(0, blocks * size - length) if i == axis else (0, 0) for i in range(x.ndim)]
+    x = jnp.pad(x, padding, mode='edge')
+    return jnp.moveaxis(x.reshape(*x.shape[:axis], blocks, size, *x.shape[axis + 1 :]), axis, 0)
+
+  @jax.checkpoint
+  def attend_part(part: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+    queries, of_queries = part
+    mask = visible(size, slots, of_queries, key_segments=key_segments)
+    return _block(queries, key, value, mask)
+
+  of_parts = None if segments is None else split(segments, 1)
+  out = jnp.moveaxis(jax.lax.map(attend_part, (split(query, 3), of_parts)), 0, 3)
   return out.reshape(*out.shape[:3], blocks * size, -1)[..., :length, :]
 
 
 def _block(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
-  """Attention of query [B,K,R,T,C] over key and value [B,K,S,C], with mask bool[B,T or 1,S].
+  """Attention of query [B,K,R,T,C] over key and value [B,K,S,C], with mask bool[B,T,S].
 
   R query heads share a key/value head.
   """

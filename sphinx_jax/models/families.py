@@ -69,6 +69,7 @@ def apply(
 _INCIDENTAL = {
   'slots',
   *('dtype', 'remat', 'attention', 'scan_unroll', 'unroll', 'half_round'),
+  'patches_per_row',
   *('max_length', 'multiple_of', 'ffn_multiplier', 'parent', 'name'),
 }
 

@@ -4,8 +4,9 @@ Source: docs/idefics2.md. Checked against HF transformers in tests/models/test_i
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from sphinx_jax.core import errors
-from sphinx_jax.models import foreign, foreign_config, layers, multimodal, perceiver, pixels
+from sphinx_jax.models import attention, foreign, foreign_config, layers, multimodal, perceiver
 from sphinx_jax.models.encoders import siglip
 from sphinx_jax.models.llms import llama
 from sphinx_jax.parallel import placement
@@ -42,29 +43,48 @@ class Idefics2(multimodal.Multimodal):
     return config.image_token
 
   @classmethod
-  def canvases(cls, config: Any) -> tuple[int, ...]:
-    """Fifths of the largest canvas, so that a small image is not computed as a large one."""
-    patch, most = config.vision.patch, config.slots.longest
-    return tuple(patch * -(-most * fifths // (5 * patch)) for fifths in (2, 3, 4, 5))
+  def canvas(cls, config: Any) -> int:
+    return config.vision.patch * -(-config.slots.longest // config.vision.patch)
+
+  @classmethod
+  def patch_limit(cls, config: Any) -> tuple[int, Callable[[int, int], int]] | None:
+    limit = config.vision.get('patches_per_row')
+    return (limit, functools.partial(_patches, config.vision)) if limit else None
+
+  @classmethod
+  def encoded_length(cls, config: Any, height: int, width: int) -> int:
+    """Lengths differ by a quarter, so that few programs compute little padding."""
+    most = (cls.canvas(config) // config.vision.patch) ** 2
+    unit = siglip.BLOCK if most > 8 * siglip.BLOCK else -(-most // 4)
+    lengths = {unit * math.ceil(most * 0.8**k / unit) for k in range(10)}
+    return min(n for n in lengths if n >= _patches(config.vision, height, width))
 
   def setup(self) -> None:
     config = self.config
     shared = dict(remat=config.remat, unroll=config.scan_unroll, dtype=jnp.dtype(config.dtype))
     self.llm = multimodal.language_model(config)
-    vision = {key: value for key, value in config.vision.items() if key != 'patch_rule'}
-    self.vision = siglip.Tower(**vision, **shared)
+    fields = siglip.Tower.__dataclass_fields__
+    vision = {key: value for key, value in config.vision.items() if key in fields}
+    # A row of patches need not have the length that the TPU's kernel takes.
+    kernel = attention.AUTO if config.attention in (attention.AUTO, 'splash') else 'xla'
+    self.vision = siglip.Tower(**vision, **shared, attention=kernel)
     self.projection = layers.GatedMlp(self.llm.ffn, 1.0, shared['dtype'], width=config.llm.width)
     self.perceiver = perceiver.Perceiver(**config.perceiver, **shared)
 
-  def encode(self, images: jax.Array, image_size: jax.Array | None = None) -> jax.Array:
+  def encode(
+    self, images: jax.Array, image_size: jax.Array | None = None, length: int | None = None
+  ) -> jax.Array:
     """Visual tokens of images.
 
     Args:
       images: uint8[B,N,Y,X,3]; an image is in the upper left corner of its canvas.
       image_size: int32[B,N,2], rows and columns of each image; None: the whole canvas.
+      length: patches of all images of a row together, at most. They are packed one after another
+        and do not see those of other images. None: `vision.patches_per_row` of the config; 0: the
+        images are not packed, and each has as many as its canvas.
 
     Returns:
-      [B,N*queries,D].
+      [B,N*queries,D]; NaN in rows whose images have more than `length` patches.
 
     Raises:
       SphinxError: a canvas smaller than a patch, or with more patches than positions.
@@ -74,19 +94,30 @@ class Idefics2(multimodal.Multimodal):
     if image_size is None:
       image_size = jnp.broadcast_to(jnp.array([height, width]), (rows, count, 2))
     _check_canvas(height, width, vision.patch, vision.pos_grid)
-    canvas = placement.constrain(images.reshape(-1, height, width, 3), ('views', None, None, None))
-    size = image_size.reshape(-1, 2)
-    normalized = pixels.normalize(canvas, siglip.MEAN, siglip.STD)
-    inside = (jnp.arange(height) < size[:, :1])[:, :, None] & (jnp.arange(width) < size[:, 1:])[
-      :, None
-    ]
-    normalized = jnp.where(inside[..., None], normalized, 0)
-    patches, is_real = self.vision(
-      normalized, siglip.grid_sizes(size, vision.patch, vision.get('patch_rule', 'all'))
-    )
-    visual = self.perceiver(self.projection(patches), is_real)
+    length = vision.get('patches_per_row', 0) if length is None else length
+    if not length:
+      images, image_size = (x.reshape(-1, 1, *x.shape[2:]) for x in (images, image_size))
+      length = (height // vision.patch) * (width // vision.patch)
+    count = images.shape[1]
+    rows_axis = 'views' if count == 1 else 'batch'
+    images = placement.constrain(images, (rows_axis, None, None, None, None))
+    packed = siglip.pack(images, image_size, vision.patch, _rule(vision), vision.pos_grid, length)
+    length_axis = None if count == 1 else 'patches'
+    patches = placement.constrain(packed.patches, (rows_axis, length_axis, None, None, None))
+    encoded = self.projection(self.vision(patches, packed.positions, packed.segments))
+    visual = self.perceiver(encoded, packed.segments, count)
+    visual = jnp.where(packed.fits[:, None, None], visual, jnp.nan)
     visual = visual.reshape(rows, -1, visual.shape[-1])
     return placement.constrain(visual, ('batch', None, None))
+
+
+def _rule(vision: Any) -> str:
+  return vision.get('patch_rule', 'all')
+
+
+def _patches(vision: Any, height: int, width: int) -> int:
+  """The number of real patches of an image."""
+  return math.prod(siglip.grid_sizes(n, vision.patch, _rule(vision)) for n in (height, width))
 
 
 def _check_canvas(height: int, width: int, patch: int, pos_grid: int) -> None:

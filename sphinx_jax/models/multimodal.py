@@ -1,6 +1,6 @@
 """What the model families share: a language model over packed rows of text and visual tokens."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -44,9 +44,22 @@ class Multimodal(nn.Module):
     return None
 
   @classmethod
-  def canvases(cls, config: Any) -> tuple[int, ...]:
-    """Edges in pixels that a canvas of images may have, ascending."""
-    return (config.image_size,)
+  def canvas(cls, config: Any) -> int:
+    """Edge in pixels of a canvas that holds any image."""
+    return config.image_size
+
+  @classmethod
+  def patch_limit(cls, config: Any) -> tuple[int, Callable[[int, int], int]] | None:
+    """Most patches of all images of a row in training, and those of rows and columns of pixels.
+
+    None: the canvases of a row hold any images.
+    """
+    return None
+
+  @classmethod
+  def encoded_length(cls, config: Any, height: int, width: int) -> int | None:
+    """The argument `length` of `encode` for one image of some rows and columns of pixels."""
+    return None
 
   @classmethod
   def sees_images(cls, config: Any) -> bool:
@@ -64,12 +77,15 @@ class Multimodal(nn.Module):
     height, width = slot.shape[:2]
     return [(f'{width} x {height} pixels', slot[None])]
 
-  def encode(self, images: jax.Array, image_size: jax.Array | None = None) -> jax.Array:
+  def encode(
+    self, images: jax.Array, image_size: jax.Array | None = None, length: int | None = None
+  ) -> jax.Array:
     """Visual tokens [B,N*L,D] of images uint8[B,N,Y,X,3], L of each image.
 
     Args:
       images: each in the upper left corner of its canvas.
       image_size: int32[B,N,2], rows and columns of each image; None: the whole canvas.
+      length: most patches of all images of a row, of families that pack them; None: as in training.
     """
     raise NotImplementedError
 

@@ -15,7 +15,7 @@ _RATIO = 4  # Hidden width of the MLPs over the width.
 
 
 class Perceiver(nn.Module):
-  """Patches [B,P,D] -> vectors [B,Q,D].
+  """Patches [B,P,D] of N images a row -> vectors [B,N*Q,D].
 
   Attributes:
     queries: number of vectors Q.
@@ -40,16 +40,27 @@ class Perceiver(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, patches: jax.Array, is_real: jax.Array) -> jax.Array:
-    """Resamples patches [B,P,D], of which those of `is_real` bool[B,P] are seen."""
+  def __call__(self, patches: jax.Array, segments: jax.Array, images: int) -> jax.Array:
+    """Resamples the patches of every image.
+
+    Args:
+      patches: [B,P,D].
+      segments: int32[B,P], the number of a patch's image, from 1 on; 0 for padding.
+      images: number of images N.
+
+    Returns:
+      [B,N*Q,D]. What the vectors of an image without patches are has no meaning.
+    """
     batch, _, width = patches.shape
     # Released weights replace them. Equal vectors would stay equal in training.
     small = nn.initializers.normal(width**-0.5)
     latents = layers.param(
       self, 'latents', small, (self.queries, width), (None, 'encoder_embed'), self.dtype
     )
-    x = jnp.broadcast_to(latents, (batch, *latents.shape))
-    blocks = layers.stack(Layer, self.layers, self.unroll, self.remat, broadcast=2)
+    x = jnp.broadcast_to(jnp.tile(latents, (images, 1)), (batch, images * self.queries, width))
+    of_vectors = jnp.repeat(jnp.arange(1, images + 1), self.queries)
+    of_vectors = jnp.broadcast_to(of_vectors, x.shape[:2])
+    blocks = layers.stack(Layer, self.layers, self.unroll, self.remat, broadcast=3)
     x, _ = blocks(
       self.heads,
       self.kv_heads,
@@ -58,12 +69,12 @@ class Perceiver(nn.Module):
       (2 * self.layers) ** -0.5,
       self.dtype,
       name='layers',
-    )(x, patches, is_real)
+    )(x, patches, of_vectors, jnp.concatenate([segments, of_vectors], axis=1))
     return layers.RMSNorm(self.eps, self.dtype, name='norm')(x)
 
 
 class Layer(nn.Module):
-  """One layer, scanned. The vectors see the patches and each other."""
+  """One layer, scanned. The vectors of an image see its patches and each other."""
 
   heads: int
   kv_heads: int
@@ -74,12 +85,11 @@ class Layer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, patches: jax.Array, is_real: jax.Array
+    self, x: jax.Array, patches: jax.Array, segments: jax.Array, key_segments: jax.Array
   ) -> tuple[jax.Array, None]:
     norm = lambda name: layers.RMSNorm(self.eps, self.dtype, name=name)
     vectors = norm('latents_norm')(x)
     context = jnp.concatenate([norm('context_norm')(patches), vectors], axis=1)
-    seen = jnp.concatenate([is_real, jnp.ones(x.shape[:2], bool)], axis=1)
 
     def project(name: str, inputs: jax.Array, heads: int) -> jax.Array:
       names = ('encoder_embed', 'encoder_heads')
@@ -92,7 +102,8 @@ class Layer(nn.Module):
       project('wq', vectors, self.heads),
       project('wk', context, self.kv_heads),
       project('wv', context, self.kv_heads),
-      keys=seen,
+      segments=segments,
+      key_segments=key_segments,
     )
     out = layers.Dense(
       (x.shape[-1],),

@@ -140,6 +140,9 @@ _IDEFICS2 = {
     'hidden': _HIDDEN,
     'pos_grid': values.integer('positions along one side of the stored table', high=_LARGEST_SIDE),
     'patch_rule': values.choice('which patches at an edge are real', siglip.PATCH_RULES),
+    'patches_per_row': values.optional(
+      values.integer('most patches of all images of a row; 0: each image has its canvas', low=0)
+    ),
   },
   'perceiver': {
     'queries': values.integer('visual tokens of an image'),

@@ -147,12 +147,15 @@ class Sphinx(multimodal.Multimodal):
       self.end_img = layers.param(self, 'end_img', small, (width,), ('embed',))
     self.llm = multimodal.language_model(config)
 
-  def encode(self, images: jax.Array, image_size: jax.Array | None = None) -> jax.Array:
+  def encode(
+    self, images: jax.Array, image_size: jax.Array | None = None, length: int | None = None
+  ) -> jax.Array:
     """Visual tokens of images.
 
     Args:
       images: uint8[B,N,Y,X,3], padded squares, Y = X = image_size.
       image_size: unused; the padding belongs to the image.
+      length: unused; all images are of one size.
 
     Returns:
       [B,N*visual_tokens,D]: for every view a start token, the view's tokens, and an end token.
@@ -160,7 +163,7 @@ class Sphinx(multimodal.Multimodal):
     Raises:
       SphinxError: a model without encoders, or images of another size.
     """
-    del image_size
+    del image_size, length
     rows, count, size = images.shape[:3]
     if not self.config.encoders:
       raise errors.make(

@@ -40,6 +40,7 @@ RULES: dict[str, MeshAxes] = {
   'batch': _always('data', 'fsdp'),
   'views': _always('data', 'fsdp', 'tensor'),  # the views of all images, in the encoders
   'layers': _always(),  # leading axis of scanned layers
+  'patches': _always('tensor'),  # packed patches of the images of a row
   'vocab': _always('tensor'),
   'lookup': _always('fsdp'),  # width of the embedding table: each device looks up its channels
   'lookup_rows': _always('data'),  # the batch during this lookup

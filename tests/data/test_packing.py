@@ -151,3 +151,18 @@ def test_loss_weighting_sets_how_the_sum_grows_with_the_answer():
   assert all(packing.weigh(answer, 'sqrt')[0] == 0 for answer in answers)
   with pytest.raises(SphinxError, match="did you mean 'sqrt'"):
     packing.weigh(answers[0], 'sqrtt')
+
+
+def test_rows_exceed_neither_their_slots_nor_their_patches():
+  rng = np.random.default_rng(0)
+  examples = [
+    Example(np.ones(9, np.int32), np.ones(9), (b'',) * n, 0, patches=n and int(rng.integers(1, 60)))
+    for n in rng.integers(0, 4, 200)
+  ]
+  needs, total = packing.needs(examples, slots=4, patch_limit=80)
+  rows = packing.plan([9] * len(examples), needs, 60, total)
+  slots, patches = np.transpose(
+    [[sum(len(examples[i].images) for i in row), sum(examples[i].patches for i in row)]
+     for row in rows]
+  )  # fmt: skip
+  assert max(slots) == 4 and 70 < max(patches) <= 80 and sorted(sum(rows, [])) == list(range(200))

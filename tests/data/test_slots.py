@@ -50,6 +50,7 @@ def test_sizes_at_the_released_edges_are_the_recorded_ones():
         split(image)
     else:
       assert [list(slot.shape[:2]) for slot in split(image).pixels] == row['split'], row
+      assert [[height, width] for width, height in split.sizes(*image.size)] == row['split']
   assert (whole.count, split.count) == (1, 5)
 
 

@@ -70,16 +70,16 @@ def test_without_either_every_key_is_seen():
 
 @pytest.mark.parametrize('mask', [False, True])
 def test_the_patches_of_a_large_image_are_computed_in_blocks(mask, monkeypatch):
-  """Of unequal length, forward and backward, with masked keys and without."""
+  """Of unequal length, forward and backward, of several images and of one."""
   query, key, value = arrays(50, 50)
-  keys = jnp.arange(50) < jnp.array([[31], [50]]) if mask else None
-  visible = np.broadcast_to(
-    np.ones((2, 1, 50), bool) if keys is None else keys[:, None], (2, 50, 50)
-  )
+  segments = jnp.array([[1] * 31 + [2] * 19, [1] * 50]) if mask else None
+  visible = np.ones((2, 50, 50), bool)
+  if mask:
+    visible = np.asarray(segments[:, :, None] == segments[:, None])
 
   def run(*arrays):
     def loss(*arrays):
-      out = attention.attend(*arrays, keys=keys)
+      out = attention.attend(*arrays, segments=segments, key_segments=segments)
       return jnp.square(out).mean(), out
 
     return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*arrays)
@@ -91,6 +91,16 @@ def test_the_patches_of_a_large_image_are_computed_in_blocks(mask, monkeypatch):
   np.testing.assert_allclose(out, plain(query, key, value, visible), atol=2e-5)
   for a, b in zip(blocks, whole):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+def test_with_segments_of_keys_all_of_a_segment_is_seen():
+  rng = np.random.default_rng(0)
+  segments, key_segments = (rng.integers(1, 4, (2, n)).astype(np.int32) for n in (20, 90))
+  query, key, value = arrays(20, 90)
+  np.testing.assert_allclose(
+    attend(query, key, value, segments=segments, key_segments=key_segments),
+    plain(query, key, value, segments[:, :, None] == key_segments[:, None]),
+    atol=2e-5,
+  )
 
 
 def test_bfloat16_keeps_its_softmax_in_float32():

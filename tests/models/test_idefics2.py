@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from sphinx_jax.core import errors, trees
 from sphinx_jax.models import families, idefics2, pixels
 from sphinx_jax.models.encoders import siglip
+from sphinx_jax.parallel import mesh as meshes
 from tests.models import idefics2_golden as golden
 
 FEATURES, LOGITS = 5e-5, 1e-4  # Largest differences: tests/golden/idefics2/README.md, "Tolerances".
@@ -45,11 +47,11 @@ def test_logits_are_the_recorded_ones(case):
 def test_features_are_the_recorded_ones(case):
   arrays, _, inner = outputs(case)
   used = golden.real_images(arrays).reshape(-1)
-  (patches, is_real), vectors = inner['vision']['__call__'][0], inner['perceiver']['__call__'][0]
+  patches, vectors = inner['vision']['__call__'][0], inner['perceiver']['__call__'][0]
   want_real = arrays['patch_attention_mask'].reshape(used.sum(), -1).astype(bool)
-  np.testing.assert_array_equal(is_real[used], want_real)
+  is_real = np.arange(want_real.shape[1]) < want_real.sum(axis=1)[:, None]
   np.testing.assert_allclose(
-    patches[used][want_real], arrays['vision_last'][want_real], atol=FEATURES, rtol=0
+    patches[used][is_real], arrays['vision_last'][want_real], atol=FEATURES, rtol=0
   )
   np.testing.assert_allclose(vectors[used], arrays['perceiver'], atol=FEATURES, rtol=0)
   merged = inner['_embed'][0]
@@ -83,10 +85,15 @@ def test_patches_stand_at_the_recorded_positions(case):
   sizes = golden.batch(arrays)['image_size'].reshape(-1, 2)
   used = golden.real_images(arrays).reshape(-1)
   canvas = arrays['patch_attention_mask'].shape[1:]
-  ids, real = siglip.place_patches(siglip.grid_sizes(jnp.asarray(sizes), 14, 'all'), canvas, 7)
-  want_real = arrays['patch_attention_mask'].reshape(used.sum(), -1)
-  np.testing.assert_array_equal(np.asarray(real)[used], want_real)
-  np.testing.assert_array_equal(np.asarray(ids)[used], arrays['position_ids'])
+  grid_size = siglip.grid_sizes(jnp.asarray(sizes[used]), 14, 'all')
+  index, ids, segments, fits = siglip.place_patches(
+    grid_size[:, None], canvas, 7, math.prod(canvas)
+  )
+  want_real = arrays['patch_attention_mask'].reshape(used.sum(), -1).astype(bool)
+  is_real = np.asarray(segments) > 0
+  assert fits.all()
+  np.testing.assert_array_equal(index[is_real], np.nonzero(want_real)[1])
+  np.testing.assert_array_equal(ids[is_real], arrays['position_ids'][want_real])
 
 
 def test_the_rule_of_the_first_release_takes_patches_that_pixels_touch():
@@ -203,3 +210,60 @@ def test_weights_there_and_back_are_the_same_bits():
       np.testing.assert_array_equal(back, golden.tensors()[key])
       seen.add(key)
   assert seen == set(golden.tensors())
+
+
+def encode(images, size, length=None, **changes):
+  """Visual tokens of images [B,N,Y,X,3], and a gradient of all parameters."""
+  model = families.build(golden.config(**changes))
+
+  def total(params):
+    visual = model.apply({'params': params}, images, size, length, method='encode')
+    of_image = visual.reshape(*size.shape[:2], 4, -1)
+    weight = jnp.linspace(0.5, 1.5, size.shape[1])[:, None, None] * size.any(-1)[..., None, None]
+    return jnp.sum(jnp.sin(of_image) * weight), of_image
+
+  gradient, visual = jax.jit(jax.grad(total, has_aux=True))(golden.params())
+  return np.asarray(visual), trees.flatten(gradient)
+
+
+def mixed_images():
+  """Two rows of up to four images of several sizes, with noise around them."""
+  size = np.array(
+    [[[42, 98], [60, 45], [14, 14], [0, 0]], [[98, 14], [43, 57], [42, 42], [28, 14]]], np.int32
+  )
+  return np.random.default_rng(0).integers(0, 256, (2, 4, 98, 98, 3), np.uint8), size
+
+
+def test_packed_images_are_those_on_canvases():
+  """Whatever stands beside them, with the same gradients, and patches that reach over the edge."""
+  images, size = mixed_images()
+  changes = {'vision.patch_rule': 'any'}
+  want, want_gradient = encode(images, size, **changes)
+  got, gradient = encode(images, size, **changes, **{'vision.patches_per_row': 60})
+  used = size.any(axis=-1)
+  np.testing.assert_allclose(got[used], want[used], atol=FEATURES, rtol=0)
+  for path, value in want_gradient.items():
+    largest = max(np.abs(value).max(), 1e-2)
+    np.testing.assert_allclose(gradient[path], value, atol=1e-4 * largest, err_msg=path)
+
+
+def test_packed_rows_are_the_same_on_a_mesh_that_splits_their_patches():
+  images, size = mixed_images()
+  model = families.build(golden.config(**{'vision.patches_per_row': 60}))
+  encode = functools.partial(model.apply, method='encode')
+  want = jax.jit(encode)({'params': golden.params()}, images, size)
+  mesh = meshes.make_mesh(data=1, fsdp=2, tensor=2)
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    whole, rows = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in ((), (('data', 'fsdp'),)))
+    params = jax.device_put({'params': golden.params()}, whole)
+    got = jax.jit(encode)(params, *jax.device_put((images, size), rows))
+  np.testing.assert_allclose(got, want, atol=FEATURES, rtol=0)
+
+
+def test_images_beyond_the_patches_of_a_row_are_not_a_number():
+  images, size = mixed_images()
+  most, count = idefics2.Idefics2.patch_limit(golden.config(**{'vision.patches_per_row': 32}))
+  patches = [sum(count(*map(int, image)) for image in row) for row in size]
+  assert most == 32 and patches == [34, 30]
+  visual, _ = encode(images, size, 32)
+  assert np.isnan(visual[0]).all() and np.isfinite(visual[1]).all()

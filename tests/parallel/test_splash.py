@@ -51,6 +51,31 @@ def test_outputs_and_gradients_equal_those_of_plain_attention(heads, kv_heads):
   )
 
 
+def test_with_segments_of_keys_all_of_a_segment_is_seen():
+  """On one device and on several, each of which computes its own queries; heads of 72 channels."""
+  query, key, value, segments = inputs(2, 2)
+  query, key, value = (x[..., :72] for x in (query, key, value))
+
+  def run(attend):
+    both = lambda *x: attend(*x, key_segments=x[3])
+    return jax.jit(functools.partial(output_and_gradients, both))(query, key, value, segments)
+
+  mesh = meshes.make_mesh(data=1, fsdp=2, tensor=2)
+  interpreted = functools.partial(splash.splash_attention, interpret=True)
+  want, got = run(attention.xla_attention), run(interpreted)
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    sharding = jax.sharding.NamedSharding(mesh, jax.P(('data', 'fsdp')))
+    placed = [jax.device_put(x, sharding) for x in (query, key, value, segments)]
+    split = jax.jit(lambda *x: interpreted(*x, key_segments=x[3]))(*placed)
+  assert split.sharding.spec[1] == 'tensor'
+  is_valid = (segments > 0)[..., None, None]
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5),
+    (*got, split * is_valid),
+    (*want, want[0]),
+  )
+
+
 def test_every_device_computes_its_own_rows_and_heads():
   query, key, value, segments = inputs(4, 2)
   mesh = meshes.make_mesh(data=1, fsdp=2, tensor=2)

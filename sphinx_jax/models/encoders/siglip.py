@@ -5,7 +5,7 @@ Source: docs/idefics2.md, "Vision tower" and "Positions".
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,10 +20,11 @@ MEAN = STD = (0.5, 0.5, 0.5)
 # Which patches at the edge of an image are real: those of which all pixels belong to the image (as
 # today's transformers), or any pixel (its first release with Idefics2).
 PATCH_RULES = ('all', 'any')
+BLOCK = 128  # Rows of a multiple of it can use the attention kernel of TPUs (parallel/splash.py).
 
 
 class Tower(nn.Module):
-  """Normalized pixels [B,Y,X,3] -> patches [B,P,E] after the last norm, P = Y/patch * X/patch.
+  """Patches of normalized pixels [B,P,patch,patch,3] -> [B,P,E] after the last norm.
 
   Attributes:
     patch: pixels along one side of a patch.
@@ -35,6 +36,7 @@ class Tower(nn.Module):
     remat: see `layers.stack`.
     unroll: see `layers.stack`.
     dtype: compute dtype.
+    attention: kernel of models/attention.py.
   """
 
   patch: int
@@ -46,21 +48,22 @@ class Tower(nn.Module):
   remat: str = 'none'
   unroll: int = 1
   dtype: Any = jnp.float32
+  attention: str = 'xla'
 
   @nn.compact
-  def __call__(self, images: jax.Array, grid_size: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Encodes images.
+  def __call__(self, patches: jax.Array, positions: jax.Array, segments: jax.Array) -> jax.Array:
+    """Encodes patches.
 
     Args:
-      images: normalized float[B,Y,X,3]; an image is in the upper left corner of its canvas.
-      grid_size: int32[B,2], rows and columns of real patches. The others are seen by none.
+      patches: normalized float[B,P,patch,patch,3].
+      positions: int32[B,P], the row of each in the table of positions.
+      segments: int32[B,P], the number of its image. Only patches of one image see each other.
 
     Returns:
-      Patches [B,P,E] and which of them are real, bool[B,P].
+      [B,P,E].
     """
-    x = layers.PatchEmbed(self.patch, self.width, dtype=self.dtype, name='patch')(images)
-    batch, rows, columns, width = x.shape
-    ids, is_real = place_patches(grid_size, (rows, columns), self.pos_grid)
+    embed = layers.PatchEmbed(self.patch, self.width, dtype=self.dtype, name='patch')
+    x = embed(patches.reshape(-1, *patches.shape[2:])).reshape(*segments.shape, self.width)
     table = layers.param(
       self,
       'positions',
@@ -69,7 +72,7 @@ class Tower(nn.Module):
       (None, 'encoder_embed'),
       self.dtype,
     )
-    x = x.reshape(batch, rows * columns, width) + jnp.take(table, ids, axis=0)
+    x += jnp.take(table, positions, axis=0)
     trunk = vit.Trunk(
       self.layers,
       self.heads,
@@ -79,10 +82,11 @@ class Tower(nn.Module):
       remat=self.remat,
       unroll=self.unroll,
       dtype=self.dtype,
+      attention=self.attention,
       name='trunk',
     )
-    x = trunk(x, is_real)
-    return layers.LayerNorm(EPS, dtype=self.dtype, name='norm')(x), is_real
+    x = trunk(x, segments)
+    return layers.LayerNorm(EPS, dtype=self.dtype, name='norm')(x)
 
 
 class Siglip(nn.Module):
@@ -130,8 +134,23 @@ class Siglip(nn.Module):
       self.dtype,
       name='tower',
     )
-    x, _ = tower(views, jnp.full((images.shape[0], 2), side))
-    return x.mean(axis=1), x.reshape(x.shape[0], side, side, -1)
+    batch = images.shape[0]
+    grid_size = jnp.full((batch, 1, 2), side)
+    _, positions, segments, _ = place_patches(grid_size, (side, side), side, side**2)
+    x = tower(cut(views, self.patch), positions, segments)
+    return x.mean(axis=1), x.reshape(batch, side, side, -1)
+
+
+def cut(images: jax.Array, patch: int) -> jax.Array:
+  """Cuts images [B,Y,X,C] into patches [B,P,patch,patch,C], P = Y/patch * X/patch.
+
+  Pixels beyond the last whole patch are left out.
+  """
+  batch, height, width, channels = images.shape
+  rows, columns = height // patch, width // patch
+  x = images[:, : rows * patch, : columns * patch]
+  x = x.reshape(batch, rows, patch, columns, patch, channels).swapaxes(2, 3)
+  return x.reshape(batch, rows * columns, patch, patch, channels)
 
 
 def grid_sizes(image_size: jax.Array, patch: int, rule: str) -> jax.Array:
@@ -145,32 +164,84 @@ def grid_sizes(image_size: jax.Array, patch: int, rule: str) -> jax.Array:
   return image_size // patch if rule == 'all' else -(-image_size // patch)
 
 
-def place_patches(
-  grid_size: jax.Array, canvas: tuple[int, int], pos_grid: int
-) -> tuple[jax.Array, jax.Array]:
-  """Returns the row of the position table of every patch, and which patches are real.
+class Packed(NamedTuple):
+  """The real patches of a row's images, one after another.
 
-  The patches of an image are spread over the whole table, whatever its size; no position is
-  interpolated.
+  Attributes:
+    patches: normalized float32[B,P,patch,patch,3]; 0 beyond the image's edge.
+    positions: int32[B,P], the row of each patch in the table of positions.
+    segments: int32[B,P], the number of a patch's image, from 1 on; 0 for padding.
+    fits: bool[B], whether no patch is left out.
+  """
+
+  patches: jax.Array
+  positions: jax.Array
+  segments: jax.Array
+  fits: jax.Array
+
+
+def pack(
+  images: jax.Array, image_size: jax.Array, patch: int, rule: str, pos_grid: int, length: int
+) -> Packed:
+  """Cuts images into patches, and packs the real ones.
 
   Args:
-    grid_size: int32[B,2], rows and columns of real patches.
-    canvas: rows and columns of patches on the canvas.
+    images: uint8[B,N,Y,X,3]; an image is in the upper left corner of its canvas.
+    image_size: int32[B,N,2], rows and columns of each image.
+    patch: pixels along one side of a patch.
+    rule: a name in PATCH_RULES.
+    pos_grid: positions along one side of their table.
+    length: P, patches of a row.
+  """
+  batch, _, height, width = images.shape[:4]
+  canvas = (height // patch, width // patch)
+  index, positions, segments, fits = place_patches(
+    grid_sizes(image_size, patch, rule), canvas, pos_grid, length
+  )
+  is_row, is_column = (
+    jnp.arange(edge) < image_size[..., axis, None] for axis, edge in enumerate((height, width))
+  )
+  inside = (is_row[..., None] & is_column[:, :, None])[..., None]
+  x = jnp.concatenate([images, inside.astype(images.dtype)], axis=-1)
+  x = cut(x.reshape(-1, *x.shape[2:]), patch).reshape(batch, -1, patch, patch, 4)
+  # The canvases may be much larger than their images, so pixels are gathered while they are bytes.
+  x = jnp.take_along_axis(x, index[..., None, None, None], axis=1)
+  patches = jnp.where(x[..., 3:] > 0, pixels.normalize(x[..., :3], MEAN, STD), 0)
+  return Packed(patches, positions, segments, fits)
+
+
+def place_patches(
+  grid_size: jax.Array, canvas: tuple[int, int], pos_grid: int, length: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """Places the real patches of a row's images one after another.
+
+  The patches of an image are spread over the whole table of positions, whatever its size; no
+  position is interpolated.
+
+  Args:
+    grid_size: int32[B,N,2], rows and columns of real patches.
+    canvas: rows and columns of patches on the canvas of an image.
     pos_grid: positions along one side of the table.
+    length: P, patches of a row.
 
   Returns:
-    int32[B,P], 0 for patches that are not real, and bool[B,P].
+    int32[B,P], the index of each patch among those of the row's canvases, and what `Packed` has.
   """
-  ids, reals = [], []
-  for axis, side in enumerate(canvas):
-    buckets = jnp.asarray(position_buckets(pos_grid, side))
-    count = jnp.minimum(grid_size[:, axis], side)
-    reals.append(jnp.arange(side) < count[:, None])
-    ids.append(buckets[count])
-  real = reals[0][:, :, None] & reals[1][:, None, :]
-  position = ids[0][:, :, None] * pos_grid + ids[1][:, None, :]
-  batch = grid_size.shape[0]
-  return jnp.where(real, position, 0).reshape(batch, -1), real.reshape(batch, -1)
+  size = jnp.minimum(grid_size, jnp.array(canvas))
+  counts = size.prod(axis=-1)
+  ends = jnp.cumsum(counts, axis=1)
+  at = jnp.arange(length)
+  number = (at >= ends[..., None]).sum(axis=1)  # Of the image, from 0 on.
+  is_real = number < size.shape[1]
+  number = jnp.minimum(number, size.shape[1] - 1)
+  of_image = lambda x: jnp.take_along_axis(x, number, axis=1)
+  rows, columns = of_image(size[..., 0]), of_image(size[..., 1])
+  at = jnp.where(is_real, at - of_image(ends - counts), 0)
+  row, column = jnp.divmod(at, jnp.maximum(columns, 1))
+  buckets = [jnp.asarray(position_buckets(pos_grid, side)) for side in canvas]
+  positions = buckets[0][rows, row] * pos_grid + buckets[1][columns, column]
+  index = (number * canvas[0] + row) * canvas[1] + column
+  return index, positions, jnp.where(is_real, number + 1, 0), ends[:, -1] <= length
 
 
 @functools.cache

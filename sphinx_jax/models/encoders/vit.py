@@ -32,7 +32,7 @@ def patches_per_side(encoder: str, view: int, patch: int) -> int:
 
 
 class SelfAttention(nn.Module):
-  """Attention among tokens [B,L,E], all or those of `keys` bool[B,L].
+  """Attention among tokens [B,L,E], all or those of the same one of `segments` int32[B,L].
 
   The kernel of `qkv` is packed as [E,3,E].
   """
@@ -40,16 +40,19 @@ class SelfAttention(nn.Module):
   heads: int
   scale: float
   dtype: Any
+  attention: str = 'xla'
 
   @nn.compact
-  def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+  def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
     batch, length, width = x.shape
     qkv = layers.Dense(
       (3, width), ('encoder_embed', None, 'encoder_heads'), dtype=self.dtype, name='qkv'
     )(x)
     qkv = layers.split_heads(qkv, self.heads)
     query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    x = attention.attend(query, key, value, keys=keys).reshape(batch, length, width)
+    x = attention.attend(
+      query, key, value, segments=segments, key_segments=segments, kernel=self.attention
+    ).reshape(batch, length, width)
     return layers.Dense(
       (width,), ('encoder_heads', 'encoder_embed'), scale=self.scale, dtype=self.dtype, name='out'
     )(x)
@@ -97,15 +100,16 @@ class Block(nn.Module):
   layer_scale: bool
   scale: float
   dtype: Any
+  attention: str
 
   @nn.compact
-  def __call__(self, x: jax.Array, keys: jax.Array | None) -> tuple[jax.Array, None]:
+  def __call__(self, x: jax.Array, segments: jax.Array | None) -> tuple[jax.Array, None]:
     gamma1, gamma2 = self._gamma('gamma1', x), self._gamma('gamma2', x)
-    attend = SelfAttention(self.heads, self.scale, self.dtype, name='attention')
+    attend = SelfAttention(self.heads, self.scale, self.dtype, self.attention, name='attention')
     mlp = Mlp(self.hidden, self.activation, self.scale, self.dtype, name='mlp')
     norm1 = layers.LayerNorm(self.eps, dtype=self.dtype, name='norm1')
     norm2 = layers.LayerNorm(self.eps, dtype=self.dtype, name='norm2')
-    x = x + gamma1 * attend(norm1(x), keys)
+    x = x + gamma1 * attend(norm1(x), segments)
     x = x + gamma2 * mlp(norm2(x))
     return x, None
 
@@ -118,7 +122,10 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-  """Scanned blocks over tokens [B,L,E], of which those of `keys` bool[B,L] are seen; None: all."""
+  """Scanned blocks over tokens [B,L,E]. Those of one of `segments` int32[B,L] see each other.
+
+  Without segments, all do.
+  """
 
   layers: int
   heads: int
@@ -129,9 +136,10 @@ class Trunk(nn.Module):
   remat: str = 'none'
   unroll: int = 1
   dtype: Any = jnp.float32
+  attention: str = 'xla'
 
   @nn.compact
-  def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+  def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
     blocks = layers.stack(Block, self.layers, self.unroll, self.remat, broadcast=1)
     scale = (2 * self.layers) ** -0.5  # The sum of all residual outputs starts at unit variance.
     x, _ = blocks(
@@ -142,8 +150,9 @@ class Trunk(nn.Module):
       self.layer_scale,
       scale,
       self.dtype,
+      self.attention,
       name='layers',
-    )(x, keys)
+    )(x, segments)
     return x
 
 
