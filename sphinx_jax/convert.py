@@ -25,7 +25,7 @@ from absl import flags
 
 from sphinx_jax.checkpoint import content, store, stream
 from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
-from sphinx_jax.checkpoint.foreign import assemble, export, files as foreign_files, sources
+from sphinx_jax.checkpoint.foreign import assemble, card, export, files as foreign_files, sources
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.checkpoint.read_ahead import read_ahead
 from sphinx_jax.core import cli, config as config_lib, errors, files, paths, text, trees
@@ -205,7 +205,7 @@ def export_checkpoint(
   Args:
     source: a run's directory or one step's.
     output: folder to create.
-    to: 'official', or 'hf' (the language model alone).
+    to: 'official', or 'hf' (of SPHINX, the language model alone).
     shards: number of tensor-parallel shards of an official folder.
     dry_run: print names and shapes instead.
 
@@ -225,12 +225,25 @@ def export_checkpoint(
       print(f'{key} {list(tensor.shape)} {tensor.dtype}')
     return
   with _new_folder(output) as folder:
-    target.write(folder, config, tensors, bundle.tokenizer or b'', origin, shards)
+    target.write(folder, bundle, tensors, origin, shards)
+    if to == 'hf':
+      files.write_atomic(folder / card.NAME, _card(pathlib.Path(output).name, meta))
   if to == 'hf' and config.get('encoders'):
     log.info(
       'only the language model was written, without the encoders, their projections and the '
       'parameters that mark start and end of a view'
     )
+
+
+def _card(title: str, meta: Mapping[str, Any]) -> str:
+  """The model card of an exported checkpoint, with the licence that all its origins have."""
+  origins = card.releases(meta)
+  licences = set(origins.values())
+  body = (
+    'Weights for [transformers](https://github.com/huggingface/transformers), written by '
+    f'sphinx_jax (step {meta["step"]}).'
+  )
+  return card.text(title, licences.pop() if len(licences) == 1 else None, [*origins], body)
 
 
 @contextlib.contextmanager

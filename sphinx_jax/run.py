@@ -446,7 +446,7 @@ def open_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
       'one with a tokenizer, because config.tokenizer is empty',
       'set config.tokenizer to the path of a tokenizer.model',
     )
-  return tokenizers.Tokenizer(parent.tokenizer, parent.added_tokens)
+  return parent.open_tokenizer()
 
 
 # ---------------------------------------------------------------------------------------------

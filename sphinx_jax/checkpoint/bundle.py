@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.core import config as config_lib, errors
+from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.models import families
 
 
@@ -33,6 +34,10 @@ class Bundle:
   tokenizer: bytes | None
   dialog: dict[str, Any]
   added_tokens: dict[str, int] = dataclasses.field(default_factory=dict)
+
+  def open_tokenizer(self) -> Tokenizer | None:
+    """Returns the tokenizer with its added tokens."""
+    return None if self.tokenizer is None else Tokenizer(self.tokenizer, self.added_tokens)
 
   def to_meta(self) -> dict[str, Any]:
     """Returns the JSON-able entries of a checkpoint's meta: the tokenizer is base64 text."""

@@ -15,7 +15,7 @@ from sphinx_jax.checkpoint import bundle, store
 from sphinx_jax.checkpoint.foreign import assemble, sources
 from sphinx_jax.core import config_values, errors, trees
 from sphinx_jax.core.progress import Progress
-from sphinx_jax.data import dialog, tokenizer
+from sphinx_jax.data import dialog
 from sphinx_jax.generate.model import Model
 from sphinx_jax.models import families, settings
 from sphinx_jax.parallel import mesh as meshes, rules
@@ -90,12 +90,9 @@ def _check_model(carried: bundle.Bundle, directory: store.Path) -> None:
 
 
 def _model(carried: bundle.Bundle, config: ml_collections.ConfigDict, params: dict) -> Model:
-  pieces = None
-  if carried.tokenizer is not None:
-    pieces = tokenizer.Tokenizer(carried.tokenizer, carried.added_tokens)
   image = carried.config.get('image') or {'alpha': 'drop'}  # Imported weights have no such section.
   template = dialog.Template(**carried.dialog)
-  return Model(config, params, pieces, template, alpha=image['alpha'])
+  return Model(config, params, carried.open_tokenizer(), template, alpha=image['alpha'])
 
 
 def is_checkpoint(directory: store.Path) -> bool:

@@ -225,6 +225,66 @@ def _perceiver(
   )
 
 
+def _to_huggingface(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The config.json of a model config, and the files beside it as sections."""
+  vision, perceiver_, llm = config['vision'], config['perceiver'], config['llm']
+  text = {
+    name: value
+    for name, value in llama.FORMS['hf'].config(llm).items()
+    if name not in ('architectures', 'bos_token_id', 'eos_token_id')
+  }
+  head_width = llm.get('head_width')
+  edges = {f'{name}_edge': config['slots'][name] for name in ('shortest', 'longest')}
+  return {
+    'architectures': ['Idefics2ForConditionalGeneration'],
+    'model_type': 'idefics2',
+    'image_token_id': config['image_token'],
+    'tie_word_embeddings': False,
+    'vision_config': dict(
+      model_type='idefics2',
+      hidden_size=vision['width'],
+      image_size=vision['patch'] * vision['pos_grid'],
+      intermediate_size=vision['hidden'],
+      num_attention_heads=vision['heads'],
+      num_hidden_layers=vision['layers'],
+      patch_size=vision['patch'],
+    ),
+    'perceiver_config': dict(
+      model_type='idefics2',
+      hidden_size=llm['width'],
+      rms_norm_eps=perceiver_['eps'],
+      resampler_n_latents=perceiver_['queries'],
+      resampler_depth=perceiver_['layers'],
+      resampler_n_heads=perceiver_['heads'],
+      resampler_head_dim=perceiver_['head_width'],
+      num_key_value_heads=perceiver_['kv_heads'],
+    ),
+    'text_config': {
+      **text,
+      'model_type': 'mistral',
+      'pad_token_id': 0,
+      'sliding_window': llm.get('window'),
+      **({'head_dim': head_width} if head_width else {}),
+    },
+    _PREPROCESSOR: dict(
+      image_processor_type='Idefics2ImageProcessor',
+      processor_class='Idefics2Processor',
+      do_convert_rgb=True,
+      do_image_splitting=config['slots']['split'],
+      do_normalize=True,
+      do_pad=True,
+      do_rescale=True,
+      do_resize=True,
+      image_mean=[*siglip.MEAN],
+      image_std=[*siglip.STD],
+      resample=2,  # Bilinear.
+      rescale_factor=1 / 255,
+      size=edges,
+    ),
+    _PROCESSOR: dict(image_seq_len=perceiver_['queries'], processor_class='Idefics2Processor'),
+  }
+
+
 def _slots(config: Mapping[str, Any]) -> dict[str, Any]:
   """How the processor of a folder resizes and splits images."""
   preprocessor = foreign_config.section(config, _PREPROCESSOR)
@@ -297,6 +357,7 @@ FORMS = {
     'model.connector.perceiver_resampler.latents',
     weights,
     _from_huggingface,
+    config=_to_huggingface,
     configs={'config.json': _CONFIG},
     beside=(_PREPROCESSOR, _PROCESSOR),
     carried=(

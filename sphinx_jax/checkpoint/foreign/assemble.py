@@ -13,6 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from sphinx_jax.checkpoint.foreign import card, hub
 from sphinx_jax.checkpoint.foreign.sources import Source, compute_dtype
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.checkpoint.stream import Array, Index
@@ -45,8 +46,8 @@ class Assembly:
     tokenizer: contents of tokenizer.model or tokenizer.json, or None.
     dialog: arguments of `data.dialog.Template`; {}: those of SPHINX.
     added_tokens: token -> id of special tokens beside a tokenizer.model.
-    origin: JSON-able: form, prefix, config, added tokens and files of the source that has the
-      language model, for the export.
+    origin: JSON-able: form, prefix, config, added tokens, name, licence and files of the source
+      that has the language model, for the export.
   """
 
   config: ml_collections.ConfigDict
@@ -145,6 +146,8 @@ def assemble(
       'prefix': main.prefix,
       'config': dict(main.config),
       'added_tokens': added_tokens,
+      'name': hub.name_of(main.path),
+      'licence': card.licence(main.path if main.path.is_dir() else main.path.parent),
       **({'files': dict(main.carried)} if main.carried else {}),
     },
   )

@@ -37,3 +37,12 @@ def locate(name: files.Path) -> pathlib.Path:
   repo = models[found[0]]
   newest = max(repo.revisions, key=lambda revision: revision.last_modified)
   return pathlib.Path(repo.refs.get('main', newest).snapshot_path)
+
+
+def name_of(path: pathlib.Path) -> str:
+  """Returns OWNER/NAME of a model in a hub cache, or the name of any other folder or file."""
+  path = path.absolute()
+  repo = path.parent.parent.name
+  if path.parent.name == 'snapshots' and repo.startswith('models--'):
+    return repo.removeprefix('models--').replace('--', '/')
+  return path.name
