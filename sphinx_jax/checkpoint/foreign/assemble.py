@@ -16,7 +16,7 @@ import numpy as np
 from sphinx_jax.checkpoint.foreign import card, hub
 from sphinx_jax.checkpoint.foreign.sources import Source, compute_dtype
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
-from sphinx_jax.checkpoint.stream import Array, Index
+from sphinx_jax.checkpoint.stream import Array, Index, empty_aligned
 from sphinx_jax.core import errors, trees
 from sphinx_jax.core.progress import log
 from sphinx_jax.data.tokenizer import Tokenizer
@@ -288,7 +288,8 @@ def _read(
     return _read_layer(tensors, weights, leaf.shape, leaf.dtype, None)
   if index:
     return _read_layer(tensors, weights, leaf.shape[1:], leaf.dtype, index[0])
-  out = np.empty(leaf.shape, leaf.dtype)
+  # A model's largest stacks have gigabytes, and JAX would copy other memory.
+  out = empty_aligned(leaf.shape, np.dtype(leaf.dtype))
   for layer in range(leaf.shape[0]):
     out[layer] = _read_layer(tensors, weights, leaf.shape[1:], leaf.dtype, layer)
   return out
