@@ -146,6 +146,7 @@ _PREPROCESSOR, _PROCESSOR = 'preprocessor_config.json', 'processor_config.json'
 
 _IMAGE_PROCESSOR = foreign_config.Fields(
   used=('do_image_splitting',),
+  sizes={'patch_size': lambda settings: settings['vision']['patch']},
   sections={'size': foreign_config.Fields(used=('shortest_edge', 'longest_edge'))},
   neutral={
     'names': ('image_processor_type', 'processor_class'),
@@ -186,11 +187,15 @@ def _from_huggingface(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict
   llm['window'] = None if window is None else foreign_config.size(text, 'sliding_window')
   if text.get('head_dim') is not None:
     llm['head_width'] = foreign_config.size(text, 'head_dim')
+  image_token = foreign_config.size(config, 'image_token_id', 32001)
+  if image_token >= llm['vocab']:
+    expected = f'a row of the {llm["vocab"]} of the embedding'
+    raise foreign_config.wrong_value('image_token_id', image_token, expected)
   return dict(
     name='idefics2',
     image_size=patch * pos_grid,
-    slots=_slots(config),
-    image_token=foreign_config.size(config, 'image_token_id', 32001),
+    slots=_slots(config, patch * (pos_grid + 1) - 1),
+    image_token=image_token,
     vision=dict(
       patch=patch,
       width=width,
@@ -285,17 +290,26 @@ def _to_huggingface(config: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _slots(config: Mapping[str, Any]) -> dict[str, Any]:
-  """How the processor of a folder resizes and splits images."""
+def _slots(config: Mapping[str, Any], most: int) -> dict[str, Any]:
+  """How the processor of a folder resizes and splits images of at most `most` pixels an edge."""
   preprocessor = foreign_config.section(config, _PREPROCESSOR)
   if not preprocessor:  # transformers 5 writes it into the other file.
     preprocessor = foreign_config.section(
       foreign_config.section(config, _PROCESSOR), 'image_processor'
     )
   size = {**_EDGES, **foreign_config.section(preprocessor, 'size')}
+  shortest, longest = (
+    foreign_config.size(size, f'{name}_edge') for name in ('shortest', 'longest')
+  )
+  if longest > most:
+    expected = f'at most {most}, for which the vision tower has positions'
+    raise foreign_config.wrong_value('size.longest_edge', longest, expected, _PREPROCESSOR)
+  if shortest > longest:
+    expected = f'at most the longest_edge {longest}'
+    raise foreign_config.wrong_value('size.shortest_edge', shortest, expected, _PREPROCESSOR)
   return dict(
-    shortest=foreign_config.size(size, 'shortest_edge'),
-    longest=foreign_config.size(size, 'longest_edge'),
+    shortest=shortest,
+    longest=longest,
     split=foreign_config.flag(preprocessor, 'do_image_splitting'),
   )
 

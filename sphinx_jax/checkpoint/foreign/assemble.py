@@ -122,12 +122,16 @@ def assemble(
     pieces = Tokenizer(tokenizer)
     added_tokens = _check_vocabulary(pieces.vocab_size, config.llm.vocab, main)
     dialog = families.family(config).dialog({*pieces.specials, *added_tokens})
-  if added_tokens and not dialog:
-    log.info(
-      "'%s': rows of the embedding beyond the tokenizer: %d (%s); no text becomes them, and none "
-      'is generated',
-      *(main.path, len(added_tokens), ', '.join(added_tokens)),
-    )
+    beyond = config.llm.vocab - pieces.vocab_size
+    if beyond:
+      padding = beyond - len(added_tokens)
+      log.info(
+        "'%s': rows of the embedding beyond the tokenizer: %d (%s); %s",
+        main.path,
+        beyond,
+        ', '.join([*added_tokens, *([f'{padding} of padding'] if padding else [])]),
+        'special tokens' if dialog else 'no text becomes them, and none is generated',
+      )
   kept = unused if len(sources) == 1 else {}
   return Assembly(
     config,
