@@ -388,7 +388,9 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
   return Data(
     batches=mixture.batches,
     validation=validation.result,
-    bundle=Bundle(config, tokenizer.model_bytes, config.dialog.to_dict(), tokenizer.added),
+    bundle=Bundle(
+      config, tokenizer.model_bytes, config.dialog.to_dict(), tokenizer.added, tokenizer.ids
+    ),
     table=mixture.table(),
     summary=mixture.summary,
     files={

@@ -4,6 +4,7 @@ A checkpoint of sphinx_jax carries config, tokenizer and dialog. In an official 
 files beside the weights.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from sphinx_jax.checkpoint import bundle, store
 from sphinx_jax.checkpoint.foreign import assemble, sources
 from sphinx_jax.core import config_values, errors, trees
 from sphinx_jax.core.progress import Progress
-from sphinx_jax.data import dialog
+from sphinx_jax.data import dialog, tokenizer
 from sphinx_jax.generate.model import Model
 from sphinx_jax.models import families, settings
 from sphinx_jax.parallel import mesh as meshes, rules
@@ -46,10 +47,13 @@ def load_model(
   half_round: bool | None = None,
   clip_activation: str | None = None,
   mesh: str | None = None,
+  changes: Mapping[str, Any] | None = None,
+  ids: str | None = None,
 ) -> Model:
   """See `sphinx_jax.load`."""
   for kind, value, choices in (
     ('dtype', dtype, settings.DTYPES),
+    ('ids', ids, tokenizer.IDS),
     ('clip_activation', clip_activation, settings.ACTIVATIONS),
     ('mesh', mesh, meshes.PRESETS),
   ):
@@ -58,28 +62,29 @@ def load_model(
   if is_checkpoint(directory):
     carried = bundle.load_bundle(directory)
     _check_model(carried, directory)
-    config, expected = carried.config.model, None
+    config, expected = settings.change(carried.config.model, changes or {}), None
     if mesh is not None:
       expected = _sharded_shapes(config, store.stored_leaves(store.locate(directory)), mesh)
     params = store.load_params(directory, expected)
   else:
     assembly = assemble.assemble([sources.open_source(directory)])
-    config = assembly.config
+    config = settings.change(assembly.config, changes or {})
     carried = bundle.Bundle(config, assembly.tokenizer, assembly.dialog, assembly.added_tokens)
     expected = None
     if mesh is not None:
       expected = _sharded_shapes(config, assemble.arrays(assembly), mesh)
     params = _read_params(assembly, expected)
-  changes = {'dtype': dtype, 'half_round': half_round}
-  config = config.copy_and_resolve_references()
+  given = {'dtype': dtype, 'half_round': half_round}
   with config.unlocked():
-    config.update({name: value for name, value in changes.items() if value is not None})
+    config.update({name: value for name, value in given.items() if value is not None})
     if clip_activation is not None:
       if 'clip' not in config.get('encoders', {}):
         raise errors.make(
           'load', f'clip_activation={clip_activation!r}', 'a model with CLIP in it', 'leave it out'
         )
       config.encoders.clip.activation = clip_activation
+  if ids is not None:
+    carried = dataclasses.replace(carried, ids=ids)
   return _model(carried, config, params)
 
 

@@ -138,7 +138,7 @@ def write_official(
   """
   config = bundle.config.model
   name = variants.name_of(config)
-  if origin.get('form') == 'official':
+  if origin.get('form') == 'official' and 'config' in origin:
     settings = origin['config']
   else:
     clip = config.encoders.get('clip')
@@ -186,7 +186,7 @@ def write_huggingface(
     safetensors.write_safetensors(folder, ordered)
   dtype = str(next(iter(tensors.values())).dtype)
   is_back = _is_of(form, origin)
-  if is_back:
+  if is_back and 'config' in origin:  # Else settings were changed.
     settings = dict(origin['config'])
   else:
     settings = {**form.config(config if whole else config.llm), 'torch_dtype': dtype}
