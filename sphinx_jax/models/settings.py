@@ -173,6 +173,8 @@ def change(
     SphinxError: there is no such setting, it does not take the value, or the parameters would have
       other shapes.
   """
+  if not changes:
+    return config.copy_and_resolve_references()
   plain = config.to_dict()
   for path, value in changes.items():
     *sections, name = path.split('.')
@@ -185,7 +187,7 @@ def change(
     section[name] = value
   changed = ml_collections.ConfigDict(plain)
   values.check(changed, MODEL, 'model')
-  if changes and trees.differences(*map(families.abstract_params, (config, changed))):
+  if trees.differences(*map(families.abstract_params, (config, changed))):
     raise errors.make(
       'model settings',
       ', '.join(f'{path}={value}' for path, value in changes.items()),
