@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from sphinx_jax.core import errors
+from sphinx_jax.core.progress import log
 from sphinx_jax.models import foreign, foreign_config, layers, multimodal, perceiver, pixels
 from sphinx_jax.models.encoders import siglip
 from sphinx_jax.models.llms import llama
@@ -233,6 +234,11 @@ def _perceiver(
 def _to_huggingface(config: Mapping[str, Any]) -> dict[str, Any]:
   """The config.json of a model config, and the files beside it as sections."""
   vision, perceiver_, llm = config['vision'], config['perceiver'], config['llm']
+  rule = vision.get('patch_rule', 'all')
+  if rule != 'all':
+    log.warning(
+      "no config of transformers has vision.patch_rule '%s': 4.45 and later ignore it", rule
+    )
   text = {
     name: value
     for name, value in llama.FORMS['hf'].config(llm).items()

@@ -182,24 +182,24 @@ def write_huggingface(
   config = bundle.config.model
   whole = forms.whole(config)
   form = whole or llama.FORMS['hf']
-  with _read_in_order(tensors) as (ordered,):
-    safetensors.write_safetensors(folder, ordered)
   dtype = str(next(iter(tensors.values())).dtype)
   is_back = _is_of(form, origin)
   if is_back and 'config' in origin:  # Else settings were changed.
     settings = dict(origin['config'])
   else:
     settings = {**form.config(config if whole else config.llm), 'torch_dtype': dtype}
+  beside = {}
   if whole:
+    beside = dict(origin.get('files', {})) if is_back else processor_files.make(bundle)
     for name in form.beside:
       if name in settings:
-        _write_json(folder / name, settings.pop(name))
-    beside = origin.get('files', {}) if is_back else processor_files.make(bundle)
-    for name, content in beside.items():
-      files.write_atomic(folder / name, content)
+        beside[name] = _json(settings.pop(name))
     # transformers loads the weights in this dtype.
     settings['dtype' if 'dtype' in settings else 'torch_dtype'] = dtype
-  _write_json(folder / 'config.json', settings)
+  with _read_in_order(tensors) as (ordered,):
+    safetensors.write_safetensors(folder, ordered)
+  for name, content in {**beside, 'config.json': _json(settings)}.items():
+    files.write_atomic(folder / name, content)
   _write_tokenizer(folder, bundle, origin)
 
 
@@ -239,7 +239,11 @@ def _read_in_order(*parts: Mapping[str, Tensor]) -> Iterator[list[dict[str, Tens
 
 
 def _write_json(file: pathlib.Path, value: Mapping[str, Any]) -> None:
-  files.write_atomic(file, json.dumps(value, indent=2) + '\n')
+  files.write_atomic(file, _json(value))
+
+
+def _json(value: Mapping[str, Any]) -> str:
+  return json.dumps(value, indent=2) + '\n'
 
 
 @dataclasses.dataclass(frozen=True)
