@@ -74,7 +74,8 @@ def release(folder: pathlib.Path, layers: int | None) -> dict[str, str]:
 
 def _random(key: str, shape: tuple[int, ...]) -> np.ndarray:
   """Values of one tensor. All of them repeat one block, which saves time."""
-  values = np.resize(np.roll(_block(), zlib.crc32(key.encode())), shape)
+  # A copy, as a view would keep the whole block.
+  values = np.resize(np.roll(_block(), zlib.crc32(key.encode())), shape).copy()
   return values + 1 if 'norm' in key and key.endswith('.weight') else values
 
 
