@@ -59,9 +59,8 @@ setuptools.setup(
   extras_require={
     'tpu': ['jax[tpu]'],
     'cuda': ['jax[cuda12]'],
-    # Weights are read and written without torch. Tests read our files back with torch.
-    'convert': ['torch==2.13.0'],
-    'benchmarks': ['torch==2.13.0', 'transformers==5.23.0'],
+    # Weights are read and written without torch. Tests load our files with torch and transformers.
+    'convert': ['torch==2.13.0', 'transformers==5.23.0'],
     'video': ['av'],
     # The adapter for lmms-eval (sphinx_jax/evaluation/lmms.py).
     'lmms': ['lmms_eval>=0.7.3'],

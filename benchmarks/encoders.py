@@ -6,7 +6,7 @@
 One image, random weights, two threads each, float32 arithmetic. The JAX parameters are stored in
 bfloat16 and widened inside the timed pass. The PyTorch parameters are stored in float32. Each side
 runs in a separate process, which also measures its peak memory. The PyTorch modules are those of
-Hugging Face transformers (`pip install -e .[benchmarks]`).
+Hugging Face transformers (`pip install -e .[convert]`).
 """
 
 import argparse

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs the tests in three processes, as two leave two cores idle a quarter of the time: bash
 # launch/test.sh [pytest arguments]. --slow includes the slow tests, -n 0 runs all in one process.
-# Installs torch, for the checkpoints of other frameworks, and libtpu, the TPU compiler of `plan`, as
-# well.
+# Installs torch and transformers, for the checkpoints of other frameworks, and libtpu, the TPU
+# compiler of `plan`, as well.
 export EXTRAS=dev,convert,plan
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 exec python -m pytest -n 3 "$@"

@@ -34,7 +34,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from sphinx_jax.core import accelerator
 
@@ -55,6 +56,8 @@ def load(
   half_round: bool | None = None,
   clip_activation: str | None = None,
   mesh: str | None = None,
+  changes: Mapping[str, Any] | None = None,
+  ids: str | None = None,
   adapter: str | os.PathLike | None = None,
 ) -> Model:
   """Loads a model from a checkpoint or a released folder (official SPHINX, LLaMA, Idefics2).
@@ -74,6 +77,10 @@ def load(
       trained CLIP. None: that of the checkpoint's config or of the folder.
     mesh: name of a mesh over all devices of this process: 'serving', 'fsdp' or 'fsdp_tensor'. None:
       the model is on the first device.
+    changes: settings of the model in place of its own, for instance {'perceiver.eps': 1e-5}; see
+      docs/idefics2.md.
+    ids: 'v4' or 'v5': the major release of transformers whose token ids texts become. None: those
+      of the checkpoint; 'v4' for released folders.
     adapter: folder of a LoRA adapter (PEFT) to merge into a folder of HF transformers, or None.
 
   Returns:
@@ -85,4 +92,6 @@ def load(
   """
   from sphinx_jax.generate import load as loading  # Keeps `import sphinx_jax` light.
 
-  return loading.load_model(directory, dtype, half_round, clip_activation, mesh, adapter=adapter)
+  return loading.load_model(
+    directory, dtype, half_round, clip_activation, mesh, changes, ids, adapter
+  )

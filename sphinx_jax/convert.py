@@ -6,11 +6,14 @@ Import: an official SPHINX folder, LLaMA as Meta or HF transformers release it, 
 for a fresh SPHINX, the start of stage 1:
 --source=LLAMA,CLIP,CONVNEXT,DINOV2,BLIP2 --variant=llama_ens. The format is detected.
 Export: --to=official (with --shards=N) or --to=hf writes one of our checkpoints in that format.
+--set=NAME=VALUE and --ids give what differs between releases of transformers (docs/idefics2.md).
 --dry_run prints the table of names and shapes, and the missing and unused tensors.
 --verify=DIR compares --source with another model.
 """
 
+import dataclasses
 import functools
+import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -23,19 +26,19 @@ from absl import flags
 
 from sphinx_jax.checkpoint import content, store, stream
 from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
-from sphinx_jax.checkpoint.foreign import assemble, export, files as foreign_files, sources
+from sphinx_jax.checkpoint.foreign import assemble, card, export, files as foreign_files, sources
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.checkpoint.read_ahead import read_ahead
-from sphinx_jax.core import cli, config as config_lib, errors, paths, text, trees
+from sphinx_jax.core import cli, config as config_lib, errors, files, paths, text, trees
 from sphinx_jax.core.progress import Progress, log
-from sphinx_jax.data import dialog
+from sphinx_jax.data import dialog, tokenizer as tokenizers
 from sphinx_jax.generate import load as loading
-from sphinx_jax.models import families, forms
+from sphinx_jax.models import families, forms, settings
 
 FLAGS = flags.FLAGS
 _UNUSED_FLAGS = {
-  'verify': ('output', 'to', 'shards', 'tokenizer', 'seed', 'dry_run'),
-  'to': ('variant', 'base', 'tokenizer', 'seed'),
+  'verify': ('output', 'to', 'shards', 'tokenizer', 'seed', 'dry_run', 'set', 'ids'),
+  'to': ('variant', 'base', 'tokenizer', 'seed', 'set', 'ids'),
   'import': ('shards',),
 }
 
@@ -46,6 +49,7 @@ def open_sources(
   base: str | None = None,
   tokenizer: str | None = None,
   strict: bool = True,
+  changes: Mapping[str, Any] | None = None,
 ) -> assemble.Assembly:
   """Detects and logs the format of each source and assembles a model without reading weights.
 
@@ -55,9 +59,10 @@ def open_sources(
     base: the folder that deltas are added to.
     tokenizer: path of a tokenizer.model, if the language model's folder has none.
     strict: as in `assemble.assemble`.
+    changes: settings of the model in place of those of the files, see `settings.change`.
 
   Raises:
-    SphinxError: a format is unknown, or the files do not fit together.
+    SphinxError: a format is unknown, the files do not fit together, or a change is impossible.
   """
   for path in paths:
     if store.is_checkpoint(path):
@@ -79,7 +84,12 @@ def open_sources(
       ', '.join(dtypes),
     )
   model_bytes = None if tokenizer is None else _read_tokenizer(tokenizer)
-  return assemble.assemble(opened, variant, model_bytes, strict)
+  assembly = assemble.assemble(opened, variant, model_bytes, strict)
+  if not changes:
+    return assembly
+  origin = {name: value for name, value in assembly.origin.items() if name != 'config'}
+  config = settings.change(assembly.config, changes)
+  return dataclasses.replace(assembly, config=config, origin=origin)
 
 
 def _read_tokenizer(path: str) -> bytes:
@@ -95,13 +105,16 @@ def _read_tokenizer(path: str) -> bytes:
     ) from None
 
 
-def import_checkpoint(assembly: assemble.Assembly, output: str, seed: int = 0) -> None:
+def import_checkpoint(
+  assembly: assemble.Assembly, output: str, seed: int = 0, ids: str = 'v4'
+) -> None:
   """Writes a checkpoint of sphinx_jax layer by layer. It appears when it is complete.
 
   Args:
     assembly: from `open_sources`.
     output: directory of the checkpoint, in the form of a run's directory.
     seed: random seed for the parameters that no source has.
+    ids: the token ids of texts, see `data.tokenizer.IDS`.
 
   Raises:
     SphinxError: there is no tokenizer, the output holds a checkpoint, or a file is damaged.
@@ -120,7 +133,7 @@ def import_checkpoint(assembly: assemble.Assembly, output: str, seed: int = 0) -
     for name, tensor in assembly.unused.items()
   }
   writer = stream.Writer(
-    output, {'params': assembly.shapes, export.UNUSED_ITEM: unused}, _meta(assembly)
+    output, {'params': assembly.shapes, export.UNUSED_ITEM: unused}, _meta(assembly, ids)
   )
   try:
     hashed = _copy_arrays(writer, {'params': arrays, export.UNUSED_ITEM: unused})
@@ -186,12 +199,12 @@ def _copy_arrays(
   return hashed
 
 
-def _meta(assembly: assemble.Assembly) -> dict[str, Any]:
+def _meta(assembly: assemble.Assembly, ids: str) -> dict[str, Any]:
   template = {'system': dialog.SYSTEM, **assembly.dialog}
   config = ml_collections.ConfigDict(
     {'name': 'converted', 'model': assembly.config.to_dict(), 'dialog': template}
   )
-  bundle = Bundle(config, assembly.tokenizer, template, assembly.added_tokens)
+  bundle = Bundle(config, assembly.tokenizer, template, assembly.added_tokens, ids)
   return {**bundle.to_meta(), 'foreign': assembly.origin}
 
 
@@ -203,7 +216,7 @@ def export_checkpoint(
   Args:
     source: a run's directory or one step's.
     output: folder to create.
-    to: 'official', or 'hf' (the language model alone).
+    to: 'official', or 'hf' (of SPHINX, the language model alone).
     shards: number of tensor-parallel shards of an official folder.
     dry_run: print names and shapes instead.
 
@@ -223,12 +236,25 @@ def export_checkpoint(
       print(f'{key} {list(tensor.shape)} {tensor.dtype}')
     return
   with paths.new_folder(output) as folder:
-    target.write(folder, config, tensors, bundle.tokenizer or b'', origin, shards)
+    target.write(folder, bundle, tensors, origin, shards)
+    if to == 'hf':
+      files.write_atomic(folder / card.NAME, _card(pathlib.Path(output).name, meta))
   if to == 'hf' and forms.whole(config) is None and families.family(config).sees_images(config):
     log.info(
       'only the language model was written, without the encoders, their projections and the '
       'parameters that mark start and end of a view'
     )
+
+
+def _card(title: str, meta: Mapping[str, Any]) -> str:
+  """The model card of an exported checkpoint, with the licence that all its origins have."""
+  origins = card.releases(meta)
+  licences = set(origins.values())
+  body = (
+    'Weights for [transformers](https://github.com/huggingface/transformers), written by '
+    f'sphinx_jax (step {meta["step"]}).'
+  )
+  return card.text(title, licences.pop() if len(licences) == 1 else None, [*origins], body)
 
 
 def verify(first: str, second: str, **options: Any) -> float:
@@ -369,6 +395,20 @@ def _check_flags() -> None:
     )
 
 
+def _changes() -> dict[str, Any]:
+  """The settings of the flags --set=NAME=VALUE."""
+  changes = {}
+  for text_of_flag in FLAGS.set:
+    name, equals, value = text_of_flag.partition('=')
+    if not equals:
+      raise errors.make('--set', f"'{text_of_flag}'", 'NAME=VALUE', 'such as perceiver.eps=1e-5')
+    try:
+      changes[name] = json.loads(value)
+    except json.JSONDecodeError:
+      changes[name] = value
+  return changes
+
+
 def main() -> None:
   """Imports, exports, compares or lists weights, as the flags ask."""
   if not FLAGS.source:
@@ -390,12 +430,17 @@ def main() -> None:
     export_checkpoint(FLAGS.source[0], FLAGS.output, FLAGS.to, FLAGS.shards, FLAGS.dry_run)
     return
   assembly = open_sources(
-    FLAGS.source, FLAGS.variant, FLAGS.base, FLAGS.tokenizer, strict=not FLAGS.dry_run
+    FLAGS.source,
+    FLAGS.variant,
+    FLAGS.base,
+    FLAGS.tokenizer,
+    strict=not FLAGS.dry_run,
+    changes=_changes(),
   )
   if FLAGS.dry_run:
     print_table(assembly)
     return
-  import_checkpoint(assembly, FLAGS.output, FLAGS.seed)
+  import_checkpoint(assembly, FLAGS.output, FLAGS.seed, FLAGS.ids)
   log.info("'%s': done", FLAGS.output)
 
 
@@ -419,6 +464,17 @@ if __name__ == '__main__':
   )
   cli.define_path(
     'tokenizer', None, "Path of a tokenizer.model, if the language model's folder has none."
+  )
+  flags.DEFINE_multi_string(
+    'set',
+    [],
+    'NAME=VALUE: a setting of the model in place of that of the files, such as perceiver.eps=1e-5.',
+  )
+  flags.DEFINE_enum(
+    'ids',
+    'v4',
+    tokenizers.IDS,
+    'Major release of transformers whose token ids texts become (docs/idefics2.md, "Tokenizer").',
   )
   cli.define_seed('Random seed for the parameters that no source has.')
   flags.DEFINE_bool(

@@ -391,7 +391,9 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
   return Data(
     batches=mixture.batches,
     validation=validation.result,
-    bundle=Bundle(config, tokenizer.model_bytes, config.dialog.to_dict(), tokenizer.added),
+    bundle=Bundle(
+      config, tokenizer.model_bytes, config.dialog.to_dict(), tokenizer.added, tokenizer.ids
+    ),
     table=mixture.table(),
     summary=mixture.summary,
     files={
@@ -449,7 +451,7 @@ def open_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
       'one with a tokenizer, because config.tokenizer is empty',
       'set config.tokenizer to the path of a tokenizer.model',
     )
-  return tokenizers.Tokenizer(parent.tokenizer, parent.added_tokens)
+  return parent.open_tokenizer()
 
 
 # ---------------------------------------------------------------------------------------------

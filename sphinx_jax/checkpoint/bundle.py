@@ -1,7 +1,7 @@
 """What a checkpoint carries beside its arrays so that the model can be used from it alone.
 
-`Bundle` is the only writer and reader of the keys `config`, `tokenizer`, `dialog` and
-`added_tokens` of a checkpoint's meta.
+`Bundle` is the only writer and reader of the keys `config`, `tokenizer`, `dialog`, `added_tokens`
+and `ids` of a checkpoint's meta.
 """
 
 import base64
@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.core import config as config_lib, errors
+from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.models import families
 
 
@@ -27,12 +28,20 @@ class Bundle:
     tokenizer: contents of the tokenizer.model or tokenizer.json, or None if there is none.
     dialog: arguments of `data.dialog.Template`.
     added_tokens: text -> id of the special tokens beside a tokenizer.model.
+    ids: see `data.tokenizer.IDS`.
   """
 
   config: ConfigDict
   tokenizer: bytes | None
   dialog: dict[str, Any]
   added_tokens: dict[str, int] = dataclasses.field(default_factory=dict)
+  ids: str = 'v4'
+
+  def open_tokenizer(self) -> Tokenizer | None:
+    """Returns the tokenizer with its added tokens."""
+    if self.tokenizer is None:
+      return None
+    return Tokenizer(self.tokenizer, self.added_tokens, self.ids)
 
   def to_meta(self) -> dict[str, Any]:
     """Returns the JSON-able entries of a checkpoint's meta: the tokenizer is base64 text."""
@@ -42,6 +51,7 @@ class Bundle:
       'tokenizer': encoded,
       'dialog': dict(self.dialog),
       **({'added_tokens': self.added_tokens} if self.added_tokens else {}),
+      **({'ids': self.ids} if self.ids != 'v4' else {}),
     }
 
   @classmethod
@@ -67,7 +77,7 @@ class Bundle:
         'take a checkpoint that train, convert or mix_weights wrote',
       ) from error
     dialog, added = (dict(meta.get(key) or {}) for key in ('dialog', 'added_tokens'))
-    return cls(config, tokenizer, dialog, added)
+    return cls(config, tokenizer, dialog, added, meta.get('ids', 'v4'))
 
 
 def load_bundle(directory: store.Path) -> Bundle:
@@ -103,11 +113,11 @@ def check_same_model(
 
 
 def differences(first: Bundle, second: Bundle) -> list[config_lib.Difference]:
-  """Returns the settings of model and dialog in which the weights of two checkpoints differ."""
+  """Returns the settings of model and text in which the weights of two checkpoints differ."""
 
   def settings(bundle: Bundle) -> dict[str, Any]:
     model = bundle.config.get('model') or {}
     weights = families.settings_of_weights(model) if 'llm' in model else {}
-    return {**weights, 'dialog': dict(bundle.dialog)}
+    return {**weights, 'dialog': dict(bundle.dialog), 'ids': bundle.ids}
 
   return config_lib.differences(settings(first), settings(second))

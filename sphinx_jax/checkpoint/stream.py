@@ -101,7 +101,7 @@ class StoredArray(Array):
   def start_read(self, index: Index) -> 'PendingRead':
     """Starts reading a part of the array."""
     part = self._open()[index]
-    value = _empty_aligned(part.shape, self.dtype)
+    value = empty_aligned(part.shape, self.dtype)
     # tensorstore keeps the origin of a slice; the target starts at 0.
     source = part[tensorstore.d[:].translate_to[0]] if part.rank else part
     return PendingRead(value, tensorstore.array(value).write(source), self._folder)
@@ -435,7 +435,7 @@ def _is_stack(shape: Sequence[int]) -> bool:
   return len(shape) > 2
 
 
-def _empty_aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+def empty_aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
   """Returns an uninitialized array that XLA can use without a copy."""
   size = math.prod(shape) * dtype.itemsize
   memory = np.empty(size + _ALIGNMENT, np.uint8)

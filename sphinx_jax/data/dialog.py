@@ -55,6 +55,7 @@ class Style:
     after: comes after `end`.
     specials: the special tokens among these texts. The tokenizer encodes what is between them
       piece by piece.
+    jinja: the style as a chat template of transformers.
     around_image: special token on both sides of an image, and once between adjacent ones. '': none,
       and a single image comes before the text, whatever the marks in it say.
   """
@@ -69,11 +70,19 @@ class Style:
   answer: str = ' {}'
   after: str = ''
   specials: tuple[str, ...] = ()
+  jinja: str = ''
   around_image: str = ''
 
 
 _USER = dict(system_line='{} ', question=' USER: {} ', end='</s>')
 _IDEFICS2 = dict(system='', around_image='<fake_token_around_image>')
+_IDEFICS2_JINJA = (
+  "{% for message in messages %}{{message['role'].capitalize()}}"
+  "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+  "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+  "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
+  "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
 STYLES = {
   'sphinx': Style(SYSTEM, '{}\n\n', ' Human: {}\n###', ' Assistant:', end='\n###', begin='###'),
   # Other templates of the official code. "multimodal" is that of SPHINX with another system prompt.
@@ -89,6 +98,7 @@ STYLES = {
     end='<end_of_utterance>',
     after='\n',
     specials=('<end_of_utterance>',),
+    jinja=_IDEFICS2_JINJA,
     **_IDEFICS2,
   ),
   'idefics2_base': Style(
@@ -161,6 +171,11 @@ class Template:
   def stop(self) -> str:
     """Text that ends an answer; '' if a special token does."""
     return '' if self._style.end in self._style.specials else self._style.end
+
+  @property
+  def jinja(self) -> str:
+    """The chat template of transformers; '' if there is none."""
+    return self._style.jinja
 
   @property
   def stop_tokens(self) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ Source: docs/official_sphinx.md, "Preprocessing".
 """
 
 import io
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +19,8 @@ from sphinx_jax.data.record import BadExample
 BACKGROUND = (122, 116, 104)
 # What happens to transparent pixels: they show their hidden color, or stand on white.
 ALPHA = {'drop': 'in their hidden colors', 'white': 'on white'}
+# Images beyond Pillow's limit are refused here, so its warning about them is not needed.
+warnings.simplefilter('ignore', Image.DecompressionBombWarning)
 _MAX_EDGE = 1 << 14  # Pixels. The time of the resize grows with the square of the longer edge.
 
 _PHOTOMETRIC, _WHITE_IS_ZERO = ExifTags.Base.PhotometricInterpretation, 0  # A TIFF's tag.
@@ -52,8 +56,8 @@ def decode(
 
   Raises:
     BadExample: ('unreadable image') the data is not an image, is truncated, has gray values of an
-      unknown range, or is too large (more than 179 million pixels, or an edge of more than 16384
-      pixels).
+      unknown range, or is too large (more than 89 million pixels, which is Pillow's own limit, or
+      an edge of more than 16384 pixels).
   """
   return np.asarray(open_rgb(data, False, alpha, note, upright))
 
@@ -160,13 +164,16 @@ def from_array(image: np.ndarray) -> Image.Image:
 
   Raises:
     SphinxError: another kind of array (an image of floats in [0, 1] would come out black), or an
-      edge of more than 16384 pixels.
+      edge of more than 16384 pixels, or more than 89 million pixels.
   """
   is_array = isinstance(image, np.ndarray)
   if is_array and max(image.shape, default=0) > _MAX_EDGE:
     raise errors.make(
       'image', f'an edge of {max(image.shape)} pixels', f'at most {_MAX_EDGE}', 'resize it'
     )
+  if is_array and math.prod(image.shape[:2]) > Image.MAX_IMAGE_PIXELS:
+    count = math.prod(image.shape[:2])
+    raise errors.make('image', f'{count} pixels', f'at most {Image.MAX_IMAGE_PIXELS}', 'resize it')
   if not is_array or image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
     got = f'{image.dtype}{list(image.shape)}' if is_array else repr(type(image).__name__)
     raise errors.make(
@@ -206,6 +213,8 @@ def _read(data: bytes, use: Callable[[Image.Image], Any]) -> Any:
       width, height = image.size
       if not 1 <= min(image.size) <= max(image.size) <= _MAX_EDGE:
         raise ValueError(f'{width} x {height} pixels, an edge may have 1 to {_MAX_EDGE}')
+      if width * height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f'{width} x {height} pixels, more than {Image.MAX_IMAGE_PIXELS}')
       return use(image)
 
   try:

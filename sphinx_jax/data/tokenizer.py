@@ -16,6 +16,10 @@ from sphinx_jax.core.text import is_unicode
 # Pieces of coordinate text, with spaces as sentencepiece writes them. A box of four coordinates has
 # 13 tokens with them, 24 without. Coordinates take most positions of a small model's rows.
 COORDINATE_SYMBOLS = ('[0.', '\u2581[0.', ',\u25810.', ';\u25810.')
+# The major release of transformers whose ids a text becomes. v4, like sentencepiece, puts a space
+# in front of every text, and v5 does not if the text begins with one.
+IDS = ('v4', 'v5')
+_SPACE = '\u2581'  # As pieces write it.
 
 
 class Tokenizer:
@@ -24,21 +28,27 @@ class Tokenizer:
   Args:
     model_bytes: contents of a `tokenizer.model` of sentencepiece, or of a `tokenizer.json`.
     added: text -> id of special tokens beyond a `tokenizer.model`. A `tokenizer.json` has its own.
+    ids: one of IDS.
 
   Attributes:
     model_bytes: as given, so that checkpoints can carry them.
     added: as given.
+    ids: as given.
     specials: text -> id of all special tokens that have a text.
     vocab_size: number of ids.
     bos: id of BOS.
     eos: id of EOS.
 
   Raises:
-    SphinxError: the bytes are not a tokenizer, or `added` has an id of the model.
+    SphinxError: the bytes are not a tokenizer, `added` has an id of the model, or `ids` is unknown.
   """
 
-  def __init__(self, model_bytes: bytes, added: Mapping[str, int] | None = None) -> None:
-    self.model_bytes, self.added = bytes(model_bytes), dict(added or {})
+  def __init__(
+    self, model_bytes: bytes, added: Mapping[str, int] | None = None, ids: str = 'v4'
+  ) -> None:
+    if ids not in IDS:
+      raise errors.unknown('ids', ids, IDS)
+    self.model_bytes, self.added, self.ids = bytes(model_bytes), dict(added or {}), ids
     is_json = self.model_bytes.lstrip()[:1] == b'{'
     self._model = JsonModel(self.model_bytes) if is_json else PieceModel(self.model_bytes)
     taken = [text for text, i in self.added.items() if i < self._model.size]
@@ -70,8 +80,17 @@ class Tokenizer:
     Raises:
       SphinxError: the text is not unicode.
     """
-    ids = self._parse(text) if parse_special else self._model.encode(text)
+    ids = self._parse(text) if parse_special else self._encode(text)
     return [self.bos, *ids] if bos else ids
+
+  def _encode(self, text: str) -> list[int]:
+    if not self._has_space(text):
+      return self._model.encode(text)
+    return self._model.encode(text[1:]) or [self._model.space]
+
+  def _has_space(self, text: str) -> bool:
+    """Whether a text has the space already that the model would put in front of it."""
+    return self.ids == 'v5' and text[:1] in (' ', _SPACE)
 
   def split(self, text: str) -> list[str]:
     """Cuts a text before and after each special token written in it."""
@@ -84,12 +103,16 @@ class Tokenizer:
       if part in self.specials:
         ids.append(self.specials[part])
       elif part:
-        ids += self._model.encode(part)
+        ids += self._encode(part)
     return ids
 
   def encode_begins(self, text: str) -> tuple[list[int], np.ndarray]:
     """Returns the ids of a text and the character at which each begins, int64[n]."""
-    return self._model.encode_begins(text)
+    if not self._has_space(text):
+      return self._model.encode_begins(text)
+    ids, begins = self._model.encode_begins(text[1:])
+    begins = np.append(0, begins[1:] + 1)  # The first token has the space.
+    return ids or [self._model.space], begins
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of ids, without special tokens and the space of the first word."""
@@ -107,6 +130,7 @@ class PieceModel:
     size: number of ids.
     bos: id of BOS.
     eos: id of EOS.
+    space: id of a space.
 
   Raises:
     SphinxError: the bytes are not a sentencepiece model, or it has no BOS or EOS.
@@ -127,6 +151,7 @@ class PieceModel:
     self.size: int = self._model.vocab_size()
     self.bos: int = self._model.bos_id()
     self.eos: int = self._model.eos_id()
+    self.space: int = self._model.piece_to_id(_SPACE)
     if self.bos < 0 or self.eos < 0:
       raise errors.make(
         'tokenizer', 'no BOS or no EOS', "a tokenizer.model in LLaMA's style", 'check the file'
@@ -234,6 +259,7 @@ class JsonModel:
         'this tokenizer is not supported',
       )
     self.bos, self.eos = self.specials['<s>'], self.specials['</s>']
+    self.space: int | None = self._model.token_to_id(_SPACE)
 
   def pieces(self) -> dict[int, str]:
     """Returns id -> piece."""

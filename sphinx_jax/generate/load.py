@@ -4,6 +4,7 @@ A checkpoint of sphinx_jax carries config, tokenizer and dialog. In an official 
 files beside the weights.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,11 +55,14 @@ def load_model(
   half_round: bool | None = None,
   clip_activation: str | None = None,
   mesh: str | None = None,
+  changes: Mapping[str, Any] | None = None,
+  ids: str | None = None,
   adapter: store.Path | None = None,
 ) -> Model:
   """See `sphinx_jax.load`."""
   for kind, value, choices in (
     ('dtype', dtype, settings.DTYPES),
+    ('ids', ids, tokenizer.IDS),
     ('clip_activation', clip_activation, settings.ACTIVATIONS),
     ('mesh', mesh, meshes.PRESETS),
   ):
@@ -67,22 +71,21 @@ def load_model(
   if adapter is None and store.is_checkpoint(directory):
     carried = bundle.load_bundle(directory)
     _check_model(carried, directory)
-    config, expected = carried.config.model, None
+    config, expected = settings.change(carried.config.model, changes or {}), None
     if mesh is not None:
       expected = _sharded_shapes(config, store.stored_leaves(store.locate(directory)), mesh)
     params = store.load_params(directory, expected)
   else:
     assembly = assemble.assemble([sources.open_source(directory, adapter=adapter)])
-    config = assembly.config
+    config = settings.change(assembly.config, changes or {})
     carried = bundle.Bundle(config, assembly.tokenizer, assembly.dialog, assembly.added_tokens)
     expected = None
     if mesh is not None:
       expected = _sharded_shapes(config, assemble.arrays(assembly), mesh)
     params = _read_params(assembly, expected)
-  changes = {'dtype': dtype, 'half_round': half_round}
-  config = config.copy_and_resolve_references()
+  given = {'dtype': dtype, 'half_round': half_round}
   with config.unlocked():
-    config.update({name: value for name, value in changes.items() if value is not None})
+    config.update({name: value for name, value in given.items() if value is not None})
     if clip_activation is not None:
       parts = families.family(config).parts(config)
       clip = next((path for path in parts if path.endswith('.clip')), None)
@@ -91,6 +94,8 @@ def load_model(
           'load', f'clip_activation={clip_activation!r}', 'a model with CLIP in it', 'leave it out'
         )
       config.update_from_flattened_dict({f'{clip}.activation': clip_activation})
+  if ids is not None:
+    carried = dataclasses.replace(carried, ids=ids)
   return _model(carried, config, params)
 
 
@@ -101,11 +106,9 @@ def _check_model(carried: bundle.Bundle, directory: store.Path) -> None:
 
 
 def _model(carried: bundle.Bundle, config: ml_collections.ConfigDict, params: dict) -> Model:
-  pieces = None
-  if carried.tokenizer is not None:
-    pieces = tokenizer.Tokenizer(carried.tokenizer, carried.added_tokens)
   image = carried.config.get('image') or {'alpha': 'drop'}  # Imported weights have no such section.
-  return Model(config, params, pieces, dialog.Template(**carried.dialog), alpha=image['alpha'])
+  template = dialog.Template(**carried.dialog)
+  return Model(config, params, carried.open_tokenizer(), template, alpha=image['alpha'])
 
 
 def _sharded_shapes(

@@ -274,11 +274,14 @@ def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
   return value or {}
 
 
-def wrong_value(name: str, value: Any, expected: str) -> errors.SphinxError:
+def wrong_value(
+  name: str, value: Any, expected: str, file: str = 'config.json'
+) -> errors.SphinxError:
   """Returns the error for a field with a value that the model does not have."""
+  alternative = ' (or params.json)' if file == 'config.json' else ''
   return errors.make(
-    'config.json',
+    file,
     f'{name} {value!r}'[:200],
     expected,
-    'take the config.json (or params.json) that belongs to the weights',
+    f'take the {file}{alternative} that belongs to the weights',
   )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from sphinx_jax.core import errors
+from sphinx_jax.core.progress import log
 from sphinx_jax.models import attention, foreign, foreign_config, layers, multimodal, perceiver
 from sphinx_jax.models.encoders import siglip
 from sphinx_jax.models.llms import llama
@@ -177,6 +178,7 @@ _PREPROCESSOR, _PROCESSOR = 'preprocessor_config.json', 'processor_config.json'
 
 _IMAGE_PROCESSOR = foreign_config.Fields(
   used=('do_image_splitting',),
+  sizes={'patch_size': lambda settings: settings['vision']['patch']},
   sections={'size': foreign_config.Fields(used=('shortest_edge', 'longest_edge'))},
   neutral={
     'names': ('image_processor_type', 'processor_class'),
@@ -215,11 +217,15 @@ def _from_huggingface(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict
   llm = llama.settings_of_huggingface(text)
   if text.get('head_dim') is not None:
     llm['head_width'] = foreign_config.size(text, 'head_dim')
+  image_token = foreign_config.size(config, 'image_token_id', 32001)
+  if image_token >= llm['vocab']:
+    expected = f'a row of the {llm["vocab"]} of the embedding'
+    raise foreign_config.wrong_value('image_token_id', image_token, expected)
   return dict(
     name='idefics2',
     image_size=patch * pos_grid,
-    slots=_slots(config),
-    image_token=foreign_config.size(config, 'image_token_id', 32001),
+    slots=_slots(config, patch * (pos_grid + 1) - 1),
+    image_token=image_token,
     vision=dict(
       patch=patch,
       width=width,
@@ -254,17 +260,91 @@ def _perceiver(
   )
 
 
-def _slots(config: Mapping[str, Any]) -> dict[str, Any]:
-  """How the processor of a folder resizes and splits images."""
+def _to_huggingface(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The config.json of a model config, and the files beside it as sections."""
+  vision, perceiver_, llm = config['vision'], config['perceiver'], config['llm']
+  rule = vision.get('patch_rule', 'all')
+  if rule != 'all':
+    log.warning(
+      "no config of transformers has vision.patch_rule '%s': 4.45 and later ignore it", rule
+    )
+  text = {
+    name: value
+    for name, value in llama.FORMS['hf'].config(llm).items()
+    if name not in ('architectures', 'bos_token_id', 'eos_token_id')
+  }
+  head_width = llm.get('head_width')
+  edges = {f'{name}_edge': config['slots'][name] for name in ('shortest', 'longest')}
+  return {
+    'architectures': ['Idefics2ForConditionalGeneration'],
+    'model_type': 'idefics2',
+    'image_token_id': config['image_token'],
+    'tie_word_embeddings': False,
+    'vision_config': dict(
+      model_type='idefics2',
+      hidden_size=vision['width'],
+      image_size=vision['patch'] * vision['pos_grid'],
+      intermediate_size=vision['hidden'],
+      num_attention_heads=vision['heads'],
+      num_hidden_layers=vision['layers'],
+      patch_size=vision['patch'],
+    ),
+    'perceiver_config': dict(
+      model_type='idefics2',
+      hidden_size=llm['width'],
+      rms_norm_eps=perceiver_['eps'],
+      resampler_n_latents=perceiver_['queries'],
+      resampler_depth=perceiver_['layers'],
+      resampler_n_heads=perceiver_['heads'],
+      resampler_head_dim=perceiver_['head_width'],
+      num_key_value_heads=perceiver_['kv_heads'],
+    ),
+    'text_config': {
+      **text,
+      'model_type': 'mistral',
+      'pad_token_id': 0,
+      'sliding_window': llm.get('window'),
+      **({'head_dim': head_width} if head_width else {}),
+    },
+    _PREPROCESSOR: dict(
+      image_processor_type='Idefics2ImageProcessor',
+      processor_class='Idefics2Processor',
+      do_convert_rgb=True,
+      do_image_splitting=config['slots']['split'],
+      do_normalize=True,
+      do_pad=True,
+      do_rescale=True,
+      do_resize=True,
+      image_mean=[*siglip.MEAN],
+      image_std=[*siglip.STD],
+      resample=2,  # Bilinear.
+      rescale_factor=1 / 255,
+      size=edges,
+    ),
+    _PROCESSOR: dict(image_seq_len=perceiver_['queries'], processor_class='Idefics2Processor'),
+  }
+
+
+def _slots(config: Mapping[str, Any], most: int) -> dict[str, Any]:
+  """How the processor of a folder resizes and splits images of at most `most` pixels an edge."""
   preprocessor = foreign_config.section(config, _PREPROCESSOR)
   if not preprocessor:  # transformers 5 writes it into the other file.
     preprocessor = foreign_config.section(
       foreign_config.section(config, _PROCESSOR), 'image_processor'
     )
   size = {**_EDGES, **foreign_config.section(preprocessor, 'size')}
+  shortest, longest = (
+    foreign_config.size(size, f'{name}_edge') for name in ('shortest', 'longest')
+  )
+  if longest > most:
+    expected = f'at most {most}, for which the vision tower has positions'
+    raise foreign_config.wrong_value('size.longest_edge', longest, expected, _PREPROCESSOR)
+  if shortest > longest:
+    expected = f'at most the longest_edge {longest}'
+    raise foreign_config.wrong_value('size.shortest_edge', shortest, expected, _PREPROCESSOR)
   return dict(
-    shortest=foreign_config.size(size, 'shortest_edge'),
-    longest=foreign_config.size(size, 'longest_edge'),
+    shortest=shortest,
+    longest=longest,
     split=foreign_config.flag(preprocessor, 'do_image_splitting'),
   )
 
@@ -326,6 +406,7 @@ FORMS = {
     'model.connector.perceiver_resampler.latents',
     weights,
     _from_huggingface,
+    config=_to_huggingface,
     configs={'config.json': _CONFIG},
     beside=(_PREPROCESSOR, _PROCESSOR),
     carried=(

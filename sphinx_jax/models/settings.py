@@ -4,8 +4,13 @@ The sizes of an encoder and a language model are described beside their code, wh
 which of them have to divide each other.
 """
 
-from sphinx_jax.core import config_values as values
-from sphinx_jax.models import attention, layers, multimodal
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from sphinx_jax.core import config_values as values, errors, trees
+from sphinx_jax.models import attention, families, layers, multimodal
 from sphinx_jax.models.encoders import siglip
 
 # Compute dtypes. float16 is none of them: its range is too small for the gradients.
@@ -156,3 +161,40 @@ _IDEFICS2 = {
 }
 
 MODEL = values.Alternatives(sphinx=_SPHINX, idefics2=_IDEFICS2)
+
+
+def change(
+  config: ml_collections.ConfigDict, changes: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+  """Returns a model config with other values, for weights that exist.
+
+  Args:
+    config: the model config.
+    changes: dotted path of a setting -> value: {'perceiver.eps': 1e-5}.
+
+  Raises:
+    SphinxError: there is no such setting, it does not take the value, or the parameters would have
+      other shapes.
+  """
+  if not changes:
+    return config.copy_and_resolve_references()
+  plain = config.to_dict()
+  for path, value in changes.items():
+    *sections, name = path.split('.')
+    section = plain
+    for part in sections:
+      section = section.get(part)
+      if not isinstance(section, dict):
+        known = [key.replace('/', '.') for key in trees.flatten(plain)]
+        raise errors.unknown('model setting', path, known)
+    section[name] = value
+  changed = ml_collections.ConfigDict(plain)
+  values.check(changed, MODEL, 'model')
+  if trees.differences(*map(families.abstract_params, (config, changed))):
+    raise errors.make(
+      'model settings',
+      ', '.join(f'{path}={value}' for path, value in changes.items()),
+      'settings that keep the shapes of the parameters',
+      'leave out sizes: those of the weights are given',
+    )
+  return changed

@@ -44,14 +44,15 @@ DIALOGS = [
 
 
 @pytest.mark.parametrize('chat', DIALOGS, ids=lambda chat: chat['name'])
-def test_texts_and_ids_are_those_of_transformers_4(chat):
+@pytest.mark.parametrize('version', ['v4', 'v5'])
+def test_texts_and_ids_are_those_of_transformers(chat, version):
   system, turns = turns_of(chat['messages'])
   template, count = Template(system, 'idefics2'), chat['number_of_images']
   if turns[-1][1] is None:
     assert template.render(turns, open_ended=True) == chat['rendered_with_generation_prompt']
     for slots, form in ((1, 'whole'), (5, 'split')):
-      encoded = template.prompt(turns, tokenizer('pieces'), [slots] * count)
-      assert expanded(encoded) == chat[f'ids_v4_{form}']
+      encoded = template.prompt(turns, tokenizer('pieces', version), [slots] * count)
+      assert expanded(encoded) == chat[f'ids_{version}_{form}']
   else:
     assert template.render(turns) == chat['rendered']
 
@@ -60,12 +61,13 @@ def test_texts_and_ids_are_those_of_transformers_4(chat):
   'chat', [c for c in CHATS if c['name'] == 'raw'], ids=lambda c: c['prompt']
 )
 @pytest.mark.parametrize('kind', ['json', 'pieces'])
-def test_texts_for_the_base_model_are_those_of_transformers_4(chat, kind):
+@pytest.mark.parametrize('version', ['v4', 'v5'])
+def test_texts_for_the_base_model_are_those_of_transformers(chat, kind, version):
   for slots, form in ((1, 'whole'), (5, 'split')):
     encoded = Template(style='idefics2_base').continuation(
-      chat['prompt'], tokenizer(kind), [slots] * chat['number_of_images']
+      chat['prompt'], tokenizer(kind, version), [slots] * chat['number_of_images']
     )
-    assert expanded(encoded) == chat[f'ids_v4_{form}']
+    assert expanded(encoded) == chat[f'ids_{version}_{form}']
 
 
 def test_labels_are_the_answers_and_their_end_mark():

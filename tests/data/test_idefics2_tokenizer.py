@@ -15,20 +15,33 @@ ADDED = {'<fake_token_around_image>': 512, '<image>': 513, '<end_of_utterance>':
 
 
 @functools.cache
-def tokenizer(kind):
+def tokenizer(kind, ids='v4'):
   if kind == 'json':
-    return Tokenizer((FOLDER / 'model' / 'tokenizer.json').read_bytes())
-  return Tokenizer((FOLDER / 'model' / 'tokenizer.model').read_bytes(), ADDED)
+    return Tokenizer((FOLDER / 'model' / 'tokenizer.json').read_bytes(), ids=ids)
+  return Tokenizer((FOLDER / 'model' / 'tokenizer.model').read_bytes(), ADDED, ids)
 
 
 @pytest.mark.parametrize('kind', ['json', 'pieces'])
+@pytest.mark.parametrize('version', ['v4', 'v5'])
 @pytest.mark.parametrize('number', range(len(CHATS)))
-def test_ids_are_those_of_transformers_4(kind, number):
+def test_ids_are_those_of_transformers(kind, version, number):
   chat = CHATS[number]
   for form in ('whole', 'split'):
-    text = chat[f'expanded_v4_{form}']
-    ids = tokenizer(kind).encode(text, bos=True, parse_special=True)
-    assert ids == chat[f'ids_v4_{form}']
+    text = chat[f'expanded_{version}_{form}']
+    ids = tokenizer(kind, version).encode(text, bos=True, parse_special=True)
+    assert ids == chat[f'ids_{version}_{form}']
+
+
+@pytest.mark.parametrize('kind', ['json', 'pieces'])
+def test_a_space_at_the_beginning_is_part_of_the_first_token_of_transformers_5(kind):
+  new, old = tokenizer(kind, 'v5'), tokenizer(kind)
+  assert new.encode(' and') == old.encode('and') != old.encode(' and')
+  assert new.encode('and') == old.encode('and') and len(new.encode(' ')) == 1
+  ids, begins = new.encode_begins(' and  so')
+  assert ids == old.encode('and  so') and begins.tolist()[0] == 0
+  np.testing.assert_array_equal(begins[1:], old.encode_begins('and  so')[1][1:] + 1)
+  with pytest.raises(errors.SphinxError, match="'v6'.*v4, v5"):
+    tokenizer(kind, 'v6')
 
 
 @pytest.mark.parametrize('kind', ['json', 'pieces'])

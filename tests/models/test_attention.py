@@ -92,6 +92,7 @@ def test_the_patches_of_a_large_image_are_computed_in_blocks(mask, monkeypatch):
   for a, b in zip(blocks, whole):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
+
 def test_with_segments_of_keys_all_of_a_segment_is_seen():
   rng = np.random.default_rng(0)
   segments, key_segments = (rng.integers(1, 4, (2, n)).astype(np.int32) for n in (20, 90))

@@ -43,6 +43,19 @@ def test_logits_are_the_recorded_ones(case):
     np.testing.assert_allclose(got, want, atol=LOGITS, rtol=0)
 
 
+@pytest.mark.parametrize('case', golden.some('two_images', of=('one_image', 'two_images', 'batch')))
+def test_settings_of_the_first_release_give_its_differences(case):
+  """As far from today's logits as those of transformers 4.40 are; either setting shows."""
+  arrays = golden.recorded(case)
+  config = golden.config(**{'vision.patch_rule': 'any', 'perceiver.eps': 1e-5})
+  hidden, head = families.apply(families.build(config), golden.params(), golden.batch(arrays))
+  pairs = zip(
+    golden.text_positions(head(hidden), arrays), golden.unpadded(arrays['logits'], arrays)
+  )
+  recorded = golden.FACTS['other_versions']['4.40.0']['max_logit_difference'][case]
+  assert max(np.abs(got - want).max() for got, want in pairs) == pytest.approx(recorded, abs=2e-5)
+
+
 @pytest.mark.parametrize('case', golden.some('batch', of=golden.CASES[1:]))
 def test_features_are_the_recorded_ones(case):
   arrays, _, inner = outputs(case)

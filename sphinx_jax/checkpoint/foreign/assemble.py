@@ -13,9 +13,10 @@ import jax
 import ml_collections
 import numpy as np
 
+from sphinx_jax.checkpoint.foreign import card, hub
 from sphinx_jax.checkpoint.foreign.sources import Source, compute_dtype
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
-from sphinx_jax.checkpoint.stream import Array, Index
+from sphinx_jax.checkpoint.stream import Array, Index, empty_aligned
 from sphinx_jax.core import errors, trees
 from sphinx_jax.core.progress import log
 from sphinx_jax.data.tokenizer import Tokenizer
@@ -45,8 +46,8 @@ class Assembly:
     tokenizer: contents of tokenizer.model or tokenizer.json, or None.
     dialog: arguments of `data.dialog.Template`; {}: those of SPHINX.
     added_tokens: token -> id of special tokens beside a tokenizer.model.
-    origin: JSON-able: form, prefix, config, added tokens and files of the source that has the
-      language model, for the export.
+    origin: JSON-able: form, prefix, config, added tokens, name, licence and files of the source
+      that has the language model, for the export.
   """
 
   config: ml_collections.ConfigDict
@@ -121,12 +122,16 @@ def assemble(
     pieces = Tokenizer(tokenizer)
     added_tokens = _check_vocabulary(pieces.vocab_size, config.llm.vocab, main)
     dialog = families.family(config).dialog({*pieces.specials, *added_tokens})
-  if added_tokens and not dialog:
-    log.info(
-      "'%s': rows of the embedding beyond the tokenizer: %d (%s); no text becomes them, and none "
-      'is generated',
-      *(main.path, len(added_tokens), ', '.join(added_tokens)),
-    )
+    beyond = config.llm.vocab - pieces.vocab_size
+    if beyond:
+      padding = beyond - len(added_tokens)
+      log.info(
+        "'%s': rows of the embedding beyond the tokenizer: %d (%s); %s",
+        main.path,
+        beyond,
+        ', '.join([*added_tokens, *([f'{padding} of padding'] if padding else [])]),
+        'special tokens' if dialog else 'no text becomes them, and none is generated',
+      )
   kept = unused if len(sources) == 1 else {}
   return Assembly(
     config,
@@ -145,6 +150,8 @@ def assemble(
       'prefix': main.prefix,
       'config': dict(main.config),
       'added_tokens': added_tokens,
+      'name': hub.name_of(main.path),
+      'licence': card.licence(main.path if main.path.is_dir() else main.path.parent),
       **({'files': dict(main.carried)} if main.carried else {}),
     },
   )
@@ -285,7 +292,8 @@ def _read(
     return _read_layer(tensors, weights, leaf.shape, leaf.dtype, None)
   if index:
     return _read_layer(tensors, weights, leaf.shape[1:], leaf.dtype, index[0])
-  out = np.empty(leaf.shape, leaf.dtype)
+  # A model's largest stacks have gigabytes, and JAX would copy other memory.
+  out = empty_aligned(leaf.shape, np.dtype(leaf.dtype))
   for layer in range(leaf.shape[0]):
     out[layer] = _read_layer(tensors, weights, leaf.shape[1:], leaf.dtype, layer)
   return out

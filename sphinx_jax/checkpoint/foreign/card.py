@@ -1,9 +1,13 @@
 """Model cards: README.md of a folder, as the Hugging Face hub reads it."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import yaml
+
+from sphinx_jax.checkpoint import store
+from sphinx_jax.core import config as config_lib, errors
 
 NAME = 'README.md'
 
@@ -39,3 +43,24 @@ def licence(folder: pathlib.Path) -> str | None:
   except (ValueError, yaml.YAMLError):  # Text of some other kind.
     return None
   return found if isinstance(found, str) else None
+
+
+def releases(meta: Mapping[str, Any]) -> dict[str, str | None]:
+  """Returns name -> licence of the released weights that a checkpoint began with.
+
+  Checkpoints that it was trained or mixed from are followed as long as they are in their place.
+
+  Args:
+    meta: of the checkpoint.
+  """
+  origin = meta.get('foreign', {})
+  if 'name' in origin:
+    return {origin['name']: origin['licence']}
+  parents = [parent['directory'] for parent in (*meta.get('parents', ()), *meta.get('base', ()))]
+  found: dict[str, str | None] = {}
+  for parent in (*parents, config_lib.from_json(meta['config']).get('init_from')):
+    try:
+      found |= releases(store.load_meta(parent)) if parent else {}
+    except errors.SphinxError:  # 'scratch', or gone.
+      continue
+  return found

@@ -15,7 +15,14 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from sphinx_jax.checkpoint.foreign import pth_writer, safetensors, shards, sources
+from sphinx_jax.checkpoint.bundle import Bundle
+from sphinx_jax.checkpoint.foreign import (
+  processor_files,
+  pth_writer,
+  safetensors,
+  shards,
+  sources,
+)
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.checkpoint.read_ahead import read_ahead
 from sphinx_jax.checkpoint.stream import Array
@@ -111,9 +118,8 @@ def _unused_tensors(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
 
 def write_official(
   folder: pathlib.Path,
-  config: ml_collections.ConfigDict,
+  bundle: Bundle,
   tensors: Mapping[str, Tensor],
-  tokenizer: bytes,
   origin: Mapping[str, Any],
   count: int,
 ) -> None:
@@ -121,9 +127,8 @@ def write_official(
 
   Args:
     folder: the folder, which exists.
-    config: the model config.
+    bundle: of the checkpoint.
     tensors: from `official_tensors`.
-    tokenizer: contents of tokenizer.model.
     origin: the origin in the checkpoint's meta. The config.json of an official checkpoint is
       written back as it was.
     count: number of tensor-parallel shards.
@@ -131,8 +136,9 @@ def write_official(
   Raises:
     SphinxError: the shards do not divide the heads or a dimension.
   """
+  config = bundle.config.model
   name = variants.name_of(config)
-  if origin.get('form') == 'official':
+  if origin.get('form') == 'official' and 'config' in origin:
     settings = origin['config']
   else:
     clip = config.encoders.get('clip')
@@ -148,26 +154,23 @@ def write_official(
   _write_json(folder / 'config.json', settings)
   _write_json(folder / 'meta.json', {'llama_type': name})
   _write_json(folder / sources.SIDECAR, config.to_dict())
-  _write_tokenizer(folder, tokenizer, origin)
+  _write_tokenizer(folder, bundle, origin)
 
 
 def write_huggingface(
   folder: pathlib.Path,
-  config: ml_collections.ConfigDict,
+  bundle: Bundle,
   tensors: Mapping[str, Tensor],
-  tokenizer: bytes,
   origin: Mapping[str, Any],
   count: int,
 ) -> None:
   """Writes a folder for HF transformers: safetensors, config.json, tokenizer.
 
-  The arguments are those of `write_official`, with `tensors` from `huggingface_tensors`. What the
-  import found beside the weights of a whole model (configs of its processor, its chat template) is
-  written back.
+  The arguments are those of `write_official`, with `tensors` from `huggingface_tensors`. The files
+  of a whole model's processor are those that the import found, or made anew.
 
   Raises:
-    SphinxError: more than one shard (the size of a file decides here); or a whole model that was
-      not imported from transformers.
+    SphinxError: more than one shard (the size of a file decides here).
   """
   if count != 1:
     raise errors.make(
@@ -176,34 +179,32 @@ def write_huggingface(
       '1 with --to=hf',
       'leave it out: files of transformers are cut by size, not for parallel ranks',
     )
-  form = forms.whole(config)
-  if form is not None and not _is_of(form, origin):
-    raise errors.make(
-      '--to=hf',
-      f'{form.kind} whose files of transformers are not known',
-      'a checkpoint that was imported from such a folder',
-      'import a release with convert, and train from it (init_from)',
-    )
-  with _read_in_order(tensors) as (ordered,):
-    safetensors.write_safetensors(folder, ordered)
+  config = bundle.config.model
+  whole = forms.whole(config)
+  form = whole or llama.FORMS['hf']
   dtype = str(next(iter(tensors.values())).dtype)
-  if not _is_of(form or llama.FORMS['hf'], origin):
-    settings = {**llama.FORMS['hf'].config(config.llm), 'torch_dtype': dtype}
-  else:
+  is_back = _is_of(form, origin)
+  if is_back and 'config' in origin:  # Else settings were changed.
     settings = dict(origin['config'])
-  if form is not None:
+  else:
+    settings = {**form.config(config if whole else config.llm), 'torch_dtype': dtype}
+  beside = {}
+  if whole:
+    beside = dict(origin.get('files', {})) if is_back else processor_files.make(bundle)
     for name in form.beside:
       if name in settings:
-        _write_json(folder / name, settings.pop(name))
-    for name, content in origin.get('files', {}).items():
-      files.write_atomic(folder / name, content)
+        beside[name] = _json(settings.pop(name))
     # transformers loads the weights in this dtype.
     settings['dtype' if 'dtype' in settings else 'torch_dtype'] = dtype
-  _write_json(folder / 'config.json', settings)
-  _write_tokenizer(folder, tokenizer, origin)
+  with _read_in_order(tensors) as (ordered,):
+    safetensors.write_safetensors(folder, ordered)
+  for name, content in {**beside, 'config.json': _json(settings)}.items():
+    files.write_atomic(folder / name, content)
+  _write_tokenizer(folder, bundle, origin)
 
 
-def _write_tokenizer(folder: pathlib.Path, tokenizer: bytes, origin: Mapping[str, Any]) -> None:
+def _write_tokenizer(folder: pathlib.Path, bundle: Bundle, origin: Mapping[str, Any]) -> None:
+  tokenizer = bundle.tokenizer or b''
   name = 'tokenizer.json' if tokenizer[:1] == b'{' else 'tokenizer.model'
   (folder / name).write_bytes(tokenizer)
   if origin.get('added_tokens') and not origin.get('files'):
@@ -238,7 +239,11 @@ def _read_in_order(*parts: Mapping[str, Tensor]) -> Iterator[list[dict[str, Tens
 
 
 def _write_json(file: pathlib.Path, value: Mapping[str, Any]) -> None:
-  files.write_atomic(file, json.dumps(value, indent=2) + '\n')
+  files.write_atomic(file, _json(value))
+
+
+def _json(value: Mapping[str, Any]) -> str:
+  return json.dumps(value, indent=2) + '\n'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +252,7 @@ class Target:
 
   Attributes:
     tensors: (config, arrays, unused, origin) -> foreign name -> tensor.
-    write: (folder, config, tensors, tokenizer, origin, shards) writes the folder.
+    write: (folder, bundle, tensors, origin, shards) writes the folder.
   """
 
   tensors: Callable[..., dict[str, Tensor]]
