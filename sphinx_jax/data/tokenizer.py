@@ -54,6 +54,12 @@ class Tokenizer:
     self.bos, self.eos = self._model.bos, self._model.eos
     self._is_added = frozenset(self.added.values())
 
+  def with_specials(self, texts: Iterable[str]) -> 'Tokenizer':
+    """The tokenizer with further special tokens behind its ids; those that it has stay."""
+    new = [text for text in texts if text not in self.specials]
+    added = {text: i for i, text in enumerate(new, self.vocab_size)}
+    return Tokenizer(self.model_bytes, self.added | added)
+
   def encode(self, text: str, bos: bool = False, parse_special: bool = False) -> list[int]:
     """Returns the ids of a text.
 

@@ -101,9 +101,7 @@ class Miniworld(Source):
   def __len__(self) -> int:
     return len(self._scenes)
 
-  def _read(
-    self, index: int
-  ) -> tuple[str, tuple[bytes, ...], dict[str, Any], np.random.Generator]:
+  def _read(self, index: int) -> tuple[str, tuple[bytes, ...], dict[str, Any], np.random.Generator]:
     """Returns (id, images, annotation, random numbers for the questions) of record `index`."""
     name, image, annotation = self._scenes[index]
     rng = np.random.default_rng((self.seed, index))

@@ -28,7 +28,11 @@ MORE_INSTRUCTIONS = (
 # After the first turn, which has the images.
 _NEXT_CHANGE, _NEXT_MORE = 'What differs between the two?', 'Which of the two has more {}?'
 
-ADDED, REMOVED, REPLACED = '{after} is added', 'the {before} is removed', 'the {before} becomes {after}'
+ADDED, REMOVED, REPLACED = (
+  '{after} is added',
+  'the {before} is removed',
+  'the {before} becomes {after}',
+)
 _CHANGES = (
   re.compile(r'(?P<after>.+) (?:is|was) added'),
   re.compile(r'(?P<before>.+) (?:is|was) (?:removed|gone)'),
