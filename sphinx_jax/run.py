@@ -27,8 +27,8 @@ from sphinx_jax.checkpoint.bundle import Bundle, differences, load_bundle
 from sphinx_jax.core import batch as batch_contract, config as config_lib, errors, tensorflow, trees
 from sphinx_jax.core.progress import log
 from sphinx_jax.data import dialog, slots, tokenizer as tokenizers
-from sphinx_jax.data.record import MARK
 from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
+from sphinx_jax.data.record import MARK
 from sphinx_jax.models import families
 from sphinx_jax.parallel import hosts, mesh as meshes, placement, rules
 from sphinx_jax.training import optimizer as optimizers, state as states, step as steps

@@ -1,4 +1,4 @@
-"""Pairs of scenes that differ in one thing. The second scene is drawn when the first one is read."""
+"""Pairs of scenes that differ in one thing. The second is drawn when the first is read."""
 
 import io
 

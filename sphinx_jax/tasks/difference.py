@@ -1,4 +1,4 @@
-"""Two images: what was changed from the first to the second, or which of them has more of something.
+"""Two images: what was changed from the first to the second, or which has more of something.
 
 The answers are compared lists of objects, so the task needs no list of colors or kinds. The three
 answers about numbers are equally frequent where all of them are true of something.
@@ -47,7 +47,7 @@ _MORE = {
 
 
 def turns(annotation: dict[str, Any], rng: np.random.Generator, max_turns: int) -> list[task.Turn]:
-  """Returns up to max_turns questions about two images. The first is about a change half the time."""
+  """Returns up to max_turns questions. The first is about the change half of the time."""
   first, second = annotation['objects'], annotation['second']
   questions = [
     (MORE_INSTRUCTIONS, _NEXT_MORE, what, _MORE[sign][0], {'answers': list(_MORE[sign])})
