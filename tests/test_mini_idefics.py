@@ -16,19 +16,23 @@ SPECIALS = {'<fake_token_around_image>': 640, '<image>': 641, '<end_of_utterance
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
-  """A finished run with few scenes, two updates of a stage and questions about two images alone."""
+  """A finished run with few scenes, one short stage and questions about two images alone."""
   config = mini_idefics.get_config('quick').copy_and_resolve_references()
   with config.unlocked():
+    config.steps = ('data', 'stage2', 'evaluate', 'report')
     config.update_from_flattened_dict(
       {
         'data.train': dict(objects=80, words=20, page=20, figure=20, text=100),
         'data.heldout': 8,
-        'stage1.steps': 1,
+        'data.lines': 200,
+        'stage2.init_from': None,
         'stage2.steps': 2,
         'stage2.batch.window': 64,
-        'evaluate.tasks': ('difference', 'vqa'),
+        'stage2.optimizer.name': 'adamw',  # Compiles faster.
+        'evaluate.tasks': ('difference',),
       }
     )
+    config.stage2.validation = {}
   workdir = tmp_path_factory.mktemp('mini_idefics')
   recipe.run_recipe(config, workdir)
   return workdir
@@ -36,9 +40,9 @@ def workdir(tmp_path_factory):
 
 def test_the_recipe_runs_to_its_report(workdir):
   results = json.loads((workdir / 'evaluate' / 'results.json').read_text())
-  assert set(results) == {'difference', 'vqa'} and results['difference']['examples'] == 4
+  assert results['difference']['examples'] == 4
   page = (workdir / 'report.html').read_text()
-  assert 'two has more' in page or 'differs' in page or 'difference' in page
+  assert 'difference' in page
   assert 'Weight mix' not in page and 'several encoders' not in page
   losses = [json.loads(line) for line in (workdir / 'stage2' / 'metrics.jsonl').open()]
   assert any('loss/difference' in line for line in losses)
@@ -69,6 +73,12 @@ def test_another_id_of_the_image_token_is_refused_before_training(workdir):
     stage.model.image_token = 640
   with pytest.raises(errors.SphinxError, match='<image> with id 641, expected id 640, which is'):
     run.open_data(stage)
+
+
+def test_the_shipped_stages_fit_their_model_and_optimizer():
+  for name in ('stage1', 'stage2'):
+    stage = run.training_run(mini_idefics.get_config(), name)
+    assert run.Program(stage).params['perceiver']['latents'].shape == (16, 128)
 
 
 def test_an_unknown_word_is_told():
