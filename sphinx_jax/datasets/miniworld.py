@@ -66,7 +66,7 @@ class Miniworld(Source):
     task: name in KINDS.
     data_dir: directory of `miniworld.builder.build`.
     split: 'train', 'validation' or 'test'.
-    seed: chooses the questions and their wording.
+    seed: chooses the questions, their wording, and what differs between two images.
     max_turns: the largest number of questions about one image.
     domain: the captions to use, 'real' or 'synthetic'.
 
