@@ -17,12 +17,12 @@ VOCAB = 640  # Of the tokenizer. Its special tokens come after them.
 
 # Stage 2. Task -> weight: its share of the examples.
 TASKS = {
-  'caption': 0.06,
-  'vqa': 0.28,
-  'ocr': 0.1,
-  'rec': 0.06,
-  'relation': 0.09,
-  'difference': 0.4,
+  'caption': 0.1,
+  'vqa': 0.27,
+  'ocr': 0.09,
+  'rec': 0.03,
+  'relation': 0.06,
+  'difference': 0.44,
   'text': 0.01,
 }
 TARGETS = {'vqa': 0.7, 'difference': 0.5}
@@ -72,7 +72,7 @@ def get_config(arg: str = '') -> ConfigDict:
     steps=('data', 'stage1', 'stage2', 'evaluate', 'report'),
     data=mini.data(vocab=VOCAB),
     stage1=mini.training('stage1', 200, 2e-3, captions, **shared),
-    stage2=mini.training('stage2', 600, 2.5e-3, tasks, init_from='stage1', **shared),
+    stage2=mini.training('stage2', 2000, 1.2e-3, tasks, init_from='stage1', **shared),
     evaluate=mini.evaluation(TASKS),
     report=dict(kind='report', targets=TARGETS),
   )

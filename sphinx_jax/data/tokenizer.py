@@ -54,12 +54,6 @@ class Tokenizer:
     self.bos, self.eos = self._model.bos, self._model.eos
     self._is_added = frozenset(self.added.values())
 
-  def with_specials(self, texts: Iterable[str]) -> 'Tokenizer':
-    """The tokenizer with further special tokens behind its ids; those that it has stay."""
-    new = [text for text in texts if text not in self.specials]
-    added = {text: i for i, text in enumerate(new, self.vocab_size)}
-    return Tokenizer(self.model_bytes, self.added | added)
-
   def encode(self, text: str, bos: bool = False, parse_special: bool = False) -> list[int]:
     """Returns the ids of a text.
 
@@ -92,6 +86,12 @@ class Tokenizer:
   def encode_begins(self, text: str) -> tuple[list[int], np.ndarray]:
     """Returns the ids of a text and the character at which each begins, int64[n]."""
     return self._model.encode_begins(text)
+
+  def with_specials(self, texts: Iterable[str]) -> 'Tokenizer':
+    """The tokenizer with further special tokens behind its ids; those that it has stay."""
+    new = [text for text in texts if text not in self.specials]
+    added = {text: i for i, text in enumerate(new, self.vocab_size)}
+    return Tokenizer(self.model_bytes, self.added | added)
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of ids, without special tokens and the space of the first word."""
