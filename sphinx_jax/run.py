@@ -325,6 +325,7 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
     SphinxError: a source, tokenizer or setting is wrong.
   """
   tokenizer = open_tokenizer(config)
+  _check_image_token(config, tokenizer)
   if tokenizer.vocab_size > config.model.llm.vocab:
     raise errors.make(
       f"tokenizer '{config.tokenizer}'",
@@ -332,8 +333,6 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
       f'at most model.llm.vocab {config.model.llm.vocab}',
       'raise the vocabulary or take another tokenizer',
     )
-
-  _check_image_token(config, tokenizer)
 
   def open_pipeline(
     entries: Mapping[str, ConfigDict],
