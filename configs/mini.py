@@ -16,6 +16,7 @@ The steps are those of the paper. No part is pretrained at this size, so stage 1
 trains the encoders too, and they are frozen after it.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
@@ -95,21 +96,25 @@ def _laion(domain: str, split: str, weight: float = 1.0) -> dict[str, Any]:
   return dict(source='laion', task='caption', root=root, weight=weight)
 
 
-def _caption(domain: str, split: str, weight: float = 1.0) -> dict[str, Any]:
+def caption(domain: str, split: str, weight: float = 1.0) -> dict[str, Any]:
   return dict(source='miniworld', task='caption', domain=domain, split=split, weight=weight)
 
 
-def _run(
+def training(
   name: str,
   steps: int,
   lr: float,
   mixture: dict[str, Any],
   trainable: tuple[tuple[str, str], ...],
   init_from: str | None = None,
+  **changes: Any,
 ) -> dict[str, Any]:
-  """Returns the section of one training run: what differs between stages is an argument."""
+  """Returns the section of one training run: what differs between stages is an argument.
+
+  `changes` are settings of other recipes.
+  """
   updates = FieldReference(steps)
-  return dict(
+  section = dict(
     kind='train',
     name=name,
     seed=0,
@@ -144,8 +149,35 @@ def _run(
     mesh=dict(data=1, fsdp=1, tensor=1),
     init_from=init_from,
     validation=dict(
-      real=_caption('real', 'validation'), synthetic=_caption('synthetic', 'validation')
+      real=caption('real', 'validation'), synthetic=caption('synthetic', 'validation')
     ),
+  )
+  return section | changes
+
+
+def data(vocab: int) -> dict[str, Any]:
+  """Returns the section that draws the scenes and trains a tokenizer of `vocab` ids."""
+  return dict(
+    kind='data',
+    image_size=64,
+    seed=0,
+    vocab=vocab,
+    lines=2000,
+    dataset_files=False,
+    train=dict(objects=8000, words=3500, page=3500, figure=3500),  # Images of each kind.
+    heldout=300,
+  )
+
+
+def evaluation(tasks: Iterable[str]) -> dict[str, Any]:
+  """Returns the section that asks stage 2 about the test split."""
+  return dict(
+    kind='evaluate',
+    checkpoint='stage2',
+    tasks=tuple(task for task in tasks if task != 'text'),
+    split='test',
+    examples=200,
+    batch_size=100,
   )
 
 
@@ -167,16 +199,20 @@ def _read_dataset_files(config: dict[str, Any]) -> None:
   stage2['eval_batches'] = 2
 
 
-def _shorten(config: dict[str, Any]) -> None:
+def shorten(config: dict[str, Any]) -> None:
   """Changes a recipe: few images, updates and questions, and programs that compile faster."""
   config['data'] |= dict(train=dict(objects=400, words=200, page=200, figure=200), heldout=60)
-  for stage, steps in (('real', 3), ('synthetic', 3), ('stage2', 4)):
+  for stage in config['steps']:
     run = config[stage]
+    if run['kind'] != 'train':
+      continue
+    steps = 4 if stage == 'stage2' else 3
     run |= dict(steps=steps, eval_every=steps, eval_batches=2)
     run['optimizer']['warmup'] = 1
     run['checkpoint']['every'] = 2
     run['model']['scan_unroll'] = 1
-  config['mix']['coefficients'] = (0.0, 0.5, 1.0)
+  if 'mix' in config:
+    config['mix']['coefficients'] = (0.0, 0.5, 1.0)
   config['evaluate']['examples'] = 4
 
 
@@ -199,50 +235,34 @@ def get_config(arg: str = '') -> ConfigDict:
     task: dict(source='miniworld', task=task, split='train', weight=weight, max_turns=4)
     for task, weight in TASKS.items()
   }
-  tasks['caption'] = _caption('synthetic', 'train', TASKS['caption'])
+  tasks['caption'] = caption('synthetic', 'train', TASKS['caption'])
   config = dict(
     steps=STEPS,
-    data=dict(
-      kind='data',
-      image_size=64,
-      seed=0,
-      vocab=640,
-      lines=2000,
-      dataset_files=False,
-      train=dict(objects=8000, words=3500, page=3500, figure=3500),  # Images of each kind.
-      heldout=300,
-    ),
-    real=_run(
+    data=data(vocab=640),
+    real=training(
       'real',
       130,
       2e-3,
-      dict(caption=_caption('real', 'train', 0.9), text=text),
+      dict(caption=caption('real', 'train', 0.9), text=text),
       everything,
     ),
-    synthetic=_run(
+    synthetic=training(
       'synthetic',
       70,
       1.5e-3,
-      dict(caption=_caption('synthetic', 'train', 0.9), text=text),
+      dict(caption=caption('synthetic', 'train', 0.9), text=text),
       frozen_encoders,
       init_from='real',
     ),
     mix=dict(
       kind='mix', inputs=('real', 'synthetic'), coefficients=tuple(i / 10 for i in range(11))
     ),
-    stage2=_run('stage2', 2250, 2.5e-3, tasks, frozen_encoders, init_from='mix'),
-    evaluate=dict(
-      kind='evaluate',
-      checkpoint='stage2',
-      tasks=tuple(t for t in TASKS if t != 'text'),
-      split='test',
-      examples=200,
-      batch_size=100,
-    ),
+    stage2=training('stage2', 2250, 2.5e-3, tasks, frozen_encoders, init_from='mix'),
+    evaluate=evaluation(TASKS),
     report=dict(kind='report', targets=TARGETS),
   )
   if 'quick' in words:
-    _shorten(config)
+    shorten(config)
   if 'dataset_files' in words:
     _read_dataset_files(config)
   return ConfigDict(config).lock()

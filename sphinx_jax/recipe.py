@@ -131,7 +131,10 @@ def data_step(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
 
 
 def _corpus(config: ConfigDict, workdir: pathlib.Path, lines: int) -> Iterator[str]:
-  """Yields the first `lines` dialogs of every mixture entry of every stage, as rendered text."""
+  """Yields the first `lines` dialogs of every mixture entry of every stage, as rendered text.
+
+  Special tokens, which the tokenizer does not learn, end a line.
+  """
   for name in run.training_steps(config):
     stage = run.training_run(config, name, workdir)
     template = dialog.Template(**stage.dialog)
@@ -139,9 +142,12 @@ def _corpus(config: ConfigDict, workdir: pathlib.Path, lines: int) -> Iterator[s
       source = datasets.open_source(entry, stage.data_dir)
       for index in range(min(lines, len(source))):
         try:
-          yield template.render(source[index].turns)
+          text = template.render(source[index].turns)
         except BadExample:
           continue  # The pipeline counts and names it when it would be trained on.
+        for token in template.special_tokens:
+          text = text.replace(token, '\n')
+        yield text
 
 
 def _train(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:

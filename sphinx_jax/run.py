@@ -28,6 +28,7 @@ from sphinx_jax.core import batch as batch_contract, config as config_lib, error
 from sphinx_jax.core.progress import log
 from sphinx_jax.data import dialog, slots, tokenizer as tokenizers
 from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
+from sphinx_jax.data.record import MARK
 from sphinx_jax.models import families
 from sphinx_jax.parallel import hosts, mesh as meshes, placement, rules
 from sphinx_jax.training import optimizer as optimizers, state as states, step as steps
@@ -324,6 +325,7 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
     SphinxError: a source, tokenizer or setting is wrong.
   """
   tokenizer = open_tokenizer(config)
+  _check_image_token(config, tokenizer)
   if tokenizer.vocab_size > config.model.llm.vocab:
     raise errors.make(
       f"tokenizer '{config.tokenizer}'",
@@ -404,6 +406,19 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
   )
 
 
+def _check_image_token(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:
+  """Raises SphinxError if the id of visual tokens is not that of the tokenizer's image mark."""
+  expected = families.family(config.model).image_token(config.model)
+  got = tokenizer.specials.get(MARK)
+  if expected is not None and got != expected:
+    raise errors.make(
+      f"tokenizer '{config.tokenizer}'",
+      f'{MARK} with id {got}',
+      f'id {expected}, which is model.image_token',
+      'correct model.image_token, or take the tokenizer of the model',
+    )
+
+
 def open_sources(config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
   """Opens the sources of the mixture and of the validation sets.
 
@@ -431,11 +446,14 @@ def open_sources(config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
 def open_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
   """Opens `config.tokenizer` or, if that is empty, the tokenizer inside `config.init_from`.
 
+  Special tokens that the dialogs need, and that a file does not have, get the ids behind its own.
+
   Raises:
     SphinxError: there is neither, or the file is not a tokenizer.
   """
   if config.tokenizer:
-    return tokenizers.load(config.tokenizer)
+    specials = dialog.Template(**config.dialog).special_tokens
+    return tokenizers.load(config.tokenizer).with_specials(specials)
   if not config.init_from:
     raise errors.make(
       'tokenizer',

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from sphinx_jax import recipe, run, settings, train
 from sphinx_jax.checkpoint import bundle
-from sphinx_jax.configs import forkme, mini, recipe as pod_recipe, stage1, stage2
+from sphinx_jax.configs import forkme, mini, mini_idefics, recipe as pod_recipe, stage1, stage2
 from sphinx_jax.core import cli, config_values, errors
 from sphinx_jax.generate import load
 from sphinx_jax.training import writer
@@ -130,7 +130,8 @@ def test_zero_means_a_validation_only_at_the_end(tmp_path, monkeypatch):
 
 def sections():
   """(name, plain section, function that checks it) of the shipped configs, without repetitions."""
-  for config in (mini.get_config(), mini.get_config('dataset_files'), pod_recipe.get_config()):
+  recipes = (mini.get_config(), mini.get_config('dataset_files'), pod_recipe.get_config())
+  for config in (*recipes, mini_idefics.get_config()):
     for name in config.steps:
       table = settings.STEPS[config[name].kind]
       check = settings.check_run if config[name].kind == 'train' else None

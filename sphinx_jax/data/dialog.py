@@ -188,6 +188,11 @@ class Template:
     return (MARK, self._style.around_image) if self.marks_images else ()
 
   @property
+  def special_tokens(self) -> tuple[str, ...]:
+    """Special tokens that the style needs, in the order of their ids in a new tokenizer."""
+    return (*self.image_tokens[::-1], *self._style.specials)
+
+  @property
   def marks_images(self) -> bool:
     """Whether `<image>` in a text always stands for an image."""
     return bool(self._style.around_image)

@@ -114,6 +114,12 @@ class Tokenizer:
     begins = np.append(0, begins[1:] + 1)  # The first token has the space.
     return ids or [self._model.space], begins
 
+  def with_specials(self, texts: Iterable[str]) -> 'Tokenizer':
+    """The tokenizer with further special tokens behind its ids; those that it has stay."""
+    new = [text for text in texts if text not in self.specials]
+    added = {text: i for i, text in enumerate(new, self.vocab_size)}
+    return Tokenizer(self.model_bytes, self.added | added)
+
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of ids, without special tokens and the space of the first word."""
     return self._model.decode([int(i) for i in ids if i not in self._is_added])

@@ -1,4 +1,7 @@
-"""Records of miniworld: its built scenes, with the turns that a task makes of them."""
+"""Records of miniworld: its built scenes, with the turns that a task makes of them.
+
+A task about two images gets a second one, which is drawn from the first with one change.
+"""
 
 import pathlib
 from collections.abc import Mapping
@@ -11,7 +14,8 @@ from sphinx_jax.core import errors
 from sphinx_jax.data.record import BadExample, Record, Source
 from sphinx_jax.datasets import entries
 from sphinx_jax.datasets.files import record_opened
-from sphinx_jax.miniworld.reader import StoredScene, StoredScenes, location
+from sphinx_jax.miniworld import pairs
+from sphinx_jax.miniworld.reader import StoredScenes, location
 from sphinx_jax.miniworld.scene import SPLITS
 
 # Task -> the kinds of scenes that it can ask about.
@@ -27,8 +31,10 @@ KINDS = {
   'detection': ('objects',),
   'counting': ('objects',),
   'relation': ('objects',),
+  'difference': ('objects',),
   'text': ('text',),
 }
+PAIRED = ('difference',)  # Tasks about two images.
 DOMAINS = ('real', 'synthetic')
 
 
@@ -60,7 +66,7 @@ class Miniworld(Source):
     task: name in KINDS.
     data_dir: directory of `miniworld.builder.build`.
     split: 'train', 'validation' or 'test'.
-    seed: chooses the questions and their wording.
+    seed: chooses the questions, their wording, and what differs between two images.
     max_turns: the largest number of questions about one image.
     domain: the captions to use, 'real' or 'synthetic'.
 
@@ -95,30 +101,36 @@ class Miniworld(Source):
   def __len__(self) -> int:
     return len(self._scenes)
 
-  def _scene(self, index: int) -> StoredScene:
-    """Scene `index`, with 'caption' in this source's domain."""
-    scene = self._scenes[index]
-    if scene.image is not None:
-      scene.annotation['caption'] = scene.annotation[f'caption_{self.domain}']
-    return scene
+  def _read(self, index: int) -> tuple[str, tuple[bytes, ...], dict[str, Any], np.random.Generator]:
+    """Returns (id, images, annotation, random numbers for the questions) of record `index`."""
+    name, image, annotation = self._scenes[index]
+    rng = np.random.default_rng((self.seed, index))
+    if image is None:
+      return name, (), annotation, rng
+    annotation['caption'] = annotation[f'caption_{self.domain}']
+    if self.task not in PAIRED:
+      return name, (image,), annotation, rng
+    images, lists = pairs.pair(annotation['objects'], image, rng)
+    annotation['objects'], annotation['second'] = lists
+    return name, images, annotation, rng
 
   def annotation(self, index: int) -> dict[str, Any]:
     """The whole annotation of record `index`, with 'caption' in this source's domain."""
-    return self._scene(index).annotation
+    return self._read(index)[2]
 
   def __getitem__(self, index: int) -> Record:
     """Returns record `index`. Raises BadExample if the task has nothing to ask about the scene."""
-    scene = self._scene(index)
-    rng = np.random.default_rng((self.seed, index))
-    turns = self._turns(scene.annotation, rng, self.max_turns)
+    name, images, annotation, rng = self._read(index)
+    turns = self._turns(annotation, rng, self.max_turns)
     if not turns:
       raise BadExample(
-        'no turns', f"miniworld {scene.id}: task '{self.task}' has nothing to ask about it"
+        'no turns', f"miniworld {name}: task '{self.task}' has nothing to ask about it"
       )
     return Record(
-      id=scene.id,
+      id=name,
       task=self.task,
-      images=() if scene.image is None else (scene.image,),
+      images=images,
       turns=tuple((turn.instruction, turn.answer) for turn in turns),
       truth=tuple(turn.truth for turn in turns),
+      marks='inline' if len(images) > 1 else 'text',
     )

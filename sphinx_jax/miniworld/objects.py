@@ -204,3 +204,25 @@ def draw(rng: np.random.Generator, size: int) -> tuple[Canvas, list[dict]]:
     box = paint(canvas, name, jitter(COLORS[color], rng), center, *side, turn)
     objects.append({'name': name, 'color': color, 'size': kind, 'box': box})
   return canvas, objects
+
+
+def redraw(
+  things: Sequence[dict], rng: np.random.Generator, size: int
+) -> tuple[Canvas, list[dict]]:
+  """Draws things of given names, colors and boxes; returns (canvas, things with their new boxes).
+
+  A thing whose name has another shape than its box is drawn inside the box.
+  """
+  canvas, drawn = Canvas(size), []
+  for thing in things:
+    name, (x1, y1, x2, y2) = thing['name'], thing['box']
+    width = min(x2 - x1, (y2 - y1) * ASPECT[name])
+    side = np.array([width, min(y2 - y1, width / ASPECT[name])])
+    # Some shapes do not fill their cell.
+    corners = np.array(_shape(name, 0.0) if name in SHAPES[1:] else [(-0.5, -0.5), (0.5, 0.5)])
+    low, high = corners.min(0), corners.max(0)
+    cell = side / (high - low)
+    middle = np.array([x1 + x2, y1 + y2]) / 2 - (low + high) / 2 * cell
+    box = paint(canvas, name, jitter(COLORS[thing['color']], rng), tuple(middle), *cell)
+    drawn.append({**thing, 'box': box})
+  return canvas, drawn

@@ -43,9 +43,14 @@ class Scene:
 
   def png(self) -> bytes:
     """The image as a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(self.pixels).save(file, 'PNG', compress_level=2)
-    return file.getvalue()
+    return png(self.pixels)
+
+
+def png(pixels: np.ndarray) -> bytes:
+  """An image uint8[Y,X,3] as a PNG file."""
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, 'PNG', compress_level=2)
+  return file.getvalue()
 
 
 def make(kind: str, split: str, index: int, seed: int = 0, size: int = 64) -> Scene:

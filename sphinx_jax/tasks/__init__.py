@@ -17,6 +17,7 @@ TASKS = Table(
     'detection': 'sphinx_jax.tasks.detection:TASK',
     'counting': 'sphinx_jax.tasks.counting:TASK',
     'relation': 'sphinx_jax.tasks.relation:TASK',
+    'difference': 'sphinx_jax.tasks.difference:TASK',
     'layout': 'sphinx_jax.tasks.layout:TASK',
     'pose': 'sphinx_jax.tasks.pose:TASK',
     'dialog': 'sphinx_jax.tasks.dialog:TASK',

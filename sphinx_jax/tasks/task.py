@@ -21,6 +21,7 @@ marks optional keys:
     counting          like detection
     relation          'relations': [{'subject': i, 'predicate': str, 'object': j}], indices of
                       'objects'. Without it: the positions of 'objects'
+    difference        'objects' of the first image, and 'second': those of the second
     layout            'blocks': [{'label', 'box'}]; 'classes'?, 'absent'?, 'partial'? like detection
     pose              'people': [{'box', 'keypoints': [[x, y, v] x 17]}], v > 0 for an annotated
                       joint. 'every'?: True if other people may be in the image. Then a box says

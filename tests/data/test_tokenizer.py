@@ -10,7 +10,7 @@ import sentencepiece
 
 from sphinx_jax.core import coordinates
 from sphinx_jax.core.errors import SphinxError
-from sphinx_jax.data import tokenizer as tokenizers
+from sphinx_jax.data import dialog, tokenizer as tokenizers
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 
@@ -47,6 +47,18 @@ def test_equals_the_official_tokenizer(official):
     assert official.encode(case['s'], bos=True) == case['bos_eos'][:-1]
   for case in golden['decode']:
     assert official.decode(case['ids']) == case['text']
+
+
+def test_special_tokens_that_a_dialog_needs_come_behind_the_ids(official):
+  tokens = dialog.Template(style='idefics2').special_tokens
+  assert tokens == ('<fake_token_around_image>', '<image>', '<end_of_utterance>')
+  extended = official.with_specials(tokens)
+  first = official.vocab_size
+  assert extended.added == dict(zip(tokens, range(first, first + 3)))
+  assert extended.with_specials(tokens).added == extended.added
+  assert extended.encode('a <image>') == official.encode('a <image>')  # Text, unless asked for.
+  assert first + 1 in extended.encode('a <image>', parse_special=True)
+  assert official.with_specials(dialog.Template().special_tokens).added == {}
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,9 @@ def test_every_task_gives_the_same_records_again(data_dir, task):
   assert len({each.id for each in good}) == len(good)
   for each in good:
     assert each.task == task and 1 <= len(each.turns) <= 2 and len(each.truth) == len(each.turns)
-    assert (not each.images) == (task == 'text')
+    assert len(each.images) == {'text': 0, 'difference': 2}.get(task, 1)
+    marks = sum(text.count(record.MARK) for text, _ in each.turns if text)
+    assert (marks, each.marks) == ((2, 'inline') if len(each.images) == 2 else (0, 'text'))
 
 
 def test_miniworld_serves_every_task_but_dialogs_which_it_has_none_of():

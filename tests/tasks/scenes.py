@@ -28,6 +28,7 @@ PERSON = {
 }
 SCENE = {
   'objects': OBJECTS,
+  'second': [thing('tree', 'red', OBJECTS[0]['box']), *OBJECTS[1:]],
   'words': WORDS,
   'blocks': BLOCKS,
   'people': [PERSON],
@@ -37,6 +38,7 @@ SCENE = {
 }
 EMPTY = {
   'objects': [],
+  'second': [],
   'words': [],
   'blocks': [],
   'people': [],

@@ -56,6 +56,7 @@ def scene(names: tuple[str, str, str]) -> dict:
   things = [{**thing, 'name': name, 'color': ''} for thing, name in zip(scenes.OBJECTS, names)]
   return {
     'objects': things,
+    'second': things[1:],
     'classes': [*names, 'absent'],
     'words': [{**word, 'text': name} for word, name in zip(scenes.WORDS, names)],
     'blocks': [{**block, 'label': name} for block, name in zip(scenes.BLOCKS, names)],
