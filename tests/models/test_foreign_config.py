@@ -41,6 +41,7 @@ PARTNERS = {
   'num_attention_heads': ('head_dim', 'num_key_value_heads'),
   'n_heads': ('n_kv_heads',),
   'resampler_n_heads': ('num_key_value_heads',),
+  'vocab_size': ('image_token_id',),
 }
 OPEN_CLIP = {
   'clip_open_clip.bin': {
