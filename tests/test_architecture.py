@@ -116,5 +116,7 @@ def test_only_models_know_which_family_they_are(file):
     return
   assert 'sphinx_jax.models.sphinx' not in _imports(file)
   for word in _code(file):
-    assert not NAMES.search(re.sub(r'docs/\w+\.md', '', word)), f'{file} names a model family: {word!r}'
+    assert not NAMES.search(re.sub(r'docs/\w+\.md', '', word)), (
+      f'{file} names a model family: {word!r}'
+    )
     assert word not in SECTIONS, f'{file} depends on the config of a model family: {word!r}'
