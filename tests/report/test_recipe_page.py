@@ -180,7 +180,8 @@ def test_a_mix_that_is_worse_than_its_parents_is_reported(finished, tmp_path):
 def test_a_recipe_without_a_mix_has_a_page(finished, tmp_path):
   arguments, _, _ = finished
   text = recipe_page.write(tmp_path, **(arguments | {'curve': [], 'targets': None})).read_text()
-  assert 'id="mix"' not in text and not (tmp_path / 'report' / 'mix_curve.png').exists()
+  assert 'mix"' not in text and 'four mixes' not in text
+  assert not (tmp_path / 'report' / 'mix_curve.png').exists()
 
 
 def test_the_verdict_compares_averages_with_the_better_parent():
