@@ -17,11 +17,11 @@ VOCAB = 640  # Of the tokenizer. Its special tokens come after them.
 
 # Stage 2. Task -> weight: its share of the examples.
 TASKS = {
-  'caption': 0.1,
-  'vqa': 0.27,
-  'ocr': 0.09,
-  'rec': 0.03,
-  'relation': 0.06,
+  'caption': 0.08,
+  'vqa': 0.25,
+  'ocr': 0.08,
+  'rec': 0.06,
+  'relation': 0.08,
   'difference': 0.44,
   'text': 0.01,
 }
@@ -35,7 +35,8 @@ def model() -> ConfigDict:
     image_size=64,
     slots=dict(shortest=64, longest=64, split=False),
     image_token=VOCAB + 1,  # Behind <fake_token_around_image>.
-    vision=dict(patch=8, width=64, layers=2, heads=2, hidden=128, pos_grid=8, patch_rule='all'),
+    # A patch is a cell of miniworld (miniworld/draw.py, `lattice`).
+    vision=dict(patch=16, width=64, layers=2, heads=2, hidden=128, pos_grid=4, patch_rule='all'),
     perceiver=dict(queries=16, layers=2, heads=4, kv_heads=2, head_width=32, eps=1e-6),
     llm=dict(name='llama', **sphinx.LLMS['mini'] | dict(vocab=VOCAB + 3, heads=4)),
     scan_unroll=3,
@@ -72,7 +73,7 @@ def get_config(arg: str = '') -> ConfigDict:
     steps=('data', 'stage1', 'stage2', 'evaluate', 'report'),
     data=mini.data(vocab=VOCAB),
     stage1=mini.training('stage1', 200, 2e-3, captions, **shared),
-    stage2=mini.training('stage2', 2000, 1.2e-3, tasks, init_from='stage1', **shared),
+    stage2=mini.training('stage2', 1500, 1.5e-3, tasks, init_from='stage1', **shared),
     evaluate=mini.evaluation(TASKS),
     report=dict(kind='report', targets=TARGETS),
   )
