@@ -118,7 +118,7 @@ class Tokenizer:
     """The tokenizer with further special tokens behind its ids; those that it has stay."""
     new = [text for text in texts if text not in self.specials]
     added = {text: i for i, text in enumerate(new, self.vocab_size)}
-    return Tokenizer(self.model_bytes, self.added | added)
+    return Tokenizer(self.model_bytes, self.added | added, self.ids)
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of ids, without special tokens and the space of the first word."""

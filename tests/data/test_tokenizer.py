@@ -59,6 +59,8 @@ def test_special_tokens_that_a_dialog_needs_come_behind_the_ids(official):
   assert extended.encode('a <image>') == official.encode('a <image>')  # Text, unless asked for.
   assert first + 1 in extended.encode('a <image>', parse_special=True)
   assert official.with_specials(dialog.Template().special_tokens).added == {}
+  newer = tokenizers.Tokenizer(official.model_bytes, ids='v5')
+  assert newer.with_specials(tokens).ids == 'v5'
 
 
 @pytest.mark.parametrize(
