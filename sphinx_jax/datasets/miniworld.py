@@ -35,6 +35,7 @@ KINDS = {
   'text': ('text',),
 }
 PAIRED = ('difference',)  # Tasks about two images.
+_UNRELATED = 0.5  # Share of pairs of two scenes of their own; one thing differs in the others.
 DOMAINS = ('real', 'synthetic')
 
 
@@ -110,6 +111,10 @@ class Miniworld(Source):
     annotation['caption'] = annotation[f'caption_{self.domain}']
     if self.task not in PAIRED:
       return name, (image,), annotation, rng
+    if rng.random() < _UNRELATED:
+      _, second, other = self._scenes[int(rng.integers(len(self)))]
+      annotation['second'] = other['objects']
+      return name, (image, second), annotation, rng
     images, lists = pairs.pair(annotation['objects'], image, rng)
     annotation['objects'], annotation['second'] = lists
     return name, images, annotation, rng

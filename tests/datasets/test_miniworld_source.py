@@ -62,6 +62,19 @@ def test_every_task_gives_the_same_records_again(data_dir, task):
     assert (marks, each.marks) == ((2, 'inline') if len(each.images) == 2 else (0, 'text'))
 
 
+def test_some_pairs_are_two_scenes_and_others_differ_in_one_thing(data_dir):
+  scenes = {each.images[0] for each in records(open_source(entry('vqa', split='train'), data_dir))}
+  pairs = [
+    open_source(entry('difference', max_turns=4, seed=seed), data_dir)[index]
+    for seed in range(4)
+    for index in range(12)
+  ]
+  changed = [not set(pair.images) <= scenes for pair in pairs]
+  assert 12 < sum(changed) < 36
+  for pair, is_changed in zip(pairs, changed):
+    assert not is_changed or any('before' in truth for truth in pair.truth)
+
+
 def test_miniworld_serves_every_task_but_dialogs_which_it_has_none_of():
   assert set(miniworld.KINDS) == set(tasks.TASKS) - {'dialog'}
   assert SOURCES['miniworld'] is miniworld.open_source
