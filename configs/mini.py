@@ -11,6 +11,7 @@ Variants, which can be combined (`mini:quick,dataset_files`):
     mini:dataset_files  writes miniworld in the file formats of published datasets (LAION, COCO,
                         VQAv2, RefCOCO, ...) and trains on those files, as a run on the real
                         datasets does
+    mini:siglip         adds SigLIP to the encoders of the mix
 
 The steps are those of the paper. No part is pretrained at this size, so stage 1 on real captions
 trains the encoders too, and they are frozen after it.
@@ -24,7 +25,7 @@ from ml_collections import ConfigDict, FieldReference
 from sphinx_jax.configs import sphinx
 from sphinx_jax.core import errors, renames
 
-WORDS = {'quick', 'dataset_files'}  # Of the config's argument.
+WORDS = {'quick', 'dataset_files', 'siglip'}  # Of the config's argument.
 STEPS = ('data', 'real', 'synthetic', 'mix', 'stage2', 'evaluate', 'report')
 
 # Stage 2 trains all tasks jointly. Task -> weight: its share of the examples.
@@ -220,7 +221,7 @@ def get_config(arg: str = '') -> ConfigDict:
   """Returns the recipe's config.
 
   Args:
-    arg: '', 'quick', 'dataset_files' or 'quick,dataset_files'.
+    arg: '' or words of WORDS with commas between them.
 
   Raises:
     SphinxError: another word in `arg`.
@@ -261,6 +262,9 @@ def get_config(arg: str = '') -> ConfigDict:
     evaluate=evaluation(TASKS),
     report=dict(kind='report', targets=TARGETS),
   )
+  if 'siglip' in words:
+    for stage in ('real', 'synthetic', 'stage2'):
+      config[stage]['model'] = sphinx.model('mini', 'mini_siglip', 'mini', scan_unroll=3).to_dict()
   if 'quick' in words:
     shorten(config)
   if 'dataset_files' in words:

@@ -45,6 +45,10 @@ ENCODERS = {
     qformer=qformer.SIZES['BLIP-2'],
   ),
 }
+# With a fifth encoder in the mix, which no released SPHINX has.
+ENCODERS['mini_siglip'] = ENCODERS['mini'] | dict(
+  siglip=dict(view=32, patch=8, width=64, layers=2, heads=2, hidden=128)
+)
 
 # Scale -> the official variant with this image size and this number of sub-images.
 SCALES = {'224': 'llama_ens', '1k': 'llama_ens5', '2k': 'llama_ens10'}

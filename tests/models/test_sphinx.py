@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sphinx_jax.configs import mini
 from sphinx_jax.core import errors, trees
 from sphinx_jax.models import families
 from tests.models import small
@@ -236,6 +237,23 @@ def test_siglip_adds_its_channels_to_those_of_the_mix():
   assert wider == width + 12
   assert families.visual_tokens(more) == families.visual_tokens(plain)
   assert families.settings_of_weights(more)['encoders']['siglip']['hidden'] == 16
+
+
+def test_siglip_learns_beside_the_other_encoders_of_the_small_recipe():
+  config = mini.get_config('siglip').real.model
+  shapes = families.abstract_params(config)['encoders']
+  assert set(shapes) == {'clip', 'convnext', 'dinov2', 'qformer', 'siglip'}
+  encoders = {name: config.encoders[name].to_dict() for name in ('clip', 'siglip')}
+  both = small.config(encoders=encoders)
+  params = families.init(both, jax.random.key(0))
+  model = families.build(both)
+
+  def spread(params):
+    return model.apply({'params': params}, small.images(), method='encode').std()
+
+  gradient = jax.jit(jax.grad(spread))(params)
+  for name in encoders:
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient['encoders'][name]))
 
 
 def test_every_dimension_of_every_parameter_has_a_logical_name():
