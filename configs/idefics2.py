@@ -10,8 +10,8 @@ shows the four quarters and the whole at up to 490 pixels each, with 320 tokens.
 The data is that of configs/stage2.py. The vision tower is frozen, as in the notebook of the
 authors for fine-tuning; the projection, the perceiver and Mistral are trained.
 
-Hardware: 'whole' takes about 47 GiB a device on v5p-16. At 40 % MFU a step takes 15 s and the run
-5 days. docs/pods.md has other kinds of slices. On more than 32 devices, lower
+Hardware: 'whole' takes 38 GiB a device on v5p-16. At 40 % MFU a step takes 11 s and the run 4
+days. docs/pods.md has other kinds of slices. On more than 32 devices, lower
 --config.optimizer.accumulate, or raise --config.batch.size.
 """
 
