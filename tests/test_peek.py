@@ -149,7 +149,7 @@ def test_every_entry_of_stage_2_can_be_shown(name, paper_root, tmp_path, monkeyp
 
 
 def test_any_text_is_shown_as_text_and_as_an_image():
-  font = packed_rows.Example(0, 'x', 0, 9, None, [], 0, 1.0)
+  font = packed_rows.Example(0, 'x', 0, 9, (), [], 0, 1.0)
   for text in texts.HOSTILE.values():
     example = font._replace(task=text, runs=[(text, False), (text, True)])
     shown = packed_rows.to_text(example, color=False)

@@ -47,7 +47,7 @@ def batch_of(images, ids=RECORDED['examples'], labels=RECORDED['labels']):
   """The recorded examples, one per row. The first ends at its last token, the second is padded."""
   assert np.array_equal(labels[labels > 0], ids[labels > 0])
   lengths = 1 + np.flatnonzero(ids[0])[-1], LENGTH
-  files = [None, None] if images is None else [png(pixels) for pixels in images]
+  files = [(), ()] if images is None else [(png(pixels),) for pixels in images]
   rows = []
   for tokens, row_labels, length, file in zip(ids, labels, lengths, files):
     weights = (row_labels[:length] > 0).astype(np.float32)
