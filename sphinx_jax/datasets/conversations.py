@@ -117,11 +117,7 @@ def read(location: str, item: Any, frames: int = FRAMES) -> Conversation:
   messages = []
   for role, value, turn in _values(location, item, turns):
     text = ''.join(_texts(location, role, value, places, frames))
-    of_turn = _media_of_keys(location, turn, frames)
-    if of_turn and role == MODEL:
-      raise BadExample(
-        'unsupported media', f'{location}: an answer has the image {of_turn[-1].path!r:.80}'
-      )
+    of_turn = _media_of_message(location, role, turn, frames)
     if of_turn and MARK not in text:
       text = MARK * len(of_turn) + text
       places += of_turn
@@ -317,11 +313,7 @@ def _texts(
     text = as_text(part)
     if isinstance(part, dict):
       text = as_text(part.get('text'))
-      media = _media_of_keys(location, _of_part(part), frames)
-      if media and role == MODEL:
-        raise BadExample(
-          'unsupported media', f'{location}: an answer has the image {media[-1].path!r:.80}'
-        )
+      media = _media_of_message(location, role, _of_part(part), frames)
       means_media = re.search('image|video', str(part.get('type')))
       places += media or ([None] if means_media else [])
       if media or means_media:
@@ -361,6 +353,16 @@ def _frames(location: str, item: dict[str, Any], default: int) -> int:
   if type(frames) is not int or frames < 1:
     raise BadExample('not a conversation', f'{location}: "frames" is {frames!r:.80}, not a number')
   return frames
+
+
+def _media_of_message(location: str, role: str, item: dict[str, Any], frames: int) -> list[Media]:
+  """`_media_of_keys` of a message or a part of it. Raises BadExample for an answer with media."""
+  media = _media_of_keys(location, item, frames)
+  if media and role == MODEL:
+    raise BadExample(
+      'unsupported media', f'{location}: an answer has the image {media[-1].path!r:.80}'
+    )
+  return media
 
 
 def _media_of_keys(location: str, item: dict[str, Any], frames: int) -> list[Media]:
