@@ -37,7 +37,7 @@ def _error(done):
     (['--config=mni'], "did you mean 'mini'?"),
     (
       ['--config=mini:quik'],
-      "got 'quik', expected one of dataset_files, quick; did you mean 'quick'?",
+      "got 'quik', expected one of dataset_files, quick, siglip; did you mean 'quick'?",
     ),
     (['stray'], "command line: got 'stray'"),
     (['--config.stage2.steps=3', 'stray'], "command line: got 'stray'"),
