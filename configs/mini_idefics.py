@@ -72,8 +72,8 @@ def get_config(arg: str = '') -> ConfigDict:
   config = dict(
     steps=('data', 'stage1', 'stage2', 'evaluate', 'report'),
     data=mini.data(vocab=VOCAB),
-    stage1=mini.training('stage1', 200, 2e-3, captions, **shared),
-    stage2=mini.training('stage2', 1200, 1.5e-3, tasks, init_from='stage1', **shared),
+    stage1=mini.training('stage1', 400, 2e-3, captions, **shared),
+    stage2=mini.training('stage2', 2400, 1.5e-3, tasks, init_from='stage1', **shared),
     evaluate=mini.evaluation(TASKS),
     report=dict(kind='report', targets=TARGETS),
   )
