@@ -22,6 +22,17 @@ Shapes = Mapping[str, tuple[int, ...]]  # Foreign name -> shape.
 # (shapes of a file, its config or {}) -> settings of the part, as in a model config.
 ReadSettings = Callable[[Shapes, Mapping[str, Any]], dict[str, Any]]
 
+# What HF transformers has in a folder beside weights, configs and tokenizer.model.
+TRANSFORMERS_FILES = (
+  'added_tokens.json',
+  'chat_template.jinja',
+  'chat_template.json',
+  'generation_config.json',
+  'special_tokens_map.json',
+  'tokenizer.json',
+  'tokenizer_config.json',
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Weight:

@@ -409,15 +409,7 @@ FORMS = {
     config=_to_huggingface,
     configs={'config.json': _CONFIG},
     beside=(_PREPROCESSOR, _PROCESSOR),
-    carried=(
-      'added_tokens.json',
-      'chat_template.jinja',
-      'chat_template.json',
-      'generation_config.json',
-      'special_tokens_map.json',
-      'tokenizer.json',
-      'tokenizer_config.json',
-    ),
+    carried=foreign.TRANSFORMERS_FILES,
   )
 }
 

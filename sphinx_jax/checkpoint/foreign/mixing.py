@@ -24,24 +24,10 @@ from sphinx_jax.core import errors, files as core_files, paths, trees
 from sphinx_jax.core.progress import Progress, log
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.mix import weights
-from sphinx_jax.models import forms
+from sphinx_jax.models import foreign, forms
 
 RECIPE = 'mix.json'
 _PIECE = 1 << 23  # Numbers that are mixed at a time.
-# What the first input has beside its weights, and the mix gets.
-_BESIDE = (
-  'config.json',
-  'generation_config.json',
-  'preprocessor_config.json',
-  'processor_config.json',
-  'tokenizer.model',
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'special_tokens_map.json',
-  'added_tokens.json',
-  'chat_template.json',
-  'chat_template.jinja',
-)
 
 
 def mix_folders(
@@ -282,7 +268,9 @@ def _mix(
 def _copy_files(first: sources.Source, folder: pathlib.Path, dtype: str | None) -> None:
   """Copies what the first input has beside its weights; its config gets the requested dtype."""
   place = first.path if first.path.is_dir() else first.path.parent
-  for name in _BESIDE:
+  form = forms.FORMS[first.part][first.form]
+  own = (*form.configs, *form.beside, 'tokenizer.model', *foreign.TRANSFORMERS_FILES)
+  for name in own:
     if (place / name).is_file():
       shutil.copyfile(place / name, folder / name)
   if dtype is not None:
