@@ -99,7 +99,7 @@ def mix_checkpoints(
   ]
   recipe = {
     'parents': sources[: len(inputs)],
-    'coefficients': _as_json(coefficients),
+    'coefficients': weights.as_json(coefficients),
     'base': sources[len(inputs) :],
     'method': method,
     'dtype': dtype,
@@ -170,13 +170,6 @@ def _holds_mix(output: store.Path, recipe: Mapping[str, Any]) -> bool:
       'give another --output',
     )
   return True
-
-
-def _as_json(coefficients: weights.Coefficients) -> list:
-  """Returns coefficients as JSON gives them back: tuples become lists."""
-  return [
-    item if isinstance(item, (int, float)) else [item[0], list(item[1])] for item in coefficients
-  ]
 
 
 def _plan_outputs(inputs: Sequence[Tree], dtype: Any) -> dict[str, OutputArray]:

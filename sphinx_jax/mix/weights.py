@@ -226,6 +226,13 @@ def to_slerp(
   }
 
 
+def as_json(coefficients: Coefficients) -> list:
+  """Returns coefficients as JSON gives them back: tuples become lists."""
+  return [
+    item if isinstance(item, (int, float)) else [item[0], list(item[1])] for item in coefficients
+  ]
+
+
 def as_rules(
   coefficients: Coefficients,
   parents: int,

@@ -6,7 +6,6 @@ same tensor of all inputs are in memory together.
 
 import contextlib
 import functools
-import json
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -64,17 +63,13 @@ def mix_folders(
   assemblies = [assemble.assemble([source]) for source in opened]
   _check_same(places, opened, assemblies)
   matched = weights.match(rules, assemblies[0].shapes)
-  recipe = json.loads(
-    json.dumps(
-      {
-        'parents': [_identity(place) for place in inputs],
-        'coefficients': coefficients,
-        'base': _identity(base) if has_base else None,
-        'method': method,
-        'dtype': dtype,
-      }
-    )
-  )
+  recipe = {
+    'parents': [_identity(place) for place in inputs],
+    'coefficients': weights.as_json(coefficients),
+    'base': _identity(base) if has_base else None,
+    'method': method,
+    'dtype': dtype,
+  }
   stored = pathlib.Path(output, RECIPE)
   if stored.is_file() and core_files.read_json(stored) == recipe:
     log.info('%s: this mix was written before', output)
