@@ -54,7 +54,9 @@ class Sampling(NamedTuple):
       examples, weight = f'{self.mixture.sizes[i]:,}', f'{self.weights[i]:g}'
       shares = [f'{counts[i] / self.mixture.block:.3f}' for _, _, counts in self.mixture.stages]
       tokens = [f'{self.tokens[i]:.0f}'] if self.tokens else []
-      rows.append([name, self.sources[i], examples, weight, *shares, *tokens, f'{epochs[i]:.2f}'])
+      form = '.2f' if epochs[i] >= 0.1 or not epochs[i] else '.2g'  # Of a short run it is small.
+      seen = format(epochs[i], form)
+      rows.append([name, self.sources[i], examples, weight, *shares, *tokens, seen])
     return text.table(rows, align='ll' + 'r' * (len(rows[0]) - 2))
 
 

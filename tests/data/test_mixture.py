@@ -53,6 +53,12 @@ def test_shares_are_of_examples_by_default():
   ]
 
 
+def test_a_small_share_of_an_epoch_is_not_zero():
+  sampling = _make([Sized('a', 10), Sized('b', 10**6)], [1, 1])
+  assert [row[-1] for row in _cells(sampling, 100)[1:]] == ['5.70', '4.3e-05']
+  assert [row[-1] for row in _cells(sampling)[1:]] == ['0.00', '0.00']
+
+
 def test_weights_by_tokens_are_divided_by_the_mean_length():
   sampling = _make([Sized('a', 63, mean=30), Sized('b', 63, mean=10)], [1, 1], {'by': 'tokens'})
   assert sampling.tokens == pytest.approx((30, 10), abs=0.2)
