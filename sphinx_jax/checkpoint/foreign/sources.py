@@ -6,7 +6,7 @@ Only names, shapes and config files are read.
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -91,7 +91,8 @@ def open_source(
   """
   path, joined = hub.split(path)
   merged = [place for place in (joined, adapter) if place is not None]
-  _check_mergeable(path, merged)
+  for place in merged:
+    _check_base(path, place)
   path = hub.locate(path)
   folder = path if path.is_dir() else path.parent
   _refuse_adapter(path)
@@ -113,14 +114,14 @@ def open_source(
   return _open_part(tensors, folders, shared)
 
 
-def _check_mergeable(path: files.Path, adapters_of: Sequence[files.Path]) -> None:
-  """Refuses adapters of a checkpoint, whose parameters have other names than theirs."""
-  if adapters_of and store.is_checkpoint(path):
+def _check_base(path: files.Path, adapter: files.Path) -> None:
+  """Raises SphinxError for a checkpoint as the base: its parameters have other names."""
+  if store.is_checkpoint(path):
     raise errors.make(
-      f"adapter '{adapters_of[0]}'",
+      f"adapter '{adapter}'",
       f"a checkpoint of sphinx_jax as its base ('{path}')",
       'a folder of HF transformers',
-      'export the checkpoint first (convert --to=hf)',
+      f'export it first (python -m sphinx_jax.convert --source={path} --to=hf --output=DIR)',
     )
 
 

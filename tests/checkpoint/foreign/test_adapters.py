@@ -175,3 +175,10 @@ def test_a_base_and_an_adapter_are_one_place_and_a_path_that_exists_wins(tmp_pat
   assert hub.split(f'{base}+{adapter.name}') == (f'{base}+{adapter.name}', None)
   with pytest.raises(errors.SphinxError, match="adapter 'none': got no such folder"):
     sources.open_source(f'{base}+none')
+
+
+def test_a_checkpoint_of_ours_is_exported_before_an_adapter_is_merged(tmp_path):
+  (tmp_path / 'run' / 'params').mkdir(parents=True)
+  command = f'convert --source={tmp_path / "run"} --to=hf --output=DIR'
+  with pytest.raises(errors.SphinxError, match=command):
+    sources.open_source(f'{tmp_path / "run"}+{ADAPTERS / "lora"}')
