@@ -46,8 +46,8 @@ class Assembly:
     tokenizer: contents of tokenizer.model or tokenizer.json, or None.
     dialog: arguments of `data.dialog.Template`; {}: those of SPHINX.
     added_tokens: token -> id of special tokens beside a tokenizer.model.
-    origin: JSON-able: form, prefix, config, added tokens, name, licence and files of the source
-      that has the language model, for the export.
+    origin: JSON-able: form, prefix, config, added tokens, name, licence, adapters (name -> licence)
+      and files of the source that has the language model, for the export.
   """
 
   config: ml_collections.ConfigDict
@@ -152,6 +152,7 @@ def assemble(
       'added_tokens': added_tokens,
       'name': hub.name_of(main.path),
       'licence': card.licence(main.path if main.path.is_dir() else main.path.parent),
+      'adapters': {hub.name_of(folder): card.licence(folder) for folder in main.adapters},
       **({'files': dict(main.carried)} if main.carried else {}),
     },
   )

@@ -46,7 +46,7 @@ def licence(folder: pathlib.Path) -> str | None:
 
 
 def releases(meta: Mapping[str, Any]) -> dict[str, str | None]:
-  """Returns name -> licence of the released weights that a checkpoint began with.
+  """Returns name -> licence of the released weights and adapters that a checkpoint began with.
 
   Checkpoints that it was trained or mixed from are followed as long as they are in their place.
 
@@ -55,7 +55,7 @@ def releases(meta: Mapping[str, Any]) -> dict[str, str | None]:
   """
   origin = meta.get('foreign', {})
   if 'name' in origin:
-    return {origin['name']: origin['licence']}
+    return {origin['name']: origin['licence'], **origin.get('adapters', {})}
   parents = [parent['directory'] for parent in (*meta.get('parents', ()), *meta.get('base', ()))]
   found: dict[str, str | None] = {}
   for parent in (*parents, config_lib.from_json(meta['config']).get('init_from')):

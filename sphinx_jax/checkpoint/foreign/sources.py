@@ -48,6 +48,7 @@ class Source:
     prefix: what all names in the file begin with.
     carried: name -> text of the files that the form carries.
     outside: names of other parts in the same file (a text encoder), without the prefix.
+    adapters: folders of the adapters that are merged into the tensors.
   """
 
   path: pathlib.Path
@@ -64,6 +65,7 @@ class Source:
   prefix: str = ''
   carried: Mapping[str, str] = dataclasses.field(default_factory=dict)
   outside: tuple[str, ...] = ()
+  adapters: tuple[pathlib.Path, ...] = ()
 
 
 def open_source(
@@ -105,6 +107,7 @@ def open_source(
     'path': path,
     'tokenizer': _find_tokenizer(folders),
     'added_tokens': _find_added_tokens(folders),
+    'adapters': tuple(map(hub.locate, merged)),
   }
   prefix = shards.PREFIX if any(key.startswith(shards.PREFIX) for key in tensors) else ''
   unprefixed = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from sphinx_jax.checkpoint.foreign import adapters, hub, sources
+from sphinx_jax.checkpoint.foreign import adapters, assemble, card, hub, sources
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.core import errors
 from tests.checkpoint.foreign.recorded import GOLDEN, LLAMA
@@ -182,3 +182,12 @@ def test_a_checkpoint_of_ours_is_exported_before_an_adapter_is_merged(tmp_path):
   command = f'convert --source={tmp_path / "run"} --to=hf --output=DIR'
   with pytest.raises(errors.SphinxError, match=command):
     sources.open_source(f'{tmp_path / "run"}+{ADAPTERS / "lora"}')
+
+
+def test_base_and_adapter_are_origins_of_what_is_made_of_them(tmp_path):
+  base, adapter = shutil.copytree(BASE, tmp_path / 'base'), tmp_path / 'adapter'
+  shutil.copytree(ADAPTERS / 'lora', adapter)
+  (adapter / card.NAME).write_text('---\nlicense: mit\n---\n')
+  assembly = assemble.assemble([sources.open_source(f'{base}+{adapter}')])
+  assert card.releases({'foreign': assembly.origin}) == {'base': None, 'adapter': 'mit'}
+  json.dumps(assembly.origin)
