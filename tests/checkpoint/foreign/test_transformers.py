@@ -9,11 +9,12 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 import sphinx_jax
 from sphinx_jax import convert
 from sphinx_jax.checkpoint import bundle, store, stream
-from sphinx_jax.checkpoint.foreign import card, safetensors
+from sphinx_jax.checkpoint.foreign import card, mixing, safetensors
 from sphinx_jax.models import families
 from tests.models import idefics2_golden as golden
 
@@ -93,6 +94,20 @@ def test_a_model_of_ours_goes_there(imported, tmp_path):
     sphinx_jax.load(ours).config
   )
   assert back.template == sphinx_jax.load(ours).template
+
+
+def test_a_mix_of_folders_is_loaded_as_it_is(tmp_path):
+  first, other = golden.FOLDER / 'model', tmp_path / 'other'
+  shutil.copytree(first, other)
+  for file in other.glob('*.safetensors'):
+    half = {key: value / 2 for key, value in load_file(file).items()}
+    file.unlink()
+    save_file(half, file, metadata={'format': 'pt'})
+  mix = mixing.mix_folders([first, other], (0.5, 0.5), tmp_path / 'mix')
+  model = check(mix, sphinx_jax.load(mix))
+  key = 'lm_head.weight'
+  (released,) = [t[key] for t in map(load_file, first.glob('*.safetensors')) if key in t]
+  np.testing.assert_allclose(model.lm_head.weight.detach(), 0.75 * released, rtol=1e-6)
 
 
 def test_the_card_names_the_release_and_its_licence(tmp_path):
