@@ -19,7 +19,9 @@ from sphinx_jax.data.record import BadExample
 BACKGROUND = (122, 116, 104)
 # What happens to transparent pixels: they show their hidden color, or stand on white.
 ALPHA = {'drop': 'in their hidden colors', 'white': 'on white'}
-# Images beyond Pillow's limit are refused here, so its warning about them is not needed.
+# Pixels of an image: Pillow's own limit, which another part of a program may have switched off.
+# Larger ones are refused here, so Pillow's warning about them is not needed.
+_MAX_PIXELS = 89_478_485
 warnings.simplefilter('ignore', Image.DecompressionBombWarning)
 _MAX_EDGE = 1 << 14  # Pixels. The time of the resize grows with the square of the longer edge.
 
@@ -56,8 +58,8 @@ def decode(
 
   Raises:
     BadExample: ('unreadable image') the data is not an image, is truncated, has gray values of an
-      unknown range, or is too large (more than 89 million pixels, which is Pillow's own limit, or
-      an edge of more than 16384 pixels).
+      unknown range, or is too large (more than 89 million pixels, or an edge of more than 16384
+      pixels).
   """
   return np.asarray(open_rgb(data, False, alpha, note, upright))
 
@@ -163,17 +165,17 @@ def from_array(image: np.ndarray) -> Image.Image:
   """Returns the image of an array uint8[Y,X,3].
 
   Raises:
-    SphinxError: another kind of array (an image of floats in [0, 1] would come out black), or an
-      edge of more than 16384 pixels, or more than 89 million pixels.
+    SphinxError: another kind of array (an image of floats in [0, 1] would come out black), an edge
+      of more than 16384 pixels, or more than 89 million pixels.
   """
   is_array = isinstance(image, np.ndarray)
   if is_array and max(image.shape, default=0) > _MAX_EDGE:
     raise errors.make(
       'image', f'an edge of {max(image.shape)} pixels', f'at most {_MAX_EDGE}', 'resize it'
     )
-  if is_array and math.prod(image.shape[:2]) > Image.MAX_IMAGE_PIXELS:
-    count = math.prod(image.shape[:2])
-    raise errors.make('image', f'{count} pixels', f'at most {Image.MAX_IMAGE_PIXELS}', 'resize it')
+  count = math.prod(image.shape[:2]) if is_array else 0
+  if count > _MAX_PIXELS:
+    raise errors.make('image', f'{count} pixels', f'at most {_MAX_PIXELS}', 'resize it')
   if not is_array or image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
     got = f'{image.dtype}{list(image.shape)}' if is_array else repr(type(image).__name__)
     raise errors.make(
@@ -213,8 +215,8 @@ def _read(data: bytes, use: Callable[[Image.Image], Any]) -> Any:
       width, height = image.size
       if not 1 <= min(image.size) <= max(image.size) <= _MAX_EDGE:
         raise ValueError(f'{width} x {height} pixels, an edge may have 1 to {_MAX_EDGE}')
-      if width * height > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(f'{width} x {height} pixels, more than {Image.MAX_IMAGE_PIXELS}')
+      if width * height > _MAX_PIXELS:
+        raise ValueError(f'{width} x {height} pixels, more than {_MAX_PIXELS}')
       return use(image)
 
   try:

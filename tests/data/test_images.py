@@ -149,6 +149,16 @@ def test_huge_images_are_bad_examples_before_they_are_decoded(width, height):
     images.square(_png_head(width, height), 8)
 
 
+def test_the_limit_of_pixels_is_not_that_of_another_program(monkeypatch):
+  """Many programs switch Pillow's limit off."""
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', None)
+  assert images.padded_resize(np.zeros((4, 4, 3), np.uint8), 8).shape == (8, 8, 3)
+  with pytest.raises(BadExample, match='more than 89478485'):
+    images.square(_png_head(10_000, 10_000), 8)
+  with pytest.raises(errors.SphinxError, match='got 100000000 pixels'):
+    images.padded_resize(np.broadcast_to(np.uint8(0), (10_000, 10_000, 3)), 8)
+
+
 @pytest.mark.parametrize(
   'spoil',
   [
