@@ -376,7 +376,7 @@ def _media_of_keys(location: str, item: dict[str, Any], frames: int) -> list[Med
       continue
     shown = _frames(location, item, frames) if name in _VIDEO_KEYS else 0
     found = [
-      Media(path, 0 if _IMAGE_FILE.fullmatch(path) and not path.endswith('.gif') else shown)
+      Media(path, 0 if _IMAGE_FILE.fullmatch(path) and not path.lower().endswith('.gif') else shown)
       for path in _paths(location, key, value)
     ]
     if not set(found) <= set(media):  # Two keys may list the same files.

@@ -189,6 +189,7 @@ IMAGE = {'type': 'image'}
       'loose',
     ),
     (llava(video='a.mp4'), ['What?'], [Media('a.mp4', conversations.FRAMES)], 'text'),
+    (llava(video='A.GIF', frames=3), ['What?'], [Media('A.GIF', 3)], 'text'),
     (
       llava('<image> or <video>?', image='a.png', videos=['b.mp4'], frames=2),
       ['<image> or <image><image>?'],
