@@ -72,6 +72,12 @@ def test_a_video_of_an_item_becomes_images_in_place_of_its_mark(tmp_path):
   assert caught.value.reason == 'missing video'
 
 
+def test_a_name_that_no_file_can_have_is_a_bad_example(tmp_path):
+  with pytest.raises(BadExample) as caught:
+    video.frames(tmp_path / ('a' * 300), 1)
+  assert caught.value.reason == 'missing video'
+
+
 def test_without_pyav_the_run_stops_with_what_to_install(tmp_path, monkeypatch):
   monkeypatch.setitem(__import__('sys').modules, 'av', None)
   with pytest.raises(SphinxError, match=r"pip install 'sphinx_jax\[video\]'"):
