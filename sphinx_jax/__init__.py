@@ -67,8 +67,8 @@ def load(
       text = model.chat([('What is this?', None)], image)
 
   Args:
-    directory: a run's directory, one step's, or a released folder or its name in the local hub
-      cache.
+    directory: a run's directory, one step's, or a folder of released weights or its name in the
+      local hub cache, with a LoRA adapter if it is BASE+ADAPTER.
     dtype: compute dtype, 'float32' or 'bfloat16'. None: that of the checkpoint's config, or the
       dtype in which a released folder stores its weights.
     half_round: whether resized images are rounded to half precision, as in the official code.
@@ -81,7 +81,8 @@ def load(
       docs/idefics2.md.
     ids: 'v4' or 'v5': the major release of transformers whose token ids texts become. None: those
       of the checkpoint; 'v4' for released folders.
-    adapter: folder of a LoRA adapter (PEFT) to merge into a folder of HF transformers, or None.
+    adapter: folder of a LoRA adapter (PEFT) to merge into the weights of a folder of HF
+      transformers, or None.
 
   Returns:
     `sphinx_jax.generate.model.Model`.

@@ -104,7 +104,7 @@ def chat(
   Images are encoded once for all questions.
 
   Args:
-    checkpoint: directory of a run or of one of its checkpoints, or an official SPHINX folder.
+    checkpoint: as `directory` of `sphinx_jax.load`.
     image: image file or several of them, or None to talk about text only.
     prompt: one question, or None to read questions from stdin.
     output: image file for drawings; '' for none.
@@ -162,7 +162,8 @@ if __name__ == '__main__':
   cli.define_path(
     'checkpoint',
     None,
-    'Directory of a run or of one of its checkpoints, or an official SPHINX folder.',
+    'Directory of a run or of one of its checkpoints, or a folder of released weights or its name '
+    'in the local hub cache.',
     required=True,
   )
   cli.define_path('adapter', None, 'LoRA adapter (PEFT) of the model, a folder.')

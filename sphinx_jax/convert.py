@@ -2,9 +2,10 @@
 
     python -m sphinx_jax.convert --source=DIR --output=DIR
 
-Import: an official SPHINX folder, LLaMA as Meta or HF transformers release it, or several sources
-for a fresh SPHINX, the start of stage 1:
---source=LLAMA,CLIP,CONVNEXT,DINOV2,BLIP2 --variant=llama_ens. The format is detected.
+Import: an official SPHINX folder; a folder of HF transformers (Idefics2, LLaMA), its name in the
+local hub cache, or BASE+ADAPTER; LLaMA as Meta releases it; or several sources for a fresh SPHINX,
+the start of stage 1: --source=LLAMA,CLIP,CONVNEXT,DINOV2,BLIP2 --variant=llama_ens. The format is
+detected.
 Export: --to=official (with --shards=N) or --to=hf writes one of our checkpoints in that format.
 --set=NAME=VALUE and --ids give what differs between releases of transformers (docs/idefics2.md).
 --dry_run prints the table of names and shapes, and the missing and unused tensors.

@@ -5,9 +5,9 @@ Published benchmarks (configs/benchmarks.py), read from their dataset files:
     python -m sphinx_jax.evaluate --checkpoint=DIR --benchmarks=refcoco_val,mme --root=DATA \\
         --output=DIR [--limit=N]
 
-DIR is a run, one of its checkpoints, or an official SPHINX folder. --output gets NAME.jsonl (every
-answer with its id), results.json, report.html and, if a test set hides its answers, the file to
-submit. The same command resumes after an interruption. Several processes share the questions.
+DIR is a run, one of its checkpoints, or a folder of released weights. --output gets NAME.jsonl
+(every answer with its id), results.json, report.html and, if a test set hides its answers, the file
+to submit. The same command resumes after an interruption. Several processes share the questions.
 
 A file of answers from any model:
 
@@ -219,7 +219,8 @@ if __name__ == '__main__':
   cli.define_path(
     'checkpoint',
     None,
-    'Directory of a run or of one of its checkpoints; for --benchmarks also an official folder.',
+    'Directory of a run or of one of its checkpoints; for --benchmarks also a folder of released '
+    'weights or its name in the local hub cache.',
   )
   cli.define_path('adapter', None, 'With --benchmarks: LoRA adapter (PEFT) of the model, a folder.')
   cli.define_path('output', None, 'Directory for predictions, scores and the report.')

@@ -1,9 +1,10 @@
-"""Example of an adapter: SPHINX as a model of lmms-eval, which has many benchmarks of its own.
+"""Example of an adapter: our models in lmms-eval, which has many benchmarks of its own.
 
     lmms-eval --model sphinx_jax --model_args pretrained=DIR --tasks mme --batch_size 32
 
-DIR is a run, one of its checkpoints, or an official SPHINX folder. This file is not an entry point
-of sphinx_jax: lmms-eval finds `manifest` through the entry point 'lmms_eval.models' in setup.py.
+DIR is a run, one of its checkpoints, or a folder of released weights. This file is not an entry
+point of sphinx_jax: lmms-eval finds `manifest` through the entry point 'lmms_eval.models' in
+setup.py.
 
 It was checked with lmms_eval 0.7.3 (https://github.com/EvolvingLMMs-Lab/lmms-eval) in an
 environment of its own (`pip install -e '.[lmms]'` without constraints.txt). It cannot be installed
@@ -35,7 +36,7 @@ class Sphinx(lmms):
   """A model on the devices of this process.
 
   Args:
-    pretrained: directory of a run or of one of its checkpoints, or an official folder.
+    pretrained: directory of a run or of one of its checkpoints, or a folder of released weights.
     dtype: see `sphinx_jax.load`.
     mesh: see `sphinx_jax.load`.
     batch_size: most prompts decoded together.

@@ -1,7 +1,7 @@
 """Loads models from a checkpoint alone, or from a folder as others release it.
 
-A checkpoint of sphinx_jax carries config, tokenizer and dialog. In an official folder they are
-files beside the weights.
+A checkpoint of sphinx_jax carries config, tokenizer and dialog. Elsewhere they are files beside the
+weights.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ def load_run(directory: store.Path) -> tuple[Model, dict[str, Any], ml_collectio
 
 
 def template(directory: store.Path) -> dialog.Template:
-  """The dialog template of a checkpoint, or of a folder as others release it; reads no weight."""
+  """The dialog template of a checkpoint or of a folder of released weights; reads no weight."""
   if store.is_checkpoint(directory):
     carried = bundle.load_bundle(directory).dialog
   else:

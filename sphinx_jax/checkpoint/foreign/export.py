@@ -1,4 +1,4 @@
-"""Writes our parameters as foreign files: an official SPHINX folder, or LLaMA for HF transformers.
+"""Writes our parameters as foreign files: an official SPHINX folder, or one of HF transformers.
 
 Nothing is read from the checkpoint before it is written.
 """
