@@ -56,13 +56,13 @@ def get_config(arg: str = '') -> ConfigDict:
     config.model = parent.config.model.to_dict()
     config.dialog = parent.dialog
     config.image = parent.config.get('image', config.image)
-    # A row has room for one image, which some models split into several slots, and an answer. It
-    # follows --config.batch.images, for examples with several images.
+    # A row has room for one image, which some models split into several slots, and an answer. Its
+    # length follows --config.batch.images, which examples with several images need.
     count = slots.make(**families.family(config.model).slot_rule(config.model)).count
     images = FieldReference(count)
     if count == 1 and 'vision' in config.model:
-      # Rows are packed with patches of any images: four small ones, or the largest. This follows
-      # --config.batch.images, too.
+      # Rows are packed with patches of any images: four small ones, or the largest. Their number
+      # follows --config.batch.images, too; for four it is a multiple of 128 (the TPU's kernel).
       images = FieldReference(4)
       canvas = (config.model.slots.longest // config.model.vision.patch) ** 2
       config.model.vision.patches_per_row = images * (32 * -(-canvas // 128))

@@ -98,6 +98,7 @@ def _laion(domain: str, split: str, weight: float = 1.0) -> dict[str, Any]:
 
 
 def caption(domain: str, split: str, weight: float = 1.0) -> dict[str, Any]:
+  """Returns a mixture entry: captions of miniworld in one domain."""
   return dict(source='miniworld', task='caption', domain=domain, split=split, weight=weight)
 
 
@@ -112,7 +113,7 @@ def training(
 ) -> dict[str, Any]:
   """Returns the section of one training run: what differs between stages is an argument.
 
-  `changes` are settings of other recipes.
+  `changes` take the place of whole settings ('model', 'batch') in other recipes.
   """
   updates = FieldReference(steps)
   section = dict(

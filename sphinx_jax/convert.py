@@ -88,6 +88,7 @@ def open_sources(
   assembly = assemble.assemble(opened, variant, model_bytes, strict)
   if not changes:
     return assembly
+  # An export would write the config of the files back as it was.
   origin = {name: value for name, value in assembly.origin.items() if name != 'config'}
   config = settings.change(assembly.config, changes)
   return dataclasses.replace(assembly, config=config, origin=origin)

@@ -17,7 +17,7 @@ LOSS_WEIGHTING = {'token': 0.0, 'sqrt': 0.5, 'example': 1.0}
 # An example with this many label tokens keeps weight 1 per token. For answers of 1 to 250 tokens
 # the mean weight is then near 1.
 _USUAL_ANSWER = 48
-_SHARES = 8  # Of a slot, in which patches are counted.
+_SHARES = 8  # Parts of a slot in which patches are counted.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +79,15 @@ def needs(
   """What each example takes of a row's image slots, and what the row has, for `plan`.
 
   With a limit of patches, the larger one of an example's shares of slots and of patches counts, in
-  eighths of a slot, rounded up. So neither is exceeded.
+  eighths of a slot, rounded up. So neither limit is exceeded.
 
   Args:
     examples: of a window.
     slots: image slots of a row (N).
     patch_limit: most patches of a row's images together; None: any number.
+
+  Returns:
+    What every example needs, and what a row has, in the same unit.
   """
   if not patch_limit:
     return [len(example.images_at) for example in examples], slots

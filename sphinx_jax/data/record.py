@@ -11,8 +11,8 @@ from sphinx_jax.core import errors, text
 TOO_LONG = ('skip', 'cut_text')
 
 MARK = '<image>'
-# What MARK in the turns of a record is: a text; the place of an image, which a dialog that begins
-# with its only image does not use; or the place of an image in any dialog.
+# What MARK in the turns of a record is: text, the place of an image that a dialog may leave unused
+# because its single image comes first ('loose'), or the place of an image in any dialog ('inline').
 MARKS = ('text', 'loose', 'inline')
 
 

@@ -332,7 +332,7 @@ def _texts(
 
 
 def _of_part(part: dict[str, Any]) -> dict[str, Any]:
-  """The part with its path under the key of an image or a video."""
+  """The media of a part as keys of an item: {'type': 'image', 'url': A} becomes {'image': A}."""
   kind = re.search('image|video', str(part.get('type')))
   return {
     kind[0] if kind and _plain(key) in ('path', 'url') else re.sub('(?i)_?url$', '', key): value
@@ -360,7 +360,7 @@ def _media_of_message(location: str, role: str, item: dict[str, Any], frames: in
   media = _media_of_keys(location, item, frames)
   if media and role == MODEL:
     raise BadExample(
-      'unsupported media', f'{location}: an answer has the image {media[-1].path!r:.80}'
+      'unsupported media', f'{location}: an answer has the file {media[-1].path!r:.80}'
     )
   return media
 

@@ -34,7 +34,7 @@ class Item:
 
   Attributes:
     id: unique in its family.
-    images: of each the file or its bytes.
+    images: the file or the bytes of each.
     annotation: the lists that tasks read (tasks/task.py), in pixels of the only image; coordinates
       have no meaning for several. With 'size' (width, height), in pixels of an image of that size,
       of which the file may be a resized copy. With 'marks', what `<image>` in the turns is

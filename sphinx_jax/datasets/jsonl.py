@@ -1,8 +1,8 @@
 """The user's own conversations: JSON lines, or one JSON list.
 
 The usual item is {"image": path, "conversations": [{"from": "human", "value": ...}, {"from": "gpt",
-"value": ...}, ...]}. An item without "image" is text only. `"images": [path, ...]` are
-several, each at its `<image>` in a question. conversations.py lists the other forms.
+"value": ...}, ...]}. An item without "image" is text only. `"images": [path, ...]` are several,
+each at its `<image>` in a question. conversations.py lists the other forms.
 """
 
 import base64

@@ -19,7 +19,7 @@ AUTO = 'auto'
 
 _PLATFORMS = {'splash': ('tpu',), 'cudnn': ('gpu', 'cuda')}
 _MIN_BLOCK, _MAX_BLOCKS = 64, 8
-_MOST_QUERIES = 1280  # Of a block of an encoder.
+_MOST_QUERIES = 1280  # Of a block of an encoder. More are computed block by block.
 
 
 def attend(
@@ -43,7 +43,8 @@ def attend(
     value: [B,S,K,C].
     segments: int32[B,T] of packed rows. A query sees positions of its own segment up to itself,
       S = T.
-    key_segments: int32[B,S] of the keys. With it, a query sees all of its segment (images).
+    key_segments: int32[B,S] of the keys. With it, a query sees all of its segment (images), and
+      there are no positions and no window.
     positions: int32[B,T] in a cache whose slot is the position. A query at position p sees
       slots <= p.
     window: with segments or positions, the number of latest positions that a query sees, itself

@@ -67,10 +67,9 @@ def apply(
 # Settings of speed, memory and rounding, those that the shapes of the parameters show, and how
 # images are resized and cut before the model sees them.
 _INCIDENTAL = {
-  'slots',
-  *('dtype', 'remat', 'attention', 'scan_unroll', 'unroll', 'half_round'),
-  'patches_per_row',
+  *('dtype', 'remat', 'attention', 'scan_unroll', 'unroll', 'half_round', 'patches_per_row'),
   *('max_length', 'multiple_of', 'ffn_multiplier', 'parent', 'name'),
+  'slots',
 }
 
 

@@ -54,7 +54,7 @@ class Idefics2(multimodal.Multimodal):
 
   @classmethod
   def encoded_length(cls, config: Any, height: int, width: int) -> int:
-    """Lengths differ by a quarter, so that few programs compute little padding."""
+    """Lengths differ by a factor of 0.8, so that few programs are compiled and padding is short."""
     most = (cls.canvas(config) // config.vision.patch) ** 2
     unit = siglip.BLOCK if most > 8 * siglip.BLOCK else -(-most // 4)
     lengths = {unit * math.ceil(most * 0.8**k / unit) for k in range(10)}
@@ -263,7 +263,7 @@ def _perceiver(
 def _to_huggingface(config: Mapping[str, Any]) -> dict[str, Any]:
   """The config.json of a model config, and the files beside it as sections."""
   vision, perceiver_, llm = config['vision'], config['perceiver'], config['llm']
-  rule = vision.get('patch_rule', 'all')
+  rule = _rule(vision)
   if rule != 'all':
     log.warning(
       "no config of transformers has vision.patch_rule '%s': 4.45 and later ignore it", rule

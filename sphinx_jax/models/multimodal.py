@@ -50,15 +50,23 @@ class Multimodal(nn.Module):
 
   @classmethod
   def patch_limit(cls, config: Any) -> tuple[int, Callable[[int, int], int]] | None:
-    """Most patches of all images of a row in training, and those of rows and columns of pixels.
+    """How many patches a row may have, for families that pack patches in training.
 
-    None: the canvases of a row hold any images.
+    Returns:
+      The most patches of all images of a row, and a function of the rows and columns of pixels of
+      an image that counts its patches; None: every image has a canvas of its own.
     """
     return None
 
   @classmethod
   def encoded_length(cls, config: Any, height: int, width: int) -> int | None:
-    """The argument `length` of `encode` for one image of some rows and columns of pixels."""
+    """The argument `length` of `encode` for a single image; None: the family does not use it.
+
+    Args:
+      config: the model config.
+      height: rows of pixels of the image.
+      width: its columns.
+    """
     return None
 
   @classmethod

@@ -49,7 +49,7 @@ class Perceiver(nn.Module):
       images: number of images N.
 
     Returns:
-      [B,N*Q,D]. What the vectors of an image without patches are has no meaning.
+      [B,N*Q,D]. The vectors of an image without patches have no meaning.
     """
     batch, _, width = patches.shape
     # Released weights replace them. Equal vectors would stay equal in training.

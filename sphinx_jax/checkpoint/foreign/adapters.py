@@ -34,7 +34,7 @@ _PART = re.compile(
 )
 _REPLACED = re.compile(r'\.(base_layer|modules_to_save(\.default)?)(?=\.)')
 _PLAIN_INITS = (True, 'gaussian', 'eva', 'orthogonal')  # The others change the base as well.
-# A field that is null, false or empty switches nothing on.
+# Of the unused fields, only those that are not null, false or empty are checked.
 _FIELDS = foreign_config.Fields(
   used=(
     'alpha_pattern',
@@ -151,7 +151,7 @@ def merged_weight(
     a: [r,in].
     b: [out,r].
     scale: of their product.
-    magnitude: [out], the length of every row with DoRA; None without.
+    magnitude: [out], the length of every row, of DoRA; None: the rows keep that of the sum.
 
   Returns:
     [out,in] in the weight's dtype. The arithmetic is float32, or float64 for such a weight.
@@ -265,7 +265,11 @@ def _check_parts(
   """
   rank, alpha = (
     next(
-      (value for pattern, value in (config.get(name) or {}).items() if _ends_with(pattern, module)),
+      (
+        value
+        for pattern, value in (config.get(name) or {}).items()
+        if _is_pattern_of(pattern, module)
+      ),
       config[default],
     )
     for name, default in (('rank_pattern', 'r'), ('alpha_pattern', 'lora_alpha'))
@@ -285,8 +289,8 @@ def _check_parts(
   return None, scale
 
 
-def _ends_with(pattern: str, module: str) -> bool:
-  """Whether a key of `rank_pattern` or `alpha_pattern` is meant for a module."""
+def _is_pattern_of(pattern: str, module: str) -> bool:
+  """Whether a key of `rank_pattern` or `alpha_pattern` (the end of names) is for a module."""
   return re.match(rf'(.*\.)?({pattern})$', module) is not None
 
 

@@ -57,11 +57,12 @@ def split(path: files.Path) -> tuple[str, str | None]:
     return text, None
   cuts = [i for i, character in enumerate(text) if character == '+']
   pairs = [(text[:i], paths.expand(text[i + 1 :])) for i in cuts]
-  return max(pairs, key=lambda pair: [locate(place).exists() for place in pair])  # The first best.
+  # A base that exists counts before an adapter that does. Of equal pairs, max takes the first.
+  return max(pairs, key=lambda pair: [locate(place).exists() for place in pair])
 
 
 def name_of(path: pathlib.Path) -> str:
-  """Returns OWNER/NAME of a model in a hub cache, or the name of any other folder or file."""
+  """Returns OWNER/NAME of a snapshot in a hub cache, or the name of any other folder or file."""
   path = path.absolute()
   repo = path.parent.parent.name
   if path.parent.name == 'snapshots' and repo.startswith('models--'):

@@ -62,7 +62,7 @@ class Question:
 
   Attributes:
     id: unique in its benchmark.
-    images: of each the file or its bytes.
+    images: the file or the bytes of each.
     prompt: the question with the benchmark's instruction.
     entry: JSON values that the protocol needs ('gt_answers', 'question_id', 'image_path', ...).
     history: earlier turns (question, answer) of the dialog in which this question is asked.

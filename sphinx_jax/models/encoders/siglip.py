@@ -198,10 +198,10 @@ def pack(
   index, positions, segments, fits = place_patches(
     grid_sizes(image_size, patch, rule), canvas, pos_grid, length
   )
-  is_row, is_column = (
+  in_rows, in_columns = (
     jnp.arange(edge) < image_size[..., axis, None] for axis, edge in enumerate((height, width))
   )
-  inside = (is_row[..., None] & is_column[:, :, None])[..., None]
+  inside = (in_rows[..., None] & in_columns[:, :, None])[..., None]
   x = jnp.concatenate([images, inside.astype(images.dtype)], axis=-1)
   x = cut(x.reshape(-1, *x.shape[2:]), patch).reshape(batch, -1, patch, patch, 4)
   # The canvases may be much larger than their images, so pixels are gathered while they are bytes.
@@ -225,7 +225,8 @@ def place_patches(
     length: P, patches of a row.
 
   Returns:
-    int32[B,P], the index of each patch among those of the row's canvases, and what `Packed` has.
+    int32[B,P], the index of each patch among those of the row's canvases; and positions, segments
+    and fits as in `Packed`.
   """
   size = jnp.minimum(grid_size, jnp.array(canvas))
   counts = size.prod(axis=-1)
