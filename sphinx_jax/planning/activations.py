@@ -32,8 +32,9 @@ class Needs(NamedTuple):
   Attributes:
     stacks: (shape [layers,...], item size) of what the layers of the language model keep for the
       backward pass.
-    images: bytes for the encoders and projections: the largest result of a product, and what those
-      that are trained keep for the backward pass.
+    images: bytes for the encoders and projections: what those that are trained keep for the
+      backward pass (operands and results of products, and stacks of loops), and the gradients of
+      the former or the largest result of a product.
   """
 
   stacks: tuple[tuple[tuple[int, ...], int], ...]
@@ -133,12 +134,19 @@ def needs(traced: Any, names: Collection[str]) -> Needs:
         kept = [out.aval for out in eqn.outvars[eqn.params['num_carry'] :]]
         stacks += [(part, aval.shape, np.dtype(aval.dtype).itemsize) for aval in kept]
       elif is_product and part not in _NOT_OF_IMAGES:
-        aval = eqn.outvars[0].aval
-        products.append((part, in_loop, aval.size * np.dtype(aval.dtype).itemsize))
+        products.append((part, in_loop, *map(_nbytes, (eqn.invars[0].aval, eqn.outvars[0].aval))))
   of_layers = tuple((shape, size) for part, shape, size in stacks if part == 'llm')
-  kept = sum(math.prod(shape) * size for part, shape, size in stacks if part in trained - {'llm'})
-  kept += sum(size for part, in_loop, size in products if part in trained and not in_loop)
-  return Needs(of_layers, kept + max((size for *_, size in products), default=0))
+  trained -= {'llm'}
+  in_loops = sum(math.prod(shape) * size for part, shape, size in stacks if part in trained)
+  kept = sum(sum(sizes) for part, in_loop, *sizes in products if part in trained and not in_loop)
+  largest = max((out for *_, out in products), default=0)
+  # At the peak the gradients of all that is kept are live, too: of a gated MLP, those of both
+  # branches and of their product.
+  return Needs(of_layers, in_loops + kept + max(kept, largest))
+
+
+def _nbytes(aval: Any) -> int:
+  return aval.size * np.dtype(aval.dtype).itemsize
 
 
 def _equations(jaxpr: Any, path: str, in_loop: bool) -> Iterator[tuple[Any, str, bool]]:

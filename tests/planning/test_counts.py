@@ -78,8 +78,13 @@ def test_parts_and_needs_of_another_family_are_counted():
   needs = activations.needs(trace, names)
   layers, width, latents = 2, 48, 4
   assert ((layers, config.batch.size, config.batch.seq_len, width), 4) in needs.stacks
-  kept = patches * (96 + 96 + width) + layers * latents * width  # Projection, perceiver.
-  assert needs.images == 4 * images * (kept + 4 * patches**2)  # And the scores of four heads.
+  # What the products of the projection take and give, with its gradient; and what the loop of the
+  # perceiver keeps.
+  kept = patches * (2 * (32 + 96) + 96 + width)
+  assert needs.images == 4 * images * (2 * kept + layers * latents * width)
+  config.trainable = (('llm/.*', 'train'), ('.*', 'frozen'))
+  needs = activations.needs(Program(config).trace(), names)
+  assert needs.images == 4 * images * 4 * patches**2  # The scores of four heads alone.
 
 
 def test_resident_bytes_are_those_that_the_compiler_takes():
