@@ -131,8 +131,8 @@ def needs(traced: Any, names: Collection[str]) -> Needs:
       trained |= {part} if is_product else set()
     elif 'jvp(' in path:
       if eqn.primitive.name == 'scan' and not in_loop:
-        kept = [out.aval for out in eqn.outvars[eqn.params['num_carry'] :]]
-        stacks += [(part, aval.shape, np.dtype(aval.dtype).itemsize) for aval in kept]
+        stacked = [out.aval for out in eqn.outvars[eqn.params['num_carry'] :]]
+        stacks += [(part, aval.shape, np.dtype(aval.dtype).itemsize) for aval in stacked]
       elif is_product and part not in _NOT_OF_IMAGES:
         products.append((part, in_loop, *map(_nbytes, (eqn.invars[0].aval, eqn.outvars[0].aval))))
   of_layers = tuple((shape, size) for part, shape, size in stacks if part == 'llm')
