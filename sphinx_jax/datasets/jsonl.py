@@ -41,7 +41,7 @@ def open_source(entry: Mapping[str, Any], data_dir: str | Path | None = None) ->
     entry.get('root'),
     entry.get('task') or 'dialog',
     entry.get('too_long') or 'skip',
-    entry.get('frames', conversations.FRAMES),
+    entry.get('frames') or conversations.FRAMES,
   )
 
 

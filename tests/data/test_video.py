@@ -11,6 +11,7 @@ from PIL import Image
 from sphinx_jax.core.errors import SphinxError
 from sphinx_jax.data import video
 from sphinx_jax.data.record import BadExample
+from sphinx_jax.datasets import conversations, jsonl
 from sphinx_jax.datasets.jsonl import Jsonl
 
 COUNT = 30
@@ -70,6 +71,15 @@ def test_a_video_of_an_item_becomes_images_in_place_of_its_mark(tmp_path):
   with pytest.raises(BadExample, match='gone.mp4') as caught:
     source[2]
   assert caught.value.reason == 'missing video'
+
+
+def test_an_entry_without_a_number_of_frames_has_the_default(tmp_path):
+  write(tmp_path / 'a.mp4')
+  turns = [{'from': 'human', 'value': 'What?'}, {'from': 'gpt', 'value': 'Light.'}]
+  (tmp_path / 'my.jsonl').write_text(json.dumps({'video': 'a.mp4', 'conversations': turns}))
+  for entry in ({}, {'frames': None}):
+    source = jsonl.open_source({'path': 'my.jsonl', **entry}, tmp_path)
+    assert len(source[0].images) == conversations.FRAMES
 
 
 def test_a_name_that_no_file_can_have_is_a_bad_example(tmp_path):
