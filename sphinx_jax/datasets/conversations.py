@@ -117,7 +117,8 @@ def read(location: str, item: Any, frames: int = FRAMES) -> Conversation:
   messages = []
   for role, value, turn in _values(location, item, turns):
     text = ''.join(_texts(location, role, value, places, frames))
-    of_turn = _media_of_message(location, role, turn, frames)
+    of_turn = _media_of_keys(location, turn, frames)
+    _refuse_in_answer(location, role, of_turn and turn)
     if of_turn and MARK not in text:
       text = MARK * len(of_turn) + text
       places += of_turn
@@ -313,11 +314,13 @@ def _texts(
     text = as_text(part)
     if isinstance(part, dict):
       text = as_text(part.get('text'))
-      media = _media_of_message(location, role, _of_part(part), frames)
-      means_media = re.search('image|video', str(part.get('type')))
-      places += media or ([None] if means_media else [])
-      if media or means_media:
-        yield MARK * (len(media) or 1)
+      here: list[Media | None] = [*_media_of_keys(location, _of_part(part), frames)]
+      if not here and re.search('image|video', str(part.get('type'))):
+        here = [None]
+      _refuse_in_answer(location, role, here and part)
+      places += here
+      if here:
+        yield MARK * len(here)
         text = text or ''
     if text is None:
       raise BadExample('not a conversation', f'{location}: {part!r:.80} is no text')
@@ -355,14 +358,10 @@ def _frames(location: str, item: dict[str, Any], default: int) -> int:
   return frames
 
 
-def _media_of_message(location: str, role: str, item: dict[str, Any], frames: int) -> list[Media]:
-  """`_media_of_keys` of a message or a part of it. Raises BadExample for an answer with media."""
-  media = _media_of_keys(location, item, frames)
-  if media and role == MODEL:
-    raise BadExample(
-      'unsupported media', f'{location}: an answer has the file {media[-1].path!r:.80}'
-    )
-  return media
+def _refuse_in_answer(location: str, role: str, found: Any) -> None:
+  """Raises BadExample if a message of the model, or a part of it, has media."""
+  if found and role == MODEL:
+    raise BadExample('unsupported media', f'{location}: an answer has media: {found!r:.80}')
 
 
 def _media_of_keys(location: str, item: dict[str, Any], frames: int) -> list[Media]:

@@ -241,6 +241,11 @@ def test_images_stand_at_their_marks(item, questions, media, marks):
       'unsupported media',
       'answer has',
     ),
+    (
+      messages(('user', 'x'), ('assistant', [{'type': 'image'}, TEXT]), images=['a.png']),
+      'unsupported media',
+      'answer has',
+    ),
     *(
       ({'messages': [{'role': 'model', 'content': 'y', **mask}]}, 'unsupported loss mask', 'loss')
       for mask in ({'weight': 0}, {'loss': False})
