@@ -74,7 +74,8 @@ class Media(NamedTuple):
   """An image, or a video of which some frames are shown.
 
   Attributes:
-    path: the file, as the item has it; or a data: URL.
+    path: the file, as the item has it; or a data: URL. '': the place of a file that the keys of the
+      item or the message have.
     frames: number of images that a video becomes; 0: it is an image.
   """
 
@@ -113,7 +114,7 @@ def read(location: str, item: Any, frames: int = FRAMES) -> Conversation:
   form = next((key for key in _LISTS if isinstance(item.get(key), list)), None)
   turns = item[form] if form else None
   frames = _frames(location, item, frames)
-  places: list[Media | None] = []  # Of every mark; None: the next file of the item's own keys.
+  places: list[Media] = []  # Of every mark.
   messages = []
   for role, value, turn in _values(location, item, turns):
     text = ''.join(_texts(location, role, value, places, frames))
@@ -126,14 +127,15 @@ def read(location: str, item: Any, frames: int = FRAMES) -> Conversation:
       places[:] = _filled(location, places, of_turn)
     messages.append(Message(role, text))
   own = _media_of_keys(location, item, frames)
-  if not own and not any(places):
+  has_paths = any(place.path for place in places)
+  if not own and not has_paths:
     holders = [item, *(turn for turn in turns or () if isinstance(turn, dict))]
     _check_text_only(location, holders, messages)
   if item.get('objects') and any(re.search('<bbox>|<ref-object>', text) for _, text in messages):
     raise BadExample('not a conversation', f'{location}: a text has places for "objects"')
   if not places:
     return Conversation(messages, own, 'text')
-  if len(own) == 1 and places == [None] * len(places):  # A mark in every question about one image.
+  if len(own) == 1 and not has_paths:  # A mark in every question about one image.
     if any(text.count(MARK) > 1 for role, text in messages if role != MODEL):
       raise BadExample('image marks', f'{location}: a question has {MARK} twice, but one image')
     places, messages = own, _with_first_mark(messages)
@@ -155,15 +157,15 @@ def read_messages(location: str, turns: list[Any]) -> list[Message]:
   ]
 
 
-def _filled(
-  location: str, places: Sequence[Media | None], unplaced: Sequence[Media]
-) -> list[Media]:
+def _filled(location: str, places: Sequence[Media], unplaced: Sequence[Media]) -> list[Media]:
   """The media of all marks. Those without a path take the next one of the unplaced media.
+
+  It is the next one of their kind, unless a mark of images stands for a video, or the reverse.
 
   Raises:
     BadExample: 'image marks': not as many marks as media.
   """
-  stated = [media for media in places if media is not None]
+  stated = [media for media in places if media.path]
   if len(stated) == len(places):  # The item's keys may list again what parts have.
     unplaced = [media for media in unplaced if media not in stated]
   if len(places) - len(stated) != len(unplaced):
@@ -171,8 +173,12 @@ def _filled(
       'image marks',
       f'{location}: {len(stated) + len(unplaced)} images and {len(places)} {MARK} marks',
     )
+  kinds = [bool(media.frames) for media in places if not media.path]
+  if sorted(kinds) == sorted(bool(media.frames) for media in unplaced):
+    of_kind = {kind: [m for m in unplaced if bool(m.frames) == kind] for kind in kinds}
+    unplaced = [of_kind[kind].pop(0) for kind in kinds]
   rest = iter(unplaced)
-  return [next(rest) if media is None else media for media in places]
+  return [media if media.path else next(rest) for media in places]
 
 
 def _with_first_mark(messages: Sequence[Message]) -> list[Message]:
@@ -303,9 +309,7 @@ def _role_and_value(location: str, turn: Any) -> tuple[str, Any, dict[str, Any]]
   return role, value, turn
 
 
-def _texts(
-  location: str, role: str, value: Any, places: list[Media | None], frames: int
-) -> Iterator[str]:
+def _texts(location: str, role: str, value: Any, places: list[Media], frames: int) -> Iterator[str]:
   """Yields the texts of a message, MARK for an image or a video. Appends what stands there."""
   parts = value if isinstance(value, list) else [value]
   if len(parts) > 1 and not any(isinstance(part, dict) for part in parts):
@@ -314,9 +318,10 @@ def _texts(
     text = as_text(part)
     if isinstance(part, dict):
       text = as_text(part.get('text'))
-      here: list[Media | None] = [*_media_of_keys(location, _of_part(part), frames)]
-      if not here and re.search('image|video', str(part.get('type'))):
-        here = [None]
+      here = _media_of_keys(location, _of_part(part), frames)
+      kind = re.search('image|video', str(part.get('type')))
+      if not here and kind:
+        here = [Media('', int(kind[0] == 'video'))]
       _refuse_in_answer(location, role, here and part)
       places += here
       if here:
@@ -328,7 +333,8 @@ def _texts(
       if len(re.findall('<img>', text)) == 1:
         text = _QWEN_NAME.sub('', text)
       places += [
-        Media(_stripped(found[1])) if found[1] else None for found in _PLACE.finditer(text)
+        Media(_stripped(found[1] or ''), int(found[0] == '<video>'))
+        for found in _PLACE.finditer(text)
       ]
       text = _PLACE.sub(MARK, text)
     yield text

@@ -197,6 +197,18 @@ IMAGE = {'type': 'image'}
       'loose',
     ),
     (
+      llava('<video> or <image>?', image='a.png', videos=['b.mp4'], frames=2),
+      ['<image><image> or <image>?'],
+      [Media('b.mp4', 2), A],
+      'loose',
+    ),
+    (
+      llava('<image>\nWhat?', video='b.mp4'),
+      ['<image>' * 8 + 'What?'],
+      [Media('b.mp4', 8)],
+      'loose',
+    ),
+    (
       parts({'type': 'video', 'video': 'a.mp4', 'frames': 2}, TEXT),
       ['<image><image>What?'],
       [Media('a.mp4', 2)],
