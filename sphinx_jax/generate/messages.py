@@ -33,8 +33,8 @@ def read(messages: Messages) -> Asked:
   """Reads messages {role, content}, whose content is a text or a list of parts.
 
   Raises:
-    SphinxError: no messages, or not questions and answers in turns after one system message or
-      none.
+    SphinxError: no messages, one that is none (another role, content that is neither text nor
+      parts), or not questions and answers in turns after at most one system message.
   """
   try:
     found = conversations.read_messages('messages', list(messages))

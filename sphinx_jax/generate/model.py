@@ -219,7 +219,7 @@ class Model:
       ids. For images, the result of `encode_images`.
 
     Raises:
-      SphinxError: as many marks as images are expected; arrays that are no images.
+      SphinxError: not as many marks as images; arrays that are no images; messages as for `prompt`.
     """
     if not isinstance(content, str) and not _are_messages(content):
       return self.encode_images(content)
@@ -256,7 +256,8 @@ class Model:
         message is the assistant's, its text is the beginning of the answer.
 
     Raises:
-      SphinxError: roles that are not in turns; a base model, which continues plain text.
+      SphinxError: roles that are not in turns; messages that cannot be read; a base model, which
+        continues plain text.
     """
     template, asked = self._asked(messages)
     return template.render(asked.turns, open_ended=True) + asked.begin
