@@ -190,7 +190,12 @@ def _open(place: pathlib.Path, who: str) -> tuple[dict[str, Any], Mapping[str, T
       'only what this package computes: LoRA and DoRA',
       'merge it into its base with PEFT (merge_and_unload, then save_pretrained)',
     )
-  return config, FILES[name](place / name)
+  tensors = FILES[name](place / name)
+  if not tensors:
+    raise errors.make(
+      f'{who}, {name}', 'no tensor', 'the matrices of an adapter', 'save or copy the adapter again'
+    )
+  return config, tensors
 
 
 def _check_names(

@@ -139,6 +139,8 @@ def test_folders_that_are_no_adapters(tmp_path):
     merged(tmp_path / 'none')
   with pytest.raises(errors.SphinxError, match='no adapter_model.safetensors or adapter_model.bin'):
     merged(BASE)
+  with pytest.raises(errors.SphinxError, match='adapter_model.safetensors: got no tensor'):
+    merged(edited(tmp_path / 'empty', 'lora', dict.clear))
   folder = edited(tmp_path / 'a', 'lora')
   (folder / adapters.CONFIG).unlink()
   with pytest.raises(errors.SphinxError, match='got no adapter_config.json'):
