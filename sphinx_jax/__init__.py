@@ -62,6 +62,9 @@ def load(
 ) -> Model:
   """Loads a model from a checkpoint or a released folder (official SPHINX, LLaMA, Idefics2).
 
+  It also turns on JAX's cache of compiled programs in this process, in ~/.cache/sphinx_jax, unless
+  it has a folder already or is off (JAX_ENABLE_COMPILATION_CACHE=0).
+
       model = sphinx_jax.load('DIR')
       logits = model.logits(tokens, images)
       text = model.chat([('What is this?', None)], image)
@@ -91,8 +94,10 @@ def load(
     SphinxError: the directory has no known format, its files do not fit together, or an option is
       unknown.
   """
+  from sphinx_jax.core import compile_cache
   from sphinx_jax.generate import load as loading  # Keeps `import sphinx_jax` light.
 
+  compile_cache.enable()
   return loading.load_model(
     directory, dtype, half_round, clip_activation, mesh, changes, ids, adapter
   )

@@ -43,6 +43,7 @@ def shipped() -> dict[str, ConfigDict]:
 def main() -> None:
   """Prints the plan, the ranking or the table that the command line asks for."""
   jax.config.update('jax_platforms', 'cpu')  # Nothing is computed; a TPU of this host stays free.
+  jax.config.update('jax_compilation_cache_dir', None)  # It cannot read programs of absent devices.
   accelerator.quiet_libtpu()
   compiler = FLAGS.compile and have_compiler()
   if FLAGS.compile and not compiler:

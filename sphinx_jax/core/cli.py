@@ -20,7 +20,7 @@ from types import ModuleType
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from sphinx_jax.core import errors, paths, progress, renames
+from sphinx_jax.core import compile_cache, compile_log, errors, paths, progress, renames
 from sphinx_jax.core.text import printable
 
 FLAGS = flags.FLAGS
@@ -138,6 +138,7 @@ def run(main: Callable[[], None]) -> None:
   if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # So it was during imports.
     signal.signal(signal.SIGINT, signal.default_int_handler)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # Hides TensorFlow's start-up notes.
+  flags.DEFINE_bool('cache', True, 'Keep compiled programs on disk; the next start reads them.')
   _prepare_output()
   try:
     try:
@@ -362,6 +363,10 @@ def _check_no_positional(arguments: Sequence[str]) -> None:
 
 def _run_guarded(main: Callable[[], None]) -> None:
   logging.set_verbosity(logging.WARNING)  # Libraries log more than the package does.
+  if 'jax' in sys.modules:  # Else the entry point compiles nothing.
+    compile_log.enable()
+    if FLAGS.cache:
+      compile_cache.enable()
   try:
     main()
   except errors.SphinxError as error:
