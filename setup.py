@@ -62,6 +62,7 @@ setuptools.setup(
     # Weights are read and written without torch. Tests load our files with torch and transformers.
     'convert': ['torch==2.13.0', 'transformers==5.23.0'],
     'video': ['av'],
+    'wandb': ['wandb'],
     # The adapter for lmms-eval (sphinx_jax/evaluation/lmms.py).
     'lmms': ['lmms_eval>=0.7.3'],
     # For sphinx_jax.prepare --beam. It conflicts with constraints.txt, so it needs an environment

@@ -2,10 +2,10 @@
 
     python benchmarks/startup.py --checkpoint=workdir/mini/stage2
 
-`chat` is timed to its first answer about an image, `train` on a small JSONL file (configs/forkme.py)
-to its first line of metrics, which is its first update. Each runs first without any compiled
-programs ('cold'), then --runs times with those of the run before ('warm'). CPU seconds are those of
-the whole process.
+`chat` is timed to its first answer about an image, and `train` (configs/forkme.py with a small file)
+to its first line of metrics, which is that of its first update. Each runs first without any
+compiled programs ('cold'), then --runs times with those of the run before ('warm'). CPU seconds are
+those of the whole process.
 """
 
 import json

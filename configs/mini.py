@@ -145,6 +145,8 @@ def training(
     ),
     steps=updates,
     log_every=50,
+    profile=(),  # (100, 103) writes a profiler trace of these steps.
+    wandb='',  # Project of Weights & Biases that gets the metrics, too.
     eval_every=max(steps // 2, 1),
     eval_batches=8,
     checkpoint=dict(every=max(steps // 4, 1), keep=2, keep_every=0),

@@ -140,6 +140,8 @@ def run(
       ),
       steps=steps,
       log_every=20,
+      profile=(),  # (100, 103) writes a profiler trace of these steps.
+      wandb='',  # Project of Weights & Biases that gets the metrics, too.
       eval_every=2000,
       eval_batches=8,
       checkpoint=dict(every=1000, keep=2, keep_every=0),

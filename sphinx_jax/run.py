@@ -31,12 +31,15 @@ from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
 from sphinx_jax.data.record import MARK
 from sphinx_jax.models import families
 from sphinx_jax.parallel import hosts, mesh as meshes, placement, rules
+from sphinx_jax.planning import flops
 from sphinx_jax.training import optimizer as optimizers, state as states, step as steps
 
 # Settings that may change between starts of one run: a smaller slice needs more microbatches.
 # They change the losses by rounding errors only.
 RESIZABLE = (
   'mesh',
+  'profile',
+  'wandb',
   'checkpoint',
   'optimizer.accumulate',
   'loss_chunk',
@@ -137,6 +140,7 @@ class Program:
     optimizer: optax transformation of the trained parameters.
     learning_rate: learning rate by update.
     state: training.state.State of ShapeDtypeStruct with shardings.
+    flops: FLOP of an update over all devices, without recomputed ones; 0 before `compile`.
 
   Raises:
     SphinxError: the mesh, model and batch do not fit together.
@@ -144,6 +148,7 @@ class Program:
 
   def __init__(self, config: ConfigDict, devices: Sequence[Any] | None = None) -> None:
     self._config = config
+    self.flops = 0.0
 
     self.mesh = meshes.make_mesh(**config.mesh, devices=devices)
     placement.check_rows(config.batch.size, config.optimizer.accumulate, self.mesh)
@@ -233,9 +238,21 @@ class Program:
       trees.count(self.state.frozen) / 1e6,
       ' x '.join(f'{axis} {size}' for axis, size in self.mesh.shape.items()),
     )
-    compiled = self.lower().compile()
+    traced = self.trace()
+    with ThreadPoolExecutor(1) as background:
+      counted = background.submit(self._count_flops, traced)
+      compiled = traced.lower().compile()
+    self.flops = counted.result()
     log.info('compiled in %.0f s, %s', time.monotonic() - began, _describe_memory(compiled))
     return compiled
+
+  def _count_flops(self, traced: jax.stages.Traced) -> float:
+    """FLOP of an update, with plain attention, because an accelerator's kernel is opaque."""
+    if self.mesh.devices.flat[0].platform != 'cpu':
+      plain = ConfigDict(self._config)
+      plain.model.attention = 'xla'
+      traced = Program(plain.lock(), list(self.mesh.devices.flat)).trace()
+    return sum(flops.count(traced, ()).parts.values())
 
   def evaluate(self, params: dict, validation: Mapping[str, list[dict]]) -> dict[str, float]:
     """Returns the mean loss in nats of each validation set (name -> list of numpy batches)."""

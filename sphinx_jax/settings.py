@@ -94,6 +94,10 @@ RUN = {
   },
   'steps': values.integer('updates'),
   'log_every': values.integer('updates between lines of metrics'),
+  'profile': values.sequence(
+    'first and last update of a profiler trace; (): none', values.integer(''), least=0, most=2
+  ),
+  'wandb': values.text("project of Weights & Biases; '': none"),
   'eval_every': values.integer('updates between validations; 0: only at the end', low=0),
   'eval_batches': values.integer(
     'batches of each validation set; all are in memory', low=0, high=10_000
@@ -212,6 +216,15 @@ def _contradictions(run: Mapping[str, Any]) -> Problems:
       f'{run["loss_chunk"]}',
       f'0 or a divisor of batch.seq_len {batch["seq_len"]}',
       'change one of them',
+    )
+  if run['profile'] and not (
+    len(run['profile']) == 2 and run['profile'][0] <= run['profile'][1] <= run['steps']
+  ):
+    yield (
+      'profile',
+      f'{run["profile"]}',
+      f'the first and the last update to trace, of {run["steps"]}',
+      'correct it',
     )
   if run['validation'] and not run['eval_batches']:
     yield (

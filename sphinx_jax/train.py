@@ -12,6 +12,7 @@ docs/pods.md has the table of exit codes.
 """
 
 import contextlib
+import functools
 import os
 
 from absl import flags
@@ -23,7 +24,9 @@ from sphinx_jax.core import batch as batch_contract, cli, config as config_lib, 
 from sphinx_jax.core.progress import Progress, log
 from sphinx_jax.models import families
 from sphinx_jax.parallel import hosts, placement
-from sphinx_jax.training import writer as writers
+from sphinx_jax.planning import peak
+from sphinx_jax.training import wandb_run, writer as writers
+from sphinx_jax.training.profile import Profile
 from sphinx_jax.training.stopping import Stopping
 
 FLAGS = flags.FLAGS
@@ -46,6 +49,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     SystemExit: after SIGTERM or Ctrl-C, once the run is saved.
   """
   settings.check_run(config)
+  wandb_run.check(config.wandb)
   workdir = run.claim(config, workdir, ignore=run.RESIZABLE)
   latest = hosts.broadcast(checkpoints.latest(workdir))
   if latest == config.steps:
@@ -75,23 +79,32 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     )
     state, position, sums = run.restore_or_init(config, program, store)
     first = int(state.step)
+    is_writer, also = hosts.process_index() == 0, None
+    if config.wandb and is_writer:
+      also = functools.partial(
+        wandb_run.write, stack.enter_context(wandb_run.start(config, workdir))
+      )
     writer = stack.enter_context(
-      contextlib.closing(writers.Writer(workdir, first, hosts.process_index() == 0))
+      contextlib.closing(writers.Writer(workdir, first, is_writer, also))
     )
     batches = stack.enter_context(contextlib.closing(data.batches(position)))
     bar = stack.enter_context(
       Progress(total=config.steps, start=first, what=config.name, unit='step')
     )
     stopping = stack.enter_context(Stopping(str(workdir)))
-    window = writers.Window(tuple(config.mixture), sums)
+    profile = stack.enter_context(Profile(config.profile, workdir))
+    peak_rate = peak.flops_per_second(list(program.mesh.devices.flat), config.model.dtype)
+    window = writers.Window(tuple(config.mixture), sums, program.flops, peak_rate)
 
     for step in range(first + 1, config.steps + 1):
       # Update.
+      profile.begin(step)
       with window.waiting():
         batch, position = next(batches)
       if step == first + 1:
         batch_contract.check(batch, families.visual_tokens(config.model))
       state, metrics = train_step(state, placement.put(batch, program.batch_sharding))
+      profile.end(step, metrics)
       window.add(step, metrics)  # Reads the metrics of the step before while this one runs.
 
       # Metrics and validation.
@@ -115,7 +128,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
           'metrics': writer.last,
         }
         store.save(step, state.params, state.opt_state, meta)
-      bar.update(note=f'loss {writer.last["loss"]:.3f}' if 'loss' in writer.last else '')
+      bar.update(note=writers.note(writer.last))
       if stop:
         log.info('stopped at step %d; run the same command again to resume', step)
         raise SystemExit(128 + stop)  # The store finishes the save while it closes.

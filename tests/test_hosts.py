@@ -52,6 +52,8 @@ def get_config():
       clip=1.0, accumulate=1, moment_dtype='float32'),
     steps=8,
     log_every=1,
+    profile=(),
+    wandb='',
     eval_every=100,
     eval_batches=1,
     checkpoint=dict(every=100, keep=3, keep_every=0),

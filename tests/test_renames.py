@@ -34,6 +34,8 @@ NEW_RUN = {
   'max_skipped': 0.5,
   'sampling': {'by': 'examples', 'temperature': 1.0, 'stages': ()},
   'image': {'alpha': 'drop'},
+  'profile': (),
+  'wandb': '',
 }
 
 

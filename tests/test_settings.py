@@ -24,6 +24,8 @@ VALUES = (-1, 0, 1, 10**20, 0.5, None, 'text', float('nan'), np.int64(1))
   [
     ({'eval_every': -1}, 'eval_every: got -1, expected an integer in .0, .*0: only at the end'),
     ({'log_every': 0}, 'log_every: got 0'),
+    ({'profile': (4, 6)}, r'profile: got \(4, 6\), expected the first and the last update'),
+    ({'profile': (3,)}, r'profile: got \(3,\)'),
     ({'checkpoint.every': 0}, 'checkpoint.every: got 0'),
     ({'optimizer.accumulate': 0}, 'optimizer.accumulate: got 0, expected an integer in .1, '),
     ({'batch.window': 0}, 'batch.window: got 0'),

@@ -1,11 +1,16 @@
 """The entry point train, with the real model at a tiny width and batches made in memory."""
 
 import base64
+import contextlib
+import importlib
+import importlib.machinery
+import importlib.util
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -16,16 +21,10 @@ from sphinx_jax import run, train
 from sphinx_jax.checkpoint import bundle, store
 from sphinx_jax.core import config as config_lib, errors, trees
 from sphinx_jax.models import families
-from sphinx_jax.training import writer
+from sphinx_jax.training import wandb_run, writer
 from tests.tiny import VISUAL_TOKENS, make_batch, tiny
 
-MACHINE = (
-  'steps_per_second',
-  'examples_per_second',
-  'tokens_per_second',
-  'data_wait_share',
-  'rss_bytes',
-)
+MACHINE = writer.MACHINE_METRICS
 
 
 class Stream:
@@ -103,6 +102,72 @@ def test_run_learns_and_writes_its_metrics(unbroken):
   assert written[0]['useful_share'] == pytest.approx(14 / 16)
   assert 'validation/real' in written[-1]
   assert list((unbroken / 'tensorboard').iterdir())
+
+
+def test_speed_is_that_of_the_counted_update(unbroken):
+  line = writer.read(unbroken)[0]
+  flops = run.Program(tiny())._count_flops(run.Program(tiny()).trace())
+  assert line['tflops_per_second'] == pytest.approx(flops * line['steps_per_second'] / 1e12)
+  assert 0 < line['mfu'] and flops > 6 * 2 * 8 * 16 * 16**2  # Some products of [B*T,D] and [D,D].
+
+
+class FakeRun(contextlib.AbstractContextManager):
+  """What the package uses of `wandb.Run`."""
+
+  def __init__(self, **settings):
+    self.settings, self.lines, self.finished = settings, [], False
+
+  def log(self, values, step):
+    self.lines.append({'step': step, **values})
+
+  def __exit__(self, *_):
+    self.finished = True
+
+
+@pytest.fixture
+def wandb_runs(monkeypatch):
+  """The runs that a fake wandb has started."""
+  fake, runs = types.ModuleType('wandb'), []
+  fake.__spec__ = importlib.machinery.ModuleSpec('wandb', None)
+  fake.init = lambda **settings: runs.append(FakeRun(**settings)) or runs[-1]
+  monkeypatch.setitem(sys.modules, 'wandb', fake)
+  return runs
+
+
+def test_a_profile_and_wandb_beside_the_metrics(unbroken, wandb_runs, tmp_path, monkeypatch):
+  config = tiny(profile=(2, 3), wandb='project')
+  monkeypatch.setattr(run, 'open_data', interrupt_at(4, crash))
+  with pytest.raises(RuntimeError, match='as if killed'):
+    train.train(config, tmp_path)
+  assert list(tmp_path.glob('profile/plugins/profile/*/*.xplane.pb'))
+
+  monkeypatch.setattr(run, 'open_data', in_memory())
+  train.train(config, tmp_path)
+  assert lines(tmp_path) == lines(unbroken)
+  first, second = wandb_runs
+  assert first.finished and second.finished
+  assert first.settings['id'] == second.settings['id'] and second.settings['resume'] == 'allow'
+  assert second.settings['project'] == 'project' and second.settings['config']['steps'] == 5
+  assert [line['step'] for line in first.lines] == [2, 3, 4]
+  assert second.lines == writer.read(tmp_path)[2:]
+
+
+def test_a_project_without_wandb_is_refused_before_the_workdir_is_made(tmp_path, monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(errors.SphinxError, match=r'wandb is not installed.*sphinx_jax\[wandb\]'):
+    train.train(tiny(wandb='project'), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow  # Stand-in: the fake above.
+def test_the_real_wandb_resumes_offline(tmp_path, monkeypatch):
+  pytest.importorskip('wandb')
+  monkeypatch.setenv('WANDB_MODE', 'offline')
+  for _ in range(2):
+    with wandb_run.start(tiny(wandb='project'), tmp_path) as run_of_wandb:
+      wandb_run.write(run_of_wandb, {'step': 1, 'loss': 2.0})
+  folders = [folder.name for folder in (tmp_path / 'wandb').glob('offline-run-*')]
+  assert folders and all(name.endswith((tmp_path / 'wandb_id').read_text()) for name in folders)
 
 
 def test_batches_fit_the_model():

@@ -44,6 +44,8 @@ def tiny(**changes) -> ConfigDict:
       ),
       steps=5,
       log_every=2,
+      profile=(),
+      wandb='',
       eval_every=3,
       eval_batches=1,
       checkpoint=dict(every=3, keep=2, keep_every=0),

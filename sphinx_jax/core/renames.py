@@ -43,7 +43,14 @@ SOURCES = {'built': 'array_record'}
 # those that the code used when the setting was absent. A section that is absent stays absent, and
 # '' is the run itself: a config with a mixture.
 DEFAULTS: dict[str, dict[str, Any]] = {
-  '': {'loss_chunk': 0, 'max_skipped': 0.5, 'sampling': {}, 'image': {}},
+  '': {
+    'loss_chunk': 0,
+    'max_skipped': 0.5,
+    'sampling': {},
+    'image': {},
+    'profile': (),
+    'wandb': '',
+  },
   'sampling': {'by': 'examples', 'temperature': 1.0, 'stages': ()},
   'image': {'alpha': 'drop'},
   'checkpoint': {'keep_every': 0},

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ MACHINE_METRICS = (
   'tokens_per_second',
   'data_wait_share',
   'rss_bytes',
+  'tflops_per_second',
+  'mfu',
 )
 
 
@@ -35,9 +37,18 @@ class Window:
   Args:
     tasks: names of the mixture's tasks, in order.
     sums: the value of `state` from which to resume inside a window.
+    flops: FLOP of an update over all devices.
+    peak: FLOP/s that all devices reach at most.
   """
 
-  def __init__(self, tasks: Sequence[str], sums: Mapping[str, Any] | None = None) -> None:
+  def __init__(
+    self,
+    tasks: Sequence[str],
+    sums: Mapping[str, Any] | None = None,
+    flops: float = 0.0,
+    peak: float = math.inf,
+  ) -> None:
+    self._flops, self._peak = flops, peak
     self._tasks = tuple(tasks)
     self._sums = dict(sums or {})
     self._unread: tuple[int, Mapping[str, Any]] | None = None
@@ -113,6 +124,7 @@ class Window:
     for name, loss, weight in zip(self._tasks, sums['task_loss'], sums['task_weight']):
       if weight:
         line[f'loss/{name}'] = loss / weight
+    rate = self._flops * self._timed['steps'] / seconds
     line |= {
       'learning_rate': sums['learning_rate'],
       'grad_norm': sums['grad_norm'] / sums['steps'],
@@ -122,6 +134,8 @@ class Window:
       'tokens_per_second': self._timed['useful'] / seconds,
       'data_wait_share': self._waited / seconds,
       'rss_bytes': float(psutil.Process().memory_info().rss),
+      'tflops_per_second': rate / 1e12,
+      'mfu': rate / self._peak,
     }
     self._sums = {}
     self._start_clock()
@@ -141,6 +155,7 @@ class Writer:
     workdir: the run's directory.
     step: the step from which the run resumes.
     enabled: False on all processes but one.
+    also: called with every new line, on the enabled process.
 
   Attributes:
     last: the newest value of every metric.
@@ -149,7 +164,14 @@ class Writer:
     SphinxError: the files cannot be written, for instance to a full disk.
   """
 
-  def __init__(self, workdir: str | os.PathLike, step: int, enabled: bool = True) -> None:
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    step: int,
+    enabled: bool = True,
+    also: Callable[[Mapping[str, float]], None] | None = None,
+  ) -> None:
+    self._also = also
     self.last: dict[str, float] = {}
     self._enabled = enabled
     self._lines = [line for line in read(workdir) if line['step'] <= step]
@@ -186,6 +208,8 @@ class Writer:
         with self._file.open('a') as file:
           file.write(json.dumps(line) + '\n')
       self._write_scalars(line)
+    if self._also:
+      self._also(line)
 
   def _text(self) -> str:
     return ''.join(json.dumps(line) + '\n' for line in self._lines)
@@ -209,3 +233,9 @@ def read(workdir: str | os.PathLike) -> list[dict]:
   """The lines of a run's metrics.jsonl, without a last line that a killed run did not finish."""
   file = epath.Path(workdir) / FILE
   return files.read_jsonl(file, drop_partial=True) if file.exists() else []
+
+
+def note(metrics: Mapping[str, float]) -> str:
+  """The newest metrics in a few words, for the progress bar."""
+  forms = {'loss': 'loss {:.3f}', 'tflops_per_second': '{:.3g} TFLOP/s', 'mfu': 'MFU {:.1%}'}
+  return ', '.join(form.format(metrics[name]) for name, form in forms.items() if name in metrics)
