@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py --checkpoint=workdir/mini/stage2
 
-`chat` is timed to its first answer about an image, and `train` (configs/forkme.py with a small file)
+`chat` is timed to its first answer about an image, `train` (configs/forkme.py with a small file)
 to its first line of metrics, which is that of its first update. Each runs first without any
 compiled programs ('cold'), then --runs times with those of the run before ('warm'). CPU seconds are
 those of the whole process.
@@ -100,7 +100,8 @@ def main() -> None:
       )
 
     print('| command | start | seconds | CPU seconds |\n| --- | --- | --- | --- |')
-    for name, command in (('chat', chat), ('train', train)):
+    for name in FLAGS.commands:
+      command = {'chat': chat, 'train': train}[name]
       cache = folder / name
       cache.mkdir()
       times = [command(number, cache) for number in range(1 + FLAGS.runs)]
@@ -117,5 +118,6 @@ def answers(output: str) -> list[str]:
 
 if __name__ == '__main__':
   cli.define_path('checkpoint', None, 'A run of the mini recipe.', required=True)
+  flags.DEFINE_multi_enum('commands', ['chat', 'train'], ['chat', 'train'], 'What to time.')
   flags.DEFINE_integer('runs', 3, 'Warm runs.', lower_bound=1)
   cli.run(main)
