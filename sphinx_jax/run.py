@@ -31,7 +31,7 @@ from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
 from sphinx_jax.data.record import MARK
 from sphinx_jax.models import families
 from sphinx_jax.parallel import hosts, mesh as meshes, placement, rules
-from sphinx_jax.planning import flops
+from sphinx_jax.planning import flops, plan
 from sphinx_jax.training import optimizer as optimizers, state as states, step as steps
 
 # Settings that may change between starts of one run: a smaller slice needs more microbatches.
@@ -249,9 +249,8 @@ class Program:
   def _count_flops(self, traced: jax.stages.Traced) -> float:
     """FLOP of an update, with plain attention, because an accelerator's kernel is opaque."""
     if self.mesh.devices.flat[0].platform != 'cpu':
-      plain = ConfigDict(self._config)
-      plain.model.attention = 'xla'
-      traced = Program(plain.lock(), list(self.mesh.devices.flat)).trace()
+      plain = plan.changed(self._config, {'model.attention': 'xla'})
+      traced = Program(plain, list(self.mesh.devices.flat)).trace()
     return sum(flops.count(traced, ()).parts.values())
 
   def evaluate(self, params: dict, validation: Mapping[str, list[dict]]) -> dict[str, float]:
