@@ -4,7 +4,8 @@ A cache slot is a position. Right-padded prompts therefore need no mask: a row's
 overwrite its padding slots before any query can see them.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,9 @@ from sphinx_jax.data.dialog import Template
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate import sampling, stop
 from sphinx_jax.models import families, multimodal
+
+CHUNK = 64  # Steps after which the host looks which rows have stopped.
+_SMALLEST = 4  # Rows of a batch that is not made smaller.
 
 
 class Ending(NamedTuple):
@@ -49,6 +53,20 @@ def end_ids(template: Template, tokenizer: Tokenizer) -> list[int]:
   return [tokenizer.eos, *(i for i in found if i is not None)]
 
 
+class Rows(NamedTuple):
+  """What the decoding loop knows of the rows of a batch.
+
+  Attributes:
+    lengths: int32[B], positions of each prompt.
+    limits: int32[B], most new tokens of each row.
+    keys: B random keys, one a row.
+  """
+
+  lengths: jax.Array
+  limits: jax.Array
+  keys: jax.Array
+
+
 class Carry(NamedTuple):
   """State of the decoding loop.
 
@@ -57,7 +75,7 @@ class Carry(NamedTuple):
     logits: float32[B, vocab], of the next token.
     stop_state: int32[B], state of each row's stop automaton.
     done: bool[B], rows whose answer is complete.
-    tokens: int32[B, N], the answers; -1 after a row's end.
+    tokens: int32[B, N], the answers; -1 after a row's end. N is the number of slots of the cache.
     cache: keys and values, as of `families.init_cache`.
   """
 
@@ -66,7 +84,7 @@ class Carry(NamedTuple):
   stop_state: jax.Array
   done: jax.Array
   tokens: jax.Array
-  cache: dict
+  cache: Any
 
 
 def prefill(
@@ -76,38 +94,30 @@ def prefill(
   visual_index: jax.Array,
   lengths: jax.Array,
   visual: jax.Array | None,
-) -> tuple[jax.Array, dict]:
-  """Runs the model over right-padded prompts.
-
-  Args:
-    module: from `families.build`.
-    params: its parameters.
-    tokens: int32[B, T].
-    visual_index: int32[B, T], as of `core.batch.interleave`.
-    lengths: int32[B], positions of each prompt.
-    visual: visual tokens [B, visual_tokens, D], or None for text alone.
-
-  Returns:
-    Logits float32[B, vocab] at each row's last prompt position, and a cache of T slots.
-  """
-  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  cache = families.init_cache(module.config, *tokens.shape)
-  logits, cache = module.apply(
-    {'params': params}, tokens, visual_index, positions, visual, cache, method='decode'
-  )
-  last = (lengths - 1)[:, None, None]
-  return jnp.take_along_axis(logits, last, axis=1)[:, 0], cache
+) -> tuple[jax.Array, Any]:
+  """Runs the model over right-padded prompts, see `multimodal.Multimodal.prefill`."""
+  return module.apply({'params': params}, tokens, visual_index, lengths, visual, method='prefill')
 
 
-def grow(module: multimodal.Multimodal, cache: dict, *, batch_size: int, length: int) -> dict:
-  """Copies a cache of `batch_size` rows into one of `length` slots.
+def begin(
+  module: multimodal.Multimodal, cache: Any, logits: jax.Array, limits: jax.Array, *, length: int
+) -> Carry:
+  """The first state of the loop, with the cache of the prompts in one of `length` slots.
 
   This is a program of its own, so that the number of prefill programs does not multiply with the
   number of cache lengths.
   """
-  empty = families.init_cache(module.config, batch_size, length)
-  return jax.tree.map(
-    lambda long, short: jax.lax.dynamic_update_slice(long, short, (0,) * short.ndim), empty, cache
+  rows = len(limits)
+  empty = families.init_cache(module.config, rows, length)
+  return Carry(
+    step=jnp.int32(0),
+    logits=logits,
+    stop_state=jnp.zeros(rows, jnp.int32),
+    done=limits < 1,
+    tokens=jnp.full((rows, length), -1, jnp.int32),
+    cache=jax.tree.map(
+      lambda long, short: jax.lax.dynamic_update_slice(long, short, (0,) * short.ndim), empty, cache
+    ),
   )
 
 
@@ -115,65 +125,93 @@ def decode(
   module: multimodal.Multimodal,
   ending: Ending,
   params: dict,
-  cache: dict,
-  logits: jax.Array,
-  lengths: jax.Array,
-  limits: jax.Array,
-  keys: jax.Array,
+  carry: Carry,
+  rows: Rows,
   temperature: jax.Array,
   top_p: jax.Array,
+  until: jax.Array,
   *,
-  cache_length: int,
   sample: bool,
-) -> tuple[jax.Array, dict]:
-  """Decodes until every row has stopped: at the stop text, EOS, or its limit.
+) -> Carry:
+  """Decodes until every row has stopped (at the stop text, EOS, or its limit), or some steps.
 
   Args:
     module: from `families.build`.
     ending: what ends an answer.
     params: the module's parameters.
-    cache: of the prompts, with `cache_length` slots.
-    logits: float32[B, vocab] of the first new token.
-    lengths: int32[B], positions of each prompt.
-    limits: int32[B], most new tokens of each row.
-    keys: B random keys, one a row.
+    carry: from `begin` or the call before; its memory is used in place if it is donated.
+    rows: of the batch.
     temperature: float32[]; used if `sample`.
     top_p: float32[]; used if `sample`.
-    cache_length: slots of the cache.
+    until: int32[], the step at which to stop at the latest.
     sample: whether to sample; greedy otherwise.
-
-  Returns:
-    Answers int32[B, cache_length], -1 after a row's end, and the cache. The cache is returned only
-    so that its donated memory can be used in place.
   """
-  batch_size = logits.shape[0]
+  batch_size, cache_length = carry.tokens.shape
   stop_reached = ending.stops.shape[0] - 1
   no_image = jnp.full((batch_size, 1), -1)
 
   def step(carry: Carry) -> Carry:
     logits = jnp.where(ending.allowed, carry.logits, -jnp.inf)
     if sample:
-      step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, carry.step)
+      step_keys = jax.vmap(jax.random.fold_in, (0, None))(rows.keys, carry.step)
       token = sampling.nucleus(logits, step_keys, temperature, top_p)
     else:
       token = sampling.greedy(logits)
     tokens = carry.tokens.at[:, carry.step].set(jnp.where(carry.done, -1, token))
     stop_state = ending.stops[carry.stop_state, token]
-    at_end = ending.ends[token] | (stop_state == stop_reached) | (carry.step + 1 >= limits)
+    at_end = ending.ends[token] | (stop_state == stop_reached) | (carry.step + 1 >= rows.limits)
     # A row that is done stays at its last slot.
-    positions = jnp.minimum(lengths + carry.step, cache_length - 1)[:, None]
+    positions = jnp.minimum(rows.lengths + carry.step, cache_length - 1)[:, None]
     logits, cache = module.apply(
       {'params': params}, token[:, None], no_image, positions, None, carry.cache, method='decode'
     )
     return Carry(carry.step + 1, logits[:, 0], stop_state, carry.done | at_end, tokens, cache)
 
-  start = Carry(
-    step=0,
-    logits=logits,
-    stop_state=jnp.zeros(batch_size, jnp.int32),
-    done=limits < 1,
-    tokens=jnp.full((batch_size, cache_length), -1, jnp.int32),
-    cache=cache,
-  )
-  end = jax.lax.while_loop(lambda carry: ~carry.done.all(), step, start)
-  return end.tokens, end.cache
+  return jax.lax.while_loop(lambda carry: ~carry.done.all() & (carry.step < until), step, carry)
+
+
+def choose(carry: Carry, rows: Rows, chosen: jax.Array) -> tuple[Carry, Rows]:
+  """The state of some rows, int32[b], of a batch."""
+  of_rows = carry._replace(step=None, cache=None), rows
+  of_rows, rows = jax.tree.map(lambda field: field[chosen], of_rows)
+  cache = jax.tree.map(lambda slots: slots[:, chosen], carry.cache)
+  return of_rows._replace(step=carry.step, cache=cache), rows
+
+
+def decode_all(
+  decode_some: Callable[[Carry, Rows, int], Carry],
+  choose_rows: Callable[[Carry, Rows, np.ndarray], tuple[Carry, Rows]],
+  carry: Carry,
+  rows: Rows,
+) -> np.ndarray:
+  """Decodes in chunks of steps, between which rows that have stopped leave the batch.
+
+  The size of the batch is halved when half of its rows have stopped, so few sizes are compiled.
+
+  Args:
+    decode_some: `decode` with all other arguments.
+    choose_rows: `choose`, compiled.
+    carry: from `begin`.
+    rows: of the batch.
+
+  Returns:
+    Answers int32[B, N], -1 after a row's end.
+  """
+  answers = np.full(carry.tokens.shape, -1, np.int32)
+  running, until = np.arange(len(answers)), 0
+  while len(running):
+    until += CHUNK
+    carry = decode_some(carry, rows, until)
+    done = np.asarray(carry.done)
+    if done.all():
+      answers[running] = np.asarray(carry.tokens)
+      break
+    size = len(running)
+    while size > _SMALLEST and (~done).sum() <= size // 2:
+      size = max(size // 2, _SMALLEST)
+    if size < len(running):
+      answers[running] = np.asarray(carry.tokens)
+      chosen = np.argsort(done, kind='stable')[:size]  # First those that go on.
+      running = running[chosen]
+      carry, rows = choose_rows(carry, rows, chosen.astype(np.int32))
+  return answers

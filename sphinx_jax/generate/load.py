@@ -14,11 +14,11 @@ import ml_collections
 from sphinx_jax.checkpoint import bundle, store
 from sphinx_jax.checkpoint.foreign import assemble, sources
 from sphinx_jax.core import config_values, errors, trees
-from sphinx_jax.core.progress import Progress
+from sphinx_jax.core.progress import Progress, log
 from sphinx_jax.data import dialog, tokenizer
 from sphinx_jax.generate.model import Model
 from sphinx_jax.models import families, settings
-from sphinx_jax.parallel import mesh as meshes, rules
+from sphinx_jax.parallel import mesh as meshes, placement, rules
 
 
 def load_run(directory: store.Path) -> tuple[Model, dict[str, Any], ml_collections.ConfigDict]:
@@ -37,7 +37,8 @@ def load_run(directory: store.Path) -> tuple[Model, dict[str, Any], ml_collectio
   carried = bundle.Bundle.from_meta(meta, directory)
   _check_model(carried, directory)
   params = store.load_params(directory)
-  return _model(carried, carried.config.model, params), meta, carried.config
+  config = _on_this_device(carried.config.model, params)
+  return _model(carried, config, params), meta, carried.config
 
 
 def template(directory: store.Path) -> dialog.Template:
@@ -83,6 +84,8 @@ def load_model(
     if mesh is not None:
       expected = _sharded_shapes(config, assemble.arrays(assembly), mesh)
     params = _read_params(assembly, expected)
+  if dtype is None:
+    config = _on_this_device(config, params)
   given = {'dtype': dtype, 'half_round': half_round}
   with config.unlocked():
     config.update({name: value for name, value in given.items() if value is not None})
@@ -103,6 +106,17 @@ def _check_model(carried: bundle.Bundle, directory: store.Path) -> None:
   """Raises SphinxError for a checkpoint whose model config has a wrong setting."""
   where = f"checkpoint '{directory}', config model"
   config_values.check(carried.config.get('model'), settings.MODEL, where)
+
+
+def _on_this_device(config: ml_collections.ConfigDict, params: dict) -> ml_collections.ConfigDict:
+  """A model config with the compute dtype that this device is fast at.
+
+  The values of weights are those of their dtype in any case.
+  """
+  if config.dtype != 'bfloat16' or not placement.is_on_one_cpu(params):
+    return config
+  log.info('products are computed in float32 on a CPU; weights stay in the dtype they have')
+  return ml_collections.ConfigDict({**config.to_dict(), 'dtype': 'float32'})
 
 
 def _model(carried: bundle.Bundle, config: ml_collections.ConfigDict, params: dict) -> Model:

@@ -83,21 +83,25 @@ class Model:
     self._canvas = (family.canvas(config),) * 2
     self._encoded_length = functools.partial(family.encoded_length, config)
     self.slot_rule = slots_lib.make(**family.slot_rule(config))
-    module = families.build(config)
+    self._separate = placement.is_on_one_cpu(params)
+    self._weights = self._for_decoding(params)
+    module = families.build(config, separate=self._separate)
     self._logits = self._compiled(functools.partial(_logits, module))
     self._encode = self._compiled(functools.partial(_encode, module), static_argnames='length')
     if tokenizer is None:
       return
     ending = decode.ending(template, tokenizer, vocab)
     self._prefill = self._compiled(functools.partial(decode.prefill, module))
-    self._grow = jax.jit(
-      functools.partial(decode.grow, module), static_argnames=('batch_size', 'length')
-    )
+    self._begin = jax.jit(functools.partial(decode.begin, module), static_argnames='length')
+    self._choose = jax.jit(decode.choose)
     self._decode = self._compiled(
       functools.partial(decode.decode, module, ending),
-      static_argnames=('cache_length', 'sample'),
-      donate_argnames='cache',
+      static_argnames='sample',
+      donate_argnames='carry',
     )
+
+  def _for_decoding(self, params: dict) -> dict:
+    return families.for_decoding(self._config, params) if self._separate else params
 
   def _compiled(self, function: Callable, **options: Any) -> Callable:
     """`jax.jit` of a function whose first argument is sharded like `self.params`."""
@@ -167,8 +171,8 @@ class Model:
     sequence, visual_index = _pad(prompts, lengths.max())
     positions = np.broadcast_to(np.arange(lengths.max(), dtype=np.int32), sequence.shape)
     segments = np.ones_like(sequence)
-    visual = self._visual(self._params, rows)
-    logits = self._logits(self._params, sequence, visual_index, positions, segments, visual)
+    visual = self._visual(self._weights, rows)
+    logits = self._logits(self._weights, sequence, visual_index, positions, segments, visual)
     first = lengths - tokens.shape[1]  # Visual tokens behind BOS have no token of their own.
     if not first.any():
       return logits
@@ -289,7 +293,8 @@ class Model:
       SphinxError: arrays that are no images; a model without encoders.
     """
     rows = self._rows('encode', images, len(images))
-    return self._visual(self._params if params is None else params, rows)
+    weights = self._weights if params is None else self._for_decoding(params)
+    return self._visual(weights, rows)
 
   def _slots(self, images: int) -> list[int]:
     """The number of slots of every one of some images."""
@@ -524,7 +529,7 @@ class Model:
         'temperature >= 0 and finite, 0 < top_p <= 1, a seed of 64 bits',
         'change them',
       )
-    params = self._params if params is None else params
+    params = self._weights if params is None else self._for_decoding(params)
     placed = []
     for prompt, of_row in zip(prompts, images):
       if not isinstance(prompt, Encoded):
@@ -613,22 +618,17 @@ class Model:
     cache_length = min(round_up((lengths + limits).max(), 2 * self._bucket), self.max_length)
     tokens, visual_index = _pad(prompts, width)
     logits, cache = self._prefill(params, tokens, visual_index, lengths, visual)
-    cache = self._grow(cache, batch_size=len(prompts), length=cache_length)
     key = jax.random.key(seed)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(streams.astype(np.uint32))
-    answers, _ = self._decode(
-      params,
-      cache,
-      logits,
-      lengths,
-      limits,
-      keys,
-      temperature,
-      top_p,
-      cache_length=cache_length,
-      sample=temperature > 0,
-    )
-    return np.asarray(answers)
+    carry = self._begin(cache, logits, limits, length=cache_length)
+
+    def decode_some(carry: decode.Carry, rows: decode.Rows, until: int) -> decode.Carry:
+      return self._decode(
+        params, carry, rows, temperature, top_p, np.int32(until), sample=temperature > 0
+      )
+
+    rows = decode.Rows(lengths, limits, keys)
+    return decode.decode_all(decode_some, self._choose, carry, rows)
 
 
 def _are_messages(content: Sequence) -> bool:

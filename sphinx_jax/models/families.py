@@ -12,9 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from sphinx_jax.core import tables, trees
-from sphinx_jax.models import attention, multimodal
+from sphinx_jax.models import attention, multimodal, narrow
 
 FAMILIES = tables.Table(
   'model',
@@ -30,18 +31,21 @@ def family(config: ml_collections.ConfigDict) -> type[multimodal.Multimodal]:
   return FAMILIES[config.get('name', 'sphinx')]
 
 
-def build(config: ml_collections.ConfigDict, platform: str | None = None) -> multimodal.Multimodal:
+def build(
+  config: ml_collections.ConfigDict, platform: str | None = None, separate: bool = False
+) -> multimodal.Multimodal:
   """The module of a model config (`config.model` of a run).
 
   Args:
     config: the model config. Its `attention` is a kernel of models/attention.py or 'auto'.
     platform: where the module will run ('cpu', 'gpu', 'tpu'); None: JAX's default backend.
+    separate: whether it takes parameters as `for_decoding` makes them.
 
   Raises:
     SphinxError: an unknown family, encoder, LLM, or setting of one of them.
   """
   kernel = attention.choose(config.attention, platform or jax.default_backend())
-  settings = {**config.to_dict(), 'attention': kernel}
+  settings = {**config.to_dict(), 'attention': kernel, 'separate': separate}
   return family(config)(ml_collections.FrozenConfigDict(settings))
 
 
@@ -62,6 +66,27 @@ def apply(
   fields = [batch[name] for name in names]
   hidden_states = model.apply({'params': params}, *fields, method='hidden_states')
   return hidden_states, lambda part: model.apply({'params': params}, part, method='lm_head')
+
+
+def for_decoding(config: ml_collections.ConfigDict, params: Mapping) -> dict:
+  """Parameters on a CPU as a module of `build(separate=True)` reads them, in the same memory.
+
+  Every decoder layer has its own: a loop over a stack would copy each layer out of it, as many
+  bytes as a decoding step reads. Matrices in bfloat16 become their bits, see models/narrow.py.
+
+  Args:
+    config: the model config.
+    params: parameter tree, as of `init`.
+  """
+  if config.dtype == 'float32':
+    params = jax.tree.map(narrow.bits, params)
+  llm = {name: part for name, part in params['llm'].items() if name != 'layers'}
+  # device_put shares aligned memory of numpy, and a layer of any real size is aligned.
+  stack = {path: np.asarray(leaf) for path, leaf in trees.flatten(params['llm']['layers']).items()}
+  for i in range(config.llm.layers):
+    layer = {path: jax.device_put(leaf[i]) for path, leaf in stack.items()}
+    llm[f'layers_{i}'] = trees.unflatten(layer)
+  return {**params, 'llm': llm}
 
 
 # Settings of speed, memory and rounding, those that the shapes of the parameters show, and how

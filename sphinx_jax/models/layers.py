@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sphinx_jax.core import errors
+from sphinx_jax.models import narrow
 from sphinx_jax.parallel import placement
 
 Names = tuple[str | None, ...]
@@ -64,6 +65,7 @@ def param(
   shape: Sequence[int],
   names: Names,
   dtype: Any = jnp.float32,
+  keep_bits: bool = False,
 ) -> jax.Array:
   """Makes a float32 parameter.
 
@@ -74,11 +76,16 @@ def param(
     shape: its shape.
     names: logical names of its dimensions.
     dtype: of the returned value.
+    keep_bits: whether a value that is given as its bits (models/narrow.py) stays so.
 
   Returns:
     The value in `dtype` and in the compute sharding.
   """
   value = module.param(name, nn.with_logical_partitioning(init, names), tuple(shape), jnp.float32)
+  if value.dtype == narrow.BITS:
+    if keep_bits:
+      return value
+    value = narrow.widen(value)
   # Casting first makes the all-gather smaller.
   return placement.constrain(value.astype(dtype), names)
 
@@ -117,9 +124,16 @@ class Dense(nn.Module):
         'raise the width that the model config gives it',
       )
     kernel = param(
-      self, 'kernel', fan_in(scale=self.scale), (width, *self.features), self.names, self.dtype
+      self,
+      'kernel',
+      fan_in(scale=self.scale),
+      (width, *self.features),
+      self.names,
+      self.dtype,
+      keep_bits=True,
     )
-    flat = x.astype(self.dtype).reshape(-1, width) @ kernel.reshape(width, -1)
+    product = narrow.matmul if kernel.dtype == narrow.BITS else jnp.matmul
+    flat = product(x.astype(self.dtype).reshape(-1, width), kernel.reshape(width, -1))
     out = flat.reshape(*x.shape[:-1], *self.features)
     if self.bias:
       out += param(self, 'bias', nn.initializers.zeros, self.features, self.names[1:], self.dtype)

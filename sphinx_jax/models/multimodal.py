@@ -152,9 +152,9 @@ class Multimodal(nn.Module):
     visual_index: jax.Array,
     positions: jax.Array,
     visual: jax.Array | None,
-    cache: dict,
-  ) -> tuple[jax.Array, dict]:
-    """Prefill or continuation of one sequence a row.
+    cache: Any,
+  ) -> tuple[jax.Array, Any]:
+    """Continuation of one sequence a row.
 
     Keys and values of row b are written to slots positions[b,0] onwards, which must fit the cache.
     A query at position p sees slots <= p, so what follows a right-padded prompt overwrites the
@@ -173,6 +173,34 @@ class Multimodal(nn.Module):
     embedded = self._embed(tokens, visual_index, visual)
     hidden_states, cache = self.llm.hidden_states(embedded, positions, cache=cache)
     return self.llm.lm_head(hidden_states), cache
+
+  def prefill(
+    self,
+    tokens: jax.Array,
+    visual_index: jax.Array,
+    lengths: jax.Array,
+    visual: jax.Array | None,
+  ) -> tuple[jax.Array, Any]:
+    """The first call of a sequence a row: right-padded prompts.
+
+    Args:
+      tokens: int32[B,T].
+      visual_index: int32[B,T].
+      lengths: int32[B], positions of each prompt.
+      visual: result of `encode`, or None.
+
+    Returns:
+      Logits float32[B,vocab] at each row's last position, and a cache of T slots.
+    """
+    rows, length = tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+    segments = (positions < lengths[:, None]).astype(jnp.int32)
+    embedded = self._embed(tokens, visual_index, visual)
+    cache = self.llm.init_cache(rows, length)
+    states, cache = self.llm.hidden_states(embedded, positions, segments, cache)
+    # The LM head of all positions takes a third of the time of short prompts.
+    last = jnp.take_along_axis(states, (lengths - 1)[:, None, None], axis=1)
+    return self.llm.lm_head(last)[:, 0], cache
 
   def _embed(
     self, tokens: jax.Array, visual_index: jax.Array, visual: jax.Array | None
@@ -209,6 +237,7 @@ def language_model(config: Any) -> nn.Module:
     remat=config.remat,
     unroll=config.scan_unroll,
     attention=config.attention,
+    separate=config.get('separate', False),
   )
   return make(f'llm {config.llm.name}', LLMS[config.llm.name], settings, shared, 'llm')
 

@@ -37,6 +37,15 @@ def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, rules.partition(names, compute=True))
 
 
+def is_on_one_cpu(tree: Any) -> bool:
+  """Whether all arrays of a tree are, or as arrays of numpy will be, on one CPU device."""
+  default = jax.local_devices()[:1]
+  devices = set()
+  for leaf in jax.tree.leaves(tree):
+    devices.update(leaf.devices() if isinstance(leaf, jax.Array) else default)
+  return len(devices) == 1 and devices.pop().platform == 'cpu'
+
+
 def on_mesh_of(tree: Any, function: Callable) -> Callable:
   """Wraps a function for `jax.jit` so that `constrain` inside it uses the mesh of a tree's arrays.
 

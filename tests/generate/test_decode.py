@@ -109,8 +109,10 @@ def script(monkeypatch, text, length=30):
   asked = dialog.Template('').prompt([('q', None)], tokenizer).ids
   table = jnp.array(([0] * (len(asked) - 1) + answer + [0] * length)[:length])
 
-  def apply(module, variables, tokens, visual_index, positions, visual, cache, method):
-    token = table[jnp.minimum(positions, length - 1)]
+  def apply(module, variables, tokens, visual_index, at, visual, cache=None, method=None):
+    if method == 'prefill':  # `at` is the lengths, in place of the positions.
+      at, cache = at - 1, families.init_cache(small.config(), *tokens.shape)
+    token = table[jnp.minimum(at, length - 1)]
     return jnp.where(jnp.arange(320) == token[..., None], 1.0, 0.0), cache
 
   monkeypatch.setattr(sphinx.Sphinx, 'apply', apply)
@@ -130,21 +132,14 @@ def answer_ids(config, params, limit, seed=0, temperature=0.0):
   fields = [field[None] for field in batch.interleave(ids, (), 0)]
   lengths = np.array([len(ids)], np.int32)
   logits, cache = decode.prefill(module, params, *fields, lengths, None)
-  cache = decode.grow(module, cache, batch_size=1, length=len(ids) + limit)
-  tokens, _ = decode.decode(
-    module,
-    ending,
-    params,
-    cache,
-    logits,
-    lengths,
-    np.array([limit], np.int32),
-    jax.random.key(seed)[None],
-    temperature,
-    1.0,
-    cache_length=len(ids) + limit,
-    sample=temperature > 0,
-  )
+  rows = decode.Rows(lengths, np.array([limit], np.int32), jax.random.key(seed)[None])
+  carry = decode.begin(module, cache, logits, rows.limits, length=len(ids) + limit)
+
+  def decode_some(carry, rows, until):
+    settings = temperature, 1.0, until
+    return decode.decode(module, ending, params, carry, rows, *settings, sample=temperature > 0)
+
+  tokens = decode.decode_all(decode_some, decode.choose, carry, rows)
   return tokens[0][tokens[0] >= 0]
 
 

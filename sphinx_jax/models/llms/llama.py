@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from sphinx_jax.core import errors
-from sphinx_jax.models import attention, foreign, foreign_config, layers
+from sphinx_jax.models import attention, foreign, foreign_config, layers, narrow
 from sphinx_jax.parallel import placement
+
+Cache = dict[str, jax.Array] | list[dict[str, jax.Array]] | None  # See `Llama.init_cache`.
 
 
 class Llama(nn.Module):
@@ -36,6 +38,8 @@ class Llama(nn.Module):
     remat: see `layers.stack`.
     attention: kernel for packed rows, see models/attention.py.
     unroll: see `layers.stack`.
+    separate: whether layers have parameters and a cache of their own, for decoding: 'layers_0',
+      ... in place of the stack 'layers' (`families.for_decoding`).
     dtype: compute dtype.
   """
 
@@ -55,6 +59,7 @@ class Llama(nn.Module):
   remat: str = 'none'
   attention: str = 'xla'
   unroll: int = 1
+  separate: bool = False
   dtype: Any = jnp.float32
 
   def setup(self) -> None:
@@ -72,9 +77,9 @@ class Llama(nn.Module):
       (self.vocab, self.width),
       ('vocab', 'lookup'),
       self.dtype,
+      keep_bits=True,
     )
-    blocks = layers.stack(Layer, self.layers, self.unroll, self.remat, scanned=1, broadcast=4)
-    self.blocks = blocks(
+    settings = (
       self.heads,
       self.kv_heads or self.heads,
       self._channels,
@@ -84,8 +89,12 @@ class Llama(nn.Module):
       self.window,
       self.attention,
       self.dtype,
-      name='layers',
     )
+    if self.separate:
+      self.blocks = [Layer(*settings, name=f'layers_{i}') for i in range(self.layers)]
+    else:
+      blocks = layers.stack(Layer, self.layers, self.unroll, self.remat, scanned=1, broadcast=4)
+      self.blocks = blocks(*settings, name='layers')
     self.norm = layers.RMSNorm(self.norm_eps, self.dtype)
     # The scale makes the first logits small, so that the loss starts at log(vocab).
     self.output = layers.Dense(
@@ -107,7 +116,8 @@ class Llama(nn.Module):
     # Every device looks up its own channels of all rows. No device holds the whole table or its
     # gradient.
     tokens = placement.constrain(tokens, ('lookup_rows', None))
-    x = placement.constrain(jnp.take(self.table, tokens, axis=0), ('lookup_rows', None, 'lookup'))
+    x = narrow.widen(jnp.take(self.table, tokens, axis=0))
+    x = placement.constrain(x, ('lookup_rows', None, 'lookup'))
     return placement.constrain(x, ('batch', None, None))
 
   def hidden_states(
@@ -115,32 +125,38 @@ class Llama(nn.Module):
     x: jax.Array,
     positions: jax.Array,
     segments: jax.Array | None = None,
-    cache: dict | None = None,
-  ) -> tuple[jax.Array, dict | None]:
+    cache: Cache = None,
+  ) -> tuple[jax.Array, Cache]:
     """Last hidden states of embedded sequences.
 
     Args:
       x: embeddings [B,T,D].
       positions: int32[B,T] for the rotary embedding. With a cache they are also its slots: row b
         writes slots positions[b,0] onwards.
-      segments: int32[B,T] of packed rows, without a cache.
+      segments: int32[B,T] of packed rows. With a cache of T slots, rows are prompts: they see
+        themselves alone, and fill the cache.
       cache: from `init_cache` or the call before, or None.
 
     Returns:
       Hidden states [B,T,D] in the compute dtype, after the last norm, and the new cache.
     """
     angles = rotary_angles(positions, self._channels, self.rope_theta, self.rope_scaling)
-    layer_numbers = jnp.arange(self.layers)
-    (x, cache), _ = self.blocks(
-      (x, cache), layer_numbers, jnp.cos(angles), jnp.sin(angles), positions, segments
-    )
+    shared = jnp.cos(angles), jnp.sin(angles), positions, segments
+    if self.separate:
+      caches = []
+      for block, own in zip(self.blocks, cache or [None] * self.layers):
+        (x, own), _ = block((x, own), 0, *shared)
+        caches.append(own)
+      cache = cache and caches
+    else:
+      (x, cache), _ = self.blocks((x, cache), jnp.arange(self.layers), *shared)
     return self.norm(x), cache
 
   def lm_head(self, hidden_states: jax.Array) -> jax.Array:
     """Logits float32[B,T,vocab] of hidden states [B,T,D]."""
     return self.output(hidden_states).astype(jnp.float32)
 
-  def init_cache(self, rows: int, length: int) -> dict:
+  def init_cache(self, rows: int, length: int) -> Cache:
     """An empty cache.
 
     Args:
@@ -148,8 +164,9 @@ class Llama(nn.Module):
       length: slots of each row.
 
     Returns:
-      Zeros {'k', 'v'}, each [layers,B,K,length,C] in the compute dtype. In this order a decoding
-      step reads the slots of a head from contiguous memory.
+      Zeros {'k', 'v'}, each [layers,B,K,length,C] in the compute dtype; of separate layers a list
+      of them, [1,B,K,length,C] each. In this order a decoding step reads the slots of a head from
+      contiguous memory.
 
     Raises:
       SphinxError: the length is over max_length.
@@ -161,8 +178,9 @@ class Llama(nn.Module):
         f'at most llm.max_length, {self.max_length}',
         'shorten the prompt or raise it',
       )
-    shape = (self.layers, rows, self.kv_heads or self.heads, length, self._channels)
-    return {'k': jnp.zeros(shape, self.dtype), 'v': jnp.zeros(shape, self.dtype)}
+    shape = (rows, self.kv_heads or self.heads, length, self._channels)
+    zeros = lambda layers: {name: jnp.zeros((layers, *shape), self.dtype) for name in ('k', 'v')}
+    return [zeros(1) for _ in range(self.layers)] if self.separate else zeros(self.layers)
 
 
 def ffn_width(width: int, multiple_of: int, multiplier: float | None) -> int:
@@ -191,10 +209,10 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 class Layer(nn.Module):
-  """One decoder layer, scanned.
+  """One decoder layer.
 
-  The carry is x [B,T,D] and the cache of all layers, or None. Each layer writes only its new slots.
-  A cache that is a scanned input and output instead would be copied in every decoding step.
+  The carry is x [B,T,D] and the cache of all scanned layers, or None. Each layer writes only its
+  new slots. A cache that is a scanned input and output instead would be copied in every step.
   """
 
   heads: int
@@ -274,10 +292,16 @@ class Attention(nn.Module):
     query = rotate(project('wq', self.heads, 'heads'), cos, sin)
     key = rotate(project('wk', self.kv_heads, 'kv_heads'), cos, sin)
     value = project('wv', self.kv_heads, 'kv_heads')
-    if cache is None:
+    if segments is not None:
+      kernel = self.kernel if cache is None else 'xla'
       attended = attention.attend(
-        query, key, value, segments=segments, window=self.window, kernel=self.kernel
+        query, key, value, segments=segments, window=self.window, kernel=kernel
       )
+      if cache is not None:
+        cache = {
+          name: jax.lax.dynamic_update_index_in_dim(cache[name], new.swapaxes(1, 2), layer, 0)
+          for name, new in (('k', key), ('v', value))
+        }
     else:
       cache = {
         'k': _write(cache['k'], layer, key, positions),

@@ -1,0 +1,159 @@
+"""Times decoding here and in Hugging Face transformers, in turns, beside the memory bandwidth.
+
+    python -m benchmarks.decode
+    python -m benchmarks.decode --width=2048 --layers=22 --dtypes=bfloat16 --batches=1
+
+A language model of LLaMA's form with random weights continues prompts of random tokens greedily.
+Both sides get the same folder and the same ids, and must answer with the same ids where the dtype
+is float32. A call is timed with one new token (prefill) and with many; their difference is the
+time of the other tokens. The bound is the time to read all weights once at the bandwidth that a sum
+over memory reaches in the same process.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+
+import numpy as np
+
+from benchmarks import sides
+
+
+def prompts(options: dict, batch: int) -> np.ndarray:
+  """Token ids int64[batch, prompt]."""
+  rng = np.random.default_rng(batch)
+  return rng.integers(3, options['vocab'], (batch, options['prompt']))
+
+
+def make_torch(options: dict, folder: str, dtype: str, batch: int) -> tuple:
+  import torch
+  from transformers import LlamaForCausalLM
+
+  torch.set_num_threads(sides.THREADS)
+  model = LlamaForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+  ids = torch.from_numpy(prompts(options, batch))
+
+  def generate(tokens: int) -> list[str]:
+    with torch.inference_mode():
+      out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+      )
+    return [' '.join(map(str, row)) for row in out[:, ids.shape[1] :].tolist()]
+
+  return generate, generate(options['tokens'])
+
+
+class Numbers:
+  """In place of a tokenizer: the text of a token is its number."""
+
+  specials: dict[str, int] = {}
+  eos = -1
+
+  def __init__(self, vocab_size: int) -> None:
+    self.vocab_size = vocab_size
+
+  def decode(self, ids: list[int]) -> str:
+    return ' '.join(map(str, ids))
+
+
+def make_jax(options: dict, folder: str, dtype: str, batch: int) -> tuple:
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  import sphinx_jax
+  from sphinx_jax.data import dialog
+  from sphinx_jax.generate.model import Model
+
+  loaded = sphinx_jax.load(folder)  # Stored in the dtype of this case.
+  template = dialog.Template(style='idefics2_base')  # Has no text that ends an answer.
+  model = Model(loaded.config, loaded.params, Numbers(options['vocab']), template)
+  ids = prompts(options, batch).tolist()
+  generate = lambda tokens: model.complete(ids, max_new_tokens=tokens)
+  return generate, generate(options['tokens'])
+
+
+def bandwidth(gigabytes: float = 1.0) -> float:
+  """Bytes a second at which all cores together sum an array that no cache holds."""
+  import torch
+
+  torch.set_num_threads(sides.THREADS)
+  array = torch.ones(int(gigabytes * 2**28))
+  seconds = []
+  for _ in range(5):
+    began = time.perf_counter()
+    array.sum()
+    seconds.append(time.perf_counter() - began)
+  return 4 * array.numel() / min(seconds)
+
+
+def write_model(options: dict, folder: str, dtype: str) -> int:
+  """Writes a folder of random weights as transformers does, and returns the bytes of a step."""
+  import torch
+  from transformers import LlamaConfig, LlamaForCausalLM
+
+  torch.manual_seed(0)
+  config = LlamaConfig(
+    vocab_size=options['vocab'],
+    hidden_size=options['width'],
+    intermediate_size=256 * -(-int(8 * options['width'] / 3) // 256),
+    num_hidden_layers=options['layers'],
+    num_attention_heads=options['width'] // 64,
+    initializer_range=0.05,  # Larger than usual, so that the best token is clear.
+  )
+  model = LlamaForCausalLM(config).to(getattr(torch, dtype))
+  model.save_pretrained(folder)
+  parameters = sum(parameter.numel() for parameter in model.parameters())
+  read = parameters - options['vocab'] * options['width']  # Of the embedding, a row is read.
+  return read * model.dtype.itemsize
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  numbers = dict(width=1024, layers=16, vocab=32000, prompt=300, tokens=33, repeats=5)
+  for name, default in numbers.items():
+    parser.add_argument(f'--{name}', type=int, default=default, help='%(default)s')
+  parser.add_argument('--dtypes', default='float32,bfloat16', help='at rest (%(default)s)')
+  parser.add_argument('--batches', default='1,8', help='%(default)s')
+  options = vars(parser.parse_args())
+  print(
+    f'{"at rest":9}{"rows":>5}{"":>14}{"ms to 1st":>11}{"ms a token":>12}{"of bound":>10}'
+    f'{"peak GiB":>10}'
+  )
+  for dtype in options['dtypes'].split(','):
+    for batch in map(int, options['batches'].split(',')):
+      with tempfile.TemporaryDirectory() as folder:
+        step_bytes = write_model(options, folder, dtype)
+        compare(options, folder, dtype, batch, step_bytes / bandwidth())
+
+
+def compare(options: dict, folder: str, dtype: str, batch: int, bound: float) -> None:
+  """Measures one line of both sides; `bound` is in seconds a token."""
+  sizes = 1, options['tokens']
+  arguments = options, folder, dtype, batch
+  measured = sides.measure((make_jax, make_torch), arguments, options['repeats'], sizes)
+  table = {}
+  for name, side in zip(('sphinx_jax', 'transformers'), measured):
+    begin, total = map(statistics.median, side.seconds)
+    token = (total - begin) / (sizes[1] - 1)
+    table[name] = begin, token
+    print(
+      f'{dtype:9}{batch:5}  {name:12}{1e3 * begin:11.0f}{1e3 * token:12.1f}{bound / token:10.0%}'
+      f'{side.gib:10.1f}',
+      flush=True,
+    )
+  ratios = [theirs / ours for ours, theirs in zip(*table.values())]
+  same = sum(a == b for a, b in zip(*(side.result for side in measured)))
+  print(
+    f'{"":16}times faster{ratios[0]:11.2f}{ratios[1]:12.2f}    {same} of {batch} answers equal, '
+    f'load average {os.getloadavg()[0]:.1f}',
+    flush=True,
+  )
+
+
+if __name__ == '__main__':
+  main()
