@@ -141,7 +141,12 @@ def visual_tokens(config: ml_collections.ConfigDict) -> int:
   Those of SPHINX are start, tokens and end of every view. The official code calls this number
   image_words.
   """
-  return _visual_tokens(ml_collections.FrozenConfigDict(config))
+  return _visual_tokens(_key(config))
+
+
+def _key(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDict:
+  """The same for a locked and an unlocked config, to which ml_collections gives other hashes."""
+  return ml_collections.FrozenConfigDict(config.to_dict())
 
 
 @functools.cache
@@ -149,12 +154,8 @@ def _visual_tokens(config: ml_collections.FrozenConfigDict) -> int:
   if not family(config).sees_images(config):
     return 0
   images = jax.ShapeDtypeStruct((1, 1, config.image_size, config.image_size, 3), jnp.uint8)
-  module = build(config)
-
-  def encode(images: jax.Array) -> jax.Array:
-    return module.init_with_output(jax.random.key(0), images, method='encode')[0]
-
-  return jax.eval_shape(encode, images).shape[1]
+  encode = functools.partial(build(config).apply, method='encode')
+  return jax.eval_shape(encode, {'params': abstract_params(config)}, images).shape[1]
 
 
 def init(config: ml_collections.ConfigDict, rng: jax.Array) -> dict:
@@ -164,14 +165,14 @@ def init(config: ml_collections.ConfigDict, rng: jax.Array) -> dict:
 
 def abstract_params(config: ml_collections.ConfigDict) -> dict:
   """Shapes and dtypes of `init`, without computing anything."""
-  return nn.unbox(_abstract(ml_collections.FrozenConfigDict(config)))
+  return nn.unbox(_abstract(_key(config)))
 
 
 def logical_axes(config: ml_collections.ConfigDict) -> dict:
   """The tree of `init` with a tuple of logical names (see layers.py) for every parameter."""
   return jax.tree.map(
     lambda box: tuple(box.names),
-    _abstract(ml_collections.FrozenConfigDict(config)),
+    _abstract(_key(config)),
     is_leaf=lambda box: isinstance(box, nn.LogicallyPartitioned),
   )
 
