@@ -7,6 +7,8 @@ programs for all tests, their child processes and the next run of the tests.
 import os
 import pathlib
 
+from tests import xla
+
 ROOT = pathlib.Path(__file__).parent.parent
 CACHE = {
   'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.cache' / 'jax'),
@@ -19,8 +21,7 @@ os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')  # Programs compile
 for name, value in CACHE.items():
   os.environ.setdefault(name, value)
 if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-  flags = os.environ.get('XLA_FLAGS', '')
-  os.environ['XLA_FLAGS'] = f'{flags} --xla_force_host_platform_device_count=8'
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {xla.flags(devices=8)}'
 
 import filelock  # noqa: E402  After the settings above, as all imports here.
 import jax  # noqa: E402

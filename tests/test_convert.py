@@ -4,7 +4,6 @@ Refusals: test_convert_refusals.py.
 """
 
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -22,7 +21,7 @@ from sphinx_jax.checkpoint import store, stream
 from sphinx_jax.checkpoint.foreign import pth_writer, safetensors as safetensors_files
 from sphinx_jax.core import config, errors, progress
 from sphinx_jax.models import foreign
-from tests import release
+from tests import release, xla
 
 ROOT = pathlib.Path(__file__).parent.parent
 # docs/official_sphinx.md, "Shards".
@@ -472,7 +471,7 @@ def test_memory_is_a_few_tensors_at_whatever_size(light, tmp_path):
     capture_output=True,
     text=True,
     timeout=300,
-    env=os.environ | {'XLA_FLAGS': ''} | MALLOC,
+    env=xla.environment() | MALLOC,
   )
   assert done.returncode == 0, done.stderr
   before, there, back = map(float, done.stdout.split())

@@ -10,7 +10,7 @@ import sys
 import pytest
 from PIL import Image
 
-from tests.recipe_run import one_device
+from tests import xla
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -108,7 +108,7 @@ def test_a_command_works_as_written(command, folder):
   for placeholder, place in places.items():
     words = [word.replace(placeholder, place) for word in words]
   done = subprocess.run(
-    [sys.executable, *words], cwd=folder, env=one_device(), capture_output=True, text=True
+    [sys.executable, *words], cwd=folder, env=xla.environment(), capture_output=True, text=True
   )
   assert done.returncode == 0, f'{os.linesep.join(words)}\n{done.stdout}{done.stderr}'
   assert 'Traceback' not in done.stderr

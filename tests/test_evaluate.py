@@ -1,7 +1,6 @@
 """`python -m sphinx_jax.evaluate` from end to end, with a tiny model and small dataset files."""
 
 import json
-import os
 import pathlib
 import re
 import socket
@@ -16,7 +15,7 @@ from PIL import Image
 from sphinx_jax import evaluate
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.bundle import Bundle
-from tests import release
+from tests import release, xla
 from tests.generate import small
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -67,7 +66,7 @@ def start(*flags, **environment):
     text=True,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
-    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''} | environment,
+    env=xla.environment() | environment,
   )
 
 
@@ -144,7 +143,7 @@ def test_two_processes_write_the_files_of_one(scored, root, checkpoint, tmp_path
       JAX_NUM_PROCESSES='2',
       JAX_PROCESS_ID=str(number),
       SPHINX_JAX_COMMIT='a',
-      XLA_FLAGS='--xla_force_host_platform_device_count=2',
+      XLA_FLAGS=xla.flags(devices=2),
     )
     for number in range(2)
   ]

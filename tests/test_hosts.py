@@ -18,6 +18,7 @@ from sphinx_jax.checkpoint import store
 from sphinx_jax.core import errors
 from sphinx_jax.parallel import hosts
 from sphinx_jax.training import writer
+from tests import xla
 
 ROOT = pathlib.Path(__file__).parent.parent
 HEARTBEAT_TIMEOUT = 10  # Seconds. With a shorter one, a busy machine looks like a dead process.
@@ -149,7 +150,7 @@ class Run:
     self.files = [workdir.parent / f'{workdir.name}.{i}.{began}' for i in range(processes)]
     common = {
       'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={4 // processes}',
+      'XLA_FLAGS': xla.flags(devices=4 // processes),
       'JAX_COMPILATION_CACHE_DIR': str(folder / 'programs'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
       'SPHINX_JAX_HEARTBEAT_TIMEOUT': str(HEARTBEAT_TIMEOUT),

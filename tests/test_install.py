@@ -16,6 +16,7 @@ import zipfile
 import pytest
 
 from sphinx_jax.core import cli
+from tests import xla
 
 ROOT = pathlib.Path(__file__).parent.parent
 FORKME = ROOT / 'configs' / 'forkme.py'
@@ -95,7 +96,7 @@ def _run(python, *arguments, cwd, **environment):
   return subprocess.run(
     [python, '-P', '-m', *arguments],
     cwd=cwd,
-    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''} | environment,
+    env=xla.environment() | environment,
     capture_output=True,
     text=True,
     timeout=300,

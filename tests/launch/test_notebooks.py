@@ -11,6 +11,8 @@ import nbclient
 import nbformat
 import pytest
 
+from tests import xla
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 NOTEBOOKS = sorted((ROOT / 'launch').glob('*.ipynb'))
 
@@ -28,7 +30,7 @@ def execute(finished_recipe, monkeypatch):
   """Runs a notebook: [(source, printed text, number of images), ...] of its code cells."""
   monkeypatch.setenv('SPHINX_JAX_QUICK', '1')
   monkeypatch.setenv('SPHINX_JAX_WORKDIR', str(finished_recipe.parent))
-  monkeypatch.delenv('XLA_FLAGS')
+  monkeypatch.setenv('XLA_FLAGS', xla.flags())
 
   def run(name, folder):
     book = nbformat.read(ROOT / 'launch' / name, as_version=4)
