@@ -2,8 +2,8 @@
 
 import os
 
-# The newer emitter of fused operations takes three quarters of the time in which a program of these
-# sizes compiles. The older one computes the same, more slowly.
+# The newer emitter of fused operations takes half to three quarters of the time in which the
+# programs of the tests compile. The older one computes the same, more slowly.
 FLAGS = '--xla_cpu_use_fusion_emitters=false'
 
 
