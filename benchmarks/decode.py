@@ -4,10 +4,10 @@
     python -m benchmarks.decode --width=2048 --layers=22 --dtypes=bfloat16 --batches=1
 
 A language model of LLaMA's form with random weights continues prompts of random tokens greedily.
-Both sides get the same folder and the same ids, and must answer with the same ids where the dtype
-is float32. A call is timed with one new token (prefill) and with many; their difference is the
-time of the other tokens. The bound is the time to read all weights once at the bandwidth that a sum
-over memory reaches in the same process.
+Both sides get the same folder and the same ids; the number of equal answers is printed. A call is
+timed with one new token (prefill) and with many; their difference is the time of the other tokens.
+The bound is the time to read all weights once at the bandwidth that a sum over memory reaches
+before the two sides start.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import time
 
 import numpy as np
 
-from benchmarks import sides
+from benchmarks import llama_folder, sides
 
 
 def prompts(options: dict, batch: int) -> np.ndarray:
@@ -91,27 +91,6 @@ def bandwidth(gigabytes: float = 1.0) -> float:
   return 4 * array.numel() / min(seconds)
 
 
-def write_model(options: dict, folder: str, dtype: str) -> int:
-  """Writes a folder of random weights as transformers does, and returns the bytes of a step."""
-  import torch
-  from transformers import LlamaConfig, LlamaForCausalLM
-
-  torch.manual_seed(0)
-  config = LlamaConfig(
-    vocab_size=options['vocab'],
-    hidden_size=options['width'],
-    intermediate_size=256 * -(-int(8 * options['width'] / 3) // 256),
-    num_hidden_layers=options['layers'],
-    num_attention_heads=options['width'] // 64,
-    initializer_range=0.05,  # Larger than usual, so that the best token is clear.
-  )
-  model = LlamaForCausalLM(config).to(getattr(torch, dtype))
-  model.save_pretrained(folder)
-  parameters = sum(parameter.numel() for parameter in model.parameters())
-  read = parameters - options['vocab'] * options['width']  # Of the embedding, a row is read.
-  return read * model.dtype.itemsize
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   numbers = dict(width=1024, layers=16, vocab=32000, prompt=300, tokens=33, repeats=5)
@@ -127,7 +106,10 @@ def main() -> None:
   for dtype in options['dtypes'].split(','):
     for batch in map(int, options['batches'].split(',')):
       with tempfile.TemporaryDirectory() as folder:
-        step_bytes = write_model(options, folder, dtype)
+        # Larger deviations than usual, so that the best token is clear.
+        parameters = llama_folder.write(folder, options, dtype, initializer_range=0.05)
+        read = parameters - options['vocab'] * options['width']  # Of the embedding, a row is read.
+        step_bytes = read * {'float32': 4, 'bfloat16': 2}[dtype]
         compare(options, folder, dtype, batch, step_bytes / bandwidth())
 
 

@@ -11,18 +11,15 @@ Hugging Face transformers (`pip install -e .[convert]`).
 
 import argparse
 import dataclasses
-import multiprocessing
 import os
-import resource
 import statistics
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
-THREADS = 2
+from benchmarks import sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,22 +195,23 @@ def tensor(values: np.ndarray) -> object:
   return torch.from_numpy(values)
 
 
-def make_torch(case: Case) -> tuple[Callable, int]:
+def make_torch(name: str) -> tuple[Callable, int]:
   import torch
 
-  torch.set_num_threads(THREADS)
+  torch.set_num_threads(sides.THREADS)
+  case = CASES[name]
   settings = settings_of(case)
   forward = case.make_torch(settings)
   images = tensor(normal((1, 3, settings['view'], settings['view'])))
 
-  def run() -> None:
+  def run(_: int) -> None:
     with torch.inference_mode():
       forward(images)
 
   return run, forward.parameters
 
 
-def make_jax(case: Case) -> tuple[Callable, int]:
+def make_jax(name: str) -> tuple[Callable, int]:
   os.environ['JAX_PLATFORMS'] = 'cpu'
   import flax.linen as nn
   import jax
@@ -222,6 +220,7 @@ def make_jax(case: Case) -> tuple[Callable, int]:
   from sphinx_jax.core import trees
   from sphinx_jax.models import layers, sphinx
 
+  case = CASES[name]
   settings, encoder = settings_of(case), sphinx.ENCODERS[case.encoder]
   normalization = {'image_mean': sphinx.MEAN, 'image_std': sphinx.STD}
   fields = encoder.__dataclass_fields__
@@ -237,61 +236,23 @@ def make_jax(case: Case) -> tuple[Callable, int]:
     lambda params, images: module.apply({'params': params}, images),
     compiler_options=layers.compiler_options(),
   )
-  return lambda: jax.block_until_ready(forward(params, images)), trees.count(params)
-
-
-def work(side: Callable, name: str, pipe: Connection) -> None:
-  """The process of one side.
-
-  Makes the module and runs it once, then once for every true message. A false message ends it.
-
-  Args:
-    side: `make_jax` or `make_torch`.
-    name: a name in CASES.
-    pipe: gets the number of parameters, the seconds of every pass, and last the peak GiB.
-  """
-  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
-  run, parameters = side(CASES[name])
-  run()
-  pipe.send(parameters)
-  while pipe.recv():
-    began = time.perf_counter()
-    run()
-    pipe.send(time.perf_counter() - began)
-  pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+  return lambda _: jax.block_until_ready(forward(params, images)), trees.count(params)
 
 
 def measure(name: str, repeats: int) -> str:
   """Measures a case and formats its line of the table."""
-  context = multiprocessing.get_context('spawn')
-  pipes, processes = [], []
-  for side in (make_jax, make_torch):
-    pipe, other = context.Pipe()
-    processes.append(context.Process(target=work, args=(side, name, other), daemon=True))
-    processes[-1].start()
-    other.close()  # Now `pipe.recv` raises when the process dies.
-    pipes.append(pipe)
-
-  def ask(pipe: Connection, run_again: bool) -> float:
-    pipe.send(run_again)
-    return pipe.recv()
-
-  jax_parameters, torch_parameters = (pipe.recv() for pipe in pipes)
-  if abs(jax_parameters - torch_parameters) > 0.01 * jax_parameters:
+  ours, theirs = sides.measure((make_jax, make_torch), (name,), repeats)
+  if abs(ours.result - theirs.result) > 0.01 * ours.result:
     raise SystemExit(
-      f'{name}: JAX has {jax_parameters} parameters, PyTorch {torch_parameters}: '
-      'not the same module'
+      f'{name}: JAX has {ours.result} parameters, PyTorch {theirs.result}: not the same module'
     )
-  pairs = [[ask(pipe, True) for pipe in pipes] for _ in range(repeats)]
-  jax_gib, torch_gib = (ask(pipe, False) for pipe in pipes)
-  for process in processes:
-    process.join()
-  jax_seconds, torch_seconds = (statistics.median(seconds) for seconds in zip(*pairs))
-  ratios = [torch_pass / jax_pass for jax_pass, torch_pass in pairs]
+  (jax_passes,), (torch_passes,) = ours.seconds, theirs.seconds
+  jax_seconds, torch_seconds = map(statistics.median, (jax_passes, torch_passes))
+  ratios = [torch_pass / jax_pass for jax_pass, torch_pass in zip(jax_passes, torch_passes)]
   return (
-    f'{CASES[name].title:25}{jax_parameters / 1e6:7.0f}'
+    f'{CASES[name].title:25}{ours.result / 1e6:7.0f}'
     f'{1e3 * jax_seconds:9.0f}{1e3 * torch_seconds:9.0f}{torch_seconds / jax_seconds:8.2f}'
-    f'   {min(ratios):4.2f} to {max(ratios):4.2f}{jax_gib:9.1f}{torch_gib:9.1f}'
+    f'   {min(ratios):4.2f} to {max(ratios):4.2f}{ours.gib:9.1f}{theirs.gib:9.1f}'
   )
 
 
@@ -322,8 +283,8 @@ def main() -> None:
   for name in names:
     print(measure(name, options.repeats), flush=True)
   print(
-    f'medians of {options.repeats}, {THREADS} threads; load average {os.getloadavg()[0]:.1f}; '
-    f'{time.perf_counter() - began:.0f} s in total'
+    f'medians of {options.repeats}, {sides.THREADS} threads; '
+    f'load average {os.getloadavg()[0]:.1f}; {time.perf_counter() - began:.0f} s in total'
   )
 
 

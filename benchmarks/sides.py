@@ -2,13 +2,13 @@
 
 import multiprocessing
 import os
-import resource
+import re
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-THREADS = 2
+THREADS = 2  # Of each side.
 
 
 class Measured(NamedTuple):
@@ -25,16 +25,21 @@ class Measured(NamedTuple):
   gib: float
 
 
-def _serve(make: Callable, arguments: Sequence, threads: int, pipe: Connection) -> None:
+def _serve(make: Callable, arguments: Sequence, pipe: Connection) -> None:
   """The process of one side. It runs the work with every argument that it gets; None ends it."""
-  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
   run, result = make(*arguments)
   pipe.send(result)
   while (argument := pipe.recv()) is not None:
     began = time.perf_counter()
     run(argument)
     pipe.send(time.perf_counter() - began)
-  pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+  pipe.send(_peak_gib())
+
+
+def _peak_gib() -> float:
+  """Peak memory of this process. ru_maxrss would start at that of the parent process."""
+  return int(re.search(r'VmHWM:\s+(\d+) kB', open('/proc/self/status').read())[1]) / 2**20
 
 
 def measure(
@@ -42,7 +47,6 @@ def measure(
   arguments: Sequence,
   repeats: int,
   works: Sequence = (1,),
-  threads: int = THREADS,
 ) -> list[Measured]:
   """Times all sides in turns, after one run of each work to warm up.
 
@@ -52,7 +56,6 @@ def measure(
     arguments: can be pickled.
     repeats: timed runs of each work.
     works: arguments of the function.
-    threads: cores of each process.
 
   Returns:
     One entry a maker.
@@ -61,7 +64,7 @@ def measure(
   pipes, processes = [], []
   for make in makers:
     pipe, other = context.Pipe()
-    process = context.Process(target=_serve, args=(make, arguments, threads, other), daemon=True)
+    process = context.Process(target=_serve, args=(make, arguments, other), daemon=True)
     process.start()
     other.close()  # Now `pipe.recv` raises when the process dies.
     pipes.append(pipe)

@@ -10,14 +10,13 @@ computes with sdpa attention and PyTorch's fused AdamW.
 
 import argparse
 import os
-import pathlib
 import statistics
 import tempfile
 from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks import sides
+from benchmarks import llama_folder, sides
 
 LEARNING_RATE, BETAS, CLIP = 1e-4, (0.9, 0.95), 1.0
 
@@ -113,22 +112,6 @@ def make_jax(options: dict, folder: str) -> tuple[Callable, float]:
   return update, update()
 
 
-def write_model(options: dict, folder: pathlib.Path) -> None:
-  """Writes a folder of random weights as transformers does."""
-  import torch
-  from transformers import LlamaConfig, LlamaForCausalLM
-
-  torch.manual_seed(0)
-  config = LlamaConfig(
-    vocab_size=options['vocab'],
-    hidden_size=options['width'],
-    intermediate_size=256 * -(-int(8 * options['width'] / 3) // 256),
-    num_hidden_layers=options['layers'],
-    num_attention_heads=options['width'] // 64,
-  )
-  LlamaForCausalLM(config).save_pretrained(folder)
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   for name, default in dict(
@@ -140,7 +123,7 @@ def main() -> None:
   )
   options = vars(parser.parse_args())
   with tempfile.TemporaryDirectory() as folder:
-    write_model(options, pathlib.Path(folder))
+    llama_folder.write(folder, options)
     ours, theirs = sides.measure((make_jax, make_torch), (options, folder), options['repeats'])
   for name, side in (('sphinx_jax', ours), ('transformers', theirs)):
     milliseconds = sorted(1e3 * seconds for seconds in side.seconds[0])
