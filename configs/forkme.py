@@ -67,7 +67,7 @@ def get_config(arg: str = '') -> ConfigDict:
       canvas = (config.model.slots.longest // config.model.vision.patch) ** 2
       config.model.vision.patches_per_row = images * (32 * -(-canvas // 128))
     config.batch = dict(size=8, images=images, window=256)
-    visual_tokens = families.visual_tokens(parent.config.model)
+    visual_tokens = families.visual_tokens(config.model)
     config.batch.seq_len = config.batch.get_ref('images') * visual_tokens + 512
     # For pretrained weights: docs/official_sphinx.md, "Fine-tuning recipe".
     config.optimizer.update(name='adamw', betas=(0.9, 0.95), weight_decay=0.0, clip=8.0)

@@ -106,7 +106,9 @@ def test_run_learns_and_writes_its_metrics(unbroken):
 
 def test_speed_is_that_of_the_counted_update(unbroken):
   line = writer.read(unbroken)[0]
-  flops = run.Program(tiny())._count_flops(run.Program(tiny()).trace())
+  program = run.Program(tiny())
+  program.compile()
+  flops = program.flops
   assert line['tflops_per_second'] == pytest.approx(flops * line['steps_per_second'] / 1e12)
   assert 0 < line['mfu'] and flops > 6 * 2 * 8 * 16 * 16**2  # Some products of [B*T,D] and [D,D].
 
@@ -161,7 +163,7 @@ def test_a_project_without_wandb_is_refused_before_the_workdir_is_made(tmp_path,
 
 @pytest.mark.slow  # Stand-in: the fake above.
 def test_the_real_wandb_resumes_offline(tmp_path, monkeypatch):
-  pytest.importorskip('wandb')
+  pytest.importorskip('wandb', reason='wandb is an extra that no test needs (2026-11-29)')
   monkeypatch.setenv('WANDB_MODE', 'offline')
   for _ in range(2):
     with wandb_run.start(tiny(wandb='project'), tmp_path) as run_of_wandb:

@@ -198,20 +198,22 @@ def decode_all(
     Answers int32[B, N], -1 after a row's end.
   """
   answers = np.full(carry.tokens.shape, -1, np.int32)
-  running, until = np.arange(len(answers)), 0
-  while len(running):
-    until += CHUNK
-    carry = decode_some(carry, rows, until)
-    done = np.asarray(carry.done)
-    if done.all():
-      answers[running] = np.asarray(carry.tokens)
-      break
-    size = len(running)
-    while size > _SMALLEST and (~done).sum() <= size // 2:
-      size = max(size // 2, _SMALLEST)
+  running, done, until = np.arange(len(answers)), np.zeros(len(answers), bool), 0
+  while not done.all():
+    size = _batch_size(len(running), np.sum(~done))
     if size < len(running):
-      answers[running] = np.asarray(carry.tokens)
       chosen = np.argsort(done, kind='stable')[:size]  # First those that go on.
       running = running[chosen]
       carry, rows = choose_rows(carry, rows, chosen.astype(np.int32))
+    until += CHUNK
+    carry = decode_some(carry, rows, until)
+    done = np.asarray(carry.done)
+    answers[running] = np.asarray(carry.tokens)
   return answers
+
+
+def _batch_size(size: int, going_on: int) -> int:
+  """The size of a batch without rows that have stopped: halved as often as the others fit."""
+  while size > _SMALLEST and going_on <= size // 2:
+    size = max(size // 2, _SMALLEST)
+  return size

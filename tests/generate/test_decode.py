@@ -79,6 +79,23 @@ def test_a_row_does_not_depend_on_its_neighbours(sampling):
   assert alone == together[:1]
 
 
+def test_an_answer_does_not_depend_on_when_other_rows_leave_the_batch(monkeypatch):
+  dialogs, images = [[(question, None)] for question in QUESTIONS[:2] * 4], [*small.images(4)] * 2
+  limits = [9, 1, 2, 1, 7, 1, 2, 3]
+  whole = small.model().answers(dialogs, images, max_new_tokens=limits)
+  sizes, choose = [], decode.choose
+
+  def record(carry, rows, chosen):
+    sizes.append((len(carry.done), len(chosen)))
+    return choose(carry, rows, chosen)
+
+  monkeypatch.setattr(decode, 'CHUNK', 2)
+  monkeypatch.setattr(decode, 'choose', record)
+  model = Model(small.config(), small.params(), small.tokenizer(), small.model().template)
+  assert model.answers(dialogs, images, max_new_tokens=limits) == whole
+  assert sizes == [(8, 4)]
+
+
 def test_the_answer_depends_on_the_image_and_on_the_seed():
   model, (first, second) = small.model(), small.images(2)
   turns = [('What is the color?', None)]

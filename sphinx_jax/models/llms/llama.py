@@ -135,7 +135,7 @@ class Llama(nn.Module):
         writes slots positions[b,0] onwards.
       segments: int32[B,T] of packed rows. With a cache of T slots, rows are prompts: they see
         themselves alone, and fill the cache.
-      cache: from `init_cache` or the call before, or None.
+      cache: from `init_cache` or the call before; None only with segments.
 
     Returns:
       Hidden states [B,T,D] in the compute dtype, after the last norm, and the new cache.
