@@ -1,6 +1,6 @@
 """Time from a command to what its user waits for, with and without compiled programs on disk.
 
-    python benchmarks/startup.py --checkpoint=workdir/mini/stage2
+    python -m benchmarks.startup --checkpoint=workdir/mini/stage2
 
 `chat` is timed to its first answer about an image, `train` (configs/forkme.py with a small file)
 to its first line of metrics, which is that of its first update. Each runs first without any

@@ -1,8 +1,8 @@
 """Products with 16-bit weights at rest on a CPU, in float32 and tile by tile.
 
-XLA:CPU converts bfloat16 one number at a time and widens whole matrices into fresh memory: a
-product takes 6 to 10 times as long as in float32 (docs/results.md, "Decoding"). So weights are
-given as their bits, uint16. A shift makes float32 of them, and a tile stays in the core's cache.
+XLA:CPU takes several times as long for a product in bfloat16 as in float32, and widening a whole
+matrix first takes as long (docs/results.md, "Decoding beside transformers"). So weights are given
+as their bits, uint16. A shift makes float32 of them, and only a tile of them is ever wide.
 """
 
 from typing import Any
