@@ -43,8 +43,8 @@ class Model:
   """A model with its weights, ready to answer.
 
   Shapes come in buckets: batch sizes are multiples of 4 and halves of them (decode.decode_all),
-  prompt lengths multiples of `bucket`, and cache lengths multiples of twice that. So few programs are compiled, and none unexpectedly in the
-  middle of a chat.
+  prompt lengths multiples of `bucket`, and cache lengths multiples of twice that. So few programs
+  are compiled, and none unexpectedly in the middle of a chat.
 
   Args:
     config: the model config (`config.model` of a run).
