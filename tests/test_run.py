@@ -47,12 +47,7 @@ def one_device(params):
 
 def assert_same(result, expected):
   """Compares losses, gradient norms and parameters up to the order of sums in float32."""
-  (losses, norms), (expected_losses, expected_norms) = (
-    np.transpose(r[0]) for r in (result, expected)
-  )
-  np.testing.assert_allclose(losses, expected_losses, rtol=3e-6)
-  # Differences grow over the 20 updates, to 1.3e-5 with the emitter of tests/xla.py.
-  np.testing.assert_allclose(norms, expected_norms, rtol=3e-5)
+  np.testing.assert_allclose(result[0], expected[0], rtol=3e-6)
   for path, leaf in expected[1].items():
     np.testing.assert_allclose(result[1][path], leaf, atol=3e-6, err_msg=path)
 

@@ -316,7 +316,6 @@ def stack(
     in_axes=(0,) * scanned + (nn.broadcast,) * broadcast,
     length=length,
     unroll=min(unroll, length),
-    check_constancy_invariants=False,  # Checking would trace every layer twice.
     metadata_params={nn.PARTITION_NAME: 'layers'},
   )
 
