@@ -115,7 +115,7 @@ def make_jax(options: dict, folder: str) -> tuple[Callable, float]:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   for name, default in dict(
-    width=768, layers=12, vocab=32000, rows=2, length=512, repeats=7, chunk=0
+    width=768, layers=12, vocab=32000, rows=2, length=512, repeats=7, chunk=128
   ).items():
     parser.add_argument(f'--{name}', type=int, default=default, help='%(default)s')
   parser.add_argument(

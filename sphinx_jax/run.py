@@ -140,7 +140,7 @@ class Program:
     optimizer: optax transformation of the trained parameters.
     learning_rate: learning rate by update.
     state: training.state.State of ShapeDtypeStruct with shardings.
-    flops: FLOP of an update over all devices, without recomputed ones; 0 before `compile`.
+    flops: FLOP of an update over all devices, by part; none before `compile`.
 
   Raises:
     SphinxError: the mesh, model and batch do not fit together.
@@ -148,7 +148,7 @@ class Program:
 
   def __init__(self, config: ConfigDict, devices: Sequence[Any] | None = None) -> None:
     self._config = config
-    self.flops = 0.0
+    self.flops = flops.Flops({}, 0.0)
 
     self.mesh = meshes.make_mesh(**config.mesh, devices=devices)
     placement.check_rows(config.batch.size, config.optimizer.accumulate, self.mesh)
@@ -246,12 +246,12 @@ class Program:
     log.info('compiled in %.0f s, %s', time.monotonic() - began, _describe_memory(compiled))
     return compiled
 
-  def _count_flops(self, traced: jax.stages.Traced) -> float:
+  def _count_flops(self, traced: jax.stages.Traced) -> flops.Flops:
     """FLOP of an update, with plain attention, because an accelerator's kernel is opaque."""
     if self.mesh.devices.flat[0].platform != 'cpu':
       plain = plan.changed(self._config, {'model.attention': 'xla'})
       traced = Program(plain, list(self.mesh.devices.flat)).trace()
-    return sum(flops.count(traced, ()).parts.values())
+    return flops.count(traced, (), flops.loss_chunks(self._config))
 
   def evaluate(self, params: dict, validation: Mapping[str, list[dict]]) -> dict[str, float]:
     """Returns the mean loss in nats of each validation set (name -> list of numpy batches)."""

@@ -94,7 +94,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     stopping = stack.enter_context(Stopping(str(workdir)))
     profile = stack.enter_context(Profile(config.profile, workdir))
     peak_rate = peak.flops_per_second(list(program.mesh.devices.flat), config.model.dtype)
-    window = writers.Window(tuple(config.mixture), sums, program.flops, peak_rate)
+    flops = program.flops.parts
+    label_flops = flops['lm_head'] / (config.batch.size * config.batch.seq_len)
+    window = writers.Window(tuple(config.mixture), sums, flops['other'], label_flops, peak_rate)
 
     for step in range(first + 1, config.steps + 1):
       # Update.

@@ -5,7 +5,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -51,7 +51,7 @@ def build(
 
 def apply(
   model: multimodal.Multimodal, params: dict, batch: Mapping[str, jax.Array]
-) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+) -> tuple[jax.Array, jax.Array]:
   """Runs the model up to the logits, which the loss computes in chunks.
 
   Args:
@@ -60,12 +60,12 @@ def apply(
     batch: see core/batch.py.
 
   Returns:
-    Hidden states [B,T,D], and the lm_head: hidden states [B,t,D] -> logits float32[B,t,vocab].
+    Hidden states [B,T,D], and the matrix of the LM head [D,vocab], in the compute dtype.
   """
   names = ('tokens', 'visual_index', 'positions', 'segments', 'images', 'image_size')
   fields = [batch[name] for name in names]
   hidden_states = model.apply({'params': params}, *fields, method='hidden_states')
-  return hidden_states, lambda part: model.apply({'params': params}, part, method='lm_head')
+  return hidden_states, model.apply({'params': params}, method='lm_head_matrix')
 
 
 def for_decoding(config: ml_collections.ConfigDict, params: Mapping) -> dict:

@@ -135,21 +135,19 @@ class Dense(nn.Module):
         'at least 1',
         'raise the width that the model config gives it',
       )
-    kernel = param(
-      self,
-      'kernel',
-      fan_in(scale=self.scale),
-      (width, *self.features),
-      self.names,
-      self.dtype,
-      keep_bits=True,
-    )
+    kernel = self.matrix(width, keep_bits=True)
     product = narrow.matmul if kernel.dtype == narrow.BITS else jnp.matmul
     flat = product(x.astype(self.dtype).reshape(-1, width), kernel.reshape(width, -1))
     out = flat.reshape(*x.shape[:-1], *self.features)
     if self.bias:
       out += param(self, 'bias', nn.initializers.zeros, self.features, self.names[1:], self.dtype)
     return out
+
+  def matrix(self, width: int, keep_bits: bool = False) -> jax.Array:
+    """The kernel [width,*features] in `dtype`; `keep_bits` as of `param`."""
+    shape = width, *self.features
+    init = fan_in(scale=self.scale)
+    return param(self, 'kernel', init, shape, self.names, self.dtype, keep_bits)
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:

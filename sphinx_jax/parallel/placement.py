@@ -22,6 +22,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, rules.partition(()))
 
 
+def batch_ways() -> int:
+  """The number of devices or groups of devices over which the mesh in context splits a batch."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else mesh.shape['data'] * mesh.shape['fsdp']
+
+
 def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
   """Fixes the sharding of a value during computation, on the mesh in context.
 

@@ -1,6 +1,7 @@
 """FLOP of an update, counted from its traced shapes.
 
-A product of [M,K] and [K,N] counts 2 * M * K * N, times the trips of the loops around it.
+A product of [M,K] and [K,N] counts 2 * M * K * N, times the trips of the loops around it. The LM
+head counts for all positions, although the update computes it only where there is loss weight.
 """
 
 import collections
@@ -8,6 +9,8 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
+
+from ml_collections import ConfigDict
 
 PRODUCTS = ('dot_general', 'conv_general_dilated')
 
@@ -26,7 +29,12 @@ class Flops:
   recomputed: float
 
 
-def count(traced: Any, names: Collection[str]) -> Flops:
+def loss_chunks(config: ConfigDict) -> int:
+  """Most chunks in which the loss of a run is computed, when all positions have loss weight."""
+  return config.batch.seq_len // (config.loss_chunk or config.batch.seq_len)
+
+
+def count(traced: Any, names: Collection[str], chunks: int) -> Flops:
   """Counts the products of one update.
 
   Matrix products and convolutions are counted, as MFU counts them. Attention is counted as its
@@ -36,10 +44,11 @@ def count(traced: Any, names: Collection[str]) -> Flops:
   Args:
     traced: `Program.trace()`.
     names: `families.part_names` of its model.
+    chunks: `loss_chunks` of its config. The data decide how many of them are computed.
   """
   parts: collections.Counter[str] = collections.Counter()
   recomputed = 0.0
-  for flops, path in _products(traced.jaxpr.jaxpr, 1, ''):
+  for flops, path in _products(traced.jaxpr.jaxpr, 1, '', chunks):
     if 'rematted_computation' in path:
       recomputed += flops
     else:
@@ -50,12 +59,12 @@ def count(traced: Any, names: Collection[str]) -> Flops:
 def part_of(path: str, names: Collection[str]) -> str:
   """The part of a model that an equation with this name stack belongs to, or 'other'."""
   modules = path.split('/')
-  if 'llm.lm_head' in modules:
+  if any('lm_head' in module for module in modules):
     return 'lm_head'
   return next((name for m in modules if (name := m.split('.')[0]) in names), 'other')
 
 
-def _products(jaxpr: Any, trips: int, path: str) -> Iterator[tuple[float, str]]:
+def _products(jaxpr: Any, trips: int, path: str, chunks: int) -> Iterator[tuple[float, str]]:
   """Yields (FLOP, name stack) of every product in a jaxpr that runs `trips` times."""
   for eqn in jaxpr.eqns:
     name = eqn.primitive.name
@@ -70,12 +79,12 @@ def _products(jaxpr: Any, trips: int, path: str) -> Iterator[tuple[float, str]]:
       depth = math.prod(kernel) / kernel[out_axis]
       yield 2.0 * trips * depth * math.prod(eqn.outvars[0].aval.shape), eqn_path
     elif name == 'cond':  # One branch for each platform: the most expensive one counts.
-      branches = [list(_products(b.jaxpr, trips, eqn_path)) for b in eqn.params['branches']]
+      branches = [list(_products(b.jaxpr, trips, eqn_path, chunks)) for b in eqn.params['branches']]
       yield from max(branches, key=lambda products: sum(flops for flops, _ in products))
     else:
-      length = eqn.params.get('length', 1) if name == 'scan' else 1
+      length = {'scan': eqn.params.get('length'), 'while': chunks}.get(name, 1)
       for inner in inner_jaxprs(eqn.params):
-        yield from _products(inner, trips * length, eqn_path)
+        yield from _products(inner, trips * length, eqn_path, chunks)
 
 
 def inner_jaxprs(params: Mapping[str, Any]) -> Iterator[Any]:

@@ -164,7 +164,9 @@ class Planner:
       plain = changed(single, {'model.attention': 'xla'})
       names = families.part_names(config.model)
       self._traces[key] = _Traced(
-        flops=flops.count(self._make_program(plain, devices).trace(), names),
+        flops=flops.count(
+          self._make_program(plain, devices).trace(), names, flops.loss_chunks(config)
+        ),
         needs=activations.needs(self._make_program(single, devices).trace(), names),
       )
     return self._traces[key]

@@ -1,5 +1,6 @@
 """The loss: float32 cross entropy of the next token, a weighted mean over the global batch."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sphinx_jax.core import errors
+from sphinx_jax.parallel import placement
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -23,76 +25,179 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     float32[B,T], in nats.
   """
   logits = logits.astype(jnp.float32)
-  is_target = jnp.arange(logits.shape[-1], dtype=targets.dtype) == targets[..., None]
-  return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(is_target, logits, 0), axis=-1)
+  target = jnp.sum(jnp.where(_is_target(logits, targets), logits, 0), axis=-1)
+  return jax.nn.logsumexp(logits, axis=-1) - target
 
 
-def sums(logits: jax.Array, batch: Mapping[str, jax.Array], tasks: int) -> dict[str, jax.Array]:
+def _is_target(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """bool[B,T,vocab]."""
+  return jnp.arange(logits.shape[-1], dtype=targets.dtype) == targets[..., None]
+
+
+def sums(
+  hidden: jax.Array,
+  matrix: jax.Array,
+  batch: Mapping[str, jax.Array],
+  tasks: int,
+  chunk: int = 0,
+) -> dict[str, jax.Array]:
   """Weighted sums over a batch, to be added over microbatches and divided at the end.
 
+  Only `loss` has a gradient. It is computed with the loss, while the logits of a chunk exist, so no
+  logits are kept or computed twice. The positions with loss weight come first, and the loop over
+  chunks ends after the last of them.
+
   Args:
-    logits: float[B,T,vocab].
+    hidden: float[B,T,D], hidden states, the input of the LM head.
+    matrix: float[D,vocab], the LM head.
     batch: see core/batch.py; reads `targets`, `loss_weight` and `task`.
     tasks: number of tasks in the mixture.
+    chunk: positions of a row whose logits exist at one time; 0 takes all at once, with or without
+      loss weight.
 
   Returns:
     `loss` float32[] = sum(weight * cross entropy), `weight` float32[] = sum(weight), and both per
     task as `task_loss`, `task_weight` float32[tasks].
-  """
-  weight = batch['loss_weight'].astype(jnp.float32)
-  loss = weight * cross_entropy(logits, batch['targets'])
-  is_task = (batch['task'][..., None] == jnp.arange(tasks, dtype=jnp.int32)).astype(jnp.float32)
-  return {
-    'loss': loss.sum(),
-    'weight': weight.sum(),
-    'task_loss': jnp.einsum('bt,btk->k', loss, is_task),
-    'task_weight': jnp.einsum('bt,btk->k', weight, is_task),
-  }
-
-
-def chunked_sums(
-  hidden: jax.Array,
-  lm_head: Callable[[jax.Array], jax.Array],
-  batch: Mapping[str, jax.Array],
-  tasks: int,
-  chunk: int,
-) -> dict[str, jax.Array]:
-  """Computes `sums(lm_head(hidden), ...)` without ever holding the logits of all positions.
-
-  The logits of one chunk of positions are computed, summed and dropped, and computed again for the
-  gradient.
-
-  Args:
-    hidden: float[B,T,D], hidden states, the input of the LM head.
-    lm_head: [B,t,D] -> logits float[B,t,vocab].
-    batch: as in `sums`.
-    tasks: number of tasks in the mixture.
-    chunk: positions per chunk; 0 takes all at once and keeps their logits.
-
-  Returns:
-    As `sums`.
 
   Raises:
     SphinxError: the chunk does not divide T.
   """
-  length = hidden.shape[1]
-  if not chunk:
-    return sums(lm_head(hidden), batch, tasks)
-  if length % chunk:
+  rows, length, _ = hidden.shape
+  if chunk and length % chunk:
     raise errors.make(
       'loss_chunk', f'{chunk}', f'0 or a divisor of batch.seq_len {length}', 'change one of them'
     )
-  fields = {name: batch[name] for name in ('targets', 'loss_weight', 'task')} | {'hidden': hidden}
-  chunks = {
-    name: field.reshape(field.shape[0], length // chunk, chunk, *field.shape[2:]).swapaxes(0, 1)
-    for name, field in fields.items()
+  # Each device orders the positions of its own rows, which are a block of the batch.
+  blocks = placement.batch_ways()
+  rows //= blocks
+
+  def split(field: jax.Array) -> jax.Array:
+    field = field.reshape(blocks, rows * length, *field.shape[2:])
+    return placement.constrain(field, ('batch', *[None] * (field.ndim - 1)))
+
+  fields = {name: split(batch[name]) for name in ('targets', 'loss_weight', 'task')}
+  weight = fields['loss_weight'].astype(jnp.float32)
+  with jax.named_scope('lm_head'):
+    loss, losses = _weighted_loss(
+      split(hidden), matrix, fields['targets'], weight, rows * (chunk or length)
+    )
+  is_task = (fields['task'][..., None] == jnp.arange(tasks, dtype=jnp.int32)).astype(jnp.float32)
+  return {
+    'loss': loss,
+    'weight': weight.sum(),
+    'task_loss': jnp.einsum('bt,btk->k', losses, is_task),
+    'task_weight': jnp.einsum('bt,btk->k', weight, is_task),
   }
 
-  @jax.checkpoint
-  def chunk_sums(fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return sums(lm_head(fields['hidden']), fields, tasks)
 
-  return sum_over(chunk_sums, chunks)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _weighted_loss(
+  hidden: jax.Array, matrix: jax.Array, targets: jax.Array, weight: jax.Array, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+  """The sum of the weighted losses, and each of them, which has no gradient.
+
+  Args:
+    hidden: float[G,N,D], the positions of G blocks of rows.
+    matrix: float[D,vocab].
+    targets: int32[G,N].
+    weight: float32[G,N].
+    chunk: positions of a block at one time, a divisor of N.
+
+  Returns:
+    float32[] and float32[G,N].
+  """
+  losses, *_ = _losses_and_gradients(hidden, matrix, targets, weight, chunk, False, False)
+  return losses.sum(), losses
+
+
+def _forward(
+  hidden: Any, matrix: Any, targets: Any, weight: Any, chunk: int
+) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+  # A frozen LM head needs no gradient.
+  losses, *gradients = _losses_and_gradients(
+    hidden.value,
+    matrix.value,
+    targets.value,
+    weight.value,
+    chunk,
+    hidden.perturbed,
+    matrix.perturbed,
+  )
+  return (losses.sum(), losses), tuple(gradients)
+
+
+def _backward(chunk: int, gradients: tuple, cotangents: tuple) -> tuple:
+  del chunk
+  of_loss, _ = cotangents
+  return *jax.tree.map(lambda g: (of_loss * g).astype(g.dtype), gradients), None, None
+
+
+_weighted_loss.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _losses_and_gradients(
+  hidden: jax.Array,
+  matrix: jax.Array,
+  targets: jax.Array,
+  weight: jax.Array,
+  chunk: int,
+  to_hidden: bool,
+  to_matrix: bool,
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+  """Weighted losses float32[G,N], and the gradients of their sum, which are like the arguments.
+
+  Arguments as of `_weighted_loss`; `to_hidden` and `to_matrix` ask for the gradients.
+  """
+
+  def compute(
+    hidden: jax.Array, targets: jax.Array, weight: jax.Array
+  ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """The same of one chunk, the gradient of the matrix as float32[G,D,vocab]."""
+    logits = jnp.matmul(hidden, matrix).astype(jnp.float32)
+    losses = weight * cross_entropy(logits, targets)
+    error = jax.nn.softmax(logits) - _is_target(logits, targets)
+    error = (weight[..., None] * error).astype(hidden.dtype)
+    of_hidden = jnp.matmul(error, matrix.T) if to_hidden else None
+    of_matrix = None
+    if to_matrix:
+      of_matrix = jnp.einsum('gnd,gnv->gdv', hidden, error, preferred_element_type=jnp.float32)
+    return losses, of_hidden, of_matrix
+
+  blocks, positions, width = hidden.shape
+  if chunk == positions:
+    losses, of_hidden, of_matrix = compute(hidden, targets, weight)
+  else:
+    order = jnp.argsort(weight == 0, axis=1, stable=True)
+    trips = -(-(weight > 0).sum(axis=1).max() // chunk)
+    take = jax.vmap(lambda field, at: field.at[at].get(mode='promise_in_bounds'))
+    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
+
+    def add(trip: jax.Array, totals: tuple) -> tuple:
+      losses, of_hidden, of_matrix = totals
+      start = trip * chunk
+      at = jax.lax.dynamic_slice_in_dim(order, start, chunk, axis=1)
+      parts = compute(take(hidden, at), take(targets, at), take(weight, at))
+      losses = write(losses, parts[0], start_index=start)
+      if to_hidden:
+        of_hidden = write(of_hidden, parts[1], start_index=start)
+      if to_matrix:
+        of_matrix += parts[2]
+      return losses, of_hidden, of_matrix
+
+    # The sums of all devices are added after the loop, not in every trip.
+    of_matrix = jnp.zeros((blocks, *matrix.shape), jnp.float32)
+    zeros = (
+      jnp.zeros_like(weight),
+      jnp.zeros_like(hidden) if to_hidden else None,
+      placement.constrain(of_matrix, ('batch', 'embed', 'vocab')) if to_matrix else None,
+    )
+    losses, of_hidden, of_matrix = jax.lax.fori_loop(0, trips, add, zeros)
+    places = jnp.argsort(order, axis=1)
+    losses = take(losses, places)
+    of_hidden = take(of_hidden, places) if to_hidden else None
+  if to_matrix:
+    of_matrix = of_matrix.sum(axis=0).astype(matrix.dtype)
+  return losses, of_hidden, of_matrix
 
 
 def sum_over(function: Callable[[Any], Any], parts: Any) -> Any:

@@ -11,10 +11,8 @@ from sphinx_jax.training import loss as losses
 from sphinx_jax.training.state import State, merge
 
 Batch = Mapping[str, jax.Array]
-# Hidden states [B,t,D] -> logits float[B,t,vocab].
-LMHead = Callable[[jax.Array], jax.Array]
-# (parameters, batch) -> (hidden states [B,T,D], LM head).
-Apply = Callable[[dict, Batch], tuple[jax.Array, LMHead]]
+# (parameters, batch) -> (hidden states [B,T,D], matrix of the LM head [D,vocab]).
+Apply = Callable[[dict, Batch], tuple[jax.Array, jax.Array]]
 # (state, batch) -> (state, metrics).
 TrainStep = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
 # (parameters, batch) -> (sum of weighted losses, sum of weights).
@@ -35,25 +33,25 @@ def make_train_step(
   is divided by the weight of the WHOLE batch, so that the update equals that of one large batch.
 
   Args:
-    apply: the model up to its hidden states, and the LM head that turns them into logits.
+    apply: the model up to its hidden states, and the matrix that turns them into logits.
     optimizer: transforms the gradient of the trained tree.
     rate: learning rate by update, for the metrics.
     tasks: number of tasks in the mixture.
     accumulate: number of microbatches; must divide the batch size.
-    chunk: number of positions whose logits exist at one time, see `loss.chunked_sums`.
+    chunk: number of positions whose logits exist at one time, see `loss.sums`.
 
   Returns:
     A pure function. Its metrics are the sums of `loss.sums` over the batch, `grad_norm` before
     clipping, `learning_rate`, `examples` (packed examples), `useful` (positions that are not
-    padding) and `positions` (all positions).
+    padding), `labelled` (positions with loss weight) and `positions` (all positions).
   """
 
   def gradients(state: State, batch: Batch) -> tuple[dict, dict]:
     total_weight = batch['loss_weight'].astype(jnp.float32).sum()
 
     def objective(trained: dict, microbatch: Batch) -> tuple[jax.Array, dict]:
-      hidden, lm_head = apply(merge(trained, state.frozen), microbatch)
-      sums = losses.chunked_sums(hidden, lm_head, microbatch, tasks, chunk)
+      hidden, matrix = apply(merge(trained, state.frozen), microbatch)
+      sums = losses.sums(hidden, matrix, microbatch, tasks, chunk)
       return losses.mean(sums['loss'], total_weight), sums
 
     def gradient(microbatch: Batch) -> tuple[dict, dict]:
@@ -72,6 +70,7 @@ def make_train_step(
       'learning_rate': rate(state.step),
       'examples': batch['segments'].max(axis=1).sum(),
       'useful': (batch['segments'] > 0).sum(),
+      'labelled': (batch['loss_weight'] > 0).sum(),
       'positions': jnp.int32(batch['segments'].size),
     }
     return State(state.step + 1, trained, state.frozen, opt_state), metrics
@@ -90,8 +89,8 @@ def make_eval_step(apply: Apply, chunk: int = 0) -> EvalStep:
   """Builds the function `(parameters, batch) -> (sum of weighted losses, sum of weights)`."""
 
   def step(params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    hidden, lm_head = apply(params, batch)
-    sums = losses.chunked_sums(hidden, lm_head, batch, tasks=1, chunk=chunk)
+    hidden, matrix = apply(params, batch)
+    sums = losses.sums(hidden, matrix, batch, tasks=1, chunk=chunk)
     return sums['loss'], sums['weight']
 
   return step

@@ -37,7 +37,8 @@ class Window:
   Args:
     tasks: names of the mixture's tasks, in order.
     sums: the value of `state` from which to resume inside a window.
-    flops: FLOP of an update over all devices.
+    flops: FLOP of an update over all devices, without the LM head.
+    label_flops: those of the LM head for a position with loss weight.
     peak: FLOP/s that all devices reach at most.
   """
 
@@ -46,9 +47,10 @@ class Window:
     tasks: Sequence[str],
     sums: Mapping[str, Any] | None = None,
     flops: float = 0.0,
+    label_flops: float = 0.0,
     peak: float = math.inf,
   ) -> None:
-    self._flops, self._peak = flops, peak
+    self._flops, self._label_flops, self._peak = flops, label_flops, peak
     self._tasks = tuple(tasks)
     self._sums = dict(sums or {})
     self._unread: tuple[int, Mapping[str, Any]] | None = None
@@ -57,7 +59,7 @@ class Window:
   def _start_clock(self) -> None:
     self._began, self._waited, self._paused = time.perf_counter(), 0.0, 0.0
     # Counts since `_began`, for the rates. `_sums` may begin earlier, before a restart.
-    self._timed = {'steps': 0.0, 'examples': 0.0, 'useful': 0.0}
+    self._timed = {'steps': 0.0, 'examples': 0.0, 'useful': 0.0, 'labelled': 0.0}
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:
@@ -124,7 +126,8 @@ class Window:
     for name, loss, weight in zip(self._tasks, sums['task_loss'], sums['task_weight']):
       if weight:
         line[f'loss/{name}'] = loss / weight
-    rate = self._flops * self._timed['steps'] / seconds
+    done = self._flops * self._timed['steps'] + self._label_flops * self._timed['labelled']
+    rate = done / seconds
     line |= {
       'learning_rate': sums['learning_rate'],
       'grad_norm': sums['grad_norm'] / sums['steps'],

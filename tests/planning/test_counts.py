@@ -46,7 +46,8 @@ def wide(**changes):
 def test_products_are_those_that_xla_counts(changes):
   config = wide(**changes)
   program = Program(config)
-  counted = flops.count(program.trace(), families.part_names(config.model))
+  names = families.part_names(config.model)
+  counted = flops.count(program.trace(), names, flops.loss_chunks(config))
   by_xla = program.lower().compile().cost_analysis()['flops']
   assert sum(counted.parts.values()) + counted.recomputed == pytest.approx(by_xla, rel=0.05)
   assert (counted.recomputed > 0) == ('model.remat' in changes)
@@ -55,10 +56,21 @@ def test_products_are_those_that_xla_counts(changes):
 
 def test_loops_are_counted_with_their_trips():
   looped, flat = (
-    flops.count(Program(config).trace(), families.part_names(config.model))
+    flops.count(Program(config).trace(), families.part_names(config.model), 1)
     for config in (wide(**{'model.scan_unroll': 1}), wide(**{'model.scan_unroll': LAYERS}))
   )
   assert looped == flat
+
+
+def test_the_lm_head_counts_for_all_positions():
+  """Whatever the chunks in which the update computes as many of them as have loss weight."""
+  whole, in_chunks = (
+    flops.count(Program(config).trace(), ('llm',), flops.loss_chunks(config))
+    for config in (tiny(), tiny(loss_chunk=4))
+  )
+  positions, width, vocab = 8 * 16, tiny().model.llm.width, tiny().model.llm.vocab
+  assert whole == in_chunks
+  assert whole.parts['lm_head'] == 3 * 2 * positions * width * vocab
 
 
 def test_parts_and_needs_of_another_family_are_counted():
@@ -67,7 +79,7 @@ def test_parts_and_needs_of_another_family_are_counted():
   config = tiny(**{'batch.images': 3, 'trainable': trainable, 'optimizer.name': 'adamw'}).unlock()
   config.model = idefics2_golden.config(remat='full')
   trace, names = Program(config).trace(), families.part_names(config.model)
-  parts = flops.count(trace, names).parts
+  parts = flops.count(trace, names, 1).parts
   assert set(parts) == {'vision', 'projection', 'perceiver', 'llm', 'lm_head', 'other'}
   images, patches = 3 * config.batch.size, 7 * 7
   layer = patches * (4 * 32 * 32 + 2 * 32 * 72) + 2 * patches**2 * 32

@@ -23,9 +23,14 @@ def test_cross_entropy_is_that_of_optax():
   assert loss.cross_entropy(logits.astype(jnp.bfloat16), fields['targets']).dtype == jnp.float32
 
 
+def sums_of(logits: jax.Array, fields: dict) -> dict:
+  """The sums of given logits: the matrix of the LM head is the identity."""
+  return loss.sums(logits, jnp.eye(logits.shape[-1]), fields, tasks=3)
+
+
 def test_the_mean_is_weighted_and_tasks_add_up():
   logits, fields = batch()
-  sums = loss.sums(logits, fields, tasks=3)
+  sums = sums_of(logits, fields)
   per_token = np.asarray(loss.cross_entropy(logits, fields['targets']))
   np.testing.assert_allclose(
     loss.mean(sums['loss'], sums['weight']),
@@ -46,7 +51,7 @@ def test_a_batch_without_weight_has_loss_zero_and_no_gradient():
   fields['loss_weight'] *= 0
 
   def value(logits):
-    sums = loss.sums(logits, fields, 3)
+    sums = sums_of(logits, fields)
     return loss.mean(sums['loss'], sums['weight'])
 
   number, gradient = jax.value_and_grad(value)(logits)
@@ -55,7 +60,7 @@ def test_a_batch_without_weight_has_loss_zero_and_no_gradient():
 
 def test_unweighted_positions_get_no_gradient():
   logits, fields = batch()
-  gradient = jax.grad(lambda logits: loss.sums(logits, fields, 3)['loss'])(logits)
+  gradient = jax.grad(lambda logits: sums_of(logits, fields)['loss'])(logits)
   changed = np.abs(gradient).max(axis=-1) > 0
   np.testing.assert_array_equal(changed, np.asarray(fields['loss_weight']) > 0)
   assert 0 < changed.sum() < changed.size
@@ -66,35 +71,89 @@ def test_mean_of_huge_logits_is_finite():
   assert loss.cross_entropy(logits, jnp.zeros((1, 1), jnp.int32))[0, 0] == pytest.approx(0)
 
 
-def chunked(chunk: int):
-  """The compiled loss with gradients of hidden states and LM head, and its arguments."""
-  rng = np.random.default_rng(0)
-  hidden, kernel = (
-    jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((4, 64, 16), (16, 1000))
+VOCAB, WIDTH, ROWS, LENGTH = 1000, 16, 4, 64
+
+
+def example(share: float, seed: int = 0) -> tuple[jax.Array, jax.Array, dict]:
+  """Hidden states, matrix and fields of rows with a share of labelled positions."""
+  rng = np.random.default_rng(seed)
+  hidden, matrix = (
+    jnp.asarray(rng.normal(size=shape), jnp.float32)
+    for shape in ((ROWS, LENGTH, WIDTH), (WIDTH, VOCAB))
   )
-  integers = lambda end: jnp.asarray(rng.integers(0, end, (4, 64)), jnp.int32)
-  fields = {
-    'targets': integers(1000),
-    'task': integers(3),
-    'loss_weight': integers(3).astype(jnp.float32),
+  integers = lambda end: jnp.asarray(rng.integers(0, end, (ROWS, LENGTH)), jnp.int32)
+  weight = rng.uniform(0.5, 2, (ROWS, LENGTH)) * (rng.random((ROWS, LENGTH)) < share)
+  fields = {'targets': integers(VOCAB), 'task': integers(3), 'loss_weight': jnp.asarray(weight)}
+  return hidden, matrix, fields
+
+
+def plain(hidden: jax.Array, matrix: jax.Array, fields: dict) -> tuple[jax.Array, dict]:
+  """The sums without chunks, order or a gradient of their own."""
+  losses = fields['loss_weight'] * optax.softmax_cross_entropy_with_integer_labels(
+    hidden @ matrix, fields['targets']
+  )
+  by_task = lambda field: jnp.stack([field[fields['task'] == k].sum() for k in range(3)])
+  return losses.sum(), {
+    'loss': losses.sum(),
+    'weight': fields['loss_weight'].sum(),
+    'task_loss': by_task(losses),
+    'task_weight': by_task(fields['loss_weight']),
   }
 
-  def value(hidden, kernel):
-    sums = loss.chunked_sums(hidden, lambda part: part @ kernel, fields, 3, chunk)
+
+def compiled(chunk: int, argnums: tuple[int, ...] = (0, 1)):
+  """The program (hidden, matrix, fields) -> ((loss, sums), gradients)."""
+
+  def value(hidden, matrix, fields):
+    sums = loss.sums(hidden, matrix, fields, 3, chunk)
     return sums['loss'], sums
 
-  gradient = jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))
-  return gradient.lower(hidden, kernel).compile(), (hidden, kernel)
+  gradient = jax.jit(jax.value_and_grad(value, argnums=argnums, has_aux=True))
+  return gradient.lower(*example(1)).compile()
 
 
-def test_chunks_give_the_same_loss_and_gradients_in_less_memory():
-  whole, arguments = chunked(0)
-  in_chunks, _ = chunked(8)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-    in_chunks(*arguments),
-    whole(*arguments),
+@pytest.fixture(scope='module')
+def in_chunks():
+  return compiled(8)
+
+
+def close(a, b):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), a, b)
+
+
+@pytest.mark.parametrize('share', [0, 0.02, 0.4, 1])
+def test_chunks_give_the_loss_and_gradients_of_all_positions(in_chunks, share):
+  arguments = example(share)
+  expected = jax.value_and_grad(plain, argnums=(0, 1), has_aux=True)(*arguments)
+  close(in_chunks(*arguments), expected)
+
+
+def test_all_positions_at_once_give_the_same():
+  whole, arguments = compiled(0), example(0.4)
+  close(whole(*arguments), jax.value_and_grad(plain, argnums=(0, 1), has_aux=True)(*arguments))
+
+
+def test_rows_may_differ_in_their_labels(in_chunks):
+  """One row is all labels, the others have none."""
+  hidden, matrix, fields = example(1)
+  fields['loss_weight'] = fields['loss_weight'].at[1:].set(0)
+  (_, sums), (of_hidden, of_matrix) = in_chunks(hidden, matrix, fields)
+  (_, expected), gradients = jax.value_and_grad(plain, argnums=(0, 1), has_aux=True)(
+    hidden, matrix, fields
   )
+  close((sums, of_hidden, of_matrix), (expected, *gradients))
+  assert not np.any(of_hidden[1:]) and np.any(of_hidden[0])
+
+
+def test_chunks_hold_few_logits(in_chunks):
   peak = lambda compiled: compiled.memory_analysis().temp_size_in_bytes
-  logits = 4 * 64 * 1000 * 4
-  assert peak(whole) > 2 * logits and peak(in_chunks) < logits
+  logits = ROWS * LENGTH * VOCAB * 4
+  assert peak(compiled(0)) > 2 * logits and peak(in_chunks) < logits
+
+
+def test_a_frozen_matrix_gets_no_gradient(in_chunks):
+  """Its product is not computed."""
+  flops = lambda program: program.cost_analysis()['flops']
+  frozen, arguments = compiled(8, argnums=(0,)), example(0.4)
+  close(frozen(*arguments)[1][0], in_chunks(*arguments)[1][0])
+  assert flops(frozen) < 0.75 * flops(in_chunks)

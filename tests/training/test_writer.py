@@ -18,6 +18,7 @@ def metrics(loss: float = 2.0, norm: float = 1.0) -> dict:
     'learning_rate': 0.1,
     'examples': 3,
     'useful': 8,
+    'labelled': 4,
     'positions': 10,
   }
 

@@ -156,6 +156,10 @@ class Llama(nn.Module):
     """Logits float32[B,T,vocab] of hidden states [B,T,D]."""
     return self.output(hidden_states).astype(jnp.float32)
 
+  def lm_head_matrix(self) -> jax.Array:
+    """The matrix of the LM head [D,vocab], in the compute dtype."""
+    return self.output.matrix(self.width)
+
   def init_cache(self, rows: int, length: int) -> Cache:
     """An empty cache.
 
