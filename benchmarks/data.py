@@ -107,20 +107,18 @@ def draw_jpeg(rng):
   return file.getvalue()
 
 
-def make_data(folder):
+def make_data(folder, images):
   """Writes images, conversations about them and a tokenizer."""
   rng = np.random.default_rng(0)
-  lengths, has_image = draw_lengths(rng, 4 * FLAGS.images)
+  lengths, has_image = draw_lengths(rng, 4 * images)
   lines = []
   for i, (length, pictured) in enumerate(zip(lengths, has_image)):
     # Most words are one token. The template has the other 25.
     words = ' '.join(rng.choice(WORDS, max(int(length) - 25, 1)))
     turns = [{'from': 'human', 'value': 'What is on the left?'}, {'from': 'gpt', 'value': words}]
-    lines.append(
-      {'conversations': turns} | ({'image': f'{i % FLAGS.images}.jpg'} if pictured else {})
-    )
+    lines.append({'conversations': turns} | ({'image': f'{i % images}.jpg'} if pictured else {}))
   (folder / 'all.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n')
-  for i in Progress(range(FLAGS.images), what='images', unit='image'):
+  for i in Progress(range(images), what='images', unit='image'):
     (folder / f'{i}.jpg').write_bytes(draw_jpeg(rng))
   text = [turn['value'] for line in lines[:2000] for turn in line['conversations']]
   (folder / 'tokenizer.model').write_bytes(
@@ -148,7 +146,7 @@ def timed(images):
   return number / (time.perf_counter() - begin), number / (time.process_time() - busy)
 
 
-def pipeline_speed(folder, size, threads):
+def pipeline_speed(folder, size, threads, windows):
   """`timed` for the pipeline, over whole windows, so that all examples that are read are used."""
 
   def images(last):
@@ -160,7 +158,7 @@ def pipeline_speed(folder, size, threads):
 
   with open_pipeline(folder, size, BATCH, threads).batches() as batches:
     images(3)
-    return timed(lambda: images(3 + FLAGS.windows))
+    return timed(lambda: images(3 + windows))
 
 
 def bare_speed(folder, size, threads):
@@ -181,7 +179,7 @@ def bare_speed(folder, size, threads):
 def report_speed(folder, threads):
   for size in (336, 448):
     rounds = [
-      (pipeline_speed(folder, size, threads), bare_speed(folder, size, threads))
+      (pipeline_speed(folder, size, threads, FLAGS.windows), bare_speed(folder, size, threads))
       for _ in range(FLAGS.rounds)
     ]
     pipeline = statistics.median(clock for (clock, _), _ in rounds) / threads
@@ -302,7 +300,7 @@ def main():
     if FLAGS.first_batch is not None:
       return first_batch(folder, FLAGS.first_batch, threads)
     folder.mkdir(parents=True, exist_ok=True)
-    make_data(folder)
+    make_data(folder, FLAGS.images)
     report_order()
     report_packing()
     report_start(folder, threads)

@@ -15,6 +15,7 @@ import os
 import statistics
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 
@@ -63,15 +64,21 @@ class Numbers:
     return ' '.join(map(str, ids))
 
 
-def make_jax(options: dict, folder: str, dtype: str, batch: int) -> tuple:
-  os.environ['JAX_PLATFORMS'] = 'cpu'
-  import sphinx_jax
+def continuing(config: Any, params: dict) -> Any:
+  """A `generate.model.Model` of these weights whose answers are numbers and have no early end."""
   from sphinx_jax.data import dialog
   from sphinx_jax.generate.model import Model
 
-  loaded = sphinx_jax.load(folder)  # Stored in the dtype of this case.
   template = dialog.Template(style='idefics2_base')  # Has no text that ends an answer.
-  model = Model(loaded.config, loaded.params, Numbers(options['vocab']), template)
+  return Model(config, params, Numbers(config.llm.vocab), template)
+
+
+def make_jax(options: dict, folder: str, dtype: str, batch: int) -> tuple:
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  import sphinx_jax
+
+  loaded = sphinx_jax.load(folder)  # Stored in the dtype of this case.
+  model = continuing(loaded.config, loaded.params)
   ids = prompts(options, batch).tolist()
   generate = lambda tokens: model.complete(ids, max_new_tokens=tokens)
   return generate, generate(options['tokens'])

@@ -14,7 +14,7 @@ import dataclasses
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -211,6 +211,16 @@ def make_torch(name: str) -> tuple[Callable, int]:
   return run, forward.parameters
 
 
+def module_of(encoder: str, settings: Mapping[str, Any], dtype: str = 'float32') -> Any:
+  """The flax module of an encoder of SPHINX, with these settings and compute dtype."""
+  import jax.numpy as jnp
+
+  from sphinx_jax.models import multimodal, sphinx
+
+  shared = dict(dtype=jnp.dtype(dtype), image_mean=sphinx.MEAN, image_std=sphinx.STD)
+  return multimodal.make(encoder, sphinx.ENCODERS[encoder], settings, shared, encoder)
+
+
 def make_jax(name: str) -> tuple[Callable, int]:
   os.environ['JAX_PLATFORMS'] = 'cpu'
   import flax.linen as nn
@@ -218,15 +228,10 @@ def make_jax(name: str) -> tuple[Callable, int]:
   import jax.numpy as jnp
 
   from sphinx_jax.core import trees
-  from sphinx_jax.models import layers, sphinx
+  from sphinx_jax.models import layers
 
-  case = CASES[name]
-  settings, encoder = settings_of(case), sphinx.ENCODERS[case.encoder]
-  normalization = {'image_mean': sphinx.MEAN, 'image_std': sphinx.STD}
-  fields = encoder.__dataclass_fields__
-  module = encoder(
-    **settings, **{name: value for name, value in normalization.items() if name in fields}
-  )
+  settings = settings_of(CASES[name])
+  module = module_of(CASES[name].encoder, settings)
   images = jnp.asarray(normal((1, settings['view'], settings['view'], 3)))
   shapes = jax.eval_shape(
     lambda rng: nn.unbox(module.init(rng, images)['params']), jax.random.key(0)
