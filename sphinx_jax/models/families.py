@@ -189,8 +189,9 @@ def init_cache(config: ml_collections.ConfigDict, rows: int, length: int) -> dic
 
 
 def _boxed_params(config: ml_collections.ConfigDict, rng: jax.Array) -> dict:
-  """Parameters in flax boxes with their logical names."""
+  """Parameters in flax boxes with their logical names. They do not depend on the kernel."""
   field = jnp.zeros((1, 1), jnp.int32)
   images_per_row = 1 if family(config).sees_images(config) else 0
   images = jnp.zeros((1, images_per_row, config.image_size, config.image_size, 3), jnp.uint8)
-  return build(config, 'cpu').init(rng, field, field, field, field, images)['params']
+  plain = build(ml_collections.FrozenConfigDict({**config.to_dict(), 'attention': 'xla'}), 'cpu')
+  return plain.init(rng, field, field, field, field, images)['params']

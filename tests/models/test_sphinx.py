@@ -269,6 +269,12 @@ def test_every_dimension_of_every_parameter_has_a_logical_name():
   assert names['llm/layers/attention/wk/kernel'] == ('layers', 'embed', 'kv_heads')
 
 
+@pytest.mark.parametrize('kernel', ['cudnn', 'splash'])
+def test_parameters_are_made_for_a_kernel_of_any_platform(kernel):
+  abstract = families.abstract_params(small.light(attention=kernel))
+  assert trees.differences(abstract, families.abstract_params(small.light())) == []
+
+
 def test_first_logits_are_small_and_layers_start_apart():
   params = families.init(small.light(), jax.random.key(0))
   assert trees.differences(params, families.abstract_params(small.light())) == []
