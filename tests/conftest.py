@@ -71,6 +71,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
   items.sort(key=lambda item: rank.get(module_of(item.nodeid), len(rank)))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+  if item.get_closest_marker('gpu') and jax.default_backend() != 'gpu':
+    pytest.skip('waits for an NVIDIA GPU since 2026-11-28')
+
+
 class Scheduling(LoadScopeScheduling):
   """One module on one worker, so that fixtures are shared; so do the modules of `RECIPE`."""
 

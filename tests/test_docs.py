@@ -25,6 +25,7 @@ ELSEWHERE = {
   'bash launch/lint.sh': '.ci/run',
   'bash launch/test.sh': '.ci/run',
   'bash .ci/run': '.ci/run',
+  'bash benchmarks/accelerator.sh': 'tests/test_accelerator.py',
   'bash launch/tpu_queued.sh': 'tests/launch/test_tpu.py',
   'python -m sphinx_jax.convert': 'tests/test_convert.py',
   'python -m sphinx_jax.mix_curve': 'tests/test_mix_curve.py',

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,12 +159,19 @@ def test_the_call_of_cudnn_computes_what_plain_products_do(monkeypatch):
     attention.attend(*arrays(128, 128), segments=segments, kernel='cudnn')
 
 
+@pytest.mark.gpu
 def test_cudnn_computes_what_plain_products_do():
-  if jax.default_backend() != 'gpu':
-    pytest.skip('waits for an NVIDIA GPU since 2026-11-28')
-  (query, key, value), segments = packed()
-  jitted = jax.jit(attention.attend, static_argnames='kernel')
-  actual, expected = (
-    jitted(query, key, value, segments=segments, kernel=kernel) for kernel in ('cudnn', 'xla')
-  )
-  assert_close(actual, expected)
+  arguments, segments = packed()
+
+  @functools.partial(jax.jit, static_argnames='kernel')
+  def attend_with_gradient(arguments, kernel):
+    def loss(arguments):
+      out = attention.attend(*arguments, segments=segments, kernel=kernel)
+      return jnp.sum(jnp.sin(out.astype(jnp.float32))), out
+
+    return jax.grad(loss, has_aux=True)(arguments)
+
+  actual, expected = (attend_with_gradient(arguments, kernel=kernel) for kernel in ('cudnn', 'xla'))
+  jax.tree.map(assert_close, actual, expected)
+  text = attend_with_gradient.lower(arguments, kernel='cudnn').compile().as_text()
+  assert '__cudnn$fmhaScaleBiasSoftmax' in text and 'SoftmaxBackward' in text
