@@ -141,21 +141,13 @@ def visual_tokens(config: ml_collections.ConfigDict) -> int:
   Those of SPHINX are start, tokens and end of every view. The official code calls this number
   image_words.
   """
-  return _visual_tokens(_key(config))
+  model = family(config)
+  return model.visual_tokens(config) if model.sees_images(config) else 0
 
 
 def _key(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDict:
   """The same for a locked and an unlocked config, to which ml_collections gives other hashes."""
   return ml_collections.FrozenConfigDict(config.to_dict())
-
-
-@functools.cache
-def _visual_tokens(config: ml_collections.FrozenConfigDict) -> int:
-  if not family(config).sees_images(config):
-    return 0
-  images = jax.ShapeDtypeStruct((1, 1, config.image_size, config.image_size, 3), jnp.uint8)
-  encode = functools.partial(build(config).apply, method='encode')
-  return jax.eval_shape(encode, {'params': abstract_params(config)}, images).shape[1]
 
 
 def init(config: ml_collections.ConfigDict, rng: jax.Array) -> dict:

@@ -48,6 +48,10 @@ class Idefics2(multimodal.Multimodal):
     return config.vision.patch * -(-config.slots.longest // config.vision.patch)
 
   @classmethod
+  def visual_tokens(cls, config: Any) -> int:
+    return config.perceiver.queries
+
+  @classmethod
   def patch_limit(cls, config: Any) -> tuple[int, Callable[[int, int], int]] | None:
     limit = config.vision.get('patches_per_row')
     return (limit, functools.partial(_patches, config.vision)) if limit else None

@@ -75,6 +75,14 @@ class Multimodal(nn.Module):
     return True
 
   @classmethod
+  def visual_tokens(cls, config: Any) -> int:
+    """Visual tokens of one image, L, of a config that sees images.
+
+    It is the length of what `encode` returns, without tracing the encoders, which takes a second.
+    """
+    raise NotImplementedError
+
+  @classmethod
   def views(cls, config: Any, slot: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """What the encoders see of an image slot, for people: [(caption, uint8[V,Y,X,3]), ...].
 

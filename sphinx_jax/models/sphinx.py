@@ -120,6 +120,15 @@ class Sphinx(multimodal.Multimodal):
     return bool(config.encoders)
 
   @classmethod
+  def visual_tokens(cls, config: Any) -> int:
+    used = {name: _encoder(config, name) for name in _present(config)}
+    side = max(used[name].side for name in CHANNEL_ORDER if name in used)
+    queries = used['qformer'].queries if 'qformer' in used else 0
+    length = lambda side: 1 + queries + 1 + side**2 + 1  # Start, queries, class, patches, end.
+    sub_images = config.grid**2 if config.grid > 1 else 0
+    return length(side) + sub_images * length(side // config.pool)
+
+  @classmethod
   def views(cls, config: Any, slot: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """One entry for each size of views; its caption names the encoders of that size."""
     encoders_by_size: dict[int, list[str]] = {}

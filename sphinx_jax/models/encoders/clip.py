@@ -46,9 +46,14 @@ class Clip(nn.Module):
   unroll: int = 1
   dtype: Any = jnp.float32
 
+  @property
+  def side(self) -> int:
+    """G. Raises SphinxError if the patch does not divide the view."""
+    return vit.patches_per_side('clip', self.view, self.patch)
+
   @nn.compact
   def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    side = vit.patches_per_side('clip', self.view, self.patch)
+    side = self.side
     x = layers.PatchEmbed(self.patch, self.width, bias=False, dtype=self.dtype, name='patch')(
       images
     )

@@ -41,8 +41,9 @@ class ConvNext(nn.Module):
   unroll: int = 1
   dtype: Any = jnp.float32
 
-  @nn.compact
-  def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+  @property
+  def side(self) -> int:
+    """G. Raises SphinxError if the stages do not divide the input."""
     size, stride = self.input or self.view, _STEM * 2 ** (len(self.depths) - 1)
     if size % stride:
       raise errors.make(
@@ -51,6 +52,11 @@ class ConvNext(nn.Module):
         f'a multiple of its stride, {stride}',
         'change input, view or the number of stages',
       )
+    return size // stride
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    side = self.side
     if len(self.depths) != len(self.widths):
       raise errors.make(
         'encoder convnext',
@@ -79,7 +85,7 @@ class ConvNext(nn.Module):
       x, _ = blocks(scale, self.dtype, name=f'stage{i}')(x)
     x = layers.LayerNorm(EPS, dtype=self.dtype, name='norm')(x)
     mean = x.astype(jnp.float32).mean(axis=(1, 2)).astype(self.dtype)
-    return mean, x
+    return mean, x.reshape(-1, side, side, x.shape[-1])
 
 
 class Block(nn.Module):

@@ -55,9 +55,14 @@ class DinoV2(nn.Module):
   unroll: int = 1
   dtype: Any = jnp.float32
 
+  @property
+  def side(self) -> int:
+    """G. Raises SphinxError if the patch does not divide the view."""
+    return vit.patches_per_side('dinov2', self.view, self.patch)
+
   @nn.compact
   def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    side = vit.patches_per_side('dinov2', self.view, self.patch)
+    side = self.side
     x = pixels.renormalize(images, self.image_mean, self.image_std, self.mean, self.std)
     x = layers.PatchEmbed(self.patch, self.width, dtype=self.dtype, name='patch')(x)
     cls, table = vit.class_and_positions(self, self.width, self.pos_grid)

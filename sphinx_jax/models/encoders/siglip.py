@@ -118,9 +118,14 @@ class Siglip(nn.Module):
   unroll: int = 1
   dtype: Any = jnp.float32
 
+  @property
+  def side(self) -> int:
+    """G. Raises SphinxError if the patch does not divide the view."""
+    return vit.patches_per_side('siglip', self.view, self.patch)
+
   @nn.compact
   def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    side = vit.patches_per_side('siglip', self.view, self.patch)
+    side = self.side
     views = pixels.renormalize(images, self.image_mean, self.image_std, MEAN, STD)
     tower = Tower(
       self.patch,
