@@ -283,11 +283,18 @@ REMAT = {
 
 
 def stack(
-  layer: type[nn.Module], length: int, unroll: int, remat: str, scanned: int = 0, broadcast: int = 0
+  module: nn.Module,
+  layer: type[nn.Module],
+  length: int,
+  unroll: int,
+  remat: str,
+  scanned: int = 0,
+  broadcast: int = 0,
 ) -> Callable:
   """Scans a layer `length` times over stacked parameters.
 
   Args:
+    module: the module that owns the stack.
     layer: a module called as (x, *scanned, *broadcast) -> (x, out).
     length: number of layers.
     unroll: layers in one loop iteration.
@@ -314,6 +321,8 @@ def stack(
     in_axes=(0,) * scanned + (nn.broadcast,) * broadcast,
     length=length,
     unroll=min(unroll, length),
+    # The check traces a layer a second time. Fresh weights depend on it, no other result does.
+    check_constancy_invariants=module.is_initializing(),
     metadata_params={nn.PARTITION_NAME: 'layers'},
   )
 

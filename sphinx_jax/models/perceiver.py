@@ -60,7 +60,7 @@ class Perceiver(nn.Module):
     x = jnp.broadcast_to(jnp.tile(latents, (images, 1)), (batch, images * self.queries, width))
     of_vectors = jnp.repeat(jnp.arange(1, images + 1), self.queries)
     of_vectors = jnp.broadcast_to(of_vectors, x.shape[:2])
-    blocks = layers.stack(Layer, self.layers, self.unroll, self.remat, broadcast=3)
+    blocks = layers.stack(self, Layer, self.layers, self.unroll, self.remat, broadcast=3)
     x, _ = blocks(
       self.heads,
       self.kv_heads,

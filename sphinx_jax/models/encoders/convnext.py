@@ -81,7 +81,7 @@ class ConvNext(nn.Module):
           dtype=self.dtype,
           name=f'downsample{i}',
         )(x)
-      blocks = layers.stack(Block, depth, self.unroll, self.remat)
+      blocks = layers.stack(self, Block, depth, self.unroll, self.remat)
       x, _ = blocks(scale, self.dtype, name=f'stage{i}')(x)
     x = layers.LayerNorm(EPS, dtype=self.dtype, name='norm')(x)
     mean = x.astype(jnp.float32).mean(axis=(1, 2)).astype(self.dtype)

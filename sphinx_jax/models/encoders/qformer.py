@@ -68,7 +68,7 @@ class QFormer(nn.Module):
     pairs, single = divmod(self.layers, 2)
     sizes = (self.heads, self.mlp, self.dtype)
     if pairs:
-      stack = layers.stack(Pair, pairs, self.unroll, self.remat, broadcast=1)
+      stack = layers.stack(self, Pair, pairs, self.unroll, self.remat, broadcast=1)
       x, _ = stack(*sizes, name='pairs')(x, features)
     if single:
       x = Layer(*sizes, name='last')(x, features)

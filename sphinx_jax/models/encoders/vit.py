@@ -140,7 +140,7 @@ class Trunk(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, segments: jax.Array | None = None) -> jax.Array:
-    blocks = layers.stack(Block, self.layers, self.unroll, self.remat, broadcast=1)
+    blocks = layers.stack(self, Block, self.layers, self.unroll, self.remat, broadcast=1)
     scale = (2 * self.layers) ** -0.5  # The sum of all residual outputs starts at unit variance.
     x, _ = blocks(
       self.heads,

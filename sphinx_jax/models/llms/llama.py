@@ -93,7 +93,9 @@ class Llama(nn.Module):
     if self.separate:
       self.blocks = [Layer(*settings, name=f'layers_{i}') for i in range(self.layers)]
     else:
-      blocks = layers.stack(Layer, self.layers, self.unroll, self.remat, scanned=1, broadcast=4)
+      blocks = layers.stack(
+        self, Layer, self.layers, self.unroll, self.remat, scanned=1, broadcast=4
+      )
       self.blocks = blocks(*settings, name='layers')
     self.norm = layers.RMSNorm(self.norm_eps, self.dtype)
     # The scale makes the first logits small, so that the loss starts at log(vocab).
