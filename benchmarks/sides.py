@@ -60,6 +60,9 @@ def measure(
   Returns:
     One entry a maker.
   """
+  # As launch/environment.sh: glibc reads them when a process starts.
+  for name in ('MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_'):
+    os.environ.setdefault(name, str(1 << 32))
   context = multiprocessing.get_context('spawn')
   pipes, processes = [], []
   for make in makers:

@@ -65,6 +65,7 @@ def make_jax(options: dict, folder: str) -> tuple[Callable, float]:
   from sphinx_jax.training.state import State
 
   model = sphinx_jax.load(folder)
+  model.config.remat = 'dots'  # As configs/forkme.py sets it.
   tokens, labels = rows(options)
   config = ConfigDict(
     mini.training(

@@ -69,6 +69,8 @@ def get_config(arg: str = '') -> ConfigDict:
     config.batch = dict(size=8, images=images, window=256)
     visual_tokens = families.visual_tokens(config.model)
     config.batch.seq_len = config.batch.get_ref('images') * visual_tokens + 512
+    # The logits of a large vocabulary, and what a layer saves, are most of the memory.
+    config.loss_chunk, config.model.remat = 128, 'dots'
     # For pretrained weights: docs/official_sphinx.md, "Fine-tuning recipe".
     config.optimizer.update(name='adamw', betas=(0.9, 0.95), weight_decay=0.0, clip=8.0)
   file = os.path.abspath(path or 'my.jsonl')  # A relative path would be one inside data_dir.

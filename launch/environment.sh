@@ -28,7 +28,7 @@ export PATH="$PWD/$VENV/bin:$PATH"
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}" # Without TensorFlow's messages at start.
 
 # glibc returns freed blocks over 32 MiB to the system at once, and every page of the next one is a
-# page fault. With these settings blocks of up to 1 GiB are kept and reused. MALLOC_ARENA_MAX stays
+# page fault. With these settings blocks of up to 4 GiB are kept and reused. MALLOC_ARENA_MAX stays
 # at its default: XLA compiles in several threads, and takes a quarter longer with one arena.
-export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-1073741824}"
-export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-1073741824}"
+export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-4294967296}"
+export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}"

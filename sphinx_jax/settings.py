@@ -210,13 +210,6 @@ def _contradictions(run: Mapping[str, Any]) -> Problems:
       f'a multiple of optimizer.accumulate, {optimizer["accumulate"]}',
       'change one of them',
     )
-  if run['loss_chunk'] and batch['seq_len'] % run['loss_chunk']:
-    yield (
-      'loss_chunk',
-      f'{run["loss_chunk"]}',
-      f'0 or a divisor of batch.seq_len {batch["seq_len"]}',
-      'change one of them',
-    )
   if run['profile'] and not (
     len(run['profile']) == 2 and run['profile'][0] <= run['profile'][1] <= run['steps']
   ):

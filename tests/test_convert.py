@@ -428,8 +428,8 @@ def test_a_flipped_byte_found_late_removes_what_was_written(tmp_path):
 # peak would depend on which of tensorstore's threads wrote what (140 to 240 MB were seen).
 MALLOC = {
   'MALLOC_ARENA_MAX': '2',
-  'MALLOC_MMAP_THRESHOLD_': str(1 << 30),
-  'MALLOC_TRIM_THRESHOLD_': str(1 << 30),
+  'MALLOC_MMAP_THRESHOLD_': str(1 << 32),
+  'MALLOC_TRIM_THRESHOLD_': str(1 << 32),
 }
 MEMORY = """
 import re, sys

@@ -130,7 +130,6 @@ def test_every_device_encodes_its_own_views():
     ({'model.remat': 'ful'}, "model.remat: got 'ful'.*did you mean 'full'"),
     ({'model.attention': 'splash'}, "'splash' on cpu.*auto"),
     ({'model.attention': 'flash'}, "attention kernel: got 'flash'"),
-    ({'loss_chunk': 5}, 'loss_chunk: got 5, expected 0 or a divisor of batch.seq_len 16'),
     ({'mesh.fsdp': -1, 'mesh.tensor': 3}, 'fsdp=-1 tensor=3: got 8 cpu devices'),
     ({'mesh.fsdp': -1, 'mesh.data': -1}, 'at most one -1'),
   ],

@@ -48,7 +48,6 @@ VALUES = (-1, 0, 1, 10**20, 0.5, None, 'text', float('nan'), np.int64(1))
     ({'optimizer.warmup': 6}, 'optimizer.warmup: got 6, expected at most steps, 5'),
     ({'optimizer.accumulate': 3}, 'batch.size: got 8, expected a multiple of optimizer.accumulate'),
     ({'batch.size': 2**20, 'batch.seq_len': 2**20}, 'batch.size: got 1048576 rows of 1048576'),
-    ({'loss_chunk': 5}, 'loss_chunk: got 5, expected 0 or a divisor of batch.seq_len 16'),
     ({'mesh.fsdp': 0}, 'mesh.fsdp: got 0, expected an integer other than 0'),
     ({'trainable': (('(', 'train'),)}, 'trainable: .*a regular expression'),
     ({'sampling.stages': ((0, {'ocr': 1.0}),)}, 'sampling.stages'),

@@ -31,7 +31,7 @@ class Flops:
 
 def loss_chunks(config: ConfigDict) -> int:
   """Most chunks in which the loss of a run is computed, when all positions have loss weight."""
-  return config.batch.seq_len // (config.loss_chunk or config.batch.seq_len)
+  return math.ceil(config.batch.seq_len / (config.loss_chunk or config.batch.seq_len))
 
 
 def count(traced: Any, names: Collection[str], chunks: int) -> Flops:

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sphinx_jax.core import errors
 from sphinx_jax.parallel import placement
 
 
@@ -58,15 +57,8 @@ def sums(
   Returns:
     `loss` float32[] = sum(weight * cross entropy), `weight` float32[] = sum(weight), and both per
     task as `task_loss`, `task_weight` float32[tasks].
-
-  Raises:
-    SphinxError: the chunk does not divide T.
   """
   rows, length, _ = hidden.shape
-  if chunk and length % chunk:
-    raise errors.make(
-      'loss_chunk', f'{chunk}', f'0 or a divisor of batch.seq_len {length}', 'change one of them'
-    )
   # Each device orders the positions of its own rows, which are a block of the batch.
   blocks = placement.batch_ways()
   rows //= blocks
@@ -79,7 +71,7 @@ def sums(
   weight = fields['loss_weight'].astype(jnp.float32)
   with jax.named_scope('lm_head'):
     loss, losses = _weighted_loss(
-      split(hidden), matrix, fields['targets'], weight, rows * (chunk or length)
+      split(hidden), matrix, fields['targets'], weight, rows * min(chunk or length, length)
     )
   is_task = (fields['task'][..., None] == jnp.arange(tasks, dtype=jnp.int32)).astype(jnp.float32)
   return {
@@ -101,7 +93,7 @@ def _weighted_loss(
     matrix: float[D,vocab].
     targets: int32[G,N].
     weight: float32[G,N].
-    chunk: positions of a block at one time, a divisor of N.
+    chunk: positions of a block at one time, at most N.
 
   Returns:
     float32[] and float32[G,N].
@@ -168,6 +160,9 @@ def _losses_and_gradients(
     losses, of_hidden, of_matrix = compute(hidden, targets, weight)
   else:
     order = jnp.argsort(weight == 0, axis=1, stable=True)
+    places = jnp.argsort(order, axis=1)
+    slots = -(-positions // chunk) * chunk  # The last chunk may have slots without a position.
+    order = jnp.pad(order, ((0, 0), (0, slots - positions)))
     trips = -(-(weight > 0).sum(axis=1).max() // chunk)
     take = jax.vmap(lambda field, at: field.at[at].get(mode='promise_in_bounds'))
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
@@ -176,7 +171,8 @@ def _losses_and_gradients(
       losses, of_hidden, of_matrix = totals
       start = trip * chunk
       at = jax.lax.dynamic_slice_in_dim(order, start, chunk, axis=1)
-      parts = compute(take(hidden, at), take(targets, at), take(weight, at))
+      own_weight = jnp.where(start + jnp.arange(chunk) < positions, take(weight, at), 0)
+      parts = compute(take(hidden, at), take(targets, at), own_weight)
       losses = write(losses, parts[0], start_index=start)
       if to_hidden:
         of_hidden = write(of_hidden, parts[1], start_index=start)
@@ -187,12 +183,11 @@ def _losses_and_gradients(
     # The sums of all devices are added after the loop, not in every trip.
     of_matrix = jnp.zeros((blocks, *matrix.shape), jnp.float32)
     zeros = (
-      jnp.zeros_like(weight),
-      jnp.zeros_like(hidden) if to_hidden else None,
+      jnp.zeros((blocks, slots), jnp.float32),
+      jnp.zeros((blocks, slots, width), hidden.dtype) if to_hidden else None,
       placement.constrain(of_matrix, ('batch', 'embed', 'vocab')) if to_matrix else None,
     )
     losses, of_hidden, of_matrix = jax.lax.fori_loop(0, trips, add, zeros)
-    places = jnp.argsort(order, axis=1)
     losses = take(losses, places)
     of_hidden = take(of_hidden, places) if to_hidden else None
   if to_matrix:

@@ -128,9 +128,13 @@ def test_chunks_give_the_loss_and_gradients_of_all_positions(in_chunks, share):
   close(in_chunks(*arguments), expected)
 
 
-def test_all_positions_at_once_give_the_same():
-  whole, arguments = compiled(0), example(0.4)
-  close(whole(*arguments), jax.value_and_grad(plain, argnums=(0, 1), has_aux=True)(*arguments))
+@pytest.mark.parametrize('chunk', [0, 24])
+def test_all_positions_at_once_and_chunks_that_do_not_divide_them_give_the_same(chunk):
+  program = compiled(chunk)
+  for share in (0.4, 1):
+    arguments = example(share)
+    expected = jax.value_and_grad(plain, argnums=(0, 1), has_aux=True)(*arguments)
+    close(program(*arguments), expected)
 
 
 def test_rows_may_differ_in_their_labels(in_chunks):
