@@ -99,7 +99,7 @@ def param(
       return value
     value = narrow.widen(value)
   # Casting first makes the all-gather smaller.
-  return placement.constrain(value.astype(dtype), names)
+  return placement.gather(value.astype(dtype), names)
 
 
 class Dense(nn.Module):
