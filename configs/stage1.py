@@ -36,6 +36,8 @@ from sphinx_jax.configs import pod
 
 # Domain of the captions -> folder under data/.
 DOMAINS = {'real': 'laion400m', 'synthetic': 'laion_coco'}
+# Scale -> rows of a batch and updates.
+SCHEDULE = {'224': (256, 180_000), '1k': (64, 180_000), '2k': (64, 240_000)}
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -50,16 +52,17 @@ def get_config(arg: str = '') -> ConfigDict:
     name: pod.entry('array_record', 'caption', f'{root}_heldout', 'train', 1.0)
     for name, root in DOMAINS.items()
   }
+  batch_size, steps = SCHEDULE[choice.scale]
   init_from = 'workdir/real' if domain == 'synthetic' else 'weights/fresh'
   return pod.run(
     f'stage1_{domain}_{choice.size}_{choice.scale}',
     choice,
     mixture,
     validation,
-    batch_size=256,
-    steps=180_000,
+    batch_size=batch_size,
+    steps=steps,
     lr=5e-5,
     decay_to=0.1,
-    warmup=2000,
+    warmup=steps // 90,
     init_from=init_from,
   ).lock()

@@ -67,6 +67,8 @@ MIXTURE = {
   'sharegpt': ('sharegpt', 'dialog', 'sharegpt', 'train', 0.04, dict(too_long='cut_text')),
   'text': ('array_record', 'text', 'refinedweb', 'train', 0.02, {}),
 }
+# Scale -> rows of a batch and updates.
+SCHEDULE = {'224': (128, 30_000), '1k': (64, 15_000), '2k': (64, 20_000)}
 # Validation losses during training: mixture entry -> held-out split of the same files.
 VALIDATION = {
   'vqav2': 'val2014',
@@ -89,15 +91,16 @@ def get_config(arg: str = '') -> ConfigDict:
     name: {**mixture[name], 'split': split, 'mirror': 0.0, 'weight': 1.0}
     for name, split in VALIDATION.items()
   }
+  batch_size, steps = SCHEDULE[choice.scale]
   return pod.run(
     f'stage2_{choice.size}_{choice.scale}',
     choice,
     mixture,
     validation,
-    batch_size=128,
-    steps=30_000,
+    batch_size=batch_size,
+    steps=steps,
     lr=2e-5,
     decay_to=0.0,
-    warmup=900,
+    warmup=3 * steps // 100,
     init_from='workdir/mix',
   ).lock()

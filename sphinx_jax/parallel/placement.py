@@ -11,6 +11,9 @@ from jax.sharding import Mesh, NamedSharding
 from sphinx_jax.core import errors
 from sphinx_jax.parallel import rules
 
+# Enough for large products, few enough that a device can keep most activations of a large model.
+_POSITIONS = 8192
+
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """The sharding of every field of a batch: its first dimension (B) is split over the mesh."""
@@ -118,25 +121,36 @@ def fast_compile_options() -> dict[str, Any] | None:
   return {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
 
-def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:
-  """Checks that a batch divides into microbatches, and these over the mesh.
+def microbatches(rows: int, seq_len: int, accumulate: int, mesh: Mesh) -> int:
+  """The number of microbatches of a batch, which divides over the mesh.
 
   Args:
     rows: batch size.
-    accumulate: number of microbatches.
+    seq_len: positions of a row.
+    accumulate: the number; -1: the least with which a device has one row, or `_POSITIONS` positions
+      in several, at a time.
     mesh: from `mesh.make_mesh`.
 
   Raises:
     SphinxError: they do not divide.
   """
   ways = mesh.shape['data'] * mesh.shape['fsdp']
-  if rows % (accumulate * ways):
+  if rows % (max(accumulate, 1) * ways):
+    microbatches = '' if accumulate == -1 else f'optimizer.accumulate {accumulate} x '
     raise errors.make(
       'batch.size',
       f'{rows}',
-      f'a multiple of optimizer.accumulate {accumulate} x mesh.data*fsdp {ways}',
+      f'a multiple of {microbatches}mesh.data*fsdp {ways}',
       'change batch.size, optimizer.accumulate or the mesh',
     )
+  if accumulate != -1:
+    return accumulate
+  of_device = rows // ways
+  return next(
+    number
+    for number in range(1, of_device + 1)
+    if of_device % number == 0 and of_device // number <= max(_POSITIONS // seq_len, 1)
+  )
 
 
 def put(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:

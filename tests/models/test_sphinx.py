@@ -7,7 +7,7 @@ import pytest
 
 from sphinx_jax.configs import mini
 from sphinx_jax.core import errors, trees
-from sphinx_jax.models import families
+from sphinx_jax.models import families, layers
 from tests.models import small
 
 CLOSE = dict(rtol=1e-4, atol=2e-5)
@@ -126,7 +126,10 @@ def _loss_and_gradient(**change):
   return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize('change', [dict(scan_unroll=2), dict(remat='full')])
+REMATS = [dict(remat=name) for name in layers.REMAT if name != 'none']
+
+
+@pytest.mark.parametrize('change', [dict(scan_unroll=2), *REMATS])
 def test_unrolled_and_rematerialized_layers_compute_the_same(change):
   value, gradient = _loss_and_gradient()
   changed_value, changed_gradient = _loss_and_gradient(**change)
