@@ -14,11 +14,8 @@ examples of one dataset:
 
 Tasks and datasets are the paper's. Mixture weights, batch size and number of steps are our choice.
 
-At 1k and 2k a packed row has one image, so about a quarter of its positions stays empty, and
-examples with over 590 (1k) or 1180 (2k) text tokens are skipped. On up to 32 devices,
-`13b,1k --config.batch.size=32 --config.batch.seq_len=8192 --config.batch.images=5` has as many
-positions and fills 98 % of them. It compiles to 62.9 GiB on v5p-16 (docs/results.md, "Data
-pipeline").
+Packed rows use 98 % of their positions or more (docs/results.md, "Data pipeline"). A batch of 1k or
+2k has 64 rows and divides over up to 64 chips.
 
 Hardware: the smallest v5p slice that fits, from `python -m sphinx_jax.plan`. Memory is the
 compiler's figure. Times assume 40 % MFU and shrink with the number of chips. docs/pods.md has other
