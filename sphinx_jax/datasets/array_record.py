@@ -65,17 +65,19 @@ class ArrayRecord(Family):
 
   def outline(self, index: int) -> Item:
     """Returns item `index`, whose images are read with its record. Raises as `item`."""
-    outline = self._outlines[index] if self._outlines is not None else b''
-    if not outline:
+    if self._outlines is None:
       return self.item(index)
     try:
+      outline = self._outlines[index]
+      if not outline:  # It has no images.
+        return self.item(index)
       outline = json.loads(outline)
       images = tuple(
         Unread(functools.partial(self._image, index, number), functools.partial(tuple, size))
         for number, size in enumerate(outline['sizes'])
       )
       return Item(outline['id'], images, outline['annotation'])
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
       raise BadExample('damaged record', f'outline {index}: {error}') from error
 
   def _image(self, index: int, number: int) -> bytes:
