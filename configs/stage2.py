@@ -18,16 +18,16 @@ Packed rows use 98 % of their positions or more (docs/results.md, "Data pipeline
 2k has 64 rows and divides over up to 64 chips.
 
 Hardware: the smallest v5p slice that fits, from `python -m sphinx_jax.plan`. Memory is the
-compiler's figure. Times assume 40 % MFU and shrink with the number of chips. docs/pods.md has other
-kinds of slices.
+compiler's figure, or an estimate (~). Times assume 40 % MFU and shrink with the number of chips.
+docs/pods.md has other kinds of slices.
 
     argument  slice   GiB a device  a step  whole run
-    7b,224    v5p-8           75.5    17 s     6 days
-    7b,1k     v5p-8           75.7    16 s     6 days
-    7b,2k     v5p-16          64.2    17 s     6 days
-    13b,224   v5p-16          62.1    15 s     5 days
-    13b,1k    v5p-16          62.0    15 s     5 days
-    13b,2k    v5p-32          45.0    16 s     5 days
+    7b,224    v5p-8          ~73.8    17 s     6 days
+    7b,1k     v5p-8           73.6    37 s     6 days
+    7b,2k     v5p-8          ~85.3    60 s    14 days
+    13b,224   v5p-16         ~84.9    15 s     5 days
+    13b,1k    v5p-16          84.4    33 s     6 days
+    13b,2k    v5p-32          79.8    27 s     6 days
 """
 
 from ml_collections import ConfigDict
