@@ -14,7 +14,7 @@ quarter of it. Memory is that of the largest stage, in part estimated (~).
 
     argument  slice   GiB a device  whole recipe
     7b,224    v5p-8          ~73.8      144 days
-    7b,2k     v5p-8          ~85.3      152 days
+    7b,2k     v5p-8           85.3      152 days
     13b,1k    v5p-16         ~84.9      132 days
     13b,2k    v5p-32          79.8       70 days
 """

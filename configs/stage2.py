@@ -24,7 +24,7 @@ docs/pods.md has other kinds of slices.
     argument  slice   GiB a device  a step  whole run
     7b,224    v5p-8          ~73.8    17 s     6 days
     7b,1k     v5p-8           73.6    37 s     6 days
-    7b,2k     v5p-8          ~85.3    60 s    14 days
+    7b,2k     v5p-8           85.3    60 s    14 days
     13b,224   v5p-16         ~84.9    15 s     5 days
     13b,1k    v5p-16          84.4    33 s     6 days
     13b,2k    v5p-32          79.8    27 s     6 days
