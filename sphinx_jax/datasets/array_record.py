@@ -143,7 +143,16 @@ class ArrayRecord(Family):
     names = [outlines_name(name) for name in shards]
     outlines = None
     if present.issuperset(names):
-      outlines = ArrayRecordDataSource([str(self.root / name) for name in names])
+      try:
+        outlines = ArrayRecordDataSource([str(self.root / name) for name in names])
+        if len(outlines) != len(rows):
+          raise ValueError(f'{len(outlines)} of {len(rows)} records')
+      except (OSError, ValueError, RuntimeError) as error:
+        raise self._error(
+          f'damaged outlines in {str(self.root)!r} ({error})',
+          'those of its shards',
+          'delete *.outlines, or prepare it again',
+        ) from error
       shards = [*shards, *names]
     record_opened(*(self.root / name for name in shards))
     return rows, outlines
