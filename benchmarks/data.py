@@ -6,6 +6,7 @@ in as many threads. Both run in turns, and the median of the rounds' ratios coun
 Packing: share of useful positions with the batches of the pod configs, with one example per row,
 and the upper bound of any packing.
 Start: time of a fresh process until the first batch, of 10^9 examples.
+Hosts: what each of 1 and 4 processes reads, and its CPU seconds, for its rows of the same batches.
 Memory: resident memory while batches are made for --minutes.
 All data are generated: JPEGs with edges, texture and noise, most of 640 x 480 pixels, and a
 tokenizer that is trained on texts about them.
@@ -79,6 +80,9 @@ class Endless(Source):
   def __getitem__(self, index):
     return self._source[index % len(self._source)]
 
+  def outline(self, index, epoch):
+    return self._source.outline(index % len(self._source), epoch)
+
 
 def draw_lengths(rng, count):
   """Draws examples with the shares of stage 2: text lengths int[count], has image bool[count]."""
@@ -126,13 +130,20 @@ def make_data(folder, images):
   )
 
 
-def open_pipeline(folder, image_size, batch, threads):
+def open_pipeline(folder, image_size, batch, threads, local_rows=None):
   source = Endless(jsonl.open_source({'path': str(folder / 'all.jsonl')}))
   config = PipelineConfig(
     **batch, visual_tokens=VISUAL['224'], image_size=image_size, threads=threads
   )
   tokenizer = tokenizers.load(folder / 'tokenizer.model')
-  return Pipeline({'dialog': source}, {'dialog': 1}, tokenizer, dialog.Template(''), config)
+  return Pipeline(
+    {'dialog': source},
+    {'dialog': 1},
+    tokenizer,
+    dialog.Template(''),
+    config,
+    local_rows=local_rows,
+  )
 
 
 def timed(images):
@@ -268,6 +279,39 @@ def first_batch(folder, position, threads):
     print(time.perf_counter() - begin)
 
 
+def report_hosts(folder):
+  """Runs as many processes at a time as a run has hosts, each for its rows of the same batches."""
+  for hosts in (1, 4):
+    command = [sys.executable, '-m', 'benchmarks.data', f'--workdir={folder}', '--threads=1']
+    command += [f'--windows={FLAGS.windows}', f'--images={FLAGS.images}']
+    processes = [
+      subprocess.Popen([*command, f'--host={host}/{hosts}'], cwd=ROOT, stdout=subprocess.PIPE)
+      for host in range(hosts)
+    ]
+    lines = [process.communicate()[0].split() for process in processes]
+    images, megabytes, seconds = zip(*(map(float, line) for line in lines))
+    print(
+      f'hosts, {hosts}: each shows {min(images):.0f} to {max(images):.0f} images, '
+      f'reads {min(megabytes):.0f} to {max(megabytes):.0f} MB '
+      f'in {min(seconds):.1f} to {max(seconds):.1f} CPU seconds',
+      flush=True,
+    )
+
+
+def one_host(folder, host, hosts):
+  """Prints images shown, megabytes read and CPU seconds over `--windows` windows."""
+  rows = range(BATCH['batch_size'])[host::hosts]
+  with open_pipeline(folder, 336, BATCH, 1, rows).batches() as batches:
+    next(batches)
+    read, busy, images = psutil.Process().io_counters().read_chars, time.process_time(), 0
+    position = 0
+    while position < FLAGS.windows * BATCH['window']:
+      batch, position = next(batches)
+      images += int((batch['visual_index'] >= 0).sum()) // VISUAL['224']
+    read = psutil.Process().io_counters().read_chars - read
+    print(images, read / 1e6, time.process_time() - busy)
+
+
 def resident_mib():
   """The resident memory of this process in MiB."""
   return psutil.Process().memory_info().rss / 2**20
@@ -299,11 +343,14 @@ def main():
     folder = pathlib.Path(FLAGS.workdir or temporary).absolute()
     if FLAGS.first_batch is not None:
       return first_batch(folder, FLAGS.first_batch, threads)
+    if FLAGS.host is not None:
+      return one_host(folder, *map(int, FLAGS.host.split('/')))
     folder.mkdir(parents=True, exist_ok=True)
     make_data(folder, FLAGS.images)
     report_order()
     report_packing()
     report_start(folder, threads)
+    report_hosts(folder)
     report_speed(folder, threads)
     if FLAGS.minutes:
       report_memory(folder, threads)
@@ -325,4 +372,5 @@ if __name__ == '__main__':
     None,
     'Internal: print the seconds to the first batch from this position.',
   )
+  flags.DEFINE_string('host', None, 'Internal: measure as host NUMBER/HOSTS.')
   cli.run(main)

@@ -41,7 +41,7 @@ def get_config(arg: str = '') -> ConfigDict:
       mesh = part
     else:
       raise errors.unknown('argument of config idefics2', part, [*IMAGES, *PRESETS])
-  config = ConfigDict(stage2.get_config(f'7b,{mesh}').to_dict())
+  config = ConfigDict(stage2.get_config(f'7b,224,{mesh}').to_dict())
   config.name = f'idefics2_{images}'
   edge, slots, split, patches = IMAGES[images].values()
   config.model = idefics2.full_size(image_size=edge)

@@ -18,8 +18,8 @@ SIZES = ('7b', '13b')
 # takes 291 (224), 1455 (1k) or 2910 (2k) of them.
 PACKING = {
   '224': dict(seq_len=2048, images=6),
-  '1k': dict(seq_len=2048, images=1),
-  '2k': dict(seq_len=4096, images=1),
+  '1k': dict(seq_len=8192, images=5),
+  '2k': dict(seq_len=12288, images=4),
 }
 # Config of this directory -> its arguments. Each is a row of the table in docs/pods.md.
 _SPHINX = [f'{size},{scale}' for size in SIZES for scale in PACKING]
@@ -105,7 +105,7 @@ def run(
     init_from: directory of the checkpoint to start from. Its tokenizer is used.
   """
   model = sphinx.model(choice.size, 'full', choice.scale, dtype='bfloat16', max_length=4096)
-  model.remat, model.attention = 'full', 'auto'
+  model.remat, model.attention = 'dots', 'auto'
   config = ConfigDict(
     dict(
       name=name,
@@ -135,7 +135,7 @@ def run(
         betas=(0.9, 0.95),
         weight_decay=0.0,
         clip=8.0,
-        accumulate=1,
+        accumulate=-1,
         moment_dtype='float32',
       ),
       steps=steps,

@@ -10,13 +10,13 @@ same recipe at laptop size, with a dataset of its own and with scores.
 
 Hardware: the smallest v5p slice on which every stage fits, from the tables in stage1.py and
 stage2.py. Times assume 40 % MFU. Nearly all of the time is stage 1. Four times the chips take a
-quarter of it.
+quarter of it. Memory is that of the largest stage, in part estimated (~).
 
     argument  slice   GiB a device  whole recipe
-    7b,224    v5p-16          63.8       72 days
-    7b,2k     v5p-16          64.2       75 days
-    13b,1k    v5p-32          45.1       66 days
-    13b,2k    v5p-32          45.1       69 days
+    7b,224    v5p-8          ~73.8      144 days
+    7b,2k     v5p-8           85.3      152 days
+    13b,1k    v5p-16         ~84.9      132 days
+    13b,2k    v5p-32          79.8       70 days
 """
 
 from ml_collections import ConfigDict

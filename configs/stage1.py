@@ -17,17 +17,17 @@ larger data at data/, for example with gcsfuse.
 Learning rates and lengths follow the paper as far as they are known (docs/official_sphinx.md, "The
 paper's recipe"). The batch size is our choice.
 
-Hardware: the smallest v5p slice that fits, from `python -m sphinx_jax.plan`. Memory is the
-compiler's figure. Times assume 40 % MFU and shrink with the number of chips. docs/pods.md has other
-kinds of slices.
+Hardware: the smallest v5p slice that fits, from `python -m sphinx_jax.plan`. Memory is an estimate
+(~), which is within 1 % of what was compiled for stage 2. Times assume 40 % MFU and shrink with the
+number of chips. docs/pods.md has other kinds of slices.
 
     argument  slice   GiB a device  a step  whole run
-    7b,224    v5p-16          63.8    17 s    35 days
-    7b,1k     v5p-16          63.0    16 s    34 days
-    7b,2k     v5p-32          55.5    17 s    35 days
-    13b,224   v5p-32          45.1    15 s    32 days
-    13b,1k    v5p-32          44.6    15 s    31 days
-    13b,2k    v5p-32          71.9    31 s    65 days
+    7b,224    v5p-8          ~73.8    33 s    69 days
+    7b,1k     v5p-8          ~73.4    37 s    78 days
+    7b,2k     v5p-8          ~85.3    60 s   167 days
+    13b,224   v5p-16         ~84.9    30 s    63 days
+    13b,1k    v5p-16         ~84.5    33 s    70 days
+    13b,2k    v5p-32         ~80.3    27 s    74 days
 """
 
 from ml_collections import ConfigDict
@@ -36,6 +36,8 @@ from sphinx_jax.configs import pod
 
 # Domain of the captions -> folder under data/.
 DOMAINS = {'real': 'laion400m', 'synthetic': 'laion_coco'}
+# Scale -> rows of a batch and updates.
+SCHEDULE = {'224': (256, 180_000), '1k': (64, 180_000), '2k': (64, 240_000)}
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -50,16 +52,17 @@ def get_config(arg: str = '') -> ConfigDict:
     name: pod.entry('array_record', 'caption', f'{root}_heldout', 'train', 1.0)
     for name, root in DOMAINS.items()
   }
+  batch_size, steps = SCHEDULE[choice.scale]
   init_from = 'workdir/real' if domain == 'synthetic' else 'weights/fresh'
   return pod.run(
     f'stage1_{domain}_{choice.size}_{choice.scale}',
     choice,
     mixture,
     validation,
-    batch_size=256,
-    steps=180_000,
+    batch_size=batch_size,
+    steps=steps,
     lr=5e-5,
     decay_to=0.1,
-    warmup=2000,
+    warmup=steps // 90,
     init_from=init_from,
   ).lock()

@@ -14,23 +14,20 @@ examples of one dataset:
 
 Tasks and datasets are the paper's. Mixture weights, batch size and number of steps are our choice.
 
-At 1k and 2k a packed row has one image, so about a quarter of its positions stays empty, and
-examples with over 590 (1k) or 1180 (2k) text tokens are skipped. On up to 32 devices,
-`13b,1k --config.batch.size=32 --config.batch.seq_len=8192 --config.batch.images=5` has as many
-positions and fills 98 % of them. It compiles to 62.9 GiB on v5p-16 (docs/results.md, "Data
-pipeline").
+Packed rows use 98 % of their positions or more (docs/results.md, "Data pipeline"). A batch of 1k or
+2k has 64 rows and divides over up to 64 chips.
 
 Hardware: the smallest v5p slice that fits, from `python -m sphinx_jax.plan`. Memory is the
-compiler's figure. Times assume 40 % MFU and shrink with the number of chips. docs/pods.md has other
-kinds of slices.
+compiler's figure, or an estimate (~). Times assume 40 % MFU and shrink with the number of chips.
+docs/pods.md has other kinds of slices.
 
     argument  slice   GiB a device  a step  whole run
-    7b,224    v5p-8           75.5    17 s     6 days
-    7b,1k     v5p-8           75.7    16 s     6 days
-    7b,2k     v5p-16          64.2    17 s     6 days
-    13b,224   v5p-16          62.1    15 s     5 days
-    13b,1k    v5p-16          62.0    15 s     5 days
-    13b,2k    v5p-32          45.0    16 s     5 days
+    7b,224    v5p-8          ~73.8    17 s     6 days
+    7b,1k     v5p-8           73.6    37 s     6 days
+    7b,2k     v5p-8           85.3    60 s    14 days
+    13b,224   v5p-16         ~84.9    15 s     5 days
+    13b,1k    v5p-16          84.4    33 s     6 days
+    13b,2k    v5p-32          79.8    27 s     6 days
 """
 
 from ml_collections import ConfigDict
@@ -67,6 +64,8 @@ MIXTURE = {
   'sharegpt': ('sharegpt', 'dialog', 'sharegpt', 'train', 0.04, dict(too_long='cut_text')),
   'text': ('array_record', 'text', 'refinedweb', 'train', 0.02, {}),
 }
+# Scale -> rows of a batch and updates.
+SCHEDULE = {'224': (128, 30_000), '1k': (64, 15_000), '2k': (64, 20_000)}
 # Validation losses during training: mixture entry -> held-out split of the same files.
 VALIDATION = {
   'vqav2': 'val2014',
@@ -89,15 +88,16 @@ def get_config(arg: str = '') -> ConfigDict:
     name: {**mixture[name], 'split': split, 'mirror': 0.0, 'weight': 1.0}
     for name, split in VALIDATION.items()
   }
+  batch_size, steps = SCHEDULE[choice.scale]
   return pod.run(
     f'stage2_{choice.size}_{choice.scale}',
     choice,
     mixture,
     validation,
-    batch_size=128,
-    steps=30_000,
+    batch_size=batch_size,
+    steps=steps,
     lr=2e-5,
     decay_to=0.0,
-    warmup=900,
+    warmup=3 * steps // 100,
     init_from='workdir/mix',
   ).lock()

@@ -140,6 +140,7 @@ class Program:
     optimizer: optax transformation of the trained parameters.
     learning_rate: learning rate by update.
     state: training.state.State of ShapeDtypeStruct with shardings.
+    microbatches: number of them in a batch.
     flops: FLOP of an update over all devices, by part; none before `compile`.
 
   Raises:
@@ -151,7 +152,9 @@ class Program:
     self.flops = flops.Flops({}, 0.0)
 
     self.mesh = meshes.make_mesh(**config.mesh, devices=devices)
-    placement.check_rows(config.batch.size, config.optimizer.accumulate, self.mesh)
+    self.microbatches = placement.microbatches(
+      config.batch.size, config.batch.seq_len, config.optimizer.accumulate, self.mesh
+    )
     self.batch_sharding = placement.batch_sharding(self.mesh)
     self._replicated = placement.replicated(self.mesh)
 
@@ -215,7 +218,7 @@ class Program:
       optimizer=self.optimizer,
       rate=self.learning_rate,
       tasks=len(self._config.mixture),
-      accumulate=self._config.optimizer.accumulate,
+      accumulate=self.microbatches,
       chunk=self._config.loss_chunk,
     )
     out_shardings = _shardings(self.state), self._replicated

@@ -89,7 +89,11 @@ RUN = {
     ),
     'weight_decay': values.number('factor of decayed parameters; lr times it is subtracted'),
     'clip': values.positive('largest norm of the gradient; a large one does not clip'),
-    'accumulate': values.integer('microbatches of a batch'),
+    'accumulate': values.integer(
+      'microbatches of a batch; -1: so many that a device has few positions at a time',
+      low=-1,
+      without=(0,),
+    ),
     'moment_dtype': values.choice('dtype of the first moment', DTYPES),
   },
   'steps': values.integer('updates'),

@@ -126,7 +126,7 @@ def test_arguments_are_sizes_scales_and_meshes(get_config):
   for stage in stages(get_config('7b,fsdp_tensor')):
     assert stage.mesh.tensor == 4 and stage.model.llm.layers == 32
   assert (
-    stages(get_config('2k'))[-1].batch.seq_len == 4096
+    stages(get_config('2k'))[-1].batch.seq_len == 12288
     and stages(get_config())[-1].model.llm.layers == 40
   )
   with pytest.raises(errors.SphinxError, match="'14b', expected one of .*did you mean '13b'"):

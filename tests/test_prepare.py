@@ -1,5 +1,6 @@
 """Preparing a dataset: the records of its files, for any runner and after any interruption."""
 
+import dataclasses
 import importlib.util
 import io
 import json
@@ -18,6 +19,7 @@ from PIL import Image
 
 from sphinx_jax import datasets
 from sphinx_jax.core.errors import SphinxError
+from sphinx_jax.data import images
 from sphinx_jax.datasets.files import opened_files
 from sphinx_jax.preparation import plan, runners, verify, write
 from tests.datasets import box_trees, image_files
@@ -60,6 +62,13 @@ def run(build, processes=1):
   return split
 
 
+def with_images(outline):
+  """The record of an outline: its images are read, of which it knows the sizes."""
+  encoded = tuple(image.read() for image in outline.images)
+  assert [image.size() for image in outline.images] == [images.size(data) for data in encoded]
+  return dataclasses.replace(outline, images=encoded)
+
+
 def bytes_of(folder):
   return {path.name: path.read_bytes() for path in sorted(folder.glob('*.array_record*'))}
 
@@ -84,8 +93,22 @@ def test_a_build_has_the_records_of_the_files_and_counts_the_rest(coco, tmp_path
     assert kept.id == item.id and kept.annotation == json.loads(json.dumps(item.annotation))
     assert kept.images == tuple(image.read_bytes() for image in item.images)
     assert prepared[place].truth and prepared[place].images == from_files[index].images
+    for source, number in ((from_files, index), (prepared, place)):
+      assert with_images(source.outline(number, 0)) == source[number]
   table = verify.table(split)
   assert 'skipped: unreadable image' in table and '17' in table and '13' in table
+
+
+def test_an_outline_reads_no_image_and_old_builds_have_none(coco, tmp_path, monkeypatch):
+  entry = dict(source='array_record', root='out', split='val2017', task='detection')
+  run(make_build(coco, tmp_path / 'out', split='val2017', task='detection'))
+  prepared = datasets.open_source(entry, tmp_path)
+  record = prepared[2]
+  monkeypatch.setattr(prepared.family, '_rows', None)
+  assert prepared.outline(2, 0).turns == record.turns
+  for path in (tmp_path / 'out').glob('*.outlines'):
+    path.unlink()
+  assert datasets.open_source(entry, tmp_path).outline(2, 0) == record
 
 
 def test_tfds_reads_a_build_by_itself(coco, tmp_path):
@@ -178,7 +201,7 @@ def test_a_finished_build_is_recognized_and_others_are_refused(coco, tmp_path):
   (tmp_path / 'full/thesis.txt').write_text('mine')
   with pytest.raises(SphinxError, match='files that do not belong to a build'):
     run(make_build(coco, tmp_path / 'full', split='val2017', task='detection'))
-  next((tmp_path / 'out').glob('*00002-of*')).unlink()
+  next((tmp_path / 'out').glob('*array_record-00002-of*')).unlink()
   with pytest.raises(SphinxError, match='without 1 of its shards'):
     run(build)
 
@@ -341,7 +364,7 @@ def test_a_folder_without_a_build_or_with_a_damaged_one_is_refused(coco, tmp_pat
   for harm, message in (
     (lambda f: (f / 'build.json').write_text('[]'), 'damaged build.json'),
     (lambda f: (f / 'features.json').write_text('{'), 'on opening'),
-    (lambda f: next(f.glob('*00001-of*')).unlink(), '1 of 5 shards are not in'),
+    (lambda f: next(f.glob('*array_record-00001-of*')).unlink(), '1 of 5 shards are not in'),
   ):
     folder = tmp_path / f'harmed {message}'
     folder.mkdir()

@@ -27,7 +27,7 @@ VALUES = (-1, 0, 1, 10**20, 0.5, None, 'text', float('nan'), np.int64(1))
     ({'profile': (4, 6)}, r'profile: got \(4, 6\), expected the first and the last update'),
     ({'profile': (3,)}, r'profile: got \(3,\)'),
     ({'checkpoint.every': 0}, 'checkpoint.every: got 0'),
-    ({'optimizer.accumulate': 0}, 'optimizer.accumulate: got 0, expected an integer in .1, '),
+    ({'optimizer.accumulate': 0}, 'optimizer.accumulate: got 0, expected an integer other than 0'),
     ({'batch.window': 0}, 'batch.window: got 0'),
     ({'batch.size': 0}, 'batch.size: got 0'),
     (

@@ -49,6 +49,11 @@ _MIRRORED = tuple(
 )
 
 
+def has_coordinates(annotation: dict) -> bool:
+  """Whether an annotation has something for `on_square` to place."""
+  return any(name in annotation for name in (*BOXED, 'phrases'))
+
+
 def on_square(
   annotation: dict,
   width: int,

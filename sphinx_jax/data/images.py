@@ -3,10 +3,12 @@
 Source: docs/official_sphinx.md, "Preprocessing".
 """
 
+import contextlib
 import io
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,20 @@ def size(data: bytes) -> tuple[int, int]:
     BadExample: as `decode`.
   """
   return _read(data, lambda image: image.size)
+
+
+def head_size(path: Path) -> tuple[int, int]:
+  """Returns `size` of a file, of which only the head is read if it is in order.
+
+  Raises:
+    BadExample: as `decode`.
+    OSError: the file cannot be read.
+  """
+  with contextlib.suppress(Exception):  # `size` says what is wrong.
+    with Image.open(path) as image:
+      if _fault_of_size(image) is None:
+        return image.size
+  return size(path.read_bytes())
 
 
 def decode(
@@ -212,11 +228,9 @@ def _read(data: bytes, use: Callable[[Image.Image], Any]) -> Any:
 
   def open_and_use(data: bytes) -> Any:
     with Image.open(io.BytesIO(data)) as image:
-      width, height = image.size
-      if not 1 <= min(image.size) <= max(image.size) <= _MAX_EDGE:
-        raise ValueError(f'{width} x {height} pixels, an edge may have 1 to {_MAX_EDGE}')
-      if width * height > _MAX_PIXELS:
-        raise ValueError(f'{width} x {height} pixels, more than {_MAX_PIXELS}')
+      fault = _fault_of_size(image)
+      if fault:
+        raise ValueError(fault)
       return use(image)
 
   try:
@@ -228,6 +242,15 @@ def _read(data: bytes, use: Callable[[Image.Image], Any]) -> Any:
       return open_and_use(_without_notes(data))
   except Exception as error:  # Decoders raise anything for damaged files.
     raise BadExample('unreadable image', _fault(data, error)) from error
+
+
+def _fault_of_size(image: Image.Image) -> str | None:
+  width, height = image.size
+  if not 1 <= min(image.size) <= max(image.size) <= _MAX_EDGE:
+    return f'{width} x {height} pixels, an edge may have 1 to {_MAX_EDGE}'
+  return (
+    f'{width} x {height} pixels, more than {_MAX_PIXELS}' if width * height > _MAX_PIXELS else None
+  )
 
 
 def _fault(data: bytes, error: Exception) -> str:

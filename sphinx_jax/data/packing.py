@@ -9,7 +9,7 @@ import numpy as np
 
 from sphinx_jax.core import batch as batch_contract, errors
 from sphinx_jax.data import slots as slots_lib
-from sphinx_jax.data.record import BadExample
+from sphinx_jax.data.record import BadExample, Unread
 
 # Total weight of an example with n label tokens: proportional to n, sqrt(n) or 1. Answers have from
 # one to hundreds of tokens, so with 'token' the long ones (poses, layouts) dominate the loss.
@@ -27,7 +27,7 @@ class Example:
   Attributes:
     ids: int32[n], BOS first.
     weights: float32[n], weight of predicting each id.
-    images: encoded files.
+    images: encoded files, or how to read them.
     images_at: for each slot of the images, the number of ids before it; None: one slot an image,
       behind BOS.
     task: index of the task in the mixture.
@@ -39,7 +39,7 @@ class Example:
 
   ids: np.ndarray
   weights: np.ndarray
-  images: tuple[bytes, ...]
+  images: tuple[bytes | Unread, ...]
   task: int
   images_at: tuple[int, ...] | None = None
   id: str = ''
@@ -173,7 +173,7 @@ def decode_images(
   alpha: str = 'drop',
   note: Callable[[Example, str], None] = lambda example, phrase: None,
 ) -> Iterator[list[np.ndarray] | BadExample]:
-  """Decodes the images of all examples, row by row.
+  """Reads and decodes the images of all examples, row by row.
 
   Args:
     rows: the examples of each row.
@@ -192,7 +192,10 @@ def decode_images(
         slot
         for image in example.images
         for slot in rule.read(
-          image, example.mirrored, alpha, functools.partial(note, example)
+          image.read() if isinstance(image, Unread) else image,
+          example.mirrored,
+          alpha,
+          functools.partial(note, example),
         ).pixels
       ]
     except BadExample as error:

@@ -4,7 +4,7 @@ Batches are a pure function of (seed, position). The global order of examples is
 The examples of a window are packed among themselves into at most `window` rows. Row r of window w
 has the number w * window + r, and the data position is the number of the next row to use: one
 integer, the same for any number of hosts. Every host plans all rows, because rows depend on the
-lengths of examples, but decodes images only for its own.
+lengths of examples, but reads and decodes images only for its own, where lengths do not need them.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from sphinx_jax.data import images, packing, sampler, slots as slots_lib
 from sphinx_jax.data.dialog import Template
 from sphinx_jax.data.mixture import make_sampling
 from sphinx_jax.data.packing import Example
-from sphinx_jax.data.record import MARK, BadExample, Record, Source, check_unicode
+from sphinx_jax.data.record import MARK, BadExample, Record, Source, Unread, check_unicode
 from sphinx_jax.data.skips import Skips
 from sphinx_jax.data.tokenizer import Tokenizer
 
@@ -271,7 +271,7 @@ class Pipeline:
     """Reads and tokenizes an example; reports a bad one and returns None."""
     source, name = self._sources[task], f'example {index}'
     try:
-      record = source.read(index, epoch)
+      record = source.outline(index, epoch)
       name = record.id
       example = self._tokenize(record, task, position)
     except BadExample as error:
@@ -295,7 +295,7 @@ class Pipeline:
 
   def _measure(self, task: int, index: int) -> int:
     """The number of positions that an example takes. Raises BadExample."""
-    example = self._tokenize(self._sources[task][index], task, position=0)
+    example = self._tokenize(self._sources[task].outline(index, 0), task, position=0)
     return example.length(self._config.visual_tokens)
 
   def _tokenize(self, record: Record, task: int, position: int) -> Example:
@@ -347,7 +347,7 @@ class Pipeline:
       patches=patches,
     )
 
-  def _patches(self, files: Sequence[bytes]) -> int:
+  def _patches(self, files: Sequence[bytes | Unread]) -> int:
     """The patches of images, from their headers; 0 without a limit.
 
     Raises:
@@ -358,7 +358,8 @@ class Pipeline:
       return 0
     limit, count = config.patch_limit
     total = 0
-    for size in map(images.size, files):
+    for file in files:
+      size = file.size() if isinstance(file, Unread) else images.size(file)
       # An EXIF orientation can exchange the edges, which moves roundings by a pixel.
       ways = (config.rule.sizes(*edges) for edges in (size, size[::-1]))
       total += max(sum(count(height, width) for width, height in slots) for slots in ways)

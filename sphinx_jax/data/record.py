@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from sphinx_jax.core import errors, text
 
@@ -17,13 +17,26 @@ MARKS = ('text', 'loose', 'inline')
 
 
 @dataclasses.dataclass(frozen=True)
+class Unread:
+  """An image that is read by the host that shows it.
+
+  Attributes:
+    read: returns the encoded file. Raises BadExample.
+    size: returns (width, height) in pixels without the whole file. Raises BadExample.
+  """
+
+  read: Callable[[], bytes]
+  size: Callable[[], tuple[int, int]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
   """One example: images and a dialog about them.
 
   Attributes:
     id: unique in its source.
     task: name in tasks.TASKS.
-    images: encoded files (PNG, JPEG, ...), any number.
+    images: encoded files (PNG, JPEG, ...), any number. Those of an outline may be unread.
     turns: (instruction, answer) pairs. Images without a place in them stand before everything.
     truth: what the task's metric needs, one dict per turn.
     mirrored: whether the images are to be flipped left to right. Turns and truth describe the
@@ -33,7 +46,7 @@ class Record:
 
   id: str
   task: str
-  images: tuple[bytes, ...]
+  images: tuple[bytes | Unread, ...]
   turns: tuple[tuple[str, str], ...]
   truth: tuple[dict, ...]
   mirrored: bool = False
@@ -101,3 +114,11 @@ class Source(abc.ABC):
     """
     del epoch
     return self[index]
+
+  def outline(self, index: int, epoch: int) -> Record:
+    """Returns what `read` returns, for the packing of rows: images need not be read.
+
+    Override it if images are read one by one. Every host packs all rows, so it must return the same
+    on all of them: an image that cannot be used may be found here, or when it is read.
+    """
+    return self.read(index, epoch)

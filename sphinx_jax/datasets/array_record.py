@@ -5,16 +5,18 @@ They open quickly and can be read in any order.
     root/build.json                             what was prepared, and the counts
     root/dataset_info.json, features.json       of TFDS (tfds.builder_from_directory(root))
     root/NAME-SPLIT.array_record-00000-of-00012 ...
+    root/NAME-SPLIT.00000-of-00012.outlines ...     the records without images; absent in old ones
 
 The licence is that of the prepared dataset.
 """
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from sphinx_jax.core import errors
-from sphinx_jax.data.record import BadExample
+from sphinx_jax.data.record import BadExample, Unread
 from sphinx_jax.datasets.family import Family, Item
 from sphinx_jax.datasets.files import record_opened
 from sphinx_jax.tasks import TASKS
@@ -45,7 +47,7 @@ class ArrayRecord(Family):
       (name,) = finished
     if name not in finished:
       raise errors.unknown(f'finished split of {self._who()} in {str(self.root)!r}', name, finished)
-    self._rows = self._open_rows(finished[name])
+    self._rows, self._outlines = self._open_rows(finished[name])
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -60,6 +62,26 @@ class ArrayRecord(Family):
       return Item(row['id'].decode(), _images(row), annotation)
     except (OSError, ValueError, KeyError, RuntimeError, RecursionError) as error:
       raise BadExample('damaged record', f'record {index}: {error}') from error
+
+  def outline(self, index: int) -> Item:
+    """Returns item `index`, whose images are read with its record. Raises as `item`."""
+    if self._outlines is None:
+      return self.item(index)
+    try:
+      outline = self._outlines[index]
+      if not outline:  # It has no images.
+        return self.item(index)
+      outline = json.loads(outline)
+      images = tuple(
+        Unread(functools.partial(self._image, index, number), functools.partial(tuple, size))
+        for number, size in enumerate(outline['sizes'])
+      )
+      return Item(outline['id'], images, outline['annotation'])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+      raise BadExample('damaged record', f'outline {index}: {error}') from error
+
+  def _image(self, index: int, number: int) -> bytes:
+    return self.item(index).images[number]
 
   def _read_build(self) -> dict[str, Any]:
     """build.json as {'identity': {'task'}, 'splits': {name: {'name', 'finished', 'lengths'}}}."""
@@ -85,9 +107,13 @@ class ArrayRecord(Family):
         'prepare it again',
       ) from error
 
-  def _open_rows(self, split: dict[str, Any]) -> Any:
-    """Random access to the rows of a split. Images stay encoded."""
+  def _open_rows(self, split: dict[str, Any]) -> tuple[Any, Any]:
+    """Random access to the rows of a split, whose images stay encoded, and to their outlines.
+
+    There are None in datasets of older versions.
+    """
     import tensorflow_datasets as tfds  # Takes a second, so only if it is needed.
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     try:
       builder = tfds.builder_from_directory(self.root)
@@ -114,8 +140,27 @@ class ArrayRecord(Family):
         'all shards',
         'copy them, or prepare it again',
       )
+    names = [outlines_name(name) for name in shards]
+    outlines = None
+    if present.issuperset(names):
+      try:
+        outlines = ArrayRecordDataSource([str(self.root / name) for name in names])
+        if len(outlines) != len(rows):
+          raise ValueError(f'{len(outlines)} of {len(rows)} records')
+      except (OSError, ValueError, RuntimeError) as error:
+        raise self._error(
+          f'damaged outlines in {str(self.root)!r} ({error})',
+          'those of its shards',
+          'delete *.outlines, or prepare it again',
+        ) from error
+      shards = [*shards, *names]
     record_opened(*(self.root / name for name in shards))
-    return rows
+    return rows, outlines
+
+
+def outlines_name(shard: str) -> str:
+  """Name of the file of a shard's outlines, which TFDS does not take for a shard."""
+  return shard.replace('.array_record-', '.') + '.outlines'
 
 
 def _images(row: Mapping[str, Any]) -> tuple[bytes, ...]:

@@ -145,11 +145,20 @@ class DataConfig(Source):
 
   def __getitem__(self, index: int) -> Record:
     """Returns record `index`. Raises BadExample like `Jsonl`, naming its file."""
+    file, item = self._find(index)
+    return file[item]
+
+  def outline(self, index: int, epoch: int) -> Record:
+    """Returns record `index` like `Jsonl`."""
+    file, item = self._find(index)
+    return file.outline(item, epoch)
+
+  def _find(self, index: int) -> tuple[Jsonl, int]:
     if not 0 <= index < len(self):
       raise IndexError(f'record {index} of {len(self)}')  # Ends iteration.
     part = bisect.bisect_right(self._ends, index)
     selected = self._selected[part]
-    return self._files[part][selected[index - self._ends[part]]]
+    return self._files[part], selected[index - self._ends[part]]
 
 
 def _select_items(name: str, part: Mapping[str, Any], count: int) -> Sequence[int]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from sphinx_jax.core import errors
 from sphinx_jax.data import geometry, images
-from sphinx_jax.data.record import BadExample, Record, Source, check_too_long
+from sphinx_jax.data.record import BadExample, Record, Source, Unread, check_too_long
 from sphinx_jax.datasets import entries, files as files_lib
 from sphinx_jax.tasks import TASKS
 
@@ -34,7 +34,7 @@ class Item:
 
   Attributes:
     id: unique in its family.
-    images: the file or the bytes of each.
+    images: the file or the bytes of each; in an outline, also how to read it.
     annotation: the lists that tasks read (tasks/task.py), in pixels of the only image; coordinates
       have no meaning for several. With 'size' (width, height), in pixels of an image of that size,
       of which the file may be a resized copy. With 'marks', what `<image>` in the turns is
@@ -42,7 +42,7 @@ class Item:
   """
 
   id: str
-  images: tuple[Path | bytes, ...]
+  images: tuple[Path | bytes | Unread, ...]
   annotation: dict[str, Any]
 
 
@@ -99,6 +99,10 @@ class Family(abc.ABC):
   @abc.abstractmethod
   def item(self, index: int) -> Item:
     """Returns item `index`. Raises BadExample for one that cannot be used."""
+
+  def outline(self, index: int) -> Item:
+    """Returns `item(index)`, of which images may be unread. Raises as `item`."""
+    return self.item(index)
 
   @classmethod
   def default_split(cls) -> str:
@@ -208,10 +212,16 @@ class Records(Source):
     Raises:
       BadExample: the item cannot be used.
     """
+    return self._make(self.family.item(index), index, epoch, files_lib.read_image)
+
+  def outline(self, index: int, epoch: int) -> Record:
+    """Returns what `read` returns. Of the file of an image, the head is read at most."""
+    return self._make(self.family.outline(index), index, epoch, files_lib.leave_image)
+
+  def _make(self, item: Item, index: int, epoch: int, image_of: files_lib.ImageOf) -> Record:
     rng = np.random.default_rng((self._seed, index, epoch))
-    item = self.family.item(index)
     mirrored = bool(self._mirror) and rng.random() < self._mirror
-    encoded = tuple(files_lib.read_image(item.id, image) for image in item.images)
+    encoded = tuple(image_of(item.id, image) for image in item.images)
     try:
       annotation = item.annotation
       if len(encoded) == 1:
@@ -231,9 +241,11 @@ class Records(Source):
       marks=item.annotation.get('marks', 'text'),
     )
 
-  def _on_square(self, item: Item, image: bytes, mirrored: bool) -> dict[str, Any]:
-    width, height = images.size(image)
+  def _on_square(self, item: Item, image: bytes | Unread, mirrored: bool) -> dict[str, Any]:
     annotation = item.annotation
+    if isinstance(image, Unread) and not geometry.has_coordinates(annotation):
+      return geometry.on_square(annotation, 1, 1, mirrored)
+    width, height = image.size() if isinstance(image, Unread) else images.size(image)
     if 'size' in annotation and tuple(annotation['size']) != (width, height):
       annotation = _rescale(item, width, height)
     return geometry.on_square(annotation, width, height, mirrored, self._drop)

@@ -5,6 +5,7 @@
 
 import contextlib
 import contextvars
+import functools
 import gc
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,10 +15,13 @@ from typing import Any
 import xxhash
 
 from sphinx_jax.core import errors, files
-from sphinx_jax.data.record import BadExample
+from sphinx_jax.data import images
+from sphinx_jax.data.record import BadExample, Unread
 
 # More files than these are identified by names and sizes alone.
 _HASHED_FILES = 64
+# `read_image` or `leave_image`.
+ImageOf = Callable[[str, Path | bytes | Unread], bytes | Unread]
 _opened: contextvars.ContextVar[list[Path] | None] = contextvars.ContextVar('opened', default=None)
 
 
@@ -201,6 +205,36 @@ def read_image(name: str, image: Path | bytes) -> bytes:
     file = image if isinstance(image, Path) else 'the image'
     raise BadExample('empty image', f'{name}: {file} has 0 bytes')
   return data
+
+
+def leave_image(name: str, image: Path | bytes | Unread) -> bytes | Unread:
+  """Returns an encoded image, or how to read a file, which is only looked for.
+
+  Args:
+    name: id of the item, for messages.
+    image: the file, its bytes, or how to read it.
+
+  Raises:
+    BadExample: as `read_image`.
+  """
+  if isinstance(image, Unread):
+    return image
+  if isinstance(image, bytes):
+    return read_image(name, image)
+  try:
+    is_empty = image.stat().st_size == 0
+  except (OSError, ValueError) as error:
+    raise BadExample('missing image', f'{name}: {error}') from error
+  if is_empty:
+    raise BadExample('empty image', f'{name}: {image} has 0 bytes')
+  return Unread(functools.partial(read_image, name, image), functools.partial(_size, name, image))
+
+
+def _size(name: str, image: Path) -> tuple[int, int]:
+  try:
+    return images.head_size(image)
+  except OSError as error:
+    raise BadExample('missing image', f'{name}: {error}') from error
 
 
 def image_folder(root: Path, images: str, *usual: str) -> Path:

@@ -16,9 +16,9 @@ import numpy as np
 
 from sphinx_jax.core import errors, file_forms, files
 from sphinx_jax.data import video
-from sphinx_jax.data.record import BadExample, Record, Source, check_too_long
+from sphinx_jax.data.record import BadExample, Record, Source, Unread, check_too_long
 from sphinx_jax.datasets import conversations, entries
-from sphinx_jax.datasets.files import record_opened
+from sphinx_jax.datasets.files import ImageOf, leave_image, read_image, record_opened
 
 
 def open_source(entry: Mapping[str, Any], data_dir: str | Path | None = None) -> 'Jsonl':
@@ -82,6 +82,14 @@ class Jsonl(Source):
       BadExample: the item is not JSON, has another format, or an image is missing. The message
         names the file and the line.
     """
+    return self._read(index, read_image)
+
+  def outline(self, index: int, epoch: int) -> Record:
+    """Returns record `index`, whose image files are left unread. Raises as `read`."""
+    del epoch
+    return self._read(index, leave_image)
+
+  def _read(self, index: int, image_of: ImageOf) -> Record:
     location, item = self._items[index]
     conversation = conversations.read(location, item, self._frames)
     turns = conversations.read_turns(location, conversation.messages)
@@ -89,14 +97,16 @@ class Jsonl(Source):
       id=location,
       task=self.task,
       images=tuple(
-        image for media in conversation.media for image in self._images(location, media)
+        image for media in conversation.media for image in self._images(location, media, image_of)
       ),
       turns=turns,
       truth=tuple({'answer': answer} for _, answer in turns),
       marks=conversation.marks,
     )
 
-  def _images(self, location: str, media: conversations.Media) -> list[bytes]:
+  def _images(
+    self, location: str, media: conversations.Media, image_of: ImageOf
+  ) -> list[bytes | Unread]:
     path = media.path
     try:
       if media.frames:
@@ -105,7 +115,8 @@ class Jsonl(Source):
         return [base64.b64decode(path.partition(';base64,')[2], validate=True)]
       if '://' in path:
         raise ValueError('a URL, which is not downloaded')
-      return [(self._root / path).read_bytes()]
+      (self._root / path).stat()
+      return [image_of(location, self._root / path)]
     except (OSError, ValueError) as error:
       reason = getattr(error, 'strerror', None) or error
       raise BadExample('missing image', f'{location}: {path!r:.200}: {reason}') from error

@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from sphinx_jax.core import errors
 from sphinx_jax.models import narrow
@@ -99,7 +100,7 @@ def param(
       return value
     value = narrow.widen(value)
   # Casting first makes the all-gather smaller.
-  return placement.constrain(value.astype(dtype), names)
+  return placement.gather(value.astype(dtype), names)
 
 
 class Dense(nn.Module):
@@ -263,7 +264,8 @@ class GatedMlp(nn.Module):
       dtype=self.dtype,
       name='w2',
     )
-    return w2(jax.nn.silu(w1(x)) * w3(x))
+    gate, value = (checkpoint_name(product(x), 'mlp') for product in (w1, w3))
+    return w2(jax.nn.silu(gate) * value)
 
 
 def activate(name: str, x: jax.Array) -> jax.Array:
@@ -273,12 +275,19 @@ def activate(name: str, x: jax.Array) -> jax.Array:
   return jax.nn.gelu(x, approximate=name == 'gelu_tanh')
 
 
-# Policies of what is saved for the backward pass. Attention kernels name their output 'attention'.
+# Policies of what is saved for the backward pass, from the one that recomputes least on. Attention
+# kernels name their output 'attention', gated MLPs their first two products 'mlp'.
+_policies = jax.checkpoint_policies
+_attention = _policies.save_only_these_names('attention')
 REMAT = {
   'none': None,
-  'attention': jax.checkpoint_policies.save_only_these_names('attention'),
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots_attention': _policies.save_from_both_policies(
+    _policies.dots_with_no_batch_dims_saveable, _attention
+  ),
+  'dots': _policies.dots_with_no_batch_dims_saveable,
+  'mlp': _policies.save_only_these_names('mlp'),
+  'attention': _attention,
+  'full': _policies.nothing_saveable,
 }
 
 
@@ -299,8 +308,8 @@ def stack(
     length: number of layers.
     unroll: layers in one loop iteration.
     remat: name in `REMAT`. 'none' saves all activations of a layer for the backward pass, 'full'
-      recomputes them, 'dots' saves the outputs of products with weights, 'attention' that of
-      attention.
+      recomputes them, 'dots' saves the outputs of products with weights, 'mlp' those of the first
+      two of a gated MLP, 'attention' that of attention, 'dots_attention' both.
     scanned: number of arguments with a leading layer axis.
     broadcast: number of arguments that every layer gets whole.
 

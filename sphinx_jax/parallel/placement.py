@@ -11,6 +11,9 @@ from jax.sharding import Mesh, NamedSharding
 from sphinx_jax.core import errors
 from sphinx_jax.parallel import rules
 
+# Enough for large products, few enough that a device can keep most activations of a large model.
+_POSITIONS = 8192
+
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """The sharding of every field of a batch: its first dimension (B) is split over the mesh."""
@@ -28,19 +31,48 @@ def batch_ways() -> int:
   return 1 if mesh.empty else mesh.shape['data'] * mesh.shape['fsdp']
 
 
-def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
-  """Fixes the sharding of a value during computation, on the mesh in context.
+def constrain(x: jax.Array, names: Sequence[str | None], compute: bool = True) -> jax.Array:
+  """Fixes the sharding of a value, on the mesh in context.
 
   Does nothing without a mesh or with one device.
 
   Args:
-    x: any array under `jax.jit`: an activation, or a parameter, which is all-gathered here.
+    x: any array under `jax.jit`.
     names: names of its dimensions, see `rules.RULES`. A dimension need not divide evenly.
+    compute: the sharding during computation, or that in storage.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  if not _is_on_several_devices():
     return x
-  return jax.lax.with_sharding_constraint(x, rules.partition(names, compute=True))
+  return jax.lax.with_sharding_constraint(x, rules.partition(names, compute=compute))
+
+
+def _is_on_several_devices() -> bool:
+  mesh = jax.sharding.get_abstract_mesh()
+  return not mesh.empty and mesh.size > 1
+
+
+def gather(weight: jax.Array, names: Sequence[str | None]) -> jax.Array:
+  """All-gathers a parameter for computation, and scatters its gradient to where it is stored.
+
+  The transpose of `constrain` alone would sum the whole gradient on every device (an all-reduce)
+  before each device keeps its part: twice the traffic of a reduce-scatter.
+
+  Args:
+    weight: as it is stored, under `jax.jit`.
+    names: names of its dimensions, see `rules.RULES`.
+  """
+  if len(names) == 1 or not _is_on_several_devices():  # A vector is stored whole.
+    return constrain(weight, names)
+
+  @jax.custom_vjp
+  def gathered(weight: jax.Array) -> jax.Array:
+    return constrain(weight, names)
+
+  def scatter(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (constrain(gradient, names, compute=False),)
+
+  gathered.defvjp(lambda weight: (gathered(weight), None), scatter)
+  return gathered(weight)
 
 
 def is_on_one_cpu(tree: Any) -> bool:
@@ -89,25 +121,36 @@ def fast_compile_options() -> dict[str, Any] | None:
   return {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
 
-def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:
-  """Checks that a batch divides into microbatches, and these over the mesh.
+def microbatches(rows: int, seq_len: int, accumulate: int, mesh: Mesh) -> int:
+  """The number of microbatches of a batch, which divides over the mesh.
 
   Args:
     rows: batch size.
-    accumulate: number of microbatches.
+    seq_len: positions of a row.
+    accumulate: the number; -1: the least with which a device has one row, or `_POSITIONS` positions
+      in several, at a time.
     mesh: from `mesh.make_mesh`.
 
   Raises:
     SphinxError: they do not divide.
   """
   ways = mesh.shape['data'] * mesh.shape['fsdp']
-  if rows % (accumulate * ways):
+  if rows % (max(accumulate, 1) * ways):
+    microbatches = '' if accumulate == -1 else f'optimizer.accumulate {accumulate} x '
     raise errors.make(
       'batch.size',
       f'{rows}',
-      f'a multiple of optimizer.accumulate {accumulate} x mesh.data*fsdp {ways}',
+      f'a multiple of {microbatches}mesh.data*fsdp {ways}',
       'change batch.size, optimizer.accumulate or the mesh',
     )
+  if accumulate != -1:
+    return accumulate
+  of_device = rows // ways
+  return next(
+    number
+    for number in range(1, of_device + 1)
+    if of_device % number == 0 and of_device // number <= max(_POSITIONS // seq_len, 1)
+  )
 
 
 def put(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:

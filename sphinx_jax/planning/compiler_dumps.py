@@ -128,6 +128,7 @@ _CALLS = re.compile(
 _SHAPE = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')
 _TRIP_COUNT = re.compile(r'known_trip_count\D*(\d+)')
 _CONDITION = re.compile(r'condition=%?([\w.\-]+)')
+_BODY = re.compile(r'body=%?([\w.\-]+)')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _NOT_A_LAYER = re.compile(
   r'(jit|jvp|transpose|while|step|body|Sphinx[.\w]*|encoders[.\w]*'
@@ -218,8 +219,7 @@ def _called(rest: str) -> Iterator[str]:
 
 def _whole_bytes(instruction: _Instruction, kind: str, shapes: Mapping[str, str]) -> int:
   """Returns the bytes of the whole array: the result of a gather, the operand of a scatter."""
-  operand_names = re.findall(r'%([\w.\-]+)', instruction.rest.split(')')[0])
-  operands = sum(_nbytes(shapes.get(name, '')) for name in operand_names)
+  operands = sum(_nbytes(shapes.get(name, '')) for name in _operands(instruction))
   result = _nbytes(instruction.shape)
   if instruction.opcode.endswith('-start'):  # Its result repeats the operands.
     result = max(result - operands, 0)
@@ -237,17 +237,48 @@ def _nbytes(shape: str) -> int:
 
 
 def _trip_count(rest: str, computations: Mapping[str, list[_Instruction]]) -> int:
-  """Returns the trips of a loop from its annotation or the constant of its condition."""
+  """Returns the trips of a loop from its annotation, or from its condition and its step."""
   annotated = _TRIP_COUNT.search(rest)
   if annotated:
     return int(annotated[1])
-  condition = _CONDITION.search(rest)
-  constants = []
-  for instruction in computations.get(condition[1], []) if condition else []:
-    value = re.match(r'(\d+)\)', instruction.rest)
-    if instruction.opcode == 'constant' and value:
-      constants.append(int(value[1]))
-  return max(constants, default=1)
+  condition, body = _CONDITION.search(rest), _BODY.search(rest)
+  if not condition or not body:
+    return 1
+  condition = computations.get(condition[1], [])
+  limit = max(_constants(condition).values(), default=1)
+  return max(limit // _step(condition, computations.get(body[1], [])), 1)
+
+
+def _constants(instructions: list[_Instruction]) -> dict[str, int]:
+  """Returns name -> value of the integer constants of a computation."""
+  values = (
+    (instruction.name, re.match(r'(\d+)\)', instruction.rest))
+    for instruction in instructions
+    if instruction.opcode == 'constant'
+  )
+  return {name: int(value[1]) for name, value in values if value}
+
+
+def _step(condition: list[_Instruction], body: list[_Instruction]) -> int:
+  """Returns what an unrolled loop adds to its counter in a trip, 1 if that cannot be read.
+
+  The condition compares an element of the loop's tuple; the last instruction of the body makes the
+  next tuple.
+  """
+  indices = [re.search(r'index=(\d+)', instruction.rest) for instruction in condition]
+  index = next((int(found[1]) for found in indices if found), None)
+  names = _operands(body[-1]) if body and body[-1].opcode == 'tuple' else []
+  if index is None or index >= len(names):
+    return 1
+  constants = _constants(body)
+  for instruction in body:
+    if instruction.name == names[index] and instruction.opcode == 'add':
+      return max((constants.get(name, 1) for name in _operands(instruction)), default=1)
+  return 1
+
+
+def _operands(instruction: _Instruction) -> list[str]:
+  return re.findall(r'%([\w.\-]+)', instruction.rest.split(')')[0])
 
 
 def _loop_name(rest: str) -> str:

@@ -27,6 +27,7 @@ class Plan:
     config: the run's config.
     slice: the slice.
     mesh: axis -> size.
+    microbatches: number of them in a batch.
     leaves: all arrays between updates.
     activations: estimated bytes of the working memory on a device, by purpose.
     flops: FLOP of an update over all devices.
@@ -37,6 +38,7 @@ class Plan:
   config: ConfigDict
   slice: slices.Slice
   mesh: Mapping[str, int]
+  microbatches: int
   leaves: list[leaves.Leaf]
   activations: Mapping[str, int]
   flops: flops.Flops
@@ -75,7 +77,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class _Traced:
-  """What is counted on a trace with one row per microbatch.
+  """What is counted on a trace of an update with one row.
 
   Attributes:
     flops: FLOP of that update.
@@ -126,15 +128,16 @@ class Planner:
 
     resident = leaves.resident_leaves(program)
     traced = self._trace(config)
-    update_flops = _times(traced.flops, config.batch.size / config.optimizer.accumulate)
+    update_flops = _times(traced.flops, config.batch.size)
     working_memory = activations.estimate(config, program, traced.needs)
     compiled = compiling.compile_update(program.lower(), details) if compile_it else None
 
     trained, frozen = roofline.weight_bytes(program)
     hbm_bytes = roofline.hbm_bytes(
       leaves.resident_bytes(resident),
-      weights=2 * trained + frozen,  # Frozen weights have no weight gradient: one pass.
-      saved=working_memory['saved'],
+      # In every microbatch. Frozen weights have no weight gradient: one pass.
+      weights=program.microbatches * (2 * trained + frozen),
+      saved=program.microbatches * working_memory['saved'],
     )
     if compiled and compiled.details.collectives:
       ici_bytes = roofline.ici_bytes(compiled.details.collectives)
@@ -145,6 +148,7 @@ class Planner:
       config=config,
       slice=tpu_slice,
       mesh=dict(program.mesh.shape),
+      microbatches=program.microbatches,
       leaves=resident,
       activations=working_memory,
       flops=update_flops,
@@ -153,14 +157,14 @@ class Planner:
     )
 
   def _trace(self, config: ConfigDict) -> _Traced:
-    """Traces on one device with one row per microbatch; FLOP and needs are proportional to rows.
+    """Traces on one device with one row; FLOP and needs are proportional to rows.
 
     FLOP are counted with plain attention, because an accelerator's attention kernel is opaque.
     """
     key = _trace_key(config)
     if key not in self._traces:
       devices = slices.absent_devices(slices.find('v5e:1x1'))
-      single = changed(config, _ONE_DEVICE | {'batch.size': config.optimizer.accumulate})
+      single = changed(config, _ONE_ROW)
       plain = changed(single, {'model.attention': 'xla'})
       names = families.part_names(config.model)
       self._traces[key] = _Traced(
@@ -172,7 +176,13 @@ class Planner:
     return self._traces[key]
 
 
-_ONE_DEVICE = {'mesh.data': 1, 'mesh.fsdp': 1, 'mesh.tensor': 1}
+_ONE_ROW = {
+  'mesh.data': 1,
+  'mesh.fsdp': 1,
+  'mesh.tensor': 1,
+  'batch.size': 1,
+  'optimizer.accumulate': 1,
+}
 
 
 def _trace_key(config: ConfigDict) -> str:
@@ -181,7 +191,7 @@ def _trace_key(config: ConfigDict) -> str:
     'model': config.model.to_dict(),
     'seq_len': config.batch.seq_len,
     'images': config.batch.images,
-    'optimizer': config.optimizer.to_dict(),
+    'optimizer': config.optimizer.name,
     'trainable': config.trainable,
     'loss_chunk': config.loss_chunk,
   }

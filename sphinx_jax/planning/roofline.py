@@ -117,20 +117,19 @@ def ici_bytes(collectives: Sequence[Collective]) -> float:
 def estimated_ici_bytes(config: ConfigDict, program: Any) -> float:
   """Estimates what `ici_bytes` returns for a well-partitioned program, without a compiler.
 
-  Over `fsdp`, trained weights are gathered for the forward and the backward pass and their
-  gradients scattered in float32; frozen weights are gathered once. Over `data`, gradients are
-  summed. Over `tensor`, activations are summed after each of a layer's two blocks, forward and
-  backward, and once more if remat recomputes them.
+  In every microbatch, over `fsdp`, trained weights are gathered for the forward and the backward
+  pass and their gradients scattered, all in bfloat16; frozen weights are gathered once. Over
+  `data`, gradients are summed. Over `tensor`, activations are summed after each of a layer's two
+  blocks, forward and backward, and once more if remat recomputes them.
   """
   mesh, model = program.mesh.shape, config.model
   trained, frozen = weight_bytes(program)
   total = 0.0
   if mesh['fsdp'] > 1:
-    gathers, scatter = 2 * trained + frozen, 2 * trained
-    total += gathers + scatter
+    gathers, scatter = 2 * trained + frozen, trained
+    total += program.microbatches * (gathers + scatter)
   if mesh['data'] > 1:
-    gradients = 2 * trained / mesh['fsdp']  # float32
-    total += 2 * gradients
+    total += program.microbatches * 2 * trained / mesh['fsdp']
   if mesh['tensor'] > 1:
     positions = config.batch.size * config.batch.seq_len / (mesh['data'] * mesh['fsdp'])
     activations = _BFLOAT16_BYTES * positions * model.llm.width

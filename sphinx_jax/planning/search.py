@@ -30,7 +30,7 @@ def candidates(config: ConfigDict, tpu_slice: Slice) -> Iterator[dict[str, Any]]
     fills_slice = data * fsdp * tensor == tpu_slice.devices
     if not fills_slice or batch_size == 0:
       continue
-    if batch_size % (data * fsdp * config.optimizer.accumulate):
+    if batch_size % (data * fsdp * max(config.optimizer.accumulate, 1)):
       continue
     yield {
       'mesh.data': data,
@@ -44,7 +44,8 @@ def candidates(config: ConfigDict, tpu_slice: Slice) -> Iterator[dict[str, Any]]
 def search(config: ConfigDict, tpu_slice: Slice, planner: Planner, compile_best: int) -> list[Plan]:
   """Returns the plans of all candidates, best first.
 
-  Plans that fit come first, then those with more tokens per second, then those with more headroom.
+  Plans that fit come first, then those with more tokens per second, then those that recompute less,
+  then those with more headroom.
 
   Args:
     config: the run's config.
@@ -78,5 +79,7 @@ def search(config: ConfigDict, tpu_slice: Slice, planner: Planner, compile_best:
   return sorted(compiled + plans[compile_best:], key=_rank)
 
 
-def _rank(plan: Plan) -> tuple[bool, bool, float, int]:
-  return not plan.fits, plan.compiled is None, -plan.roofline.tokens, -plan.headroom
+def _rank(plan: Plan) -> tuple[bool, bool, float, int, int]:
+  remat = [*layers.REMAT].index(plan.config.model.remat)
+  tokens = -plan.roofline.tokens
+  return not plan.fits, plan.compiled is None, tokens, remat, -plan.headroom

@@ -48,7 +48,7 @@ def _summary(plan: Plan) -> str:
       f'({tpu_slice.accelerator}, {tpu_slice.devices} devices): mesh {mesh}',
       f'batch of {batch.size} rows of {batch.seq_len} positions = '
       f'{batch.size * batch.seq_len:,} tokens per step, {rows_per_device} rows per device, '
-      f'{plan.config.optimizer.accumulate} microbatches; remat {plan.config.model.remat}',
+      f'{plan.microbatches} microbatches; remat {plan.config.model.remat}',
     ]
   )
 

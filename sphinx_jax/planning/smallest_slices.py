@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from sphinx_jax.core import config as config_lib, errors, files
 from sphinx_jax.core.progress import Progress, log
+from sphinx_jax.models import layers
 from sphinx_jax.planning import slices
 from sphinx_jax.planning.plan import Plan, Planner, changed
 
@@ -30,8 +31,9 @@ def fill(
 
   Returns:
     Rows with the keys `run`, `kind`, `slice` (None if none is large enough), `accelerator`,
-    `headroom`, `total` and `estimated` (bytes on a device), `tokens` (per step), `days` (a bound),
-    `how` ('compiled' or 'estimated'), `seconds` (of compilation) and `config` (a hash).
+    `headroom`, `total` and `estimated` (bytes on a device), `tokens` (per step), `remat`,
+    `microbatches`, `mfu` and `days` (bounds), `how` ('compiled' or 'estimated'), `seconds` (of
+    compilation) and `config` (a hash).
   """
   done = {(row['run'], row['kind'], row['config']): row for row in _read(output)}
   kinds = sorted(slices.CHIPS, key=lambda kind: kind == COMPILED_KIND)  # The slow kind is last.
@@ -53,20 +55,23 @@ def fill(
 def smallest(config: ConfigDict, kind: str, planner: Planner, compiler: bool) -> Plan | None:
   """Returns the plan for the smallest slice of a kind that fits, or None.
 
-  If a compiler is available, it verifies that the run fits. If a slice has more devices than the
-  batch has rows, the batch grows until each device has one row.
+  The remat policy is the config's, which is made for `COMPILED_KIND`. On chips of another kind,
+  which have less memory, it may be one that recomputes more. If a compiler is available, it
+  verifies that the run fits.
   """
+  policies = [*layers.REMAT]
+  policies = policies[policies.index(config.model.remat) :]
   for tpu_slice in slices.slices(kind):
-    batch_size = max(config.batch.size, tpu_slice.devices * config.optimizer.accumulate)
-    try:
-      plan = planner.plan(changed(config, {'batch.size': batch_size}), tpu_slice, compile_it=False)
-    except errors.SphinxError:  # The mesh does not divide the model's widths.
-      continue
-    if plan.fits and compiler:
-      log.info('compiling %s for %s', config.name, tpu_slice.name)
-      plan = planner.plan(plan.config, tpu_slice, compile_it=True, details=False)
-    if plan.fits:
-      return plan
+    for remat in policies[:1] if kind == COMPILED_KIND else policies:
+      try:
+        plan = planner.plan(changed(config, {'model.remat': remat}), tpu_slice, compile_it=False)
+      except errors.SphinxError:  # The mesh does not divide the batch or the model's widths.
+        continue
+      if plan.fits and compiler:
+        log.info('compiling %s for %s', config.name, tpu_slice.name)
+        plan = planner.plan(plan.config, tpu_slice, compile_it=True, details=False)
+      if plan.fits:
+        return plan
   return None
 
 
@@ -80,6 +85,9 @@ def _columns(plan: Plan | None) -> dict[str, Any]:
     'total': plan.total,
     'estimated': plan.estimated,
     'tokens': plan.config.batch.size * plan.config.batch.seq_len,
+    'remat': plan.config.model.remat,
+    'microbatches': plan.microbatches,
+    'mfu': plan.roofline.mfu,
     'days': plan.roofline.days,
     'how': 'compiled' if plan.compiled else 'estimated',
     'seconds': plan.compiled.seconds if plan.compiled else 0,
@@ -110,20 +118,22 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
   for run in dict.fromkeys(row['run'] for row in rows):
     cells = {row['kind']: row for row in rows if row['run'] == run}
     tokens = min((row['tokens'] for row in cells.values() if row['slice']), default=0)
-    columns = [_cell(cells[kind], tokens) for kind in slices.CHIPS]
+    columns = [_cell(cells[kind]) for kind in slices.CHIPS]
     lines.append(f'| {run} | {tokens:,} | ' + ' | '.join(columns) + ' |')
   legend = (
-    'A cell: smallest slice that fits (accelerator type), GiB of HBM left on each device. '
+    'A cell: smallest slice that fits (accelerator type), GiB of HBM left on each device, '
+    'model.remat, and the bound on MFU. '
     '**Bold** is compiled by libtpu for that slice, the rest is estimated.'
   )
   return '\n'.join([*lines, '', legend])
 
 
-def _cell(row: Mapping[str, Any], run_tokens: int) -> str:
+def _cell(row: Mapping[str, Any]) -> str:
   if not row['slice']:
     return 'none'
   shape = row['slice'].partition(':')[2]
-  cell = f'{shape} ({row["accelerator"]}), {row["headroom"] / _GIB:.1f} GiB'
-  if row['tokens'] != run_tokens:
-    cell += f', {row["tokens"]:,} tokens per step'
+  cell = (
+    f'{shape} ({row["accelerator"]}), {row["headroom"] / _GIB:.1f} GiB, '
+    f'{row["remat"]}, {row["mfu"]:.0%}'
+  )
   return f'**{cell}**' if row['how'] == 'compiled' else cell

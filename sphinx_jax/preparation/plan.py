@@ -16,6 +16,7 @@ from etils import epath
 
 from sphinx_jax.core import errors, renames
 from sphinx_jax.datasets import FAMILIES
+from sphinx_jax.datasets.array_record import outlines_name
 from sphinx_jax.datasets.family import Family
 
 BUILD_FILE = 'build.json'
@@ -162,6 +163,11 @@ def shard_path(build: Build, shard: Shard) -> epath.Path:
   """The file of a shard, with the name that TFDS expects."""
   stem = f'{build.name}-{build.split_name}.array_record'
   return epath.Path(build.output) / f'{stem}-{shard.number:05d}-of-{shard.count:05d}'
+
+
+def outlines_path(shard_file: epath.Path) -> epath.Path:
+  """The file of a shard's outlines, beside the shard."""
+  return shard_file.parent / outlines_name(shard_file.name)
 
 
 def digest(shards: list[Shard]) -> str:

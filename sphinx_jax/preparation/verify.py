@@ -19,6 +19,7 @@ from sphinx_jax.preparation.plan import (
   Build,
   Shard,
   digest,
+  outlines_path,
   shard_path,
 )
 from sphinx_jax.preparation.write import features, read_report
@@ -188,10 +189,11 @@ def _check_shard(build: Build, shard: Shard, report: dict[str, Any]) -> None:
 
   path = shard_path(build, shard)
   if not files.is_remote(build.output):  # array_record itself reads only local files.
-    reader = ArrayRecordReader(str(path))
-    records = reader.num_records()
-    reader.close()
-    _check_equal(path, 'records in the file', records, report['records'])
+    for file in (path, outlines_path(path)):
+      reader = ArrayRecordReader(str(file))
+      records = reader.num_records()
+      reader.close()
+      _check_equal(file, 'records in the file', records, report['records'])
   counted = report['records'] + sum(report['skipped'].values())
   _check_equal(path, 'records and skipped items', counted, report['items'])
 

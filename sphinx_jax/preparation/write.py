@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -21,15 +21,24 @@ from sphinx_jax.data import images
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.datasets.family import Item
 from sphinx_jax.datasets.files import read_image
-from sphinx_jax.preparation.plan import PROGRESS_DIR, Build, Shard, open_family, shard_path
+from sphinx_jax.preparation.plan import (
+  PROGRESS_DIR,
+  Build,
+  Shard,
+  open_family,
+  outlines_path,
+  shard_path,
+)
 
 
 def read_report(build: Build, shard: Shard) -> dict[str, Any] | None:
   """The report that `write_shard` returned, or None if the shard is not there as it was written."""
   try:
     report = json.loads(_report_path(build, shard).read_text())
-    intact = shard_path(build, shard).stat().length == report['bytes']
-  except (OSError, ValueError):
+    path = shard_path(build, shard)
+    intact = path.stat().length == report['bytes']
+    intact &= outlines_path(path).stat().length == report['outline_bytes']
+  except (OSError, ValueError, KeyError):
     return None
   return report if intact else None
 
@@ -45,8 +54,8 @@ def write_shard(
     advance: called with the number of items that were finished.
 
   Returns:
-    The report: {items, records, bytes, skipped: {reason: number}, first: {reason: message of the
-    first skipped item}, damaged: {path: reason}}.
+    The report: {items, records, bytes, outline_bytes, skipped: {reason: number}, first: {reason:
+    message of the first skipped item}, damaged: {path: reason}}.
 
   Raises:
     SphinxError: the family cannot be opened, or the shard cannot be written. If the shard is one
@@ -60,13 +69,14 @@ def write_shard(
   with tempfile.TemporaryDirectory(
     dir=build.output if local else None, prefix=f'{PROGRESS_DIR}-'
   ) as folder:
-    temporary = os.path.join(folder, 'shard')
-    report = _write_records(build, shard, temporary, advance)
-    report['bytes'] = os.path.getsize(temporary)
-    if local:
-      os.replace(temporary, target)
-    else:
-      epath.Path(temporary).copy(target, overwrite=True)
+    records, outlines = os.path.join(folder, 'shard'), os.path.join(folder, 'outlines')
+    report = _write_records(build, shard, records, outlines, advance)
+    report['bytes'], report['outline_bytes'] = os.path.getsize(records), os.path.getsize(outlines)
+    for temporary, path in ((outlines, outlines_path(target)), (records, target)):
+      if local:
+        os.replace(temporary, path)
+      else:
+        epath.Path(temporary).copy(path, overwrite=True)
   files.write_json(_report_path(build, shard), report, indent=1)
   return report
 
@@ -98,9 +108,9 @@ def _report_path(build: Build, shard: Shard) -> epath.Path:
 
 
 def _write_records(
-  build: Build, shard: Shard, path: str, advance: Callable[[int], None]
+  build: Build, shard: Shard, path: str, outlines_file: str, advance: Callable[[int], None]
 ) -> dict[str, Any]:
-  """Writes the records of a shard to a local file; returns the report without 'bytes'."""
+  """Writes records and outlines of a shard to local files; returns the report without bytes."""
   from array_record.python.array_record_module import ArrayRecordWriter
 
   damaged, begin, end = {}, 0, 0
@@ -116,20 +126,25 @@ def _write_records(
   serialize = _serializer()
   with _explain_write_errors(build):
     writer = ArrayRecordWriter(path, 'group_size:1')  # TFDS and Grain read this grouping best.
+    outlines = ArrayRecordWriter(outlines_file, 'group_size:1')
   records, skipped, first = 0, Counter(), {}
   for index in range(begin, end):
     try:
-      record = serialize(_record(family.item(index)))
+      item = family.item(index)
+      record, sizes = _record(item)
+      serialized = serialize(record)
     except BadExample as error:
       skipped[error.reason] += 1
       first.setdefault(error.reason, error.message)
     else:
       with _explain_write_errors(build):
-        writer.write(record)
+        writer.write(serialized)
+        outlines.write(_outline(record, sizes))
       records += 1
     advance(1)
   with _explain_write_errors(build):
     writer.close()
+    outlines.close()
   return {
     'items': end - begin,
     'records': records,
@@ -162,8 +177,8 @@ def _serializer() -> Callable[[dict[str, Any]], bytes]:
   return serialize
 
 
-def _record(item: Item) -> dict[str, Any]:
-  """Returns the record of an item, as in `features`.
+def _record(item: Item) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+  """Returns the record of an item, as in `features`, and width and height of its images.
 
   Images are decoded completely, so that training does not find unreadable ones.
 
@@ -172,10 +187,19 @@ def _record(item: Item) -> dict[str, Any]:
   """
   encoded = [read_image(item.id, image) for image in item.images]
   sizes = [images.decode(data).shape[1::-1] for data in encoded]
-  return {
+  record = {
     'id': item.id.encode('utf-8', 'backslashreplace').decode(),
     'image': io.BytesIO(encoded[0] if encoded else b''),
     'more_images': encoded[1:],
     'size': sizes[0] if sizes else (0, 0),
     'annotation': json.dumps(item.annotation, default=lambda value: value.tolist()),
   }
+  return record, sizes
+
+
+def _outline(record: Mapping[str, Any], sizes: Sequence[tuple[int, int]]) -> bytes:
+  """Returns what `datasets.array_record` needs of a record with images to leave them unread."""
+  if not sizes:
+    return b''  # The record itself is as short.
+  outline = {'id': record['id'], 'annotation': json.loads(record['annotation']), 'sizes': sizes}
+  return json.dumps(outline).encode()

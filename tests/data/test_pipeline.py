@@ -18,6 +18,7 @@ from sphinx_jax.data import geometry, images, tokenizer as tokenizers
 from sphinx_jax.data.dialog import Template
 from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
 from sphinx_jax.data.record import BadExample, Record, Source
+from sphinx_jax.datasets import files, jsonl
 from sphinx_jax.mix.tasks import Mixture
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
@@ -258,6 +259,32 @@ def test_an_example_without_an_answer_after_the_cut_is_skipped():
     SphinxError, match='3 bad among the first 4 examples .*too long.*no answer begins'
   ):
     list(pipeline.batches(examples=4))
+
+
+def test_every_host_reads_the_images_of_its_rows_alone(tmp_path, monkeypatch):
+  """An unreadable one is counted by its host, and the others plan the same rows."""
+  lines = []
+  for i in range(24):
+    (tmp_path / f'{i}.png').write_bytes(b'torn' if i == 5 else _png(i))
+    turns = [{'from': 'human', 'value': 'Q'}, {'from': 'gpt', 'value': 'a' * (i % 5 + 1)}]
+    lines.append(json.dumps({'image': f'{i}.png', 'conversations': turns}))
+  (tmp_path / 'my.jsonl').write_text('\n'.join(lines))
+  read, seen = files.read_image, []
+  monkeypatch.setattr(files, 'read_image', lambda *image: seen.append(image) or read(*image))
+
+  def batches(local_rows=None):
+    seen.clear()
+    source = jsonl.open_source({'path': str(tmp_path / 'my.jsonl')})
+    pipeline = _pipeline([source], [1], local_rows=local_rows)
+    return [batch for batch, _ in pipeline.batches(examples=24)], sum(pipeline.skipped.values())
+
+  (*whole,), skipped = batches()
+  assert len(seen) == 24 and skipped == 1
+  for row in range(4):
+    mine, skipped = batches([row])
+    assert len(seen) < 12 and skipped == any(str(path).endswith('/5.png') for _, path in seen)
+    for batch, all_rows in zip(mine, whole, strict=True):
+      assert _equal({name: all_rows[name][row : row + 1] for name in ROW_FIELDS}, batch)
 
 
 @pytest.mark.parametrize('answer', ['', 'long ' * 99])

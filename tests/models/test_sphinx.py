@@ -126,7 +126,10 @@ def _loss_and_gradient(**change):
   return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize('change', [dict(scan_unroll=2), dict(remat='full')])
+REMATS = [dict(remat=name) for name in ('full', 'mlp', 'dots_attention')]
+
+
+@pytest.mark.parametrize('change', [dict(scan_unroll=2), *REMATS])
 def test_unrolled_and_rematerialized_layers_compute_the_same(change):
   value, gradient = _loss_and_gradient()
   changed_value, changed_gradient = _loss_and_gradient(**change)

@@ -32,8 +32,15 @@ def test_rows_are_split_over_data_and_fsdp():
 
 
 def test_rows_that_do_not_divide_are_refused():
-  placement.check_rows(8, 2, mesh.make_mesh(2, 2, 2))
+  assert placement.microbatches(8, 16, 2, mesh.make_mesh(2, 2, 2)) == 2
   with pytest.raises(
     errors.SphinxError, match='batch.size: got 8.*accumulate 4 x mesh.data.fsdp 4'
   ):
-    placement.check_rows(8, 4, mesh.make_mesh(2, 2, 2))
+    placement.microbatches(8, 16, 4, mesh.make_mesh(2, 2, 2))
+  with pytest.raises(errors.SphinxError, match='batch.size: got 6, expected a multiple of mesh'):
+    placement.microbatches(6, 16, -1, mesh.make_mesh(2, 2, 2))
+
+
+@pytest.mark.parametrize('seq_len, number', [(1024, 3), (2048, 6), (8192, 24), (12288, 24)])
+def test_a_device_has_few_positions_at_a_time(seq_len, number):
+  assert placement.microbatches(96, seq_len, -1, mesh.make_mesh(2, 2, 2)) == number

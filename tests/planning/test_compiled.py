@@ -82,6 +82,9 @@ def check_compiled_plan(layers, *flags, **environment):
   row = re.search(r'llm.hidden_states forward +all-gather +(\d+) +(\d+)', done.stdout)
   # Every matrix of a layer is gathered, and no activations.
   assert row and (int(row[1]), int(row[2])) == (layers, 7), done.stdout
+  # Gradients of large matrices are scattered, by fusions or in the loops of their products.
+  scattered = r'llm.hidden_states\S* backward +(reduce-scatter|collective-permute) '
+  assert re.search(scattered, done.stdout), done.stdout
   assert 'Replicated leaves over 1 MiB: none' in done.stdout
   assert not re.search('libtpu|WARNING|E0000', done.stderr)
 

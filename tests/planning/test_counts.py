@@ -174,6 +174,40 @@ def test_kinds_that_only_a_tpu_compiles_to():
   ]
 
 
+UNROLLED_TEXT = """HloModule jit_step
+%body (p: (u32[], bf16[128,32])) -> (u32[], bf16[128,32]) {
+  %p = (u32[], bf16[128,32]{1,0}) parameter(0)
+  %two = u32[] constant(2)
+  %mask = u32[] constant(7)
+  %i = u32[] get-tuple-element(%p), index=0
+  %part = bf16[128,32]{1,0} get-tuple-element(%p), index=1
+  %first = bf16[128,32]{1,0} collective-permute(%part), source_target_pairs={{0,1},{1,0}}
+  %second = bf16[128,32]{1,0} collective-permute(%first), source_target_pairs={{0,1},{1,0}}
+  %next = u32[] add(%i, %two)
+  ROOT %tuple = (u32[], bf16[128,32]{1,0}) tuple(%next, %second)
+}
+
+%condition (q: (u32[], bf16[128,32])) -> pred[] {
+  %q = (u32[], bf16[128,32]{1,0}) parameter(0)
+  %four = u32[] constant(4)
+  %j = u32[] get-tuple-element(%q), index=0
+  ROOT %less = pred[] compare(%j, %four), direction=LT
+}
+
+ENTRY %main (a: (u32[], bf16[128,32])) -> (u32[], bf16[128,32]) {
+  %a = (u32[], bf16[128,32]{1,0}) parameter(0)
+  ROOT %loop = (u32[], bf16[128,32]{1,0}) while(%a), condition=%condition, body=%body
+}
+"""
+
+
+def test_trips_of_an_unrolled_loop_are_its_limit_over_its_step():
+  """As libtpu writes the scatter of a gradient inside the product that makes it."""
+  (found,) = compiler_dumps.collectives(UNROLLED_TEXT)
+  assert (found.kind, found.trips, found.count) == ('collective-permute', 2, 2)
+  assert found.nbytes == 2 * 128 * 32 * 2
+
+
 ASSIGNMENT = """BufferAssignment:
 allocation 0: size 64, parameter 0:
  value: <1 p.1 @0> (size=64,offset=0): f32[16]{0}
