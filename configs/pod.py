@@ -15,7 +15,7 @@ from sphinx_jax.parallel.mesh import PRESETS
 
 SIZES = ('7b', '13b')
 # Sequence length and image slots of a packed row, chosen so that most positions are used: an image
-# takes 291 (224), 1455 (1k) or 2910 (2k) of them.
+# takes 291 (224), 1455 (1k) or 2910 (2k) of them. No example takes more than llm.max_length, 4096.
 PACKING = {
   '224': dict(seq_len=2048, images=6),
   '1k': dict(seq_len=8192, images=5),

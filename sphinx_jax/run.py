@@ -372,6 +372,7 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
         slots=config.batch.images,
         window=config.batch.window,
         visual_tokens=families.visual_tokens(config.model),
+        max_length=families.max_length(config.model),
         image_size=config.model.image_size,
         slot_rule=slots.make(**family.slot_rule(config.model)),
         patch_limit=family.patch_limit(config.model),

@@ -45,6 +45,8 @@ class PipelineConfig:
     visual_tokens: visual tokens of one slot, start and end tokens of every view included.
     image_size: edge of the image slots in pixels.
     slot_rule: how an image becomes slots; None: a padded square.
+    max_length: most positions of an example, of which the model may take fewer than a row has;
+      None: a whole row.
     patch_limit: most patches of all images of a row, and a function of rows and columns of pixels
       that returns those of a slot; None: any number.
     seed: seed of the order of examples.
@@ -68,8 +70,14 @@ class PipelineConfig:
   max_skipped: float = 0.5
   alpha: str = 'drop'
   slot_rule: slots_lib.Rule | None = None
+  max_length: int | None = None
   patch_limit: tuple[int, Callable[[int, int], int]] | None = None
   threads: int = 2
+
+  @property
+  def longest(self) -> int:
+    """Most positions of an example."""
+    return min(self.seq_len, self.max_length or self.seq_len)
 
   @property
   def rule(self) -> slots_lib.Rule:
@@ -82,12 +90,12 @@ class PipelineConfig:
     if self.alpha not in images.ALPHA:
       raise errors.unknown('image.alpha', self.alpha, images.ALPHA)
     packing.check_loss_weighting(self.loss_weighting)
-    if self.slots and self.seq_len <= self.visual_tokens + 1:
+    if self.slots and self.longest <= self.visual_tokens + 1:
       raise errors.make(
         'batch.seq_len',
-        f'{self.seq_len} positions',
+        f'{self.longest} positions',
         f'more than BOS and an image of {self.visual_tokens}',
-        'raise batch.seq_len',
+        'raise batch.seq_len, or model.llm.max_length if that is smaller',
       )
 
 
@@ -333,7 +341,7 @@ class Pipeline:
     ids, weights, images_at = self._template.encode(
       record.turns, self._tokenizer, slots, record.marks
     )
-    space = config.seq_len - len(images_at) * config.visual_tokens
+    space = config.longest - len(images_at) * config.visual_tokens
     kept = self._kept_ids(weights, space, self._sources[task].too_long)
     return Example(
       ids=np.asarray(ids[:kept], np.int32),
@@ -375,7 +383,7 @@ class Pipeline:
 
     Args:
       weights: float32[n], label weights of the ids.
-      space: positions of a row that are free for ids.
+      space: positions of the example that are free for ids.
       too_long: policy for an example that does not fit: 'skip' it, or 'cut_text' at its end.
 
     Raises:
@@ -385,11 +393,13 @@ class Pipeline:
     needed = int(labels[-1]) + 1  # EOS, after the last label, is no label and predicts nothing.
     if needed <= space:
       return needed
-    seq_len = self._config.seq_len
+    longest = self._config.longest
     if too_long != 'cut_text':
-      raise BadExample('too long', f'{needed - space} more than the {seq_len} positions of a row')
+      raise BadExample(
+        'too long', f'{needed - space} more than the {longest} positions that it may take'
+      )
     if labels[0] >= space:
-      raise BadExample('too long', f'no answer begins in the {seq_len} positions of a row')
+      raise BadExample('too long', f'no answer begins in the {longest} positions that it may take')
     return space
 
   def _assemble(self, batch: _Decoding, skips: Skips) -> tuple[dict[str, np.ndarray], int]:

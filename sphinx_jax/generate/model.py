@@ -143,8 +143,7 @@ class Model:
   @property
   def max_length(self) -> int:
     """Most positions of a sequence, image and answer included."""
-    default = multimodal.LLMS[self._config.llm.name].max_length
-    return self._config.llm.get('max_length', default)
+    return families.max_length(self._config)
 
   def logits(self, tokens: np.ndarray, images: Sequence[Images] | None = None) -> jax.Array:
     """Logits of whole sequences; those at index t predict token t + 1.

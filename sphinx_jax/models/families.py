@@ -150,6 +150,11 @@ def _key(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDict:
   return ml_collections.FrozenConfigDict(config.to_dict())
 
 
+def max_length(config: ml_collections.ConfigDict) -> int:
+  """Most positions of a sequence, image and answer included."""
+  return config.llm.get('max_length', multimodal.LLMS[config.llm.name].max_length)
+
+
 def init(config: ml_collections.ConfigDict, rng: jax.Array) -> dict:
   """Float32 parameters as plain nested dictionaries."""
   return jax.jit(lambda rng: nn.unbox(_boxed_params(config, rng)))(rng)

@@ -248,6 +248,20 @@ def test_images_with_transparency_or_an_orientation_are_counted():
     ]
 
 
+def test_an_example_may_be_shorter_than_a_row():
+  """Rows of several images are longer than the sequences that the model was trained on."""
+  source = Fake('a', 4, spoil=lambda index: {'answer': 'long ' * 99} if index == 1 else {})
+  wide = BATCH | {'seq_len': 2000}
+  pipeline = _pipeline([source], [1], wide, max_length=VISUAL + 200)
+  ((batch, _),) = _take(pipeline, 1)
+  assert ('a', 'too long') in pipeline.skipped and batch['segments'].max() > 1
+  assert max(np.unique(row, return_counts=True)[1][1:].max() for row in batch['segments']) < 200
+  source.too_long = 'cut_text'
+  ((batch, _),) = _take(_pipeline([source], [1], wide, max_length=VISUAL + 200), 1)
+  lengths = [np.unique(row, return_counts=True)[1][1:].max() for row in batch['segments']]
+  assert max(lengths) == VISUAL + 200
+
+
 def test_an_example_without_an_answer_after_the_cut_is_skipped():
   source = Fake('a', 4, spoil=lambda index: {'answer': 'x' * 400} if index == 1 else {})
   source.too_long = 'cut_text'
