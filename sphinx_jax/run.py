@@ -141,7 +141,7 @@ class Program:
     learning_rate: learning rate by update.
     state: training.state.State of ShapeDtypeStruct with shardings.
     microbatches: number of them in a batch.
-    flops: FLOP of an update over all devices, by part; none before `compile`.
+    flops: FLOP of an update over all devices, of the LM head and of the rest; 0 before `compile`.
 
   Raises:
     SphinxError: the mesh, model and batch do not fit together.
@@ -149,7 +149,7 @@ class Program:
 
   def __init__(self, config: ConfigDict, devices: Sequence[Any] | None = None) -> None:
     self._config = config
-    self.flops = flops.Flops({}, 0.0)
+    self.flops = flops.Flops({'lm_head': 0.0, 'other': 0.0}, 0.0)
 
     self.mesh = meshes.make_mesh(**config.mesh, devices=devices)
     self.microbatches = placement.microbatches(

@@ -279,7 +279,7 @@ def test_names_with_spaces_and_other_characters_are_names(inputs, answers, tmp_p
 
 def uncompiled(program):
   """A step that only counts, in place of the compiled update."""
-  names = ('loss', 'weight', 'grad_norm', 'learning_rate', 'examples', 'useful', 'positions')
+  names = 'loss weight grad_norm learning_rate examples useful labelled positions'.split()
   metrics = dict.fromkeys(names, 1.0) | {'task_loss': [1.0], 'task_weight': [1.0]}
   return lambda state, batch: (dataclasses.replace(state, step=state.step + 1), metrics)
 
