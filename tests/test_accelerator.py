@@ -97,7 +97,8 @@ def test_the_first_choice_that_fits_is_taken(monkeypatch):
   monkeypatch.setattr(plan.Planner, 'plan', planned)
   titles = [title for title, _ in update.fitting(tiny(), (4, 2), limit=2**40)]
   begin = 'LLM and projections trained, first moment in bfloat16, remat '
-  assert titles == [f'{begin}none, 2 rows', f'{begin}full, 4 rows', f'{begin}full, 2 rows']
+  choices = 'none, 2 rows', 'dots, 2 rows', 'full, 4 rows', 'full, 2 rows'
+  assert titles == [begin + choice for choice in choices]
   assert not list(update.fitting(tiny(), (4, 2), limit=1000))
 
 

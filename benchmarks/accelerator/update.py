@@ -35,9 +35,9 @@ CHOICES = {
     'trainable': (('(encoders|llm)/.*', 'frozen'), ('.*', 'train'))
   },
 }
-# Without 'dots', as the planner counts what it saves for one row only. Without 'attention', as the
-# backward pass of cuDNN needs more than the output that it saves, and computes attention again.
-REMAT = ('none', 'full')
+# Without 'attention', as the backward pass of cuDNN needs more than the output that it saves, and
+# computes attention again.
+REMAT = ('none', 'dots', 'full')
 _TEMPLATE_IDS = 25  # Of an example, in front of its labels.
 _WARMUP = 2  # Updates.
 
