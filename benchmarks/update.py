@@ -65,7 +65,7 @@ def make_jax(options: dict, folder: str) -> tuple[Callable, float]:
   from sphinx_jax.training.state import State
 
   model = sphinx_jax.load(folder)
-  model.config.remat = 'dots'  # As configs/forkme.py sets it.
+  model.config.remat = options['remat']
   tokens, labels = rows(options)
   config = ConfigDict(
     mini.training(
@@ -121,6 +121,9 @@ def main() -> None:
     parser.add_argument(f'--{name}', type=int, default=default, help='%(default)s')
   parser.add_argument(
     '--labels', type=float, default=0.35, help='share of positions with a label, %(default)s'
+  )
+  parser.add_argument(
+    '--remat', default='dots', help='model.remat, %(default)s as in configs/forkme.py'
   )
   options = vars(parser.parse_args())
   with tempfile.TemporaryDirectory() as folder:
