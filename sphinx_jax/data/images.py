@@ -248,9 +248,9 @@ def _fault_of_size(image: Image.Image) -> str | None:
   width, height = image.size
   if not 1 <= min(image.size) <= max(image.size) <= _MAX_EDGE:
     return f'{width} x {height} pixels, an edge may have 1 to {_MAX_EDGE}'
-  return (
-    f'{width} x {height} pixels, more than {_MAX_PIXELS}' if width * height > _MAX_PIXELS else None
-  )
+  if width * height > _MAX_PIXELS:
+    return f'{width} x {height} pixels, more than {_MAX_PIXELS}'
+  return None
 
 
 def _fault(data: bytes, error: Exception) -> str:

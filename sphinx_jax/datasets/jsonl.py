@@ -115,8 +115,12 @@ class Jsonl(Source):
         return [base64.b64decode(path.partition(';base64,')[2], validate=True)]
       if '://' in path:
         raise ValueError('a URL, which is not downloaded')
-      (self._root / path).stat()
-      return [image_of(location, self._root / path)]
+      file = self._root / path
+      try:
+        return [image_of(location, file)]
+      except BadExample:
+        file.stat()  # If it is missing, the message has the path of the item.
+        raise
     except (OSError, ValueError) as error:
       reason = getattr(error, 'strerror', None) or error
       raise BadExample('missing image', f'{location}: {path!r:.200}: {reason}') from error
