@@ -1,12 +1,12 @@
 """Times a forward pass of every full-size encoder in JAX and in PyTorch, in turns.
 
     python -m benchmarks.encoders
-    python -m benchmarks.encoders --only=clip,dinov2 --repeats=9
+    python -m benchmarks.encoders --only=clip,dinov2 --repeats=9 --dtype=float32
 
 One image, random weights, two threads each, float32 arithmetic. The JAX parameters are stored in
-bfloat16 and widened inside the timed pass. The PyTorch parameters are stored in float32. Each side
-runs in a separate process, which also measures its peak memory. The PyTorch modules are those of
-Hugging Face transformers (`pip install -e .[convert]`).
+`--dtype`: bfloat16, as released, is widened inside the timed pass. The PyTorch parameters are
+stored in float32. Each side runs in a separate process, which also measures its peak memory. The
+PyTorch modules are those of Hugging Face transformers (`pip install -e .[convert]`).
 """
 
 import argparse
@@ -153,10 +153,10 @@ def settings_of(case: Case) -> dict:
   return full_size[case.encoder] | case.changes
 
 
-def normal(shape: tuple[int, ...]) -> np.ndarray:
+def normal(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
   """Small random numbers: a million, repeated, as drawing a billion takes too long."""
   drawn = 0.02 * np.random.default_rng(0).standard_normal(2**20).astype(np.float32)
-  return np.resize(drawn, shape)
+  return np.resize(drawn.astype(dtype), shape)
 
 
 def build(module: type, config: object) -> object:
@@ -195,7 +195,7 @@ def tensor(values: np.ndarray) -> object:
   return torch.from_numpy(values)
 
 
-def make_torch(name: str) -> tuple[Callable, int]:
+def make_torch(name: str, _: str) -> tuple[Callable, int]:
   import torch
 
   torch.set_num_threads(sides.THREADS)
@@ -221,7 +221,7 @@ def module_of(encoder: str, settings: Mapping[str, Any], dtype: str = 'float32')
   return multimodal.make(encoder, sphinx.ENCODERS[encoder], settings, shared, encoder)
 
 
-def make_jax(name: str) -> tuple[Callable, int]:
+def make_jax(name: str, dtype: str) -> tuple[Callable, int]:
   os.environ['JAX_PLATFORMS'] = 'cpu'
   import flax.linen as nn
   import jax
@@ -236,7 +236,8 @@ def make_jax(name: str) -> tuple[Callable, int]:
   shapes = jax.eval_shape(
     lambda rng: nn.unbox(module.init(rng, images)['params']), jax.random.key(0)
   )
-  params = jax.tree.map(lambda leaf: jnp.asarray(normal(leaf.shape), jnp.bfloat16), shapes)
+  # Not through float32 arrays, whose memory glibc would keep.
+  params = jax.tree.map(lambda leaf: jnp.asarray(normal(leaf.shape, jnp.dtype(dtype))), shapes)
   forward = jax.jit(
     lambda params, images: module.apply({'params': params}, images),
     compiler_options=layers.compiler_options(),
@@ -244,9 +245,9 @@ def make_jax(name: str) -> tuple[Callable, int]:
   return lambda _: jax.block_until_ready(forward(params, images)), trees.count(params)
 
 
-def measure(name: str, repeats: int) -> str:
+def measure(name: str, dtype: str, repeats: int) -> str:
   """Measures a case and formats its line of the table."""
-  ours, theirs = sides.measure((make_jax, make_torch), (name,), repeats)
+  ours, theirs = sides.measure((make_jax, make_torch), (name, dtype), repeats)
   if abs(ours.result - theirs.result) > 0.01 * ours.result:
     raise SystemExit(
       f'{name}: JAX has {ours.result} parameters, PyTorch {theirs.result}: not the same module'
@@ -269,6 +270,12 @@ def main() -> None:
     '--only', default=','.join(CASES), help='names, separated by commas (all: %(default)s)'
   )
   parser.add_argument(
+    '--dtype',
+    choices=('bfloat16', 'float32'),
+    default='bfloat16',
+    help='of our weights at rest (%(default)s)',
+  )
+  parser.add_argument(
     '--repeats',
     type=int,
     default=5,
@@ -286,7 +293,7 @@ def main() -> None:
   ):
     print(header[0].ljust(widths[0]) + ''.join(map(str.rjust, header[1:], widths[1:])))
   for name in names:
-    print(measure(name, options.repeats), flush=True)
+    print(measure(name, options.dtype, options.repeats), flush=True)
   print(
     f'medians of {options.repeats}, {sides.THREADS} threads; '
     f'load average {os.getloadavg()[0]:.1f}; {time.perf_counter() - began:.0f} s in total'

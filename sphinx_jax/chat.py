@@ -132,6 +132,8 @@ def chat(
   }
   pixels = [read_image(file, **options) for file in files]
   one = pixels[0] if len(pixels) == 1 else None
+  if prompt:
+    model.compile_ahead([(prompt, None)], len(pixels), **sampling)
   visual = model.encode([pixels if one is None else one]) if pixels else None
   turns = []
   for question in questions(prompt):

@@ -19,7 +19,7 @@ from sphinx_jax.data.dialog import Encoded, Template, Turn
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.slots import Slots
 from sphinx_jax.data.tokenizer import Tokenizer
-from sphinx_jax.generate import decode, messages as messages_lib
+from sphinx_jax.generate import ahead, decode, messages as messages_lib
 from sphinx_jax.models import families, layers, multimodal
 from sphinx_jax.parallel import placement
 
@@ -91,14 +91,18 @@ class Model:
     if tokenizer is None:
       return
     ending = decode.ending(template, tokenizer, vocab)
-    self._prefill = self._compiled(functools.partial(decode.prefill, module))
-    self._begin = jax.jit(functools.partial(decode.begin, module), static_argnames='length')
     self._choose = jax.jit(decode.choose)
-    self._decode = self._compiled(
-      functools.partial(decode.decode, module, ending),
-      static_argnames='sample',
-      donate_argnames='carry',
+    self._programs = ahead.Programs(
+      self._compiled(functools.partial(decode.prefill, module)),
+      jax.jit(functools.partial(decode.begin, module), static_argnames='length'),
+      self._compiled(
+        functools.partial(decode.decode, module, ending),
+        static_argnames='sample',
+        donate_argnames='carry',
+      ),
     )
+    embedded = jax.ShapeDtypeStruct((config.llm.width,), config.dtype)
+    self._compiler = ahead.Compiler(self._programs, self._weights, embedded)
 
   def _for_decoding(self, params: dict) -> dict:
     return families.for_decoding(self._config, params) if self._separate else params
@@ -463,6 +467,31 @@ class Model:
     prompts = [self.prompt_of(turns, count) for turns, count in zip(dialogs, counts)]
     return self.complete(prompts, rows, visual=visual, **options)
 
+  def compile_ahead(
+    self,
+    turns: Sequence[Turn],
+    images: int,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    **_: Any,
+  ) -> None:
+    """Begins to compile, in threads, what the answer to a dialog needs beside encoded images.
+
+    Call it before `encode_images`; `answers` with images does so by itself.
+
+    Args:
+      turns: as in `chat`.
+      images: their number.
+      max_new_tokens: as in `generate`.
+      temperature: as in `generate`.
+      _: other options of `answers`, which need no other programs.
+    """
+    prompt = self.prompt_of(turns, images)
+    tokens, _ = batches.interleave(prompt.ids, prompt.images_at, self.visual_tokens)
+    lengths = np.array([len(tokens)], np.int32)
+    limits = np.minimum(max_new_tokens, self._room(lengths))
+    self._compile_ahead(lengths, limits, images, temperature)
+
   def prompt_of(
     self, turns: Sequence[Turn], images: int, begin: str = '', marks: str = 'text'
   ) -> Encoded:
@@ -549,6 +578,8 @@ class Model:
     def complete_batch(chosen: list[int]) -> None:
       padding = chosen[:1] * (size - len(chosen))  # A short last batch keeps the compiled shape.
       rows = np.array(chosen + padding)
+      most = max(len(images[i]) for i in rows)
+      self._compile_ahead(lengths[rows], limits[rows], most, temperature)
       tokens = self._decode_batch(
         params,
         [placed[i] for i in rows],
@@ -599,6 +630,21 @@ class Model:
       )
     return room
 
+  def _padded(self, lengths: np.ndarray, limits: np.ndarray) -> tuple[int, int]:
+    """Positions of padded prompts, and slots of their cache."""
+    width = round_up(lengths.max(), self._bucket)
+    slots = round_up((lengths + limits).max(), 2 * self._bucket)
+    return min(width, self.max_length), min(slots, self.max_length)
+
+  def _compile_ahead(
+    self, lengths: np.ndarray, limits: np.ndarray, images: int, temperature: float
+  ) -> None:
+    """Begins to compile the programs of a batch whose rows have up to that many images."""
+    if images and placement.only_device(self._params) is not None:
+      visual_tokens = images * self.slot_rule.count * self.visual_tokens
+      padded = self._padded(lengths, limits)
+      self._compiler.begin(ahead.Size(len(lengths), *padded, visual_tokens, temperature > 0))
+
   def _decode_batch(
     self,
     params: dict,
@@ -613,16 +659,15 @@ class Model:
   ) -> np.ndarray:
     """Token ids int32[B, N] of the answers of one batch; -1 after a row's end."""
     lengths = np.array([len(prompt.tokens) for prompt in prompts], np.int32)
-    width = min(round_up(lengths.max(), self._bucket), self.max_length)
-    cache_length = min(round_up((lengths + limits).max(), 2 * self._bucket), self.max_length)
+    width, slots = self._padded(lengths, limits)
     tokens, visual_index = _pad(prompts, width)
-    logits, cache = self._prefill(params, tokens, visual_index, lengths, visual)
+    logits, cache = self._programs.prefill(params, tokens, visual_index, lengths, visual)
     key = jax.random.key(seed)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(streams.astype(np.uint32))
-    carry = self._begin(cache, logits, limits, length=cache_length)
+    carry = self._programs.begin(cache, logits, limits, length=slots)
 
     def decode_some(carry: decode.Carry, rows: decode.Rows, until: int) -> decode.Carry:
-      return self._decode(
+      return self._programs.decode(
         params, carry, rows, temperature, top_p, np.int32(until), sample=temperature > 0
       )
 

@@ -75,13 +75,19 @@ def gather(weight: jax.Array, names: Sequence[str | None]) -> jax.Array:
   return gathered(weight)
 
 
-def is_on_one_cpu(tree: Any) -> bool:
-  """Whether all arrays of a tree are, or as arrays of numpy will be, on one CPU device."""
+def only_device(tree: Any) -> jax.Device | None:
+  """The device that all arrays of a tree are on, as arrays of numpy will be; None: several."""
   default = jax.local_devices()[:1]
   devices = set()
   for leaf in jax.tree.leaves(tree):
     devices.update(leaf.devices() if isinstance(leaf, jax.Array) else default)
-  return len(devices) == 1 and devices.pop().platform == 'cpu'
+  return devices.pop() if len(devices) == 1 else None
+
+
+def is_on_one_cpu(tree: Any) -> bool:
+  """Whether all arrays of a tree are, or as arrays of numpy will be, on one CPU device."""
+  device = only_device(tree)
+  return device is not None and device.platform == 'cpu'
 
 
 def on_mesh_of(tree: Any, function: Callable) -> Callable:

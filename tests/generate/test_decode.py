@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -224,3 +225,31 @@ def test_answers_are_cut_to_the_room_that_is_left():
 def test_a_model_with_fewer_tokens_than_its_tokenizer_is_refused():
   with pytest.raises(errors.SphinxError, match='320 tokens'):
     Model(small.config(vocab=300), {}, small.tokenizer(), dialog.Template())
+
+
+@pytest.fixture
+def logged_compilations(caplog):
+  """The log, with a line for each compilation in any thread."""
+  jax.config.update('jax_log_compiles', True)
+  yield caplog
+  jax.config.update('jax_log_compiles', False)
+
+
+def test_programs_that_were_compiled_ahead_are_those_of_the_answer(logged_compilations):
+  """Each program is compiled once, whether the images are encoded before or with the answer."""
+  turns, (image,) = [('What is the color?', None)], small.images(1)
+  committed = jax.device_put(small.params(), jax.devices()[0])
+  answers, compiled = [], []
+  for ahead in (True, False):
+    jax.clear_caches()
+    model = Model(small.config(), committed, small.tokenizer(), small.model().template, bucket=32)
+    logged_compilations.clear()
+    if ahead:
+      model.compile_ahead(turns, 1, max_new_tokens=5, seed=1)
+      answers += model.answers([turns], visual=model.encode([image]), max_new_tokens=5)
+    else:
+      answers += model.answers([turns], [image], max_new_tokens=5)
+    names = re.findall(r'Finished XLA compilation of jit\((\w+)\)', logged_compilations.text)
+    compiled.append(sorted(name for name in names if name in ('prefill', 'begin', 'decode')))
+  assert compiled == [['begin', 'decode', 'prefill']] * 2
+  assert answers[0] == answers[1] == small.model().answers([turns], [image], max_new_tokens=5)[0]
