@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from sphinx_jax.core import tables, trees
-from sphinx_jax.models import attention, multimodal, narrow
+from sphinx_jax.models import attention, layers, multimodal, narrow
 
 FAMILIES = tables.Table(
   'model',
@@ -177,7 +177,8 @@ def logical_axes(config: ml_collections.ConfigDict) -> dict:
 @functools.cache
 def _abstract(config: ml_collections.FrozenConfigDict) -> dict:
   """Shapes and logical names of the parameters; cached, as tracing a large model takes a second."""
-  return jax.eval_shape(lambda rng: _boxed_params(config, rng), jax.random.key(0))
+  with layers.shapes_only():
+    return jax.eval_shape(lambda rng: _boxed_params(config, rng), jax.random.key(0))
 
 
 def init_cache(config: ml_collections.ConfigDict, rows: int, length: int) -> dict:
