@@ -45,6 +45,7 @@ setuptools.setup(
     'pyarrow',
     'pycocotools',
     'pyyaml',
+    'qwix',  # Quantized weights.
     'safetensors>=0.8',  # The first release that reads bfloat16 into numpy.
     'sentencepiece>=0.2.3',
     'tensorboard',  # tf.summary imports it.

@@ -17,6 +17,13 @@ A step takes about half a second on 2 CPU cores. Another checkpoint follows a co
 released weights that `python -m sphinx_jax.convert` imported: `--config=forkme.py:my.jsonl,DIR`.
 It needs a machine of its size, which `python -m sphinx_jax.plan` computes for the same --config.
 
+A large model fits a small device with adapters (LoRA): `--config=forkme.py:my.jsonl,DIR,lora`
+freezes its weights in bfloat16 and trains small matrices beside them, `qlora` freezes them in 4
+bits. The run then holds adapters alone, and needs DIR to answer:
+
+    python -m sphinx_jax.chat --checkpoint=workdir/mine --image=cat.jpg --prompt="What is this?"
+    python -m sphinx_jax.mix_weights --inputs=DIR+workdir/mine --output=workdir/merged
+
 The mixture may have several entries, also of other sources (configs/stage2.py lists the paper's),
 each with a weight. `--config.sampling.by=tokens` makes weights shares of tokens, not of examples.
 
@@ -26,11 +33,13 @@ Then ask the trained model:
 """
 
 import os
+from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
 from sphinx_jax.checkpoint import bundle
 from sphinx_jax.configs import mini
+from sphinx_jax.core import errors
 from sphinx_jax.data import slots
 from sphinx_jax.models import families
 
@@ -41,12 +50,13 @@ def get_config(arg: str = '') -> ConfigDict:
   """Returns the config of one training run.
 
   Args:
-    arg: path of the JSONL file, or 'FILE,CHECKPOINT'.
+    arg: path of the JSONL file, 'FILE,CHECKPOINT', or 'FILE,CHECKPOINT,KIND', with 'lora' or
+      'qlora' as KIND.
 
   Raises:
     SphinxError: the given checkpoint cannot be read.
   """
-  path, _, checkpoint = arg.partition(',')
+  path, checkpoint, kind = [*arg.split(','), '', ''][:3]
   config = ConfigDict(mini.get_config().stage2.to_dict())
   config.name = 'forkme'
   config.init_from = checkpoint or MINI_CHECKPOINT
@@ -84,4 +94,33 @@ def get_config(arg: str = '') -> ConfigDict:
   config.eval_every = 50
   # Keeps the two newest checkpoints, and all of steps that keep_every divides (0: none).
   config.checkpoint.update(every=50, keep=2, keep_every=0)
+  if kind:
+    config.update(adapters(kind))
   return config.lock()
+
+
+def adapters(kind: str) -> dict[str, Any]:
+  """The settings of a run that trains adapters of the language model and nothing else.
+
+  Args:
+    kind: 'lora', with frozen weights in the compute dtype, or 'qlora', with 4 bits of them.
+
+  Raises:
+    SphinxError: another kind.
+  """
+  if kind not in ('lora', 'qlora'):
+    raise errors.unknown('kind of training', kind, ['lora', 'qlora'])
+  return dict(
+    lora=dict(
+      rank=16,
+      alpha=32.0,
+      target='llm/layers/.*',
+      ranks=(),  # For instance (('.*/feed_forward/.*', 8),): pairs of a pattern and a rank.
+      rslora=False,
+      dropout=0.05,
+      neftune=0.0,
+      b_rate=1.0,
+    ),
+    frozen_dtype='nf4' if kind == 'qlora' else '',
+    trainable=(('.*/lora_[ab]', 'train'), ('.*', 'frozen')),
+  )

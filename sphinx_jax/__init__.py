@@ -59,6 +59,7 @@ def load(
   changes: Mapping[str, Any] | None = None,
   ids: str | None = None,
   adapter: str | os.PathLike | None = None,
+  weights: str | None = None,
 ) -> Model:
   """Loads a model from a checkpoint or a released folder (official SPHINX, LLaMA, Idefics2).
 
@@ -85,8 +86,12 @@ def load(
       docs/idefics2.md.
     ids: 'v4' or 'v5': the major release of transformers whose token ids texts become. None: those
       of the checkpoint; 'v4' for released folders.
-    adapter: folder of a LoRA adapter (PEFT) to merge into the weights of a folder of HF
-      transformers, or None.
+    adapter: a run that trained adapters of these weights; or the folder of a LoRA adapter (PEFT) to
+      merge into the weights of a folder of HF transformers. None: the directory alone, which may
+      be such a run.
+    weights: 'int8', 'int4' or 'nf4': matrices are stored so; the LM head, embeddings and trained
+      parameters keep their dtype. None: as the directory has them, and under an adapter as it was
+      trained.
 
   Returns:
     `sphinx_jax.generate.model.Model`.
@@ -100,5 +105,5 @@ def load(
 
   compile_cache.enable()
   return loading.load_model(
-    directory, dtype, half_round, clip_activation, mesh, changes, ids, adapter
+    directory, dtype, half_round, clip_activation, mesh, changes, ids, adapter, weights
   )

@@ -22,17 +22,22 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from sphinx_jax import datasets, settings as settings_lib
-from sphinx_jax.checkpoint import store as checkpoints
+from sphinx_jax.checkpoint import adapter_runs, placing, store as checkpoints, stream
 from sphinx_jax.checkpoint.bundle import Bundle, differences, load_bundle
 from sphinx_jax.core import batch as batch_contract, config as config_lib, errors, tensorflow, trees
 from sphinx_jax.core.progress import log
 from sphinx_jax.data import dialog, slots, tokenizer as tokenizers
 from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
 from sphinx_jax.data.record import MARK
-from sphinx_jax.models import families
+from sphinx_jax.models import adapters, families, layers
 from sphinx_jax.parallel import hosts, mesh as meshes, placement, rules
 from sphinx_jax.planning import flops, plan
-from sphinx_jax.training import optimizer as optimizers, state as states, step as steps
+from sphinx_jax.training import (
+  layout as layouts,
+  optimizer as optimizers,
+  state as states,
+  step as steps,
+)
 
 # Settings that may change between starts of one run: a smaller slice needs more microbatches.
 # They change the losses by rounding errors only.
@@ -133,7 +138,7 @@ class Program:
 
   Attributes:
     mesh: the device mesh.
-    logical_axes: tree of the dimension names of every parameter.
+    layout: the parameters, see training/layout.py.
     params: tree of ShapeDtypeStruct of every parameter, with its storage dtype and sharding.
     batch_sharding: the sharding of every field of a batch.
     batch: field name -> ShapeDtypeStruct with sharding.
@@ -159,13 +164,12 @@ class Program:
     self._replicated = placement.replicated(self.mesh)
 
     model = families.build(config.model, self.mesh.devices.flat[0].platform)
-    self._apply = functools.partial(families.apply, model)
-    self.logical_axes = families.logical_axes(config.model)
-    states.check(self.logical_axes, config.trainable)
-    shapes = states.storage_dtypes(
-      families.abstract_params(config.model), config.trainable, config.model.dtype
-    )
-    self.params = _with_shardings(shapes, rules.shardings(self.logical_axes, shapes, self.mesh))
+    lora = config.get('lora')
+    self._noise = layers.Noise(lora.dropout, lora.neftune) if lora else layers.QUIET
+    self._apply = functools.partial(families.apply, model, noise=self._noise)
+    self.layout = layouts.layout(config)
+    shapes, axes = self.layout.shapes, self.layout.logical_axes
+    self.params = _with_shardings(shapes, rules.shardings(axes, shapes, self.mesh))
 
     fields = batch_contract.spec(
       config.batch.size, config.batch.seq_len, config.batch.images, config.model.image_size
@@ -176,7 +180,7 @@ class Program:
     self.learning_rate = optimizers.schedule(
       lr=settings.lr, warmup=settings.warmup, decay_to=settings.decay_to, steps=config.steps
     )
-    trained_axes, _ = states.split(self.logical_axes, config.trainable)
+    trained_axes, _ = states.split(axes, config.trainable)
     self.optimizer = optimizers.make_optimizer(
       name=settings.name,
       rate=self.learning_rate,
@@ -185,6 +189,7 @@ class Program:
       weight_decay=settings.weight_decay,
       clip=settings.clip,
       moment_dtype=settings.moment_dtype,
+      b_rate=lora.b_rate if lora else 1.0,
     )
     self.state = self._abstract_state()
 
@@ -220,6 +225,7 @@ class Program:
       tasks=len(self._config.mixture),
       accumulate=self.microbatches,
       chunk=self._config.loss_chunk,
+      seed=self._config.seed if any(self._noise) else None,
     )
     out_shardings = _shardings(self.state), self._replicated
     with self._on_mesh():
@@ -278,6 +284,41 @@ class Program:
       compiler_options=placement.fast_compile_options(),
     )
     return compiled_make(jax.random.key(self._config.seed))
+
+  def load(self, directory: checkpoints.Path) -> dict:
+    """Reads the parameters of another run, and adds fresh adapters.
+
+    Frozen matrices are quantized while they are read.
+    """
+    flat = trees.flatten(self.params)
+    shapes = {path: leaf for path, leaf in flat.items() if not adapters.is_adapter(path)}
+    if self.layout.forms:
+      arrays = stream.read(directory)
+      params = placing.place(arrays, trees.unflatten(shapes), self.layout.forms)
+    else:
+      params = checkpoints.load_params(directory, trees.unflatten(shapes))
+    return trees.unflatten(trees.flatten(params) | self._fresh_adapters())
+
+  def _fresh_adapters(self) -> dict[str, jax.Array]:
+    if not self.layout.scales:
+      return {}
+    shardings = {
+      path: leaf.sharding
+      for path, leaf in trees.flatten(self.params).items()
+      if adapters.is_adapter(path)
+    }
+    make = functools.partial(adapters.fresh, self.layout.shapes, self.layout.scales)
+    return jax.jit(make, out_shardings=shardings)(jax.random.key(self._config.seed))
+
+  def saved(self, params: Mapping) -> dict:
+    """What the checkpoints of the run hold: with adapters the trained parameters alone."""
+    if not self._config.get('lora'):
+      return dict(params)
+    trained, _ = states.split(params, self._config.trainable)
+    scales = {
+      path: leaf for path, leaf in trees.flatten(params).items() if adapters.is_adapter(path)
+    }
+    return trees.unflatten(trees.flatten(trained) | scales)
 
   def init_optimizer(self, trained: dict) -> Any:
     """Makes the optimizer's first state, directly in its sharding."""
@@ -507,15 +548,19 @@ def restore_or_init(
   Returns:
     (state, data position, sums of the open window of metrics).
   """
-  restored = store.restore_newest(program.params, program.state.opt_state)
+  restored = store.restore_newest(program.saved(program.params), program.state.opt_state)
   if restored is not None:
     params, opt_state, meta = restored
+    if config.get('lora'):
+      adapter_runs.check_base(meta, config.name, config.init_from)
+      base = trees.flatten(program.load(config.init_from))
+      params = trees.unflatten(base | trees.flatten(params))
     step, position, sums = meta['step'], meta['data_position'], meta['window']
     log.info('resuming from step %d', step)
   else:
     if config.init_from:
       log.info('starting from %s', config.init_from)
-      params = checkpoints.load_params(config.init_from, program.params)
+      params = program.load(config.init_from)
     else:
       params = program.init()
     trained, _ = states.split(params, config.trainable)
@@ -564,8 +609,15 @@ def check_parent(config: ConfigDict, program: Program, data: Data) -> None:
   Raises:
     SphinxError: it is no checkpoint, or its leaves or its tokenizer differ.
   """
-  checkpoints.check(config.init_from, program.params)
   parent = load_bundle(config.init_from)
+  if adapter_runs.is_adapter(config.init_from):
+    raise errors.make(
+      f"init_from '{config.init_from}'",
+      'a run that holds adapters alone',
+      'all weights',
+      'merge it first: python -m sphinx_jax.mix_weights --inputs=BASE+ADAPTER --output=DIR',
+    )
+  checkpoints.check(config.init_from, families.abstract_params(config.model))
   different = [
     str(line) for line in differences(parent, data.bundle) if line.key.startswith('llm.')
   ]

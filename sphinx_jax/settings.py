@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from sphinx_jax.core import config_values as values, errors
 from sphinx_jax.data import dialog, images, packing, record
 from sphinx_jax.mix import tasks
+from sphinx_jax.models import quantized
 from sphinx_jax.models.settings import DTYPES, MODEL
 from sphinx_jax.training import optimizer, state
 
@@ -78,6 +79,25 @@ RUN = {
   'trainable': values.sequence(
     'the first pattern that matches the path of a parameter decides',
     values.record('', values.pattern(''), values.choice('', state.CHOICES)),
+  ),
+  'lora': values.OptionalSection(
+    {
+      'rank': values.integer('rank of the adapters'),
+      'alpha': values.positive('the factor of an adapter is alpha / rank'),
+      'target': values.text("pattern of whole paths of layers with an adapter; 'none': no layer"),
+      'ranks': values.sequence(
+        'ranks in place of `rank`; the first pattern that matches decides, 0: no adapter',
+        values.record('', values.pattern(''), values.integer('', low=0)),
+        least=0,
+      ),
+      'rslora': values.flag('the factor is alpha / sqrt(rank)'),
+      'dropout': values.share('share of the inputs of adapters that is 0 in training'),
+      'neftune': values.number('noise on embeddings in training; 0: none'),
+      'b_rate': values.positive('learning rate of lora_b over that of lora_a (LoRA+)'),
+    }
+  ),
+  'frozen_dtype': values.optional(
+    values.choice("frozen matrices at rest; '': the compute dtype", ['', *quantized.FORMS])
   ),
   'optimizer': {
     'name': values.choice('optimizer', optimizer.NAMES),
@@ -213,6 +233,16 @@ def _contradictions(run: Mapping[str, Any]) -> Problems:
       f'{batch["size"]}',
       f'a multiple of optimizer.accumulate, {optimizer["accumulate"]}',
       'change one of them',
+    )
+  lora = run.get('lora')
+  if lora and not run['init_from']:
+    yield 'lora', 'a run from fresh weights', 'init_from', 'name the weights that stay frozen'
+  if run.get('frozen_dtype') and not lora:
+    yield (
+      'frozen_dtype',
+      f"'{run['frozen_dtype']}' without adapters",
+      "'', or a section lora",
+      'take --config=forkme:FILE,DIR,qlora',
     )
   if run['profile'] and not (
     len(run['profile']) == 2 and run['profile'][0] <= run['profile'][1] <= run['steps']

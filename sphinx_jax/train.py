@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from sphinx_jax import run, settings
-from sphinx_jax.checkpoint import store as checkpoints
+from sphinx_jax.checkpoint import adapter_runs, store as checkpoints
 from sphinx_jax.core import batch as batch_contract, cli, config as config_lib, errors
 from sphinx_jax.core.progress import Progress, log
 from sphinx_jax.models import families
@@ -79,6 +79,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     )
     state, position, sums = run.restore_or_init(config, program, store)
     first = int(state.step)
+    base = adapter_runs.base(config.init_from) if config.get('lora') else {}
     is_writer, also = hosts.process_index() == 0, None
     if config.wandb and is_writer:
       also = functools.partial(
@@ -123,13 +124,15 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       stop = stopping.after(step, last)
       if last or step % config.checkpoint.every == 0 or stop:
         window.read()  # Raises if the loss is not finite: such a step is never saved.
-        meta = data.bundle.to_meta() | {
+        meta = {
+          **data.bundle.to_meta(),
+          **base,
           'data_position': position,
           'data_files': dict(data.files),
           'window': window.state(),
           'metrics': writer.last,
         }
-        store.save(step, state.params, state.opt_state, meta)
+        store.save(step, program.saved(state.params), state.opt_state, meta)
       bar.update(note=writers.note(writer.last))
       if stop:
         log.info('stopped at step %d; run the same command again to resume', step)

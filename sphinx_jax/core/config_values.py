@@ -46,6 +46,10 @@ class Sections(dict):
   """A table of sections that may be absent or None."""
 
 
+class OptionalSection(dict):
+  """The table of a section that may be absent."""
+
+
 class Alternatives(dict):
   """Tables by name. The config's setting `name` chooses one of them; without it, the first."""
 
@@ -220,6 +224,8 @@ def check(config: Any, table: Table, path: str = '') -> None:
       raise errors.unknown(f'config, setting {_join(path, name)}', name, table)
   for name, row in table.items():
     if name not in config and name != '*' and not isinstance(table, Sections):
+      if isinstance(row, OptionalSection):
+        continue
       if not isinstance(row, Setting):
         raise errors.make(
           _join(path, name), 'nothing', f'a section with {", ".join(row)}', 'add it to the config'

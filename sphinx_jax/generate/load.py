@@ -6,26 +6,30 @@ weights.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 
-from sphinx_jax.checkpoint import bundle, store
+from sphinx_jax.checkpoint import adapter_runs, bundle, placing, store, stream
 from sphinx_jax.checkpoint.foreign import assemble, sources
 from sphinx_jax.core import config_values, errors, trees
-from sphinx_jax.core.progress import Progress, log
+from sphinx_jax.core.progress import log
 from sphinx_jax.data import dialog, tokenizer
 from sphinx_jax.generate.model import Model
-from sphinx_jax.models import families, settings
+from sphinx_jax.models import adapters, families, quantized, settings, stored
+from sphinx_jax.models.adapters import A
 from sphinx_jax.parallel import mesh as meshes, placement, rules
 
 
-def load_run(directory: store.Path) -> tuple[Model, dict[str, Any], ml_collections.ConfigDict]:
+def load_run(
+  directory: store.Path, weights: str | None = None
+) -> tuple[Model, dict[str, Any], ml_collections.ConfigDict]:
   """Loads a checkpoint of a training run.
 
   Args:
     directory: a run's directory, for its newest step, or one step's.
+    weights: as in `sphinx_jax.load`.
 
   Returns:
     The model on the first device, the checkpoint's meta, and the config of the whole run.
@@ -35,10 +39,7 @@ def load_run(directory: store.Path) -> tuple[Model, dict[str, Any], ml_collectio
   """
   meta = store.load_meta(directory)
   carried = bundle.Bundle.from_meta(meta, directory)
-  _check_model(carried, directory)
-  params = store.load_params(directory)
-  config = _on_this_device(carried.config.model, params)
-  return _model(carried, config, params), meta, carried.config
+  return load_model(directory, weights=weights), meta, carried.config
 
 
 def template(directory: store.Path) -> dialog.Template:
@@ -50,6 +51,22 @@ def template(directory: store.Path) -> dialog.Template:
   return dialog.Template(**carried)
 
 
+class _Opened(NamedTuple):
+  """Weights that are not read yet.
+
+  Attributes:
+    carried: config, tokenizer and dialog.
+    model: the model config.
+    arrays: path -> array.
+    directory: of the checkpoint; None: other files.
+  """
+
+  carried: bundle.Bundle
+  model: ml_collections.ConfigDict
+  arrays: Mapping[str, stream.Array]
+  directory: store.Path | None
+
+
 def load_model(
   directory: store.Path,
   dtype: str | None = None,
@@ -59,6 +76,7 @@ def load_model(
   changes: Mapping[str, Any] | None = None,
   ids: str | None = None,
   adapter: store.Path | None = None,
+  weights: str | None = None,
 ) -> Model:
   """See `sphinx_jax.load`."""
   for kind, value, choices in (
@@ -66,24 +84,24 @@ def load_model(
     ('ids', ids, tokenizer.IDS),
     ('clip_activation', clip_activation, settings.ACTIVATIONS),
     ('mesh', mesh, meshes.PRESETS),
+    ('weights', weights, quantized.FORMS),
   ):
     if value is not None and value not in choices:
       raise errors.unknown(kind, value, choices)
-  if adapter is None and store.is_checkpoint(directory):
-    carried = bundle.load_bundle(directory)
-    _check_model(carried, directory)
-    config, expected = settings.change(carried.config.model, changes or {}), None
-    if mesh is not None:
-      expected = _sharded_shapes(config, store.stored_leaves(store.locate(directory)), mesh)
-    params = store.load_params(directory, expected)
-  else:
-    assembly = assemble.assemble([sources.open_source(directory, adapter=adapter)])
-    config = settings.change(assembly.config, changes or {})
-    carried = bundle.Bundle(config, assembly.tokenizer, assembly.dialog, assembly.added_tokens)
-    expected = None
-    if mesh is not None:
-      expected = _sharded_shapes(config, assemble.arrays(assembly), mesh)
-    params = _read_params(assembly, expected)
+  if adapter is None and adapter_runs.is_adapter(directory):
+    directory, adapter = adapter_runs.base_of(directory), directory
+  ours = None  # An adapter that a run of sphinx_jax trained.
+  if adapter is not None and store.is_checkpoint(adapter):
+    ours, adapter = adapter, None
+  opened = _open(directory, adapter)
+  carried, config = opened.carried, opened.model
+  if ours is not None:
+    adapter_runs.check_base(store.load_meta(ours), ours, directory)
+    carried = bundle.load_bundle(ours)
+    config = carried.config.model
+    weights = weights or carried.config.get('frozen_dtype') or None
+  config = settings.change(config, changes or {})
+  params = _read(opened, config, ours, weights, mesh)
   if dtype is None:
     config = _on_this_device(config, params)
   given = {'dtype': dtype, 'half_round': half_round}
@@ -100,6 +118,41 @@ def load_model(
   if ids is not None:
     carried = dataclasses.replace(carried, ids=ids)
   return _model(carried, config, params)
+
+
+def _open(directory: store.Path, adapter: store.Path | None) -> _Opened:
+  """Opens a checkpoint, or files of other projects with a PEFT adapter merged into them."""
+  if adapter is None and store.is_checkpoint(directory):
+    carried = bundle.load_bundle(directory)
+    _check_model(carried, directory)
+    return _Opened(carried, carried.config.model, stream.read(directory), directory)
+  assembly = assemble.assemble([sources.open_source(directory, adapter=adapter)])
+  carried = bundle.Bundle(
+    assembly.config, assembly.tokenizer, assembly.dialog, assembly.added_tokens
+  )
+  return _Opened(carried, assembly.config, assemble.arrays(assembly), None)
+
+
+def _read(
+  opened: _Opened,
+  config: ml_collections.ConfigDict,
+  adapter: store.Path | None,
+  weights: str | None,
+  mesh: str | None,
+) -> dict:
+  """Reads weights, quantizes their matrices, and adds the parameters of a run with adapters."""
+  trained = {} if adapter is None else stream.read(adapter)
+  kept = {path: array for path, array in opened.arrays.items() if path not in trained}
+  forms = {}
+  if weights is not None:
+    forms = stored.matrices(families.logical_axes(config), weights, trained)
+  expected = None
+  if mesh is not None:
+    expected = _sharded_shapes(config, {**kept, **trained}, forms, mesh)
+  if opened.directory is not None and not forms and not trained:
+    return store.load_params(opened.directory, expected)
+  flat = trees.flatten(placing.place(kept, expected, forms))
+  return trees.unflatten(flat | trees.flatten(placing.place(trained, expected)))
 
 
 def _check_model(carried: bundle.Bundle, directory: store.Path) -> None:
@@ -126,7 +179,10 @@ def _model(carried: bundle.Bundle, config: ml_collections.ConfigDict, params: di
 
 
 def _sharded_shapes(
-  config: ml_collections.ConfigDict, arrays: Mapping[str, Any], preset: str
+  config: ml_collections.ConfigDict,
+  arrays: Mapping[str, Any],
+  forms: Mapping[str, stored.Matrix],
+  preset: str,
 ) -> dict:
   """Shapes, dtypes and shardings of a model's parameters on this process's devices.
 
@@ -135,36 +191,24 @@ def _sharded_shapes(
   Args:
     config: the model config.
     arrays: path -> stored array with `shape` and `dtype`.
+    forms: layers whose kernels are quantized.
     preset: name of a mesh.
 
   Returns:
     Parameter tree of ShapeDtypeStruct.
   """
   mesh = meshes.make_mesh(**meshes.PRESETS[preset], devices=jax.local_devices())
-  shardings = rules.shardings(families.logical_axes(config), families.abstract_params(config), mesh)
-  return trees.unflatten(
-    {
-      path: jax.ShapeDtypeStruct(arrays[path].shape, arrays[path].dtype, sharding=sharding)
-      for path, sharding in trees.flatten(shardings).items()
-      if path in arrays
-    }
+  shapes, axes = families.abstract_params(config), families.logical_axes(config)
+  rank_of = lambda path: arrays[path].shape[-1]
+  ranks = {path.removesuffix(f'/{A}'): rank_of(path) for path in arrays if path.endswith(f'/{A}')}
+  shapes, axes = adapters.extend(shapes, axes, ranks)
+  flat = {
+    path: jax.ShapeDtypeStruct(leaf.shape, arrays[path].dtype if path in arrays else leaf.dtype)
+    for path, leaf in trees.flatten(shapes).items()
+  }
+  shapes, axes = stored.extend(trees.unflatten(flat), axes, forms)
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+    shapes,
+    rules.shardings(axes, shapes, mesh),
   )
-
-
-def _read_params(assembly: assemble.Assembly, expected: dict | None = None) -> dict:
-  """Reads the parameters of foreign files.
-
-  Args:
-    assembly: the files.
-    expected: parameter tree whose leaves have a `sharding`; None puts all on the first device.
-
-  Returns:
-    Parameter tree in the files' dtypes.
-  """
-  arrays, params = assemble.arrays(assembly), {}
-  shardings = {path: leaf.sharding for path, leaf in trees.flatten(expected or {}).items()}
-  with Progress(total=trees.nbytes(arrays), what='reading', unit='B') as bar:
-    for path, array in arrays.items():
-      params[path] = jax.device_put(array.read(()), shardings.get(path))
-      bar.update(array.nbytes)
-  return trees.unflatten(params)

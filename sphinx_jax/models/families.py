@@ -50,7 +50,11 @@ def build(
 
 
 def apply(
-  model: multimodal.Multimodal, params: dict, batch: Mapping[str, jax.Array]
+  model: multimodal.Multimodal,
+  params: dict,
+  batch: Mapping[str, jax.Array],
+  key: jax.Array | None = None,
+  noise: layers.Noise = layers.QUIET,
 ) -> tuple[jax.Array, jax.Array]:
   """Runs the model up to the logits, which the loss computes in chunks.
 
@@ -58,13 +62,19 @@ def apply(
     model: from `build`.
     params: its parameters.
     batch: see core/batch.py.
+    key: random key of an update; None: no noise.
+    noise: of training.
 
   Returns:
     Hidden states [B,T,D], and the matrix of the LM head [D,vocab], in the compute dtype.
   """
   names = ('tokens', 'visual_index', 'positions', 'segments', 'images', 'image_size')
   fields = [batch[name] for name in names]
-  hidden_states = model.apply({'params': params}, *fields, method='hidden_states')
+  keys = {}
+  if key is not None:
+    keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(layers.Noise._fields)}
+  with layers.noisy(noise):
+    hidden_states = model.apply({'params': params}, *fields, rngs=keys, method='hidden_states')
   return hidden_states, model.apply({'params': params}, method='lm_head_matrix')
 
 

@@ -14,7 +14,7 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,10 +23,54 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from sphinx_jax.core import errors
-from sphinx_jax.models import narrow
+from sphinx_jax.models import adapters, narrow, quantized
 from sphinx_jax.parallel import placement
 
 Names = tuple[str | None, ...]
+
+
+class Noise(NamedTuple):
+  """What training adds to a forward pass, with the random keys that `apply` gets.
+
+  Attributes:
+    dropout: share of the inputs of adapters that is 0, with the key 'dropout'.
+    neftune: noise on embeddings (arXiv 2310.05914), with the key 'neftune'.
+  """
+
+  dropout: float = 0.0
+  neftune: float = 0.0
+
+
+QUIET = Noise()
+_noise: contextvars.ContextVar[Noise] = contextvars.ContextVar('noise', default=QUIET)
+
+
+@contextlib.contextmanager
+def noisy(noise: Noise) -> Iterator[None]:
+  """A context in which modules are traced with noise, if they get random keys."""
+  token = _noise.set(noise)
+  try:
+    yield
+  finally:
+    _noise.reset(token)
+
+
+def neftune(module: nn.Module, embeddings: jax.Array, segments: jax.Array) -> jax.Array:
+  """Adds uniform noise of up to alpha / sqrt(L * D) to embeddings, L the positions of an example.
+
+  Args:
+    module: the module that may have the random key.
+    embeddings: [B,T,D].
+    segments: int32[B,T] of packed rows.
+  """
+  alpha = _noise.get().neftune
+  if not alpha or not module.has_rng('neftune'):
+    return embeddings
+  same = segments[:, :, None] == segments[:, None, :]
+  bound = alpha / jnp.sqrt(same.sum(axis=-1) * embeddings.shape[-1])
+  noise = jax.random.uniform(module.make_rng('neftune'), embeddings.shape, minval=-1, maxval=1)
+  return embeddings + (bound[..., None] * noise).astype(embeddings.dtype)
+
 
 _shapes_only = contextvars.ContextVar('shapes_only', default=False)
 
@@ -102,13 +146,7 @@ def param(
   if module.has_variable('params', name):
     # Flax would trace the initializer to learn the shape, a fifth of the time of tracing an update.
     value = nn.unbox(module.get_variable('params', name))
-    if value.shape != tuple(shape):
-      raise errors.make(
-        f"parameter '{'/'.join((*module.path, name))}'",
-        f'shape {list(value.shape)}',
-        f'{list(shape)}',
-        'give the config with which the weights were made',
-      )
+    _check_shape((*module.path, name), value.shape, shape)
   else:
     init = nn.with_logical_partitioning(
       nn.initializers.zeros if _shapes_only.get() else init, names
@@ -122,8 +160,22 @@ def param(
   return placement.gather(value.astype(dtype), names)
 
 
+def _check_shape(path: Sequence[str], got: Sequence[int], expected: Sequence[int]) -> None:
+  """Raises SphinxError if a parameter has another shape."""
+  if tuple(got) != tuple(expected):
+    raise errors.make(
+      f"parameter '{'/'.join(path)}'",
+      f'shape {list(got)}',
+      f'{list(expected)}',
+      'give the config with which the weights were made',
+    )
+
+
 class Dense(nn.Module):
   """x[..., in] @ kernel[in, *features] (+ bias): [..., *features].
+
+  Its parameters may have a quantized form in place of the kernel (models/quantized.py), and an
+  adapter beside it (models/adapters.py).
 
   The product is taken on 2-D shapes: XLA:CPU computes weight gradients of higher ranks 4x slower
   (docs/official_sphinx.md, "Measured").
@@ -155,13 +207,53 @@ class Dense(nn.Module):
         'at least 1',
         'raise the width that the model config gives it',
       )
-    kernel = self.matrix(width, keep_bits=True)
-    product = narrow.matmul if kernel.dtype == narrow.BITS else jnp.matmul
-    flat = product(x.astype(self.dtype).reshape(-1, width), kernel.reshape(width, -1))
-    out = flat.reshape(*x.shape[:-1], *self.features)
+    flat = x.astype(self.dtype).reshape(-1, width)
+    held = self.variables.get('params', {})
+    if quantized.form_of(held):
+      product = self._quantized_product(flat)
+    else:
+      kernel = self.matrix(width, keep_bits=True).reshape(width, -1)
+      product = (narrow.matmul if kernel.dtype == narrow.BITS else jnp.matmul)(flat, kernel)
+    if adapters.A in held:
+      product += self._adapted(flat)
+    out = product.reshape(*x.shape[:-1], *self.features)
     if self.bias:
       out += param(self, 'bias', nn.initializers.zeros, self.features, self.names[1:], self.dtype)
     return out
+
+  def _held(self, name: str) -> jax.Array:
+    """An array in place of the kernel or beside it."""
+    return nn.unbox(self.get_variable('params', name))
+
+  def _quantized_product(self, x: jax.Array) -> jax.Array:
+    """The product of x [rows,in] with the quantized kernel [in,features]."""
+    form = quantized.form_of(self.variables['params'])
+    leaves = {name: self._held(name) for name in (form, quantized.SCALE)}
+    for name, shape in quantized.shapes((x.shape[1], *self.features), form).items():
+      self._check_shape(name, leaves[name], shape.shape)
+    # Of several feature dimensions none is split: `reshape` would move them between devices.
+    names = self.names if len(self.features) == 1 else (self.names[0], None)
+    flat = {
+      name: placement.constrain(leaf, self.names).reshape(leaf.shape[0], -1)
+      for name, leaf in leaves.items()
+    }
+    return checkpoint_name(quantized.matmul(x, flat, names), 'product')
+
+  def _adapted(self, x: jax.Array) -> jax.Array:
+    """What the adapter (models/adapters.py) adds to the product of x [rows,in]."""
+    a, b, scale = (self._held(name) for name in adapters.LEAVES)
+    self._check_shape(adapters.A, a, (x.shape[1], a.shape[-1]))
+    self._check_shape(adapters.B, b, (a.shape[-1], *self.features))
+    a = placement.gather(a.astype(self.dtype), (self.names[0], None))
+    b = placement.gather(b.astype(self.dtype), (None, *self.names[1:]))
+    dropout = _noise.get().dropout
+    if dropout and self.has_rng('dropout'):
+      kept = jax.random.bernoulli(self.make_rng('dropout'), 1 - dropout, x.shape)
+      x = jnp.where(kept, x / (1 - dropout), 0)
+    return (x @ a) @ b.reshape(len(b), -1) * scale.astype(self.dtype)
+
+  def _check_shape(self, name: str, array: jax.Array, shape: tuple[int, ...]) -> None:
+    _check_shape((*self.path, name), array.shape, shape)
 
   def matrix(self, width: int, keep_bits: bool = False) -> jax.Array:
     """The kernel [width,*features] in `dtype`; `keep_bits` as of `param`."""
@@ -295,15 +387,17 @@ def activate(name: str, x: jax.Array) -> jax.Array:
 
 
 # Policies of what is saved for the backward pass, from the one that recomputes least on. Attention
-# kernels name their output 'attention', gated MLPs their first two products 'mlp'.
+# kernels name their output 'attention', gated MLPs their first two products 'mlp', products with
+# quantized weights theirs 'product'.
 _policies = jax.checkpoint_policies
 _attention = _policies.save_only_these_names('attention')
+_dots = _policies.save_from_both_policies(
+  _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names('product')
+)
 REMAT = {
   'none': None,
-  'dots_attention': _policies.save_from_both_policies(
-    _policies.dots_with_no_batch_dims_saveable, _attention
-  ),
-  'dots': _policies.dots_with_no_batch_dims_saveable,
+  'dots_attention': _policies.save_from_both_policies(_dots, _attention),
+  'dots': _dots,
   'mlp': _policies.save_only_these_names('mlp'),
   'attention': _attention,
   'full': _policies.nothing_saveable,
@@ -345,7 +439,7 @@ def stack(
   return nn.scan(
     layer,
     variable_axes={'params': 0},
-    split_rngs={'params': True},
+    split_rngs={'params': True, 'dropout': True},
     in_axes=(0,) * scanned + (nn.broadcast,) * broadcast,
     length=length,
     unroll=min(unroll, length),

@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from sphinx_jax.core import errors, tables
+from sphinx_jax.models import layers
 
 LLMS = tables.Table('llm', {'llama': 'sphinx_jax.models.llms.llama:Llama'})
 
@@ -148,6 +149,7 @@ class Multimodal(nn.Module):
     if images is not None and images.shape[1]:
       visual = self.encode(images, image_size)
     embedded = self._embed(tokens, visual_index, visual)
+    embedded = layers.neftune(self, embedded, segments)
     return self.llm.hidden_states(embedded, positions, segments)[0]
 
   def lm_head(self, hidden_states: jax.Array) -> jax.Array:

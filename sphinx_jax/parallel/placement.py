@@ -1,6 +1,7 @@
 """Placement of batches and activations on the mesh. A batch is split over `data` and `fsdp`."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,14 @@ def batch_ways() -> int:
   """The number of devices or groups of devices over which the mesh in context splits a batch."""
   mesh = jax.sharding.get_abstract_mesh()
   return 1 if mesh.empty else mesh.shape['data'] * mesh.shape['fsdp']
+
+
+def compute_ways(name: str | None) -> int:
+  """The number of parts into which the mesh in context splits a dimension during computation."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or name is None:
+    return 1
+  return math.prod(mesh.shape[axis] for axis in rules.RULES[name].compute)
 
 
 def constrain(x: jax.Array, names: Sequence[str | None], compute: bool = True) -> jax.Array:

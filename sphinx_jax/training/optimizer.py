@@ -17,6 +17,7 @@ import optax.contrib
 from jax.sharding import NamedSharding
 
 from sphinx_jax.core import errors, trees
+from sphinx_jax.models import adapters
 
 NAMES = ('adamw', 'muon')
 _UNDECAYED = ('bias', 'scale')
@@ -59,6 +60,12 @@ def decay_mask(logical_axes: Mapping) -> dict:
   return trees.unflatten(mask)
 
 
+def _second_matrices(logical_axes: Mapping) -> dict:
+  """Tree of bool: whether a parameter is the second matrix of an adapter."""
+  paths = trees.flatten(logical_axes)
+  return trees.unflatten({path: path.endswith(f'/{adapters.B}') for path in paths})
+
+
 def muon_dimensions(logical_axes: Mapping) -> dict:
   """Tree of the (input, output) dimensions of the parameters of Muon; None for those of AdamW.
 
@@ -82,6 +89,7 @@ def make_optimizer(
   weight_decay: float,
   clip: float,
   moment_dtype: str = 'float32',
+  b_rate: float = 1.0,
 ) -> optax.GradientTransformation:
   """Builds the optimizer of the trained tree.
 
@@ -95,6 +103,7 @@ def make_optimizer(
     clip: largest global norm of the gradient.
     moment_dtype: dtype of the first moment. The second one stays float32, because its small changes
       would vanish in bfloat16.
+    b_rate: learning rate of the second matrix of adapters over `rate` (LoRA+, arXiv 2402.12354).
 
   Raises:
     SphinxError: unknown name, or a clip that is not positive.
@@ -123,6 +132,7 @@ def make_optimizer(
     optax.clip_by_global_norm(clip),
     direction,
     optax.add_decayed_weights(weight_decay, mask=decay_mask(logical_axes)),
+    *([optax.masked(optax.scale(b_rate), _second_matrices(logical_axes))] if b_rate != 1 else []),
     optax.scale_by_learning_rate(rate),
   )
 

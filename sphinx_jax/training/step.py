@@ -11,8 +11,9 @@ from sphinx_jax.training import loss as losses
 from sphinx_jax.training.state import State, merge
 
 Batch = Mapping[str, jax.Array]
-# (parameters, batch) -> (hidden states [B,T,D], matrix of the LM head [D,vocab]).
-Apply = Callable[[dict, Batch], tuple[jax.Array, jax.Array]]
+# (parameters, batch, random key or None)
+# -> (hidden states [B,T,D], matrix of the LM head [D,vocab]).
+Apply = Callable[[dict, Batch, jax.Array | None], tuple[jax.Array, jax.Array]]
 # (state, batch) -> (state, metrics).
 TrainStep = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
 # (parameters, batch) -> (sum of weighted losses, sum of weights).
@@ -26,6 +27,7 @@ def make_train_step(
   tasks: int,
   accumulate: int = 1,
   chunk: int = 0,
+  seed: int | None = None,
 ) -> TrainStep:
   """Builds the update `(state, batch) -> (state, metrics)`.
 
@@ -39,6 +41,7 @@ def make_train_step(
     tasks: number of tasks in the mixture.
     accumulate: number of microbatches; must divide the batch size.
     chunk: number of positions whose logits exist at one time, see `loss.sums`.
+    seed: of the noise of training, which follows from it and the number of the update; None: none.
 
   Returns:
     A pure function. Its metrics are the sums of `loss.sums` over the batch, `grad_norm` before
@@ -49,17 +52,21 @@ def make_train_step(
   def gradients(state: State, batch: Batch) -> tuple[dict, dict]:
     total_weight = batch['loss_weight'].astype(jnp.float32).sum()
 
-    def objective(trained: dict, microbatch: Batch) -> tuple[jax.Array, dict]:
-      hidden, matrix = apply(merge(trained, state.frozen), microbatch)
+    def objective(
+      trained: dict, microbatch: Batch, key: jax.Array | None
+    ) -> tuple[jax.Array, dict]:
+      hidden, matrix = apply(merge(trained, state.frozen), microbatch, key)
       sums = losses.sums(hidden, matrix, microbatch, tasks, chunk)
       return losses.mean(sums['loss'], total_weight), sums
 
-    def gradient(microbatch: Batch) -> tuple[dict, dict]:
-      return jax.grad(objective, has_aux=True)(state.trained, microbatch)
+    def gradient(part: tuple[Batch, jax.Array | None]) -> tuple[dict, dict]:
+      return jax.grad(objective, has_aux=True)(state.trained, *part)
 
+    key = None if seed is None else jax.random.fold_in(jax.random.key(seed), state.step)
     if accumulate == 1:
-      return gradient(batch)
-    return losses.sum_over(gradient, _microbatches(batch, accumulate))
+      return gradient((batch, key))
+    keys = None if key is None else jax.random.split(key, accumulate)
+    return losses.sum_over(gradient, (_microbatches(batch, accumulate), keys))
 
   def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
     gradient, sums = gradients(state, batch)
@@ -89,7 +96,7 @@ def make_eval_step(apply: Apply, chunk: int = 0) -> EvalStep:
   """Builds the function `(parameters, batch) -> (sum of weighted losses, sum of weights)`."""
 
   def step(params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    hidden, matrix = apply(params, batch)
+    hidden, matrix = apply(params, batch, None)
     sums = losses.sums(hidden, matrix, batch, tasks=1, chunk=chunk)
     return sums['loss'], sums['weight']
 

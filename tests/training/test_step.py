@@ -11,7 +11,7 @@ VOCAB, BATCH_SIZE, LENGTH = 7, 8, 5
 RATE = lambda count: jnp.float32(0.1)
 
 
-def apply(params: dict, batch: dict):
+def apply(params: dict, batch: dict, key: None):
   hidden = jnp.take(params['frozen']['table'], batch['tokens'], axis=0) + params['trained']['b']
   return hidden, params['trained']['w']
 

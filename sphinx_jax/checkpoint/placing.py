@@ -1,0 +1,72 @@
+"""Reads arrays onto devices one by one, and quantizes matrices on the way.
+
+No more than one matrix is there in its stored dtype, so that a model that fits only in 4 bits can
+be loaded.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sphinx_jax.checkpoint.stream import Array
+from sphinx_jax.core import trees
+from sphinx_jax.core.progress import Progress
+from sphinx_jax.models import adapters, quantized, stored
+
+
+def place(
+  arrays: Mapping[str, Array],
+  expected: Mapping | None = None,
+  forms: Mapping[str, stored.Matrix] | None = None,
+) -> dict:
+  """Reads the parameters of a checkpoint or of foreign files.
+
+  Args:
+    arrays: path -> array, not read yet.
+    expected: tree whose leaves have dtype and sharding; leaves that are no array of these are
+      ignored. None: the stored dtypes, on the first device.
+    forms: layers whose kernels are quantized.
+
+  Returns:
+    Tree of jax.Array.
+  """
+  wanted, forms, params = trees.flatten(expected or {}), forms or {}, {}
+  with Progress(total=trees.nbytes(arrays), what='reading', unit='B') as bar:
+    for path, array in arrays.items():
+      layer, _, name = path.rpartition('/')
+      if name == adapters.KERNEL and layer in forms:
+        for leaf, value in _quantized(array, forms[layer]).items():
+          params[f'{layer}/{leaf}'] = _put(value, wanted.get(f'{layer}/{leaf}'))
+      else:
+        params[path] = _put(array.read(()), wanted.get(path))
+      bar.update(array.nbytes)
+  return trees.unflatten(params)
+
+
+def _quantized(array: Array, matrix: stored.Matrix) -> dict[str, Any]:
+  """The arrays of a quantized kernel, of which one layer at a time is read."""
+  if not matrix.stacked:
+    return _quantize(array.read(()), matrix.form)
+  layers = [_quantize(array.read((i,)), matrix.form) for i in range(array.shape[0])]
+  return {name: jnp.stack([layer[name] for layer in layers]) for name in layers[0]}
+
+
+@functools.partial(jax.jit, static_argnames='form')
+def _quantize(kernel: np.ndarray, form: str) -> dict[str, jax.Array]:
+  return quantized.quantize(kernel, form)
+
+
+def _put(value: Any, like: Any) -> jax.Array:
+  """An array that this process has whole, in the dtype and sharding of `like`."""
+  if like is None:
+    return jax.device_put(value, jax.local_devices()[0])
+  if jnp.issubdtype(value.dtype, jnp.floating):
+    value = value.astype(like.dtype)
+  if like.sharding is None or like.sharding.is_fully_addressable:
+    return jax.device_put(value, like.sharding)
+  whole = np.asarray(value)
+  return jax.make_array_from_callback(whole.shape, like.sharding, lambda index: whole[index])

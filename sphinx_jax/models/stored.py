@@ -1,0 +1,87 @@
+"""Parameter trees in which layers have quantized kernels.
+
+A model's own tree (`families.init`) has a 'kernel' for every matrix. In place of one there may be
+the arrays of models/quantized.py, and beside it an adapter (models/adapters.py). `layers.Dense`
+computes with what it finds.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sphinx_jax.core import trees
+from sphinx_jax.models import adapters, quantized
+from sphinx_jax.models.adapters import KERNEL, STACKED
+
+_WHOLE = ('llm/output',)  # The LM head, whose matrix the loss takes whole.
+
+
+class Matrix(NamedTuple):
+  """A layer whose kernel is quantized: name in `quantized.FORMS`, and whether it is a stack."""
+
+  form: str
+  stacked: bool
+
+
+def matrices(logical_axes: Mapping, form: str, without: Collection[str] = ()) -> dict[str, Matrix]:
+  """The layers of a model whose kernels can be quantized.
+
+  Args:
+    logical_axes: tree of `families.logical_axes`.
+    form: name in `quantized.FORMS`.
+    without: paths of kernels that stay as they are, for instance as they are trained.
+  """
+  axes = trees.flatten(logical_axes)
+  return {
+    layer: Matrix(form, axes[f'{layer}/{KERNEL}'][0] == STACKED)
+    for layer in adapters.matrices(logical_axes)
+    if f'{layer}/{KERNEL}' not in without and layer not in _WHOLE
+  }
+
+
+def extend(
+  shapes: Mapping, logical_axes: Mapping, forms: Mapping[str, Matrix]
+) -> tuple[dict, dict]:
+  """Replaces kernels by the arrays of their quantized form in a tree of shapes and one of names."""
+  shapes, axes = trees.flatten(shapes), trees.flatten(logical_axes)
+  for layer, matrix in forms.items():
+    names, kernel = axes.pop(f'{layer}/{KERNEL}'), shapes.pop(f'{layer}/{KERNEL}')
+    stack = 1 if matrix.stacked else 0
+    for leaf, shape in quantized.shapes(kernel.shape[stack:], matrix.form).items():
+      shapes[f'{layer}/{leaf}'] = jax.ShapeDtypeStruct(
+        (*kernel.shape[:stack], *shape.shape), shape.dtype
+      )
+      axes[f'{layer}/{leaf}'] = names
+  return trees.unflatten(shapes), trees.unflatten(axes)
+
+
+def merge(leaves: Mapping[str, jax.Array], is_stacked: bool) -> jax.Array:
+  """The kernel float32[in,...] of a layer's arrays, with its adapter added.
+
+  Args:
+    leaves: 'kernel' or the arrays of a quantized form, and perhaps an adapter.
+    is_stacked: whether they are those of scanned layers.
+  """
+
+  def of_one(leaves: Mapping[str, jax.Array]) -> jax.Array:
+    if KERNEL in leaves:
+      kernel = leaves[KERNEL].astype(jnp.float32)
+    else:
+      kernel = quantized.widen(leaves)
+    if adapters.A not in leaves:
+      return kernel
+    return kernel + adapters.delta(leaves).reshape(kernel.shape)
+
+  return jax.lax.map(of_one, dict(leaves)) if is_stacked else of_one(leaves)
+
+
+def by_layer(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """The arrays of every layer that has a kernel, quantized or not, from a flat tree."""
+  layers: dict[str, dict[str, Any]] = {}
+  for path, leaf in params.items():
+    layer, _, name = path.rpartition('/')
+    if name in (KERNEL, quantized.SCALE, *quantized.FORMS, *adapters.LEAVES):
+      layers.setdefault(layer, {})[name] = leaf
+  return layers
