@@ -22,50 +22,14 @@ from sphinx_jax.checkpoint import bundle, store
 from sphinx_jax.core import config as config_lib, errors, trees
 from sphinx_jax.models import families
 from sphinx_jax.training import wandb_run, writer
-from tests.tiny import VISUAL_TOKENS, make_batch, tiny
+from tests.tiny import VISUAL_TOKENS, crash, in_memory, interrupt_at, lines, tiny
 
 MACHINE = writer.MACHINE_METRICS
-
-
-class Stream:
-  """Batches by position, with the `close` of the real pipeline's iterator."""
-
-  def __init__(self, config: ConfigDict, position: int, spoil=lambda position, batch: batch):
-    self._config, self._position, self._spoil, self.closed = config, position, spoil, False
-
-  def __next__(self):
-    batch = self._spoil(self._position, make_batch(self._config, self._position))
-    self._position += 1
-    return batch, self._position
-
-  def close(self):
-    self.closed = True
-
-
-def in_memory(spoil=lambda position, batch: batch):
-  def open_data(config: ConfigDict, local_rows=None) -> run.Data:
-    return run.Data(
-      batches=lambda position: Stream(config, position, spoil),
-      validation=lambda: {'real': [make_batch(config, 10**6)]},
-      bundle=bundle.Bundle(config, b'pieces', {}),
-      table='a table',
-      summary=lambda position: f'a table at {position}',
-    )
-
-  return open_data
 
 
 @pytest.fixture(autouse=True)
 def memory(monkeypatch):
   monkeypatch.setattr(run, 'open_data', in_memory())
-
-
-def lines(workdir: pathlib.Path) -> list[dict]:
-  """The metrics that a run wrote, without those that depend on the machine."""
-  return [
-    {name: value for name, value in line.items() if name not in MACHINE}
-    for line in writer.read(workdir)
-  ]
 
 
 @pytest.fixture(scope='module')
@@ -75,21 +39,6 @@ def unbroken(tmp_path_factory) -> pathlib.Path:
     patch.setattr(run, 'open_data', in_memory())
     train.train(tiny(), workdir)
   return workdir
-
-
-def interrupt_at(position: int, action):
-  """Data that calls `action` when the batch at `position` is read."""
-
-  def spoil(at: int, batch: dict) -> dict:
-    if at == position:
-      action()
-    return batch
-
-  return in_memory(spoil)
-
-
-def crash():
-  raise RuntimeError('as if killed')
 
 
 def test_run_learns_and_writes_its_metrics(unbroken):

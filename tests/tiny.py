@@ -1,8 +1,13 @@
 """A run of the real model at a tiny width, and batches for it made in memory."""
 
+import pathlib
+
 import numpy as np
 from ml_collections import ConfigDict, config_dict
 
+from sphinx_jax import run
+from sphinx_jax.checkpoint import bundle
+from sphinx_jax.training import writer
 from tests.models import small
 
 VISUAL_TOKENS = 7  # Start, class, 2 x 2 patches, end.
@@ -84,3 +89,54 @@ def make_batch(config: ConfigDict, position: int) -> dict:
   batch['images'] = rng.integers(0, 256, (rows, images, size, size, 3), dtype=np.uint8)
   batch['image_size'] = np.full((rows, images, 2), size, np.int32)
   return batch
+
+
+class Stream:
+  """Batches by position, with the `close` of the real pipeline's iterator."""
+
+  def __init__(self, config: ConfigDict, position: int, spoil=lambda position, batch: batch):
+    self._config, self._position, self._spoil, self.closed = config, position, spoil, False
+
+  def __next__(self):
+    batch = self._spoil(self._position, make_batch(self._config, self._position))
+    self._position += 1
+    return batch, self._position
+
+  def close(self):
+    self.closed = True
+
+
+def in_memory(spoil=lambda position, batch: batch):
+  def open_data(config: ConfigDict, local_rows=None) -> run.Data:
+    return run.Data(
+      batches=lambda position: Stream(config, position, spoil),
+      validation=lambda: {'real': [make_batch(config, 10**6)]},
+      bundle=bundle.Bundle(config, b'pieces', {}),
+      table='a table',
+      summary=lambda position: f'a table at {position}',
+    )
+
+  return open_data
+
+
+def lines(workdir: pathlib.Path) -> list[dict]:
+  """The metrics that a run wrote, without those that depend on the machine."""
+  return [
+    {name: value for name, value in line.items() if name not in writer.MACHINE_METRICS}
+    for line in writer.read(workdir)
+  ]
+
+
+def interrupt_at(position: int, action):
+  """Data that calls `action` when the batch at `position` is read."""
+
+  def spoil(at: int, batch: dict) -> dict:
+    if at == position:
+      action()
+    return batch
+
+  return in_memory(spoil)
+
+
+def crash():
+  raise RuntimeError('as if killed')

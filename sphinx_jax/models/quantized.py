@@ -150,7 +150,11 @@ def matmul(
   Returns:
     [rows,out] in the dtype of x.
   """
-  return _product(x, dict(leaves), tuple(placement.compute_ways(name) for name in names))
+  ways = (
+    placement.compute_ways(name) if size % placement.compute_ways(name) == 0 else 1
+    for name, size in zip(names, leaves[SCALE].shape)
+  )
+  return _product(x, dict(leaves), tuple(ways))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -58,6 +58,8 @@ RULES: dict[str, MeshAxes] = {
 # Stored whole if the mesh does not divide it; its arithmetic is split all the same. Tokens that are
 # added to a tokenizer leave no round number, such as 32003.
 UNEVEN = ('vocab',)
+# So are these leaves: the scales of a quantized matrix, one for many of its rows.
+UNEVEN_LEAVES = ('kernel_scale',)
 
 LARGE = 2**20  # Bytes. Larger leaves that are replicated are logged.
 
@@ -147,7 +149,7 @@ def _checked_partition(
   for i, (size, name) in enumerate(zip(leaf.shape, names)):
     axes = _axes(name)
     ways = math.prod(mesh.shape[axis] for axis in axes)
-    if size % ways and name in UNEVEN:
+    if size % ways and (name in UNEVEN or path.endswith(UNEVEN_LEAVES)):
       spec[i] = None
     elif size % ways:
       raise errors.make(

@@ -20,9 +20,7 @@ def logits():
   tokens = jnp.arange(5, 17)[None]
   fields = (tokens, jnp.full_like(tokens, -1), jnp.arange(12)[None], jnp.ones_like(tokens))
   images = jnp.zeros((1, 0, 16, 16, 3), jnp.uint8)
-  return jax.jit(
-    lambda params: module.apply({'params': trees.unflatten(params)}, *fields, images)
-  )
+  return jax.jit(lambda params: module.apply({'params': trees.unflatten(params)}, *fields, images))
 
 
 @functools.cache
@@ -93,9 +91,7 @@ def test_quantized_layers_with_adapters_give_the_logits_of_their_merged_weights(
 
 def test_ranks_follow_the_first_pattern_and_zero_means_none():
   layers = adapters.matrices(families.logical_axes(small.config()))
-  ranks = adapters.ranks(
-    layers, 'llm/layers/.*', 16, [('.*/w[kv]', 0), ('.*/attention/.*', 8)]
-  )
+  ranks = adapters.ranks(layers, 'llm/layers/.*', 16, [('.*/w[kv]', 0), ('.*/attention/.*', 8)])
   assert ranks == {
     'llm/layers/attention/wo': 8,
     'llm/layers/attention/wq': 8,
