@@ -111,6 +111,7 @@ def adapters(kind: str) -> dict[str, Any]:
   if kind not in ('lora', 'qlora'):
     raise errors.unknown('kind of training', kind, ['lora', 'qlora'])
   return dict(
+    optimizer=dict(lr=2e-4),  # Adapters take a higher rate than all parameters.
     lora=dict(
       rank=16,
       alpha=32.0,

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from sphinx_jax.checkpoint import mixing, store
+from sphinx_jax.checkpoint import merged, mixing, store
 from sphinx_jax.checkpoint.foreign import hub, mixing as foreign_mixing
 from sphinx_jax.core import cli, errors
 from sphinx_jax.mix import weights
@@ -62,7 +62,7 @@ def _choose_mix(places: Sequence[str]) -> Callable[..., Any]:
   Raises:
     SphinxError: there are both.
   """
-  checkpoints = [place for place in places if store.is_checkpoint(place)]
+  checkpoints = [place for place in places if store.is_checkpoint(merged.split(place)[0])]
   folders = [
     place
     for place in places
@@ -106,8 +106,8 @@ def main() -> None:
 if __name__ == '__main__':
   cli.define_paths(
     'inputs',
-    'Checkpoints, or folders of HF transformers, separated by commas. BASE+ADAPTER is a folder '
-    'with a LoRA adapter.',
+    'Checkpoints, or folders of HF transformers, separated by commas. BASE+ADAPTER is one of them '
+    'with a LoRA adapter: of a run of sphinx_jax, or of PEFT.',
   )
   flags.DEFINE_list(
     'coefficients', [], 'One number for each input, separated by commas. Of one input: 1.'

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sphinx_jax import run, train
-from sphinx_jax.checkpoint import adapter_runs, store
+from sphinx_jax.checkpoint import adapter_runs, mixing, store
 from sphinx_jax.core import errors, trees
 from sphinx_jax.models import adapters, quantized
 from tests.tiny import crash, in_memory, interrupt_at, lines, tiny
@@ -146,3 +146,41 @@ def test_frozen_matrices_without_adapters_are_refused(tmp_path):
   config.frozen_dtype = 'nf4'
   with pytest.raises(errors.SphinxError, match="frozen_dtype: got 'nf4' without adapters"):
     train.train(config.lock(), tmp_path)
+
+
+def test_a_merged_checkpoint_has_the_sum_of_base_and_adapter(runs, tmp_path):
+  base, adapter = runs
+  mixing.mix_checkpoints([f'{base}+{adapter}'], (1.0,), tmp_path / 'merged')
+  merged, trained, plain = (
+    trees.flatten(store.load_params(place)) for place in (tmp_path / 'merged', adapter, base)
+  )
+  assert set(merged) == set(plain)
+  for path, leaf in merged.items():
+    layer = path.rpartition('/')[0]
+    expected = trained.get(path, plain[path])
+    if f'{layer}/lora_a' in trained and path.endswith('kernel'):
+      a, b, scale = (trained[f'{layer}/{name}'] for name in adapters.LEAVES)
+      expected = plain[path] + scale[:, None, None] * np.einsum('lir,lro->lio', a, b)
+      assert np.abs(expected - plain[path]).max() > 1e-4
+    np.testing.assert_allclose(leaf, expected, atol=1e-6, err_msg=path)
+  meta = store.load_meta(tmp_path / 'merged')
+  assert meta['parents'][0]['adapter'] == str(adapter)
+  assert not adapter_runs.is_adapter(tmp_path / 'merged')
+
+
+def test_an_adapter_mixed_with_itself_is_itself(runs, tmp_path):
+  place = '+'.join(map(str, runs))
+  mixing.mix_checkpoints([place], (1.0,), tmp_path / 'one')
+  mixing.mix_checkpoints([place, place], (0.3, 0.7), tmp_path / 'two')
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+    *(store.load_params(tmp_path / name) for name in ('one', 'two')),
+  )
+
+
+def test_an_adapter_of_other_weights_is_not_merged(runs, tmp_path):
+  base, adapter = runs
+  other = tmp_path / 'other'
+  train.train(tiny(steps=2, eval_every=0, seed=2), other)
+  with pytest.raises(errors.SphinxError, match='got other weights'):
+    mixing.mix_checkpoints([f'{other}+{adapter}'], (1.0,), tmp_path / 'merged')

@@ -1,6 +1,6 @@
 """Checkpoints that hold adapters alone, of runs whose frozen weights are another checkpoint.
 
-`base` is the only writer and reader of the key 'base' of a checkpoint's meta.
+`base` is the only writer and reader of the key 'adapter_of' of a checkpoint's meta.
 """
 
 import os
@@ -10,7 +10,7 @@ from typing import Any
 from sphinx_jax.checkpoint import store
 from sphinx_jax.core import errors
 
-_BASE = 'base'
+_BASE = 'adapter_of'
 
 
 def base(directory: store.Path) -> dict[str, Any]:

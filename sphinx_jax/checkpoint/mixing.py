@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sphinx_jax.checkpoint import content, store, stream
+from sphinx_jax.checkpoint import content, merged, store, stream
 from sphinx_jax.checkpoint.bundle import Bundle, check_same_model
 from sphinx_jax.checkpoint.read_ahead import read_ahead
 from sphinx_jax.core import errors, trees
@@ -62,7 +62,8 @@ def mix_checkpoints(
   identities, their content hashes and the coefficients.
 
   Args:
-    inputs: directories of runs (their newest checkpoint) or of single steps.
+    inputs: directories of runs (their newest checkpoint) or of single steps; BASE+ADAPTER is one
+      with the adapter of a run merged into it.
     coefficients: one per input, or ordered rules `(pattern, coefficients)`; see mix/weights.py.
     output: directory of the mixed checkpoint, in the form of a run's directory.
     unnormalized: allow coefficients that do not sum to 1.
@@ -82,21 +83,18 @@ def mix_checkpoints(
   has_base = base is not None
   rules = weights.as_rules(coefficients, len(inputs), unnormalized or has_base, method, has_base)
   directories = [*inputs, base] if has_base else [*inputs]
-  metas = [store.load_meta(directory) for directory in directories]
-  if store.absolute_path(output) in map(store.locate, directories):
+  opened_inputs = [merged.open_checkpoint(directory) for directory in directories]
+  places = [place for pair in map(merged.split, directories) for place in pair if place]
+  if store.absolute_path(output) in map(store.locate, places):
     raise errors.make(
       f"mix_weights, output '{output}'", 'an input', 'a new directory', 'give another --output'
     )
-  bundles = [Bundle.from_meta(meta, directory) for meta, directory in zip(metas, directories)]
-  check_same_model('mix_weights', directories, bundles)
-  sources = [
-    {
-      'directory': str(store.absolute_path(directory)),
-      'step': meta['step'],
-      'identity': store.identity(directory),
-    }
-    for directory, meta in zip(directories, metas)
+  bundles = [
+    Bundle.from_meta(opened.meta, directory)
+    for opened, directory in zip(opened_inputs, directories)
   ]
+  check_same_model('mix_weights', directories, bundles)
+  sources = [opened.source for opened in opened_inputs]
   recipe = {
     'parents': sources[: len(inputs)],
     'coefficients': weights.as_json(coefficients),
@@ -107,7 +105,7 @@ def mix_checkpoints(
   if _holds_mix(output, recipe):
     log.info('%s: this mix was written before', output)
     return output
-  opened = [stream.read(directory, mapped=True) for directory in directories]
+  opened = [input_.arrays for input_ in opened_inputs]
   for directory, tree in zip(directories[1:], opened[1:]):
     weights.check_same_leaves(
       trees.unflatten(opened[0]),
