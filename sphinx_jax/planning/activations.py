@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sphinx_jax.core import trees
+from sphinx_jax.models import families
 from sphinx_jax.planning import flops, leaves
 
 # Number of arrays [positions, width] and [positions, feed-forward width], in bfloat16, that are
@@ -69,22 +70,22 @@ def estimate(config: ConfigDict, program: Any, needs: Needs) -> dict[str, int]:
   rows = config.batch.size // program.microbatches // batch_ways
   positions = rows * config.batch.seq_len
 
-  layer_leaves = {
-    path: leaf
-    for path, leaf in trees.flatten(program.state.params['llm']).items()
-    if path.startswith('layers/')
-  }
-  layer_weights = sum(math.prod(leaf.shape[1:]) for leaf in layer_leaves.values())
-  layer_weights //= mesh['tensor']
-  feed_forward_width = layer_leaves['layers/feed_forward/w1/kernel'].shape[-1]
+  weights = 0
+  for group, bytes_of_gradient in (
+    (program.state.trained, _FLOAT32_BYTES),
+    (program.state.frozen, 0),
+  ):
+    for path, leaf in trees.flatten(group.get('llm', {})).items():
+      if path.startswith('layers/'):
+        gathered = min(np.dtype(leaf.dtype).itemsize, _BFLOAT16_BYTES)
+        if mesh['fsdp'] > 1:
+          gathered = gathered * _GATHERED_LAYERS + bytes_of_gradient
+        weights += math.prod(leaf.shape[1:]) // mesh['tensor'] * gathered
+  llm = trees.flatten(families.abstract_params(model)['llm'])
+  feed_forward_width = llm['layers/feed_forward/w1/kernel'].shape[-1]
 
   trained = sum(leaves.local_bytes(leaf) for leaf in trees.flatten(program.state.trained).values())
   gradients = int(trained * (_ACCUMULATED if program.microbatches > 1 else 1))
-
-  if mesh['fsdp'] > 1:
-    bytes_per_weight = _BFLOAT16_BYTES * _GATHERED_LAYERS + _FLOAT32_BYTES
-  else:
-    bytes_per_weight = _BFLOAT16_BYTES
 
   live = _LIVE_MODEL_WIDTH * model.llm.width
   live += _LIVE_FEED_FORWARD_WIDTH * feed_forward_width // mesh['tensor']
@@ -103,7 +104,7 @@ def estimate(config: ConfigDict, program: Any, needs: Needs) -> dict[str, int]:
       _local_stack_bytes(*stack, rows, config.batch.seq_len, program.mesh.size)
       for stack in needs.stacks
     ),
-    'weights': layer_weights * bytes_per_weight,
+    'weights': weights,
     'layer': layer,
     'images': max(images - layer, 0),
     'lm_head': model.llm.vocab // mesh['tensor'] * (logits + output_matrix),
