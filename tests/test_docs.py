@@ -44,6 +44,10 @@ HERE = (
   'python -m sphinx_jax.mix_weights --inputs=REAL,SYNTHETIC --coefficients=0.5,0.5 --output=MIXED',
   'python -m sphinx_jax.train --config=forkme:my.jsonl,workdir/mini/stage2 --workdir=workdir/mine',
   f'{CHAT}workdir/mine --image=cat.png --prompt="What is this?"',
+  'python -m sphinx_jax.train --config=forkme:my.jsonl,BASE,qlora --workdir=ADAPTER '
+  "--config.lora.rank=16 --config.lora.target='llm/layers/attention/.*'",
+  f'{CHAT}BASE --adapter=ADAPTER --image=cat.png --prompt="What is this?"',
+  'python -m sphinx_jax.mix_weights --inputs=BASE+ADAPTER --output=MERGED',
   f'{EVALUATE}workdir/mini/stage2 --output=OUT --tasks=vqa --examples=8',
   'python -m sphinx_jax.plan --config=stage2:13b,1k --topology=v5p:2x2x2',
 )
@@ -105,6 +109,8 @@ def test_a_command_works_as_written(command, folder):
   places = {
     'forkme:my.jsonl,DIR': 'forkme:my.jsonl,workdir/mini/stage2',
     'REAL,SYNTHETIC': 'workdir/mini/real,workdir/mini/synthetic',
+    'BASE': 'workdir/mini/stage2',
+    'ADAPTER': 'workdir/adapter',
   }
   for placeholder, place in places.items():
     words = [word.replace(placeholder, place) for word in words]
