@@ -1,8 +1,15 @@
 """A run of the real model at a tiny width, and batches for it made in memory."""
 
+import contextlib
+
+import jax
 import numpy as np
 from ml_collections import ConfigDict, config_dict
 
+from sphinx_jax import run as run_lib
+from sphinx_jax.core import trees
+from sphinx_jax.parallel import placement
+from sphinx_jax.training import state
 from tests.models import small
 
 VISUAL_TOKENS = 7  # Start, class, 2 x 2 patches, end.
@@ -46,6 +53,7 @@ def tiny(**changes) -> ConfigDict:
       log_every=2,
       profile=(),
       wandb='',
+      cache_features='',
       eval_every=3,
       eval_batches=1,
       checkpoint=dict(every=3, keep=2, keep_every=0),
@@ -84,3 +92,29 @@ def make_batch(config: ConfigDict, position: int) -> dict:
   batch['images'] = rng.integers(0, 256, (rows, images, size, size, 3), dtype=np.uint8)
   batch['image_size'] = np.full((rows, images, 2), size, np.int32)
   return batch
+
+
+def run(config, params=None, steps=20, batch_at=make_batch):
+  """Loss and gradient norm of every step, and the parameters after the last.
+
+  Writes no files but `config.cache_features`.
+  """
+  program = run_lib.Program(config)
+  place = lambda tree, like: jax.tree.map(
+    lambda leaf, shape: jax.device_put(leaf, shape.sharding), tree, like
+  )
+  params = program.init() if params is None else place(params, program.params)
+  trained, frozen = state.split(params, config.trainable)
+  current = state.State(
+    place(np.int32(0), program.state.step), trained, frozen, program.init_optimizer(trained)
+  )
+  update, losses = program.compile(), []
+  batches = ((batch_at(config, position), position + 1) for position in range(steps))
+  with contextlib.ExitStack() as stack:
+    if config.cache_features:
+      features = stack.enter_context(run_lib.open_features(config, program, params, batches))
+    for _ in range(steps):
+      batch, _ = features.next(current.params) if config.cache_features else next(batches)
+      current, metrics = update(current, placement.put(batch, program.batch_sharding))
+      losses.append((float(metrics['loss']), float(metrics['grad_norm'])))
+  return losses, trees.flatten(jax.tree.map(np.asarray, current.params))
