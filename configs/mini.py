@@ -147,6 +147,7 @@ def training(
     log_every=50,
     profile=(),  # (100, 103) writes a profiler trace of these steps.
     wandb='',  # Project of Weights & Biases that gets the metrics, too.
+    cache_features='',  # Directory that keeps the features of frozen encoders, for later epochs.
     eval_every=max(steps // 2, 1),
     eval_batches=8,
     checkpoint=dict(every=max(steps // 4, 1), keep=2, keep_every=0),

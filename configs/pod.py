@@ -142,6 +142,7 @@ def run(
       log_every=20,
       profile=(),  # (100, 103) writes a profiler trace of these steps.
       wandb='',  # Project of Weights & Biases that gets the metrics, too.
+      cache_features='',  # Directory that keeps the features of frozen encoders, for later epochs.
       eval_every=2000,
       eval_batches=8,
       checkpoint=dict(every=1000, keep=2, keep_every=0),

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import itertools
 import os
+import re
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,13 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from sphinx_jax import datasets, settings as settings_lib
-from sphinx_jax.checkpoint import adapter_runs, placing, store as checkpoints, stream
+from sphinx_jax.checkpoint import (
+  adapter_runs,
+  features as features_lib,
+  placing,
+  store as checkpoints,
+  stream,
+)
 from sphinx_jax.checkpoint.bundle import Bundle, differences, load_bundle
 from sphinx_jax.core import batch as batch_contract, config as config_lib, errors, tensorflow, trees
 from sphinx_jax.core.progress import log
@@ -45,6 +52,7 @@ RESIZABLE = (
   'mesh',
   'profile',
   'wandb',
+  'cache_features',
   'checkpoint',
   'optimizer.accumulate',
   'loss_chunk',
@@ -167,6 +175,7 @@ class Program:
     lora = config.get('lora')
     self._noise = layers.Noise(lora.dropout, lora.neftune) if lora else layers.QUIET
     self._apply = functools.partial(families.apply, model, noise=self._noise)
+    self._features = functools.partial(families.features, model)
     self.layout = layouts.layout(config)
     shapes, axes = self.layout.shapes, self.layout.logical_axes
     self.params = _with_shardings(shapes, rules.shardings(axes, shapes, self.mesh))
@@ -174,6 +183,10 @@ class Program:
     fields = batch_contract.spec(
       config.batch.size, config.batch.seq_len, config.batch.images, config.model.image_size
     )
+    if config.cache_features:
+      _check_frozen_encoders(config, axes)
+      features = jax.eval_shape(self._features, self.params, fields['images'])
+      fields = batch_contract.with_features(fields, features)
     self.batch = _with_shardings(fields, dict.fromkeys(fields, self.batch_sharding))
 
     settings = config.optimizer
@@ -236,6 +249,17 @@ class Program:
   def lower(self) -> jax.stages.Lowered:
     """Lowers the update to StableHLO."""
     return self.trace().lower()
+
+  def lower_encoder(self) -> jax.stages.Lowered:
+    """Lowers `(parameters, images) -> features` for the images of one microbatch."""
+    settings, size = self._config.batch, self._config.model.image_size
+    rows = settings.size // self.microbatches
+    images = jax.ShapeDtypeStruct(
+      (rows, settings.images, size, size, 3), jnp.uint8, sharding=self.batch_sharding
+    )
+    with self._on_mesh():
+      encode = jax.jit(self._features, out_shardings=self.batch_sharding)
+      return encode.lower(self.params, images)
 
   def compile(self) -> jax.stages.Compiled:
     """Compiles the update; logs parameters, mesh, time and memory."""
@@ -323,6 +347,27 @@ class Program:
   def init_optimizer(self, trained: dict) -> Any:
     """Makes the optimizer's first state, directly in its sharding."""
     return jax.jit(self.optimizer.init, out_shardings=_shardings(self.state.opt_state))(trained)
+
+
+def _check_frozen_encoders(config: ConfigDict, logical_axes: dict) -> None:
+  """Raises SphinxError if the features of an image differ between updates, or do not exist."""
+  group = families.feature_params(config.model)
+  if group is None or not config.batch.images:
+    raise errors.make(
+      'cache_features',
+      'batch.images 0' if group else 'a model that has no features of single images',
+      'images, and encoders that see one of them at a time',
+      "set cache_features to ''",
+    )
+  for path in trees.flatten(states.split(logical_axes, config.trainable)[0]):
+    if path.split('/')[0] == group:
+      pattern = next(p for p, _ in config.trainable if re.fullmatch(p, path))
+      raise errors.make(
+        'cache_features',
+        f"the trained parameter {path}, by the pattern '{pattern}' of trainable",
+        f'frozen {group}, whose features stay the same',
+        f"begin trainable with ('{group}/.*', 'frozen'), or set cache_features to ''",
+      )
 
 
 def _with_shardings(shapes: Any, shardings: Any) -> Any:
@@ -569,6 +614,26 @@ def restore_or_init(
   trained, frozen = states.split(params, config.trainable)
   step = jax.device_put(jnp.int32(step), program.state.step.sharding)
   return states.State(step, trained, frozen, opt_state), position, sums
+
+
+def open_features(
+  config: ConfigDict,
+  program: Program,
+  params: dict,
+  batches: Iterator[tuple[dict[str, np.ndarray], int]],
+) -> features_lib.Features:
+  """Opens `cache_features`, for batches of a run whose frozen encoders have these parameters.
+
+  Raises:
+    SphinxError: the directory is in a bucket, or cannot be made.
+  """
+  return features_lib.Features(
+    config.cache_features,
+    program.lower_encoder(),
+    params[families.feature_params(config.model)],
+    program.batch_sharding,
+    batches,
+  )
 
 
 def check_data(workdir: checkpoints.Path, data: Data) -> None:

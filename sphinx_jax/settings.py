@@ -122,6 +122,9 @@ RUN = {
     'first and last update of a profiler trace; (): none', values.integer(''), least=0, most=2
   ),
   'wandb': values.text("project of Weights & Biases; '': none"),
+  'cache_features': values.text(
+    "directory that keeps the features of frozen encoders for later epochs and runs; '': none"
+  ),
   'eval_every': values.integer('updates between validations; 0: only at the end', low=0),
   'eval_batches': values.integer(
     'batches of each validation set; all are in memory', low=0, high=10_000

@@ -89,6 +89,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       contextlib.closing(writers.Writer(workdir, first, is_writer, also))
     )
     batches = stack.enter_context(contextlib.closing(data.batches(position)))
+    if config.cache_features:
+      features = stack.enter_context(run.open_features(config, program, state.params, batches))
     bar = stack.enter_context(
       Progress(total=config.steps, start=first, what=config.name, unit='step')
     )
@@ -103,7 +105,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       # Update.
       profile.begin(step)
       with window.waiting():
-        batch, position = next(batches)
+        batch, position = features.next(state.params) if config.cache_features else next(batches)
       if step == first + 1:
         batch_contract.check(batch, families.visual_tokens(config.model))
       state, metrics = train_step(state, placement.put(batch, program.batch_sharding))

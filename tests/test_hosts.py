@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -55,6 +56,7 @@ def get_config():
     log_every=1,
     profile=(),
     wandb='',
+    cache_features='',
     eval_every=100,
     eval_batches=1,
     checkpoint=dict(every=100, keep=3, keep_every=0),
@@ -264,6 +266,27 @@ def test_starts_with_other_numbers_of_processes_equal_the_single_run(
   assert [line['step'] for line in lines] == list(range(1, 9))
   for line, single_line in zip(lines, single[0], strict=True):
     assert line == pytest.approx(single_line, rel=2e-4)
+
+
+@pytest.mark.slow  # Stand-in: test_run.py keeps features on a mesh of one process.
+def test_two_processes_keep_features_and_equal_one_without(folder, tmp_path):
+  frozen = "--config.trainable=(('encoders/.*', 'frozen'), ('.*', 'train'))"
+  train = "import runpy; runpy.run_module('sphinx_jax.train', run_name='__main__')"
+  results = []
+  for processes, directory in ((1, ''), (2, tmp_path / 'features')):
+    workdir = tmp_path / f'{processes}'
+    flags = f'--workdir={workdir}', f'--config.cache_features={directory}', '--config.steps=16'
+    code = train, f'--config={folder}/config.py', frozen, *flags
+    with Run(folder, workdir, processes, code=code) as run:
+      assert run.exit_codes() == [0] * processes, run.output(0)
+      results.append(metrics(workdir))
+      outputs = [run.output(index) for index in range(processes)]
+  for line, single_line in zip(*results, strict=True):
+    assert line == pytest.approx(single_line, rel=2e-4)
+  # Each process encodes the images of its own rows, and reads some of them in the second epoch.
+  for output in outputs:
+    read, computed = map(int, re.search(r'features: (\d+) read, (\d+) computed', output).groups())
+    assert read > 0 and computed > 10
 
 
 def test_processes_with_other_settings_all_stop_and_name_the_differences(folder, tmp_path):

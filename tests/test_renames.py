@@ -36,6 +36,7 @@ NEW_RUN = {
   'image': {'alpha': 'drop'},
   'profile': (),
   'wandb': '',
+  'cache_features': '',
 }
 
 

@@ -8,31 +8,9 @@ import pytest
 
 from sphinx_jax import run as run_lib
 from sphinx_jax.checkpoint.bundle import Bundle
-from sphinx_jax.core import errors, trees
-from sphinx_jax.parallel import placement
+from sphinx_jax.core import errors
 from sphinx_jax.run import Program
-from sphinx_jax.training import state
-from tests.tiny import make_batch, tiny
-
-
-def run(config, params=None, steps=20):
-  """Loss and gradient norm of every step, and the parameters after the last; writes no files."""
-  program = Program(config)
-  place = lambda tree, like: jax.tree.map(
-    lambda leaf, shape: jax.device_put(leaf, shape.sharding), tree, like
-  )
-  params = program.init() if params is None else place(params, program.params)
-  trained, frozen = state.split(params, config.trainable)
-  current = state.State(
-    place(np.int32(0), program.state.step), trained, frozen, program.init_optimizer(trained)
-  )
-  update, losses = program.compile(), []
-  for position in range(steps):
-    current, metrics = update(
-      current, placement.put(make_batch(config, position), program.batch_sharding)
-    )
-    losses.append((float(metrics['loss']), float(metrics['grad_norm'])))
-  return losses, trees.flatten(jax.tree.map(np.asarray, current.params))
+from tests.tiny import run, tiny
 
 
 @pytest.fixture(scope='module')
@@ -68,6 +46,12 @@ def mesh(data, fsdp, tensor):
 )
 def test_any_mesh_gives_the_losses_and_parameters_of_one_device(one_device, params, sizes):
   assert_same(run(tiny(**mesh(*sizes), **{'optimizer.name': 'adamw'}), params), one_device)
+
+
+def test_kept_features_give_the_same_on_a_mesh(one_device, params, tmp_path):
+  changes = {'cache_features': str(tmp_path), 'optimizer.accumulate': 2, 'optimizer.name': 'adamw'}
+  assert_same(run(tiny(**mesh(2, 2, 2), **changes), params), one_device)
+  assert list(tmp_path.glob('*/*.safetensors'))
 
 
 def test_muon_gives_the_same_on_a_mesh_as_on_one_device(params):

@@ -7,6 +7,7 @@ import importlib.machinery
 import importlib.util
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -196,6 +197,31 @@ def test_run_resumes_with_another_mesh_and_less_memory(unbroken, tmp_path, monke
   assert [line.keys() for line in resumed] == [line.keys() for line in expected]
   for line, expected_line in zip(resumed, expected):
     assert line == pytest.approx(expected_line, rel=2e-4)
+
+
+def test_features_are_kept_and_a_run_resumes_with_and_without_them(
+  unbroken, tmp_path, monkeypatch, caplog
+):
+  monkeypatch.setattr(run.log, 'propagate', True)
+  directory = tmp_path / 'features'
+  counts = lambda: [
+    tuple(map(int, re.findall(r'\d+', line)))
+    for line in caplog.messages
+    if re.fullmatch(r'features: \d+ read.*', line)
+  ]
+  monkeypatch.setattr(run, 'open_data', interrupt_at(4, crash))  # Last saved: step 3 of 5.
+  with caplog.at_level('INFO'):
+    for workdir, before, after in (('with', directory, ''), ('without', '', directory)):
+      with pytest.raises(RuntimeError):
+        train.train(tiny(cache_features=str(before)), tmp_path / workdir)
+      with monkeypatch.context() as patch:
+        patch.setattr(run, 'open_data', in_memory())
+        train.train(tiny(cache_features=str(after)), tmp_path / workdir)
+  # Four batches of 8 images, then those of the steps 4 and 5, of which the first one is kept.
+  assert counts() == [(0, 32, 0), (8, 8, 0)]
+  for workdir in ('with', 'without'):
+    for line, expected in zip(lines(tmp_path / workdir), lines(unbroken), strict=True):
+      assert line == pytest.approx(expected, rel=1e-6)
 
 
 def test_number_that_is_not_finite_stops_and_keeps_the_last_good(tmp_path, monkeypatch):

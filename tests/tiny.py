@@ -1,13 +1,17 @@
 """A run of the real model at a tiny width, and batches for it made in memory."""
 
+import contextlib
 import pathlib
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict, config_dict
 
-from sphinx_jax import run
+from sphinx_jax import run as run_lib
 from sphinx_jax.checkpoint import bundle
-from sphinx_jax.training import writer
+from sphinx_jax.core import trees
+from sphinx_jax.parallel import placement
+from sphinx_jax.training import state, writer
 from tests.models import small
 
 VISUAL_TOKENS = 7  # Start, class, 2 x 2 patches, end.
@@ -51,6 +55,7 @@ def tiny(**changes) -> ConfigDict:
       log_every=2,
       profile=(),
       wandb='',
+      cache_features='',
       eval_every=3,
       eval_batches=1,
       checkpoint=dict(every=3, keep=2, keep_every=0),
@@ -107,8 +112,8 @@ class Stream:
 
 
 def in_memory(spoil=lambda position, batch: batch):
-  def open_data(config: ConfigDict, local_rows=None) -> run.Data:
-    return run.Data(
+  def open_data(config: ConfigDict, local_rows=None) -> run_lib.Data:
+    return run_lib.Data(
       batches=lambda position: Stream(config, position, spoil),
       validation=lambda: {'real': [make_batch(config, 10**6)]},
       bundle=bundle.Bundle(config, b'pieces', {}),
@@ -140,3 +145,29 @@ def interrupt_at(position: int, action):
 
 def crash():
   raise RuntimeError('as if killed')
+
+
+def run(config, params=None, steps=20, batch_at=make_batch):
+  """Loss and gradient norm of every step, and the parameters after the last.
+
+  Writes no files but `config.cache_features`.
+  """
+  program = run_lib.Program(config)
+  place = lambda tree, like: jax.tree.map(
+    lambda leaf, shape: jax.device_put(leaf, shape.sharding), tree, like
+  )
+  params = program.init() if params is None else place(params, program.params)
+  trained, frozen = state.split(params, config.trainable)
+  current = state.State(
+    place(np.int32(0), program.state.step), trained, frozen, program.init_optimizer(trained)
+  )
+  update, losses = program.compile(), []
+  batches = ((batch_at(config, position), position + 1) for position in range(steps))
+  with contextlib.ExitStack() as stack:
+    if config.cache_features:
+      features = stack.enter_context(run_lib.open_features(config, program, params, batches))
+    for _ in range(steps):
+      batch, _ = features.next(current.params) if config.cache_features else next(batches)
+      current, metrics = update(current, placement.put(batch, program.batch_sharding))
+      losses.append((float(metrics['loss']), float(metrics['grad_norm'])))
+  return losses, trees.flatten(jax.tree.map(np.asarray, current.params))

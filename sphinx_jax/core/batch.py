@@ -4,6 +4,8 @@ A row is one sequence of T positions, each a text token or a visual token. It pa
 examples, each with its own segment number, and attention never crosses segments. A row has N image
 slots. `visual_index` is the index of a position's visual token among the row's flattened visual
 tokens (N times the tokens of an image), or -1 for a text token.
+
+A run that keeps the features of frozen encoders has them in place of pixels (`with_features`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,6 +50,18 @@ def spec(
   return structs
 
 
+def with_features(batch: Mapping[str, Any], features: Any) -> dict[str, Any]:
+  """Returns a batch whose images are encoded: `features` [B,N,F] takes the place of `images`.
+
+  Args:
+    batch: the fields, or their shapes.
+    features: what frozen encoders make of each slot's image, in the compute dtype; zero in unused
+      slots. Or its shape.
+  """
+  fields = {name: field for name, field in batch.items() if name != 'images'}
+  return {**fields, 'features': features}
+
+
 def check(batch: Mapping[str, Any], visual_tokens: int) -> None:
   """Checks a batch against the contract.
 
@@ -58,16 +72,19 @@ def check(batch: Mapping[str, Any], visual_tokens: int) -> None:
   Raises:
     SphinxError: a field is missing, unknown or wrong; the message has its name.
   """
-  if set(batch) != set(FIELDS):
+  fields = with_features(FIELDS, None) if 'features' in batch else FIELDS
+  if set(batch) != set(fields):
     raise errors.make(
       'batch',
       f'fields {sorted(batch)}',
-      str(sorted(FIELDS)),
+      str(sorted(fields)),
       'build batches with data.packing.assemble',
     )
   batch_size, seq_len = batch['tokens'].shape
-  slots, image_size = batch['images'].shape[1:3]
+  slots, image_size = batch.get('images', batch.get('features')).shape[1:3]
   for name, want in spec(batch_size, seq_len, slots, image_size).items():
+    if name not in batch:  # The compiled update checks the shape of features.
+      continue
     if batch[name].shape != want.shape or batch[name].dtype != want.dtype:
       raise errors.make(
         f"batch field '{name}'",

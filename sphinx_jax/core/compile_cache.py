@@ -69,11 +69,11 @@ def _machine(version: str) -> str:
   A home may be shared by machines whose processors differ. A program for AVX512 must not run on a
   processor without it, and JAX's own key does not hold every feature of the processor.
   """
-  parts = [platform.system(), platform.machine(), _processor()]
+  parts = [platform.system(), platform.machine(), processor()]
   return f'jax-{version}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:12]}'
 
 
-def _processor() -> str:
+def processor() -> str:
   """The instructions that the processor has, as text."""
   with contextlib.suppress(OSError), open('/proc/cpuinfo') as file:
     for line in file:

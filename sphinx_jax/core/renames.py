@@ -50,6 +50,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     'image': {},
     'profile': (),
     'wandb': '',
+    'cache_features': '',
   },
   'sampling': {'by': 'examples', 'temperature': 1.0, 'stages': ()},
   'image': {'alpha': 'drop'},

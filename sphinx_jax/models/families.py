@@ -5,6 +5,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,14 +69,53 @@ def apply(
   Returns:
     Hidden states [B,T,D], and the matrix of the LM head [D,vocab], in the compute dtype.
   """
-  names = ('tokens', 'visual_index', 'positions', 'segments', 'images', 'image_size')
-  fields = [batch[name] for name in names]
+  fields = [batch[name] for name in ('tokens', 'visual_index', 'positions', 'segments')]
+  if 'features' in batch:
+    images = dict(images=None, visual=_project(model, params, batch['features']))
+  else:
+    images = dict(images=batch['images'], image_size=batch['image_size'])
   keys = {}
   if key is not None:
     keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(layers.Noise._fields)}
   with layers.noisy(noise):
-    hidden_states = model.apply({'params': params}, *fields, rngs=keys, method='hidden_states')
+    hidden_states = model.apply(
+      {'params': params}, *fields, **images, rngs=keys, method='hidden_states'
+    )
   return hidden_states, model.apply({'params': params}, method='lm_head_matrix')
+
+
+def feature_params(config: ml_collections.ConfigDict) -> str | None:
+  """The parameters that `features` reads, a name at the top of the tree.
+
+  None: the family has no features of single images, or the model no encoders.
+  """
+  return family(config).feature_params(config)
+
+
+def features(model: multimodal.Multimodal, params: dict, images: jax.Array) -> jax.Array:
+  """What the encoders make of images, as one vector an image: [B,N,F] in the compute dtype.
+
+  Args:
+    model: from `build`, of a family with features.
+    params: its parameters.
+    images: uint8[B,N,Y,X,3].
+  """
+  tree = model.apply({'params': params}, images, method='features')
+  parts = [part.reshape(*images.shape[:2], -1) for part in jax.tree.leaves(tree)]
+  return jnp.concatenate(parts, axis=-1)
+
+
+def _project(model: multimodal.Multimodal, params: dict, features: jax.Array) -> jax.Array:
+  """Visual tokens [B,N*L,D] of the result of `features`."""
+  size = model.config.image_size
+  images = jax.ShapeDtypeStruct((*features.shape[:2], size, size, 3), jnp.uint8)
+  variables = {'params': params}
+  tree = jax.eval_shape(functools.partial(model.apply, method='features'), variables, images)
+  leaves, structure = jax.tree.flatten(tree)
+  ends = np.cumsum([math.prod(leaf.shape[2:]) for leaf in leaves])
+  parts = jnp.split(features, ends[:-1].tolist(), axis=-1)
+  parts = [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in zip(parts, leaves)]
+  return model.apply(variables, jax.tree.unflatten(structure, parts), method='project')
 
 
 def for_decoding(config: ml_collections.ConfigDict, params: Mapping) -> dict:

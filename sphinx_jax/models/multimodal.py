@@ -106,6 +106,25 @@ class Multimodal(nn.Module):
     """
     raise NotImplementedError
 
+  @classmethod
+  def feature_params(cls, config: Any) -> str | None:
+    """The parameters that `features` reads, a name at the top of the tree; None: no `features`."""
+    return None
+
+  def features(self, images: jax.Array) -> Any:
+    """What the encoders make of images, a tree of arrays [B,N,...].
+
+    It is a function of each image alone, so it can be kept for images that are seen again.
+
+    Args:
+      images: uint8[B,N,Y,X,3].
+    """
+    raise NotImplementedError
+
+  def project(self, features: Any) -> jax.Array:
+    """The rest of `encode`: visual tokens [B,N*L,D] of what `features` returned."""
+    raise NotImplementedError
+
   def __call__(
     self,
     tokens: jax.Array,

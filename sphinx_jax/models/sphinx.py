@@ -173,6 +173,22 @@ class Sphinx(multimodal.Multimodal):
       SphinxError: a model without encoders, or images of another size.
     """
     del image_size, length
+    return self._project(*self._encode(images), rows=images.shape[0])
+
+  @classmethod
+  def feature_params(cls, config: Any) -> str | None:
+    return 'encoders' if cls.sees_images(config) else None
+
+  def features(self, images: jax.Array) -> Any:
+    merged = self._encode(images)
+    return jax.tree.map(lambda x: x.reshape(*images.shape[:2], *x.shape[1:]), merged)
+
+  def project(self, features: Any) -> jax.Array:
+    rows = jax.tree.leaves(features)[0].shape[0]
+    return self._project(*jax.tree.map(_merge, features), rows=rows)
+
+  def _encode(self, images: jax.Array) -> tuple[jax.Array | None, list[jax.Array]]:
+    """Result of `Encoders` for images uint8[B,N,Y,X,3]: arrays [B*N,V,...]."""
     rows, count, size = images.shape[:3]
     if not self.config.encoders:
       raise errors.make(
@@ -188,7 +204,10 @@ class Sphinx(multimodal.Multimodal):
         f'model.image_size, {self.config.image_size}',
         'resize them to it',
       )
-    queries, mixed = self.encoders(pixels.normalize(_merge(images), MEAN, STD))
+    return self.encoders(pixels.normalize(_merge(images), MEAN, STD))
+
+  def _project(self, queries: jax.Array | None, mixed: list[jax.Array], rows: int) -> jax.Array:
+    """Visual tokens [B,N*L,D] of a result of `Encoders` for the images of B rows."""
     if queries is not None:
       queries = self.qformer_proj(queries)
     parts, first_view = [], 0
@@ -199,7 +218,7 @@ class Sphinx(multimodal.Multimodal):
         view_queries = _merge(queries[:, first_view : first_view + views])
       tokens = embeddings.sequence_mix(view_queries, _merge(tokens))
       tokens = _with_edges(self.start_img, tokens, self.end_img)
-      parts.append(tokens.reshape(rows * count, -1, tokens.shape[-1]))
+      parts.append(tokens.reshape(-1, views * tokens.shape[-2], tokens.shape[-1]))
       first_view += views
     visual = jnp.concatenate(parts, axis=1).reshape(rows, -1, parts[0].shape[-1])
     return placement.constrain(visual, ('batch', None, None))

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
@@ -261,6 +262,13 @@ def barrier() -> None:
   """Waits until every process is here. A device collective: it initializes the devices."""
   if process_count() > 1:
     multihost_utils.sync_global_devices(f'sphinx_jax/{next(_counter)}')
+
+
+def largest(value: int) -> int:
+  """Returns the largest value of all processes. A device collective, as `barrier`."""
+  if process_count() == 1:
+    return value
+  return int(multihost_utils.process_allgather(np.int32(value)).max())
 
 
 def broadcast(value: Any) -> Any:

@@ -63,7 +63,7 @@ def test_a_folder_of_the_user_stays(parent, tmp_path):
 def test_processors_with_other_instructions_do_not_share_programs(parent, monkeypatch):
   folders = {enabled()}
   for processor in ('flags: avx2', 'flags: avx2 avx512f'):
-    monkeypatch.setattr(compile_cache, '_processor', lambda text=processor: text)
+    monkeypatch.setattr(compile_cache, 'processor', lambda text=processor: text)
     jax.config.update('jax_compilation_cache_dir', None)
     folders.add(enabled())
   assert len(folders) == 3 and set(parent.iterdir()) == folders
