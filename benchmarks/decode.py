@@ -2,12 +2,14 @@
 
     python -m benchmarks.decode
     python -m benchmarks.decode --width=2048 --layers=22 --dtypes=bfloat16 --batches=1
+    python -m benchmarks.decode --official=DIR
 
 A language model of LLaMA's form with random weights continues prompts of random tokens greedily.
-Both sides get the same folder and the same ids; the number of equal answers is printed. A call is
-timed with one new token (prefill) and with many; their difference is the time of the other tokens.
-The bound is the time to read all weights once at the bandwidth that a sum over memory reaches
-before the two sides start.
+All sides get the same weights and the same ids; the number of answers equal to ours is printed. A
+call is timed with one new token (prefill) and with many; their difference is the time of the other
+tokens. The bound is the time to read all weights once at the bandwidth that a sum over memory
+reaches before the sides start. The official code is measured if its sources are given
+(benchmarks/official.py, which has the installation).
 """
 
 import argparse
@@ -19,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import llama_folder, sides
+from benchmarks import llama_folder, official, sides
 
 
 def prompts(options: dict, batch: int) -> np.ndarray:
@@ -47,6 +49,22 @@ def make_torch(options: dict, folder: str, dtype: str, batch: int) -> tuple:
         pad_token_id=0,
       )
     return [' '.join(map(str, row)) for row in out[:, ids.shape[1] :].tolist()]
+
+  return generate, generate(options['tokens'])
+
+
+def make_official(options: dict, folder: str, dtype: str, batch: int) -> tuple:
+  import torch
+
+  torch.set_num_threads(sides.THREADS)
+  slots = options['prompt'] + options['tokens']
+  model = official.load(options['official'], folder, dtype, slots)
+  ids = torch.from_numpy(prompts(options, batch))
+
+  def generate(tokens: int) -> list[str]:
+    with torch.inference_mode():
+      out = official.greedy(model.llma, ids, tokens)
+    return [' '.join(map(str, row)) for row in out.tolist()]
 
   return generate, generate(options['tokens'])
 
@@ -105,6 +123,7 @@ def main() -> None:
     parser.add_argument(f'--{name}', type=int, default=default, help='%(default)s')
   parser.add_argument('--dtypes', default='float32,bfloat16', help='at rest (%(default)s)')
   parser.add_argument('--batches', default='1,8', help='%(default)s')
+  official.add_flag(parser)
   options = vars(parser.parse_args())
   print(
     f'{"at rest":9}{"rows":>5}{"":>14}{"ms to 1st":>11}{"ms a token":>12}{"of bound":>10}'
@@ -115,18 +134,23 @@ def main() -> None:
       with tempfile.TemporaryDirectory() as folder:
         # Larger deviations than usual, so that the best token is clear.
         parameters = llama_folder.write(folder, options, dtype, initializer_range=0.05)
+        if options['official']:
+          official.write(folder)
         read = parameters - options['vocab'] * options['width']  # Of the embedding, a row is read.
         step_bytes = read * {'float32': 4, 'bfloat16': 2}[dtype]
         compare(options, folder, dtype, batch, step_bytes / bandwidth())
 
 
 def compare(options: dict, folder: str, dtype: str, batch: int, bound: float) -> None:
-  """Measures one line of both sides; `bound` is in seconds a token."""
+  """Measures one line of every side; `bound` is in seconds a token."""
+  makers = {'sphinx_jax': make_jax, 'transformers': make_torch}
+  if options['official']:
+    makers['official'] = make_official
   sizes = 1, options['tokens']
   arguments = options, folder, dtype, batch
-  measured = sides.measure((make_jax, make_torch), arguments, options['repeats'], sizes)
+  measured = sides.measure((*makers.values(),), arguments, options['repeats'], sizes)
   table = {}
-  for name, side in zip(('sphinx_jax', 'transformers'), measured):
+  for name, side in zip(makers, measured):
     begin, total = map(statistics.median, side.seconds)
     token = (total - begin) / (sizes[1] - 1)
     table[name] = begin, token
@@ -135,13 +159,15 @@ def compare(options: dict, folder: str, dtype: str, batch: int, bound: float) ->
       f'{side.gib:10.1f}',
       flush=True,
     )
-  ratios = [theirs / ours for ours, theirs in zip(*table.values())]
-  same = sum(a == b for a, b in zip(*(side.result for side in measured)))
-  print(
-    f'{"":16}times faster{ratios[0]:11.2f}{ratios[1]:12.2f}    {same} of {batch} answers equal, '
-    f'load average {os.getloadavg()[0]:.1f}',
-    flush=True,
-  )
+  ours, *others = makers
+  for name, side in zip(others, measured[1:]):
+    first, token = (theirs / own for own, theirs in zip(table[ours], table[name]))
+    same = sum(a == b for a, b in zip(measured[0].result, side.result))
+    print(
+      f'{"times faster than " + name:30}{first:9.2f}{token:12.2f}    '
+      f'{same} of {batch} answers equal, load average {os.getloadavg()[0]:.1f}',
+      flush=True,
+    )
 
 
 if __name__ == '__main__':

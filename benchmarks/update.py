@@ -2,13 +2,17 @@
 
     python -m benchmarks.update
     python -m benchmarks.update --width=1024 --layers=16 --repeats=9
+    python -m benchmarks.update --official=DIR
 
-Both sides begin with the same float32 weights and update all of them with AdamW on the same rows of
-text, of which a share has labels. The first loss of both is printed; it must agree. transformers
-computes with sdpa attention and PyTorch's fused AdamW.
+All sides begin with the same float32 weights and update all of them with AdamW on the same rows of
+text, of which a share has labels. The first loss of each is printed; it must agree. transformers
+computes with sdpa attention and PyTorch's fused AdamW. The official code is measured if its sources
+are given (benchmarks/official.py, which has the installation): with PyTorch's AdamW, as its trainer
+makes it without apex, and with the fused one.
 """
 
 import argparse
+import functools
 import os
 import statistics
 import tempfile
@@ -16,7 +20,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks import llama_folder, sides
+from benchmarks import llama_folder, official, sides
 
 LEARNING_RATE, BETAS, CLIP = 1e-4, (0.9, 0.95), 1.0
 
@@ -46,6 +50,29 @@ def make_torch(options: dict, folder: str) -> tuple[Callable, float]:
   def update(_: int = 1) -> float:
     optimizer.zero_grad()
     loss = model(input_ids=tokens, labels=targets, use_cache=False).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    optimizer.step()
+    return loss.item()
+
+  return update, update()
+
+
+def make_official(options: dict, folder: str, fused: bool | None) -> tuple[Callable, float]:
+  import torch
+
+  torch.set_num_threads(sides.THREADS)
+  model = official.load(options['official'], folder, 'float32', options['length']).train()
+  optimizer = torch.optim.AdamW(
+    model.parameters(), LEARNING_RATE, BETAS, weight_decay=0.0, fused=fused
+  )
+  tokens, labels = rows(options)
+  tokens = torch.from_numpy(tokens)
+  targets = torch.where(torch.from_numpy(np.roll(labels, 1, axis=1)), tokens, 0)
+
+  def update(_: int = 1) -> float:
+    optimizer.zero_grad()
+    loss, _ = model(tokens, targets)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     optimizer.step()
@@ -125,22 +152,32 @@ def main() -> None:
   parser.add_argument(
     '--remat', default='dots', help='model.remat, %(default)s as in configs/forkme.py'
   )
+  official.add_flag(parser)
   options = vars(parser.parse_args())
+  makers = {'sphinx_jax': make_jax, 'transformers': make_torch}
+  if options['official']:
+    makers['official'] = functools.partial(make_official, fused=None)
+    makers['official, fused'] = functools.partial(make_official, fused=True)
   with tempfile.TemporaryDirectory() as folder:
     llama_folder.write(folder, options)
-    ours, theirs = sides.measure((make_jax, make_torch), (options, folder), options['repeats'])
-  for name, side in (('sphinx_jax', ours), ('transformers', theirs)):
+    if options['official']:
+      official.write(folder)
+    measured = sides.measure((*makers.values(),), (options, folder), options['repeats'])
+  for name, side in zip(makers, measured):
     milliseconds = sorted(1e3 * seconds for seconds in side.seconds[0])
     print(
-      f'{name:14}{statistics.median(milliseconds):8.0f} ms '
+      f'{name:16}{statistics.median(milliseconds):8.0f} ms '
       f'({milliseconds[0]:.0f} to {milliseconds[-1]:.0f}), '
       f'{side.gib:.1f} GiB, first loss {side.result:.4f}'
     )
-  ratios = sorted(b / a for a, b in zip(ours.seconds[0], theirs.seconds[0]))
-  print(
-    f'times faster {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}), '
-    f'memory {ours.gib / theirs.gib:.2f}; load average {os.getloadavg()[0]:.1f}'
-  )
+  ours, *others = measured
+  for name, side in zip([*makers][1:], others):
+    ratios = sorted(b / a for a, b in zip(ours.seconds[0], side.seconds[0]))
+    print(
+      f'times faster than {name}: {statistics.median(ratios):.2f} '
+      f'({ratios[0]:.2f} to {ratios[-1]:.2f}), memory {ours.gib / side.gib:.2f}; '
+      f'load average {os.getloadavg()[0]:.1f}'
+    )
 
 
 if __name__ == '__main__':
