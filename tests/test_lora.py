@@ -9,7 +9,7 @@ import pytest
 from sphinx_jax import run, train
 from sphinx_jax.checkpoint import adapter_runs, mixing, store
 from sphinx_jax.core import errors, trees
-from sphinx_jax.models import adapters, quantized
+from sphinx_jax.models import adapters
 from tests.tiny import crash, in_memory, interrupt_at, lines, tiny
 
 LORA = dict(
@@ -97,7 +97,10 @@ def test_a_broken_run_resumes_bit_for_bit(runs, tmp_path, monkeypatch):
   )
 
 
-@pytest.mark.parametrize('form', ['', *quantized.FORMS])
+_SLOW = [pytest.param(form, marks=pytest.mark.slow) for form in ('int8', 'int4')]
+
+
+@pytest.mark.parametrize('form', ['', 'nf4', *_SLOW])  # The others differ in their codes alone.
 def test_eight_devices_give_the_losses_of_one(runs, tmp_path, monkeypatch, form):
   def losses(workdir: str, **mesh):
     quiet = {'steps': 2, 'eval_every': 0, 'log_every': 1}

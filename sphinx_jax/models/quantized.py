@@ -171,6 +171,8 @@ def _product(x: jax.Array, leaves: dict[str, jax.Array], ways: tuple[int, int]) 
 def _by_rows(x: jax.Array, leaves: dict[str, jax.Array]) -> jax.Array:
   """The product of few rows: a sum over parts of `in`, which are read once and in order."""
   parts, cut = _parts(leaves, 0, 1, _NARROW)
+  if parts == 1:
+    return x @ widen(leaves, x.dtype)
   columns = x.reshape(len(x), parts, -1)
 
   def add(i: jax.Array, total: jax.Array) -> jax.Array:
@@ -227,6 +229,8 @@ def _parts(
   )
 
   def cut(i: jax.Array) -> dict[str, jax.Array]:
+    if parts == 1:
+      return dict(leaves)
     return {name: _slice(leaf, axis, ways, parts, i) for name, leaf in leaves.items()}
 
   return parts, cut
@@ -242,6 +246,8 @@ def _slice(leaf: jax.Array, axis: int, ways: int, parts: int, i: jax.Array) -> j
 
 def _filled(part: Callable[[jax.Array], jax.Array], parts: int, ways: int) -> jax.Array:
   """Parts [rows,n] side by side, where `_slice` had taken them: [rows,parts*n]."""
+  if parts == 1:  # A loop takes longer to compile.
+    return part(0)
   shape = jax.eval_shape(part, jnp.int32(0))
   rows, columns = shape.shape
 
