@@ -5,7 +5,8 @@
 
 Models are SPHINX 7B and 13B and Idefics2-8B with the shipped row shapes and frozen encoders. The
 update of one row is compiled for each accelerator (minutes each; no accelerator is needed). More
-rows at a time are estimated from it: what a row adds is the estimate's difference.
+rows at a time are estimated from it (sphinx_jax/planning/largest.py). A device may be given by its
+memory alone (--topologies=24GiB); then all of it is an estimate that leaves a tenth free.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 
 from sphinx_jax import run
 from sphinx_jax.configs import forkme, idefics2, stage2
-from sphinx_jax.planning import slices
+from sphinx_jax.planning import largest, slices
 from sphinx_jax.planning.plan import Planner
 
 MODELS = {
@@ -29,13 +30,13 @@ METHODS = ('full', 'lora', 'qlora')
 GIB = 2**30
 
 
-def config_of(model: str, method: str, rows: int, remat: str) -> ConfigDict:
-  """The config of a run of that many rows on one device."""
+def config_of(model: str, method: str, remat: str) -> ConfigDict:
+  """The config of a run of one row on one device."""
   config = MODELS[model]().copy_and_resolve_references()
   config.unlock()
   config.name = f'{model} {method}'
   config.mesh = dict(data=1, fsdp=1, tensor=1)
-  config.batch.size, config.optimizer.accumulate = rows, 1
+  config.batch.size, config.optimizer.accumulate = 1, 1
   config.model.remat = remat
   if method != 'full':
     settings = forkme.adapters(method)
@@ -64,18 +65,14 @@ def main() -> None:
 
 def line(planner: Planner, model: str, method: str, topology: str, options: Any) -> str:
   """One line of the table."""
-  device = slices.find(topology)
-  plan_of = lambda rows, compiled: planner.plan(
-    config_of(model, method, rows, options.remat), device, compiled, details=False
-  )
-  one, two = plan_of(1, False), plan_of(2, False)
-  of_row = two.total - one.total
-  shown = one if options.estimate else plan_of(1, True)
-  fit = 1 + int(shown.headroom // of_row) if shown.fits else 0
-  temporaries = shown.compiled.temporaries if shown.compiled else sum(one.activations.values())
+  known = topology.partition(':')[0] in slices.CHIPS
+  device = slices.find(topology) if known else slices.of_memory(topology)
+  config = config_of(model, method, options.remat)
+  plan = planner.plan(config, device, known and not options.estimate, details=False)
+  temporaries = plan.compiled.temporaries if plan.compiled else sum(plan.activations.values())
   return (
-    f'| {model} | {method} | {topology} | {(shown.total - temporaries) / GIB:.2f} '
-    f'| {temporaries / GIB:.2f} | {shown.headroom / GIB:.2f} | {fit} |'
+    f'| {model} | {method} | {topology} | {(plan.total - temporaries) / GIB:.2f} '
+    f'| {temporaries / GIB:.2f} | {plan.headroom / GIB:.2f} | {largest.rows(plan, planner)} |'
   )
 
 

@@ -7,6 +7,9 @@ without reading a weight or any data. With libtpu (`pip install 'sphinx_jax[plan
 needed) the update that `train` runs is compiled for the slice. Without it, or with --nocompile,
 memory is estimated from shapes and shardings. `--search` ranks meshes, batch sizes and remat
 policies. `--topologies=all` prints the table of the smallest slices (docs/pods.md).
+
+For one device the largest batch that fits is named, too: `--topology=v5e:1x1`, or `--memory=16GiB`
+for any device of which the memory is known.
 """
 
 import importlib.util
@@ -19,7 +22,7 @@ from ml_collections import ConfigDict
 from sphinx_jax.configs import pod
 from sphinx_jax.core import accelerator, cli, errors, paths
 from sphinx_jax.core.progress import log
-from sphinx_jax.planning import search as searching, sheet, slices, smallest_slices
+from sphinx_jax.planning import largest, search as searching, sheet, slices, smallest_slices
 from sphinx_jax.planning.plan import Planner
 from sphinx_jax.run import Program, training_run
 
@@ -70,13 +73,25 @@ def main() -> None:
       'give --config=stage2:13b,1k',
     )
   config = training_run(FLAGS.config, FLAGS.step)
-  tpu_slice = slices.find(FLAGS.topology)
+  if FLAGS.memory:
+    if FLAGS.search or FLAGS['topology'].present:
+      raise errors.make(
+        '--memory',
+        'beside --search or --topology',
+        'it alone: nothing but the size of that device is known',
+        'leave one of them out',
+      )
+    tpu_slice, compiler = slices.of_memory(FLAGS.memory), False
+  else:
+    tpu_slice = slices.find(FLAGS.topology)
   if FLAGS.search:
     compile_best = FLAGS.compile_best if compiler else 0
     plans = searching.search(config, tpu_slice, planner, compile_best)
     print(sheet.ranked(plans[: FLAGS.rows]))
   else:
-    print(sheet.text(planner.plan(config, tpu_slice, compile_it=compiler)))
+    plan = planner.plan(config, tpu_slice, compile_it=compiler)
+    rows = largest.rows(plan, planner) if tpu_slice.devices == 1 else None
+    print(sheet.text(plan, rows))
 
 
 if __name__ == '__main__':
@@ -86,6 +101,7 @@ if __name__ == '__main__':
     'v5p:4x4x4',
     'The slice by its topology name (v5p:4x4x4) or its accelerator type (v5p-128).',
   )
+  flags.DEFINE_string('memory', None, 'Instead of --topology: one device with 16GiB, 24GiB, ...')
   flags.DEFINE_string('step', None, 'Training run of a recipe.')
   flags.DEFINE_bool(
     'compile', True, 'Compile for the slice if libtpu is installed: minutes at full size.'

@@ -67,7 +67,7 @@ def test_a_failure_is_in_the_results_and_later_parts_run(fake, tmp_path):
   assert 'FAILED' in shown and 'exit code -9' in shown
   # The last part may take what the others left; the first must leave their seconds.
   name, command, seconds = fake.calls[-1]
-  assert name == 'update_7b' and seconds == pytest.approx(480, abs=5)
+  assert name == 'qlora_7b' and seconds == pytest.approx(480, abs=5)
   assert fake.calls[0][2] == pytest.approx(script.SECONDS['device'], abs=1)
   assert '--attention=xla' in command and '--tiny=False' in command
 
@@ -129,6 +129,17 @@ def test_an_update_is_measured_as_train_compiles_it(monkeypatch):
   assert rows['MFU'].aim == update.AIM
   # XLA counts operations other than products, too.
   assert rows['MFU'].value < rows["utilization by XLA's count"].value < 3 * rows['MFU'].value
+
+
+def test_an_update_of_adapters_is_measured_beside_weights_in_few_bits(monkeypatch):
+  config = tiny(**{'model.dtype': 'bfloat16', 'optimizer.name': 'adamw', 'model.attention': 'xla'})
+  monkeypatch.setattr(update, 'config_of', lambda *args: config)
+  small = update.adapter_settings('qlora')
+  small['lora'] |= {'rank': 2, 'target': '.*attention/wq'}
+  monkeypatch.setattr(update, 'adapter_settings', lambda kind: small)
+  rows = {row.what: row for row in update.measure('mini', SIZES, 'qlora')}
+  assert rows['update of mini'].value == f'{update.ADAPTERS["qlora"]}, remat none, 2 rows'
+  assert rows['positions'].value > 0 and rows['MFU'].aim == update.LORA_AIM
 
 
 def test_a_batch_is_packed_with_images_and_labels():

@@ -15,10 +15,12 @@ it runs and no more. Weights are random. The parts:
     update_7b  the same at 7B. Trained are all weights but the encoders', with moments in float32 or
                the first in bfloat16, or the projections alone: the first that fits into the memory
                by the planner's estimate and by the compiler's figure
+    lora_7b    the same with adapters of rank 16, all else frozen in bfloat16
+    qlora_7b   the same with all else frozen in nf4
 
 A part that fails or does not end in time is in the table, and the others go on; the exit code is
-then 1. MFU counts the products of the model once, without recomputed ones. A row for LoRA is added
-when there is LoRA. Aims hold for an H100-class GPU at full size.
+then 1. MFU counts the products of the model once, without recomputed ones and without the gradients of
+frozen weights. Aims hold for an H100-class GPU at full size.
 """
 
 import json
@@ -41,12 +43,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 # Part -> seconds that are kept for it, of 8 minutes. What it leaves, the later ones may take.
 SECONDS = {
   'device': 20,
-  'tests': 50,
-  'data': 40,
-  'encoders': 80,
-  'decode': 80,
-  'update_1b': 90,
-  'update_7b': 120,
+  'tests': 45,
+  'data': 30,
+  'encoders': 65,
+  'decode': 65,
+  'update_1b': 70,
+  'update_7b': 75,
+  'lora_7b': 55,
+  'qlora_7b': 55,
 }
 RESULTS = 'results.json'
 

@@ -186,4 +186,6 @@ PARTS = {
   'decode': generate,
   'update_1b': lambda sizes: update.measure(sizes.llms['update_1b'], sizes),
   'update_7b': lambda sizes: update.measure(sizes.llms['update_7b'], sizes),
+  'lora_7b': lambda sizes: update.measure(sizes.llms['update_7b'], sizes, 'lora'),
+  'qlora_7b': lambda sizes: update.measure(sizes.llms['update_7b'], sizes, 'qlora'),
 }

@@ -1,9 +1,12 @@
-"""The update of a SPHINX, as `train` makes it, for `benchmarks.accelerator`."""
+"""The update of a SPHINX, as `train` makes it, for `benchmarks.accelerator`.
+
+All weights of the language model are trained, or adapters beside frozen ones (LoRA, QLoRA).
+"""
 
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,8 +19,8 @@ from ml_collections import ConfigDict
 from benchmarks import data
 from benchmarks.accelerator.table import Row, Sizes
 from sphinx_jax import run
-from sphinx_jax.configs import sphinx, stage2
-from sphinx_jax.core import batch as batch_contract
+from sphinx_jax.configs import forkme, sphinx, stage2
+from sphinx_jax.core import batch as batch_contract, trees
 from sphinx_jax.data import packing
 from sphinx_jax.models import families
 from sphinx_jax.parallel import placement
@@ -26,6 +29,7 @@ from sphinx_jax.training import state as states
 
 DTYPE = 'bfloat16'
 AIM = 50.0  # % MFU. MaxText has published 49.7 % for text alone.
+LORA_AIM = 41.0  # % MFU. Published for LoRA of an 8B model on text alone: 402 TFLOP/s on an H100.
 KERNEL = '__cudnn$fmha'  # Begins the names of cuDNN's attention in a compiled program.
 # What is trained, best first -> settings. Encoders are frozen, as in the pod configs.
 CHOICES = {
@@ -35,6 +39,10 @@ CHOICES = {
     'trainable': (('(encoders|llm)/.*', 'frozen'), ('.*', 'train'))
   },
 }
+ADAPTERS = {
+  'lora': 'adapters of rank 16 trained, all else frozen in bfloat16',
+  'qlora': 'adapters of rank 16 trained, all else frozen in nf4',
+}
 # Without 'attention', as the backward pass of cuDNN needs more than the output that it saves, and
 # computes attention again.
 REMAT = ('none', 'dots', 'full')
@@ -42,15 +50,21 @@ _TEMPLATE_IDS = 25  # Of an example, in front of its labels.
 _WARMUP = 2  # Updates.
 
 
-def measure(llm: str, sizes: Sizes) -> Iterator[Row]:
+def measure(llm: str, sizes: Sizes, kind: str = 'full') -> Iterator[Row]:
   """Times the update of the first choice that the planner fits into the device.
 
   The compiled program must fit, too, and run; otherwise the next choice is taken.
+
+  Args:
+    llm: row of `sphinx.LLMS`.
+    sizes: sizes of the rest.
+    kind: 'full' for `CHOICES`, or one of `ADAPTERS`.
   """
   limit, kernel = memory(), sizes.attention
   if kernel is None:
     kernel = 'cudnn' if jax.devices()[0].platform == 'gpu' else 'auto'
-  for title, config in fitting(config_of(llm, sizes, kernel), sizes.rows, limit):
+  choices = CHOICES if kind == 'full' else {ADAPTERS[kind]: adapter_settings(kind)}
+  for title, config in fitting(config_of(llm, sizes, kernel), sizes.rows, limit, choices):
     yield Row(f'update of {llm}', title)
     try:
       yield from _measure(config, limit, sizes.repeats)
@@ -76,8 +90,18 @@ def config_of(llm: str, sizes: Sizes, attention: str) -> ConfigDict:
   return plan.changed(config, {**mesh, **sizes.batch, 'model.attention': attention})
 
 
+def adapter_settings(kind: str) -> dict[str, Any]:
+  """The settings that make a run one of adapters, which `fitting` takes as a choice."""
+  settings = forkme.adapters(kind)
+  del settings['optimizer']  # Its learning rate takes no time.
+  return settings | {'init_from': 'random weights'}
+
+
 def fitting(
-  config: ConfigDict, rows: tuple[int, ...], limit: int
+  config: ConfigDict,
+  rows: tuple[int, ...],
+  limit: int,
+  choices: Mapping[str, Mapping[str, Any]] = CHOICES,
 ) -> Iterator[tuple[str, ConfigDict]]:
   """The choices that fit into `limit` bytes by the planner's estimate, best first.
 
@@ -90,7 +114,7 @@ def fitting(
   # Of the chip, only the memory counts here.
   chip = slices.Chip(flops=1, hbm=limit, bandwidth=1, ici=1, cores=1, accelerator='this')
   this_device = slices.Slice('this:1x1', 1, chip)
-  for trained, changes in CHOICES.items():
+  for trained, changes in choices.items():
     resident = leaves.resident_leaves(run.Program(plan.changed(config, changes)))
     if sum(leaves.resident_bytes(resident).values()) > limit:
       continue  # Whatever is recomputed. To trace an update of 7B takes seconds.
@@ -171,23 +195,40 @@ def _measure(config: ConfigDict, limit: int, repeats: int) -> Iterator[Row]:
   skipped = (1 - labels) * program.flops.parts['lm_head']
   done = sum(program.flops.parts.values()) - skipped
   yield Row('rate', done / seconds / 1e12, 'TFLOP/s')
-  yield Row('MFU', 100 * done / seconds / peak_rate, '%', AIM, 'products of the model')
+  aim = LORA_AIM if config.get('lora') else AIM
+  yield Row('MFU', 100 * done / seconds / peak_rate, '%', aim, 'products of the model')
   by_xla = 100 * (by_xla.result() - skipped) / seconds / peak_rate
   yield Row("utilization by XLA's count", by_xla, '%', note='all operations, recomputed ones too')
+
+
+def _random(shapes: dict) -> dict:
+  """Random parameters of a run with adapters, whose base `train` reads from a checkpoint."""
+
+  def make(key: jax.Array, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jnp.integer):
+      limits = jnp.iinfo(leaf.dtype)
+      return jax.random.randint(key, leaf.shape, limits.min, limits.max, leaf.dtype)
+    return 0.02 * jax.random.normal(key, leaf.shape, leaf.dtype)
+
+  flat = trees.flatten(shapes)
+  keys = jax.random.split(jax.random.key(0), len(flat))
+  jitted = jax.jit(make, static_argnums=1)
+  return trees.unflatten({path: jitted(key, flat[path]) for key, path in zip(keys, flat)})
 
 
 def _run(
   program: run.Program, step: Any, config: ConfigDict, batch: dict, repeats: int
 ) -> list[float]:
   """Seconds of every update after some to warm up; the batch travels to the device every time."""
-  trained, frozen = states.split(program.init(), config.trainable)
+  params = _random(program.params) if config.get('lora') else program.init()
+  trained, frozen = states.split(params, config.trainable)
   state = states.State(
     jax.device_put(jnp.int32(0), program.state.step.sharding),
     trained,
     frozen,
     program.init_optimizer(trained),
   )
-  del trained, frozen  # The first update frees them.
+  del params, trained, frozen  # The first update frees them.
   taken = []
   for _ in range(_WARMUP + repeats):
     began = time.perf_counter()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ class Plan:
     leaves: all arrays between updates.
     activations: estimated bytes of the working memory on a device, by purpose.
     flops: FLOP of an update over all devices.
-    roofline: bound on the time.
+    roofline: bound on the time; None if the rates of the chip are not known.
     compiled: the compiler's answer, or None.
   """
 
@@ -42,7 +43,7 @@ class Plan:
   leaves: list[leaves.Leaf]
   activations: Mapping[str, int]
   flops: flops.Flops
-  roofline: roofline.Roofline
+  roofline: roofline.Roofline | None
   compiled: compiling.Compiled | None
 
   @property
@@ -144,6 +145,7 @@ class Planner:
     else:
       ici_bytes = roofline.estimated_ici_bytes(config, program)
 
+    bound = roofline.bound(config, tpu_slice, update_flops, hbm_bytes, ici_bytes)
     return Plan(
       config=config,
       slice=tpu_slice,
@@ -152,7 +154,7 @@ class Planner:
       leaves=resident,
       activations=working_memory,
       flops=update_flops,
-      roofline=roofline.bound(config, tpu_slice, update_flops, hbm_bytes, ici_bytes),
+      roofline=None if math.isnan(tpu_slice.chip.flops) else bound,
       compiled=compiled,
     )
 
@@ -193,6 +195,8 @@ def _trace_key(config: ConfigDict) -> str:
     'images': config.batch.images,
     'optimizer': config.optimizer.name,
     'trainable': config.trainable,
+    'lora': config.lora.to_dict() if config.get('lora') else None,
+    'frozen_dtype': config.get('frozen_dtype'),
     'loss_chunk': config.loss_chunk,
   }
   return json.dumps(settings, sort_keys=True)

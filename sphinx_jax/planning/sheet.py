@@ -12,16 +12,23 @@ _GIB, _MIB = 2**30, 2**20
 Row = Sequence[object]
 
 
-def text(plan: Plan, largest: int = 8) -> str:
-  """Returns the whole plan as text; `largest` is the number of leaves and buffers to list."""
+def text(plan: Plan, rows: int | None = None, largest: int = 8) -> str:
+  """Returns the whole plan as text.
+
+  Args:
+    plan: the plan.
+    rows: how many rows fit into a device at a time (`largest.rows`), if that was asked.
+    largest: the number of leaves and buffers to list.
+  """
   sections = (
     _summary(plan),
+    *([] if rows is None else [_largest_batch(plan, rows)]),
     _memory(plan),
     _largest_leaves(plan, largest),
     _replicated_leaves(plan),
     *_compiled(plan, largest),
     _flops(plan),
-    _time(plan),
+    *([_time(plan)] if plan.roofline else []),
   )
   return '\n\n'.join(sections)
 
@@ -32,6 +39,13 @@ def _section(title: str, rows: Sequence[Row], align: str) -> str:
   return '\n'.join([title, *(f'  {line}' for line in lines)])
 
 
+def _device(plan: Plan) -> str:
+  tpu_slice = plan.slice
+  if plan.roofline is None:
+    return f'a device with {tpu_slice.chip.hbm / _GIB:.2f} GiB'
+  return f'{tpu_slice.name} ({tpu_slice.accelerator}, {tpu_slice.devices} devices)'
+
+
 def _bytes(nbytes: int) -> str:
   if abs(nbytes) >= _GIB // 10:
     return f'{nbytes / _GIB:.2f} GiB'
@@ -39,17 +53,31 @@ def _bytes(nbytes: int) -> str:
 
 
 def _summary(plan: Plan) -> str:
-  batch, tpu_slice = plan.config.batch, plan.slice
+  batch = plan.config.batch
   mesh = ' x '.join(f'{axis} {size}' for axis, size in plan.mesh.items())
   rows_per_device = batch.size // (plan.mesh['data'] * plan.mesh['fsdp'])
   return '\n'.join(
     [
-      f'{plan.config.name} on {tpu_slice.name} '
-      f'({tpu_slice.accelerator}, {tpu_slice.devices} devices): mesh {mesh}',
+      f'{plan.config.name} on {_device(plan)}: mesh {mesh}',
       f'batch of {batch.size} rows of {batch.seq_len} positions = '
       f'{batch.size * batch.seq_len:,} tokens per step, {rows_per_device} rows per device, '
       f'{plan.microbatches} microbatches; remat {plan.config.model.remat}',
     ]
+  )
+
+
+def _largest_batch(plan: Plan, rows: int) -> str:
+  if not rows:
+    return (
+      'Largest batch: none, one row does not fit. Train adapters (forkme:FILE,DIR,qlora), '
+      'recompute more (--config.model.remat=full) or shorten rows (--config.batch.seq_len)'
+    )
+  size = rows * plan.mesh['data'] * plan.mesh['fsdp']
+  plural = 'row' if rows == 1 else 'rows'
+  return (
+    f'Largest batch at a time: {rows} {plural} a device '
+    f'(--config.batch.size={size} --config.optimizer.accumulate=1), by estimate; '
+    f'larger ones in several microbatches (--config.optimizer.accumulate)'
   )
 
 
@@ -87,7 +115,7 @@ def _memory(plan: Plan) -> str:
   if plan.compiled is None:
     verdict += f' (an estimate must leave {MARGIN:.0%})'
   hbm = plan.slice.chip.hbm / _GIB
-  rows.append((f'headroom of {hbm:.2f} GiB HBM', _bytes(plan.headroom), verdict))
+  rows.append((f'headroom of {hbm:.2f} GiB', _bytes(plan.headroom), verdict))
   return _section(
     'Memory of one device (exact from shapes and shardings; '
     'working memory without a compiler is an estimate)',
@@ -115,6 +143,8 @@ def _replicated_leaves(plan: Plan) -> str:
 def _compiled(plan: Plan, largest: int) -> list[str]:
   """Returns the sections about buffers and collectives, or why there are none."""
   compiled = plan.compiled
+  if plan.roofline is None:
+    return ['Not compiled: a compiler takes one accelerator, as --topology names it']
   if compiled is None:
     return [
       'Not compiled: largest buffers, collectives and compiled bytes are missing (libtpu, the TPU '

@@ -1,7 +1,8 @@
-"""TPU slices by name, and the peak rates of their chips."""
+"""TPU slices by name, and the peak rates of their chips. A device by its memory alone."""
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 from sphinx_jax.core import errors
@@ -14,12 +15,12 @@ class Chip:
   """One chip, which is one JAX device (v4 and v5p join their two cores: megacore).
 
   Attributes:
-    flops: peak of bfloat16 products, FLOP/s.
+    flops: peak of bfloat16 products, FLOP/s; nan if the chip is not known.
     hbm: bytes of HBM that a program may use: the limit in the errors of libtpu 0.0.42.1, a little
       less than the nominal size.
-    bandwidth: HBM bandwidth, bytes/s.
+    bandwidth: HBM bandwidth, bytes/s; nan if the chip is not known.
     ici: interconnect bandwidth, bytes/s in one direction over all links of a chip (half of the
-      "bidirectional" figure).
+      "bidirectional" figure); nan if the chip is not known.
     cores: number of TensorCores that the accelerator type counts (v4 and v5p).
     accelerator: gcloud's accelerator type without the number.
   """
@@ -99,6 +100,26 @@ def find(name: str) -> Slice:
   kind = name.partition(':')[0].partition('-')[0]
   choices = slices(kind) if kind in CHIPS else every_slice
   raise errors.unknown('--topology', name, [tpu_slice.name for tpu_slice in choices])
+
+
+_UNITS = {'GiB': 2**30, 'MiB': 2**20, 'GB': 10**9, 'MB': 10**6}
+
+
+def of_memory(text: str) -> Slice:
+  """Returns one device of which nothing but the memory is known: no compiler, no rates.
+
+  Args:
+    text: its usable memory, such as '16GiB' or '24 GB' (a thousand million bytes each).
+
+  Raises:
+    SphinxError: the text is not a size.
+  """
+  match = re.fullmatch(r'(\d+(?:\.\d+)?) ?(GiB|MiB|GB|MB)', text.strip())
+  size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+  if not size:
+    raise errors.make('--memory', repr(text), 'a number with GiB or GB', '--memory=16GiB')
+  chip = Chip(math.nan, size, math.nan, math.nan, 1, 'device')
+  return Slice(f'{text.strip()}:1x1', 1, chip)
 
 
 @dataclasses.dataclass(frozen=True)

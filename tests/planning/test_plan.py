@@ -7,11 +7,12 @@ import jax
 import pytest
 
 from sphinx_jax import plan as plan_command, run as run_lib, train
-from sphinx_jax.configs import recipe, stage2
+from sphinx_jax.configs import forkme, recipe, stage2
 from sphinx_jax.core import errors
 from sphinx_jax.models import layers
 from sphinx_jax.planning import (
   compiler_dumps,
+  largest,
   plan as plans,
   search,
   sheet,
@@ -75,6 +76,49 @@ def test_a_run_that_does_not_fit_is_marked(planner):
 def with_one_encoder(config):
   """One is traced faster than four."""
   return plans.changed(config, {'model.encoders': {'clip': config.model.encoders.clip}})
+
+
+@pytest.fixture(scope='module')
+def on_one_device(planner):
+  config = with_one_encoder(stage2.get_config('7b,224'))
+  adapters = forkme.adapters('qlora')
+  settings = {
+    'optimizer.lr': adapters.pop('optimizer')['lr'],
+    'mesh.fsdp': 1,
+    'init_from': 'BASE',
+    'model.remat': 'full',
+  }
+  return largest.at_once(plans.changed(config, settings | adapters), 1)
+
+
+def test_the_largest_batch_fits_and_one_row_more_does_not(planner, on_one_device):
+  memory = slices.of_memory('24GiB')
+  plan = planner.plan(on_one_device, memory, compile_it=False)
+  rows = largest.rows(plan, planner)
+  fits = [
+    planner.plan(largest.at_once(on_one_device, count), memory, compile_it=False).fits
+    for count in (rows, rows + 1)
+  ]
+  assert rows > 1 and fits == [True, False]
+  # The answer does not depend on the batch that the config has.
+  larger = planner.plan(largest.at_once(on_one_device, rows + 5), memory, compile_it=False)
+  assert largest.rows(larger, planner) == rows and not larger.fits
+  text = sheet.text(larger, rows)
+  assert f'--config.batch.size={rows} --config.optimizer.accumulate=1' in text
+  assert 'on a device with 24.00 GiB' in text and 'DOES NOT FIT' in text
+  assert 'Roofline' not in text and 'nan' not in text
+
+
+def test_a_device_too_small_for_one_row_is_named(planner, on_one_device):
+  plan = planner.plan(on_one_device, slices.of_memory('4 GB'), compile_it=False)
+  assert plan.slice.chip.hbm == 4e9 and largest.rows(plan, planner) == 0
+  assert 'Largest batch: none' in sheet.text(plan, 0)
+
+
+@pytest.mark.parametrize('text', ['16', '0GiB', '-1GiB', '16 TiB', 'v5e'])
+def test_a_memory_without_a_unit_is_refused(text):
+  with pytest.raises(errors.SphinxError, match='--memory=16GiB'):
+    slices.of_memory(text)
 
 
 def test_search_ranks_what_fits_first(planner):
@@ -252,6 +296,7 @@ def test_the_command_answers_without_a_compiler(tmp_path):
     (['--config=stage1:7b,224', '--topology=v5p:9x9x9'], 'v5p:4x4x4'),
     (['--config=mini', '--step=stage2'], "mesh of 'stage2': got 1 devices, expected all 64"),
     (['--topologies=some'], "'some', expected one of all"),
+    (['--config=mini', '--step=stage2', '--memory=8GiB', '--search'], '--memory: got beside'),
     ([], '--config: got nothing'),
   ],
 )
