@@ -11,7 +11,7 @@ import re
 REPOSITORY = ''  # For example 'https://github.com/OWNER/sphinx_jax'.
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-NAMES = ('colab_recipe', 'colab_finetune')
+NAMES = ('colab_recipe', 'colab_finetune', 'colab_lora')
 BADGE = 'https://colab.research.google.com/assets/colab-badge.svg'
 _BADGES = re.compile(r'\n*<!-- badges -->\n.*?<!-- /badges -->\n', re.DOTALL)
 

@@ -74,7 +74,18 @@ def execute(finished_recipe, monkeypatch):
         'model.chat': 'What is this? ->',
         'tpu_queued.sh': 'queued-resources create mine',
       },
-      marks=pytest.mark.slow,  # Compiles and trains; the test of the commands stands in.
+      marks=pytest.mark.slow,  # As the next one, which is quick.
+    ),
+    (
+      'colab_lora.ipynb',
+      ROOT / 'launch',
+      1,
+      {
+        'sphinx_jax.plan': 'Largest batch at a time: ',
+        'sphinx_jax.train': 'MB in the run of its adapters',
+        'adapter=tuned': 'with them: ',
+        'sphinx_jax.mix_weights': 'merged',
+      },
     ),
   ],
 )
@@ -128,7 +139,7 @@ def test_notebooks_and_readme_have_the_one_address():
   readme = (ROOT / 'README.md').read_text()
   assert script.readme(readme, script.REPOSITORY) == readme
   assert 'colab-badge' not in script.readme(readme, '')
-  assert script.readme(readme, address).count('colab-badge') == 2
+  assert script.readme(readme, address).count('colab-badge') == len(script.NAMES)
 
 
 def first_cell(path):
@@ -136,7 +147,7 @@ def first_cell(path):
   return next(cell.source for cell in book.cells if cell.cell_type == 'code')
 
 
-def test_both_notebooks_are_set_up_alike():
+def test_all_notebooks_are_set_up_alike():
   assert len({first_cell(path) for path in NOTEBOOKS}) == 1
 
 
