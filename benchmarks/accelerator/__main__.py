@@ -19,8 +19,8 @@ it runs and no more. Weights are random. The parts:
     qlora_7b   the same with all else frozen in nf4
 
 A part that fails or does not end in time is in the table, and the others go on; the exit code is
-then 1. MFU counts the products of the model once, without recomputed ones and without the gradients of
-frozen weights. Aims hold for an H100-class GPU at full size.
+then 1. MFU counts the products of the model once, without recomputed ones and without the gradients
+of frozen weights. Aims hold for an H100-class GPU at full size.
 """
 
 import json
