@@ -1,15 +1,21 @@
 """Runs that train adapters beside frozen weights, at a tiny width with batches made in memory."""
 
 import pathlib
+import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
-from sphinx_jax import run, train
+from sphinx_jax import run, settings, train
 from sphinx_jax.checkpoint import adapter_runs, mixing, store
+from sphinx_jax.configs import mini, mini_lora
 from sphinx_jax.core import errors, trees
 from sphinx_jax.models import adapters
+from sphinx_jax.training import layout, state as states
+from tests import xla
 from tests.tiny import crash, in_memory, interrupt_at, lines, tiny
 
 LORA = dict(
@@ -187,3 +193,27 @@ def test_an_adapter_of_other_weights_is_not_merged(runs, tmp_path):
   train.train(tiny(steps=2, eval_every=0, seed=2), other)
   with pytest.raises(errors.SphinxError, match='got other weights'):
     mixing.mix_checkpoints([f'{other}+{adapter}'], (1.0,), tmp_path / 'merged')
+
+
+def test_the_mini_recipe_with_adapters_trains_them_and_the_projections_alone():
+  config = mini_lora.get_config('quick')
+  settings.check_recipe(config)
+  shapes = layout.layout(run.training_run(config, 'stage2', pathlib.Path('run'))).shapes
+  trained, _ = states.split(shapes, config.stage2.trainable)
+  groups = {path.split('/')[0] for path in trees.flatten(trained)}
+  assert groups == {'llm', 'visual_proj', 'qformer_proj', 'start_img', 'end_img'}
+  assert all(adapters.is_adapter(path) for path in trees.flatten(trained['llm']))
+  others = [name for name in config.steps if name != 'stage2']
+  whole = mini.get_config('quick')
+  assert all(config[name].to_dict() == whole[name].to_dict() for name in others)
+
+
+@pytest.mark.slow  # The tests of its parts stand in: this config, and answers with adapters.
+def test_the_mini_recipe_with_adapters_runs_to_its_report(finished_recipe, tmp_path):
+  for name in ('data', 'real', 'synthetic', 'mix'):
+    shutil.copytree(finished_recipe / name, tmp_path / name)
+  command = ['-m', 'sphinx_jax.recipe', '--config=mini_lora:quick', f'--workdir={tmp_path}']
+  done = subprocess.run([sys.executable, *command], env=xla.environment(), capture_output=True)
+  assert done.returncode == 0, done.stderr
+  assert adapter_runs.is_adapter(tmp_path / 'stage2')
+  assert (tmp_path / 'report.html').exists()
