@@ -152,3 +152,15 @@ def test_a_narrow_config_is_compiled_for_a_slice(narrow, tmp_path):
 )
 def test_a_shipped_config_is_compiled_for_its_slice(layers, config, topology):
   check_compiled_plan(layers, f'--config={config}', f'--topology={topology}')
+
+
+@pytest.mark.slow  # tests/planning/test_plan.py estimates the same.
+@pytest.mark.parametrize(
+  'model, topology', [('7b', 'v5e:1x1'), ('idefics2', 'v5e:1x1'), ('13b', 'v6e:1x1')]
+)
+def test_qlora_at_full_size_is_compiled_for_one_device(model, topology):
+  flags = f'--models={model}', '--only=qlora', f'--topologies={topology}'
+  done = run('-m', 'benchmarks.memory', *flags)
+  assert done.returncode == 0, done.stderr
+  *_, left, rows = done.stdout.splitlines()[-1].strip('| ').split(' | ')
+  assert float(left) > 0 and int(rows) >= 1
