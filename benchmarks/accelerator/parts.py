@@ -23,7 +23,7 @@ from sphinx_jax.configs import sphinx
 from sphinx_jax.core import trees
 from sphinx_jax.generate import model as models
 from sphinx_jax.models import families, variants
-from sphinx_jax.planning import flops, peak
+from sphinx_jax.planning import flops, peak, slices
 
 ROOT = pathlib.Path(__file__).parents[2]
 CACHE_SLOTS = 128  # `Model` rounds the length of a cache to a multiple of it.
@@ -38,7 +38,7 @@ def device(sizes: Sizes) -> Iterator[Row]:
   yield Row('device', first.device_kind, note=first.platform)
   yield Row('JAX', jax.__version__)
   yield Row('peak of products', rate / 1e12, 'TFLOP/s', note='measured' * (first.platform == 'cpu'))
-  yield Row('memory for arrays', update.memory() / 2**30, 'GiB')
+  yield Row('memory for arrays', slices.this_device().chip.hbm / 2**30, 'GiB')
 
 
 def tests(sizes: Sizes) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 All weights of the language model are trained, or adapters beside frozen ones (LoRA, QLoRA).
 """
 
+import dataclasses
 import math
 import statistics
 import time
@@ -13,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 from ml_collections import ConfigDict
 
 from benchmarks import data
@@ -60,7 +60,7 @@ def measure(llm: str, sizes: Sizes, kind: str = 'full') -> Iterator[Row]:
     sizes: sizes of the rest.
     kind: 'full' for `CHOICES`, or one of `ADAPTERS`.
   """
-  limit, kernel = memory(), sizes.attention
+  limit, kernel = slices.this_device().chip.hbm, sizes.attention
   if kernel is None:
     kernel = 'cudnn' if jax.devices()[0].platform == 'gpu' else 'auto'
   choices = CHOICES if kind == 'full' else {ADAPTERS[kind]: adapter_settings(kind)}
@@ -74,12 +74,6 @@ def measure(llm: str, sizes: Sizes, kind: str = 'full') -> Iterator[Row]:
         raise
     yield Row('out of memory', 'the next choice is tried')
   raise RuntimeError(f'no choice fits into {limit / 2**30:.1f} GiB')
-
-
-def memory() -> int:
-  """Bytes that arrays may take on the device; of a CPU, all of this machine's memory."""
-  stats = jax.devices()[0].memory_stats() or {}
-  return stats.get('bytes_limit', psutil.virtual_memory().total)
 
 
 def config_of(llm: str, sizes: Sizes, attention: str) -> ConfigDict:
@@ -111,9 +105,8 @@ def fitting(
     (what the choice is, its config).
   """
   planner = plan.Planner(lambda config, devices: run.Program(config))  # For the device at hand.
-  # Of the chip, only the memory counts here.
-  chip = slices.Chip(flops=1, hbm=limit, bandwidth=1, ici=1, cores=1, accelerator='this')
-  this_device = slices.Slice('this:1x1', 1, chip)
+  ours = slices.this_device()
+  ours = dataclasses.replace(ours, chip=dataclasses.replace(ours.chip, hbm=limit))
   for trained, changes in choices.items():
     resident = leaves.resident_leaves(run.Program(plan.changed(config, changes)))
     if sum(leaves.resident_bytes(resident).values()) > limit:
@@ -121,7 +114,7 @@ def fitting(
     for remat in REMAT:
       for count in rows:
         choice = plan.changed(config, {**changes, 'model.remat': remat, 'batch.size': count})
-        if planner.plan(choice, this_device, compile_it=False).fits:
+        if planner.plan(choice, ours, compile_it=False).fits:
           yield f'{trained}, remat {remat}, {count} rows', choice
 
 

@@ -5,6 +5,9 @@ import math
 import re
 from typing import Any
 
+import jax
+import psutil
+
 from sphinx_jax.core import errors
 
 GIB = 2**30
@@ -42,6 +45,7 @@ CHIPS = {
   'v5p': Chip(459e12, int(95.74 * GIB), 2765e9, 600e9, 2, 'v5p'),
   'v6e': Chip(918e12, int(31.25 * GIB), 1638e9, 400e9, 1, 'v6e'),
 }
+_UNKNOWN = Chip(math.nan, 0, math.nan, math.nan, 1, 'device')
 # The shapes that can be booked, smallest first.
 _CUBES = (
   '2x2x1',
@@ -102,6 +106,16 @@ def find(name: str) -> Slice:
   raise errors.unknown('--topology', name, [tpu_slice.name for tpu_slice in choices])
 
 
+THIS = 'this device'
+
+
+def this_device() -> Slice:
+  """Returns the first device of this machine; a CPU has all of the machine's memory."""
+  stats = jax.devices()[0].memory_stats() or {}
+  size = stats.get('bytes_limit', psutil.virtual_memory().total)
+  return Slice(THIS, 1, dataclasses.replace(_UNKNOWN, hbm=size))
+
+
 _UNITS = {'GiB': 2**30, 'MiB': 2**20, 'GB': 10**9, 'MB': 10**6}
 
 
@@ -118,8 +132,7 @@ def of_memory(text: str) -> Slice:
   size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
   if not size:
     raise errors.make('--memory', repr(text), 'a number with GiB or GB', '--memory=16GiB')
-  chip = Chip(math.nan, size, math.nan, math.nan, 1, 'device')
-  return Slice(f'{text.strip()}:1x1', 1, chip)
+  return Slice(f'{text.strip()}:1x1', 1, dataclasses.replace(_UNKNOWN, hbm=size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,17 +149,21 @@ class AbsentDevice:
 
 def absent_devices(tpu_slice: Slice) -> list[AbsentDevice]:
   """Returns devices of a slice for `Program` without libtpu; nothing can be compiled for them."""
+  if tpu_slice.name == THIS:
+    return [AbsentDevice(0, (0, 0, 0))]
   shape = [int(size) for size in tpu_slice.name.partition(':')[2].split('x')]
   x, y, z = shape if len(shape) == 3 else (*shape, 1)
   return [AbsentDevice(i, (i % x, i // x % y, i // (x * y))) for i in range(x * y * z)]
 
 
 def devices(tpu_slice: Slice) -> list[Any]:
-  """Returns devices of a slice for `Program`, as libtpu describes them, to compile for.
+  """Returns devices of a slice for `Program`, to compile for: as libtpu describes them, or ours.
 
   Raises:
     RuntimeError: libtpu is not installed.
   """
+  if tpu_slice.name == THIS:
+    return jax.devices()[:1]
   # This import loads libtpu, so `accelerator.quiet_libtpu` must have been called before.
   from jax.experimental import topologies
 
