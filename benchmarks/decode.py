@@ -3,16 +3,19 @@
     python -m benchmarks.decode
     python -m benchmarks.decode --width=2048 --layers=22 --dtypes=bfloat16 --batches=1
     python -m benchmarks.decode --official=DIR
+    python -m benchmarks.decode --weights=int8,int4 --dtypes=bfloat16
 
 A language model of LLaMA's form with random weights continues prompts of random tokens greedily.
 All sides get the same weights and the same ids; the number of answers equal to ours is printed. A
 call is timed with one new token (prefill) and with many; their difference is the time of the other
 tokens. The bound is the time to read all weights once at the bandwidth that a sum over memory
 reaches before the sides start. The official code is measured if its sources are given
-(benchmarks/official.py, which has the installation).
+(benchmarks/official.py, which has the installation). With --weights the sides are our own model as
+it is and in few bits, with the bytes of the matrices that are quantized and of all weights.
 """
 
 import argparse
+import functools
 import os
 import statistics
 import tempfile
@@ -96,10 +99,33 @@ def make_jax(options: dict, folder: str, dtype: str, batch: int) -> tuple:
   import sphinx_jax
 
   loaded = sphinx_jax.load(folder)  # Stored in the dtype of this case.
+  return continue_with(loaded, options, batch)
+
+
+def continue_with(loaded: Any, options: dict, batch: int) -> tuple:
+  """What a maker returns, of a loaded model."""
   model = continuing(loaded.config, loaded.params)
   ids = prompts(options, batch).tolist()
   generate = lambda tokens: model.complete(ids, max_new_tokens=tokens)
   return generate, generate(options['tokens'])
+
+
+def make_form(form: str | None, options: dict, folder: str, dtype: str, batch: int) -> tuple:
+  """Our side in few bits, or as it is; the result is (answers, bytes of kernels, of all)."""
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  import sphinx_jax
+  from sphinx_jax.core import trees
+  from sphinx_jax.models import adapters, families, quantized, stored
+
+  loaded = sphinx_jax.load(folder, weights=form)
+  flat = trees.flatten(loaded.params)
+  names = (adapters.KERNEL, quantized.SCALE, *quantized.FORMS)
+  layers = stored.matrices(families.logical_axes(loaded.config), 'int8')
+  kernels = [
+    flat[path] for layer in layers for name in names if (path := f'{layer}/{name}') in flat
+  ]
+  generate, answers = continue_with(loaded, options, batch)
+  return generate, (answers, sum(leaf.nbytes for leaf in kernels), trees.nbytes(loaded.params))
 
 
 def bandwidth(gigabytes: float = 1.0) -> float:
@@ -123,6 +149,7 @@ def main() -> None:
     parser.add_argument(f'--{name}', type=int, default=default, help='%(default)s')
   parser.add_argument('--dtypes', default='float32,bfloat16', help='at rest (%(default)s)')
   parser.add_argument('--batches', default='1,8', help='%(default)s')
+  parser.add_argument('--weights', default='', help='forms of few bits, such as int8,int4')
   official.add_flag(parser)
   options = vars(parser.parse_args())
   print(
@@ -138,7 +165,34 @@ def main() -> None:
           official.write(folder)
         read = parameters - options['vocab'] * options['width']  # Of the embedding, a row is read.
         step_bytes = read * {'float32': 4, 'bfloat16': 2}[dtype]
-        compare(options, folder, dtype, batch, step_bytes / bandwidth())
+        if options['weights']:
+          compare_forms(options, folder, dtype, batch)
+        else:
+          compare(options, folder, dtype, batch, step_bytes / bandwidth())
+
+
+def compare_forms(options: dict, folder: str, dtype: str, batch: int) -> None:
+  """Measures our side as it is and in every form of --weights, in turns."""
+  forms = options['weights'].split(',')
+  makers = [functools.partial(make_form, form) for form in (None, *forms)]
+  sizes = 1, options['tokens']
+  measured = sides.measure(makers, (options, folder, dtype, batch), options['repeats'], sizes)
+  times = []
+  for name, side in zip((dtype, *forms), measured):
+    begin, total = map(statistics.median, side.seconds)
+    times.append((begin, (total - begin) / (sizes[1] - 1)))
+    first, token = times[-1]
+    answers, kernels, everything = side.result
+    full_answers, full_kernels, full = measured[0].result
+    same = sum(a == b for a, b in zip(answers, full_answers))
+    print(
+      f'{name:9}{batch:5}{"":14}{1e3 * first:11.0f}{1e3 * token:12.1f}{"":10}{side.gib:10.1f}\n'
+      f'{"":14}prefill {times[0][0] / first:.2f} and a token {times[0][1] / token:.2f} times '
+      f'faster than {dtype}; kernels {kernels / full_kernels:.3f} of its bytes, all '
+      f'{everything / full:.3f}; {same} of {batch} answers equal, '
+      f'load average {os.getloadavg()[0]:.1f}',
+      flush=True,
+    )
 
 
 def compare(options: dict, folder: str, dtype: str, batch: int, bound: float) -> None:

@@ -19,7 +19,8 @@ It needs a machine of its size, which `python -m sphinx_jax.plan` computes for t
 
 A large model fits a small device with adapters (LoRA): `--config=forkme.py:my.jsonl,DIR,lora`
 freezes its weights in bfloat16 and trains small matrices beside them, `qlora` freezes them in 4
-bits. The run then holds adapters alone, and needs DIR to answer:
+bits. A DIR in few bits (`python -m sphinx_jax.convert --quantize`) stays as it is. The run holds
+adapters alone, and needs DIR to answer:
 
     python -m sphinx_jax.chat --checkpoint=workdir/mine --image=cat.jpg --prompt="What is this?"
     python -m sphinx_jax.mix_weights --inputs=DIR+workdir/mine --output=workdir/merged
@@ -94,8 +95,18 @@ def get_config(arg: str = '') -> ConfigDict:
   config.eval_every = 50
   # Keeps the two newest checkpoints, and all of steps that keep_every divides (0: none).
   config.checkpoint.update(every=50, keep=2, keep_every=0)
+  held = parent.weights if checkpoint else ''
+  if held and not kind:
+    raise errors.make(
+      f"checkpoint '{checkpoint}'",
+      f'kernels in {held}, which only adapters can be trained on',
+      'a full checkpoint',
+      f'take --config=forkme:{path},{checkpoint},qlora',
+    )
   if kind:
     config.update(adapters(kind))
+  if held:
+    config.frozen_dtype = held
   return config.lock()
 
 

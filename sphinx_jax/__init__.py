@@ -90,8 +90,9 @@ def load(
       merge into the weights of a folder of HF transformers. None: the directory alone, which may
       be such a run.
     weights: 'int8', 'int4' or 'nf4': matrices are stored so; the LM head, embeddings and trained
-      parameters keep their dtype. None: as the directory has them, and under an adapter as it was
-      trained.
+      parameters keep their dtype. 'int8_dynamic': products round their other side to 8 bits too,
+      which a GPU or TPU with products of 8-bit numbers computes faster and less exactly. None: as
+      the directory has them, and under an adapter as it was trained.
 
   Returns:
     `sphinx_jax.generate.model.Model`.

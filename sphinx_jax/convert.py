@@ -6,6 +6,9 @@ Import: an official SPHINX folder; a folder of HF transformers (Idefics2, LLaMA)
 local hub cache, or BASE+ADAPTER; LLaMA as Meta releases it; or several sources for a fresh SPHINX,
 the start of stage 1: --source=LLAMA,CLIP,CONVNEXT,DINOV2,BLIP2 --variant=llama_ens. The format is
 detected.
+Few bits: --quantize=int8, int4 or nf4 writes a checkpoint of this package, or an import, with its
+matrices so (docs/weights.md, "Few bits"). --verify=FILE.jsonl, or --verify=miniworld, then compares
+the losses of both.
 Export: --to=official (with --shards=N) or --to=hf writes one of our checkpoints in that format.
 --set=NAME=VALUE and --ids give what differs between releases of transformers (docs/idefics2.md).
 --dry_run prints the table of names and shapes, and the missing and unused tensors.
@@ -25,7 +28,8 @@ import numpy as np
 import psutil
 from absl import flags
 
-from sphinx_jax.checkpoint import content, store, stream
+from sphinx_jax import few_bits
+from sphinx_jax.checkpoint import content, merged, store, stream, widened
 from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
 from sphinx_jax.checkpoint.foreign import assemble, card, export, files as foreign_files, sources
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
@@ -33,11 +37,13 @@ from sphinx_jax.checkpoint.read_ahead import read_ahead
 from sphinx_jax.core import cli, config as config_lib, errors, files, paths, text, trees
 from sphinx_jax.core.progress import Progress, log
 from sphinx_jax.data import dialog, tokenizer as tokenizers
+from sphinx_jax.evaluation import agreement
 from sphinx_jax.generate import load as loading
-from sphinx_jax.models import families, forms, settings
+from sphinx_jax.models import families, forms, quantized, settings
 
 FLAGS = flags.FLAGS
 _UNUSED_FLAGS = {
+  'quantize': ('to', 'shards'),
   'verify': ('output', 'to', 'shards', 'tokenizer', 'seed', 'dry_run', 'set', 'ids'),
   'to': ('variant', 'base', 'tokenizer', 'seed', 'set', 'ids'),
   'import': ('shards',),
@@ -121,13 +127,7 @@ def import_checkpoint(
   Raises:
     SphinxError: there is no tokenizer, the output holds a checkpoint, or a file is damaged.
   """
-  if assembly.tokenizer is None:
-    raise errors.make(
-      'convert',
-      'no tokenizer.model beside the weights',
-      'one, because a checkpoint carries its tokenizer',
-      'give --tokenizer=FILE',
-    )
+  _check_tokenizer(assembly)
   arrays = assemble.arrays(assembly)
   fresh = assemble.init_fresh(assembly, seed) if assembly.fresh else {}
   unused = {
@@ -155,6 +155,16 @@ def import_checkpoint(
       'left out, not used by the model: %d tensors (%s, ...)',
       len(assembly.dropped),
       ', '.join(assembly.dropped[:3]),
+    )
+
+
+def _check_tokenizer(assembly: assemble.Assembly) -> None:
+  if assembly.tokenizer is None:
+    raise errors.make(
+      'convert',
+      'no tokenizer.model beside the weights',
+      'one, because a checkpoint carries its tokenizer',
+      'give --tokenizer=FILE',
     )
 
 
@@ -202,12 +212,35 @@ def _copy_arrays(
 
 
 def _meta(assembly: assemble.Assembly, ids: str) -> dict[str, Any]:
+  return {**_bundle(assembly, ids).to_meta(), 'foreign': assembly.origin}
+
+
+def _bundle(assembly: assemble.Assembly, ids: str) -> Bundle:
   template = {'system': dialog.SYSTEM, **assembly.dialog}
   config = ml_collections.ConfigDict(
     {'name': 'converted', 'model': assembly.config.to_dict(), 'dialog': template}
   )
-  bundle = Bundle(config, assembly.tokenizer, template, assembly.added_tokens, ids)
-  return {**bundle.to_meta(), 'foreign': assembly.origin}
+  return Bundle(config, assembly.tokenizer, template, assembly.added_tokens, ids)
+
+
+def full_weights(assembly: assemble.Assembly, seed: int = 0, ids: str = 'v4') -> few_bits.Full:
+  """Weights of other projects to quantize.
+
+  Args:
+    assembly: from `open_sources`.
+    seed: as in `import_checkpoint`.
+    ids: as in `import_checkpoint`.
+
+  Raises:
+    SphinxError: there is no tokenizer.
+  """
+  _check_tokenizer(assembly)
+  fresh = assemble.init_fresh(assembly, seed) if assembly.fresh else {}
+  new = {
+    path: stream.Array(value.shape, value.dtype, value.__getitem__) for path, value in fresh.items()
+  }
+  arrays = {**assemble.arrays(assembly), **new}
+  return few_bits.Full(arrays, _bundle(assembly, ids), {'foreign': assembly.origin})
 
 
 def export_checkpoint(
@@ -229,6 +262,13 @@ def export_checkpoint(
   meta = store.load_meta(source)
   bundle = Bundle.from_meta(meta, source)
   config, origin = bundle.config.model, meta.get('foreign', {})
+  if bundle.weights:
+    raise errors.make(
+      f"source '{source}'",
+      f'kernels in {bundle.weights}',
+      f'full ones, to export them with --to={to}',
+      'widen them first: python -m sphinx_jax.mix_weights --inputs=DIR --output=WIDE',
+    )
   target = export.TARGETS[to]
   tensors = target.tensors(
     config, stream.read(source), stream.read(source, export.UNUSED_ITEM), origin
@@ -320,7 +360,8 @@ def _open_model(
 ) -> tuple[ml_collections.ConfigDict, Mapping[str, stream.Array]]:
   """Returns model config and arrays of a checkpoint of sphinx_jax or of a foreign folder."""
   if store.is_checkpoint(directory):
-    return load_bundle(directory).config.model, stream.read(directory)
+    bundle = load_bundle(directory)
+    return bundle.config.model, widened.widen(stream.read(directory), bundle.forms, np.float32)
   assembly = assemble.assemble([sources.open_source(directory, **options)])
   return assembly.config, assemble.arrays(assembly)
 
@@ -376,7 +417,7 @@ def _check_flags() -> None:
   Raises:
     SphinxError: there is such a flag.
   """
-  mode = next((name for name in ('verify', 'to') if FLAGS[name].value), 'import')
+  mode = next((name for name in ('quantize', 'verify', 'to') if FLAGS[name].value), 'import')
   unused = [f'--{name}' for name in _UNUSED_FLAGS[mode] if FLAGS[name].value != FLAGS[name].default]
   if mode != 'import' and len(FLAGS.source) > 1:
     unused.append('a second --source')
@@ -411,14 +452,18 @@ def _changes() -> dict[str, Any]:
   return changes
 
 
+def _quantize(full: few_bits.Full) -> None:
+  few_bits.quantize(full, FLAGS.output, FLAGS.quantize, FLAGS.verify, FLAGS.dry_run)
+
+
 def main() -> None:
-  """Imports, exports, compares or lists weights, as the flags ask."""
+  """Imports, quantizes, exports, compares or lists weights, as the flags ask."""
   if not FLAGS.source:
     raise errors.make(
       '--source', 'nothing', 'a folder or file of weights', 'for instance --source=DIR --output=DIR'
     )
   _check_flags()
-  if FLAGS.verify:
+  if FLAGS.verify and not FLAGS.quantize:
     verify(FLAGS.source[0], FLAGS.verify, variant=FLAGS.variant, base=FLAGS.base)
     return
   if not FLAGS.output and not FLAGS.dry_run:
@@ -428,6 +473,9 @@ def main() -> None:
       'a new directory',
       'for instance --output=DIR, or --dry_run to write nothing',
     )
+  if FLAGS.quantize and store.is_checkpoint(merged.split(FLAGS.source[0])[0]):
+    _quantize(few_bits.open_full(FLAGS.source[0]))
+    return
   if FLAGS.to:
     export_checkpoint(FLAGS.source[0], FLAGS.output, FLAGS.to, FLAGS.shards, FLAGS.dry_run)
     return
@@ -439,6 +487,9 @@ def main() -> None:
     strict=not FLAGS.dry_run,
     changes=_changes(),
   )
+  if FLAGS.quantize:
+    _quantize(full_weights(assembly, FLAGS.seed, FLAGS.ids))
+    return
   if FLAGS.dry_run:
     print_table(assembly)
     return
@@ -484,5 +535,13 @@ if __name__ == '__main__':
     False,
     'Print the table of names and shapes, and the missing and unused tensors; write nothing.',
   )
-  cli.define_path('verify', None, 'Compare --source with this model; write nothing.')
+  flags.DEFINE_enum(
+    'quantize', None, list(quantized.STORED), 'Hold the matrices of the new checkpoint so.'
+  )
+  cli.define_path(
+    'verify',
+    None,
+    'Compare --source with this model; write nothing. With --quantize: compare losses on the '
+    f"examples of this JSONL file, or on '{agreement.EMBEDDED}'.",
+  )
   cli.run(main)

@@ -29,6 +29,7 @@ from sphinx_jax.checkpoint import (
   placing,
   store as checkpoints,
   stream,
+  widened,
 )
 from sphinx_jax.checkpoint.bundle import Bundle, differences, load_bundle
 from sphinx_jax.core import batch as batch_contract, config as config_lib, errors, tensorflow, trees
@@ -36,7 +37,7 @@ from sphinx_jax.core.progress import log
 from sphinx_jax.data import dialog, slots, tokenizer as tokenizers
 from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
 from sphinx_jax.data.record import MARK
-from sphinx_jax.models import adapters, families, layers
+from sphinx_jax.models import adapters, families, layers, stored
 from sphinx_jax.parallel import hosts, mesh as meshes, placement, rules
 from sphinx_jax.planning import flops, plan
 from sphinx_jax.training import (
@@ -316,8 +317,11 @@ class Program:
     """
     flat = trees.flatten(self.params)
     shapes = {path: leaf for path, leaf in flat.items() if not adapters.is_adapter(path)}
-    if self.layout.forms:
-      arrays = stream.read(directory)
+    held = load_bundle(directory).forms
+    _check_form(self._config, directory, held)
+    if self.layout.forms or held:
+      trained = {layer: matrix for layer, matrix in held.items() if layer not in self.layout.forms}
+      arrays = widened.widen(stream.read(directory), trained, jnp.float32)
       params = placing.place(arrays, trees.unflatten(shapes), self.layout.forms)
     else:
       params = checkpoints.load_params(directory, trees.unflatten(shapes))
@@ -347,6 +351,21 @@ class Program:
   def init_optimizer(self, trained: dict) -> Any:
     """Makes the optimizer's first state, directly in its sharding."""
     return jax.jit(self.optimizer.init, out_shardings=_shardings(self.state.opt_state))(trained)
+
+
+def _check_form(
+  config: ConfigDict, directory: checkpoints.Path, held: Mapping[str, stored.Matrix]
+) -> None:
+  """Raises SphinxError if a checkpoint in few bits has another form than the run freezes."""
+  forms = {matrix.form for matrix in held.values()} - {config.get('frozen_dtype')}
+  if forms:
+    raise errors.make(
+      f"init_from '{directory}'",
+      f'kernels in {", ".join(forms)}',
+      f"those of frozen_dtype '{config.get('frozen_dtype') or ''}'",
+      'train adapters on it (--config=forkme:FILE,DIR,qlora), or widen it first '
+      '(python -m sphinx_jax.mix_weights --inputs=DIR --output=WIDE)',
+    )
 
 
 def _check_frozen_encoders(config: ConfigDict, logical_axes: dict) -> None:
@@ -682,7 +701,9 @@ def check_parent(config: ConfigDict, program: Program, data: Data) -> None:
       'all weights',
       'merge it first: python -m sphinx_jax.mix_weights --inputs=BASE+ADAPTER --output=DIR',
     )
-  checkpoints.check(config.init_from, families.abstract_params(config.model))
+  _check_form(config, config.init_from, parent.forms)
+  shapes, axes = families.abstract_params(config.model), families.logical_axes(config.model)
+  checkpoints.check(config.init_from, stored.extend(shapes, axes, parent.forms)[0])
   different = [
     str(line) for line in differences(parent, data.bundle) if line.key.startswith('llm.')
   ]
@@ -724,6 +745,7 @@ def open_parents(config: ConfigDict, directories: Sequence[checkpoints.Path]) ->
   program = Program(config)
   data = open_data(config, hosts.local_rows(program.batch_sharding, config.batch.size))
   for directory in directories:
+    _check_form(config, directory, load_bundle(directory).forms)
     checkpoints.check(directory, program.params)
   params = tuple(checkpoints.load_params(directory, program.params) for directory in directories)
   return Parents(program, data, params)

@@ -97,7 +97,7 @@ RUN = {
     }
   ),
   'frozen_dtype': values.optional(
-    values.choice("frozen matrices at rest; '': the compute dtype", ['', *quantized.FORMS])
+    values.choice("frozen matrices at rest; '': the compute dtype", ['', *quantized.STORED])
   ),
   'optimizer': {
     'name': values.choice('optimizer', optimizer.NAMES),

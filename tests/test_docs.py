@@ -48,6 +48,7 @@ HERE = (
   "--config.lora.rank=16 --config.lora.target='llm/layers/attention/.*'",
   f'{CHAT}BASE --adapter=ADAPTER --image=cat.png --prompt="What is this?"',
   'python -m sphinx_jax.mix_weights --inputs=BASE+ADAPTER --output=MERGED',
+  'python -m sphinx_jax.convert --source=BASE --output=QUANTIZED --quantize=int8',
   f'{EVALUATE}workdir/mini/stage2 --output=OUT --tasks=vqa --examples=8',
   'python -m sphinx_jax.plan --config=stage2:13b,1k --topology=v5p:2x2x2',
 )
@@ -111,6 +112,7 @@ def test_a_command_works_as_written(command, folder):
     'REAL,SYNTHETIC': 'workdir/mini/real,workdir/mini/synthetic',
     'BASE': 'workdir/mini/stage2',
     'ADAPTER': 'workdir/adapter',
+    'QUANTIZED': 'workdir/quantized',
   }
   for placeholder, place in places.items():
     words = [word.replace(placeholder, place) for word in words]

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from sphinx_jax import run, settings, train
+from sphinx_jax import few_bits, run, settings, train
 from sphinx_jax.checkpoint import adapter_runs, mixing, store
 from sphinx_jax.configs import mini, mini_lora
 from sphinx_jax.core import errors, trees
@@ -101,6 +101,32 @@ def test_a_broken_run_resumes_bit_for_bit(runs, tmp_path, monkeypatch):
   jax.tree.map(
     np.testing.assert_array_equal, store.load_params(tmp_path), store.load_params(adapter)
   )
+
+
+def test_a_base_in_few_bits_is_trained_on_as_it_is_and_resumed(runs, tmp_path, monkeypatch):
+  """The same numbers as of a full base, which the run quantizes while it reads it."""
+  base, adapter = runs
+  held, place = tmp_path / 'held', tmp_path / 'run'
+  few_bits.quantize(few_bits.open_full(str(base)), held, 'nf4')
+  assert 'llm/layers/attention/wq/nf4' in trees.flatten(store.load_params(held))
+  monkeypatch.setattr(run, 'open_data', interrupt_at(4, crash))
+  with pytest.raises(RuntimeError, match='as if killed'):
+    train.train(lora(held), place)
+  monkeypatch.setattr(run, 'open_data', in_memory())
+  train.train(lora(held), place)
+  assert [line['loss'] for line in lines(place) if 'loss' in line] == pytest.approx(
+    [line['loss'] for line in lines(adapter) if 'loss' in line], rel=0.02
+  )
+  whole = tmp_path / 'whole'
+  train.train(lora(held), whole)
+  assert lines(place) == lines(whole)
+
+  for form, words in (
+    ('int8', "kernels in nf4, expected those of frozen_dtype 'int8'"),
+    ('', "''"),
+  ):
+    with pytest.raises(errors.SphinxError, match=words):
+      train.train(lora(held, form), tmp_path / f'other{form}')
 
 
 _SLOW = [pytest.param(form, marks=pytest.mark.slow) for form in ('int8', 'int4')]

@@ -1,6 +1,7 @@
 """Checkpoints that hold adapters alone, of runs whose frozen weights are another checkpoint.
 
-`base` is the only writer and reader of the key 'adapter_of' of a checkpoint's meta.
+`base` is the only writer and reader of the key 'adapter_of' of a checkpoint's meta. A checkpoint
+that was quantized has another one as its parent: an adapter of either fits both.
 """
 
 import os
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint.bundle import Bundle
 from sphinx_jax.core import errors
 
 _BASE = 'adapter_of'
@@ -20,7 +22,16 @@ def base(directory: store.Path) -> dict[str, Any]:
     directory: a run's directory or one step's.
   """
   path = os.fspath(store.absolute_path(directory))
-  return {_BASE: {'path': path, 'identity': store.identity(path)}}
+  identity, *origin = _identities(path)
+  return {_BASE: {'path': path, 'identity': identity, **({'origin': origin} if origin else {})}}
+
+
+def _identities(directory: store.Path) -> list[str]:
+  """The identity of a checkpoint and, if it was quantized, that of the one it was made of."""
+  meta = store.load_meta(directory)
+  parents = meta.get('parents', ()) if Bundle.from_meta(meta, directory).weights else ()
+  whole = [parent['identity'] for parent in parents if 'adapter' not in parent]
+  return [store.identity(directory), *whole]
 
 
 def is_adapter(directory: store.Path) -> bool:
@@ -65,7 +76,10 @@ def check_base(meta: Mapping[str, Any], directory: store.Path, weights: store.Pa
       'one that holds adapters alone',
       'load it without an adapter',
     )
-  if store.is_checkpoint(weights) and store.identity(weights) != meta[_BASE]['identity']:
+  if not store.is_checkpoint(weights):
+    return
+  known = {meta[_BASE]['identity'], *meta[_BASE].get('origin', ())}
+  if known.isdisjoint(_identities(weights)):
     raise errors.make(
       f"adapter '{directory}' on '{weights}'",
       'other weights than those that it was trained with',

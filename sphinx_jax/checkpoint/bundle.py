@@ -1,7 +1,7 @@
 """What a checkpoint carries beside its arrays so that the model can be used from it alone.
 
-`Bundle` is the only writer and reader of the keys `config`, `tokenizer`, `dialog`, `added_tokens`
-and `ids` of a checkpoint's meta.
+`Bundle` is the only writer and reader of the keys `config`, `tokenizer`, `dialog`, `added_tokens`,
+`ids` and `weights` of a checkpoint's meta.
 """
 
 import base64
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from sphinx_jax.checkpoint import store
 from sphinx_jax.core import config as config_lib, errors
 from sphinx_jax.data.tokenizer import Tokenizer
-from sphinx_jax.models import families
+from sphinx_jax.models import families, stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Bundle:
     dialog: arguments of `data.dialog.Template`.
     added_tokens: text -> id of the special tokens beside a tokenizer.model.
     ids: see `data.tokenizer.IDS`.
+    weights: the form of the kernels (`models.quantized.STORED`); '': not quantized.
   """
 
   config: ConfigDict
@@ -36,6 +37,14 @@ class Bundle:
   dialog: dict[str, Any]
   added_tokens: dict[str, int] = dataclasses.field(default_factory=dict)
   ids: str = 'v4'
+  weights: str = ''
+
+  @property
+  def forms(self) -> dict[str, stored.Matrix]:
+    """The layers of the checkpoint whose kernels are quantized."""
+    if not self.weights:
+      return {}
+    return stored.matrices(families.logical_axes(self.config.model), self.weights)
 
   def open_tokenizer(self) -> Tokenizer | None:
     """Returns the tokenizer with its added tokens."""
@@ -52,6 +61,7 @@ class Bundle:
       'dialog': dict(self.dialog),
       **({'added_tokens': self.added_tokens} if self.added_tokens else {}),
       **({'ids': self.ids} if self.ids != 'v4' else {}),
+      **({'weights': self.weights} if self.weights else {}),
     }
 
   @classmethod
@@ -77,7 +87,8 @@ class Bundle:
         'take a checkpoint that train, convert or mix_weights wrote',
       ) from error
     dialog, added = (dict(meta.get(key) or {}) for key in ('dialog', 'added_tokens'))
-    return cls(config, tokenizer, dialog, added, meta.get('ids', 'v4'))
+    ids, weights = meta.get('ids', 'v4'), meta.get('weights', '')
+    return cls(config, tokenizer, dialog, added, ids, weights)
 
 
 def load_bundle(directory: store.Path) -> Bundle:

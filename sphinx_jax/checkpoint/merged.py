@@ -1,4 +1,7 @@
-"""Checkpoints with adapters merged into them, as arrays that are computed while they are read."""
+"""Checkpoints with adapters merged into them, as arrays that are computed while they are read.
+
+Kernels in few bits are widened: to bfloat16, and to float32 before an adapter is added.
+"""
 
 import functools
 import os
@@ -7,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sphinx_jax.checkpoint import adapter_runs, store, stream
+from sphinx_jax.checkpoint import adapter_runs, store, stream, widened
+from sphinx_jax.checkpoint.bundle import Bundle
 from sphinx_jax.models import adapters
 
 
@@ -42,7 +46,9 @@ def open_checkpoint(place: store.Path) -> Opened:
     SphinxError: a place is no checkpoint, or the adapter was trained with other weights.
   """
   base, adapter = split(place)
-  meta, arrays = store.load_meta(base), stream.read(base, mapped=True)
+  meta, held = store.load_meta(base), stream.read(base, mapped=True)
+  forms = Bundle.from_meta(meta, base).forms
+  arrays = widened.widen(held, forms)
   source = {
     'directory': str(store.absolute_path(base)),
     'step': meta['step'],
@@ -53,30 +59,44 @@ def open_checkpoint(place: store.Path) -> Opened:
   adapter_runs.check_base(store.load_meta(adapter), adapter, base)
   source['adapter'] = str(store.absolute_path(adapter))
   source['adapter_identity'] = store.identity(adapter)
-  return Opened(meta, source, _merge(arrays, stream.read(adapter)))
+  exact = widened.widen(held, forms, np.float32)
+  return Opened(meta, source, _merge(arrays, exact, stream.read(adapter)))
 
 
 def _merge(
-  base: Mapping[str, stream.StoredArray], adapter: Mapping[str, stream.StoredArray]
+  base: Mapping[str, stream.StoredArray],
+  exact: Mapping[str, stream.StoredArray],
+  adapter: Mapping[str, stream.StoredArray],
 ) -> dict[str, stream.StoredArray]:
-  """The arrays of a checkpoint with those of an adapter in them."""
+  """The arrays of a checkpoint with those of an adapter in them.
+
+  Args:
+    base: the arrays of the checkpoint, in the dtypes of the result.
+    exact: the same, in dtypes that lose nothing.
+    adapter: the arrays of the adapter.
+  """
   merged = {**base, **{path: adapter[path] for path in adapter if path in base}}
   for path in adapter:
     layer, _, name = path.rpartition('/')
     if name == adapters.A:
       kernel = f'{layer}/{adapters.KERNEL}'
       leaves = (adapter[f'{layer}/{leaf}'].read(()) for leaf in adapters.LEAVES)
-      merged[kernel] = _MergedArray(base[kernel], *leaves)
+      merged[kernel] = _MergedArray(exact[kernel], base[kernel].dtype, *leaves)
   return merged
 
 
 class _MergedArray(stream.Array):
-  """A kernel [in,...], or a stack of them, with an adapter added, in the dtype of the kernel."""
+  """A kernel [in,...], or a stack of them, with an adapter added, in a dtype."""
 
   def __init__(
-    self, kernel: stream.StoredArray, a: np.ndarray, b: np.ndarray, scale: np.ndarray
+    self,
+    kernel: stream.StoredArray,
+    dtype: np.dtype,
+    a: np.ndarray,
+    b: np.ndarray,
+    scale: np.ndarray,
   ) -> None:
-    super().__init__(kernel.shape, kernel.dtype, self._read, kernel.layers)
+    super().__init__(kernel.shape, dtype, self._read, kernel.layers)
     self._kernel, self._adapter = kernel, (a, b, scale)
 
   @property
@@ -93,7 +113,7 @@ class _MergedArray(stream.Array):
 
   def _add(self, index: stream.Index, kernel: np.ndarray) -> np.ndarray:
     wide = kernel.astype(np.float32)
-    return (wide + _delta(index, *self._adapter)).astype(kernel.dtype)
+    return (wide + _delta(index, *self._adapter)).astype(self.dtype)
 
 
 class _PendingMerge(NamedTuple):

@@ -69,7 +69,8 @@ def mix_checkpoints(
     unnormalized: allow coefficients that do not sum to 1.
     base: the checkpoint that the inputs started from, for task arithmetic.
     method: 'linear' or 'slerp'.
-    dtype: numpy name of the dtype of floating-point parameters; None: the first input's.
+    dtype: numpy name of the dtype of floating-point parameters; None: the first input's, or
+      bfloat16 if its kernels are in few bits.
 
   Returns:
     The output directory.
@@ -115,7 +116,7 @@ def mix_checkpoints(
     )
   leaf_coefficients = weights.match(rules, opened[0])
   outputs = _plan_outputs(opened, dtype)
-  meta = {**bundles[0].to_meta(), **recipe}
+  meta = {**dataclasses.replace(bundles[0], weights='').to_meta(), **recipe}
   writer = stream.Writer(output, {'params': outputs}, meta, _PENDING_BYTES)
   try:
     with jax.default_device(jax.local_devices(backend='cpu')[0]):

@@ -50,13 +50,14 @@ def place(
 def _quantized(array: Array, matrix: stored.Matrix) -> dict[str, Any]:
   """The arrays of a quantized kernel, of which one layer at a time is read."""
   if not matrix.stacked:
-    return _quantize(array.read(()), matrix.form)
-  layers = [_quantize(array.read((i,)), matrix.form) for i in range(array.shape[0])]
+    return quantize(array.read(()), matrix.form)
+  layers = [quantize(array.read((i,)), matrix.form) for i in range(array.shape[0])]
   return {name: jnp.stack([layer[name] for layer in layers]) for name in layers[0]}
 
 
 @functools.partial(jax.jit, static_argnames='form')
-def _quantize(kernel: np.ndarray, form: str) -> dict[str, jax.Array]:
+def quantize(kernel: np.ndarray, form: str) -> dict[str, jax.Array]:
+  """The arrays in place of a kernel float[in,...], see `quantized.quantize`."""
   return quantized.quantize(kernel, form)
 
 

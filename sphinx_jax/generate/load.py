@@ -5,7 +5,7 @@ weights.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from sphinx_jax.core.progress import log
 from sphinx_jax.data import dialog, tokenizer
 from sphinx_jax.generate.model import Model
 from sphinx_jax.models import adapters, families, quantized, settings, stored
-from sphinx_jax.models.adapters import A
+from sphinx_jax.models.adapters import KERNEL, A
 from sphinx_jax.parallel import mesh as meshes, placement, rules
 
 
@@ -99,7 +99,7 @@ def load_model(
     adapter_runs.check_base(store.load_meta(ours), ours, directory)
     carried = bundle.load_bundle(ours)
     config = carried.config.model
-    weights = weights or carried.config.get('frozen_dtype') or None
+    weights = weights or opened.carried.weights or carried.config.get('frozen_dtype') or None
   config = settings.change(config, changes or {})
   params = _read(opened, config, ours, weights, mesh)
   if dtype is None:
@@ -118,6 +118,12 @@ def load_model(
   if ids is not None:
     carried = dataclasses.replace(carried, ids=ids)
   return _model(carried, config, params)
+
+
+def model_of(carried: bundle.Bundle, arrays: Mapping[str, stream.Array]) -> Model:
+  """The model of weights that are not read yet, on the first device in the dtypes they have."""
+  params = placing.place(arrays)
+  return _model(carried, _on_this_device(carried.config.model, params), params)
 
 
 def _open(directory: store.Path, adapter: store.Path | None) -> _Opened:
@@ -142,17 +148,43 @@ def _read(
 ) -> dict:
   """Reads weights, quantizes their matrices, and adds the parameters of a run with adapters."""
   trained = {} if adapter is None else stream.read(adapter)
-  kept = {path: array for path, array in opened.arrays.items() if path not in trained}
-  forms = {}
+  weights = _form(opened, weights)
+  arrays, forms = opened.arrays, {}
   if weights is not None:
     forms = stored.matrices(families.logical_axes(config), weights, trained)
+    arrays = {stored.as_form(path, forms): array for path, array in arrays.items()}
+  replaced = {path.removesuffix(KERNEL) for path in trained if path.endswith(f'/{KERNEL}')}
+  kept = {
+    path: array
+    for path, array in arrays.items()
+    if path not in trained and not _is_code(path, replaced)
+  }
   expected = None
   if mesh is not None:
     expected = _sharded_shapes(config, {**kept, **trained}, forms, mesh)
-  if opened.directory is not None and not forms and not trained:
+  if opened.directory is not None and arrays is opened.arrays and not trained:
     return store.load_params(opened.directory, expected)
   flat = trees.flatten(placing.place(kept, expected, forms))
   return trees.unflatten(flat | trees.flatten(placing.place(trained, expected)))
+
+
+def _form(opened: _Opened, weights: str | None) -> str | None:
+  """The form in which kernels are wanted. Those of a quantized checkpoint stay as they are."""
+  held = opened.carried.weights
+  if not held or weights in (None, held) or (held, weights) == ('int8', quantized.DYNAMIC):
+    return weights or held or None
+  raise errors.make(
+    f"checkpoint '{opened.directory}'",
+    f'kernels in {held}',
+    f"full ones, to hold them in '{weights}'",
+    'load it as it is, or the checkpoint that it was made of',
+  )
+
+
+def _is_code(path: str, layers: Collection[str]) -> bool:
+  """Whether an array is of the quantized kernel of one of some layers, 'PATH/' each."""
+  layer, slash, name = path.rpartition('/')
+  return layer + slash in layers and name in (quantized.SCALE, *quantized.FORMS)
 
 
 def _check_model(carried: bundle.Bundle, directory: store.Path) -> None:

@@ -248,11 +248,28 @@ class Model:
         encoded = template.continuation(text, self.tokenizer, slots, parse_special)
       else:
         encoded = template.prompt(asked.turns, self.tokenizer, slots, asked.begin)
+    return self._with_image_tokens(encoded).ids
+
+  def encode_dialog(self, turns: Sequence[Turn], images: int = 0, marks: str = 'text') -> Encoded:
+    """A dialog as it is trained on, with token ids as `logits` takes them.
+
+    Args:
+      turns: (question, answer) pairs.
+      images: their number, at most 1 for SPHINX.
+      marks: what `<image>` in the turns is, see `record.MARKS`.
+    """
+    slots = self._slots(images)
+    return self._with_image_tokens(self._template.encode(turns, self.tokenizer, slots, marks))
+
+  def _with_image_tokens(self, encoded: Encoded) -> Encoded:
+    """A dialog with one image token for every visual token, for a family that has them."""
+    if self._image_token is None:
+      return encoded
     ids = list(encoded.ids)
-    if self._image_token is not None:
-      for at in reversed(encoded.images_at):
-        ids[at:at] = [self._image_token] * self.visual_tokens
-    return ids
+    for at in reversed(encoded.images_at):
+      ids[at:at] = [self._image_token] * self.visual_tokens
+    places = np.repeat(np.array(encoded.images_at, int), self.visual_tokens)
+    return Encoded(ids, np.insert(encoded.weights, places, 0.0), encoded.images_at)
 
   def prompt(self, messages: messages_lib.Messages) -> str:
     """The text of a chat that asks for the next answer, with `<image>` for images.

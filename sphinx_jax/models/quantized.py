@@ -6,7 +6,8 @@ and 'int4' are whole numbers times a scale, 'nf4' are the 16 quantiles of QLoRA 
 times the largest value of the tile. Codes of 4 bits are stored in pairs as uint8.
 
 A product widens a few columns or rows of the matrix at a time. It has a gradient with respect to x
-alone.
+alone. With 'int8_dynamic', which has the arrays of 'int8', a product rounds x to 8 bits too, every
+row of a tile with a scale of its own, and a GPU or TPU multiplies 8-bit numbers.
 """
 
 import functools
@@ -21,9 +22,10 @@ from sphinx_jax.core import errors
 from sphinx_jax.parallel import placement
 
 SCALE = 'kernel_scale'
+DYNAMIC = 'int8_dynamic'
 _FEW = 16  # Most rows of x for which the rows of the weights are read in order.
-# Most numbers of a part of the matrix that is widened: of a large product, and of few rows, where
-# it stays in the cache of a CPU.
+_ROWS = 64  # Rows of a part of the matrix that few rows of x meet. It stays in the cache of a CPU.
+# Most numbers of a part of the matrix: of a large product, and of few rows if tiles are odd.
 _WIDE, _NARROW = 2**22, 2**17
 
 
@@ -50,11 +52,12 @@ _NF4 = (
   *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
   *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
-FORMS = {
+STORED = {  # The forms of checkpoints and of runs.
   'int8': Form(jnp.int8, 128, None, pairs=False),
   'int4': Form(jnp.int4, 64, None, pairs=True),
   'nf4': Form('nf4', 64, _NF4, pairs=True),
 }
+FORMS = {**STORED, DYNAMIC: STORED['int8']}
 
 
 def form_of(leaves: Container[str]) -> str | None:
@@ -115,15 +118,16 @@ def widen(leaves: Mapping[str, jax.Array], dtype: Any = jnp.float32) -> jax.Arra
   form = form_of(leaves)
   codes, scale = leaves[form], leaves[SCALE]
   tiles, *features = scale.shape
-  codes = codes.reshape(tiles, codes.shape[0] // tiles, *features)
-  if FORMS[form].pairs:
-    codes = jnp.concatenate([codes & 15, codes >> 4], axis=1)
-  values = _values(codes, form) * scale[:, None]
+  values = _values(codes.reshape(tiles, -1, *features), form) * scale[:, None]
   return values.reshape(-1, *features).astype(dtype)
 
 
 def _values(codes: jax.Array, form: str) -> jax.Array:
-  """What codes stand for, float32."""
+  """What the codes [tiles,n,...] of whole tiles stand for, float32[tiles,rows,...]."""
+  if FORMS[form].pairs:
+    # One shift for both halves. XLA:CPU takes ten times as long for a concatenation.
+    halves = jnp.array([0, 4], jnp.uint8).reshape(1, 2, *[1] * (codes.ndim - 1))
+    codes = (codes[:, None] >> halves & 15).reshape(len(codes), -1, *codes.shape[2:])
   levels = FORMS[form].levels
   if levels is None:
     if FORMS[form].pairs:  # The sign of 4 bits.
@@ -160,6 +164,15 @@ def matmul(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(x: jax.Array, leaves: dict[str, jax.Array], ways: tuple[int, int]) -> jax.Array:
   """`matmul` of a kernel whose dimensions are split among so many devices."""
+  if DYNAMIC in leaves:
+    rounded = lambda x, leaves: _widening(_dequantized(x, leaves), leaves, ways)
+    narrow = functools.partial(_narrow, ways=ways[1])
+    return jax.lax.platform_dependent(x, leaves, cpu=rounded, default=narrow)
+  return _widening(x, leaves, ways)
+
+
+def _widening(x: jax.Array, leaves: dict[str, jax.Array], ways: tuple[int, int]) -> jax.Array:
+  """A product with numbers as wide as those of x."""
   if len(x) > _FEW:
     return _by_columns(x, leaves, ways[1])
   whole = lambda x, leaves: x @ widen(leaves, x.dtype)
@@ -168,8 +181,58 @@ def _product(x: jax.Array, leaves: dict[str, jax.Array], ways: tuple[int, int]) 
   return jax.lax.platform_dependent(x, leaves, cpu=_by_rows, default=whole)
 
 
+def _rounded(x: jax.Array, leaves: Mapping[str, jax.Array]) -> Any:
+  """x [rows,in] in 8 bits, as a QArray of qwix with a scale for every row and tile."""
+  import qwix  # Here, as it takes a second.
+
+  tile = x.shape[1] // len(leaves[SCALE])
+  return qwix.quantize(x.astype(jnp.float32), jnp.int8, channelwise_axes=[0], tiled_axes={1: tile})
+
+
+def _dequantized(x: jax.Array, leaves: Mapping[str, jax.Array]) -> jax.Array:
+  """x as 8 bits have it, where products of 8 bits are slow."""
+  import qwix
+
+  return qwix.dequantize(_rounded(x, leaves)).astype(x.dtype)
+
+
+def _narrow(x: jax.Array, leaves: dict[str, jax.Array], ways: int) -> jax.Array:
+  """The product of 8-bit numbers: whole sums of every tile, which their scales then meet."""
+  import qwix
+
+  rounded = _rounded(x, leaves)
+  # A part has a sum for every tile.
+  parts, cut = _parts(leaves, 1, ways, max(_WIDE // len(x), 1) * (x.shape[1] // len(leaves[SCALE])))
+
+  def part(i: jax.Array) -> jax.Array:
+    of_part = cut(i)
+    weights = qwix.QArray(of_part[DYNAMIC], of_part[SCALE])
+    return qwix.dot_general(rounded, weights, (([1], [0]), ([], []))).astype(x.dtype)
+
+  return _filled(part, parts, ways)
+
+
 def _by_rows(x: jax.Array, leaves: dict[str, jax.Array]) -> jax.Array:
   """The product of few rows: a sum over parts of `in`, which are read once and in order."""
+  form = form_of(leaves)
+  codes, scale = leaves[form], leaves[SCALE]
+  tile = x.shape[1] // len(scale)
+  if tile % _ROWS:
+    return _by_tiles(x, leaves)
+  parts, height = x.shape[1] // _ROWS, _ROWS * len(codes) // x.shape[1]
+  cut = jax.lax.dynamic_slice_in_dim
+
+  def add(i: jax.Array, total: jax.Array) -> jax.Array:
+    part = _values(cut(codes, i * height, height)[None], form)[0].astype(x.dtype)
+    # The scale is that of all these rows, so fewer numbers meet it after the product.
+    return total + (cut(x, i * _ROWS, _ROWS, 1) @ part) * cut(scale, i * _ROWS // tile, 1)
+
+  total = jnp.zeros((len(x), scale.shape[1]), jnp.float32)
+  return jax.lax.fori_loop(0, parts, add, total).astype(x.dtype)
+
+
+def _by_tiles(x: jax.Array, leaves: dict[str, jax.Array]) -> jax.Array:
+  """`_by_rows` in parts of whole tiles."""
   parts, cut = _parts(leaves, 0, 1, _NARROW)
   if parts == 1:
     return x @ widen(leaves, x.dtype)

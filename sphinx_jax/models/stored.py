@@ -41,6 +41,14 @@ def matrices(logical_axes: Mapping, form: str, without: Collection[str] = ()) ->
   }
 
 
+def as_form(path: str, forms: Mapping[str, Matrix]) -> str:
+  """The path of an array in a tree with these forms: 'int8_dynamic' has the codes of 'int8'."""
+  layer, _, name = path.rpartition('/')
+  if name == 'int8' and layer in forms:
+    return f'{layer}/{forms[layer].form}'
+  return path
+
+
 def extend(
   shapes: Mapping, logical_axes: Mapping, forms: Mapping[str, Matrix]
 ) -> tuple[dict, dict]:

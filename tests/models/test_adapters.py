@@ -76,7 +76,7 @@ def test_subtracting_a_merged_adapter_gives_the_base_back():
     np.testing.assert_allclose(back[path], leaf, atol=1e-6, err_msg=path)
 
 
-@pytest.mark.parametrize('form', quantized.FORMS)
+@pytest.mark.parametrize('form', quantized.STORED)
 def test_quantized_layers_with_adapters_give_the_logits_of_their_merged_weights(form):
   params, _ = trained()
   forms = stored.matrices(families.logical_axes(small.config()), form)
