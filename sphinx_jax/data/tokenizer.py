@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -256,6 +257,11 @@ class JsonModel:
       for i, token in self._model.get_added_tokens_decoder().items()
       if token.special
     }
+    self._words = {
+      i: token.content
+      for i, token in self._model.get_added_tokens_decoder().items()
+      if not token.special
+    }
     self.size: int = 1 + max(self._model.get_vocab(with_added_tokens=True).values())
     if not {'<s>', '</s>'} <= self.specials.keys():
       raise errors.make(
@@ -288,7 +294,15 @@ class JsonModel:
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of ids, without special tokens and the space of the first word."""
-    return self._model.decode(ids, skip_special_tokens=True)
+    # The stretches between added tokens were encoded one by one, each with a space in front.
+    parts = []
+    for is_word, group in itertools.groupby(ids, self._words.__contains__):
+      stretch = list(group)
+      if is_word:
+        parts += [self._words[i] for i in stretch]
+      else:
+        parts.append(self._model.decode(stretch, skip_special_tokens=True))
+    return ''.join(parts)
 
 
 def _not_unicode(text: Any) -> errors.SphinxError:
