@@ -26,6 +26,7 @@ from sphinx_jax import datasets, settings as settings_lib
 from sphinx_jax.checkpoint import (
   adapter_runs,
   features as features_lib,
+  grown,
   placing,
   store as checkpoints,
   stream,
@@ -33,10 +34,10 @@ from sphinx_jax.checkpoint import (
 from sphinx_jax.checkpoint.bundle import Bundle, differences, load_bundle
 from sphinx_jax.core import batch as batch_contract, config as config_lib, errors, tensorflow, trees
 from sphinx_jax.core.progress import log
-from sphinx_jax.data import dialog, slots, tokenizer as tokenizers
+from sphinx_jax.data import added_tokens, dialog, slots, tokenizer as tokenizers
 from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
 from sphinx_jax.data.record import MARK
-from sphinx_jax.models import adapters, families, layers
+from sphinx_jax.models import adapters, families, layers, vocabulary
 from sphinx_jax.parallel import hosts, mesh as meshes, placement, rules
 from sphinx_jax.planning import flops, plan
 from sphinx_jax.training import (
@@ -87,7 +88,7 @@ def training_run(
   """
   if not settings_lib.is_recipe(config):
     settings_lib.check_run(config)
-    return config
+    return with_new_tokens(config)
   settings_lib.check_steps(config)
   choices = training_steps(config)
   if step not in choices:
@@ -101,7 +102,26 @@ def training_run(
       path = run_config[name]
       if path and path.split('/')[0] in config.steps:
         run_config[name] = str(epath.Path(workdir) / path)
-  return run_config.lock()
+  return with_new_tokens(run_config.lock())
+
+
+def with_new_tokens(config: ConfigDict) -> ConfigDict:
+  """Completes the config of a run with `tokenizer_add`; others stay as they are.
+
+  The vocabulary has the size of the tokenizer with the new tokens. Beside adapters, the rows of the
+  new tokens are trained.
+
+  Raises:
+    SphinxError: the tokenizer cannot be read, or it has one of the tokens.
+  """
+  if not config.get('tokenizer_add'):
+    return config
+  complete = config.copy_and_resolve_references()
+  with complete.unlocked():
+    complete.model.llm.vocab = open_tokenizer(config).vocab_size
+    if config.get('lora') and vocabulary.TRAINED not in config.trainable:
+      complete.trainable = (vocabulary.TRAINED, *config.trainable)
+  return complete.lock()
 
 
 def claim(
@@ -310,14 +330,18 @@ class Program:
     return compiled_make(jax.random.key(self._config.seed))
 
   def load(self, directory: checkpoints.Path) -> dict:
-    """Reads the parameters of another run, and adds fresh adapters.
+    """Reads the parameters of another run, and adds fresh adapters and the rows of new tokens.
 
     Frozen matrices are quantized while they are read.
     """
     flat = trees.flatten(self.params)
     shapes = {path: leaf for path, leaf in flat.items() if not adapters.is_adapter(path)}
-    if self.layout.forms:
+    new_tokens = len(self._config.get('tokenizer_add', ()))
+    if self.layout.forms or new_tokens:
       arrays = stream.read(directory)
+      if new_tokens:
+        vocab, separate = self._config.model.llm.vocab, bool(self._config.get('lora'))
+        arrays = grown.begin(arrays, vocab, new_tokens, separate)
       params = placing.place(arrays, trees.unflatten(shapes), self.layout.forms)
     else:
       params = checkpoints.load_params(directory, trees.unflatten(shapes))
@@ -550,6 +574,15 @@ def open_sources(config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def open_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
+  """Opens the tokenizer of a run, with the tokens that `config.tokenizer_add` names.
+
+  Raises:
+    SphinxError: as `_open_given_tokenizer`, or it has one of these tokens.
+  """
+  return added_tokens.add(_open_given_tokenizer(config), config.get('tokenizer_add', ()))
+
+
+def _open_given_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
   """Opens `config.tokenizer` or, if that is empty, the tokenizer inside `config.init_from`.
 
   Special tokens that the dialogs need, and that a file does not have, get the ids behind its own.
@@ -682,13 +715,20 @@ def check_parent(config: ConfigDict, program: Program, data: Data) -> None:
       'all weights',
       'merge it first: python -m sphinx_jax.mix_weights --inputs=BASE+ADAPTER --output=DIR',
     )
-  checkpoints.check(config.init_from, families.abstract_params(config.model))
+  model, tokenizer, ignored = config.model, data.bundle.tokenizer, ()
+  if config.get('tokenizer_add'):
+    model = ConfigDict(model.to_dict())
+    model.llm.vocab, ignored = parent.config.model.llm.vocab, ('llm.vocab',)
+    tokenizer = _open_given_tokenizer(config).model_bytes
+  checkpoints.check(config.init_from, families.abstract_params(model))
   different = [
-    str(line) for line in differences(parent, data.bundle) if line.key.startswith('llm.')
+    str(line)
+    for line in differences(parent, data.bundle)
+    if line.key.startswith('llm.') and line.key not in ignored
   ]
   if different:
     log.warning("init_from '%s': another LLM: %s", config.init_from, '; '.join(different))
-  if parent.tokenizer != data.bundle.tokenizer:
+  if parent.tokenizer != tokenizer:
     raise errors.make(
       f"init_from '{config.init_from}'",
       'another tokenizer',

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from sphinx_jax.checkpoint import adapter_runs, bundle, placing, store, stream
+from sphinx_jax.checkpoint import adapter_runs, bundle, grown, placing, store, stream
 from sphinx_jax.checkpoint.foreign import assemble, sources
 from sphinx_jax.core import config_values, errors, trees
 from sphinx_jax.core.progress import log
@@ -141,15 +141,17 @@ def _read(
   mesh: str | None,
 ) -> dict:
   """Reads weights, quantizes their matrices, and adds the parameters of a run with adapters."""
-  trained = {} if adapter is None else stream.read(adapter)
-  kept = {path: array for path, array in opened.arrays.items() if path not in trained}
+  whole, trained = opened.arrays, {}
+  if adapter is not None:
+    whole, trained = grown.join(whole, stream.read(adapter), config.llm.vocab)
+  kept = {path: array for path, array in whole.items() if path not in trained}
   forms = {}
   if weights is not None:
     forms = stored.matrices(families.logical_axes(config), weights, trained)
   expected = None
   if mesh is not None:
     expected = _sharded_shapes(config, {**kept, **trained}, forms, mesh)
-  if opened.directory is not None and not forms and not trained:
+  if opened.directory is not None and not forms and adapter is None:
     return store.load_params(opened.directory, expected)
   flat = trees.flatten(placing.place(kept, expected, forms))
   return trees.unflatten(flat | trees.flatten(placing.place(trained, expected)))

@@ -12,8 +12,8 @@ from sphinx_jax.training.state import State, merge
 
 Batch = Mapping[str, jax.Array]
 # (parameters, batch, random key or None)
-# -> (hidden states [B,T,D], matrix of the LM head [D,vocab]).
-Apply = Callable[[dict, Batch, jax.Array | None], tuple[jax.Array, jax.Array]]
+# -> (hidden states [B,T,D], matrix of the LM head [D,vocab] as blocks of its columns).
+Apply = Callable[[dict, Batch, jax.Array | None], tuple[jax.Array, tuple[jax.Array, ...]]]
 # (state, batch) -> (state, metrics).
 TrainStep = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
 # (parameters, batch) -> (sum of weighted losses, sum of weights).
@@ -35,7 +35,7 @@ def make_train_step(
   is divided by the weight of the WHOLE batch, so that the update equals that of one large batch.
 
   Args:
-    apply: the model up to its hidden states, and the matrix that turns them into logits.
+    apply: the model up to its hidden states, and the matrices that turn them into logits.
     optimizer: transforms the gradient of the trained tree.
     rate: learning rate by update, for the metrics.
     tasks: number of tasks in the mixture.
@@ -55,8 +55,8 @@ def make_train_step(
     def objective(
       trained: dict, microbatch: Batch, key: jax.Array | None
     ) -> tuple[jax.Array, dict]:
-      hidden, matrix = apply(merge(trained, state.frozen), microbatch, key)
-      sums = losses.sums(hidden, matrix, microbatch, tasks, chunk)
+      hidden, matrices = apply(merge(trained, state.frozen), microbatch, key)
+      sums = losses.sums(hidden, matrices, microbatch, tasks, chunk)
       return losses.mean(sums['loss'], total_weight), sums
 
     def gradient(part: tuple[Batch, jax.Array | None]) -> tuple[dict, dict]:
@@ -96,8 +96,8 @@ def make_eval_step(apply: Apply, chunk: int = 0) -> EvalStep:
   """Builds the function `(parameters, batch) -> (sum of weighted losses, sum of weights)`."""
 
   def step(params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    hidden, matrix = apply(params, batch, None)
-    sums = losses.sums(hidden, matrix, batch, tasks=1, chunk=chunk)
+    hidden, matrices = apply(params, batch, None)
+    sums = losses.sums(hidden, matrices, batch, tasks=1, chunk=chunk)
     return sums['loss'], sums['weight']
 
   return step

@@ -13,7 +13,7 @@ RATE = lambda count: jnp.float32(0.1)
 
 def apply(params: dict, batch: dict, key: None):
   hidden = jnp.take(params['frozen']['table'], batch['tokens'], axis=0) + params['trained']['b']
-  return hidden, params['trained']['w']
+  return hidden, (params['trained']['w'],)
 
 
 def batch(seed: int = 0) -> dict:
