@@ -42,6 +42,7 @@ from sphinx_jax.parallel import hosts, mesh as meshes, placement, rules
 from sphinx_jax.planning import flops, plan
 from sphinx_jax.training import (
   layout as layouts,
+  loss_scale,
   optimizer as optimizers,
   state as states,
   step as steps,
@@ -224,6 +225,9 @@ class Program:
       moment_dtype=settings.moment_dtype,
       b_rate=lora.b_rate if lora else 1.0,
     )
+    self._scaled = config.model.dtype == 'float16'
+    if self._scaled:
+      self.optimizer = loss_scale.dynamic(self.optimizer)
     self.state = self._abstract_state()
 
     self._eval_step = jax.jit(
@@ -259,6 +263,7 @@ class Program:
       accumulate=self.microbatches,
       chunk=self._config.loss_chunk,
       seed=self._config.seed if any(self._noise) else None,
+      scaled=self._scaled,
     )
     out_shardings = _shardings(self.state), self._replicated
     with self._on_mesh():

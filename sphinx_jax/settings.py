@@ -13,7 +13,7 @@ from sphinx_jax.core import config_values as values, errors
 from sphinx_jax.data import dialog, images, packing, record
 from sphinx_jax.mix import tasks
 from sphinx_jax.models import quantized
-from sphinx_jax.models.settings import DTYPES, MODEL
+from sphinx_jax.models.settings import MODEL
 from sphinx_jax.training import optimizer, state
 
 _SEEDS = 2**63  # Seeds are int64.
@@ -121,7 +121,7 @@ RUN = {
       low=-1,
       without=(0,),
     ),
-    'moment_dtype': values.choice('dtype of the first moment', DTYPES),
+    'moment_dtype': values.choice('dtype of the first moment', optimizer.MOMENT_DTYPES),
   },
   'steps': values.integer('updates'),
   'log_every': values.integer('updates between lines of metrics'),

@@ -168,7 +168,7 @@ def _on_this_device(config: ml_collections.ConfigDict, params: dict) -> ml_colle
 
   The values of weights are those of their dtype in any case.
   """
-  if config.dtype != 'bfloat16' or not placement.is_on_one_cpu(params):
+  if config.dtype == 'float32' or not placement.is_on_one_cpu(params):
     return config
   log.info('products are computed in float32 on a CPU; weights stay in the dtype they have')
   return ml_collections.ConfigDict({**config.to_dict(), 'dtype': 'float32'})
