@@ -62,6 +62,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.name = 'forkme'
   config.init_from = checkpoint or MINI_CHECKPOINT
   config.tokenizer = ''  # Use the checkpoint's.
+  config.tokenizer_add = ()  # For instance ('<loc_0000>', '<loc_0001>'): tokens that it gets.
   if checkpoint:
     parent = bundle.load_bundle(checkpoint)
     config.model = parent.config.model.to_dict()

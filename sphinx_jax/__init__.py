@@ -73,9 +73,9 @@ def load(
   Args:
     directory: a run's directory, one step's, or a folder of released weights or its name in the
       local hub cache, with a LoRA adapter if it is BASE+ADAPTER.
-    dtype: compute dtype, 'float32' or 'bfloat16'. None: that of the checkpoint's config, or the
-      dtype in which a released folder stores its weights; on a CPU float32, in which its products
-      are faster, while weights in bfloat16 stay so in memory.
+    dtype: compute dtype, 'float32', 'bfloat16' or 'float16'. None: that of the checkpoint's config,
+      or bfloat16 if a released folder stores its weights in 16 bits; on a CPU float32, in which its
+      products are faster, while weights in 16 bits stay so in memory.
     half_round: whether resized images are rounded to half precision, as in the official code.
       None: as in the checkpoint's config; True for official folders.
     clip_activation: 'gelu', which the official inference uses, or 'quick_gelu', with which OpenAI

@@ -75,6 +75,7 @@ def draw_curve(
   settings.check_run(config)
   with config.unlocked():  # The checkpoint has the tokenizer. Its file may be gone.
     config.tokenizer, config.init_from = '', str(inputs[0])
+    config.tokenizer_add = ()
   if tasks and hosts.process_count() > 1:
     raise errors.make(
       'curve',

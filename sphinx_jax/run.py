@@ -26,6 +26,7 @@ from sphinx_jax import datasets, settings as settings_lib
 from sphinx_jax.checkpoint import (
   adapter_runs,
   features as features_lib,
+  grown,
   placing,
   store as checkpoints,
   stream,
@@ -34,14 +35,15 @@ from sphinx_jax.checkpoint import (
 from sphinx_jax.checkpoint.bundle import Bundle, differences, load_bundle
 from sphinx_jax.core import batch as batch_contract, config as config_lib, errors, tensorflow, trees
 from sphinx_jax.core.progress import log
-from sphinx_jax.data import dialog, slots, tokenizer as tokenizers
+from sphinx_jax.data import added_tokens, dialog, slots, tokenizer as tokenizers
 from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
 from sphinx_jax.data.record import MARK
-from sphinx_jax.models import adapters, families, layers, stored
+from sphinx_jax.models import adapters, families, layers, stored, vocabulary
 from sphinx_jax.parallel import hosts, mesh as meshes, placement, rules
 from sphinx_jax.planning import flops, plan
 from sphinx_jax.training import (
   layout as layouts,
+  loss_scale,
   optimizer as optimizers,
   state as states,
   step as steps,
@@ -88,7 +90,7 @@ def training_run(
   """
   if not settings_lib.is_recipe(config):
     settings_lib.check_run(config)
-    return config
+    return with_new_tokens(config)
   settings_lib.check_steps(config)
   choices = training_steps(config)
   if step not in choices:
@@ -102,7 +104,26 @@ def training_run(
       path = run_config[name]
       if path and path.split('/')[0] in config.steps:
         run_config[name] = str(epath.Path(workdir) / path)
-  return run_config.lock()
+  return with_new_tokens(run_config.lock())
+
+
+def with_new_tokens(config: ConfigDict) -> ConfigDict:
+  """Completes the config of a run with `tokenizer_add`; others stay as they are.
+
+  The vocabulary has the size of the tokenizer with the new tokens. Beside adapters, the rows of the
+  new tokens are trained.
+
+  Raises:
+    SphinxError: the tokenizer cannot be read, or it has one of the tokens.
+  """
+  if not config.get('tokenizer_add'):
+    return config
+  complete = config.copy_and_resolve_references()
+  with complete.unlocked():
+    complete.model.llm.vocab = open_tokenizer(config).vocab_size
+    if config.get('lora') and vocabulary.TRAINED not in config.trainable:
+      complete.trainable = (vocabulary.TRAINED, *config.trainable)
+  return complete.lock()
 
 
 def claim(
@@ -205,6 +226,9 @@ class Program:
       moment_dtype=settings.moment_dtype,
       b_rate=lora.b_rate if lora else 1.0,
     )
+    self._scaled = config.model.dtype == 'float16'
+    if self._scaled:
+      self.optimizer = loss_scale.dynamic(self.optimizer)
     self.state = self._abstract_state()
 
     self._eval_step = jax.jit(
@@ -240,6 +264,7 @@ class Program:
       accumulate=self.microbatches,
       chunk=self._config.loss_chunk,
       seed=self._config.seed if any(self._noise) else None,
+      scaled=self._scaled,
     )
     out_shardings = _shardings(self.state), self._replicated
     with self._on_mesh():
@@ -311,7 +336,7 @@ class Program:
     return compiled_make(jax.random.key(self._config.seed))
 
   def load(self, directory: checkpoints.Path) -> dict:
-    """Reads the parameters of another run, and adds fresh adapters.
+    """Reads the parameters of another run, and adds fresh adapters and the rows of new tokens.
 
     Frozen matrices are quantized while they are read.
     """
@@ -319,9 +344,13 @@ class Program:
     shapes = {path: leaf for path, leaf in flat.items() if not adapters.is_adapter(path)}
     held = load_bundle(directory).forms
     _check_form(self._config, directory, held)
-    if self.layout.forms or held:
+    new_tokens = len(self._config.get('tokenizer_add', ()))
+    if self.layout.forms or held or new_tokens:
       trained = {layer: matrix for layer, matrix in held.items() if layer not in self.layout.forms}
       arrays = widened.widen(stream.read(directory), trained, jnp.float32)
+      if new_tokens:
+        vocab, separate = self._config.model.llm.vocab, bool(self._config.get('lora'))
+        arrays = grown.begin(arrays, vocab, new_tokens, separate)
       params = placing.place(arrays, trees.unflatten(shapes), self.layout.forms)
     else:
       params = checkpoints.load_params(directory, trees.unflatten(shapes))
@@ -569,6 +598,15 @@ def open_sources(config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def open_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
+  """Opens the tokenizer of a run, with the tokens that `config.tokenizer_add` names.
+
+  Raises:
+    SphinxError: as `_open_given_tokenizer`, or it has one of these tokens.
+  """
+  return added_tokens.add(_open_given_tokenizer(config), config.get('tokenizer_add', ()))
+
+
+def _open_given_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
   """Opens `config.tokenizer` or, if that is empty, the tokenizer inside `config.init_from`.
 
   Special tokens that the dialogs need, and that a file does not have, get the ids behind its own.
@@ -702,14 +740,21 @@ def check_parent(config: ConfigDict, program: Program, data: Data) -> None:
       'merge it first: python -m sphinx_jax.mix_weights --inputs=BASE+ADAPTER --output=DIR',
     )
   _check_form(config, config.init_from, parent.forms)
-  shapes, axes = families.abstract_params(config.model), families.logical_axes(config.model)
+  model, tokenizer, ignored = config.model, data.bundle.tokenizer, ()
+  if config.get('tokenizer_add'):
+    model = ConfigDict(model.to_dict())
+    model.llm.vocab, ignored = parent.config.model.llm.vocab, ('llm.vocab',)
+    tokenizer = _open_given_tokenizer(config).model_bytes
+  shapes, axes = families.abstract_params(model), families.logical_axes(model)
   checkpoints.check(config.init_from, stored.extend(shapes, axes, parent.forms)[0])
   different = [
-    str(line) for line in differences(parent, data.bundle) if line.key.startswith('llm.')
+    str(line)
+    for line in differences(parent, data.bundle)
+    if line.key.startswith('llm.') and line.key not in ignored
   ]
   if different:
     log.warning("init_from '%s': another LLM: %s", config.init_from, '; '.join(different))
-  if parent.tokenizer != data.bundle.tokenizer:
+  if parent.tokenizer != tokenizer:
     raise errors.make(
       f"init_from '{config.init_from}'",
       'another tokenizer',

@@ -13,7 +13,7 @@ from sphinx_jax.core import config_values as values, errors
 from sphinx_jax.data import dialog, images, packing, record
 from sphinx_jax.mix import tasks
 from sphinx_jax.models import quantized
-from sphinx_jax.models.settings import DTYPES, MODEL
+from sphinx_jax.models.settings import MODEL
 from sphinx_jax.training import optimizer, state
 
 _SEEDS = 2**63  # Seeds are int64.
@@ -49,6 +49,13 @@ RUN = {
   ),
   'model': MODEL,
   'tokenizer': values.nullable(values.text("a tokenizer.model; '' or None: that of init_from")),
+  'tokenizer_add': values.optional(
+    values.sequence(
+      'further tokens; their rows begin as the mean of all others and are trained',
+      values.text(''),
+      least=0,
+    )
+  ),
   'dialog': {
     'system': values.text('text before the first turn of a dialog'),
     'style': values.optional(values.choice('dialog template', dialog.STYLES)),
@@ -114,7 +121,7 @@ RUN = {
       low=-1,
       without=(0,),
     ),
-    'moment_dtype': values.choice('dtype of the first moment', DTYPES),
+    'moment_dtype': values.choice('dtype of the first moment', optimizer.MOMENT_DTYPES),
   },
   'steps': values.integer('updates'),
   'log_every': values.integer('updates between lines of metrics'),
@@ -240,6 +247,13 @@ def _contradictions(run: Mapping[str, Any]) -> Problems:
   lora = run.get('lora')
   if lora and not run['init_from']:
     yield 'lora', 'a run from fresh weights', 'init_from', 'name the weights that stay frozen'
+  if run.get('tokenizer_add') and not run['init_from']:
+    yield (
+      'tokenizer_add',
+      'tokens for fresh weights',
+      'init_from',
+      'name the weights whose vocabulary grows, or train a tokenizer that has the tokens',
+    )
   if run.get('frozen_dtype') and not lora:
     yield (
       'frozen_dtype',

@@ -20,8 +20,9 @@ from sphinx_jax import convert
 from sphinx_jax.checkpoint import store, stream
 from sphinx_jax.checkpoint.foreign import pth_writer, safetensors as safetensors_files
 from sphinx_jax.core import config, errors, progress
+from sphinx_jax.data import tokenizer
 from sphinx_jax.models import foreign
-from tests import release, xla
+from tests import grown, release, xla
 
 ROOT = pathlib.Path(__file__).parent.parent
 # docs/official_sphinx.md, "Shards".
@@ -132,6 +133,22 @@ def test_every_encoder_and_unused_tensors_come_back(tmp_path):
     back.tensors[key.removeprefix('llma.')].read().tobytes() == array.tobytes()
     for key, array in arrays.items()
   )
+
+
+def test_added_tokens_go_into_both_formats(light, tmp_path):
+  source = release.write_official(tmp_path / 'a', release.tensors(light), 1)
+  ours = grown.write(imported(source, tmp_path / 'base'), tmp_path / 'ours', ('<a>', '<b>'))
+  embed = stream.read(ours)['llm/embed'].read(())
+  for to, key in (('official', 'tok_embeddings.weight'), ('hf', 'model.embed_tokens.weight')):
+    convert.export_checkpoint(ours, tmp_path / to, to)
+    assert json.loads((tmp_path / to / 'config.json').read_text())['vocab_size'] == 514
+    back = convert.open_sources([tmp_path / to])
+    assert back.config.llm.vocab == 514
+    np.testing.assert_array_equal(back.tensors[key].read(), embed)
+    pieces = tokenizer.Tokenizer(back.tokenizer)
+    assert pieces.vocab_size == 514 and pieces.encode('of <b>')[-1] == 513
+  with pytest.raises(errors.SphinxError, match='514'):
+    convert.export_checkpoint(ours, tmp_path / 'shards', 'official', 4)
 
 
 def test_huggingface_comes_back_in_mixed_dtypes(tmp_path):

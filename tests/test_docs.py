@@ -45,7 +45,8 @@ HERE = (
   'python -m sphinx_jax.train --config=forkme:my.jsonl,workdir/mini/stage2 --workdir=workdir/mine',
   f'{CHAT}workdir/mine --image=cat.png --prompt="What is this?"',
   'python -m sphinx_jax.train --config=forkme:my.jsonl,BASE,qlora --workdir=ADAPTER '
-  "--config.lora.rank=16 --config.lora.target='llm/layers/attention/.*'",
+  "--config.lora.rank=16 --config.lora.target='llm/layers/attention/.*' "
+  """--config.tokenizer_add='["<loc_0000>", "<loc_0001>"]'""",
   f'{CHAT}BASE --adapter=ADAPTER --image=cat.png --prompt="What is this?"',
   'python -m sphinx_jax.mix_weights --inputs=BASE+ADAPTER --output=MERGED',
   'python -m sphinx_jax.convert --source=BASE --output=QUANTIZED --quantize=int8',

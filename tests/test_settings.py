@@ -42,7 +42,10 @@ VALUES = (-1, 0, 1, 10**20, 0.5, None, 'text', float('nan'), np.int64(1))
     ({'optimizer.lr': float('nan')}, 'optimizer.lr: got nan'),
     ({'seed': 99999999999999999999}, 'seed: got 99999999999999999999'),
     ({'seed': 10**5000}, 'seed: got an integer of 16610 bits'),
-    ({'model.dtype': 'fp16'}, "model.dtype: got 'fp16', expected one of bfloat16, float32"),
+    (
+      {'model.dtype': 'fp16'},
+      "model.dtype: got 'fp16', expected one of bfloat16, float16, float32",
+    ),
     ({'model.dtype': 'bf16'}, "model.dtype: got 'bf16'.*did you mean 'bfloat16'"),
     ({'name': None}, 'name: got None, expected a text'),
     ({'optimizer.warmup': 6}, 'optimizer.warmup: got 6, expected at most steps, 5'),

@@ -18,6 +18,8 @@ from sphinx_jax.core import config as config_lib, errors
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.models import families, stored
 
+_SHOWN = 5  # Tokens that a message names.
+
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
@@ -109,7 +111,7 @@ def check_same_model(
     if bundle.tokenizer != bundles[0].tokenizer:
       raise errors.make(
         f"{who}, input '{directory}'",
-        'another tokenizer',
+        f'another tokenizer{_token_differences(bundle, bundles[0])}',
         f"that of '{directories[0]}'",
         'take checkpoints of one tokenizer',
       )
@@ -121,6 +123,21 @@ def check_same_model(
         f"that of '{directories[0]}'",
         'mix checkpoints of one model config',
       )
+
+
+def _token_differences(one: Bundle, other: Bundle) -> str:
+  """The tokens that one of two bundles has alone, in parentheses; '' if they cannot be compared."""
+  try:
+    opened = [bundle.open_tokenizer() for bundle in (one, other)]
+  except errors.SphinxError:  # Bytes of no tokenizer.
+    return ''
+  here, there = (set(tokenizer.pieces().items()) if tokenizer else set() for tokenizer in opened)
+  lines = []
+  for words, found in (('has', here - there), ('lacks', there - here)):
+    texts = [repr(text) for _, text in sorted(found)]
+    more = ', ...' if len(texts) > _SHOWN else ''
+    lines += [f'it {words} {len(texts)}: {", ".join(texts[:_SHOWN])}{more}'] if texts else []
+  return f' ({"; ".join(lines)})' if lines else ''
 
 
 def differences(first: Bundle, second: Bundle) -> list[config_lib.Difference]:

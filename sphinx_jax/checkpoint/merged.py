@@ -3,6 +3,7 @@
 Kernels in few bits are widened: to bfloat16, and to float32 before an adapter is added.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sphinx_jax.checkpoint import adapter_runs, store, stream, widened
+from sphinx_jax.checkpoint import adapter_runs, grown, store, stream, widened
 from sphinx_jax.checkpoint.bundle import Bundle
 from sphinx_jax.models import adapters
 
@@ -19,12 +20,12 @@ class Opened(NamedTuple):
   """A checkpoint, or BASE+ADAPTER.
 
   Attributes:
-    meta: of the checkpoint.
+    bundle: of the checkpoint; with an adapter that adds tokens, it has these.
     source: what a mix records of it.
     arrays: path -> array, not read yet.
   """
 
-  meta: dict[str, Any]
+  bundle: Bundle
   source: dict[str, Any]
   arrays: dict[str, stream.StoredArray]
 
@@ -54,13 +55,30 @@ def open_checkpoint(place: store.Path) -> Opened:
     'step': meta['step'],
     'identity': store.identity(base),
   }
+  bundle = Bundle.from_meta(meta, base)
   if adapter is None:
-    return Opened(meta, source, arrays)
-  adapter_runs.check_base(store.load_meta(adapter), adapter, base)
+    return Opened(bundle, source, arrays)
+  meta_of_adapter = store.load_meta(adapter)
+  adapter_runs.check_base(meta_of_adapter, adapter, base)
   source['adapter'] = str(store.absolute_path(adapter))
   source['adapter_identity'] = store.identity(adapter)
-  exact = widened.widen(held, forms, np.float32)
-  return Opened(meta, source, _merge(arrays, exact, stream.read(adapter)))
+  trained, own = stream.read(adapter), Bundle.from_meta(meta_of_adapter, adapter)
+  if own.tokenizer != bundle.tokenizer:
+    bundle = _with_tokens(bundle, own)
+    arrays, trained = grown.join(arrays, trained, own.config.model.llm.vocab)
+  wide = widened.widen(held, forms, np.float32)
+  exact = {**arrays, **{path: wide[path] for path in (f'{x}/{adapters.KERNEL}' for x in forms)}}
+  return Opened(bundle, source, _merge(arrays, exact, trained))
+
+
+def _with_tokens(base: Bundle, adapter: Bundle) -> Bundle:
+  """The bundle of a base, with the tokens that its adapter adds."""
+  config = base.config.copy_and_resolve_references()
+  with config.unlocked():
+    config.model.llm.vocab = adapter.config.model.llm.vocab
+  return dataclasses.replace(
+    base, config=config, tokenizer=adapter.tokenizer, added_tokens=adapter.added_tokens
+  )
 
 
 def _merge(

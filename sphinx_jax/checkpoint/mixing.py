@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from sphinx_jax.checkpoint import content, merged, store, stream
-from sphinx_jax.checkpoint.bundle import Bundle, check_same_model
+from sphinx_jax.checkpoint.bundle import check_same_model
 from sphinx_jax.checkpoint.read_ahead import read_ahead
 from sphinx_jax.core import errors, trees
 from sphinx_jax.core.progress import Progress, log
@@ -90,10 +90,7 @@ def mix_checkpoints(
     raise errors.make(
       f"mix_weights, output '{output}'", 'an input', 'a new directory', 'give another --output'
     )
-  bundles = [
-    Bundle.from_meta(opened.meta, directory)
-    for opened, directory in zip(opened_inputs, directories)
-  ]
+  bundles = [opened.bundle for opened in opened_inputs]
   check_same_model('mix_weights', directories, bundles)
   sources = [opened.source for opened in opened_inputs]
   recipe = {

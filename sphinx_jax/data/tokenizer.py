@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ class Tokenizer:
     added: as given.
     ids: as given.
     specials: text -> id of all special tokens that have a text.
+    words: text -> id of tokens at which texts are cut before they are encoded.
     vocab_size: number of ids.
     bos: id of BOS.
     eos: id of EOS.
@@ -63,6 +65,8 @@ class Tokenizer:
     self.vocab_size: int = max([self._model.size, *(i + 1 for i in self.added.values())])
     self.bos, self.eos = self._model.bos, self._model.eos
     self._is_added = frozenset(self.added.values())
+    self.words: dict[str, int] = self._model.words
+    self._word_of = {i: text for text, i in self.words.items()}
 
   def pieces(self) -> dict[int, str]:
     """Returns id -> piece, also of special tokens, to compare two tokenizers."""
@@ -84,6 +88,8 @@ class Tokenizer:
     return [self.bos, *ids] if bos else ids
 
   def _encode(self, text: str) -> list[int]:
+    if self.words:
+      return self.encode_begins(text)[0]
     if not self._has_space(text):
       return self._model.encode(text)
     return self._model.encode(text[1:]) or [self._model.space]
@@ -94,8 +100,7 @@ class Tokenizer:
 
   def split(self, text: str) -> list[str]:
     """Cuts a text before and after each special token written in it."""
-    pattern = '|'.join(map(re.escape, sorted(self.specials, key=len, reverse=True)))
-    return re.split(f'({pattern})', text) if pattern else [text]
+    return _split(text, self.specials)
 
   def _parse(self, text: str) -> list[int]:
     ids = []
@@ -108,6 +113,23 @@ class Tokenizer:
 
   def encode_begins(self, text: str) -> tuple[list[int], np.ndarray]:
     """Returns the ids of a text and the character at which each begins, int64[n]."""
+    if not self.words:
+      return self._stretch_begins(text)
+    ids, begins, at = [], [np.zeros(0, np.int64)], 0
+    for part in _split(text, self.words):
+      if part in self.words:
+        new, starts = [self.words[part]], np.zeros(1, np.int64)
+      elif part:
+        new, starts = self._stretch_begins(part)
+      else:
+        continue
+      ids += new
+      begins.append(at + starts)
+      at += len(part)
+    return ids, np.concatenate(begins)
+
+  def _stretch_begins(self, text: str) -> tuple[list[int], np.ndarray]:
+    """The same of a text without added tokens."""
     if not self._has_space(text):
       return self._model.encode_begins(text)
     ids, begins = self._model.encode_begins(text[1:])
@@ -122,7 +144,21 @@ class Tokenizer:
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of ids, without special tokens and the space of the first word."""
-    return self._model.decode([int(i) for i in ids if i not in self._is_added])
+    kept = [int(i) for i in ids if i not in self._is_added]
+    if not self.words:
+      return self._model.decode(kept)
+    # The stretches between added tokens were encoded one by one, each with a space in front.
+    parts = []
+    for is_word, group in itertools.groupby(kept, self._word_of.__contains__):
+      stretch = list(group)
+      parts += [self._word_of[i] for i in stretch] if is_word else [self._model.decode(stretch)]
+    return ''.join(parts)
+
+
+def _split(text: str, tokens: Iterable[str]) -> list[str]:
+  """Cuts a text before and after each of some tokens written in it."""
+  pattern = '|'.join(map(re.escape, sorted(tokens, key=len, reverse=True)))
+  return re.split(f'({pattern})', text) if pattern else [text]
 
 
 class PieceModel:
@@ -133,6 +169,8 @@ class PieceModel:
 
   Attributes:
     specials: text -> id of its control tokens.
+    words: text -> id of tokens that texts are cut at, before they are encoded: the last ones, if
+      they follow special tokens of transformers. A plain model finds its tokens by itself.
     size: number of ids.
     bos: id of BOS.
     eos: id of EOS.
@@ -167,6 +205,11 @@ class PieceModel:
       for i in range(self.size)
       if self._model.is_control(i) or self._model.is_unknown(i)
     }
+    last = max(self.specials.values())
+    behind = range(last + 1, self.size) if last > max(self.bos, self.eos) else ()
+    # Pieces that were trained have negative scores, bytes aside.
+    are_added = all(self._model.get_score(i) == 0 and not self._model.is_byte(i) for i in behind)
+    self.words = {self._model.id_to_piece(i): i for i in behind if are_added}
 
   def pieces(self) -> dict[int, str]:
     """Returns id -> piece."""
@@ -255,6 +298,11 @@ class JsonModel:
       token.content: i
       for i, token in self._model.get_added_tokens_decoder().items()
       if token.special
+    }
+    self.words = {
+      token.content: i
+      for i, token in self._model.get_added_tokens_decoder().items()
+      if not token.special
     }
     self.size: int = 1 + max(self._model.get_vocab(with_added_tokens=True).values())
     if not {'<s>', '</s>'} <= self.specials.keys():

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from sphinx_jax.checkpoint import adapter_runs, bundle, placing, store, stream
+from sphinx_jax.checkpoint import adapter_runs, bundle, grown, placing, store, stream
 from sphinx_jax.checkpoint.foreign import assemble, sources
 from sphinx_jax.core import config_values, errors, trees
 from sphinx_jax.core.progress import log
@@ -147,9 +147,10 @@ def _read(
   mesh: str | None,
 ) -> dict:
   """Reads weights, quantizes their matrices, and adds the parameters of a run with adapters."""
-  trained = {} if adapter is None else stream.read(adapter)
-  weights = _form(opened, weights)
-  arrays, forms = opened.arrays, {}
+  arrays, trained = opened.arrays, {}
+  if adapter is not None:
+    arrays, trained = grown.join(arrays, stream.read(adapter), config.llm.vocab)
+  weights, forms = _form(opened, weights), {}
   if weights is not None:
     forms = stored.matrices(families.logical_axes(config), weights, trained)
     arrays = {stored.as_form(path, forms): array for path, array in arrays.items()}
@@ -162,7 +163,7 @@ def _read(
   expected = None
   if mesh is not None:
     expected = _sharded_shapes(config, {**kept, **trained}, forms, mesh)
-  if opened.directory is not None and arrays is opened.arrays and not trained:
+  if opened.directory is not None and arrays is opened.arrays:
     return store.load_params(opened.directory, expected)
   flat = trees.flatten(placing.place(kept, expected, forms))
   return trees.unflatten(flat | trees.flatten(placing.place(trained, expected)))
@@ -198,7 +199,7 @@ def _on_this_device(config: ml_collections.ConfigDict, params: dict) -> ml_colle
 
   The values of weights are those of their dtype in any case.
   """
-  if config.dtype != 'bfloat16' or not placement.is_on_one_cpu(params):
+  if config.dtype == 'float32' or not placement.is_on_one_cpu(params):
     return config
   log.info('products are computed in float32 on a CPU; weights stay in the dtype they have')
   return ml_collections.ConfigDict({**config.to_dict(), 'dtype': 'float32'})

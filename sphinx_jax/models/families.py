@@ -56,7 +56,7 @@ def apply(
   batch: Mapping[str, jax.Array],
   key: jax.Array | None = None,
   noise: layers.Noise = layers.QUIET,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   """Runs the model up to the logits, which the loss computes in chunks.
 
   Args:
@@ -67,7 +67,8 @@ def apply(
     noise: of training.
 
   Returns:
-    Hidden states [B,T,D], and the matrix of the LM head [D,vocab], in the compute dtype.
+    Hidden states [B,T,D], and the matrix of the LM head [D,vocab] as blocks of its columns, in the
+    compute dtype.
   """
   fields = [batch[name] for name in ('tokens', 'visual_index', 'positions', 'segments')]
   if 'features' in batch:
@@ -81,7 +82,7 @@ def apply(
     hidden_states = model.apply(
       {'params': params}, *fields, **images, rngs=keys, method='hidden_states'
     )
-  return hidden_states, model.apply({'params': params}, method='lm_head_matrix')
+  return hidden_states, model.apply({'params': params}, method='lm_head_matrices')
 
 
 def feature_params(config: ml_collections.ConfigDict) -> str | None:

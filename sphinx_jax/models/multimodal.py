@@ -175,9 +175,9 @@ class Multimodal(nn.Module):
     """Logits float32[B,T,vocab] of hidden states [B,T,D]."""
     return self.llm.lm_head(hidden_states)
 
-  def lm_head_matrix(self) -> jax.Array:
-    """The matrix of the LM head [D,vocab], in the compute dtype."""
-    return self.llm.lm_head_matrix()
+  def lm_head_matrices(self) -> tuple[jax.Array, ...]:
+    """The matrix of the LM head [D,vocab] in the compute dtype, as blocks of its columns."""
+    return self.llm.lm_head_matrices()
 
   def decode(
     self,

@@ -13,8 +13,8 @@ from sphinx_jax.core import config_values as values, errors, trees
 from sphinx_jax.models import attention, families, layers, multimodal
 from sphinx_jax.models.encoders import siglip
 
-# Compute dtypes. float16 is none of them: its range is too small for the gradients.
-DTYPES = ('float32', 'bfloat16')
+# Compute dtypes. float16 is for GPUs without bfloat16, such as the T4 (training/loss_scale.py).
+DTYPES = ('float32', 'bfloat16', 'float16')
 ACTIVATIONS = ('gelu', 'quick_gelu')
 _LARGEST_SIDE = 8192  # Resampling is a product with a matrix of side x side (mix/scales.py).
 _LARGEST_GRID = 64

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from sphinx_jax.core import trees
-from sphinx_jax.models import adapters, families, stored
+from sphinx_jax.core import errors, trees
+from sphinx_jax.models import adapters, families, stored, vocabulary
 from sphinx_jax.training import state as states
 
 
@@ -33,10 +33,11 @@ def layout(config: ConfigDict) -> Layout:
   """The parameter tree of one training run.
 
   Args:
-    config: config of the run; `lora` and `frozen_dtype` may be absent.
+    config: config of the run; `lora`, `frozen_dtype` and `tokenizer_add` may be absent.
 
   Raises:
-    SphinxError: a pattern of `trainable` or `lora` matches nothing, or nothing is trained.
+    SphinxError: a pattern of `trainable` or `lora` matches nothing, nothing is trained, or the rows
+      of new tokens are frozen.
   """
   axes = families.logical_axes(config.model)
   shapes, scales = families.abstract_params(config.model), {}
@@ -46,7 +47,12 @@ def layout(config: ConfigDict) -> Layout:
     ranks = adapters.ranks(layers, lora.target, lora.rank, lora.ranks)
     shapes, axes = adapters.extend(shapes, axes, ranks)
     scales = {layer: scale(lora.alpha, rank, lora.rslora) for layer, rank in ranks.items()}
+  new_tokens = len(config.get('tokenizer_add', ()))
+  if lora and new_tokens:
+    shapes, axes = vocabulary.extend(shapes, axes, new_tokens)
   states.check(axes, config.trainable)
+  if new_tokens:
+    _check_new_rows(trees.flatten(states.split(axes, config.trainable)[0]), bool(lora))
   shapes = _keep_scales(states.storage_dtypes(shapes, config.trainable, config.model.dtype))
   forms = {}
   if config.get('frozen_dtype'):
@@ -56,6 +62,20 @@ def layout(config: ConfigDict) -> Layout:
     )
     shapes, axes = stored.extend(shapes, axes, forms)
   return Layout(shapes, axes, forms, scales)
+
+
+def _check_new_rows(trained: Mapping, separate: bool) -> None:
+  """Raises SphinxError if the rows of new tokens are frozen."""
+  for path, table in vocabulary.TABLES.items():
+    rows = table.new if separate else path
+    if rows not in trained:
+      raise errors.make(
+        'tokenizer_add',
+        f"{rows}, which is 'frozen'",
+        'rows of new tokens that are trained',
+        f"begin trainable with ('{rows}', 'train'), or train adapters (forkme:FILE,DIR,lora), "
+        'beside which the new rows alone are trained',
+      )
 
 
 def scale(alpha: float, rank: int, rslora: bool) -> float:

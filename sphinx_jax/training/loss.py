@@ -1,13 +1,16 @@
 """The loss: float32 cross entropy of the next token, a weighted mean over the global batch."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sphinx_jax.parallel import placement
+
+Matrices = tuple[jax.Array, ...]
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -35,7 +38,7 @@ def _is_target(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 def sums(
   hidden: jax.Array,
-  matrix: jax.Array,
+  matrices: Sequence[jax.Array],
   batch: Mapping[str, jax.Array],
   tasks: int,
   chunk: int = 0,
@@ -48,7 +51,8 @@ def sums(
 
   Args:
     hidden: float[B,T,D], hidden states, the input of the LM head.
-    matrix: float[D,vocab], the LM head.
+    matrices: the LM head float[D,vocab] as blocks of its columns. Blocks that are frozen cost no
+      gradient.
     batch: see core/batch.py; reads `targets`, `loss_weight` and `task`.
     tasks: number of tasks in the mixture.
     chunk: positions of a row whose logits exist at one time; 0 takes all at once, with or without
@@ -71,7 +75,7 @@ def sums(
   weight = fields['loss_weight'].astype(jnp.float32)
   with jax.named_scope('lm_head'):
     loss, losses = _weighted_loss(
-      split(hidden), matrix, fields['targets'], weight, rows * min(chunk or length, length)
+      split(hidden), tuple(matrices), fields['targets'], weight, rows * min(chunk or length, length)
     )
   is_task = (fields['task'][..., None] == jnp.arange(tasks, dtype=jnp.int32)).astype(jnp.float32)
   return {
@@ -84,13 +88,13 @@ def sums(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _weighted_loss(
-  hidden: jax.Array, matrix: jax.Array, targets: jax.Array, weight: jax.Array, chunk: int
+  hidden: jax.Array, matrices: Matrices, targets: jax.Array, weight: jax.Array, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
   """The sum of the weighted losses, and each of them, which has no gradient.
 
   Args:
     hidden: float[G,N,D], the positions of G blocks of rows.
-    matrix: float[D,vocab].
+    matrices: float[D,vocab] as blocks of its columns.
     targets: int32[G,N].
     weight: float32[G,N].
     chunk: positions of a block at one time, at most N.
@@ -98,22 +102,23 @@ def _weighted_loss(
   Returns:
     float32[] and float32[G,N].
   """
-  losses, *_ = _losses_and_gradients(hidden, matrix, targets, weight, chunk, False, False)
+  none = (False,) * len(matrices)
+  losses, *_ = _losses_and_gradients(hidden, matrices, targets, weight, chunk, False, none)
   return losses.sum(), losses
 
 
 def _forward(
-  hidden: Any, matrix: Any, targets: Any, weight: Any, chunk: int
+  hidden: Any, matrices: Any, targets: Any, weight: Any, chunk: int
 ) -> tuple[tuple[jax.Array, jax.Array], tuple]:
   # A frozen LM head needs no gradient.
   losses, *gradients = _losses_and_gradients(
     hidden.value,
-    matrix.value,
+    tuple(matrix.value for matrix in matrices),
     targets.value,
     weight.value,
     chunk,
     hidden.perturbed,
-    matrix.perturbed,
+    tuple(matrix.perturbed for matrix in matrices),
   )
   return (losses.sum(), losses), tuple(gradients)
 
@@ -129,35 +134,40 @@ _weighted_loss.defvjp(_forward, _backward, symbolic_zeros=True)
 
 def _losses_and_gradients(
   hidden: jax.Array,
-  matrix: jax.Array,
+  matrices: Matrices,
   targets: jax.Array,
   weight: jax.Array,
   chunk: int,
   to_hidden: bool,
-  to_matrix: bool,
-) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+  to_matrices: tuple[bool, ...],
+) -> tuple[jax.Array, jax.Array | None, tuple[jax.Array | None, ...]]:
   """Weighted losses float32[G,N], and the gradients of their sum, which are like the arguments.
 
-  Arguments as of `_weighted_loss`; `to_hidden` and `to_matrix` ask for the gradients.
+  Arguments as of `_weighted_loss`; `to_hidden` and `to_matrices` ask for the gradients.
   """
 
   def compute(
     hidden: jax.Array, targets: jax.Array, weight: jax.Array
-  ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    """The same of one chunk, the gradient of the matrix as float32[G,D,vocab]."""
-    logits = jnp.matmul(hidden, matrix).astype(jnp.float32)
+  ) -> tuple[jax.Array, jax.Array | None, list[jax.Array | None]]:
+    """The same of one chunk, the gradients of the matrices as float32[G,D,columns]."""
+    logits = _join([jnp.matmul(hidden, matrix) for matrix in matrices]).astype(jnp.float32)
     losses = weight * cross_entropy(logits, targets)
     error = jax.nn.softmax(logits) - _is_target(logits, targets)
     error = (weight[..., None] * error).astype(hidden.dtype)
-    of_hidden = jnp.matmul(error, matrix.T) if to_hidden else None
-    of_matrix = None
-    if to_matrix:
-      of_matrix = jnp.einsum('gnd,gnv->gdv', hidden, error, preferred_element_type=jnp.float32)
-    return losses, of_hidden, of_matrix
+    of_blocks = _split(error, [matrix.shape[1] for matrix in matrices])
+    of_hidden = None
+    if to_hidden:
+      products = [jnp.matmul(block, matrix.T) for block, matrix in zip(of_blocks, matrices)]
+      of_hidden = functools.reduce(jnp.add, products)
+    of_matrices = [
+      jnp.einsum('gnd,gnv->gdv', hidden, block, preferred_element_type=jnp.float32) if to else None
+      for block, to in zip(of_blocks, to_matrices)
+    ]
+    return losses, of_hidden, of_matrices
 
   blocks, positions, width = hidden.shape
   if chunk == positions:
-    losses, of_hidden, of_matrix = compute(hidden, targets, weight)
+    losses, of_hidden, of_matrices = compute(hidden, targets, weight)
   else:
     order = jnp.argsort(weight == 0, axis=1, stable=True)
     places = jnp.argsort(order, axis=1)
@@ -168,7 +178,7 @@ def _losses_and_gradients(
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
 
     def add(trip: jax.Array, totals: tuple) -> tuple:
-      losses, of_hidden, of_matrix = totals
+      losses, of_hidden, of_matrices = totals
       start = trip * chunk
       at = jax.lax.dynamic_slice_in_dim(order, start, chunk, axis=1)
       own_weight = jnp.where(start + jnp.arange(chunk) < positions, take(weight, at), 0)
@@ -176,23 +186,40 @@ def _losses_and_gradients(
       losses = write(losses, parts[0], start_index=start)
       if to_hidden:
         of_hidden = write(of_hidden, parts[1], start_index=start)
-      if to_matrix:
-        of_matrix += parts[2]
-      return losses, of_hidden, of_matrix
+      of_matrices = jax.tree.map(jnp.add, of_matrices, parts[2])
+      return losses, of_hidden, of_matrices
 
-    # The sums of all devices are added after the loop, not in every trip.
-    of_matrix = jnp.zeros((blocks, *matrix.shape), jnp.float32)
+    def zero_gradient(matrix: jax.Array, is_first: bool) -> jax.Array:
+      # The sums of all devices are added after the loop, not in every trip.
+      zeros = jnp.zeros((blocks, *matrix.shape), jnp.float32)
+      return placement.constrain(zeros, ('batch', 'embed', 'vocab' if is_first else None))
+
     zeros = (
       jnp.zeros((blocks, slots), jnp.float32),
       jnp.zeros((blocks, slots, width), hidden.dtype) if to_hidden else None,
-      placement.constrain(of_matrix, ('batch', 'embed', 'vocab')) if to_matrix else None,
+      [
+        zero_gradient(matrix, i == 0) if to else None
+        for i, (matrix, to) in enumerate(zip(matrices, to_matrices))
+      ],
     )
-    losses, of_hidden, of_matrix = jax.lax.fori_loop(0, trips, add, zeros)
+    losses, of_hidden, of_matrices = jax.lax.fori_loop(0, trips, add, zeros)
     losses = take(losses, places)
     of_hidden = take(of_hidden, places) if to_hidden else None
-  if to_matrix:
-    of_matrix = of_matrix.sum(axis=0).astype(matrix.dtype)
-  return losses, of_hidden, of_matrix
+  of_matrices = tuple(
+    None if of_matrix is None else of_matrix.sum(axis=0).astype(matrix.dtype)
+    for of_matrix, matrix in zip(of_matrices, matrices)
+  )
+  return losses, of_hidden, of_matrices
+
+
+def _join(blocks: Sequence[jax.Array]) -> jax.Array:
+  """Blocks of the last dimension as one array."""
+  return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=-1)
+
+
+def _split(array: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+  """The inverse of `_join`."""
+  return [array] if len(sizes) == 1 else jnp.split(array, np.cumsum(sizes)[:-1], axis=-1)
 
 
 def sum_over(function: Callable[[Any], Any], parts: Any) -> Any:

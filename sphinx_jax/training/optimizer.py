@@ -20,6 +20,7 @@ from sphinx_jax.core import errors, trees
 from sphinx_jax.models import adapters
 
 NAMES = ('adamw', 'muon')
+MOMENT_DTYPES = ('float32', 'bfloat16')
 _UNDECAYED = ('bias', 'scale')
 # Root mean square of an entry of Muon's step at rate 1. It equals AdamW's, so that one learning
 # rate serves both (arXiv 2502.16982).

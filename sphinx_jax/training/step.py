@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import optax
 
 from sphinx_jax.parallel import placement
-from sphinx_jax.training import loss as losses
+from sphinx_jax.training import loss as losses, loss_scale
 from sphinx_jax.training.state import State, merge
 
 Batch = Mapping[str, jax.Array]
 # (parameters, batch, random key or None)
-# -> (hidden states [B,T,D], matrix of the LM head [D,vocab]).
-Apply = Callable[[dict, Batch, jax.Array | None], tuple[jax.Array, jax.Array]]
+# -> (hidden states [B,T,D], matrix of the LM head [D,vocab] as blocks of its columns).
+Apply = Callable[[dict, Batch, jax.Array | None], tuple[jax.Array, tuple[jax.Array, ...]]]
 # (state, batch) -> (state, metrics).
 TrainStep = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
 # (parameters, batch) -> (sum of weighted losses, sum of weights).
@@ -28,6 +28,7 @@ def make_train_step(
   accumulate: int = 1,
   chunk: int = 0,
   seed: int | None = None,
+  scaled: bool = False,
 ) -> TrainStep:
   """Builds the update `(state, batch) -> (state, metrics)`.
 
@@ -35,28 +36,28 @@ def make_train_step(
   is divided by the weight of the WHOLE batch, so that the update equals that of one large batch.
 
   Args:
-    apply: the model up to its hidden states, and the matrix that turns them into logits.
+    apply: the model up to its hidden states, and the matrices that turn them into logits.
     optimizer: transforms the gradient of the trained tree.
     rate: learning rate by update, for the metrics.
     tasks: number of tasks in the mixture.
     accumulate: number of microbatches; must divide the batch size.
     chunk: number of positions whose logits exist at one time, see `loss.sums`.
     seed: of the noise of training, which follows from it and the number of the update; None: none.
+    scaled: whether the optimizer is one of `loss_scale.dynamic`.
 
   Returns:
     A pure function. Its metrics are the sums of `loss.sums` over the batch, `grad_norm` before
     clipping, `learning_rate`, `examples` (packed examples), `useful` (positions that are not
-    padding), `labelled` (positions with loss weight) and `positions` (all positions).
+    padding), `labelled` (positions with loss weight) and `positions` (all positions); if `scaled`,
+    those of `loss_scale.metrics`, too.
   """
 
-  def gradients(state: State, batch: Batch) -> tuple[dict, dict]:
-    total_weight = batch['loss_weight'].astype(jnp.float32).sum()
-
+  def gradients(state: State, batch: Batch, total_weight: jax.Array) -> tuple[dict, dict]:
     def objective(
       trained: dict, microbatch: Batch, key: jax.Array | None
     ) -> tuple[jax.Array, dict]:
-      hidden, matrix = apply(merge(trained, state.frozen), microbatch, key)
-      sums = losses.sums(hidden, matrix, microbatch, tasks, chunk)
+      hidden, matrices = apply(merge(trained, state.frozen), microbatch, key)
+      sums = losses.sums(hidden, matrices, microbatch, tasks, chunk)
       return losses.mean(sums['loss'], total_weight), sums
 
     def gradient(part: tuple[Batch, jax.Array | None]) -> tuple[dict, dict]:
@@ -68,8 +69,16 @@ def make_train_step(
     keys = None if key is None else jax.random.split(key, accumulate)
     return losses.sum_over(gradient, (_microbatches(batch, accumulate), keys))
 
+  def scaled_gradients(state: State, batch: Batch, total_weight: jax.Array) -> tuple[dict, dict]:
+    # The loss is scaled by its weights: the LM head rounds its gradient where it computes the loss.
+    factor = losses.mean(state.opt_state.scale, total_weight)
+    weight = batch['loss_weight'].astype(jnp.float32) * factor
+    gradient, sums = gradients(state, {**batch, 'loss_weight': weight}, jnp.float32(1))
+    return gradient, jax.tree.map(lambda total: losses.mean(total, factor), sums)
+
   def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-    gradient, sums = gradients(state, batch)
+    total_weight = batch['loss_weight'].astype(jnp.float32).sum()
+    gradient, sums = (scaled_gradients if scaled else gradients)(state, batch, total_weight)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.trained)
     trained = optax.apply_updates(state.trained, updates)
     metrics = sums | {
@@ -80,6 +89,10 @@ def make_train_step(
       'labelled': (batch['loss_weight'] > 0).sum(),
       'positions': jnp.int32(batch['segments'].size),
     }
+    if scaled:
+      # The optimizer does not count skipped updates.
+      metrics['learning_rate'] = rate(state.step - state.opt_state.inner.total_notfinite)
+      metrics |= loss_scale.metrics(state.opt_state, opt_state, metrics['grad_norm'])
     return State(state.step + 1, trained, state.frozen, opt_state), metrics
 
   return step
@@ -96,8 +109,8 @@ def make_eval_step(apply: Apply, chunk: int = 0) -> EvalStep:
   """Builds the function `(parameters, batch) -> (sum of weighted losses, sum of weights)`."""
 
   def step(params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    hidden, matrix = apply(params, batch, None)
-    sums = losses.sums(hidden, matrix, batch, tasks=1, chunk=chunk)
+    hidden, matrices = apply(params, batch, None)
+    sums = losses.sums(hidden, matrices, batch, tasks=1, chunk=chunk)
     return sums['loss'], sums['weight']
 
   return step

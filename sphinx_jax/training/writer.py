@@ -17,6 +17,7 @@ import psutil
 from etils import epath
 
 from sphinx_jax.core import errors, files, tensorflow
+from sphinx_jax.core.progress import log
 
 FILE = 'metrics.jsonl'
 # Metrics of the machine. They differ between two runs of one config; all others are equal.
@@ -29,6 +30,8 @@ MACHINE_METRICS = (
   'tflops_per_second',
   'mfu',
 )
+# Metrics of a step whose newest value counts, not their sum.
+_LAST = {'learning_rate', 'loss_scale'}
 
 
 class Window:
@@ -111,7 +114,11 @@ class Window:
         )
     for name, value in values.items():
       self._sums[name] = (np.asarray(self._sums.get(name, 0.0)) + value).tolist()
-    self._sums['learning_rate'] = float(values['learning_rate'])
+    for name in _LAST & values.keys():
+      self._sums[name] = float(values[name])
+    if values.get('skipped'):
+      scale = values['loss_scale']
+      log.info('step %d: gradients overflow; skipped, the loss scale is now %g', step, scale)
     for name in self._timed:
       self._timed[name] += float(values[name])
 
@@ -130,7 +137,7 @@ class Window:
     rate = done / seconds
     line |= {
       'learning_rate': sums['learning_rate'],
-      'grad_norm': sums['grad_norm'] / sums['steps'],
+      'grad_norm': _mean(sums['grad_norm'], sums['steps'] - sums.get('skipped', 0)),
       'useful_share': sums['useful'] / sums['positions'],
       'steps_per_second': self._timed['steps'] / seconds,
       'examples_per_second': self._timed['examples'] / seconds,
@@ -140,6 +147,8 @@ class Window:
       'tflops_per_second': rate / 1e12,
       'mfu': rate / self._peak,
     }
+    if 'skipped' in sums:
+      line |= {'skipped_updates': sums['skipped'], 'loss_scale': sums['loss_scale']}
     self._sums = {}
     self._start_clock()
     return line

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sphinx_jax.core import errors
+from sphinx_jax.data import added_tokens
 from sphinx_jax.data.tokenizer import Tokenizer
 from tests.models.idefics2_golden import FACTS, FOLDER
 
@@ -75,6 +76,26 @@ def test_both_forms_find_the_same_beginnings_of_tokens(text):
   assert ids == other_ids
   if text.isascii():
     np.testing.assert_array_equal(begins, other_begins)
+
+
+@pytest.mark.parametrize('kind', ['json', 'pieces'])
+def test_an_added_token_is_one_id_wherever_a_text_has_it(kind):
+  old = tokenizer(kind)
+  new = added_tokens.add(old, ('<loc_0>', '<loc_1>'))
+  assert (new.specials, new.vocab_size) == (old.specials, 517)
+  assert [new.pieces()[i] for i in (515, 516)] == ['<loc_0>', '<loc_1>']
+  for text in ('<loc_1>', 'at <loc_0><loc_1> end', 'a<loc_1>b.\n<loc_0>', 'no <loc_2>, <image>'):
+    ids, begins = new.encode_begins(text)
+    assert ids == new.encode(text) and new.decode(ids) == text
+    for i, token in ((515, '<loc_0>'), (516, '<loc_1>')):
+      assert [begin for begin, id_ in zip(begins, ids) if id_ == i] == (
+        [text.index(token)] if token in text else []
+      )
+  text = 'Wie heißt das?'
+  assert new.encode(text) == old.encode(text)
+  assert new.encode('a <image>', parse_special=True) == old.encode('a <image>', parse_special=True)
+  assert added_tokens.add(old, ('<loc_0>', '<loc_1>')).model_bytes == new.model_bytes
+  assert added_tokens.add(new, ('<loc_2>',)).pieces()[517] == '<loc_2>'
 
 
 def test_a_file_that_is_no_tokenizer_is_refused():

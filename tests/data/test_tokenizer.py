@@ -129,6 +129,20 @@ def test_training_refuses_impossible_vocabularies(lines, size):
     tokenizers.train(lines, size)
 
 
+def test_a_control_token_before_the_pieces_cuts_no_text():
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(_corpus()),
+    model_writer=model,
+    vocab_size=100,
+    pad_id=3,
+    control_symbols=['<sep>'],
+    minloglevel=2,
+  )
+  padded = tokenizers.Tokenizer(model.getvalue())
+  assert padded.words == {} and len(padded.encode('red circle')) > 1
+
+
 def test_refuses_files_that_are_not_a_model(tmp_path):
   with pytest.raises(SphinxError, match='no file'):
     tokenizers.load(tmp_path / 'none.model')

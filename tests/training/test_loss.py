@@ -25,7 +25,7 @@ def test_cross_entropy_is_that_of_optax():
 
 def sums_of(logits: jax.Array, fields: dict) -> dict:
   """The sums of given logits: the matrix of the LM head is the identity."""
-  return loss.sums(logits, jnp.eye(logits.shape[-1]), fields, tasks=3)
+  return loss.sums(logits, (jnp.eye(logits.shape[-1]),), fields, tasks=3)
 
 
 def test_the_mean_is_weighted_and_tasks_add_up():
@@ -105,7 +105,7 @@ def compiled(chunk: int, argnums: tuple[int, ...] = (0, 1)):
   """The program (hidden, matrix, fields) -> ((loss, sums), gradients)."""
 
   def value(hidden, matrix, fields):
-    sums = loss.sums(hidden, matrix, fields, 3, chunk)
+    sums = loss.sums(hidden, (matrix,), fields, 3, chunk)
     return sums['loss'], sums
 
   gradient = jax.jit(jax.value_and_grad(value, argnums=argnums, has_aux=True))
@@ -161,3 +161,18 @@ def test_a_frozen_matrix_gets_no_gradient(in_chunks):
   frozen, arguments = compiled(8, argnums=(0,)), example(0.4)
   close(frozen(*arguments)[1][0], in_chunks(*arguments)[1][0])
   assert flops(frozen) < 0.75 * flops(in_chunks)
+
+
+def test_blocks_of_columns_give_the_loss_of_the_whole_matrix(in_chunks):
+  """A frozen block costs no gradient; the one beside it has its own."""
+  hidden, matrix, fields = example(0.4)
+  old, new = matrix[:, :-4], matrix[:, -4:]
+
+  def value(hidden, new):
+    sums = loss.sums(hidden, (old, new), fields, 3, 8)
+    return sums['loss'], sums
+
+  blocks = jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True)).lower(hidden, new)
+  found, (of_hidden, of_new) = blocks.compile()(hidden, new)
+  expected, (of_hidden_of_whole, of_matrix) = in_chunks(hidden, matrix, fields)
+  close((found, of_hidden, of_new), (expected, of_hidden_of_whole, of_matrix[:, -4:]))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sphinx_jax.training import optimizer, state, step
+from sphinx_jax.training import loss_scale, optimizer, state, step
 
 VOCAB, BATCH_SIZE, LENGTH = 7, 8, 5
 RATE = lambda count: jnp.float32(0.1)
@@ -13,7 +13,7 @@ RATE = lambda count: jnp.float32(0.1)
 
 def apply(params: dict, batch: dict, key: None):
   hidden = jnp.take(params['frozen']['table'], batch['tokens'], axis=0) + params['trained']['b']
-  return hidden, params['trained']['w']
+  return hidden, (params['trained']['w'],)
 
 
 def batch(seed: int = 0) -> dict:
@@ -30,7 +30,7 @@ def batch(seed: int = 0) -> dict:
   }
 
 
-def make(accumulate: int = 1):
+def make(accumulate: int = 1, scaled: bool = False, apply=apply):
   rng = np.random.default_rng(1)
   trained = {
     'trained': {'w': jnp.asarray(rng.normal(size=(4, VOCAB)), jnp.float32), 'b': jnp.zeros(4)}
@@ -38,8 +38,9 @@ def make(accumulate: int = 1):
   frozen = {'frozen': {'table': jnp.asarray(rng.normal(size=(VOCAB, 4)), jnp.bfloat16)}}
   axes = {'trained': {'w': ('embed', 'vocab'), 'b': ('embed',)}}
   tx = optimizer.make_optimizer('adamw', RATE, axes, (0.9, 0.95), 0.1, 1.0)
+  tx = loss_scale.dynamic(tx) if scaled else tx
   begin = state.State(jnp.int32(0), trained, frozen, tx.init(trained))
-  return begin, jax.jit(step.make_train_step(apply, tx, RATE, 2, accumulate))
+  return begin, jax.jit(step.make_train_step(apply, tx, RATE, 2, accumulate, scaled=scaled))
 
 
 def run(accumulate: int, steps: int = 3):
@@ -113,3 +114,55 @@ def test_evaluation_is_one_weighted_mean_over_all_batches():
   sums = [[float(x) for x in evaluate(params, batch(seed))] for seed in (0, 1)]
   assert losses['both'] == pytest.approx((sums[0][0] + sums[1][0]) / (sums[0][1] + sums[1][1]))
   assert losses['first'] == pytest.approx(sums[0][0] / sums[0][1]) and losses['none'] == 0
+
+
+def test_a_scaled_loss_gives_the_same_update():
+  plain, expected = run(2)
+  current, update = make(2, scaled=True)
+  for seed in range(3):
+    current, metrics = update(current, batch(seed))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    (current.trained, {name: metrics[name] for name in expected}),
+    (plain.trained, expected),
+  )
+  assert int(metrics['skipped']) == 0 and metrics['loss_scale'] == loss_scale.FIRST
+
+
+def half_apply(params: dict, batch: dict, key: None):
+  hidden, matrices = apply(params, batch, key)
+  return hidden.astype(jnp.float16), tuple(matrix.astype(jnp.float16) for matrix in matrices)
+
+
+def test_gradients_that_overflow_skip_the_update_and_halve_the_scale():
+  begin, update = make(scaled=True, apply=half_apply)
+  scaled = begin.opt_state._replace(scale=jnp.float32(2.0**30))
+  begin = state.State(begin.step, begin.trained, begin.frozen, scaled)
+  skipped, metrics = update(begin, batch())
+  jax.tree.map(np.testing.assert_array_equal, skipped.trained, begin.trained)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    skipped.opt_state.inner.inner_state,
+    begin.opt_state.inner.inner_state,
+  )
+  assert metrics['skipped'] == 1 and metrics['grad_norm'] == 0 and np.isfinite(metrics['loss'])
+  assert metrics['loss_scale'] == skipped.opt_state.scale == 2.0**29 and int(skipped.step) == 1
+  while metrics['skipped']:
+    skipped, metrics = update(skipped, batch())
+  assert 2.0**15 < metrics['loss_scale'] < 2.0**29
+  assert not np.array_equal(skipped.trained['trained']['w'], begin.trained['trained']['w'])
+  assert metrics['grad_norm'] == pytest.approx(
+    float(make()[1](make()[0], batch())[1]['grad_norm']), rel=2e-3
+  )
+
+
+def test_many_good_updates_double_the_scale_and_overflow_at_the_least_is_shown():
+  begin, update = make(scaled=True, apply=half_apply)
+  at = lambda **changes: state.State(
+    begin.step, begin.trained, begin.frozen, begin.opt_state._replace(**changes)
+  )
+  grown, _ = update(at(good=jnp.int32(loss_scale.INTERVAL - 1)), batch())
+  assert grown.opt_state.scale == 2 * loss_scale.FIRST and grown.opt_state.good == 0
+  spoiled = batch() | {'loss_weight': batch()['loss_weight'].at[3].set(jnp.inf)}
+  _, metrics = update(at(scale=jnp.float32(loss_scale.LEAST)), spoiled)
+  assert metrics['loss_scale'] == loss_scale.LEAST and not np.isfinite(metrics['grad_norm'])

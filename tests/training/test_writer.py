@@ -47,6 +47,18 @@ def test_a_window_resumes_from_its_state():
   assert second.state() == whole.state()
 
 
+def test_skipped_updates_are_counted_and_have_no_gradient_norm(caplog):
+  window = writer.Window(['vqa', 'ocr'])
+  scaled = lambda norm, skipped, scale: metrics(norm=norm) | dict(skipped=skipped, loss_scale=scale)
+  for step, values in enumerate([(3.0, 0, 8.0), (1.0, 0, 8.0), (0.0, 1, 4.0)], 1):
+    window.add(step, scaled(*values))
+  with caplog.at_level('INFO', 'sphinx_jax'):
+    window.read()
+  line = window.close()
+  assert (line['grad_norm'], line['skipped_updates'], line['loss_scale']) == (2.0, 1, 4.0)
+  assert 'step 3: gradients overflow; skipped' in caplog.text
+
+
 @pytest.mark.parametrize('bad', [dict(loss=math.nan), dict(loss=math.inf), dict(norm=math.nan)])
 def test_a_number_that_is_not_finite_is_an_error_that_names_the_window(bad):
   window = writer.Window(['vqa', 'ocr'])

@@ -36,7 +36,10 @@ def make(bundle: Bundle) -> dict[str, str]:
       tokenizer_class='LlamaTokenizer',
       add_bos_token=True,
       add_eos_token=False,
-      added_tokens_decoder={str(i): {'content': text, **_PLAIN} for text, i in ids.items()},
+      added_tokens_decoder={
+        str(i): {'content': text, **_PLAIN, 'special': text in ids}
+        for text, i in {**ids, **tokenizer.words}.items()
+      },
       additional_special_tokens=[text for text in ids if text not in (first, bos, eos)],
       bos_token=bos,
       eos_token=eos,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sphinx_jax.core import errors
-from sphinx_jax.models import attention, foreign, foreign_config, layers, narrow
+from sphinx_jax.models import attention, foreign, foreign_config, layers, narrow, vocabulary
 from sphinx_jax.parallel import placement
 
 Cache = dict[str, jax.Array] | list[dict[str, jax.Array]] | None  # See `Llama.init_cache`.
@@ -70,11 +70,12 @@ class Llama(nn.Module):
         'an even width per head',
         'change one of them',
       )
+    new = self._new_tokens
     self.table = layers.param(
       self,
       'embed',
       nn.initializers.normal(self.width**-0.5),
-      (self.vocab, self.width),
+      (self.vocab - new, self.width),
       ('vocab', 'lookup'),
       self.dtype,
       keep_bits=True,
@@ -100,8 +101,23 @@ class Llama(nn.Module):
     self.norm = layers.RMSNorm(self.norm_eps, self.dtype)
     # The scale makes the first logits small, so that the loss starts at log(vocab).
     self.output = layers.Dense(
-      (self.vocab,), ('embed', 'vocab'), bias=False, scale=0.25, dtype=self.dtype
+      (self.vocab - new,), ('embed', 'vocab'), bias=False, scale=0.25, dtype=self.dtype
     )
+    if new:
+      self.new_embed, self.new_output = (
+        layers.param(self, name, nn.initializers.zeros, shape, names, self.dtype)
+        for name, shape, names in (
+          (vocabulary.EMBED, (new, self.width), (None, 'lookup')),
+          (vocabulary.OUTPUT, (self.width, new), ('embed', None)),
+        )
+      )
+
+  @property
+  def _new_tokens(self) -> int:
+    """Number of the last tokens whose rows are leaves of their own (models/vocabulary.py)."""
+    if not self.has_variable('params', vocabulary.EMBED):
+      return 0
+    return len(nn.unbox(self.get_variable('params', vocabulary.EMBED)))
 
   @property
   def _channels(self) -> int:
@@ -118,7 +134,13 @@ class Llama(nn.Module):
     # Every device looks up its own channels of all rows. No device holds the whole table or its
     # gradient.
     tokens = placement.constrain(tokens, ('lookup_rows', None))
-    x = narrow.widen(jnp.take(self.table, tokens, axis=0))
+    if self._new_tokens:
+      old = len(self.table)
+      x = jnp.take(self.table, jnp.minimum(tokens, old - 1), axis=0)
+      new = jnp.take(self.new_embed, jnp.maximum(tokens - old, 0), axis=0)
+      x = jnp.where(tokens[..., None] < old, x, new)
+    else:
+      x = narrow.widen(jnp.take(self.table, tokens, axis=0))
     x = placement.constrain(x, ('lookup_rows', None, 'lookup'))
     return placement.constrain(x, ('batch', None, None))
 
@@ -156,11 +178,15 @@ class Llama(nn.Module):
 
   def lm_head(self, hidden_states: jax.Array) -> jax.Array:
     """Logits float32[B,T,vocab] of hidden states [B,T,D]."""
-    return self.output(hidden_states).astype(jnp.float32)
+    logits = self.output(hidden_states)
+    if self._new_tokens:
+      logits = jnp.concatenate([logits, hidden_states @ self.new_output], axis=-1)
+    return logits.astype(jnp.float32)
 
-  def lm_head_matrix(self) -> jax.Array:
-    """The matrix of the LM head [D,vocab], in the compute dtype."""
-    return self.output.matrix(self.width)
+  def lm_head_matrices(self) -> tuple[jax.Array, ...]:
+    """The matrix of the LM head [D,vocab] in the compute dtype, as blocks of its columns."""
+    matrix = self.output.matrix(self.width)
+    return (matrix, self.new_output) if self._new_tokens else (matrix,)
 
   def init_cache(self, rows: int, length: int) -> Cache:
     """An empty cache.

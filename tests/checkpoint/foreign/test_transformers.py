@@ -16,11 +16,12 @@ from sphinx_jax import convert
 from sphinx_jax.checkpoint import bundle, store, stream
 from sphinx_jax.checkpoint.foreign import card, mixing, safetensors
 from sphinx_jax.models import families
+from tests import grown
 from tests.models import idefics2_golden as golden
 
-MESSAGES = [
-  {'role': 'user', 'content': [{'type': 'image'}, {'type': 'text', 'text': 'What is this?'}]}
-]
+
+def messages(question):
+  return [{'role': 'user', 'content': [{'type': 'image'}, {'type': 'text', 'text': question}]}]
 
 
 @functools.cache
@@ -31,11 +32,11 @@ def transformers():
   return transformers
 
 
-def check(folder, ours):
+def check(folder, ours, question='What is this?'):
   """Asks transformers' model and our own the same question about an image."""
   model = transformers().Idefics2ForConditionalGeneration.from_pretrained(folder)
   processor = transformers().AutoProcessor.from_pretrained(folder)
-  text = processor.apply_chat_template(MESSAGES, add_generation_prompt=True)
+  text = processor.apply_chat_template(messages(question), add_generation_prompt=True)
   image = Image.open(golden.FOLDER / 'images' / 'wide3to1.png')
   inputs = processor(text=[text], images=[[image]], return_tensors='pt')
   pixels = np.asarray(image.convert('RGB'))
@@ -94,6 +95,15 @@ def test_a_model_of_ours_goes_there(imported, tmp_path):
     sphinx_jax.load(ours).config
   )
   assert back.template == sphinx_jax.load(ours).template
+
+
+def test_added_tokens_go_there(imported, tmp_path):
+  ours = grown.write(imported, tmp_path / 'ours', ('<loc_0000>', '<loc_0001>'))
+  convert.export_checkpoint(str(ours), str(tmp_path / 'there'), 'hf')
+  model = check(
+    tmp_path / 'there', sphinx_jax.load(ours), 'What is at <loc_0001><loc_0000>, and beside it?'
+  )
+  assert model.config.text_config.vocab_size == model.get_input_embeddings().num_embeddings == 517
 
 
 def test_a_mix_of_folders_is_loaded_as_it_is(tmp_path):

@@ -1,0 +1,72 @@
+"""Training and decoding in float16, at a tiny width with batches made in memory."""
+
+import jax
+import numpy as np
+import pytest
+
+import sphinx_jax
+from sphinx_jax import run, train
+from sphinx_jax.checkpoint import store
+from sphinx_jax.training import loss_scale
+from tests.generate import small
+from tests.tiny import crash, in_memory, interrupt_at, lines, tiny
+
+HALF = {'model.dtype': 'float16'}
+
+
+def data(opened=None):
+  """Batches without validation, whose program would have to be compiled, too."""
+  opened = opened or in_memory()
+  return lambda *given: opened(*given)._replace(validation=dict)
+
+
+@pytest.fixture(autouse=True)
+def memory(monkeypatch):
+  monkeypatch.setattr(run, 'open_data', data())
+
+
+@pytest.fixture(scope='module')
+def half(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('half')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(run, 'open_data', data())
+    train.train(tiny(**HALF), workdir)
+  return workdir
+
+
+def test_the_losses_are_those_of_float32(half, tmp_path):
+  train.train(tiny(), tmp_path)
+  losses, norms = (
+    np.array([[line.get(name, 0) for line in lines(place)] for place in (half, tmp_path)])
+    for name in ('loss', 'grad_norm')
+  )
+  np.testing.assert_allclose(losses[0], losses[1], rtol=5e-3)
+  np.testing.assert_allclose(norms[0], norms[1], rtol=5e-2)
+  written = lines(half)[0]
+  assert written['skipped_updates'] == 0 and written['loss_scale'] == loss_scale.FIRST
+  assert not {'skipped_updates', 'loss_scale'} & lines(tmp_path)[0].keys()
+
+
+def test_a_broken_run_resumes_bit_for_bit(half, tmp_path, monkeypatch):
+  monkeypatch.setattr(loss_scale, 'FIRST', 2.0**19)  # The first updates are skipped.
+  ends = []
+  for name, opened in (('whole', data()), ('broken', data(interrupt_at(4, crash)))):
+    monkeypatch.setattr(run, 'open_data', opened)
+    if name == 'broken':
+      with pytest.raises(RuntimeError, match='as if killed'):
+        train.train(tiny(**HALF), tmp_path / name)
+      monkeypatch.setattr(run, 'open_data', data())
+    train.train(tiny(**HALF), tmp_path / name)
+    ends.append(store.load_params(tmp_path / name))
+  assert lines(tmp_path / 'whole') == lines(tmp_path / 'broken')
+  assert 0 < sum(line['skipped_updates'] for line in lines(tmp_path / 'whole')) < 5
+  jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
+def test_a_model_answers_in_float16(tmp_path):
+  folder = small.save(tmp_path)
+  tokens, images = np.arange(5, 25)[None], small.images(1)
+  full, half = (sphinx_jax.load(folder, dtype=dtype) for dtype in ('float32', 'float16'))
+  expected, found = (np.asarray(model.logits(tokens, images)) for model in (full, half))
+  assert 0 < np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+  assert half.chat([('What is the color?', None)], images[0], max_new_tokens=4)
