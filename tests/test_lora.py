@@ -21,7 +21,7 @@ from tests.tiny import crash, in_memory, interrupt_at, lines, tiny
 LORA = dict(
   rank=2,
   alpha=4.0,
-  target='llm/layers/.*',
+  target='llm/.*',  # The LM head, too, whose product the loss computes.
   ranks=(('.*/w[12]', 4),),
   rslora=False,
   dropout=0.1,

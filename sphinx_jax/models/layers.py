@@ -212,7 +212,7 @@ class Dense(nn.Module):
     if quantized.form_of(held):
       product = self._quantized_product(flat)
     else:
-      kernel = self.matrix(width, keep_bits=True).reshape(width, -1)
+      kernel = self._kernel(width, keep_bits=True).reshape(width, -1)
       product = (narrow.matmul if kernel.dtype == narrow.BITS else jnp.matmul)(flat, kernel)
     if adapters.A in held:
       product += self._adapted(flat)
@@ -241,21 +241,34 @@ class Dense(nn.Module):
 
   def _adapted(self, x: jax.Array) -> jax.Array:
     """What the adapter (models/adapters.py) adds to the product of x [rows,in]."""
-    a, b, scale = (self._held(name) for name in adapters.LEAVES)
-    self._check_shape(adapters.A, a, (x.shape[1], a.shape[-1]))
-    self._check_shape(adapters.B, b, (a.shape[-1], *self.features))
-    a = placement.gather(a.astype(self.dtype), (self.names[0], None))
-    b = placement.gather(b.astype(self.dtype), (None, *self.names[1:]))
+    a, b, scale = self._adapter(x.shape[1])
     dropout = _noise.get().dropout
     if dropout and self.has_rng('dropout'):
       kept = jax.random.bernoulli(self.make_rng('dropout'), 1 - dropout, x.shape)
       x = jnp.where(kept, x / (1 - dropout), 0)
-    return (x @ a) @ b.reshape(len(b), -1) * scale.astype(self.dtype)
+    return (x @ a) @ b.reshape(len(b), -1) * scale
+
+  def _adapter(self, width: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The arrays of the adapter in `dtype`."""
+    a, b, scale = (self._held(name) for name in adapters.LEAVES)
+    self._check_shape(adapters.A, a, (width, a.shape[-1]))
+    self._check_shape(adapters.B, b, (a.shape[-1], *self.features))
+    a = placement.gather(a.astype(self.dtype), (self.names[0], None))
+    b = placement.gather(b.astype(self.dtype), (None, *self.names[1:]))
+    return a, b, scale.astype(self.dtype)
 
   def _check_shape(self, name: str, array: jax.Array, shape: tuple[int, ...]) -> None:
     _check_shape((*self.path, name), array.shape, shape)
 
-  def matrix(self, width: int, keep_bits: bool = False) -> jax.Array:
+  def matrix(self, width: int) -> jax.Array:
+    """The kernel [width,*features] in `dtype`, with what an adapter adds to it."""
+    kernel = self._kernel(width)
+    if adapters.A not in self.variables.get('params', {}):
+      return kernel
+    a, b, scale = self._adapter(width)
+    return kernel + jnp.tensordot(a, b, 1) * scale
+
+  def _kernel(self, width: int, keep_bits: bool = False) -> jax.Array:
     """The kernel [width,*features] in `dtype`; `keep_bits` as of `param`."""
     shape = width, *self.features
     init = fan_in(scale=self.scale)

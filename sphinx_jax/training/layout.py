@@ -41,15 +41,14 @@ def layout(config: ConfigDict) -> Layout:
   """
   axes = families.logical_axes(config.model)
   shapes, scales = families.abstract_params(config.model), {}
-  lora = config.get('lora')
+  lora, new_tokens = config.get('lora'), len(config.get('tokenizer_add', ()))
+  if lora and new_tokens:
+    shapes, axes = vocabulary.extend(shapes, axes, new_tokens)
   if lora:
     layers = adapters.matrices(axes)
     ranks = adapters.ranks(layers, lora.target, lora.rank, lora.ranks)
     shapes, axes = adapters.extend(shapes, axes, ranks)
     scales = {layer: scale(lora.alpha, rank, lora.rslora) for layer, rank in ranks.items()}
-  new_tokens = len(config.get('tokenizer_add', ()))
-  if lora and new_tokens:
-    shapes, axes = vocabulary.extend(shapes, axes, new_tokens)
   states.check(axes, config.trainable)
   if new_tokens:
     _check_new_rows(trees.flatten(states.split(axes, config.trainable)[0]), bool(lora))
