@@ -77,7 +77,7 @@ def open_sources(
         f"source '{path}'",
         'a checkpoint of sphinx_jax',
         'weights of another project',
-        'add --to=official or --to=hf to export it',
+        'add --to=official or --to=hf to export it, or --quantize',
       )
   opened = [sources.open_source(path, variant, base) for path in paths]
   for source in opened:
@@ -418,7 +418,10 @@ def _check_flags() -> None:
     SphinxError: there is such a flag.
   """
   mode = next((name for name in ('quantize', 'verify', 'to') if FLAGS[name].value), 'import')
-  unused = [f'--{name}' for name in _UNUSED_FLAGS[mode] if FLAGS[name].value != FLAGS[name].default]
+  without = _UNUSED_FLAGS[mode]
+  if mode == 'quantize' and _is_ours(FLAGS.source[0]):
+    without += _UNUSED_FLAGS['to']
+  unused = [f'--{name}' for name in without if FLAGS[name].value != FLAGS[name].default]
   if mode != 'import' and len(FLAGS.source) > 1:
     unused.append('a second --source')
   if unused:
@@ -436,6 +439,11 @@ def _check_flags() -> None:
     raise errors.make(
       f"--output '{FLAGS.output}'", 'the source', 'a new directory', 'give another one'
     )
+
+
+def _is_ours(place: str) -> bool:
+  """Whether a source is a checkpoint of sphinx_jax, or one with an adapter."""
+  return store.is_checkpoint(merged.split(place)[0])
 
 
 def _changes() -> dict[str, Any]:
@@ -473,7 +481,7 @@ def main() -> None:
       'a new directory',
       'for instance --output=DIR, or --dry_run to write nothing',
     )
-  if FLAGS.quantize and store.is_checkpoint(merged.split(FLAGS.source[0])[0]):
+  if FLAGS.quantize and _is_ours(FLAGS.source[0]):
     _quantize(few_bits.open_full(FLAGS.source[0]))
     return
   if FLAGS.to:

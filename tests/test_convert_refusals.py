@@ -208,6 +208,7 @@ def test_the_command_ends_with_one_line(tmp_path, flags, words):
     ('--to=hf --tokenizer=x --variant=llama_ens --output={}/ours', ['--variant and --tokenizer']),
     ('--source={},{} --to=hf --output={}/ours', ['a second --source', 'with --to']),
     ('--verify={} --output={}/ours', ['--output', 'with --verify']),
+    ('--quantize=int8 --shards=2 --output={}/ours', ['--shards', 'with --quantize']),
     ('--output={}', ['--output', 'the source']),
     ('--source={}/model.pth --output={}', ['--output', 'the source']),
   ],

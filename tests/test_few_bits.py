@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import sphinx_jax
-from sphinx_jax import convert, few_bits
+from sphinx_jax import convert, few_bits, run
 from sphinx_jax.checkpoint import adapter_runs, mixing, store, stream
 from sphinx_jax.checkpoint.bundle import load_bundle
 from sphinx_jax.core import cli, errors, trees
@@ -42,6 +42,26 @@ def assert_same(first, second):
 def test_a_checkpoint_in_few_bits_is_what_loading_makes_of_the_full_one(folders, held, form):  # noqa: F811
   assert load_bundle(held[form]).weights == form
   assert_same(params(held[form]), params(folders[0], weights=form))
+  if form == 'int8':
+    assert_same(
+      params(held[form], weights='int8_dynamic'), params(folders[0], weights='int8_dynamic')
+    )
+
+
+def test_one_matrix_at_a_time_is_read(folders, tmp_path):  # noqa: F811
+  full, read = few_bits.open_full(folders[0]), {}
+
+  def watched(path, array):
+    def part(index):
+      read.setdefault(path, []).append(index)
+      return array.read(index)
+
+    return stream.Array(array.shape, array.dtype, part, array.layers)
+
+  arrays = {path: watched(path, array) for path, array in full.arrays.items()}
+  few_bits.quantize(full._replace(arrays=arrays), tmp_path / 'held', 'int8')
+  assert read['llm/layers/feed_forward/w1/kernel'] == [(0,), (1,)]
+  assert all(len(indices) == len(set(indices)) for indices in read.values())
 
 
 def test_its_logits_have_the_bits_of_those_quantized_on_the_fly(folders, held):  # noqa: F811
@@ -136,4 +156,4 @@ def test_what_needs_full_kernels_is_refused_with_what_to_do(folders, held, tmp_p
   refused("kernels in int8.*hold them in 'nf4'", sphinx_jax.load, place, weights='nf4')
   refused('kernels in int8.*,qlora', cli.load_config, f'forkme:my.jsonl,{place}')
   config = cli.load_config(f'forkme:my.jsonl,{place},qlora')
-  assert config.frozen_dtype == 'int8'
+  assert run.training_run(config, None).frozen_dtype == 'int8'

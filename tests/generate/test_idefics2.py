@@ -106,6 +106,15 @@ def user(*content):
 PICTURE, QUESTION = {'type': 'image'}, {'type': 'text', 'text': 'What?'}
 
 
+def test_labels_stay_at_the_answer_behind_image_tokens():
+  subject = model()
+  encoded = subject.encode_dialog([('<image>What is this?', 'a cat')], 1)
+  assert len(encoded.ids) == len(encoded.weights)
+  labels = [token for token, weight in zip(encoded.ids, encoded.weights) if weight]
+  assert subject.tokenizer.decode(labels).strip().startswith('a cat')
+  assert encoded.ids.count(subject.config.image_token) == subject.visual_tokens
+
+
 @pytest.mark.parametrize(
   'messages, pictures, words',
   [
