@@ -23,6 +23,7 @@ def data(opened=None):
 @pytest.fixture(autouse=True)
 def memory(monkeypatch):
   monkeypatch.setattr(run, 'open_data', data())
+  monkeypatch.setattr(loss_scale, 'INTERVAL', 2)  # The scale grows in the middle of a run.
 
 
 @pytest.fixture(scope='module')
@@ -30,6 +31,7 @@ def half(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('half')
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(run, 'open_data', data())
+    patch.setattr(loss_scale, 'INTERVAL', 2)
     train.train(tiny(**HALF), workdir)
   return workdir
 
@@ -37,30 +39,24 @@ def half(tmp_path_factory):
 def test_the_losses_are_those_of_float32(half, tmp_path):
   train.train(tiny(), tmp_path)
   losses, norms = (
-    np.array([[line.get(name, 0) for line in lines(place)] for place in (half, tmp_path)])
+    np.array([[line[name] for line in lines(place)] for place in (half, tmp_path)])
     for name in ('loss', 'grad_norm')
   )
   np.testing.assert_allclose(losses[0], losses[1], rtol=5e-3)
   np.testing.assert_allclose(norms[0], norms[1], rtol=5e-2)
-  written = lines(half)[0]
-  assert written['skipped_updates'] == 0 and written['loss_scale'] == loss_scale.FIRST
+  assert sum(line['skipped_updates'] for line in lines(half)) < 3
   assert not {'skipped_updates', 'loss_scale'} & lines(tmp_path)[0].keys()
 
 
 def test_a_broken_run_resumes_bit_for_bit(half, tmp_path, monkeypatch):
-  monkeypatch.setattr(loss_scale, 'FIRST', 2.0**19)  # The first updates are skipped.
-  ends = []
-  for name, opened in (('whole', data()), ('broken', data(interrupt_at(4, crash)))):
-    monkeypatch.setattr(run, 'open_data', opened)
-    if name == 'broken':
-      with pytest.raises(RuntimeError, match='as if killed'):
-        train.train(tiny(**HALF), tmp_path / name)
-      monkeypatch.setattr(run, 'open_data', data())
-    train.train(tiny(**HALF), tmp_path / name)
-    ends.append(store.load_params(tmp_path / name))
-  assert lines(tmp_path / 'whole') == lines(tmp_path / 'broken')
-  assert 0 < sum(line['skipped_updates'] for line in lines(tmp_path / 'whole')) < 5
-  jax.tree.map(np.testing.assert_array_equal, *ends)
+  monkeypatch.setattr(run, 'open_data', data(interrupt_at(4, crash)))
+  with pytest.raises(RuntimeError, match='as if killed'):
+    train.train(tiny(**HALF), tmp_path)
+  monkeypatch.setattr(run, 'open_data', data())
+  train.train(tiny(**HALF), tmp_path)
+  assert lines(tmp_path) == lines(half)
+  assert len({line['loss_scale'] for line in lines(half)}) > 1  # The checkpoint has a part of it.
+  jax.tree.map(np.testing.assert_array_equal, store.load_params(tmp_path), store.load_params(half))
 
 
 def test_a_model_answers_in_float16(tmp_path):

@@ -189,18 +189,21 @@ def _losses_and_gradients(
       of_matrices = jax.tree.map(jnp.add, of_matrices, parts[2])
       return losses, of_hidden, of_matrices
 
-    def zero_gradient(matrix: jax.Array, is_first: bool) -> jax.Array:
+    def zero_gradient(matrix: jax.Array, columns: str | None) -> jax.Array:
       # The sums of all devices are added after the loop, not in every trip.
       zeros = jnp.zeros((blocks, *matrix.shape), jnp.float32)
-      return placement.constrain(zeros, ('batch', 'embed', 'vocab' if is_first else None))
+      return placement.constrain(zeros, ('batch', 'embed', columns))
 
+    # Blocks beside the first one are those of few new tokens, which are not split.
+    columns = ['vocab', *[None] * (len(matrices) - 1)]
+    of_matrices = [
+      zero_gradient(matrix, name) if to else None
+      for matrix, name, to in zip(matrices, columns, to_matrices)
+    ]
     zeros = (
       jnp.zeros((blocks, slots), jnp.float32),
       jnp.zeros((blocks, slots, width), hidden.dtype) if to_hidden else None,
-      [
-        zero_gradient(matrix, i == 0) if to else None
-        for i, (matrix, to) in enumerate(zip(matrices, to_matrices))
-      ],
+      of_matrices,
     )
     losses, of_hidden, of_matrices = jax.lax.fori_loop(0, trips, add, zeros)
     losses = take(losses, places)
