@@ -5,6 +5,7 @@ import os
 import runpy
 from unittest import mock
 
+import jax
 import pytest
 from absl import app, flags
 
@@ -15,6 +16,7 @@ def run(capsys: pytest.CaptureFixture, module: str, *arguments: str) -> tuple[in
   """Returns exit code, stdout and stderr of `python -m sphinx_jax.MODULE ARGUMENTS`."""
   known, state = set(flags.FLAGS), (log.propagate, log.handlers[:], log.level)
   environment, level = dict(os.environ), logging.getLogger('absl').level
+  settings = dict(jax.config.values)
 
   def run_app(main, flags_parser):
     main(flags_parser([module, *arguments]))
@@ -34,6 +36,9 @@ def run(capsys: pytest.CaptureFixture, module: str, *arguments: str) -> tuple[in
     logging.getLogger('absl').setLevel(level)
     for name in set(os.environ) - set(environment):
       del os.environ[name]
+    for name, value in settings.items():
+      if jax.config.values[name] != value:
+        jax.config.update(name, value)
   output = capsys.readouterr()
   return code, output.out, output.err
 
