@@ -3,6 +3,7 @@
 import logging
 import os
 import runpy
+import sys
 from unittest import mock
 
 import jax
@@ -30,7 +31,9 @@ def run(capsys: pytest.CaptureFixture, module: str, *arguments: str) -> tuple[in
     code = end.code or 0
   finally:
     for name in set(flags.FLAGS) - known:
-      delattr(flags.FLAGS, name)
+      # Libraries that were imported on the way, like array_record, keep their flags.
+      if flags.FLAGS.find_module_defining_flag(name) not in sys.modules:
+        delattr(flags.FLAGS, name)
     log.propagate, log.handlers[:] = state[0], state[1]
     log.setLevel(state[2])
     logging.getLogger('absl').setLevel(level)
