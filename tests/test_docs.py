@@ -50,7 +50,12 @@ HERE = (
 )
 SHORTER = {
   'chat': ['--max_new_tokens=8'],
-  'train': ['--config.steps=2', '--config.checkpoint.every=2', '--config.eval_every=2'],
+  'train': [
+    '--config.steps=2',
+    '--config.checkpoint.every=2',
+    '--config.eval_every=2',
+    '--config.batch.size=2',  # All examples fit in two rows.
+  ],
   'plan': ['--nocompile'],
 }
 
