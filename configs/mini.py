@@ -216,6 +216,9 @@ def shorten(config: dict[str, Any]) -> None:
     run['optimizer']['warmup'] = 1
     run['checkpoint']['every'] = 2
     run['model']['scan_unroll'] = 1
+    run['batch']['size'] = 4
+    if stage != 'stage2':
+      run['optimizer']['name'] = 'adamw'  # Compiles faster; stage 2 runs muon.
   if 'mix' in config:
     config['mix']['coefficients'] = (0.0, 0.5, 1.0)
   config['evaluate']['examples'] = 4

@@ -5,4 +5,6 @@
 # compiler of `plan`, as well.
 export EXTRAS=dev,convert,plan
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+# A clean checkout has no compiled modules. Without this every child process compiles its own.
+unset PYTHONDONTWRITEBYTECODE
 exec python -m pytest -n 3 "$@"

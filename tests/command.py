@@ -3,8 +3,10 @@
 import logging
 import os
 import runpy
+import sys
 from unittest import mock
 
+import jax
 import pytest
 from absl import app, flags
 
@@ -15,6 +17,7 @@ def run(capsys: pytest.CaptureFixture, module: str, *arguments: str) -> tuple[in
   """Returns exit code, stdout and stderr of `python -m sphinx_jax.MODULE ARGUMENTS`."""
   known, state = set(flags.FLAGS), (log.propagate, log.handlers[:], log.level)
   environment, level = dict(os.environ), logging.getLogger('absl').level
+  settings = dict(jax.config.values)
 
   def run_app(main, flags_parser):
     main(flags_parser([module, *arguments]))
@@ -28,12 +31,17 @@ def run(capsys: pytest.CaptureFixture, module: str, *arguments: str) -> tuple[in
     code = end.code or 0
   finally:
     for name in set(flags.FLAGS) - known:
-      delattr(flags.FLAGS, name)
+      # Libraries that were imported on the way, like array_record, keep their flags.
+      if flags.FLAGS.find_module_defining_flag(name) not in sys.modules:
+        delattr(flags.FLAGS, name)
     log.propagate, log.handlers[:] = state[0], state[1]
     log.setLevel(state[2])
     logging.getLogger('absl').setLevel(level)
     for name in set(os.environ) - set(environment):
       del os.environ[name]
+    for name, value in settings.items():
+      if jax.config.values[name] != value:
+        jax.config.update(name, value)
   output = capsys.readouterr()
   return code, output.out, output.err
 

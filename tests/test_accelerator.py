@@ -121,7 +121,7 @@ def test_a_choice_that_runs_out_of_memory_is_followed_by_the_next(monkeypatch):
 
 def test_an_update_is_measured_as_train_compiles_it(monkeypatch):
   """A planned, compiled and timed update of a model that compiles fast."""
-  config = tiny(**{'model.dtype': 'bfloat16', 'optimizer.name': 'adamw', 'model.attention': 'xla'})
+  config = tiny(**{'model.dtype': 'bfloat16', 'model.attention': 'xla'})
   monkeypatch.setattr(update, 'config_of', lambda *args: config)
   rows = {row.what: row for row in update.measure('mini', SIZES)}
   assert rows['update of mini'].value == 'LLM and projections trained, remat none, 2 rows'

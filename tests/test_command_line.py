@@ -10,21 +10,9 @@ import sys
 import pytest
 
 from sphinx_jax.core import cli, errors
+from tests import command
 
 ROOT = pathlib.Path(__file__).parent.parent
-
-
-def _run(*arguments, cwd=ROOT):
-  return subprocess.run(
-    [sys.executable, '-m', *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
-  )
-
-
-def _error(done):
-  """The only error line of a program that ended with exit code 2 and without a traceback."""
-  assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
-  (line,) = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
-  return line
 
 
 @pytest.mark.parametrize(
@@ -43,14 +31,19 @@ def _error(done):
     (['--config.stage2.steps=3', 'stray'], "command line: got 'stray'"),
   ],
 )
-def test_a_wrong_command_line_gets_one_clear_line(arguments, message, tmp_path):
-  assert message in _error(_run('sphinx_jax.recipe', f'--workdir={tmp_path / "run"}', *arguments))
+def test_a_wrong_command_line_gets_one_clear_line(
+  arguments, message, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.chdir(ROOT)
+  flags = f'--workdir={tmp_path / "run"}', *arguments
+  assert message in command.error(capsys, 'recipe', *flags)
   assert not (tmp_path / 'run').exists()
 
 
-def test_an_error_in_a_config_file_is_one_line_too(tmp_path):
+def test_an_error_in_a_config_file_is_one_line_too(tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(tmp_path)
   (tmp_path / 'mine.py').write_text('import jax\nimport no_such_module\n')
-  error = _error(_run('sphinx_jax.train', '--config=mine.py', '--workdir=run', cwd=tmp_path))
+  error = command.error(capsys, 'train', '--config=mine.py', '--workdir=run')
   assert "No module named 'no_such_module'" in error
   assert f'{tmp_path}/mine.py, line 2' in error
 
@@ -92,14 +85,17 @@ def test_overrides_may_stand_anywhere_and_without_an_equals_sign(tmp_path):
   assert done.stdout.strip() == "{'a': {'b': 5}, 'c': False} True", done.stderr
 
 
-def test_a_workdir_of_another_config_is_refused(tmp_path):
+def test_a_workdir_of_another_config_is_refused(tmp_path, capsys):
   (tmp_path / 'config.json').write_text('{"steps": ["other"]}')
-  error = _error(_run('sphinx_jax.recipe', f'--workdir={tmp_path}'))
+  error = command.error(capsys, 'recipe', f'--workdir={tmp_path}')
   assert 'a run of another config (steps:' in error
 
 
 def test_help_shows_the_flags_and_what_the_command_does():
-  done = _run('sphinx_jax.recipe', '--help')
+  """In a process of its own, as users start it; the tests above save the seconds it takes."""
+  done = subprocess.run(
+    [sys.executable, '-m', 'sphinx_jax.recipe', '--help'], cwd=ROOT, capture_output=True, text=True
+  )
   assert "the paper's recipe" in done.stdout
   assert '--workdir' in done.stdout and '--config' in done.stdout
 
@@ -147,9 +143,8 @@ time.sleep(60)
 def _start(name, script=_SCRIPT, stdout=subprocess.PIPE, **environment):
   """Starts the script without a terminal and without a home directory."""
   kept = {key: value for key, value in os.environ.items() if key not in ('HOME', 'PYTHONUTF8')}
-  command = [sys.executable, '-c', script, *name.split()]
   return subprocess.Popen(
-    command,
+    [sys.executable, '-c', script, *name.split()],
     stdin=subprocess.DEVNULL,
     stdout=stdout,
     stderr=subprocess.PIPE,
@@ -206,5 +201,5 @@ def test_programs_end_cleanly_without_a_reader_a_locale_or_patience():
 
 
 def test_a_closed_stdout_is_no_error():
-  command = f'{shlex.quote(sys.executable)} -c {shlex.quote(_SCRIPT)} text >&- 2>&-'
-  assert subprocess.run(['bash', '-c', command]).returncode == 0
+  line = f'{shlex.quote(sys.executable)} -c {shlex.quote(_SCRIPT)} text >&- 2>&-'
+  assert subprocess.run(['bash', '-c', line]).returncode == 0

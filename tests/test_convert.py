@@ -22,22 +22,12 @@ from sphinx_jax.checkpoint.foreign import pth_writer, safetensors as safetensors
 from sphinx_jax.core import config, errors, progress
 from sphinx_jax.data import tokenizer
 from sphinx_jax.models import foreign
-from tests import grown, release, xla
+from tests import command, grown, release, xla
 
 ROOT = pathlib.Path(__file__).parent.parent
 # docs/official_sphinx.md, "Shards".
 COLUMNS = re.compile(r'llma\.(output|layers\.\d+\.(attention\.w[qkv]|feed_forward\.w[13]))\.weight')
 ROWS = re.compile(r'llma\.(tok_embeddings|layers\.\d+\.(attention\.wo|feed_forward\.w2))\.weight')
-
-
-def command(*flags: str) -> subprocess.CompletedProcess:
-  return subprocess.run(
-    [sys.executable, '-m', 'sphinx_jax.convert', *flags],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
 
 
 def imported(source, output, **options) -> pathlib.Path:
@@ -237,13 +227,15 @@ def test_deltas_alone_ask_for_their_base(light, tmp_path):
     convert.open_sources([tmp_path / 'diff'])
 
 
-def test_the_command_logs_the_format_and_the_unused_tensors(light, tmp_path):
+def test_the_command_logs_the_format_and_the_unused_tensors(light, tmp_path, capsys):
   def change(rank, key, array):
     return array + 1 if (rank, key) == (1, 'llma.visual_proj.1.bias') else array
 
   release.write_official(tmp_path / 'a', release.tensors(light), 2, change=change)
-  done = command(f'--source={tmp_path}/a', f'--output={tmp_path}/ours')
-  assert done.returncode == 0, done.stderr
+  code, _, log = command.run(
+    capsys, 'convert', f'--source={tmp_path}/a', f'--output={tmp_path}/ours'
+  )
+  assert code == 0, log
   for words in (
     'official SPHINX, llama_ens_light',
     f'{len(light)} tensors',
@@ -252,16 +244,21 @@ def test_the_command_logs_the_format_and_the_unused_tensors(light, tmp_path):
     'done',
     'visual_proj.1.bias: the copies in shards 0 and 1 differ by up to 1',
   ):
-    assert words in done.stderr
+    assert words in log
   assert store.latest(tmp_path / 'ours') == 0
-  done = command(
-    f'--source={tmp_path}/ours', f'--output={tmp_path}/b', '--to=official', '--shards=2'
-  )
-  assert done.returncode == 0 and len(torch_shards(tmp_path / 'b')) == 2, done.stderr
+  back = f'--source={tmp_path}/ours', f'--output={tmp_path}/b', '--to=official', '--shards=2'
+  code, _, log = command.run(capsys, 'convert', *back)
+  assert code == 0 and len(torch_shards(tmp_path / 'b')) == 2, log
 
 
 def test_help_lists_the_flags():
-  done = command('--help')
+  done = subprocess.run(
+    [sys.executable, '-m', 'sphinx_jax.convert', '--help'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
   assert 'Imports weights of other projects' in done.stdout
   for flag in (
     '--source',
@@ -277,14 +274,15 @@ def test_help_lists_the_flags():
     assert flag in done.stdout
 
 
-def test_dry_run_prints_names_shapes_and_differences_and_writes_nothing(light, tmp_path):
+def test_dry_run_prints_names_shapes_and_differences_and_writes_nothing(light, tmp_path, capsys):
   arrays = release.tensors(light)
   del arrays['llma.layers.1.feed_forward.w2.weight']
   arrays['llma.layers.7.attention.wq.weight'] = arrays['llma.layers.1.attention.wq.weight']
   release.write_official(tmp_path / 'a', arrays)
-  done = command(f'--source={tmp_path}/a', f'--output={tmp_path}/ours', '--dry_run')
-  assert done.returncode == 0, done.stderr
-  lines = [' '.join(line.split()) for line in done.stdout.splitlines()]
+  places = f'--source={tmp_path}/a', f'--output={tmp_path}/ours'
+  code, printed, log = command.run(capsys, 'convert', *places, '--dry_run')
+  assert code == 0, log
+  lines = [' '.join(line.split()) for line in printed.splitlines()]
   for line in (
     'layers.{}.attention.wq.weight x2 [16, 16] llm/layers/attention/wq/kernel [2, 16, 16] float32',
     'start_img [1, 1, 16] start_img [16] float32',

@@ -21,7 +21,7 @@ def config(**changes):
   used = {name: encoders[name].to_dict() for name in ('clip', 'qformer')}
   model = small.config(pool=2, encoders=used, llm=tiny().model.llm.to_dict())
   batch = {'batch.images': 2, 'batch.seq_len': 160, 'batch.size': 8}
-  return tiny(**({'model': model, 'optimizer.name': 'adamw'} | batch | changes))
+  return tiny(**({'model': model} | batch | changes))
 
 
 def packed(settings, position):
@@ -43,9 +43,7 @@ def params():
   return small.weights(run_lib.Program(config()).params)
 
 
-def test_epochs_with_features_equal_those_with_pixels(
-  params, optimized, tmp_path, caplog, monkeypatch
-):
+def test_epochs_with_features_equal_those_with_pixels(params, tmp_path, caplog, monkeypatch):
   monkeypatch.setattr(run_lib.log, 'propagate', True)
   settings = config(cache_features=str(tmp_path))
   with caplog.at_level('INFO'):

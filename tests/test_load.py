@@ -304,7 +304,8 @@ def test_a_context_that_is_full_ends_the_answer(text_model):
   )
 
 
-@pytest.mark.parametrize('mesh', ['serving', 'fsdp_tensor'])
+# The test below loads over the other mesh.
+@pytest.mark.parametrize('mesh', ['serving', pytest.param('fsdp_tensor', marks=pytest.mark.slow)])
 def test_a_model_over_all_devices_gives_what_one_device_gives(mesh, tmp_path):
   encoders = dict(clip=dict(view=8, patch=2, width=16, layers=1, heads=8))
   config = small.light(encoders=encoders)

@@ -20,7 +20,7 @@ def params():
 
 @pytest.fixture(scope='module')
 def one_device(params):
-  return run(tiny(**{'optimizer.name': 'adamw'}), params)
+  return run(tiny(), params)
 
 
 def assert_same(result, expected):
@@ -45,11 +45,11 @@ def mesh(data, fsdp, tensor):
   ],
 )
 def test_any_mesh_gives_the_losses_and_parameters_of_one_device(one_device, params, sizes):
-  assert_same(run(tiny(**mesh(*sizes), **{'optimizer.name': 'adamw'}), params), one_device)
+  assert_same(run(tiny(**mesh(*sizes)), params), one_device)
 
 
 def test_kept_features_give_the_same_on_a_mesh(one_device, params, tmp_path):
-  changes = {'cache_features': str(tmp_path), 'optimizer.accumulate': 2, 'optimizer.name': 'adamw'}
+  changes = {'cache_features': str(tmp_path), 'optimizer.accumulate': 2}
   assert_same(run(tiny(**mesh(2, 2, 2), **changes), params), one_device)
   assert list(tmp_path.glob('*/*.safetensors'))
 
@@ -70,13 +70,12 @@ def test_muon_gives_the_same_on_a_mesh_as_on_one_device(params):
   ],
 )
 def test_ways_to_save_memory_do_not_change_the_numbers(one_device, params, changes):
-  assert_same(run(tiny(**changes, **{'optimizer.name': 'adamw'}), params), one_device)
+  assert_same(run(tiny(**changes), params), one_device)
 
 
 def test_first_moments_may_be_half_as_large(params):
   whole, half = (
-    Program(tiny(**{'optimizer.name': 'adamw', 'optimizer.moment_dtype': dtype}))
-    for dtype in ('float32', 'bfloat16')
+    Program(tiny(**{'optimizer.moment_dtype': dtype})) for dtype in ('float32', 'bfloat16')
   )
   size = lambda program: sum(
     leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.state.opt_state)
@@ -85,7 +84,7 @@ def test_first_moments_may_be_half_as_large(params):
 
 
 def compiled(**changes):
-  return Program(tiny(**changes, **{'optimizer.name': 'adamw'})).lower().compile()
+  return Program(tiny(**changes)).lower().compile()
 
 
 def test_memory_policies_keep_different_things():

@@ -41,7 +41,7 @@ def tiny(**changes) -> ConfigDict:
       sampling=dict(by='examples', temperature=1.0, stages=()),
       trainable=(('encoders/.*', 'frozen'), ('.*', 'train')),
       optimizer=dict(
-        name='muon',
+        name='adamw',  # Compiles faster than muon.
         lr=1e-2,
         warmup=2,
         decay_to=0.1,

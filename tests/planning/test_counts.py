@@ -13,7 +13,6 @@ from sphinx_jax.run import Program
 from tests.models import idefics2_golden
 from tests.tiny import tiny
 
-pytestmark = pytest.mark.usefixtures('optimized')
 LAYERS = 3
 
 
@@ -28,7 +27,6 @@ def wide(**changes):
       'model.encoders.clip.width': 64,
       'batch.seq_len': 64,
       'batch.window': 64,
-      'optimizer.name': 'adamw',
       'model.attention': 'xla',
       **changes,
     }
@@ -76,7 +74,7 @@ def test_the_lm_head_counts_for_all_positions():
 def test_parts_and_needs_of_another_family_are_counted():
   """Frozen vision is computed once; what is trained three times, without the first gradient."""
   trainable = (('vision/.*', 'frozen'), ('.*', 'train'))
-  config = tiny(**{'batch.images': 3, 'trainable': trainable, 'optimizer.name': 'adamw'}).unlock()
+  config = tiny(**{'batch.images': 3, 'trainable': trainable}).unlock()
   config.model = idefics2_golden.config(remat='full')
   trace, names = Program(config).trace(), families.part_names(config.model)
   parts = flops.count(trace, names, 1).parts

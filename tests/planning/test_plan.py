@@ -1,6 +1,5 @@
 import json
 import pathlib
-import subprocess
 import sys
 
 import jax
@@ -20,9 +19,9 @@ from sphinx_jax.planning import (
   smallest_slices,
 )
 from sphinx_jax.run import Program
+from tests import command
 from tests.tiny import tiny
 
-pytestmark = pytest.mark.usefixtures('optimized')
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
@@ -121,7 +120,15 @@ def test_a_memory_without_a_unit_is_refused(text):
     slices.of_memory(text)
 
 
-def test_search_ranks_what_fits_first(planner):
+@pytest.fixture
+def few_candidates(monkeypatch):
+  """A search of a few of its meshes and batch sizes."""
+  monkeypatch.setattr(search, '_DATA_SIZES', (1, 2))
+  monkeypatch.setattr(search, '_TENSOR_SIZES', (1, 4))
+  monkeypatch.setattr(search, '_BATCH_FACTORS', (1, 4))
+
+
+def test_search_ranks_what_fits_first(planner, few_candidates):
   config = with_one_encoder(stage2.get_config('7b,224'))
   ranked = search.search(config, slices.find('v5e:4x8'), planner, compile_best=0)
   fitting = [plan.fits for plan in ranked]
@@ -254,40 +261,26 @@ def test_a_compiler_without_the_dump_option_still_compiles(planner, tiny_config,
   assert 'Unavailable: largest buffers, because the compiler dumped no buffer assignment' in text
 
 
-def run(*arguments, cwd=ROOT):
-  return subprocess.run(
-    [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
-  )
-
-
-def test_the_command_answers_without_a_compiler(tmp_path):
+def test_the_command_answers_without_a_compiler(tmp_path, few_candidates, capsys, monkeypatch):
   """If libtpu is not installed, and if it is not asked. Any directory will do."""
-  hidden = (
-    "import sys, runpy; sys.modules['libtpu'] = None; "
-    "runpy.run_module('sphinx_jax.plan', run_name='__main__', alter_sys=True)"
-  )
-  done = run('-c', hidden, '--config=stage1:7b,224', '--topology=v5p-16', '--compile', cwd=tmp_path)
-  assert done.returncode == 0, done.stderr
-  assert 'v5p:2x2x2 (v5p-16, 8 devices)' in done.stdout and 'Not compiled' in done.stdout
-  assert 'libtpu is not installed: estimates from shapes and shardings only' in done.stderr
   (tmp_path / 'mine.py').write_text(
     'import ml_collections\n'
     'from tests.tiny import tiny\n'
     'def get_config():\n'
-    "  step = tiny().to_dict() | dict(kind='train')\n"
+    "  step = tiny(**{'mesh.fsdp': -1}).to_dict() | dict(kind='train')\n"
     "  return ml_collections.ConfigDict(dict(steps=('kept',), kept=step))\n"
   )
-  done = run(
-    '-m',
-    'sphinx_jax.plan',
-    f'--config={tmp_path}/mine.py',
-    '--step=kept',
-    '--topology=v5e:2x4',
-    '--search',
-    '--nocompile',
-    '--rows=3',
-  )
-  assert done.returncode == 0 and len(done.stdout.splitlines()) == 5, done.stdout + done.stderr
+  monkeypatch.chdir(tmp_path)
+  step = f'--config={tmp_path}/mine.py', '--step=kept'
+  with monkeypatch.context() as patch:
+    patch.setitem(sys.modules, 'libtpu', None)
+    code, printed, log = command.run(capsys, 'plan', *step, '--topology=v5p-16', '--compile')
+  assert code == 0, log
+  assert 'v5p:2x2x2 (v5p-16, 8 devices)' in printed and 'Not compiled' in printed
+  assert 'libtpu is not installed: estimates from shapes and shardings only' in log
+  search_flags = '--topology=v5e:2x4', '--search', '--nocompile', '--rows=3'
+  code, printed, log = command.run(capsys, 'plan', *step, *search_flags)
+  assert code == 0 and len(printed.splitlines()) == 5, printed + log
 
 
 @pytest.mark.parametrize(
@@ -300,7 +293,6 @@ def test_the_command_answers_without_a_compiler(tmp_path):
     ([], '--config: got nothing'),
   ],
 )
-def test_a_wrong_question_gets_one_clear_line(arguments, words):
-  done = run('-m', 'sphinx_jax.plan', *arguments)
-  assert done.returncode == 2 and words in done.stderr
-  assert done.stderr.count('error: ') == 1 and 'Traceback' not in done.stderr
+def test_a_wrong_question_gets_one_clear_line(arguments, words, capsys, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  assert words in command.error(capsys, 'plan', *arguments)
