@@ -6,7 +6,8 @@ Import: an official SPHINX folder; a folder of HF transformers (Idefics2, LLaMA)
 local hub cache, or BASE+ADAPTER; LLaMA as Meta releases it; or several sources for a fresh SPHINX,
 the start of stage 1: --source=LLAMA,CLIP,CONVNEXT,DINOV2,BLIP2 --variant=llama_ens. The format is
 detected.
-Export: --to=official (with --shards=N) or --to=hf writes one of our checkpoints in that format.
+Export: --to=official (with --shards=N) or --to=hf writes one of our checkpoints in that format, or
+BASE+ADAPTER merged; --to=peft writes the adapters of a run (PEFT).
 --set=NAME=VALUE and --ids give what differs between releases of transformers (docs/idefics2.md).
 --dry_run prints the table of names and shapes, and the missing and unused tensors.
 --verify=DIR compares --source with another model.
@@ -25,9 +26,16 @@ import numpy as np
 import psutil
 from absl import flags
 
-from sphinx_jax.checkpoint import content, store, stream
+from sphinx_jax.checkpoint import adapter_runs, content, merged, store, stream
 from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
-from sphinx_jax.checkpoint.foreign import assemble, card, export, files as foreign_files, sources
+from sphinx_jax.checkpoint.foreign import (
+  adapter_export,
+  assemble,
+  card,
+  export,
+  files as foreign_files,
+  sources,
+)
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.checkpoint.read_ahead import read_ahead
 from sphinx_jax.core import cli, config as config_lib, errors, files, paths, text, trees
@@ -37,6 +45,7 @@ from sphinx_jax.generate import load as loading
 from sphinx_jax.models import families, forms, settings
 
 FLAGS = flags.FLAGS
+PEFT = 'peft'
 _UNUSED_FLAGS = {
   'verify': ('output', 'to', 'shards', 'tokenizer', 'seed', 'dry_run', 'set', 'ids'),
   'to': ('variant', 'base', 'tokenizer', 'seed', 'set', 'ids'),
@@ -66,12 +75,12 @@ def open_sources(
     SphinxError: a format is unknown, the files do not fit together, or a change is impossible.
   """
   for path in paths:
-    if store.is_checkpoint(path):
+    if store.is_checkpoint(merged.split(path)[0]):
       raise errors.make(
         f"source '{path}'",
         'a checkpoint of sphinx_jax',
         'weights of another project',
-        'add --to=official or --to=hf to export it',
+        'add --to=official, --to=hf or --to=peft to export it, or mix it (mix_weights)',
       )
   opened = [sources.open_source(path, variant, base) for path in paths]
   for source in opened:
@@ -216,7 +225,7 @@ def export_checkpoint(
   """Writes a checkpoint of sphinx_jax in a foreign format. The folder appears when it is complete.
 
   Args:
-    source: a run's directory or one step's.
+    source: a run's directory or one step's, or BASE+ADAPTER.
     output: folder to create.
     to: 'official', or 'hf' (of SPHINX, the language model alone).
     shards: number of tensor-parallel shards of an official folder.
@@ -226,16 +235,14 @@ def export_checkpoint(
     SphinxError: the source is no checkpoint, the format does not have this model, the shards do not
       divide it, or the output exists.
   """
-  meta = store.load_meta(source)
-  bundle = Bundle.from_meta(meta, source)
+  opened, base = merged.open_checkpoint(source), merged.split(source)[0]
+  meta = opened.meta
+  bundle = Bundle.from_meta(meta, base)
   config, origin = bundle.config.model, meta.get('foreign', {})
   target = export.TARGETS[to]
-  tensors = target.tensors(
-    config, stream.read(source), stream.read(source, export.UNUSED_ITEM), origin
-  )
+  tensors = target.tensors(config, opened.arrays, stream.read(base, export.UNUSED_ITEM), origin)
   if dry_run:
-    for key, tensor in tensors.items():
-      print(f'{key} {list(tensor.shape)} {tensor.dtype}')
+    _print_tensors(tensors)
     return
   with paths.new_folder(output) as folder:
     target.write(folder, bundle, tensors, origin, shards)
@@ -248,22 +255,72 @@ def export_checkpoint(
     )
 
 
-def _card(title: str, meta: Mapping[str, Any]) -> str:
+def export_adapter(source: str, output: str | None, dry_run: bool = False) -> None:
+  """Writes the adapters of a run as a folder of PEFT, which appears when it is complete.
+
+  Args:
+    source: the run's directory or one step's.
+    output: folder to create.
+    dry_run: print names and shapes instead.
+
+  Raises:
+    SphinxError: the source is no run with adapters, PEFT cannot hold what it trained, or the output
+      exists.
+  """
+  meta = store.load_meta(source)
+  if not adapter_runs.is_adapter(source):
+    raise errors.make(
+      f"source '{source}'",
+      'a checkpoint with all weights',
+      'a run that holds adapters alone',
+      'export it with --to=hf',
+    )
+  base = _name_of_base(source)
+  config = Bundle.from_meta(meta, source).config
+  exported = adapter_export.to_peft(config, stream.read(source), base, source)
+  if dry_run:
+    _print_tensors(exported.tensors)
+    return
+  with paths.new_folder(output) as folder:
+    adapter_export.write(folder, exported)
+    files.write_atomic(folder / card.NAME, _card(pathlib.Path(output).name, meta, PEFT))
+  if base is None:
+    log.info('its base is no release; export that with --to=hf for transformers')
+  if forms.whole(config.model) is None and families.family(config.model).sees_images(config.model):
+    log.info('it is an adapter of the language model alone, which is all that transformers has')
+
+
+def _name_of_base(adapter: str) -> str | None:
+  """The name of the release that is the base of a run with adapters, if it is one."""
+  try:
+    origin = store.load_meta(adapter_runs.base_of(adapter)).get('foreign', {})
+  except errors.SphinxError:  # It is not in its place.
+    return None
+  return None if origin.get('adapters') else origin.get('name')
+
+
+def _print_tensors(tensors: Mapping[str, Tensor]) -> None:
+  for key, tensor in tensors.items():
+    print(f'{key} {list(tensor.shape)} {tensor.dtype}')
+
+
+def _card(title: str, meta: Mapping[str, Any], library: str = 'transformers') -> str:
   """The model card of an exported checkpoint, with the licence that all its origins have."""
   origins = card.releases(meta)
   licences = set(origins.values())
   body = (
-    'Weights for [transformers](https://github.com/huggingface/transformers), written by '
+    f'Weights for [{library}](https://github.com/huggingface/{library}), written by '
     f'sphinx_jax (step {meta["step"]}).'
   )
-  return card.text(title, licences.pop() if len(licences) == 1 else None, [*origins], body)
+  licence = licences.pop() if len(licences) == 1 else None
+  return card.text(title, licence, [*origins], body, library)
 
 
 def verify(first: str, second: str, **options: Any) -> float:
   """Prints how much two models differ: in every parameter, by part, and in the logits of a prompt.
 
   Args:
-    first, second: checkpoints of sphinx_jax or foreign folders.
+    first, second: checkpoints of sphinx_jax or foreign folders; BASE+ADAPTER, too.
     options: arguments of `sources.open_source` for `first`.
 
   Returns:
@@ -319,8 +376,9 @@ def _open_model(
   directory: str, **options: Any
 ) -> tuple[ml_collections.ConfigDict, Mapping[str, stream.Array]]:
   """Returns model config and arrays of a checkpoint of sphinx_jax or of a foreign folder."""
-  if store.is_checkpoint(directory):
-    return load_bundle(directory).config.model, stream.read(directory)
+  base, _ = merged.split(directory)
+  if store.is_checkpoint(base):
+    return load_bundle(base).config.model, merged.open_checkpoint(directory).arrays
   assembly = assemble.assemble([sources.open_source(directory, **options)])
   return assembly.config, assemble.arrays(assembly)
 
@@ -428,6 +486,11 @@ def main() -> None:
       'a new directory',
       'for instance --output=DIR, or --dry_run to write nothing',
     )
+  if FLAGS.to == PEFT:
+    if FLAGS.shards != 1:
+      raise errors.make('--shards', f'{FLAGS.shards}', '1 with --to=peft', 'leave it out')
+    export_adapter(FLAGS.source[0], FLAGS.output, FLAGS.dry_run)
+    return
   if FLAGS.to:
     export_checkpoint(FLAGS.source[0], FLAGS.output, FLAGS.to, FLAGS.shards, FLAGS.dry_run)
     return
@@ -453,7 +516,7 @@ if __name__ == '__main__':
   )
   cli.define_path('output', None, 'Directory to create.')
   flags.DEFINE_enum(
-    'to', None, list(export.TARGETS), 'Export a checkpoint of sphinx_jax to this format.'
+    'to', None, [*export.TARGETS, PEFT], 'Export a checkpoint of sphinx_jax to this format.'
   )
   flags.DEFINE_integer(
     'shards', 1, 'Number of tensor-parallel shards of an official folder.', lower_bound=1

@@ -675,13 +675,7 @@ def check_parent(config: ConfigDict, program: Program, data: Data) -> None:
     SphinxError: it is no checkpoint, or its leaves or its tokenizer differ.
   """
   parent = load_bundle(config.init_from)
-  if adapter_runs.is_adapter(config.init_from):
-    raise errors.make(
-      f"init_from '{config.init_from}'",
-      'a run that holds adapters alone',
-      'all weights',
-      'merge it first: python -m sphinx_jax.mix_weights --inputs=BASE+ADAPTER --output=DIR',
-    )
+  adapter_runs.check_whole(config.init_from, 'init_from')
   checkpoints.check(config.init_from, families.abstract_params(config.model))
   different = [
     str(line) for line in differences(parent, data.bundle) if line.key.startswith('llm.')

@@ -12,7 +12,13 @@ from sphinx_jax.core import config as config_lib, errors
 NAME = 'README.md'
 
 
-def text(title: str, licence: str | None, base_models: Sequence[str], body: str) -> str:
+def text(
+  title: str,
+  licence: str | None,
+  base_models: Sequence[str],
+  body: str,
+  library: str = 'transformers',
+) -> str:
   """Returns a model card: YAML that the hub reads, and markdown.
 
   Args:
@@ -20,13 +26,14 @@ def text(title: str, licence: str | None, base_models: Sequence[str], body: str)
     licence: of the weights, as the hub names it ('apache-2.0'); None: not known.
     base_models: names of the models that the weights were made from.
     body: markdown below the heading.
+    library: that loads the folder.
   """
   from huggingface_hub import ModelCardData  # Imported here, as it takes half a second.
 
   data = ModelCardData(
     license=licence,
     base_model=list(base_models) or None,
-    library_name='transformers',
+    library_name=library,
     tags=['sphinx_jax'],
   )
   return f'---\n{data.to_yaml()}\n---\n\n# {title}\n\n{body.strip()}\n'

@@ -124,7 +124,7 @@ def _check_base(path: files.Path, adapter: files.Path) -> None:
       f"adapter '{adapter}'",
       f"a checkpoint of sphinx_jax as its base ('{path}')",
       'a folder of HF transformers',
-      f'export it first (python -m sphinx_jax.convert --source={path} --to=hf --output=DIR)',
+      f'merge them: python -m sphinx_jax.mix_weights --inputs={path}+{adapter} --output=DIR',
     )
 
 
