@@ -33,17 +33,22 @@ def load_run(
     weights, adapter: as in `sphinx_jax.load`.
 
   Returns:
-    The model on the first device, and the meta and the config of the whole run: of that of the
-    adapter if a run trained it.
+    The model on the first device, and the meta and the config of the whole run. They are those of
+    the directory, or of the adapter's run if the directory holds converted weights.
 
   Raises:
     SphinxError: not a checkpoint.
   """
   base, adapter = _split(directory, adapter)
-  run = adapter if adapter is not None and store.is_checkpoint(adapter) else base
-  meta = store.load_meta(run)
-  carried = bundle.Bundle.from_meta(meta, run)
-  return load_model(base, weights=weights, adapter=adapter), meta, carried.config
+  meta, config = _read_run(directory if adapter_runs.is_adapter(directory) else base)
+  if 'mixture' not in config and adapter is not None and store.is_checkpoint(adapter):
+    meta, config = _read_run(adapter)
+  return load_model(base, weights=weights, adapter=adapter), meta, config
+
+
+def _read_run(directory: store.Path) -> tuple[dict[str, Any], ml_collections.ConfigDict]:
+  meta = store.load_meta(directory)
+  return meta, bundle.Bundle.from_meta(meta, directory).config
 
 
 def template(directory: store.Path) -> dialog.Template:

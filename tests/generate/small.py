@@ -79,6 +79,7 @@ def save_adapter(folder, base, seed=0, rank=4, target='llm/layers/.*', whole=())
   leaves |= {path: trees.flatten(params())[path] + np.float32(seed + 1) for path in whole}
   carried = load_bundle(base)
   with carried.config.unlocked():
+    carried.config.name = 'adapter'
     carried.config.lora = dict(
       rank=rank, alpha=2.0 * rank, target=target, ranks=(), rslora=False, dropout=0.1
     )

@@ -18,7 +18,7 @@ TOKENS = np.arange(5, 25)[None]
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
   """A checkpoint, and that of a run with adapters on it."""
-  base = small.save(tmp_path_factory.mktemp('runs') / 'base')
+  base = small.save(tmp_path_factory.mktemp('runs') / 'base', name='base', mixture={})
   return base, small.save_adapter(base.parent / 'adapter', base)
 
 
@@ -34,11 +34,15 @@ def test_an_adapter_loads_alone_and_with_its_weights(folders):
   assert np.abs(alone - logits(base)).max() > 0.1
 
 
-def test_a_run_is_that_of_the_adapter_wherever_its_weights_are_named(folders):
+def test_a_run_is_that_of_the_place_that_is_named(folders):
   base, adapter = folders
-  for given in ((adapter,), (f'{base}+{adapter}',), (base, None, adapter)):
+  for given, name, step in (
+    ((adapter,), 'adapter', 3),
+    ((f'{base}+{adapter}',), 'base', 7),
+    ((base, None, adapter), 'base', 7),
+  ):
     model, meta, config = load.load_run(*given)
-    assert meta['step'] == 3 and config.lora.rank == 4
+    assert (config.name, meta['step']) == (name, step)
     assert 'lora_a' in model.params['llm']['layers']['attention']['wq']
 
 
