@@ -235,7 +235,7 @@ def export_checkpoint(
     SphinxError: the source is no checkpoint, the format does not have this model, the shards do not
       divide it, or the output exists.
   """
-  opened, base = merged.open_checkpoint(source), merged.split(source)[0]
+  opened, (base, adapter) = merged.open_checkpoint(source), merged.split(source)
   meta = opened.meta
   bundle = Bundle.from_meta(meta, base)
   config, origin = bundle.config.model, meta.get('foreign', {})
@@ -247,7 +247,8 @@ def export_checkpoint(
   with paths.new_folder(output) as folder:
     target.write(folder, bundle, tensors, origin, shards)
     if to == 'hf':
-      files.write_atomic(folder / card.NAME, _card(pathlib.Path(output).name, meta))
+      text_of_card = _card(pathlib.Path(output).name, meta, adapter)
+      files.write_atomic(folder / card.NAME, text_of_card)
   if to == 'hf' and forms.whole(config) is None and families.family(config).sees_images(config):
     log.info(
       'only the language model was written, without the encoders, their projections and the '
@@ -283,7 +284,7 @@ def export_adapter(source: str, output: str | None, dry_run: bool = False) -> No
     return
   with paths.new_folder(output) as folder:
     adapter_export.write(folder, exported)
-    files.write_atomic(folder / card.NAME, _card(pathlib.Path(output).name, meta, PEFT))
+    files.write_atomic(folder / card.NAME, _card(pathlib.Path(output).name, meta, library=PEFT))
   if base is None:
     log.info('its base is no release; export that with --to=hf for transformers')
   if forms.whole(config.model) is None and families.family(config.model).sees_images(config.model):
@@ -304,9 +305,11 @@ def _print_tensors(tensors: Mapping[str, Tensor]) -> None:
     print(f'{key} {list(tensor.shape)} {tensor.dtype}')
 
 
-def _card(title: str, meta: Mapping[str, Any], library: str = 'transformers') -> str:
+def _card(
+  title: str, meta: Mapping[str, Any], adapter: str | None = None, library: str = 'transformers'
+) -> str:
   """The model card of an exported checkpoint, with the licence that all its origins have."""
-  origins = card.releases(meta)
+  origins = card.releases(meta) | card.adapter(adapter)
   licences = set(origins.values())
   body = (
     f'Weights for [{library}](https://github.com/huggingface/{library}), written by '

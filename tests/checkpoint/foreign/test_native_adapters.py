@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from safetensors.numpy import load_file, save_file
 
 from sphinx_jax import convert
@@ -78,11 +79,17 @@ def test_parts_of_a_merged_matrix_are_those_of_the_whole(bases):
 
 
 def test_a_mix_of_a_checkpoint_and_an_adapter_records_both(bases, tmp_path):
-  ours, adapter = bases['llama'][1], ADAPTERS / 'rslora'
+  ours, adapter = bases['llama'][1], shutil.copytree(ADAPTERS / 'rslora', tmp_path / 'adapter')
+  (adapter / card.NAME).write_text('---\nlicense: mit\n---\n')
   mixing.mix_checkpoints([f'{ours}+{adapter}'], (1.0,), tmp_path / 'mix')
   (parent,) = store.load_meta(tmp_path / 'mix')['parents']
   assert parent['adapter'] == str(adapter) and 'adapter_config.json' in str(parent)
   assert_near(arrays(tmp_path / 'mix'), arrays(f'{ours}+{adapter}'), 0)
+  origins = {'llama_hf': None, 'adapter': 'mit'}
+  assert card.releases(store.load_meta(tmp_path / 'mix')) == origins
+  convert.export_checkpoint(f'{ours}+{adapter}', str(tmp_path / 'hf'), 'hf')
+  assert ModelCard.load(tmp_path / 'hf' / card.NAME).data.base_model == [*origins]
+  assert_near(arrays(tmp_path / 'hf'), arrays(f'{ours}+{adapter}'), 0)
 
 
 def as_run(folder, base, adapter, whole=(), **lora):
@@ -196,13 +203,6 @@ def test_only_the_language_model_of_a_model_that_transformers_lacks_is_written(t
     convert.export_adapter(str(base), str(tmp_path / 'more'))
   with pytest.raises(errors.SphinxError, match='a run that holds adapters alone'):
     convert.export_checkpoint(str(run), str(tmp_path / 'more'), 'hf')
-
-
-def test_a_merged_export_is_that_of_the_mix(bases, tmp_path):
-  ours = bases['llama'][1]
-  run = as_run(tmp_path / 'run', ours, ADAPTERS / 'lora')
-  convert.export_checkpoint(f'{ours}+{run}', str(tmp_path / 'hf'), 'hf')
-  assert_near(arrays(tmp_path / 'hf'), arrays(f'{ours}+{run}'), 0)
 
 
 def test_tensors_of_some_layers_alone_leave_those_of_others(bases, tmp_path):
