@@ -286,18 +286,20 @@ def export_adapter(source: str, output: str | None, dry_run: bool = False) -> No
     adapter_export.write(folder, exported)
     files.write_atomic(folder / card.NAME, _card(pathlib.Path(output).name, meta, library=PEFT))
   if base is None:
-    log.info('its base is no release; export that with --to=hf for transformers')
+    log.info('its base is no model of transformers as it is; export that, too, with --to=hf')
   if forms.whole(config.model) is None and families.family(config.model).sees_images(config.model):
     log.info('it is an adapter of the language model alone, which is all that transformers has')
 
 
 def _name_of_base(adapter: str) -> str | None:
-  """The name of the release that is the base of a run with adapters, if it is one."""
+  """The name of the model of transformers that is the base of a run with adapters, if it is one."""
   try:
     origin = store.load_meta(adapter_runs.base_of(adapter)).get('foreign', {})
   except errors.SphinxError:  # It is not in its place.
     return None
-  return None if origin.get('adapters') else origin.get('name')
+  form = origin.get('form')
+  is_release = any(forms.is_transformers(part, form) for part in ('model', 'llm'))
+  return origin['name'] if is_release and not origin.get('adapters') else None
 
 
 def _print_tensors(tensors: Mapping[str, Tensor]) -> None:

@@ -75,6 +75,14 @@ def test_a_command_that_needs_all_weights_asks_for_a_merge(
   assert 'merge it first: python -m sphinx_jax.mix_weights --inputs=BASE+ADAPTER' in error
 
 
+def test_an_adapter_that_is_not_there_is_named(folders, capsys):
+  for flags in (
+    [f'--checkpoint={folders[0]}+none'],
+    [f'--checkpoint={folders[0]}', '--adapter=none'],
+  ):
+    assert "adapter 'none': got no" in command.error(capsys, 'chat', *flags, '--prompt=x')
+
+
 def test_a_run_does_not_begin_with_a_folder_of_another_library(tmp_path, capsys):
   (tmp_path / 'my.jsonl').write_text(json.dumps({}))
   config = f'--config=forkme:{tmp_path}/my.jsonl,{GOLDEN / LLAMA},lora'

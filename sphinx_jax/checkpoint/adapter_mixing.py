@@ -104,7 +104,8 @@ def mix_adapters(
   carried = Bundle(
     config, bundles[0].tokenizer, bundles[0].dialog, bundles[0].added_tokens, bundles[0].ids
   )
-  meta = {**carried.to_meta(), **recipe, **adapter_runs.entry(metas[0]), 'losses': losses}
+  of_base = adapter_runs.entry(metas[0]) if base is None else adapter_runs.base(base)
+  meta = {**carried.to_meta(), **recipe, **of_base, 'losses': losses}
   writer = stream.Writer(output, {'params': arrays}, meta)
   hashed = content.ContentHash()
   try:

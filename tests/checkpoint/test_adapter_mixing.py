@@ -132,6 +132,7 @@ def test_the_base_is_read_where_it_is_if_it_is_needed(folders, tmp_path):
   adapter_mixing.mix_adapters(moved, (0.5, 0.5), tmp_path / 'mix', 7, base=base)
   found = trees.flatten(store.load_params(tmp_path / 'mix'))[WHOLE]
   np.testing.assert_allclose(found, trees.flatten(small.params())[WHOLE] + 1, rtol=1e-6)
+  assert adapter_runs.base_of(tmp_path / 'mix') == str(base)
 
 
 def test_adapters_alone_are_not_mixed_as_weights(folders, tmp_path):
