@@ -6,7 +6,7 @@ import types
 import psutil
 import pytest
 
-from sphinx_jax.checkpoint import adapter_runs
+from sphinx_jax.checkpoint import adapter_runs, store
 from tests import command
 from tests.checkpoint.foreign.recorded import GOLDEN, LLAMA
 from tests.generate import small
@@ -73,6 +73,23 @@ def test_a_command_that_needs_all_weights_asks_for_a_merge(
   places = dict(base=folders[0], run=folders[1], out=tmp_path / 'out')
   error = command.error(capsys, module, *(flag.format(**places) for flag in flags))
   assert 'merge it first: python -m sphinx_jax.mix_weights --inputs=BASE+ADAPTER' in error
+
+
+def test_held_out_tasks_are_those_of_the_checkpoint_with_the_adapter(tmp_path, capsys):
+  turns = [{'from': 'human', 'value': 'What color?'}, {'from': 'gpt', 'value': 'red'}]
+  image = str(GOLDEN.parent / 'preproc' / 'f_1x1.png')
+  line = json.dumps({'image': image, 'conversations': turns})
+  (tmp_path / 'my.jsonl').write_text(line + '\n')
+  entry = dict(source='jsonl', path='my.jsonl', task='vqa', weight=1.0)
+  tasks = dict(data_dir=str(tmp_path), mixture=dict(vqa=entry), validation=dict(vqa=entry))
+  base = small.save(tmp_path / 'base', name='base', image=dict(alpha='drop'), **tasks)
+  adapter, output = small.save_adapter(tmp_path / 'run', base), tmp_path / 'out'
+  flags = f'--checkpoint={base}', f'--adapter={adapter}', f'--output={output}', '--tasks=vqa'
+  code, printed, _ = command.run(capsys, 'evaluate', *flags)
+  assert code == 0 and 'accuracy' in printed
+  run = json.loads((output / 'run.json').read_text())
+  assert run['run'] == f'{base} at step 7 with adapter {adapter} at step 3'
+  assert run['weights'] == {'weights': store.identity(base), 'adapter': store.identity(adapter)}
 
 
 def test_an_adapter_that_is_not_there_is_named(folders, capsys):

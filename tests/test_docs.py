@@ -30,11 +30,12 @@ ELSEWHERE = {
   'python -m sphinx_jax.convert': 'tests/test_convert.py',
   'python -m sphinx_jax.mix_curve': 'tests/test_mix_curve.py',
   'python -m sphinx_jax.mix_weights': 'tests/checkpoint/foreign/test_mixing.py',
-  f'{CHAT}BASE --adapter=DIR': 'tests/checkpoint/foreign/test_native_adapters.py',
+  f'{CHAT}BASE --adapter=DIR': 'tests/test_adapter_commands.py',
   'python -m sphinx_jax.prepare': 'tests/test_prepare.py',
   'python -m sphinx_jax.recipe --config=mini_idefics': 'tests/test_mini_idefics.py',
   'python -m sphinx_jax.peek --config=stage2': 'tests/test_peek.py',
   f'{EVALUATE}DIR --benchmarks': 'tests/test_evaluate.py',
+  f'{EVALUATE}BASE --adapter=ADAPTER --output=SCORES': 'tests/test_adapter_commands.py',
   'python -m sphinx_jax.evaluate --predictions': 'tests/test_evaluate.py',
 }
 # Commands that run here, in this order, with what makes them short.
@@ -48,7 +49,6 @@ HERE = (
   'python -m sphinx_jax.train --config=forkme:my.jsonl,BASE,qlora --workdir=ADAPTER '
   "--config.lora.rank=16 --config.lora.target='llm/layers/attention/.*'",
   f'{CHAT}BASE --adapter=ADAPTER --image=cat.png --prompt="What is this?"',
-  f'{EVALUATE}BASE --adapter=ADAPTER --output=SCORES --tasks=vqa --examples=4',
   'python -m sphinx_jax.mix_weights --inputs=BASE+ADAPTER --output=MERGED',
   f'{EVALUATE}workdir/mini/stage2 --output=OUT --tasks=vqa --examples=8',
   'python -m sphinx_jax.plan --config=stage2:13b,1k --topology=v5p:2x2x2',
