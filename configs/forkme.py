@@ -38,7 +38,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from sphinx_jax.checkpoint import bundle
+from sphinx_jax.checkpoint import bundle, merged
 from sphinx_jax.configs import mini
 from sphinx_jax.core import errors
 from sphinx_jax.data import slots
@@ -55,7 +55,7 @@ def get_config(arg: str = '') -> ConfigDict:
       'qlora' as KIND.
 
   Raises:
-    SphinxError: the given checkpoint cannot be read.
+    SphinxError: the given checkpoint cannot be read, or is an adapter.
   """
   path, checkpoint, kind = [*arg.split(','), '', ''][:3]
   config = ConfigDict(mini.get_config().stage2.to_dict())
@@ -64,6 +64,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.tokenizer = ''  # Use the checkpoint's.
   config.tokenizer_add = ()  # For instance ('<loc_0000>', '<loc_0001>'): tokens that it gets.
   if checkpoint:
+    merged.check_whole(checkpoint, 'forkme, checkpoint')
     parent = bundle.load_bundle(checkpoint)
     config.model = parent.config.model.to_dict()
     config.dialog = parent.dialog

@@ -86,9 +86,10 @@ def load(
       docs/idefics2.md.
     ids: 'v4' or 'v5': the major release of transformers whose token ids texts become. None: those
       of the checkpoint; 'v4' for released folders.
-    adapter: a run that trained adapters of these weights; or the folder of a LoRA adapter (PEFT) to
-      merge into the weights of a folder of HF transformers. None: the directory alone, which may
-      be such a run.
+    adapter: a run that trained adapters of these weights; or the folder of a LoRA adapter (PEFT),
+      which is merged into the weights of a folder of HF transformers, and into those of a
+      checkpoint if it has a part that no layer computes unmerged (DoRA). None: the directory
+      alone, which may be such a run.
     weights: 'int8', 'int4' or 'nf4': matrices are stored so; the LM head, embeddings and trained
       parameters keep their dtype. 'int8_dynamic': products round their other side to 8 bits too,
       which a GPU or TPU with products of 8-bit numbers computes faster and less exactly. None: as

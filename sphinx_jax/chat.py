@@ -168,7 +168,7 @@ if __name__ == '__main__':
     'in the local hub cache.',
     required=True,
   )
-  cli.define_path('adapter', None, 'LoRA adapter (PEFT) of the model, a folder.')
+  cli.define_path('adapter', None, 'LoRA adapter of the model: of a run, or a folder of PEFT.')
   cli.define_repeated_path(
     'image', 'Image to talk about; give it again for more. Without it, the chat is text only.'
   )

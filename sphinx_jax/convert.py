@@ -9,7 +9,8 @@ detected.
 Few bits: --quantize=int8, int4 or nf4 writes a checkpoint of this package, or an import, with its
 matrices so (docs/weights.md, "Few bits"). --verify=FILE.jsonl, or --verify=miniworld, then compares
 the losses of both.
-Export: --to=official (with --shards=N) or --to=hf writes one of our checkpoints in that format.
+Export: --to=official (with --shards=N) or --to=hf writes one of our checkpoints in that format, or
+BASE+ADAPTER merged; --to=peft writes the adapters of a run (PEFT).
 --set=NAME=VALUE and --ids give what differs between releases of transformers (docs/idefics2.md).
 --dry_run prints the table of names and shapes, and the missing and unused tensors.
 --verify=DIR compares --source with another model.
@@ -29,9 +30,16 @@ import psutil
 from absl import flags
 
 from sphinx_jax import few_bits
-from sphinx_jax.checkpoint import content, merged, store, stream, widened
+from sphinx_jax.checkpoint import adapter_runs, content, merged, store, stream, widened
 from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
-from sphinx_jax.checkpoint.foreign import assemble, card, export, files as foreign_files, sources
+from sphinx_jax.checkpoint.foreign import (
+  adapter_export,
+  assemble,
+  card,
+  export,
+  files as foreign_files,
+  sources,
+)
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.checkpoint.read_ahead import read_ahead
 from sphinx_jax.core import cli, config as config_lib, errors, files, paths, text, trees
@@ -42,6 +50,7 @@ from sphinx_jax.generate import load as loading
 from sphinx_jax.models import families, forms, quantized, settings
 
 FLAGS = flags.FLAGS
+PEFT = 'peft'
 _UNUSED_FLAGS = {
   'quantize': ('to', 'shards'),
   'verify': ('output', 'to', 'shards', 'tokenizer', 'seed', 'dry_run', 'set', 'ids'),
@@ -72,12 +81,13 @@ def open_sources(
     SphinxError: a format is unknown, the files do not fit together, or a change is impossible.
   """
   for path in paths:
-    if store.is_checkpoint(path):
+    if store.is_checkpoint(merged.split(path)[0]):
       raise errors.make(
         f"source '{path}'",
         'a checkpoint of sphinx_jax',
         'weights of another project',
-        'add --to=official or --to=hf to export it, or --quantize',
+        'add --to=official, --to=hf or --to=peft to export it, or --quantize, or mix it '
+        '(mix_weights)',
       )
   opened = [sources.open_source(path, variant, base) for path in paths]
   for source in opened:
@@ -249,7 +259,7 @@ def export_checkpoint(
   """Writes a checkpoint of sphinx_jax in a foreign format. The folder appears when it is complete.
 
   Args:
-    source: a run's directory or one step's.
+    source: a run's directory or one step's, or BASE+ADAPTER.
     output: folder to create.
     to: 'official', or 'hf' (of SPHINX, the language model alone).
     shards: number of tensor-parallel shards of an official folder.
@@ -259,8 +269,8 @@ def export_checkpoint(
     SphinxError: the source is no checkpoint, the format does not have this model, the shards do not
       divide it, or the output exists.
   """
-  meta = store.load_meta(source)
-  bundle = Bundle.from_meta(meta, source)
+  opened, (base, adapter) = merged.open_checkpoint(source), merged.split(source)
+  meta, bundle = store.load_meta(base), opened.bundle
   config, origin = bundle.config.model, meta.get('foreign', {})
   if bundle.weights:
     raise errors.make(
@@ -270,17 +280,15 @@ def export_checkpoint(
       'widen them first: python -m sphinx_jax.mix_weights --inputs=DIR --output=WIDE',
     )
   target = export.TARGETS[to]
-  tensors = target.tensors(
-    config, stream.read(source), stream.read(source, export.UNUSED_ITEM), origin
-  )
+  tensors = target.tensors(config, opened.arrays, stream.read(base, export.UNUSED_ITEM), origin)
   if dry_run:
-    for key, tensor in tensors.items():
-      print(f'{key} {list(tensor.shape)} {tensor.dtype}')
+    _print_tensors(tensors)
     return
   with paths.new_folder(output) as folder:
     target.write(folder, bundle, tensors, origin, shards)
     if to == 'hf':
-      files.write_atomic(folder / card.NAME, _card(pathlib.Path(output).name, meta))
+      text_of_card = _card(pathlib.Path(output).name, meta, adapter)
+      files.write_atomic(folder / card.NAME, text_of_card)
   if to == 'hf' and forms.whole(config) is None and families.family(config).sees_images(config):
     log.info(
       'only the language model was written, without the encoders, their projections and the '
@@ -288,22 +296,76 @@ def export_checkpoint(
     )
 
 
-def _card(title: str, meta: Mapping[str, Any]) -> str:
+def export_adapter(source: str, output: str | None, dry_run: bool = False) -> None:
+  """Writes the adapters of a run as a folder of PEFT, which appears when it is complete.
+
+  Args:
+    source: the run's directory or one step's.
+    output: folder to create.
+    dry_run: print names and shapes instead.
+
+  Raises:
+    SphinxError: the source is no run with adapters, PEFT cannot hold what it trained, or the output
+      exists.
+  """
+  meta = store.load_meta(source)
+  if not adapter_runs.is_adapter(source):
+    raise errors.make(
+      f"source '{source}'",
+      'a checkpoint with all weights',
+      'a run that holds adapters alone',
+      'export it with --to=hf',
+    )
+  base = _name_of_base(source)
+  config = Bundle.from_meta(meta, source).config
+  exported = adapter_export.to_peft(config, stream.read(source), base, source)
+  if dry_run:
+    _print_tensors(exported.tensors)
+    return
+  with paths.new_folder(output) as folder:
+    adapter_export.write(folder, exported)
+    files.write_atomic(folder / card.NAME, _card(pathlib.Path(output).name, meta, library=PEFT))
+  if base is None:
+    log.info('its base is no model of transformers as it is; export that, too, with --to=hf')
+  if forms.whole(config.model) is None and families.family(config.model).sees_images(config.model):
+    log.info('it is an adapter of the language model alone, which is all that transformers has')
+
+
+def _name_of_base(adapter: str) -> str | None:
+  """The name of the model of transformers that is the base of a run with adapters, if it is one."""
+  try:
+    origin = store.load_meta(adapter_runs.base_of(adapter)).get('foreign', {})
+  except errors.SphinxError:  # It is not in its place.
+    return None
+  form = origin.get('form')
+  is_release = any(forms.is_transformers(part, form) for part in ('model', 'llm'))
+  return origin['name'] if is_release and not origin.get('adapters') else None
+
+
+def _print_tensors(tensors: Mapping[str, Tensor]) -> None:
+  for key, tensor in tensors.items():
+    print(f'{key} {list(tensor.shape)} {tensor.dtype}')
+
+
+def _card(
+  title: str, meta: Mapping[str, Any], adapter: str | None = None, library: str = 'transformers'
+) -> str:
   """The model card of an exported checkpoint, with the licence that all its origins have."""
-  origins = card.releases(meta)
+  origins = card.releases(meta) | card.adapter(adapter)
   licences = set(origins.values())
   body = (
-    'Weights for [transformers](https://github.com/huggingface/transformers), written by '
+    f'Weights for [{library}](https://github.com/huggingface/{library}), written by '
     f'sphinx_jax (step {meta["step"]}).'
   )
-  return card.text(title, licences.pop() if len(licences) == 1 else None, [*origins], body)
+  licence = licences.pop() if len(licences) == 1 else None
+  return card.text(title, licence, [*origins], body, library)
 
 
 def verify(first: str, second: str, **options: Any) -> float:
   """Prints how much two models differ: in every parameter, by part, and in the logits of a prompt.
 
   Args:
-    first, second: checkpoints of sphinx_jax or foreign folders.
+    first, second: checkpoints of sphinx_jax or foreign folders; BASE+ADAPTER, too.
     options: arguments of `sources.open_source` for `first`.
 
   Returns:
@@ -359,6 +421,10 @@ def _open_model(
   directory: str, **options: Any
 ) -> tuple[ml_collections.ConfigDict, Mapping[str, stream.Array]]:
   """Returns model config and arrays of a checkpoint of sphinx_jax or of a foreign folder."""
+  base, adapter = merged.split(directory)
+  if store.is_checkpoint(base) and adapter is not None:
+    opened = merged.open_checkpoint(directory)
+    return opened.bundle.config.model, opened.arrays
   if store.is_checkpoint(directory):
     bundle = load_bundle(directory)
     return bundle.config.model, widened.widen(stream.read(directory), bundle.forms, np.float32)
@@ -484,6 +550,11 @@ def main() -> None:
   if FLAGS.quantize and _is_ours(FLAGS.source[0]):
     _quantize(few_bits.open_full(FLAGS.source[0]))
     return
+  if FLAGS.to == PEFT:
+    if FLAGS.shards != 1:
+      raise errors.make('--shards', f'{FLAGS.shards}', '1 with --to=peft', 'leave it out')
+    export_adapter(FLAGS.source[0], FLAGS.output, FLAGS.dry_run)
+    return
   if FLAGS.to:
     export_checkpoint(FLAGS.source[0], FLAGS.output, FLAGS.to, FLAGS.shards, FLAGS.dry_run)
     return
@@ -512,7 +583,7 @@ if __name__ == '__main__':
   )
   cli.define_path('output', None, 'Directory to create.')
   flags.DEFINE_enum(
-    'to', None, list(export.TARGETS), 'Export a checkpoint of sphinx_jax to this format.'
+    'to', None, [*export.TARGETS, PEFT], 'Export a checkpoint of sphinx_jax to this format.'
   )
   flags.DEFINE_integer(
     'shards', 1, 'Number of tensor-parallel shards of an official folder.', lower_bound=1

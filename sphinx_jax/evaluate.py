@@ -5,9 +5,10 @@ Published benchmarks (configs/benchmarks.py), read from their dataset files:
     python -m sphinx_jax.evaluate --checkpoint=DIR --benchmarks=refcoco_val,mme --root=DATA \\
         --output=DIR [--limit=N]
 
-DIR is a run, one of its checkpoints, or a folder of released weights. --output gets NAME.jsonl
-(every answer with its id), results.json, report.html and, if a test set hides its answers, the file
-to submit. The same command resumes after an interruption. Several processes share the questions.
+DIR is a run, one of its checkpoints, or a folder of released weights; --adapter=DIR adds an adapter
+of a run or of PEFT. --output gets NAME.jsonl (every answer with its id), results.json, report.html
+and, if a test set hides its answers, the file to submit. The same command resumes after an
+interruption. Several processes share the questions.
 
 A file of answers from any model:
 
@@ -16,6 +17,9 @@ A file of answers from any model:
 Held-out questions of the tasks of the checkpoint's own mixture:
 
     python -m sphinx_jax.evaluate --checkpoint=DIR --output=DIR [--tasks=vqa,rec] [--examples=200]
+
+With --adapter the tasks are still those of --checkpoint. A run with adapters as --checkpoint has
+tasks of its own.
 """
 
 import dataclasses
@@ -26,7 +30,7 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint import merged, store
 from sphinx_jax.checkpoint.foreign import hub
 from sphinx_jax.core import cli, errors, files, paths
 from sphinx_jax.evaluation import answering, cases, held_out, predictions, scores, submissions
@@ -72,14 +76,10 @@ def score_tasks() -> None:
 
 
 def _score_tasks() -> None:
+  model, meta, config = load.load_run(FLAGS.checkpoint, adapter=FLAGS.adapter)
+  run = f'{FLAGS.checkpoint} at step {meta["step"]}'
   if FLAGS.adapter:
-    raise errors.make(
-      '--adapter',
-      f"'{FLAGS.adapter}' without --benchmarks",
-      'none: the tasks are those of a checkpoint of sphinx_jax',
-      'leave it out, or name --benchmarks',
-    )
-  model, meta, config = load.load_run(FLAGS.checkpoint)
+    run = checkpoint_identity(FLAGS.checkpoint, FLAGS.adapter)
   if 'mixture' not in config:
     raise errors.make(
       f"checkpoint '{FLAGS.checkpoint}'",
@@ -95,8 +95,8 @@ def _score_tasks() -> None:
     FLAGS.examples,
     held_out.mean_image(sources, config.model.image_size, config.image.alpha),
     FLAGS.output,
-    run=f'{FLAGS.checkpoint} at step {meta["step"]}',
-    weights=store.identity(FLAGS.checkpoint),
+    run=run,
+    weights=weights_identity(FLAGS.checkpoint, FLAGS.adapter),
     batch_size=FLAGS.batch_size,
   )
   for name, result in results.items():
@@ -174,17 +174,31 @@ def open_benchmarks(
 
 def checkpoint_identity(checkpoint: str, adapter: str | None = None) -> str:
   """Returns the text that identifies a checkpoint in run.json and in the report."""
-  is_own = store.is_checkpoint(checkpoint)
-  step = f' at step {store.load_meta(checkpoint)["step"]}' if is_own else ''
-  merged = f' with adapter {store.absolute_path(adapter)}' if adapter else ''
-  return f'{store.absolute_path(checkpoint)}{step}{merged}'
+  base, joined = merged.split(checkpoint)
+  step = f' at step {store.load_meta(base)["step"]}' if store.is_checkpoint(base) else ''
+  return f'{store.absolute_path(base)}{step}{_with_adapter(adapter or joined)}'
+
+
+def _with_adapter(adapter: str | None) -> str:
+  if not adapter:
+    return ''
+  step = f' at step {store.load_meta(adapter)["step"]}' if store.is_checkpoint(adapter) else ''
+  return f' with adapter {store.absolute_path(adapter)}{step}'
 
 
 def weights_identity(checkpoint: str, adapter: str | None = None) -> Any:
   """Returns JSON that changes if other weights take the place of a checkpoint or a folder."""
-  if store.is_checkpoint(checkpoint):
-    return store.identity(checkpoint)
-  return hub.identity(checkpoint, adapter)
+  base, joined = merged.split(checkpoint)
+  adapter = adapter or joined
+  if adapter is None:
+    return _identity(base)
+  if not any(map(store.is_checkpoint, (base, adapter))):
+    return hub.identity(base, adapter)
+  return {'weights': _identity(base), 'adapter': _identity(adapter)}
+
+
+def _identity(place: str) -> Any:
+  return store.identity(place) if store.is_checkpoint(place) else hub.identity(place)
 
 
 def record_scores(
@@ -222,7 +236,7 @@ if __name__ == '__main__':
     'Directory of a run or of one of its checkpoints; for --benchmarks also a folder of released '
     'weights or its name in the local hub cache.',
   )
-  cli.define_path('adapter', None, 'With --benchmarks: LoRA adapter (PEFT) of the model, a folder.')
+  cli.define_path('adapter', None, 'LoRA adapter of the model: of a run, or a folder of PEFT.')
   cli.define_path('output', None, 'Directory for predictions, scores and the report.')
   flags.DEFINE_integer('batch_size', 128, 'Most prompts decoded together.', lower_bound=1)
   flags.DEFINE_list('benchmarks', None, 'Names of benchmarks in --config.')

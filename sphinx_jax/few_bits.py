@@ -4,9 +4,9 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sphinx_jax.checkpoint import adapter_runs, merged, quantizing, stream
-from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
-from sphinx_jax.core import errors, text
+from sphinx_jax.checkpoint import merged, quantizing, stream
+from sphinx_jax.checkpoint.bundle import Bundle
+from sphinx_jax.core import text
 from sphinx_jax.evaluation import agreement
 from sphinx_jax.generate import load as loading
 
@@ -31,16 +31,8 @@ def open_full(place: str) -> Full:
   Raises:
     SphinxError: it holds adapters alone.
   """
-  base, _ = merged.split(place)
-  if adapter_runs.is_adapter(base):
-    raise errors.make(
-      f"source '{base}'",
-      'a run that holds adapters alone',
-      'all weights',
-      'give them and the adapter: --source=BASE+ADAPTER',
-    )
   opened = merged.open_checkpoint(place)
-  return Full(opened.arrays, load_bundle(base), {'parents': [opened.source]})
+  return Full(opened.arrays, opened.bundle, {'parents': [opened.source]})
 
 
 def quantize(

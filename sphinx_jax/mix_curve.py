@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sphinx_jax import run, settings
-from sphinx_jax.checkpoint import store as checkpoints
+from sphinx_jax.checkpoint import merged, store as checkpoints
 from sphinx_jax.checkpoint.bundle import Bundle, check_same_model
 from sphinx_jax.core import cli, errors, files, paths
 from sphinx_jax.data import dialog
@@ -57,6 +57,8 @@ def draw_curve(
     SphinxError: inputs or a config do not fit together, a task is unknown, or there is nothing to
       measure.
   """
+  for directory in inputs:
+    merged.check_whole(directory, 'curve, input')
   meta, other = (checkpoints.load_meta(directory) for directory in inputs)
   bundles = [Bundle.from_meta(meta, inputs[0]), Bundle.from_meta(other, inputs[1])]
   names = list(inputs)

@@ -13,6 +13,11 @@ allowed:
 
     python -m sphinx_jax.mix_weights --inputs=BASE+ADAPTER --output=DIR
 
+Adapters of several runs on one base are mixed into one adapter of a rank that is asked for, and the
+error is printed:
+
+    python -m sphinx_jax.mix_weights --inputs=A,B --coefficients=0.5,0.5 --rank=16 --output=DIR
+
 `python -m sphinx_jax.mix_curve` measures mixes of two checkpoints without writing any.
 """
 
@@ -22,9 +27,9 @@ from typing import Any
 import jax
 from absl import flags
 
-from sphinx_jax.checkpoint import merged, mixing, store
+from sphinx_jax.checkpoint import adapter_mixing, adapter_runs, merged, mixing, store
 from sphinx_jax.checkpoint.foreign import hub, mixing as foreign_mixing
-from sphinx_jax.core import cli, errors
+from sphinx_jax.core import cli, errors, text as text_lib
 from sphinx_jax.mix import weights
 
 FLAGS = flags.FLAGS
@@ -60,8 +65,16 @@ def _choose_mix(places: Sequence[str]) -> Callable[..., Any]:
   """Returns the function that mixes such inputs: checkpoints, or folders of HF transformers.
 
   Raises:
-    SphinxError: there are both.
+    SphinxError: there are both, or one is an adapter without its base.
   """
+  alone = next(filter(adapter_runs.is_adapter, places), None)
+  if alone is not None:
+    raise errors.make(
+      f"mix_weights, input '{alone}'",
+      'a run that holds adapters alone',
+      'all weights',
+      'give BASE+ADAPTER, or --rank=N, which mixes adapters into one',
+    )
   checkpoints = [place for place in places if store.is_checkpoint(merged.split(place)[0])]
   folders = [
     place
@@ -79,6 +92,25 @@ def _choose_mix(places: Sequence[str]) -> Callable[..., Any]:
   return foreign_mixing.mix_folders if folders else mixing.mix_checkpoints
 
 
+def _mix_adapters(rules: weights.Coefficients) -> None:
+  """Mixes adapters into one, and prints what is lost.
+
+  Raises:
+    SphinxError: a flag has no effect on such a mix, or as `adapter_mixing.mix_adapters`.
+  """
+  for name in ('method', 'dtype'):
+    if FLAGS[name].value != FLAGS[name].default:
+      raise errors.make(
+        f'--{name}', f'{FLAGS[name].value} with --rank', 'none: a mix of adapters', 'leave it out'
+      )
+  losses = adapter_mixing.mix_adapters(
+    FLAGS.inputs, rules, FLAGS.output, FLAGS.rank, FLAGS.unnormalized, FLAGS.base
+  )
+  rows = [('layer', 'rank', 'relative error')]
+  rows += [(layer, loss.rank or '', f'{loss.error:.2%}') for layer, loss in losses.items()]
+  print(text_lib.table(rows, 'lrr'))
+
+
 def main() -> None:
   is_single = len(FLAGS.inputs) == 1
   for name in ('inputs', *(() if is_single else ('coefficients',)), 'output'):
@@ -91,10 +123,14 @@ def main() -> None:
       )
   jax.config.update('jax_platforms', 'cpu')  # Leaves the accelerator to other programs.
   coefficients = _parse_numbers(FLAGS.coefficients or ['1'], '--coefficients')
+  rules = _parse_rules(FLAGS.rule, coefficients) if FLAGS.rule else coefficients
+  if FLAGS.rank is not None:
+    _mix_adapters(rules)
+    return
   mix = _choose_mix([*FLAGS.inputs, *([FLAGS.base] if FLAGS.base else [])])
   mix(
     FLAGS.inputs,
-    _parse_rules(FLAGS.rule, coefficients) if FLAGS.rule else coefficients,
+    rules,
     FLAGS.output,
     unnormalized=FLAGS.unnormalized,
     base=FLAGS.base,
@@ -107,7 +143,7 @@ if __name__ == '__main__':
   cli.define_paths(
     'inputs',
     'Checkpoints, or folders of HF transformers, separated by commas. BASE+ADAPTER is one of them '
-    'with a LoRA adapter: of a run of sphinx_jax, or of PEFT.',
+    'with a LoRA adapter: of a run of sphinx_jax, or of PEFT. With --rank: runs with adapters.',
   )
   flags.DEFINE_list(
     'coefficients', [], 'One number for each input, separated by commas. Of one input: 1.'
@@ -124,6 +160,12 @@ if __name__ == '__main__':
     'Checkpoint that the inputs started from: the result is base + sum of c * (input - base).',
   )
   flags.DEFINE_enum('method', 'linear', weights.METHODS, 'How to mix; slerp takes two inputs.')
+  flags.DEFINE_integer(
+    'rank',
+    None,
+    'Mix adapters of one base, without it, into one adapter of at most this rank.',
+    lower_bound=1,
+  )
   flags.DEFINE_enum('dtype', None, DTYPES, "Dtype of the result; by default the first input's.")
   cli.define_path(
     'output', None, 'Directory of the mix: a checkpoint, or a folder of HF transformers.'

@@ -732,13 +732,7 @@ def check_parent(config: ConfigDict, program: Program, data: Data) -> None:
     SphinxError: it is no checkpoint, or its leaves or its tokenizer differ.
   """
   parent = load_bundle(config.init_from)
-  if adapter_runs.is_adapter(config.init_from):
-    raise errors.make(
-      f"init_from '{config.init_from}'",
-      'a run that holds adapters alone',
-      'all weights',
-      'merge it first: python -m sphinx_jax.mix_weights --inputs=BASE+ADAPTER --output=DIR',
-    )
+  adapter_runs.check_whole(config.init_from, 'init_from')
   _check_form(config, config.init_from, parent.forms)
   model, tokenizer, ignored = config.model, data.bundle.tokenizer, ()
   if config.get('tokenizer_add'):

@@ -27,10 +27,12 @@ ELSEWHERE = {
   'python -m sphinx_jax.convert': 'tests/test_convert.py',
   'python -m sphinx_jax.mix_curve': 'tests/test_mix_curve.py',
   'python -m sphinx_jax.mix_weights': 'tests/checkpoint/foreign/test_mixing.py',
+  f'{CHAT}BASE --adapter=DIR': 'tests/test_adapter_commands.py',
   'python -m sphinx_jax.prepare': 'tests/test_prepare.py',
   'python -m sphinx_jax.recipe --config=mini_idefics': 'tests/test_mini_idefics.py',
   'python -m sphinx_jax.peek --config=stage2': 'tests/test_peek.py',
   f'{EVALUATE}DIR --benchmarks': 'tests/test_evaluate.py',
+  f'{EVALUATE}BASE --adapter=ADAPTER --output=SCORES': 'tests/test_adapter_commands.py',
   'python -m sphinx_jax.evaluate --predictions': 'tests/test_evaluate.py',
 }
 # Commands that run here, in this order, with what makes them short.

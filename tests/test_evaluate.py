@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -207,6 +208,20 @@ def test_an_official_folder_answers_too(root, tmp_path, capsys, monkeypatch):
     '--limit=2',
   )
   assert len(lines(tmp_path / 'out' / 'mme.jsonl')) == 2
+
+
+def test_an_adapter_answers_and_another_one_is_not_taken_for_it(root, checkpoint, tmp_path, capsys):
+  adapter = small.save_adapter(tmp_path / 'adapter', checkpoint)
+  flags = [f'--checkpoint={checkpoint}', '--benchmarks=mme', f'--root={root}', '--limit=2']
+  flags += [f'--output={tmp_path / "out"}', '--adapter={adapter}']
+  ask = lambda adapter: [flag.format(adapter=adapter) for flag in flags]
+  assert command.run(capsys, 'evaluate', *ask(adapter))[0] == 0
+  assert len(lines(tmp_path / 'out' / 'mme.jsonl')) == 2
+  run = json.loads((tmp_path / 'out' / 'run.json').read_text())
+  assert run['checkpoint'] == f'{checkpoint} at step 7 with adapter {adapter} at step 3'
+  shutil.rmtree(adapter)
+  small.save_adapter(adapter, checkpoint, seed=1)
+  assert 'answers of another run' in command.error(capsys, 'evaluate', *ask(adapter))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 """Checkpoints that hold adapters alone, of runs whose frozen weights are another checkpoint.
 
-`base` is the only writer and reader of the key 'adapter_of' of a checkpoint's meta. A checkpoint
+This file is the only writer and reader of the key 'adapter_of' of a checkpoint's meta. A checkpoint
 that was quantized has another one as its parent: an adapter of either fits both.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sphinx_jax.checkpoint import store
@@ -34,6 +34,11 @@ def _identities(directory: store.Path) -> list[str]:
   return [store.identity(directory), *whole]
 
 
+def entry(meta: Mapping[str, Any]) -> dict[str, Any]:
+  """The entry of another adapter on the base of the one with this meta."""
+  return {_BASE: meta[_BASE]}
+
+
 def is_adapter(directory: store.Path) -> bool:
   """Whether a directory is a checkpoint that holds adapters alone."""
   return store.is_checkpoint(directory) and _BASE in store.load_meta(directory)
@@ -54,6 +59,30 @@ def base_of(directory: store.Path) -> str:
       'give them and the adapter: --checkpoint=BASE --adapter=DIR',
     )
   return path
+
+
+def check_whole(directory: store.Path, who: str = 'checkpoint') -> None:
+  """Checks that a checkpoint has all weights.
+
+  Args:
+    directory: a run's directory or one step's.
+    who: what the checkpoint is, for the message.
+
+  Raises:
+    SphinxError: it holds adapters alone.
+  """
+  if is_adapter(directory):
+    raise not_merged(f"{who} '{directory}'", 'a run that holds adapters alone')
+
+
+def not_merged(who: str, got: str) -> errors.SphinxError:
+  """Returns the error for an adapter where all weights are needed in one checkpoint."""
+  return errors.make(
+    who,
+    got,
+    'all weights',
+    'merge it first: python -m sphinx_jax.mix_weights --inputs=BASE+ADAPTER --output=DIR',
+  )
 
 
 def check_base(meta: Mapping[str, Any], directory: store.Path, weights: store.Path) -> None:
@@ -86,3 +115,30 @@ def check_base(meta: Mapping[str, Any], directory: store.Path, weights: store.Pa
       f"those of '{meta[_BASE]['path']}'",
       'give these as the checkpoint',
     )
+
+
+def check_same_base(metas: Sequence[Mapping[str, Any]], directories: Sequence[store.Path]) -> None:
+  """Checks that checkpoints hold adapters of the same weights.
+
+  Args:
+    metas: of the checkpoints.
+    directories: of the checkpoints, for the message.
+
+  Raises:
+    SphinxError: one holds all weights, or was trained with others than the first.
+  """
+  for meta, directory in zip(metas, directories):
+    if _BASE not in meta:
+      raise errors.make(
+        f"mix_weights, input '{directory}'",
+        'a checkpoint with all weights',
+        'one that holds adapters alone',
+        'leave --rank out, or give the run that trained the adapters',
+      )
+    if meta[_BASE]['identity'] != metas[0][_BASE]['identity']:
+      raise errors.make(
+        f"mix_weights, input '{directory}'",
+        f"an adapter of '{meta[_BASE]['path']}'",
+        f"one of the weights of '{directories[0]}', those in '{metas[0][_BASE]['path']}'",
+        'mix adapters that were trained with the same weights, or merge each one: BASE+ADAPTER',
+      )

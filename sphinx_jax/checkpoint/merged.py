@@ -4,7 +4,6 @@ Kernels in few bits are widened: to bfloat16, and to float32 before an adapter i
 """
 
 import dataclasses
-import functools
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,6 +12,8 @@ import numpy as np
 
 from sphinx_jax.checkpoint import adapter_runs, grown, store, stream, widened
 from sphinx_jax.checkpoint.bundle import Bundle
+from sphinx_jax.checkpoint.factors import Factors, HeldArray, MergedArray
+from sphinx_jax.checkpoint.foreign import adapters as peft, hub, native_adapters
 from sphinx_jax.models import adapters
 
 
@@ -27,37 +28,67 @@ class Opened(NamedTuple):
 
   bundle: Bundle
   source: dict[str, Any]
-  arrays: dict[str, stream.StoredArray]
+  arrays: dict[str, stream.Array]
 
 
 def split(place: store.Path) -> tuple[str, str | None]:
-  """Splits 'BASE+ADAPTER' into two checkpoints; a checkpoint is never split."""
+  """Splits 'BASE+ADAPTER' into a checkpoint and an adapter; a checkpoint is never split.
+
+  The adapter is a run's, or a folder of PEFT.
+  """
   text = os.fspath(place)
   if '+' in text and not store.is_checkpoint(text):
     for i, character in enumerate(text):
-      if character == '+' and all(map(store.is_checkpoint, (text[:i], text[i + 1 :]))):
-        return text[:i], text[i + 1 :]
+      base, adapter = text[:i], text[i + 1 :]
+      if character == '+' and store.is_checkpoint(base) and _is_adapter(adapter):
+        return base, adapter
   return text, None
+
+
+def _is_adapter(place: str) -> bool:
+  return store.is_checkpoint(place) or peft.is_adapter(place)
+
+
+def check_whole(place: store.Path, who: str) -> None:
+  """Checks that a place is one checkpoint with all weights, or none.
+
+  Args:
+    place: a checkpoint, or BASE+ADAPTER.
+    who: what it is, for the message.
+
+  Raises:
+    SphinxError: it has or is an adapter.
+  """
+  base, adapter = split(place)
+  if adapter is not None:
+    raise adapter_runs.not_merged(f"{who} '{place}'", 'an adapter beside its weights')
+  adapter_runs.check_whole(base, who)
 
 
 def open_checkpoint(place: store.Path) -> Opened:
   """Opens a checkpoint, or BASE+ADAPTER with the adapter merged; no weight is read.
 
   Raises:
-    SphinxError: a place is no checkpoint, or the adapter was trained with other weights.
+    SphinxError: a place is no checkpoint or holds adapters alone, or the adapter was trained with
+      other weights.
   """
   base, adapter = split(place)
+  adapter_runs.check_whole(base)
   meta, held = store.load_meta(base), stream.read(base, mapped=True)
-  forms = Bundle.from_meta(meta, base).forms
-  arrays = widened.widen(held, forms)
+  bundle = Bundle.from_meta(meta, base)
+  arrays = widened.widen(held, bundle.forms)
   source = {
     'directory': str(store.absolute_path(base)),
     'step': meta['step'],
     'identity': store.identity(base),
   }
-  bundle = Bundle.from_meta(meta, base)
   if adapter is None:
     return Opened(bundle, source, arrays)
+  exact = {**arrays, **widened.widen(held, bundle.forms, np.float32)}
+  if not store.is_checkpoint(adapter):
+    source['adapter'] = str(hub.locate(adapter).absolute())
+    source['adapter_identity'] = hub.identity(adapter)
+    return Opened(bundle, source, merge(arrays, native_adapters.read(adapter, base), exact))
   meta_of_adapter = store.load_meta(adapter)
   adapter_runs.check_base(meta_of_adapter, adapter, base)
   source['adapter'] = str(store.absolute_path(adapter))
@@ -65,10 +96,10 @@ def open_checkpoint(place: store.Path) -> Opened:
   trained, own = stream.read(adapter), Bundle.from_meta(meta_of_adapter, adapter)
   if own.tokenizer != bundle.tokenizer:
     bundle = _with_tokens(bundle, own)
-    arrays, trained = grown.join(arrays, trained, own.config.model.llm.vocab)
-  wide = widened.widen(held, forms, np.float32)
-  exact = {**arrays, **{path: wide[path] for path in (f'{x}/{adapters.KERNEL}' for x in forms)}}
-  return Opened(bundle, source, _merge(arrays, exact, trained))
+    vocab = own.config.model.llm.vocab
+    exact, _ = grown.join(exact, trained, vocab)
+    arrays, trained = grown.join(arrays, trained, vocab)
+  return Opened(bundle, source, _merge_run(arrays, exact, trained))
 
 
 def _with_tokens(base: Bundle, adapter: Bundle) -> Bundle:
@@ -81,17 +112,17 @@ def _with_tokens(base: Bundle, adapter: Bundle) -> Bundle:
   )
 
 
-def _merge(
-  base: Mapping[str, stream.StoredArray],
-  exact: Mapping[str, stream.StoredArray],
-  adapter: Mapping[str, stream.StoredArray],
-) -> dict[str, stream.StoredArray]:
-  """The arrays of a checkpoint with those of an adapter in them.
+def _merge_run(
+  base: Mapping[str, stream.Array],
+  exact: Mapping[str, stream.Array],
+  adapter: Mapping[str, stream.Array],
+) -> dict[str, stream.Array]:
+  """The arrays of a checkpoint with those of a run's adapters in them.
 
   Args:
     base: the arrays of the checkpoint, in the dtypes of the result.
     exact: the same, in dtypes that lose nothing.
-    adapter: the arrays of the adapter.
+    adapter: the arrays of the run.
   """
   merged = {**base, **{path: adapter[path] for path in adapter if path in base}}
   for path in adapter:
@@ -99,59 +130,26 @@ def _merge(
     if name == adapters.A:
       kernel = f'{layer}/{adapters.KERNEL}'
       leaves = (adapter[f'{layer}/{leaf}'].read(()) for leaf in adapters.LEAVES)
-      merged[kernel] = _MergedArray(exact[kernel], base[kernel].dtype, *leaves)
+      merged[kernel] = MergedArray(exact[kernel], Factors(*leaves), base[kernel].dtype)
   return merged
 
 
-class _MergedArray(stream.Array):
-  """A kernel [in,...], or a stack of them, with an adapter added, in a dtype."""
+def merge(
+  base: Mapping[str, stream.Array],
+  adapter: native_adapters.Adapter,
+  exact: Mapping[str, stream.Array] | None = None,
+) -> dict[str, stream.Array]:
+  """The arrays of a checkpoint with an adapter of PEFT in them, in the checkpoint's dtypes.
 
-  def __init__(
-    self,
-    kernel: stream.StoredArray,
-    dtype: np.dtype,
-    a: np.ndarray,
-    b: np.ndarray,
-    scale: np.ndarray,
-  ) -> None:
-    super().__init__(kernel.shape, dtype, self._read, kernel.layers)
-    self._kernel, self._adapter = kernel, (a, b, scale)
-
-  @property
-  def chunk(self) -> tuple[int, ...]:
-    """Shape of a stored chunk of the kernel."""
-    return self._kernel.chunk
-
-  def start_read(self, index: stream.Index) -> '_PendingMerge':
-    """Starts reading a part of the kernel."""
-    return _PendingMerge(self._kernel.start_read(index), functools.partial(self._add, index))
-
-  def _read(self, index: stream.Index) -> np.ndarray:
-    return self.start_read(index).result()
-
-  def _add(self, index: stream.Index, kernel: np.ndarray) -> np.ndarray:
-    wide = kernel.astype(np.float32)
-    return (wide + _delta(index, *self._adapter)).astype(self.dtype)
-
-
-class _PendingMerge(NamedTuple):
-  """A part of a kernel that is being read, and what adds the adapter to it."""
-
-  kernel: stream.PendingRead
-  add: Any
-
-  def result(self) -> np.ndarray:
-    """Waits for the part and returns it merged."""
-    return self.add(self.kernel.result())
-
-
-def _delta(index: stream.Index, a: np.ndarray, b: np.ndarray, scale: np.ndarray) -> np.ndarray:
-  """What an adapter adds to that part of the kernel, float32."""
-  if scale.ndim:  # Of stacked layers.
-    layer, *rest = index or (slice(None),)
-    if isinstance(layer, slice):
-      layers = range(len(scale))[layer]
-      return np.stack([_delta(tuple(rest), a[i], b[i], scale[i]) for i in layers])
-    return _delta(tuple(rest), a[layer], b[layer], scale[layer])
-  rows, *features = index or (slice(None),)
-  return scale * np.tensordot(a[rows], b[(slice(None), *features)], 1)
+  Args:
+    base: the arrays of the checkpoint.
+    adapter: the adapter.
+    exact: the arrays in dtypes that lose nothing; None: those of `base`.
+  """
+  merged, exact = dict(base), dict(exact or base)
+  for path, value in adapter.replaced.items():
+    dtype = base[path].dtype
+    merged[path] = exact[path] = HeldArray(value.astype(dtype, copy=False), base[path].layers)
+  for path, factors in adapter.factors.items():
+    merged[path] = MergedArray(exact[path], factors, base[path].dtype)
+  return merged

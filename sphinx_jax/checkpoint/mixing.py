@@ -6,7 +6,7 @@ different parts at the same time.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -63,7 +63,7 @@ def mix_checkpoints(
 
   Args:
     inputs: directories of runs (their newest checkpoint) or of single steps; BASE+ADAPTER is one
-      with the adapter of a run merged into it.
+      with an adapter merged into it, of a run or of PEFT.
     coefficients: one per input, or ordered rules `(pattern, coefficients)`; see mix/weights.py.
     output: directory of the mixed checkpoint, in the form of a run's directory.
     unnormalized: allow coefficients that do not sum to 1.
@@ -86,10 +86,7 @@ def mix_checkpoints(
   directories = [*inputs, base] if has_base else [*inputs]
   opened_inputs = [merged.open_checkpoint(directory) for directory in directories]
   places = [place for pair in map(merged.split, directories) for place in pair if place]
-  if store.absolute_path(output) in map(store.locate, places):
-    raise errors.make(
-      f"mix_weights, output '{output}'", 'an input', 'a new directory', 'give another --output'
-    )
+  check_output(output, filter(store.is_checkpoint, places))
   bundles = [opened.bundle for opened in opened_inputs]
   check_same_model('mix_weights', directories, bundles)
   sources = [opened.source for opened in opened_inputs]
@@ -100,7 +97,7 @@ def mix_checkpoints(
     'method': method,
     'dtype': dtype,
   }
-  if _holds_mix(output, recipe):
+  if holds_mix(output, recipe):
     log.info('%s: this mix was written before', output)
     return output
   opened = [input_.arrays for input_ in opened_inputs]
@@ -135,8 +132,20 @@ def mix_checkpoints(
   return output
 
 
-def _holds_mix(output: store.Path, recipe: Mapping[str, Any]) -> bool:
+def check_output(output: store.Path, inputs: Iterable[store.Path]) -> None:
+  """Raises SphinxError if the output of a mix is one of the checkpoints that are mixed."""
+  if store.absolute_path(output) in map(store.locate, inputs):
+    raise errors.make(
+      f"mix_weights, output '{output}'", 'an input', 'a new directory', 'give another --output'
+    )
+
+
+def holds_mix(output: store.Path, recipe: Mapping[str, Any]) -> bool:
   """Whether the output holds the mix of this recipe.
+
+  Args:
+    output: directory of the mix.
+    recipe: entries of its meta; 'parents' and 'base' are lists of `merged.Opened.source`.
 
   Raises:
     SphinxError: it holds another checkpoint.

@@ -5,14 +5,24 @@ weights.
 """
 
 import dataclasses
+import types
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 
-from sphinx_jax.checkpoint import adapter_runs, bundle, grown, placing, store, stream
-from sphinx_jax.checkpoint.foreign import assemble, sources
+from sphinx_jax.checkpoint import (
+  adapter_runs,
+  bundle,
+  grown,
+  merged,
+  placing,
+  store,
+  stream,
+  widened,
+)
+from sphinx_jax.checkpoint.foreign import assemble, native_adapters, sources
 from sphinx_jax.core import config_values, errors, trees
 from sphinx_jax.core.progress import log
 from sphinx_jax.data import dialog, tokenizer
@@ -23,29 +33,38 @@ from sphinx_jax.parallel import mesh as meshes, placement, rules
 
 
 def load_run(
-  directory: store.Path, weights: str | None = None
+  directory: store.Path, weights: str | None = None, adapter: store.Path | None = None
 ) -> tuple[Model, dict[str, Any], ml_collections.ConfigDict]:
   """Loads a checkpoint of a training run.
 
   Args:
-    directory: a run's directory, for its newest step, or one step's.
-    weights: as in `sphinx_jax.load`.
+    directory: a run's directory, for its newest step, or one step's; or BASE+ADAPTER.
+    weights, adapter: as in `sphinx_jax.load`.
 
   Returns:
-    The model on the first device, the checkpoint's meta, and the config of the whole run.
+    The model on the first device, and the meta and the config of the whole run. They are those of
+    the directory, or of the adapter's run if the directory holds converted weights.
 
   Raises:
     SphinxError: not a checkpoint.
   """
+  base, adapter = _split(directory, adapter)
+  meta, config = _read_run(directory if adapter_runs.is_adapter(directory) else base)
+  if 'mixture' not in config and adapter is not None and store.is_checkpoint(adapter):
+    meta, config = _read_run(adapter)
+  return load_model(base, weights=weights, adapter=adapter), meta, config
+
+
+def _read_run(directory: store.Path) -> tuple[dict[str, Any], ml_collections.ConfigDict]:
   meta = store.load_meta(directory)
-  carried = bundle.Bundle.from_meta(meta, directory)
-  return load_model(directory, weights=weights), meta, carried.config
+  return meta, bundle.Bundle.from_meta(meta, directory).config
 
 
 def template(directory: store.Path) -> dialog.Template:
   """The dialog template of a checkpoint or of a folder of released weights; reads no weight."""
-  if store.is_checkpoint(directory):
-    carried = bundle.load_bundle(directory).dialog
+  base, _ = merged.split(directory)
+  if store.is_checkpoint(base):
+    carried = bundle.load_bundle(base).dialog
   else:
     carried = assemble.assemble([sources.open_source(directory)]).dialog
   return dialog.Template(**carried)
@@ -58,13 +77,19 @@ class _Opened(NamedTuple):
     carried: config, tokenizer and dialog.
     model: the model config.
     arrays: path -> array.
-    directory: of the checkpoint; None: other files.
+    directory: of the checkpoint with these arrays; None: there is none.
+    adapter: path -> array of an adapter and of what was trained beside it.
+    form: the quantized form in which the matrices under the adapter were trained; None: none.
+    held: the quantized form of the kernels among the arrays; '': none.
   """
 
   carried: bundle.Bundle
   model: ml_collections.ConfigDict
   arrays: Mapping[str, stream.Array]
   directory: store.Path | None
+  adapter: Mapping[str, stream.Array] = types.MappingProxyType({})
+  form: str | None = None
+  held: str = ''
 
 
 def load_model(
@@ -88,20 +113,10 @@ def load_model(
   ):
     if value is not None and value not in choices:
       raise errors.unknown(kind, value, choices)
-  if adapter is None and adapter_runs.is_adapter(directory):
-    directory, adapter = adapter_runs.base_of(directory), directory
-  ours = None  # An adapter that a run of sphinx_jax trained.
-  if adapter is not None and store.is_checkpoint(adapter):
-    ours, adapter = adapter, None
-  opened = _open(directory, adapter)
-  carried, config = opened.carried, opened.model
-  if ours is not None:
-    adapter_runs.check_base(store.load_meta(ours), ours, directory)
-    carried = bundle.load_bundle(ours)
-    config = carried.config.model
-    weights = weights or opened.carried.weights or carried.config.get('frozen_dtype') or None
-  config = settings.change(config, changes or {})
-  params = _read(opened, config, ours, weights, mesh)
+  opened = _open(*_split(directory, adapter))
+  carried = opened.carried
+  config = settings.change(opened.model, changes or {})
+  params = _read(opened, config, weights, mesh)
   if dtype is None:
     config = _on_this_device(config, params)
   given = {'dtype': dtype, 'half_round': half_round}
@@ -126,12 +141,51 @@ def model_of(carried: bundle.Bundle, arrays: Mapping[str, stream.Array]) -> Mode
   return _model(carried, _on_this_device(carried.config.model, params), params)
 
 
+def _split(
+  directory: store.Path, adapter: store.Path | None
+) -> tuple[store.Path, store.Path | None]:
+  """The weights and the adapter of a place, which may have an adapter in its name or be one.
+
+  Raises:
+    SphinxError: there are two adapters of a checkpoint, or the weights are not where they were.
+  """
+  base, joined = merged.split(directory)
+  if adapter is not None:
+    adapter_runs.check_whole(base)
+    if joined is not None:
+      raise errors.make(
+        f"adapter '{adapter}'", f"'{joined}', too", 'one adapter of a checkpoint', 'give one'
+      )
+  elif joined is not None:
+    adapter = joined
+  elif adapter_runs.is_adapter(base):
+    return adapter_runs.base_of(base), base
+  return base, adapter
+
+
 def _open(directory: store.Path, adapter: store.Path | None) -> _Opened:
-  """Opens a checkpoint, or files of other projects with a PEFT adapter merged into them."""
-  if adapter is None and store.is_checkpoint(directory):
-    carried = bundle.load_bundle(directory)
+  """Opens weights, and an adapter of them: that of a run, or one of PEFT."""
+  if adapter is not None and store.is_checkpoint(adapter):
+    adapter_runs.check_base(store.load_meta(adapter), adapter, directory)
+    opened, run = _open(directory, None), bundle.load_bundle(adapter)
+    return opened._replace(
+      carried=run,
+      model=run.config.model,
+      adapter=stream.read(adapter),
+      form=run.config.get('frozen_dtype') or None,
+    )
+  if store.is_checkpoint(directory):
+    carried, arrays = bundle.load_bundle(directory), stream.read(directory)
     _check_model(carried, directory)
-    return _Opened(carried, carried.config.model, stream.read(directory), directory)
+    opened = _Opened(carried, carried.config.model, arrays, directory, held=carried.weights)
+    if adapter is None:
+      return opened
+    read = native_adapters.read(adapter, directory)
+    unmerged = read.unmerged()
+    if unmerged is not None:
+      return opened._replace(adapter=unmerged)
+    whole = widened.widen(arrays, carried.forms)
+    return opened._replace(arrays=merged.merge(whole, read), directory=None, held='')
   assembly = assemble.assemble([sources.open_source(directory, adapter=adapter)])
   carried = bundle.Bundle(
     assembly.config, assembly.tokenizer, assembly.dialog, assembly.added_tokens
@@ -140,16 +194,12 @@ def _open(directory: store.Path, adapter: store.Path | None) -> _Opened:
 
 
 def _read(
-  opened: _Opened,
-  config: ml_collections.ConfigDict,
-  adapter: store.Path | None,
-  weights: str | None,
-  mesh: str | None,
+  opened: _Opened, config: ml_collections.ConfigDict, weights: str | None, mesh: str | None
 ) -> dict:
-  """Reads weights, quantizes their matrices, and adds the parameters of a run with adapters."""
-  arrays, trained = opened.arrays, {}
-  if adapter is not None:
-    arrays, trained = grown.join(arrays, stream.read(adapter), config.llm.vocab)
+  """Reads weights, quantizes their matrices, and adds the parameters of an adapter."""
+  arrays, trained = opened.arrays, opened.adapter
+  if trained:
+    arrays, trained = grown.join(arrays, trained, config.llm.vocab)
   weights, forms = _form(opened, weights), {}
   if weights is not None:
     forms = stored.matrices(families.logical_axes(config), weights, trained)
@@ -171,9 +221,9 @@ def _read(
 
 def _form(opened: _Opened, weights: str | None) -> str | None:
   """The form in which kernels are wanted. Those of a quantized checkpoint stay as they are."""
-  held = opened.carried.weights
+  held, weights = opened.held, weights or opened.held or opened.form
   if not held or weights in (None, held) or (held, weights) == ('int8', quantized.DYNAMIC):
-    return weights or held or None
+    return weights
   raise errors.make(
     f"checkpoint '{opened.directory}'",
     f'kernels in {held}',

@@ -220,6 +220,14 @@ def within(
   ]
 
 
+def by_path(table: Iterable[Weight]) -> dict[str, list[Weight]]:
+  """The rows of a table by their native parameter."""
+  groups: dict[str, list[Weight]] = {}
+  for weight in table:
+    groups.setdefault(weight.path, []).append(weight)
+  return groups
+
+
 def count(shapes: Shapes, key: str) -> int:
   """The number of layers in a file; `key` is a tensor name with '{}' for the layer number."""
   layers = 0

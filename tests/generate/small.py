@@ -6,11 +6,12 @@ import jax
 import ml_collections
 import numpy as np
 
-from sphinx_jax.checkpoint import store
-from sphinx_jax.checkpoint.bundle import Bundle
+from sphinx_jax.checkpoint import adapter_runs, store
+from sphinx_jax.checkpoint.bundle import Bundle, load_bundle
+from sphinx_jax.core import trees
 from sphinx_jax.data import dialog, tokenizer as tokenizers
 from sphinx_jax.generate.model import Model
-from sphinx_jax.models import families
+from sphinx_jax.models import adapters, families
 from tests.models import small as models
 
 TEXTS = [
@@ -59,6 +60,31 @@ def save(folder, **settings):
   )
   with store.Store(folder) as saver:
     saver.save(7, params(), None, carried.to_meta())
+  return folder
+
+
+def save_adapter(folder, base, seed=0, rank=4, target='llm/layers/.*', whole=()):
+  """Writes a run with adapters on the model, as if it was trained; returns the folder.
+
+  `whole` are paths of parameters that were trained in full.
+  """
+  axes = families.logical_axes(config())
+  ranks = adapters.ranks(adapters.matrices(axes), target, rank, ())
+  shapes, _ = adapters.extend(families.abstract_params(config()), axes, ranks)
+  leaves = adapters.fresh(shapes, dict.fromkeys(ranks, 2.0), jax.random.key(seed))
+  rng = np.random.default_rng(seed)
+  for path in leaves:
+    if path.endswith(adapters.B):
+      leaves[path] = rng.normal(0, 0.3, leaves[path].shape).astype(np.float32)
+  leaves |= {path: trees.flatten(params())[path] + np.float32(seed + 1) for path in whole}
+  carried = load_bundle(base)
+  with carried.config.unlocked():
+    carried.config.name = 'adapter'
+    carried.config.lora = dict(
+      rank=rank, alpha=2.0 * rank, target=target, ranks=(), rslora=False, dropout=0.1
+    )
+  with store.Store(folder) as saver:
+    saver.save(3, trees.unflatten(leaves), None, {**carried.to_meta(), **adapter_runs.base(base)})
   return folder
 
 

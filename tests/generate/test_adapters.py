@@ -2,14 +2,14 @@
 
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
 import sphinx_jax
-from sphinx_jax.checkpoint import adapter_runs, bundle, store
+from sphinx_jax.checkpoint import adapter_mixing, store
 from sphinx_jax.core import errors, trees
-from sphinx_jax.models import adapters, families, quantized
+from sphinx_jax.generate import load
+from sphinx_jax.models import quantized
 from tests.generate import small
 
 TOKENS = np.arange(5, 25)[None]
@@ -18,21 +18,8 @@ TOKENS = np.arange(5, 25)[None]
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
   """A checkpoint, and that of a run with adapters on it."""
-  base = small.save(tmp_path_factory.mktemp('runs') / 'base')
-  config = small.config()
-  axes = families.logical_axes(config)
-  ranks = adapters.ranks(adapters.matrices(axes), 'llm/layers/.*', 4, ())
-  shapes, _ = adapters.extend(families.abstract_params(config), axes, ranks)
-  leaves = adapters.fresh(shapes, dict.fromkeys(ranks, 2.0), jax.random.key(0))
-  rng = np.random.default_rng(0)
-  for path in leaves:
-    if path.endswith(adapters.B):
-      leaves[path] = rng.normal(0, 0.3, leaves[path].shape).astype(np.float32)
-  meta = {**bundle.load_bundle(base).to_meta(), **adapter_runs.base(base)}
-  adapter = base.parent / 'adapter'
-  with store.Store(adapter) as saver:
-    saver.save(3, trees.unflatten(leaves), None, meta)
-  return base, adapter
+  base = small.save(tmp_path_factory.mktemp('runs') / 'base', name='base', mixture={})
+  return base, small.save_adapter(base.parent / 'adapter', base)
 
 
 def logits(*given, **options):
@@ -43,7 +30,27 @@ def test_an_adapter_loads_alone_and_with_its_weights(folders):
   base, adapter = folders
   alone = logits(adapter)
   np.testing.assert_array_equal(alone, logits(base, adapter=adapter))
+  np.testing.assert_array_equal(alone, logits(f'{base}+{adapter}'))
   assert np.abs(alone - logits(base)).max() > 0.1
+
+
+def test_a_run_is_that_of_the_place_that_is_named(folders):
+  base, adapter = folders
+  for given, name, step in (
+    ((adapter,), 'adapter', 3),
+    ((f'{base}+{adapter}',), 'base', 7),
+    ((base, None, adapter), 'base', 7),
+  ):
+    model, meta, config = load.load_run(*given)
+    assert (config.name, meta['step']) == (name, step)
+    assert 'lora_a' in model.params['llm']['layers']['attention']['wq']
+
+
+def test_a_mix_of_adapters_loads_like_a_run(folders, tmp_path):
+  base, adapter = folders
+  mixed = adapter_mixing.mix_adapters([adapter, adapter], (0.5, 0.5), tmp_path / 'mix', 4)
+  assert mixed['total'].error < 1e-6
+  np.testing.assert_allclose(logits(tmp_path / 'mix'), logits(adapter), rtol=1e-4, atol=1e-4)
 
 
 def test_an_adapter_is_sharded_over_a_mesh(folders):
@@ -76,5 +83,9 @@ def test_an_adapter_whose_weights_are_gone_is_refused_with_what_to_do(folders, t
     sphinx_jax.load(tmp_path / 'orphan')
   with pytest.raises(errors.SphinxError, match='got a checkpoint with all weights'):
     sphinx_jax.load(base, adapter=moved)
+  with pytest.raises(errors.SphinxError, match='a run that holds adapters alone.*merge it first'):
+    sphinx_jax.load(adapter, adapter=adapter)
+  with pytest.raises(errors.SphinxError, match='one adapter of a checkpoint'):
+    sphinx_jax.load(f'{base}+{adapter}', adapter=adapter)
   with pytest.raises(errors.SphinxError, match="weights: got 'int3'"):
     sphinx_jax.load(base, weights='int3')

@@ -236,11 +236,18 @@ def test_logits_with_an_adapter_are_the_recorded_ones(tmp_path):
   ids = [adapted.encode(golden.FACTS['prompts_of_cases'][case][0], images(case)[0])]
   logits, want = adapted.logits(ids, images(case)), np.load(golden.FOLDER / 'forward/adapter.npz')
   np.testing.assert_allclose(logits[0], want['logits'][0], atol=1e-4, rtol=0)
-  converted = tmp_path / 'ours'
-  convert.import_checkpoint(convert.open_sources([f'{golden.FOLDER}/model+{adapter}']), converted)
-  np.testing.assert_array_equal(sphinx_jax.load(converted).logits(ids, images(case)), logits)
-  with pytest.raises(errors.SphinxError, match='a checkpoint of sphinx_jax as its base.*--to=hf'):
-    sphinx_jax.load(converted, adapter=adapter)
+  for name, source in (
+    ('merged', f'{golden.FOLDER}/model+{adapter}'),
+    ('base', golden.FOLDER / 'model'),
+  ):
+    convert.import_checkpoint(convert.open_sources([str(source)]), tmp_path / name)
+  converted = sphinx_jax.load(tmp_path / 'merged').logits(ids, images(case))
+  np.testing.assert_array_equal(converted, logits)
+  unmerged = sphinx_jax.load(tmp_path / 'base', adapter=adapter)
+  assert 'lora_a' in unmerged.params['perceiver']['layers']['wq']
+  np.testing.assert_allclose(
+    unmerged.logits(ids, images(case))[0], want['logits'][0], atol=1e-4, rtol=0
+  )
 
 
 @pytest.mark.parametrize(

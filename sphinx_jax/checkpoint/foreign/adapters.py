@@ -1,4 +1,4 @@
-"""LoRA adapters of PEFT, merged into the weights that they were trained on.
+"""LoRA adapters of PEFT: what they hold, and merged into the weights that they were trained on.
 
 W' = W + s B A, with s = alpha / r, or alpha / sqrt(r) with `use_rslora`. DoRA then gives every row
 of the sum a length of its own (arXiv 2106.09685, 2312.03732, 2402.09353). PEFT itself needs torch
@@ -10,7 +10,7 @@ import math
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,12 +21,13 @@ from sphinx_jax.core.progress import log
 from sphinx_jax.models import foreign_config
 
 CONFIG = 'adapter_config.json'
+TENSORS = 'adapter_model.safetensors'
 FILES = {
-  'adapter_model.safetensors': safetensors.open_safetensors,
+  TENSORS: safetensors.open_safetensors,
   'adapter_model.bin': pth.open_pth,
 }
 _PIECE = 1 << 22  # Numbers of a weight that are in float32 at a time.
-_WRAPPER = 'base_model.model.'
+WRAPPER = 'base_model.model.'
 # PEFT's name of a matrix; tensors saved without its library have the name of the adapter, too.
 _PART = re.compile(
   r'(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)'
@@ -38,6 +39,7 @@ _PLAIN_INITS = (True, 'gaussian', 'eva', 'orthogonal')  # The others change the 
 _FIELDS = foreign_config.Fields(
   used=(
     'alpha_pattern',
+    'bias',  # Of which the file has the trained ones.
     'exclude_modules',
     'layers_to_transform',
     'lora_alpha',
@@ -57,18 +59,17 @@ _FIELDS = foreign_config.Fields(
       'task_type',
     ),
     'training only': ('eva_config', 'inference_mode', 'lora_dropout', 'runtime_config'),
+    'of a layer that no model here has (Conv1D); PEFT ignores it for others': ('fan_in_fan_out',),
     'with other settings only': ('layers_pattern', 'megatron_core', 'qalora_group_size'),
   },
   only={
     'peft_type': ('LORA',),
-    'bias': ('none',),
     'init_lora_weights': _PLAIN_INITS,
     **dict.fromkeys(
       (
         'alora_invocation_tokens',
         'arrow_config',
         'ensure_weight_tying',
-        'fan_in_fan_out',
         'kasa_config',
         'layer_replication',
         'lora_bias',
@@ -84,16 +85,33 @@ _FIELDS = foreign_config.Fields(
 )
 
 
-def merge(tensors: Mapping[str, Tensor], folder: files.Path, base: files.Path) -> dict[str, Tensor]:
-  """Merges an adapter into the weights of its base. They are read when the result is.
+class Parsed(NamedTuple):
+  """An adapter that fits its base.
+
+  Attributes:
+    modules: name -> (part -> matrix, scale of their product).
+    replaced: name of a tensor -> the one that takes its place.
+  """
+
+  modules: dict[str, tuple[dict[str, Tensor], float]]
+  replaced: dict[str, Tensor]
+
+
+def is_adapter(folder: files.Path) -> bool:
+  """Whether a folder, or a name in the local hub cache, is an adapter of PEFT."""
+  return (hub.locate(folder) / CONFIG).is_file()
+
+
+def parse(
+  tensors: Mapping[str, Tensor], folder: files.Path, base: files.Path, name: str | None
+) -> Parsed:
+  """Opens an adapter and compares it with its base. No weight is read.
 
   Args:
     tensors: the base's, by their names in HF transformers.
     folder: folder of the adapter, or its name in the local hub cache.
     base: folder of the base, for messages.
-
-  Returns:
-    All tensors of the base, in its shapes and dtypes. Sums are float32.
+    name: OWNER/NAME of the base; None: not known.
 
   Raises:
     SphinxError: there is no adapter, a setting that is not computed, a module that the base does
@@ -104,28 +122,25 @@ def merge(tensors: Mapping[str, Tensor], folder: files.Path, base: files.Path) -
   modules: dict[str, dict[str, Tensor]] = {}  # Module -> part -> matrix.
   replaced: dict[str, Tensor] = {}
   for key, tensor in own.items():
-    key = key.removeprefix(_WRAPPER)
+    key = key.removeprefix(WRAPPER)
     found = _PART.fullmatch(key)
     if found:
       modules.setdefault(found['module'], {})[found['part']] = tensor
     else:
       replaced[_REPLACED.sub('', key)] = tensor
   with files.explain_damage(place / CONFIG):
-    _check_names(config, modules, replaced, tensors, who, base)
-    merged = {name: _cast(tensor, tensors[name].dtype) for name, tensor in replaced.items()}
+    _check_names(config, modules, replaced, tensors, who, base, name)
     problems = [
       f'{name} {list(tensor.shape)} in place of {list(tensors[name].shape)}'
-      for name, tensor in merged.items()
+      for name, tensor in replaced.items()
       if tensor.shape != tensors[name].shape
     ]
+    scaled = {}
     for module, parts in modules.items():
-      name = f'{module}.weight'
-      weight = merged.get(name, tensors[name])
-      problem, scale = _check_parts(config, module, parts, weight.shape)
+      problem, scale = _check_parts(config, module, parts, tensors[f'{module}.weight'].shape)
       if problem:
         problems.append(f'{module}: {problem}')
-      read = functools.partial(_read_merged, weight, parts, scale)
-      merged[name] = Tensor(weight.shape, weight.dtype, read)
+      scaled[module] = parts, scale
   if problems:
     raise errors.make(
       who,
@@ -133,7 +148,29 @@ def merge(tensors: Mapping[str, Tensor], folder: files.Path, base: files.Path) -
       f"an adapter of '{base}'",
       'take the base that it was trained on',
     )
-  log.info("%s: merged into %d tensors of '%s'", who, len(merged), base)
+  log.info("%s: %d modules of '%s', and %d whole tensors", who, len(scaled), base, len(replaced))
+  return Parsed(scaled, replaced)
+
+
+def merge(tensors: Mapping[str, Tensor], folder: files.Path, base: files.Path) -> dict[str, Tensor]:
+  """Merges an adapter into the weights of its base. They are read when the result is.
+
+  Args:
+    tensors, folder, base: as of `parse`.
+
+  Returns:
+    All tensors of the base, in its shapes and dtypes. Sums are float32.
+
+  Raises:
+    SphinxError: as `parse`.
+  """
+  parsed = parse(tensors, folder, base, hub.name_of(hub.locate(base)))
+  merged = {name: _cast(tensor, tensors[name].dtype) for name, tensor in parsed.replaced.items()}
+  for module, (parts, scale) in parsed.modules.items():
+    name = f'{module}.weight'
+    weight = merged.get(name, tensors[name])
+    read = functools.partial(_read_merged, weight, parts, scale)
+    merged[name] = Tensor(weight.shape, weight.dtype, read)
   return {**tensors, **merged}
 
 
@@ -205,6 +242,7 @@ def _check_names(
   tensors: Mapping[str, Tensor],
   who: str,
   base: files.Path,
+  base_name: str | None,
 ) -> None:
   """Compares the names in an adapter's file with those of its base and of its own config.
 
@@ -221,10 +259,8 @@ def _check_names(
       'take the base that it was trained on',
     )
   made_for = config.get('base_model_name_or_path')
-  if (
-    made_for and pathlib.PurePath(made_for).name != hub.name_of(hub.locate(base)).rpartition('/')[2]
-  ):
-    log.warning("%s: made for '%s', and merged into '%s'", who, made_for, base)
+  if made_for and base_name and pathlib.PurePath(made_for).name != base_name.rpartition('/')[2]:
+    log.warning("%s: made for '%s', and used with '%s'", who, made_for, base)
   targets = config.get('target_modules')
   if not targets or targets == 'all-linear':
     return

@@ -253,13 +253,10 @@ def _check_vocabulary(size: int, vocab: int, source: Source) -> dict[str, int]:
 
 def arrays(assembly: Assembly) -> dict[str, Array]:
   """Returns path -> our parameter, to be read layer by layer; fresh ones are left out."""
-  groups: dict[str, list[foreign.Weight]] = {}
-  for weight in assembly.table:
-    groups.setdefault(weight.path, []).append(weight)
   opened = {}
-  for path, weights in groups.items():
+  for path, weights in foreign.by_path(assembly.table).items():
     leaf = assembly.shapes[path]
-    read = functools.partial(_read, assembly.tensors, weights, leaf)
+    read = functools.partial(read_native, assembly.tensors, weights, leaf)
     layers = 1 if weights[0].layers is None else len(weights[0].layers)
     opened[path] = Array(leaf.shape, np.dtype(leaf.dtype), read, layers)
   return opened
@@ -282,7 +279,7 @@ def init_fresh(assembly: Assembly, seed: int) -> dict[str, np.ndarray]:
   return {path: np.asarray(value) for path, value in values.items()}
 
 
-def _read(
+def read_native(
   tensors: Mapping[str, Tensor],
   weights: Sequence[foreign.Weight],
   leaf: jax.ShapeDtypeStruct,

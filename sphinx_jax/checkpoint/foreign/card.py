@@ -7,12 +7,19 @@ from typing import Any
 import yaml
 
 from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint.foreign import hub
 from sphinx_jax.core import config as config_lib, errors
 
 NAME = 'README.md'
 
 
-def text(title: str, licence: str | None, base_models: Sequence[str], body: str) -> str:
+def text(
+  title: str,
+  licence: str | None,
+  base_models: Sequence[str],
+  body: str,
+  library: str = 'transformers',
+) -> str:
   """Returns a model card: YAML that the hub reads, and markdown.
 
   Args:
@@ -20,13 +27,14 @@ def text(title: str, licence: str | None, base_models: Sequence[str], body: str)
     licence: of the weights, as the hub names it ('apache-2.0'); None: not known.
     base_models: names of the models that the weights were made from.
     body: markdown below the heading.
+    library: that loads the folder.
   """
   from huggingface_hub import ModelCardData  # Imported here, as it takes half a second.
 
   data = ModelCardData(
     license=licence,
     base_model=list(base_models) or None,
-    library_name='transformers',
+    library_name=library,
     tags=['sphinx_jax'],
   )
   return f'---\n{data.to_yaml()}\n---\n\n# {title}\n\n{body.strip()}\n'
@@ -45,6 +53,18 @@ def licence(folder: pathlib.Path) -> str | None:
   return found if isinstance(found, str) else None
 
 
+def adapter(place: str | pathlib.Path | None) -> dict[str, str | None]:
+  """Returns name -> licence of an adapter of PEFT; nothing of one of a run, or of None.
+
+  Args:
+    place: folder of the adapter, or its name in the local hub cache.
+  """
+  if place is None or store.is_checkpoint(place):
+    return {}
+  folder = hub.locate(place)
+  return {hub.name_of(folder): licence(folder)}
+
+
 def releases(meta: Mapping[str, Any]) -> dict[str, str | None]:
   """Returns name -> licence of the released weights and adapters that a checkpoint began with.
 
@@ -56,8 +76,11 @@ def releases(meta: Mapping[str, Any]) -> dict[str, str | None]:
   origin = meta.get('foreign', {})
   if 'name' in origin:
     return {origin['name']: origin['licence'], **origin.get('adapters', {})}
-  parents = [parent['directory'] for parent in (*meta.get('parents', ()), *meta.get('base', ()))]
+  entries = (*meta.get('parents', ()), *meta.get('base', ()))
+  parents = [entry['directory'] for entry in entries]
   found: dict[str, str | None] = {}
+  for entry in entries:
+    found |= adapter(entry.get('adapter'))
   for parent in (*parents, config_lib.from_json(meta['config']).get('init_from')):
     try:
       found |= releases(store.load_meta(parent)) if parent else {}

@@ -86,6 +86,14 @@ def official_tensors(
   return {prefix + key: tensor for key, tensor in tensors.items()}
 
 
+def huggingface_table(config: ml_collections.ConfigDict) -> list[foreign.Weight]:
+  """The names of HF for a whole model if HF has it, or for its language model alone."""
+  whole = forms.whole(config)
+  if whole is not None:
+    return whole.weights(config)
+  return foreign.within('llm/', '', llama.FORMS['hf'].weights(config.llm))
+
+
 def huggingface_tensors(
   config: ml_collections.ConfigDict,
   arrays: Mapping[str, Array],
@@ -96,11 +104,8 @@ def huggingface_tensors(
 
   Arguments as of `official_tensors`.
   """
-  form, path = forms.whole(config), ''
-  if form is None:
-    form, path = llama.FORMS['hf'], 'llm/'
-  settings = config if path == '' else config.llm
-  tensors = foreign_tensors(foreign.within(path, '', form.weights(settings)), arrays)
+  form = forms.whole(config) or llama.FORMS['hf']
+  tensors = foreign_tensors(huggingface_table(config), arrays)
   return tensors | _unused_tensors(unused) if _is_of(form, origin) else tensors
 
 

@@ -117,7 +117,7 @@ def write_safetensors(
       temporary.write_text(json.dumps(index, indent=2, sort_keys=True) + '\n')
     for name, keys in shards.items():
       temporary = stack.enter_context(files.atomic_path(folder / name))
-      _write_file(temporary, {key: tensors[key] for key in keys})
+      write_file(temporary, {key: tensors[key] for key in keys})
 
 
 def _open_folder(folder: pathlib.Path) -> dict[str, Tensor]:
@@ -180,7 +180,12 @@ def _assign_shards(tensors: Mapping[str, Tensor], shard_bytes: float) -> dict[st
   }
 
 
-def _write_file(path: pathlib.Path, tensors: Mapping[str, Tensor]) -> None:
+def write_file(path: pathlib.Path, tensors: Mapping[str, Tensor]) -> None:
+  """Writes one file, whose tensors are all read first.
+
+  Raises:
+    SphinxError: a tensor differs from what it announces, or the disk is full.
+  """
   arrays = {key: files.read_checked(key, tensor) for key, tensor in tensors.items()}
   try:
     path.touch()

@@ -118,13 +118,13 @@ def open_source(
 
 
 def _check_base(path: files.Path, adapter: files.Path) -> None:
-  """Raises SphinxError for a checkpoint as the base: its parameters have other names."""
+  """Raises SphinxError for a checkpoint as the base: `merged.split` finds what fits one."""
   if store.is_checkpoint(path):
     raise errors.make(
       f"adapter '{adapter}'",
-      f"a checkpoint of sphinx_jax as its base ('{path}')",
-      'a folder of HF transformers',
-      f'export it first (python -m sphinx_jax.convert --source={path} --to=hf --output=DIR)',
+      f"no adapter for the checkpoint '{path}'",
+      f'a run with adapters, or a folder of PEFT with {adapters.CONFIG}',
+      'check the path',
     )
 
 

@@ -12,13 +12,14 @@ from sphinx_jax.checkpoint.foreign import adapters, assemble, card, hub, sources
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.core import errors
 from tests.checkpoint.foreign.recorded import GOLDEN, LLAMA
+from tests.models import idefics2_golden as golden
 
 BASE, ADAPTERS = GOLDEN / LLAMA, GOLDEN.parent / 'adapters'
 
 
-def base_tensors(dtype=np.float32):
+def base_tensors(dtype=np.float32, name=''):
   """The base as PEFT had it: its float16 weights, widened."""
-  arrays = load_file(BASE / 'model.safetensors')
+  arrays = golden.tensors() if name == 'bias' else load_file(BASE / 'model.safetensors')
   return {
     key: Tensor(value.shape, np.dtype(dtype), lambda value=value: value.astype(dtype))
     for key, value in arrays.items()
@@ -41,11 +42,13 @@ def edited(folder, name, change_arrays=None, **settings):
   return folder
 
 
-@pytest.mark.parametrize('name', ['lora', 'rslora', 'dora', 'saved'])
+@pytest.mark.parametrize('name', ['lora', 'rslora', 'dora', 'saved', 'bias'])
 def test_merged_weights_are_those_of_peft(name, monkeypatch):
   monkeypatch.setattr(adapters, '_PIECE', 1000)  # Several pieces of rows.
-  expected, before = load_file(ADAPTERS / name / 'merged.safetensors'), base_tensors()
-  found = merged(ADAPTERS / name)
+  expected, before = load_file(ADAPTERS / name / 'merged.safetensors'), base_tensors(name=name)
+  found = adapters.merge(
+    before, ADAPTERS / name, golden.FOLDER / 'model' if name == 'bias' else BASE
+  )
   assert found.keys() == before.keys()
   for key, tensor in found.items():
     want = expected.get(key)
@@ -54,6 +57,12 @@ def test_merged_weights_are_those_of_peft(name, monkeypatch):
     else:
       np.testing.assert_allclose(tensor.read(), want, atol=1e-6, rtol=0)
       assert np.abs(want - before[key].read()).max() > 0.01
+
+
+def test_a_setting_of_layers_that_no_model_here_has_changes_nothing(tmp_path):
+  found = merged(edited(tmp_path / 'a', 'lora', fan_in_fan_out=True))
+  for key, value in load_file(ADAPTERS / 'lora' / 'merged.safetensors').items():
+    np.testing.assert_allclose(found[key].read(), value, atol=1e-6, rtol=0)
 
 
 def test_sums_are_rounded_once_to_the_dtype_of_the_base():
@@ -111,8 +120,6 @@ def to_vector(arrays):
     (None, {'target_modules': ['k_proj']}, 'modules that target_modules does not name'),
     (None, {'target_modules': '(['}, 'adapter_config.json.*damaged'),
     (None, {'r': 'x'}, 'adapter_config.json.*damaged'),
-    (None, {'bias': 'lora_only'}, "bias 'lora_only'"),
-    (None, {'fan_in_fan_out': True}, 'fan_in_fan_out True'),
     (None, {'use_qalora': True}, 'use_qalora True'),
     (None, {'lora_bias': True}, 'lora_bias True'),
     (None, {'layer_replication': [[0, 1]]}, 'layer_replication'),
@@ -177,13 +184,6 @@ def test_a_base_and_an_adapter_are_one_place_and_a_path_that_exists_wins(tmp_pat
   assert hub.split(f'{base}+{adapter.name}') == (f'{base}+{adapter.name}', None)
   with pytest.raises(errors.SphinxError, match="adapter 'none': got no such folder"):
     sources.open_source(f'{base}+none')
-
-
-def test_a_checkpoint_of_ours_is_exported_before_an_adapter_is_merged(tmp_path):
-  (tmp_path / 'run' / 'params').mkdir(parents=True)
-  command = f'convert --source={tmp_path / "run"} --to=hf --output=DIR'
-  with pytest.raises(errors.SphinxError, match=command):
-    sources.open_source(f'{tmp_path / "run"}+{ADAPTERS / "lora"}')
 
 
 def test_base_and_adapter_are_origins_of_what_is_made_of_them(tmp_path):

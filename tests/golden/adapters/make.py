@@ -5,10 +5,11 @@ import pathlib
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from transformers import LlamaForCausalLM
+from transformers import Idefics2ForConditionalGeneration, LlamaForCausalLM
 
 HERE = pathlib.Path(__file__).parent
-BASE = HERE.parent / 'foreign' / 'llama_hf'
+LLAMA = LlamaForCausalLM, HERE.parent / 'foreign' / 'llama_hf'
+IDEFICS2 = Idefics2ForConditionalGeneration, HERE.parent / 'idefics2' / 'model'
 CASES = {
   'lora': dict(r=3, lora_alpha=6, target_modules=['q_proj', 'down_proj']),
   'rslora': dict(
@@ -26,13 +27,18 @@ CASES = {
     target_modules=['o_proj', 'embed_tokens'],
     modules_to_save=['lm_head', 'norm'],
   ),
+  'bias': dict(
+    r=2, lora_alpha=4, bias='lora_only', target_modules=r'.*vision_model.*\.(q_proj|fc1)'
+  ),
 }
+BASES = {'bias': IDEFICS2}  # LLaMA has no biases.
 
 
 def main() -> None:
   for name, settings in CASES.items():
     torch.manual_seed(len(name))
-    base = LlamaForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    of_base, folder = BASES.get(name, LLAMA)
+    base = of_base.from_pretrained(folder, dtype=torch.float32)
     before = {key: value.clone() for key, value in base.state_dict().items()}
     model = get_peft_model(base, LoraConfig(init_lora_weights=False, **settings))
     with torch.no_grad():  # As after a training.
@@ -41,8 +47,8 @@ def main() -> None:
           value *= 1 + 0.3 * torch.randn_like(value)
         elif value.requires_grad:
           value += 0.1 * torch.randn_like(value)
-    model.base_model.model.config.name_or_path = 'llama_hf'
-    model.peft_config['default'].base_model_name_or_path = 'llama_hf'
+    model.base_model.model.config.name_or_path = folder.name
+    model.peft_config['default'].base_model_name_or_path = folder.name
     model.save_pretrained(HERE / name)
     (HERE / name / 'README.md').unlink()
     merged = model.merge_and_unload().state_dict()
