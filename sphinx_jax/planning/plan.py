@@ -194,6 +194,7 @@ def _trace_key(config: ConfigDict) -> str:
     'optimizer': config.optimizer.name,
     'trainable': config.trainable,
     'loss_chunk': config.loss_chunk,
+    'preference': bool(config.get('preference')),
   }
   return json.dumps(settings, sort_keys=True)
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from sphinx_jax.parallel import placement
 
+MEAN = 'mean/'  # Begins the name of a sum whose mean over the weight is a metric.
+
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """Cross entropy of each position.
@@ -58,20 +60,11 @@ def sums(
     `loss` float32[] = sum(weight * cross entropy), `weight` float32[] = sum(weight), and both per
     task as `task_loss`, `task_weight` float32[tasks].
   """
-  rows, length, _ = hidden.shape
-  # Each device orders the positions of its own rows, which are a block of the batch.
-  blocks = placement.batch_ways()
-  rows //= blocks
-
-  def split(field: jax.Array) -> jax.Array:
-    field = field.reshape(blocks, rows * length, *field.shape[2:])
-    return placement.constrain(field, ('batch', *[None] * (field.ndim - 1)))
-
-  fields = {name: split(batch[name]) for name in ('targets', 'loss_weight', 'task')}
+  fields = {name: _in_blocks(batch[name]) for name in ('targets', 'loss_weight', 'task')}
   weight = fields['loss_weight'].astype(jnp.float32)
   with jax.named_scope('lm_head'):
     loss, losses = _weighted_loss(
-      split(hidden), matrix, fields['targets'], weight, rows * min(chunk or length, length)
+      _in_blocks(hidden), matrix, fields['targets'], weight, _chunk_of_block(hidden, chunk)
     )
   is_task = (fields['task'][..., None] == jnp.arange(tasks, dtype=jnp.int32)).astype(jnp.float32)
   return {
@@ -80,6 +73,68 @@ def sums(
     'task_loss': jnp.einsum('bt,btk->k', losses, is_task),
     'task_weight': jnp.einsum('bt,btk->k', weight, is_task),
   }
+
+
+def per_position(
+  hidden: jax.Array, matrix: jax.Array, batch: Mapping[str, jax.Array], chunk: int = 0
+) -> jax.Array:
+  """Cross entropy of the positions with loss weight, float32[B,T] in nats; 0 elsewhere.
+
+  It has a gradient by `hidden` alone, for which the logits are computed a second time.
+
+  Args:
+    hidden: float[B,T,D], hidden states, the input of the LM head.
+    matrix: float[D,vocab], the LM head, which is frozen.
+    batch: see core/batch.py; reads `targets` and `loss_weight`.
+    chunk: see `sums`.
+  """
+  mask = (batch['loss_weight'] > 0).astype(jnp.float32)
+  with jax.named_scope('lm_head'):
+    losses = _recomputed_losses(
+      _in_blocks(hidden),
+      matrix,
+      _in_blocks(batch['targets']),
+      _in_blocks(mask),
+      _chunk_of_block(hidden, chunk),
+    )
+  return losses.reshape(mask.shape)
+
+
+def _in_blocks(field: jax.Array) -> jax.Array:
+  """[B,T,...] -> [G,N,...]: the rows of each device, of which it orders the positions."""
+  blocks = placement.batch_ways()
+  rows, length = field.shape[:2]
+  field = field.reshape(blocks, rows // blocks * length, *field.shape[2:])
+  return placement.constrain(field, ('batch', *[None] * (field.ndim - 1)))
+
+
+def _chunk_of_block(hidden: jax.Array, chunk: int) -> int:
+  """Positions of a block whose logits exist at one time, of hidden states [B,T,D]."""
+  rows, length, _ = hidden.shape
+  return rows // placement.batch_ways() * min(chunk or length, length)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _recomputed_losses(
+  hidden: jax.Array, matrix: jax.Array, targets: jax.Array, weight: jax.Array, chunk: int
+) -> jax.Array:
+  """The weighted losses float32[G,N], differentiable by `hidden`; arguments as `_weighted_loss`."""
+  return _losses_and_gradients(hidden, matrix, targets, weight, chunk, False, False)[0]
+
+
+def _recomputed_forward(*arguments: Any) -> tuple[jax.Array, tuple]:
+  return _recomputed_losses(*arguments), arguments[:4]
+
+
+def _recomputed_backward(chunk: int, kept: tuple, cotangent: jax.Array) -> tuple:
+  hidden, matrix, targets, weight = kept
+  _, of_hidden, _ = _losses_and_gradients(
+    hidden, matrix, targets, weight * cotangent, chunk, True, False
+  )
+  return of_hidden, None, None, None
+
+
+_recomputed_losses.defvjp(_recomputed_forward, _recomputed_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -163,7 +218,7 @@ def _losses_and_gradients(
     places = jnp.argsort(order, axis=1)
     slots = -(-positions // chunk) * chunk  # The last chunk may have slots without a position.
     order = jnp.pad(order, ((0, 0), (0, slots - positions)))
-    trips = -(-(weight > 0).sum(axis=1).max() // chunk)
+    trips = -(-(weight != 0).sum(axis=1).max() // chunk)
     take = jax.vmap(lambda field, at: field.at[at].get(mode='promise_in_bounds'))
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
 

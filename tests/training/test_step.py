@@ -39,7 +39,7 @@ def make(accumulate: int = 1):
   axes = {'trained': {'w': ('embed', 'vocab'), 'b': ('embed',)}}
   tx = optimizer.make_optimizer('adamw', RATE, axes, (0.9, 0.95), 0.1, 1.0)
   begin = state.State(jnp.int32(0), trained, frozen, tx.init(trained))
-  return begin, jax.jit(step.make_train_step(apply, tx, RATE, 2, accumulate))
+  return begin, jax.jit(step.make_train_step(step.likelihood(apply, 2), tx, RATE, accumulate))
 
 
 def run(accumulate: int, steps: int = 3):
@@ -100,7 +100,7 @@ def test_a_batch_without_weight_has_no_gradient():
 
 def test_evaluation_is_one_weighted_mean_over_all_batches():
   params = make()[0].params
-  evaluate = step.make_eval_step(apply)
+  evaluate = step.make_eval_step(step.likelihood(apply, 2))
   losses = step.evaluate_loss(
     evaluate,
     params,
@@ -110,6 +110,8 @@ def test_evaluation_is_one_weighted_mean_over_all_batches():
       'none': [batch() | {'loss_weight': jnp.zeros((BATCH_SIZE, LENGTH))}],
     },
   )
-  sums = [[float(x) for x in evaluate(params, batch(seed))] for seed in (0, 1)]
-  assert losses['both'] == pytest.approx((sums[0][0] + sums[1][0]) / (sums[0][1] + sums[1][1]))
-  assert losses['first'] == pytest.approx(sums[0][0] / sums[0][1]) and losses['none'] == 0
+  first, second = (
+    (sums['loss'], sums['weight']) for sums in (evaluate(params, batch(seed)) for seed in (0, 1))
+  )
+  assert losses['both'] == pytest.approx(float((first[0] + second[0]) / (first[1] + second[1])))
+  assert losses['first'] == pytest.approx(float(first[0] / first[1])) and losses['none'] == 0
