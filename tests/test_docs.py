@@ -48,7 +48,6 @@ HERE = (
   "--config.lora.rank=16 --config.lora.target='llm/layers/attention/.*'",
   f'{CHAT}BASE --adapter=ADAPTER --image=cat.png --prompt="What is this?"',
   'python -m sphinx_jax.mix_weights --inputs=BASE+ADAPTER --output=MERGED',
-  'python -m sphinx_jax.peek --config=forkme:pairs.jsonl,BASE,dpo',
   'python -m sphinx_jax.train --config=forkme:pairs.jsonl,BASE,dpo --workdir=TUNED '
   '--config.preference.beta=0.1',
   f'{EVALUATE}workdir/mini/stage2 --output=OUT --tasks=vqa --examples=8',
@@ -56,7 +55,10 @@ HERE = (
 )
 SHORTER = {
   'chat': ['--max_new_tokens=8'],
-  'train': ['--config.steps=2', '--config.checkpoint.every=2', '--config.eval_every=2'],
+  'train': [
+    *('--config.steps=2', '--config.checkpoint.every=2', '--config.eval_every=2'),
+    '--config.eval_batches=1',
+  ],
   'plan': ['--nocompile'],
 }
 
