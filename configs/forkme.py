@@ -25,6 +25,11 @@ adapters alone, and needs DIR to answer:
     python -m sphinx_jax.chat --checkpoint=workdir/mine --image=cat.jpg --prompt="What is this?"
     python -m sphinx_jax.mix_weights --inputs=DIR+workdir/mine --output=workdir/merged
 
+Pairs of a better and a worse answer are trained by DPO, with the model without its adapters as the
+reference: `--config=forkme.py:pairs.jsonl,DIR,dpo`. A line of pairs.jsonl is
+
+    {"image": "cat.jpg", "prompt": "What is this?", "chosen": "A cat.", "rejected": "Two dogs."}
+
 The mixture may have several entries, also of other sources (configs/stage2.py lists the paper's),
 each with a weight. `--config.sampling.by=tokens` makes weights shares of tokens, not of examples.
 
@@ -45,14 +50,15 @@ from sphinx_jax.data import slots
 from sphinx_jax.models import families
 
 MINI_CHECKPOINT = 'workdir/mini/stage2'
+KINDS = ('lora', 'qlora', 'dpo')  # Of runs that train adapters.
 
 
 def get_config(arg: str = '') -> ConfigDict:
   """Returns the config of one training run.
 
   Args:
-    arg: path of the JSONL file, 'FILE,CHECKPOINT', or 'FILE,CHECKPOINT,KIND', with 'lora' or
-      'qlora' as KIND.
+    arg: path of the JSONL file, 'FILE,CHECKPOINT', or 'FILE,CHECKPOINT,KIND', with 'lora', 'qlora'
+      or 'dpo' as KIND.
 
   Raises:
     SphinxError: the given checkpoint cannot be read, or is an adapter.
@@ -81,13 +87,15 @@ def get_config(arg: str = '') -> ConfigDict:
       config.model.vision.patches_per_row = images * (32 * -(-canvas // 128))
     config.batch = dict(size=8, images=images, window=256)
     visual_tokens = families.visual_tokens(config.model)
-    config.batch.seq_len = config.batch.get_ref('images') * visual_tokens + 512
+    answers = 2 if kind == 'dpo' else 1  # Each with the question and its images.
+    config.batch.seq_len = answers * (config.batch.get_ref('images') * visual_tokens + 512)
     # The logits of a large vocabulary, and what a layer saves, are most of the memory.
     config.loss_chunk, config.model.remat = 128, 'dots'
     # For pretrained weights: docs/official_sphinx.md, "Fine-tuning recipe".
     config.optimizer.update(name='adamw', betas=(0.9, 0.95), weight_decay=0.0, clip=8.0)
   file = os.path.abspath(path or 'my.jsonl')  # A relative path would be one inside data_dir.
-  entry = dict(source='jsonl', path=file, root='', task='dialog', weight=1.0, too_long='skip')
+  source = 'pairs' if kind == 'dpo' else 'jsonl'
+  entry = dict(source=source, path=file, root='', task='dialog', weight=1.0, too_long='skip')
   config.mixture = dict(mine=entry)
   config.validation = dict(mine=entry)  # Better: examples that are not in the mixture.
   config.max_skipped = 0.5  # A larger share of unreadable or invalid examples stops the run.
@@ -109,6 +117,13 @@ def get_config(arg: str = '') -> ConfigDict:
     config.update(adapters(kind))
   if held:
     config.frozen_dtype = held
+  if kind == 'dpo':
+    config.update(
+      preference=dict(beta=0.1),
+      loss_weighting='token',  # An answer's log-probability is the sum of its tokens'.
+      optimizer=dict(lr=5e-5),
+    )
+    config.lora.dropout = 0.0  # Its noise would be a part of the rewards.
   return config.lock()
 
 
@@ -116,13 +131,13 @@ def adapters(kind: str) -> dict[str, Any]:
   """The settings of a run that trains adapters of the language model and nothing else.
 
   Args:
-    kind: 'lora', with frozen weights in the compute dtype, or 'qlora', with 4 bits of them.
+    kind: 'lora' or 'dpo', with frozen weights in the compute dtype, or 'qlora', with 4 bits.
 
   Raises:
     SphinxError: another kind.
   """
-  if kind not in ('lora', 'qlora'):
-    raise errors.unknown('kind of training', kind, ['lora', 'qlora'])
+  if kind not in KINDS:
+    raise errors.unknown('kind of training', kind, KINDS)
   return dict(
     optimizer=dict(lr=2e-4),  # Adapters take a higher rate than all parameters.
     lora=dict(

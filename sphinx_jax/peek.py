@@ -66,7 +66,7 @@ def peek(config: ConfigDict, count: int) -> tuple[str, list[tuple[packed_rows.Ex
   shown = []
   for row in range(min(count, len(batch['tokens']))):
     for example in packed_rows.examples(
-      batch, row, tokenizer, tuple(config.mixture), visual_tokens
+      batch, row, tokenizer, tuple(config.mixture), visual_tokens, bool(config.get('preference'))
     ):
       views: Views = []
       for slot in example.slots:

@@ -45,6 +45,7 @@ from sphinx_jax.training import (
   layout as layouts,
   loss_scale,
   optimizer as optimizers,
+  preference as preferences,
   state as states,
   step as steps,
 )
@@ -196,7 +197,7 @@ class Program:
     model = families.build(config.model, self.mesh.devices.flat[0].platform)
     lora = config.get('lora')
     self._noise = layers.Noise(lora.dropout, lora.neftune) if lora else layers.QUIET
-    self._apply = functools.partial(families.apply, model, noise=self._noise)
+    apply = functools.partial(families.apply, model, noise=self._noise)
     self._features = functools.partial(families.features, model)
     self.layout = layouts.layout(config)
     shapes, axes = self.layout.shapes, self.layout.logical_axes
@@ -231,9 +232,13 @@ class Program:
       self.optimizer = loss_scale.dynamic(self.optimizer)
     self.state = self._abstract_state()
 
-    self._eval_step = jax.jit(
-      steps.make_eval_step(self._apply, config.loss_chunk), out_shardings=self._replicated
-    )
+    tasks, preference = len(config.mixture), config.get('preference')
+    if preference:
+      _check_only_adapters(trained_axes)
+      self._objective = preferences.objective(apply, tasks, preference.beta, config.loss_chunk)
+    else:
+      self._objective = steps.likelihood(apply, tasks, config.loss_chunk)
+    self._eval_step = jax.jit(steps.make_eval_step(self._objective), out_shardings=self._replicated)
 
   def _abstract_state(self) -> states.State:
     trained, frozen = states.split(self.params, self._config.trainable)
@@ -257,12 +262,10 @@ class Program:
   def trace(self) -> jax.stages.Traced:
     """Traces the update `(state, batch) -> (state, metrics)`, which donates the state."""
     update = steps.make_train_step(
-      apply=self._apply,
+      objective=self._objective,
       optimizer=self.optimizer,
       rate=self.learning_rate,
-      tasks=len(self._config.mixture),
       accumulate=self.microbatches,
-      chunk=self._config.loss_chunk,
       seed=self._config.seed if any(self._noise) else None,
       scaled=self._scaled,
     )
@@ -313,7 +316,12 @@ class Program:
     return flops.count(traced, (), flops.loss_chunks(self._config))
 
   def evaluate(self, params: dict, validation: Mapping[str, list[dict]]) -> dict[str, float]:
-    """Returns the mean loss in nats of each validation set (name -> list of numpy batches)."""
+    """Returns the means of `step.evaluate_loss` of each validation set.
+
+    Args:
+      params: tree of all parameters.
+      validation: name -> list of numpy batches.
+    """
     placed = {
       name: (placement.put(batch, self.batch_sharding) for batch in batches)
       for name, batches in validation.items()
@@ -418,6 +426,18 @@ def _check_frozen_encoders(config: ConfigDict, logical_axes: dict) -> None:
       )
 
 
+def _check_only_adapters(trained: dict) -> None:
+  """Raises SphinxError if a parameter of the reference of a preference run is trained."""
+  for path in trees.flatten(trained):
+    if not adapters.is_adapter(path):
+      raise errors.make(
+        'trainable',
+        f'{path} in a run with a preference section',
+        'adapters alone, because the model without them is the reference',
+        "take (('.*/lora_[ab]', 'train'), ('.*', 'frozen'))",
+      )
+
+
 def _with_shardings(shapes: Any, shardings: Any) -> Any:
   """Adds shardings to a tree of ShapeDtypeStruct."""
 
@@ -514,6 +534,7 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
         loss_weighting=loss_weighting,
         max_skipped=config.max_skipped,
         alpha=config.image.alpha,
+        pairs=bool(config.get('preference')),
       ),
       local_rows=local_rows,
       **sampling,

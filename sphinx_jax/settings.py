@@ -103,6 +103,9 @@ RUN = {
       'b_rate': values.positive('learning rate of lora_b over that of lora_a (LoRA+)'),
     }
   ),
+  'preference': values.OptionalSection(
+    {'beta': values.positive('DPO on pairs: how strongly the model is held at the base')}
+  ),
   'frozen_dtype': values.optional(
     values.choice("frozen matrices at rest; '': the compute dtype", ['', *quantized.STORED])
   ),
@@ -253,6 +256,27 @@ def _contradictions(run: Mapping[str, Any]) -> Problems:
       'tokens for fresh weights',
       'init_from',
       'name the weights whose vocabulary grows, or train a tokenizer that has the tokens',
+    )
+  if run.get('preference') and not lora:
+    yield (
+      'preference',
+      'a run without adapters',
+      'a section lora: the model without adapters is the reference',
+      'take --config=forkme:FILE,DIR,dpo',
+    )
+  if run.get('preference') and run['loss_weighting'] != 'token':
+    yield (
+      'loss_weighting',
+      f"'{run['loss_weighting']}' with a section preference",
+      "'token', because the log-probability of an answer is a sum over its tokens",
+      'correct it',
+    )
+  if run.get('preference') and run['model']['dtype'] == 'float16':
+    yield (
+      'model.dtype',
+      "'float16' with a section preference, whose loss is not scaled",
+      "'bfloat16' or 'float32'",
+      'correct it',
     )
   if run.get('frozen_dtype') and not lora:
     yield (

@@ -49,6 +49,8 @@ HERE = (
   f'{CHAT}BASE --adapter=ADAPTER --image=cat.png --prompt="What is this?"',
   'python -m sphinx_jax.mix_weights --inputs=BASE+ADAPTER --output=MERGED',
   'python -m sphinx_jax.convert --source=BASE --output=QUANTIZED --quantize=int8',
+  'python -m sphinx_jax.train --config=forkme:pairs.jsonl,BASE,dpo --workdir=TUNED '
+  '--config.preference.beta=0.1',
   f'{EVALUATE}workdir/mini/stage2 --output=OUT --tasks=vqa --examples=8',
   'python -m sphinx_jax.plan --config=stage2:13b,1k --topology=v5p:2x2x2',
 )
@@ -59,6 +61,7 @@ SHORTER = {
     '--config.checkpoint.every=2',
     '--config.eval_every=2',
     '--config.batch.size=2',  # All examples fit in two rows.
+    '--config.eval_batches=1',
   ],
   'plan': ['--nocompile'],
 }
@@ -105,6 +108,8 @@ def folder(finished_recipe, tmp_path_factory):
   Image.new('RGB', (64, 48), 'red').save(folder / 'cat.png')
   example = re.search(r'```json\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)[1]
   (folder / 'my.jsonl').write_text(example * 8)
+  pair = re.search(r'{.*"rejected".*}', (ROOT / 'docs/weights.md').read_text())[0]
+  (folder / 'pairs.jsonl').write_text(f'{pair}\n' * 8)
   return folder
 
 

@@ -4,11 +4,13 @@ import json
 import pathlib
 
 import pytest
+from ml_collections import ConfigDict
 
-from sphinx_jax import convert, run
+from sphinx_jax import convert, peek, run
 from sphinx_jax.configs import forkme
 from sphinx_jax.core import errors
 from sphinx_jax.models import families
+from sphinx_jax.planning import plan, sheet, slices
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
@@ -67,3 +69,38 @@ def test_a_row_has_room_for_as_many_images_as_are_asked_for(released):
   one = config.batch.seq_len
   config.batch.images = 3
   assert config.batch.seq_len - 512 == 3 * (one - 512)
+
+
+@pytest.fixture(scope='module')
+def preference(released):
+  """The config of DPO on pairs of which the second lacks an answer."""
+  image = str(GOLDEN / 'preproc/f_1x1.png')
+  pair = {'prompt': 'What is this?', 'chosen': 'A cat.', 'rejected': 'Two dogs.', 'images': [image]}
+  bad = {**pair, 'rejected': None}
+  (released / 'pairs.jsonl').write_text(f'{json.dumps(pair)}\n{json.dumps(bad)}\n')
+  return forkme.get_config(f'{released}/pairs.jsonl,{released}/checkpoint,dpo')
+
+
+def test_peek_shows_both_answers_of_a_pair(preference):
+  config = peek.narrowed(preference, None, None)
+  _, (chosen, rejected, *_) = peek.peek(config, 1)
+  for (example, views), kind, text in (
+    (chosen, 'chosen', 'A cat.'),
+    (rejected, 'rejected', 'Two dogs.'),
+  ):
+    assert example.task == f'mine ({kind})' and example.slots == (0,) and views
+    trained = ''.join(part for part, is_trained in example.runs if is_trained)
+    assert trained.strip().removesuffix('\n###') == text
+
+
+def test_a_plan_of_dpo_counts_the_pass_of_the_reference(preference):
+  def planned(config):
+    tpu_slice = slices.find('v5e:1x1')
+    return plan.Planner(run.Program).plan(config, tpu_slice, compile_it=False)
+
+  settings = preference.to_dict()
+  del settings['preference']
+  dpo, lora = planned(preference), planned(ConfigDict(settings))
+  assert 'DOES NOT FIT' not in sheet.text(dpo)
+  # Forward and backward by the hidden states, and forward without a gradient.
+  assert 1.2 < dpo.flops.parts['llm'] / lora.flops.parts['llm'] < 1.5

@@ -5,6 +5,9 @@ examples, each with its own segment number, and attention never crosses segments
 slots. `visual_index` is the index of a position's visual token among the row's flattened visual
 tokens (N times the tokens of an image), or -1 for a text token.
 
+In a batch of preference pairs, the segments 2k - 1 and 2k of a row are the chosen and the rejected
+answer to one question. Both have the question's text, and the same visual tokens.
+
 A run that keeps the features of frozen encoders has them in place of pixels (`with_features`).
 """
 

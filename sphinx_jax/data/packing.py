@@ -35,6 +35,8 @@ class Example:
     position: position in the global order of examples.
     mirrored: whether the images are flipped left to right.
     patches: patches of the images, where a row has a limit of them.
+    rejected: of a preference pair, the example with the rejected answer. It shares the image slots
+      of this one, and follows it in the row as a segment of its own.
   """
 
   ids: np.ndarray
@@ -46,14 +48,20 @@ class Example:
   position: int = 0
   mirrored: bool = False
   patches: int = 0
+  rejected: 'Example | None' = None
 
   def __post_init__(self) -> None:
     if self.images_at is None:
       object.__setattr__(self, 'images_at', (1,) * len(self.images))
 
+  @property
+  def segments(self) -> tuple['Example', ...]:
+    """The example, and that of the rejected answer."""
+    return (self, self.rejected) if self.rejected else (self,)
+
   def length(self, visual_tokens: int) -> int:
     """The number of positions that the example takes in a row."""
-    return len(self.ids) + len(self.images_at) * visual_tokens
+    return sum(len(each.ids) + len(each.images_at) * visual_tokens for each in self.segments)
 
 
 def check_loss_weighting(loss_weighting: str) -> None:
@@ -245,8 +253,9 @@ def assemble(
       if isinstance(pixels, BadExample):
         report_bad(example, pixels)
         continue
-      segment += 1
-      begin = _write_example(batch, b, begin, segment, slot, example, visual_tokens)
+      for each in example.segments:
+        segment += 1
+        begin = _write_example(batch, b, begin, segment, slot, each, visual_tokens)
       for pixels_of_slot in pixels:
         slots_lib.place(pixels_of_slot, batch['images'][b, slot], batch['image_size'][b, slot])
         slot += 1

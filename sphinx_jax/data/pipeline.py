@@ -53,6 +53,7 @@ class PipelineConfig:
     loss_weighting: a rule of `packing.LOSS_WEIGHTING`.
     max_skipped: share of bad examples, in a stretch of `skips.STRETCH`, above which a pass stops.
     alpha: what happens to transparent pixels, a key of `images.ALPHA`.
+    pairs: whether all records are preference pairs. Each answer of a pair may take half of a row.
     threads: threads that read, tokenize and decode.
 
   Raises:
@@ -72,12 +73,14 @@ class PipelineConfig:
   slot_rule: slots_lib.Rule | None = None
   max_length: int | None = None
   patch_limit: tuple[int, Callable[[int, int], int]] | None = None
+  pairs: bool = False
   threads: int = 2
 
   @property
   def longest(self) -> int:
-    """Most positions of an example."""
-    return min(self.seq_len, self.max_length or self.seq_len)
+    """Most positions of a segment."""
+    space = self.seq_len // 2 if self.pairs else self.seq_len
+    return min(space, self.max_length or space)
 
   @property
   def rule(self) -> slots_lib.Rule:
@@ -132,8 +135,8 @@ class Pipeline:
     noted: Counter of (task, phrase) that describes used images, of this host.
 
   Raises:
-    SphinxError: a task with weight but no examples, an unknown sampling setting, or images for a
-      model without encoders.
+    SphinxError: a task with weight but no examples, an unknown sampling setting, preference pairs
+      among other examples, or images for a model without encoders.
   """
 
   def __init__(
@@ -157,6 +160,7 @@ class Pipeline:
     self._template = template
     self._config = config
     self._local_rows = tuple(range(config.batch_size) if local_rows is None else local_rows)
+    self._check_pairs()
     self._sampling = make_sampling(
       sources, weights, config.seed, sampling, caps, self._measure, config.threads
     )
@@ -289,6 +293,19 @@ class Pipeline:
       skips.used(self.tasks[task])
     return example
 
+  def _check_pairs(self) -> None:
+    """Raises SphinxError if a source has pairs in a run without a preference, or the reverse."""
+    kinds = {True: 'preference pairs', False: 'conversations'}
+    expected = self._config.pairs
+    for task, source in zip(self.tasks, self._sources):
+      if source.pairs != expected:
+        raise errors.make(
+          f"task '{task}'",
+          f"{kinds[source.pairs]} ('{source.name}')",
+          f'{kinds[expected]}, because the run has {"a" if expected else "no"} section preference',
+          'take --config=forkme:FILE,DIR,dpo for pairs, and only for them',
+        )
+
   def _check_text_only(self) -> None:
     """Raises SphinxError if some examples, spread over a source, have images.
 
@@ -317,7 +334,9 @@ class Pipeline:
     config = self._config
     if not record.turns:
       raise BadExample('empty answer', 'no turns')
-    if not all(answer.strip() for _, answer in record.turns):
+    answers = [answer for _, answer in record.turns]
+    answers += [record.rejected] if self._config.pairs else []
+    if not all(answer.strip() for answer in answers):
       raise BadExample('empty answer', 'an answer is empty')
     if record.images and not config.visual_tokens:
       raise errors.make(
@@ -334,26 +353,34 @@ class Pipeline:
         ' (raise it: --config.batch.images)',
       )
     patches = self._patches(record.images)
-    check_unicode(text for turn in record.turns for text in turn)
+    check_unicode([*(text for turn in record.turns for text in turn), record.rejected])
     marks = self._template.count_marks(record.turns, len(slots), record.marks)
     if marks not in (None, 0, len(slots)):
       raise BadExample('image marks', f'{len(slots)} images and {marks} {MARK} marks')
-    ids, weights, images_at = self._template.encode(
-      record.turns, self._tokenizer, slots, record.marks
-    )
-    space = config.longest - len(images_at) * config.visual_tokens
-    kept = self._kept_ids(weights, space, self._sources[task].too_long)
-    return Example(
-      ids=np.asarray(ids[:kept], np.int32),
-      weights=packing.weigh(weights[:kept], config.loss_weighting),
-      images=record.images,
-      images_at=images_at,
-      task=task,
-      id=record.id,
-      position=position,
-      mirrored=record.mirrored,
-      patches=patches,
-    )
+
+    def encode(turns: Sequence[tuple[str | None, str]]) -> Example:
+      ids, weights, images_at = self._template.encode(turns, self._tokenizer, slots, record.marks)
+      if config.pairs:
+        weights = _of_last_answer(weights)
+      space = config.longest - len(images_at) * config.visual_tokens
+      kept = self._kept_ids(weights, space, self._sources[task].too_long)
+      return Example(
+        ids=np.asarray(ids[:kept], np.int32),
+        weights=packing.weigh(weights[:kept], config.loss_weighting),
+        images=record.images,
+        images_at=images_at,
+        task=task,
+        id=record.id,
+        position=position,
+        mirrored=record.mirrored,
+        patches=patches,
+      )
+
+    example = encode(record.turns)
+    if not config.pairs:
+      return example
+    *before, (question, _) = record.turns
+    return dataclasses.replace(example, rejected=encode([*before, (question, record.rejected)]))
 
   def _patches(self, files: Sequence[bytes | Unread]) -> int:
     """The patches of images, from their headers; 0 without a limit.
@@ -428,3 +455,11 @@ class Pipeline:
     for task in {e.task for row in batch.rows for e in row if e.position not in bad}:
       skips.used(self.tasks[task])
     return assembled, batch.next_position
+
+
+def _of_last_answer(weights: np.ndarray) -> np.ndarray:
+  """The label weights float32[n] of a dialog without those before its last answer."""
+  labels = np.flatnonzero(weights)
+  (gaps,) = np.nonzero(np.diff(labels) > 1)
+  begin = labels[gaps[-1] + 1] if len(gaps) else 0
+  return np.where(np.arange(len(weights)) < begin, np.float32(0), weights)

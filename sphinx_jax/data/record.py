@@ -42,6 +42,8 @@ class Record:
     mirrored: whether the images are to be flipped left to right. Turns and truth describe the
       flipped images.
     marks: what `<image>` in the turns is, one of `MARKS`.
+    rejected: of a preference pair, an answer to the last question that is worse than that of the
+      last turn.
   """
 
   id: str
@@ -51,6 +53,7 @@ class Record:
   truth: tuple[dict, ...]
   mirrored: bool = False
   marks: str = 'text'
+  rejected: str | None = None
 
 
 def check_too_long(policy: str) -> None:
@@ -89,12 +92,14 @@ class Source(abc.ABC):
   Attributes:
     name: shown in messages.
     too_long: policy for an example that does not fit into a row, one of `TOO_LONG`.
+    pairs: whether its records are preference pairs.
     dropped: reason -> number of boxes and keypoints that were left out of the records read so far.
     files: path -> size and hash of the files that define the records, without those of images.
   """
 
   name: str
   too_long: str = 'skip'
+  pairs: bool = False
   dropped: Mapping[str, int] = types.MappingProxyType({})
   files: Mapping[str, str] = types.MappingProxyType({})
 

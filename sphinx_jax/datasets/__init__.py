@@ -50,7 +50,9 @@ SOURCES = Table(
   'source',
   {
     'miniworld': 'sphinx_jax.datasets.miniworld:open_source',
+    'miniworld_pairs': 'sphinx_jax.datasets.miniworld_pairs:open_source',
     'jsonl': 'sphinx_jax.datasets.jsonl:open_source',
+    'pairs': 'sphinx_jax.datasets.pairs:open_source',
     'data_config': 'sphinx_jax.datasets.data_config:open_source',
   },
 )

@@ -34,10 +34,16 @@ def open_source(entry: Mapping[str, Any], data_dir: str | Path | None = None) ->
   Raises:
     SphinxError: a key is missing or unknown; see also `Jsonl`.
   """
-  entries.check(entry, 'jsonl', required=('path',), optional=('root', 'task', 'too_long', 'frames'))
-  path = Path(data_dir or '', entry['path'])
-  return Jsonl(
-    path,
+  return open_as(Jsonl, 'jsonl', entry, data_dir)
+
+
+def open_as(
+  kind: type['Jsonl'], name: str, entry: Mapping[str, Any], data_dir: str | Path | None
+) -> 'Jsonl':
+  """Opens a source of a kind of records as `open_source` does; `name` is that of the source."""
+  entries.check(entry, name, required=('path',), optional=('root', 'task', 'too_long', 'frames'))
+  return kind(
+    Path(data_dir or '', entry['path']),
     entry.get('root'),
     entry.get('task') or 'dialog',
     entry.get('too_long') or 'skip',
@@ -90,7 +96,9 @@ class Jsonl(Source):
     return self._read(index, leave_image)
 
   def _read(self, index: int, image_of: ImageOf) -> Record:
-    location, item = self._items[index]
+    return self._record(*self._items[index], image_of)
+
+  def _record(self, location: str, item: Any, image_of: ImageOf) -> Record:
     conversation = conversations.read(location, item, self._frames)
     turns = conversations.read_turns(location, conversation.messages)
     return Record(

@@ -4,7 +4,7 @@ A task about two images gets a second one, which is drawn from the first with on
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,7 @@ class Miniworld(Source):
     seed: chooses the questions, their wording, and what differs between two images.
     max_turns: the largest number of questions about one image.
     domain: the captions to use, 'real' or 'synthetic'.
+    kinds: kinds of scenes; (): all that the task can ask about.
 
   Raises:
     SphinxError: unknown names or missing data.
@@ -85,6 +86,7 @@ class Miniworld(Source):
     seed: int = 0,
     max_turns: int = 1,
     domain: str = 'real',
+    kinds: Sequence[str] = (),
   ) -> None:
     for kind, value, choices in (
       ('task', task, KINDS),
@@ -96,7 +98,7 @@ class Miniworld(Source):
     self.task, self.split, self.domain = task, split, domain
     self.seed, self.max_turns = seed, max_turns
     self._turns = tasks.TASKS[task].turns
-    self._scenes = StoredScenes(data_dir, split, KINDS[task])
+    self._scenes = StoredScenes(data_dir, split, kinds or KINDS[task])
     record_opened(*(location(data_dir, part) / 'metadata.json' for part in ('scenes', 'text')))
 
   def __len__(self) -> int:

@@ -198,6 +198,7 @@ def _trace_key(config: ConfigDict) -> str:
     'lora': config.lora.to_dict() if config.get('lora') else None,
     'frozen_dtype': config.get('frozen_dtype'),
     'loss_chunk': config.loss_chunk,
+    'preference': bool(config.get('preference')),
   }
   return json.dumps(settings, sort_keys=True)
 

@@ -56,6 +56,7 @@ def examples(
   tokenizer: Tokenizer,
   tasks: Sequence[str],
   visual_tokens: int,
+  pairs: bool = False,
 ) -> list[Example]:
   """Returns the examples that are packed into one row of a batch.
 
@@ -65,6 +66,7 @@ def examples(
     tokenizer: the run's tokenizer.
     tasks: names of the mixture's tasks, by index.
     visual_tokens: visual tokens of one image.
+    pairs: whether examples are the chosen and the rejected answers of pairs, in turns.
   """
   segments = batch['segments'][row]
   result = []
@@ -76,10 +78,12 @@ def examples(
     weights = batch['loss_weight'][row, begin:end]
     # The weight at position t belongs to the prediction of token t + 1.
     is_trained = np.concatenate([[0], weights[:-1]]) > 0
+    task = tasks[batch['task'][row, begin]]
+    answer = (' (chosen)' if segment % 2 else ' (rejected)') if pairs else ''
     result.append(
       Example(
         row=row,
-        task=tasks[batch['task'][row, begin]],
+        task=f'{task}{answer}',
         begin=begin,
         end=end,
         slots=tuple(np.unique(visual // max(visual_tokens, 1)).tolist()),

@@ -11,6 +11,7 @@ import numpy as np
 from sphinx_jax.parallel import placement
 
 Matrices = tuple[jax.Array, ...]
+MEAN = 'mean/'  # Begins the name of a sum whose mean over the weight is a metric.
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -62,20 +63,15 @@ def sums(
     `loss` float32[] = sum(weight * cross entropy), `weight` float32[] = sum(weight), and both per
     task as `task_loss`, `task_weight` float32[tasks].
   """
-  rows, length, _ = hidden.shape
-  # Each device orders the positions of its own rows, which are a block of the batch.
-  blocks = placement.batch_ways()
-  rows //= blocks
-
-  def split(field: jax.Array) -> jax.Array:
-    field = field.reshape(blocks, rows * length, *field.shape[2:])
-    return placement.constrain(field, ('batch', *[None] * (field.ndim - 1)))
-
-  fields = {name: split(batch[name]) for name in ('targets', 'loss_weight', 'task')}
+  fields = {name: _in_blocks(batch[name]) for name in ('targets', 'loss_weight', 'task')}
   weight = fields['loss_weight'].astype(jnp.float32)
   with jax.named_scope('lm_head'):
     loss, losses = _weighted_loss(
-      split(hidden), tuple(matrices), fields['targets'], weight, rows * min(chunk or length, length)
+      _in_blocks(hidden),
+      tuple(matrices),
+      fields['targets'],
+      weight,
+      _chunk_of_block(hidden, chunk),
     )
   is_task = (fields['task'][..., None] == jnp.arange(tasks, dtype=jnp.int32)).astype(jnp.float32)
   return {
@@ -84,6 +80,83 @@ def sums(
     'task_loss': jnp.einsum('bt,btk->k', losses, is_task),
     'task_weight': jnp.einsum('bt,btk->k', weight, is_task),
   }
+
+
+def per_position(
+  hidden: jax.Array,
+  matrices: Sequence[jax.Array],
+  batch: Mapping[str, jax.Array],
+  chunk: int = 0,
+) -> jax.Array:
+  """Cross entropy of the positions with loss weight, float32[B,T] in nats; 0 elsewhere.
+
+  The gradient computes the logits a second time.
+
+  Args:
+    hidden: float[B,T,D], hidden states, the input of the LM head.
+    matrices: see `sums`.
+    batch: see core/batch.py; reads `targets` and `loss_weight`.
+    chunk: see `sums`.
+  """
+  mask = (batch['loss_weight'] > 0).astype(jnp.float32)
+  with jax.named_scope('lm_head'):
+    losses = _recomputed_losses(
+      _in_blocks(hidden),
+      tuple(matrices),
+      _in_blocks(batch['targets']),
+      _in_blocks(mask),
+      _chunk_of_block(hidden, chunk),
+    )
+  return losses.reshape(mask.shape)
+
+
+def _in_blocks(field: jax.Array) -> jax.Array:
+  """[B,T,...] -> [G,N,...]: the rows of each device, of which it orders the positions."""
+  blocks = placement.batch_ways()
+  rows, length = field.shape[:2]
+  field = field.reshape(blocks, rows // blocks * length, *field.shape[2:])
+  return placement.constrain(field, ('batch', *[None] * (field.ndim - 1)))
+
+
+def _chunk_of_block(hidden: jax.Array, chunk: int) -> int:
+  """Positions of a block whose logits exist at one time, of hidden states [B,T,D]."""
+  rows, length, _ = hidden.shape
+  return rows // placement.batch_ways() * min(chunk or length, length)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _recomputed_losses(
+  hidden: jax.Array, matrices: Matrices, targets: jax.Array, weight: jax.Array, chunk: int
+) -> jax.Array:
+  """The weighted losses float32[G,N], each with a gradient; arguments as `_weighted_loss`."""
+  none = (False,) * len(matrices)
+  return _losses_and_gradients(hidden, matrices, targets, weight, chunk, False, none)[0]
+
+
+def _recomputed_forward(
+  hidden: Any, matrices: Any, targets: Any, weight: Any, chunk: int
+) -> tuple[jax.Array, tuple]:
+  values = hidden.value, tuple(m.value for m in matrices), targets.value, weight.value
+  # The structure of a tree is known while the gradient is traced: None is a frozen block.
+  trained = tuple(() if matrix.perturbed else None for matrix in matrices)
+  return _recomputed_losses(*values, chunk), (values, trained)
+
+
+def _recomputed_backward(chunk: int, kept: tuple, cotangent: jax.Array) -> tuple:
+  (hidden, matrices, targets, weight), trained = kept
+  _, of_hidden, of_matrices = _losses_and_gradients(
+    hidden,
+    matrices,
+    targets,
+    weight * cotangent,
+    chunk,
+    True,
+    tuple(mark is not None for mark in trained),
+  )
+  return of_hidden, of_matrices, None, None
+
+
+_recomputed_losses.defvjp(_recomputed_forward, _recomputed_backward, symbolic_zeros=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -173,7 +246,7 @@ def _losses_and_gradients(
     places = jnp.argsort(order, axis=1)
     slots = -(-positions // chunk) * chunk  # The last chunk may have slots without a position.
     order = jnp.pad(order, ((0, 0), (0, slots - positions)))
-    trips = -(-(weight > 0).sum(axis=1).max() // chunk)
+    trips = -(-(weight != 0).sum(axis=1).max() // chunk)
     take = jax.vmap(lambda field, at: field.at[at].get(mode='promise_in_bounds'))
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
 

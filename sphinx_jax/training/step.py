@@ -1,6 +1,7 @@
 """One update, and one evaluation of a batch: pure functions, to be compiled by the caller."""
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +17,44 @@ Batch = Mapping[str, jax.Array]
 Apply = Callable[[dict, Batch, jax.Array | None], tuple[jax.Array, tuple[jax.Array, ...]]]
 # (state, batch) -> (state, metrics).
 TrainStep = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
-# (parameters, batch) -> (sum of weighted losses, sum of weights).
-EvalStep = Callable[[dict, Batch], tuple[jax.Array, jax.Array]]
+# (parameters, batch) -> sums of an objective.
+EvalStep = Callable[[dict, Batch], dict[str, jax.Array]]
+
+
+class Objective(NamedTuple):
+  """What a run minimizes: the mean of a loss.
+
+  Attributes:
+    weight: batch -> what the sum of its losses is divided by.
+    sums: (parameters, batch, random key or None) -> sums over the batch, to be added over
+      microbatches. `loss` is differentiated. `weight`, `task_loss` and `task_weight` are as of
+      `loss.sums`, and what begins with `loss.MEAN` is divided by `weight`, too.
+  """
+
+  weight: Callable[[Batch], jax.Array]
+  sums: Callable[[dict, Batch, jax.Array | None], dict[str, jax.Array]]
+
+
+def likelihood(apply: Apply, tasks: int, chunk: int = 0) -> Objective:
+  """The objective of most runs: the weighted cross entropy of the next token.
+
+  Args:
+    apply: the model up to its hidden states, and the matrix that turns them into logits.
+    tasks: number of tasks in the mixture.
+    chunk: number of positions whose logits exist at one time, see `loss.sums`.
+  """
+
+  def sums(params: dict, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+    return losses.sums(*apply(params, batch, key), batch, tasks, chunk)
+
+  return Objective(lambda batch: batch['loss_weight'].astype(jnp.float32).sum(), sums)
 
 
 def make_train_step(
-  apply: Apply,
+  objective: Objective,
   optimizer: optax.GradientTransformation,
   rate: optax.Schedule,
-  tasks: int,
   accumulate: int = 1,
-  chunk: int = 0,
   seed: int | None = None,
   scaled: bool = False,
 ) -> TrainStep:
@@ -36,32 +64,29 @@ def make_train_step(
   is divided by the weight of the WHOLE batch, so that the update equals that of one large batch.
 
   Args:
-    apply: the model up to its hidden states, and the matrices that turn them into logits.
+    objective: what is minimized.
     optimizer: transforms the gradient of the trained tree.
     rate: learning rate by update, for the metrics.
-    tasks: number of tasks in the mixture.
     accumulate: number of microbatches; must divide the batch size.
-    chunk: number of positions whose logits exist at one time, see `loss.sums`.
     seed: of the noise of training, which follows from it and the number of the update; None: none.
     scaled: whether the optimizer is one of `loss_scale.dynamic`.
 
   Returns:
-    A pure function. Its metrics are the sums of `loss.sums` over the batch, `grad_norm` before
+    A pure function. Its metrics are the objective's sums over the batch, `grad_norm` before
     clipping, `learning_rate`, `examples` (packed examples), `useful` (positions that are not
     padding), `labelled` (positions with loss weight) and `positions` (all positions); if `scaled`,
     those of `loss_scale.metrics`, too.
   """
 
   def gradients(state: State, batch: Batch, total_weight: jax.Array) -> tuple[dict, dict]:
-    def objective(
+    def mean_loss(
       trained: dict, microbatch: Batch, key: jax.Array | None
     ) -> tuple[jax.Array, dict]:
-      hidden, matrices = apply(merge(trained, state.frozen), microbatch, key)
-      sums = losses.sums(hidden, matrices, microbatch, tasks, chunk)
+      sums = objective.sums(merge(trained, state.frozen), microbatch, key)
       return losses.mean(sums['loss'], total_weight), sums
 
     def gradient(part: tuple[Batch, jax.Array | None]) -> tuple[dict, dict]:
-      return jax.grad(objective, has_aux=True)(state.trained, *part)
+      return jax.grad(mean_loss, has_aux=True)(state.trained, *part)
 
     key = None if seed is None else jax.random.fold_in(jax.random.key(seed), state.step)
     if accumulate == 1:
@@ -77,7 +102,7 @@ def make_train_step(
     return gradient, jax.tree.map(lambda total: losses.mean(total, factor), sums)
 
   def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-    total_weight = batch['loss_weight'].astype(jnp.float32).sum()
+    total_weight = objective.weight(batch)
     gradient, sums = (scaled_gradients if scaled else gradients)(state, batch, total_weight)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.trained)
     trained = optax.apply_updates(state.trained, updates)
@@ -105,13 +130,12 @@ def _microbatches(batch: Batch, count: int) -> dict[str, jax.Array]:
   }
 
 
-def make_eval_step(apply: Apply, chunk: int = 0) -> EvalStep:
-  """Builds the function `(parameters, batch) -> (sum of weighted losses, sum of weights)`."""
+def make_eval_step(objective: Objective) -> EvalStep:
+  """Builds the function `(parameters, batch) -> sums`, without those of tasks and without noise."""
 
-  def step(params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    hidden, matrices = apply(params, batch, None)
-    sums = losses.sums(hidden, matrices, batch, tasks=1, chunk=chunk)
-    return sums['loss'], sums['weight']
+  def step(params: dict, batch: Batch) -> dict[str, jax.Array]:
+    sums = objective.sums(params, batch, None)
+    return {name: total for name, total in sums.items() if not name.startswith('task_')}
 
   return step
 
@@ -119,7 +143,7 @@ def make_eval_step(apply: Apply, chunk: int = 0) -> EvalStep:
 def evaluate_loss(
   eval_step: EvalStep, params: dict, validation: Mapping[str, Iterable[Batch]]
 ) -> dict[str, float]:
-  """Mean loss in nats of each validation set: sum(weight * loss) / sum(weight) over its batches.
+  """Mean loss of each validation set, sum(loss) / sum(weight) over its batches.
 
   Args:
     eval_step: from `make_eval_step`.
@@ -127,13 +151,15 @@ def evaluate_loss(
     validation: name of a set -> its batches.
 
   Returns:
-    Name -> mean loss; 0 for a set without weight.
+    Name -> mean loss; 0 for a set without weight. Other means of the objective are 'NAME/MEAN'.
   """
   result = {}
   for name, batches in validation.items():
     # All batches are dispatched before the first result is read.
     results = [placement.block_on_cpu(eval_step(params, batch)) for batch in batches]
-    total = sum(float(loss) for loss, _ in results)
-    weight = sum(float(weight) for _, weight in results)
-    result[name] = total / weight if weight else 0.0
+    totals = {key: sum(float(sums[key]) for sums in results) for key in results[0]}
+    weight = totals.pop('weight')
+    for key, total in totals.items():
+      full_name = name if key == 'loss' else f'{name}/{key.removeprefix(losses.MEAN)}'
+      result[full_name] = total / weight if weight else 0.0
   return result

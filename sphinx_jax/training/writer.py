@@ -18,6 +18,7 @@ from etils import epath
 
 from sphinx_jax.core import errors, files, tensorflow
 from sphinx_jax.core.progress import log
+from sphinx_jax.training import loss as losses
 
 FILE = 'metrics.jsonl'
 # Metrics of the machine. They differ between two runs of one config; all others are equal.
@@ -133,6 +134,9 @@ class Window:
     for name, loss, weight in zip(self._tasks, sums['task_loss'], sums['task_weight']):
       if weight:
         line[f'loss/{name}'] = loss / weight
+    for name in sums:
+      if name.startswith(losses.MEAN):
+        line[name.removeprefix(losses.MEAN)] = _mean(sums[name], sums['weight'])
     done = self._flops * self._timed['steps'] + self._label_flops * self._timed['labelled']
     rate = done / seconds
     line |= {

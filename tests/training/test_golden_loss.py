@@ -39,7 +39,7 @@ def update(model):
   )
   trained, frozen = state.split(model.params, (('encoders/.*', 'frozen'), ('.*', 'train')))
   begin = state.State(jnp.int32(0), trained, frozen, keep.init(trained))
-  run = jax.jit(step.make_train_step(apply, keep, lambda count: jnp.float32(0), tasks=1))
+  run = jax.jit(step.make_train_step(step.likelihood(apply, 1), keep, lambda count: jnp.float32(0)))
   return lambda batch: run(begin, batch)
 
 

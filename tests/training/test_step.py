@@ -40,7 +40,8 @@ def make(accumulate: int = 1, scaled: bool = False, apply=apply):
   tx = optimizer.make_optimizer('adamw', RATE, axes, (0.9, 0.95), 0.1, 1.0)
   tx = loss_scale.dynamic(tx) if scaled else tx
   begin = state.State(jnp.int32(0), trained, frozen, tx.init(trained))
-  return begin, jax.jit(step.make_train_step(apply, tx, RATE, 2, accumulate, scaled=scaled))
+  objective = step.likelihood(apply, 2)
+  return begin, jax.jit(step.make_train_step(objective, tx, RATE, accumulate, scaled=scaled))
 
 
 def run(accumulate: int, steps: int = 3):
@@ -101,7 +102,7 @@ def test_a_batch_without_weight_has_no_gradient():
 
 def test_evaluation_is_one_weighted_mean_over_all_batches():
   params = make()[0].params
-  evaluate = step.make_eval_step(apply)
+  evaluate = step.make_eval_step(step.likelihood(apply, 2))
   losses = step.evaluate_loss(
     evaluate,
     params,
@@ -111,9 +112,11 @@ def test_evaluation_is_one_weighted_mean_over_all_batches():
       'none': [batch() | {'loss_weight': jnp.zeros((BATCH_SIZE, LENGTH))}],
     },
   )
-  sums = [[float(x) for x in evaluate(params, batch(seed))] for seed in (0, 1)]
-  assert losses['both'] == pytest.approx((sums[0][0] + sums[1][0]) / (sums[0][1] + sums[1][1]))
-  assert losses['first'] == pytest.approx(sums[0][0] / sums[0][1]) and losses['none'] == 0
+  first, second = (
+    (sums['loss'], sums['weight']) for sums in (evaluate(params, batch(seed)) for seed in (0, 1))
+  )
+  assert losses['both'] == pytest.approx(float((first[0] + second[0]) / (first[1] + second[1])))
+  assert losses['first'] == pytest.approx(float(first[0] / first[1])) and losses['none'] == 0
 
 
 def test_a_scaled_loss_gives_the_same_update():
