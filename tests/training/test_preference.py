@@ -18,7 +18,10 @@ def apply(params: dict, batch: dict, key: None):
   hidden = jnp.take(params['table'], batch['tokens'], axis=0)
   if 'lora_a' in params:
     hidden += params['lora_scale'] * hidden @ params['lora_a'] @ params['lora_b']
-  return hidden, params['matrix']
+  matrix = params['matrix']
+  if 'lora_b' in params:  # The LM head has an adapter, too.
+    matrix = matrix * (1 + params['lora_b'].sum())
+  return hidden, (matrix,)
 
 
 def make_params(is_fresh: bool = False) -> dict:
@@ -51,7 +54,7 @@ def make_batch(rows=ROWS) -> dict:
 
 def plain_answers(params: dict, batch: dict) -> list:
   """Log-probabilities of the answers of every pair in turn."""
-  hidden, matrix = apply(params, batch, None)
+  hidden, (matrix,) = apply(params, batch, None)
   logp = jax.nn.log_softmax(hidden @ matrix)
   logp = jnp.take_along_axis(logp, batch['targets'][..., None], axis=-1)[..., 0]
   return [
