@@ -1,0 +1,35 @@
+"""DPO at laptop size: captions with fewer objects that are not in the image.
+
+    python -m sphinx_jax.train --config=mini_dpo --workdir=workdir/mini_dpo
+
+It trains adapters beside stage 2 of the mini recipe, on pairs of a true caption and one with other
+objects (datasets/miniworld_pairs.py). Run `bash launch/local.sh` first, or name the directory of
+another finished recipe: `--config=mini_dpo:DIR`.
+"""
+
+import os
+
+from ml_collections import ConfigDict
+
+from sphinx_jax.configs import forkme
+
+RECIPE = 'workdir/mini'
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  """Returns the config of the training run.
+
+  Args:
+    arg: directory of a finished mini recipe.
+  """
+  recipe = arg or RECIPE
+  config = forkme.get_config(',,dpo').unlock()
+  config.name = 'mini_dpo'
+  config.init_from = os.path.join(recipe, 'stage2')
+  config.data_dir = os.path.join(recipe, 'data')
+  entry = dict(source='miniworld_pairs', task='caption', weight=1.0)
+  config.mixture = dict(caption={**entry, 'split': 'train'})
+  config.validation = dict(caption={**entry, 'split': 'validation'})
+  config.batch.seq_len = 512  # Twice that of the recipe, for both answers of a pair.
+  config.optimizer.update(name='adamw', lr=5e-4, betas=(0.9, 0.99), weight_decay=0.0)
+  return config.lock()
