@@ -7,8 +7,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from sphinx_jax import run, train
+from benchmarks import hallucination
+from sphinx_jax import run, settings, train
 from sphinx_jax.checkpoint import store
+from sphinx_jax.configs import mini_dpo
 from sphinx_jax.core import errors, trees
 from sphinx_jax.data import packing
 from sphinx_jax.miniworld import scene
@@ -193,3 +195,32 @@ def test_settings_that_cannot_be_are_refused(runs, tmp_path, changes, words):
       config.update_from_flattened_dict({path: value})
   with pytest.raises(errors.SphinxError, match=words):
     train.train(config.lock(), tmp_path)
+
+
+def test_the_laptop_config_trains_pairs_beside_a_recipe():
+  config = mini_dpo.get_config('W')
+  settings.check_run(config)
+  assert config.init_from == 'W/stage2' and config.data_dir == 'W/data'
+  assert config.preference and {entry.source for entry in config.mixture.values()} == {
+    'miniworld_pairs'
+  }
+
+
+class Answering:
+  """Captions a scene with one of its objects and one that it does not have, and always agrees."""
+
+  def __init__(self, scenes):
+    self._named = [(sorted(there)[0], 'yellow snail') for _, there in scenes]
+
+  def answers(self, dialogs, images, max_new_tokens):
+    if 'Is there' in dialogs[0][0][0]:
+      return ['Yes'] * len(dialogs)
+    return [f'There is a {right} and a {wrong}.' for right, wrong in self._named]
+
+
+def test_objects_that_are_not_in_the_scene_are_counted():
+  scenes = [(None, {'red house', 'blue boat'}), (None, {'green tree'})]
+  scores = hallucination.of_captions(Answering(scenes), scenes)
+  assert scores == {'CHAIR_i': 0.5, 'CHAIR_s': 1.0, 'named': pytest.approx(2 / 3)}
+  asked = hallucination.of_questions(Answering(scenes), scenes)
+  assert asked['accuracy'] == 0.5 and asked['yes ratio'] == 1.0
