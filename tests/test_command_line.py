@@ -117,15 +117,15 @@ def refuse():
 def slow_end():
   try:
     print('ready', flush=True)
-    time.sleep(60)
+    time.sleep(600)
   finally:
     print('ending', flush=True)
-    time.sleep(60)
+    time.sleep(600)
 
 def thread_at_the_end():
-  threading.Thread(target=time.sleep, args=(60,)).start()
+  threading.Thread(target=time.sleep, args=(600,)).start()
   print('ready', flush=True)
-  time.sleep(60)
+  time.sleep(600)
 
 cli.run(globals()[sys.argv.pop()])
 """
@@ -136,7 +136,7 @@ import sys, time
 sys.argv = ['-m']  # As Python has it while `python -m sphinx_jax.NAME` imports the package.
 import sphinx_jax
 print('ready', flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

@@ -196,7 +196,7 @@ def test_a_merged_checkpoint_has_the_sum_of_base_and_adapter(runs, tmp_path):
     expected = trained.get(path, plain[path])
     if f'{layer}/lora_a' in trained and path.endswith('kernel'):
       a, b, scale = (trained[f'{layer}/{name}'] for name in adapters.LEAVES)
-      expected = plain[path] + scale[:, None, None] * np.einsum('lir,lro->lio', a, b)
+      expected = plain[path] + scale[..., None, None] * np.einsum('...ir,...ro->...io', a, b)
       assert np.abs(expected - plain[path]).max() > 1e-4
     np.testing.assert_allclose(leaf, expected, atol=1e-6, err_msg=path)
   meta = store.load_meta(tmp_path / 'merged')

@@ -374,7 +374,9 @@ def test_ctrl_c_lets_every_worker_save(script, number, expected, cloud):
 def test_a_slice_that_vanishes_silently_is_noticed(cloud):
   cloud.configure(hosts=2)
   silent = 'echo silent; while [ -e "$HOME" ]; do sleep 0.02; done'
-  command = COUNT + f'[ $n = 0 ] || exit 0; [ $WORKER = 0 ] || touch "$FAKE/preempted"; {silent}'
+  # The other worker has counted its run, too, before the slice vanishes.
+  vanish = 'until [ -s "$FAKE/runs.0" ]; do sleep 0.02; done; touch "$FAKE/preempted"'
+  command = COUNT + f'[ $n = 0 ] || exit 0; [ $WORKER = 0 ] || {{ {vanish}; }}; {silent}'
   code, _, messages = cloud.run('tpu_vm.sh', command, '--spot', TPU_LOOK_SECONDS='0')
   assert code == 0 and len(cloud.calls('create')) == 2, messages
   assert runs(cloud, 0) == runs(cloud, 1) == 2
