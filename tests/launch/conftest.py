@@ -1,10 +1,12 @@
 """A fake cloud: a repository with the launch scripts, and a fake gcloud and python3 on PATH."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -53,6 +55,8 @@ class Cloud:
       env={**self.environment, **environment},
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
+      # A shell cannot trap a signal that its parent ignores, as tests in the background do.
+      preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
   def launch(self, script, *arguments, **environment):
