@@ -30,8 +30,7 @@ def replaced(things: list[dict], rng: np.random.Generator) -> list[dict]:
       free = [
         look
         for look in itertools.product(COLORS, NAMES)
-        if look not in taken
-        and (look[0] == thing['color']) + (look[1] == thing['name']) == equal
+        if look not in taken and (look[0] == thing['color']) + (look[1] == thing['name']) == equal
       ]
       color, name = free[rng.integers(len(free))]
       taken.add((color, name))
