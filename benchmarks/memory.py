@@ -42,9 +42,7 @@ def config_of(model: str, method: str, remat: str) -> ConfigDict:
   config.batch.size, config.optimizer.accumulate = 1, 1
   config.model.remat = remat
   if method != 'full':
-    settings = forkme.adapters(method)
-    config.optimizer.update(settings.pop('optimizer'))
-    config.update(settings)
+    config.update(forkme.adapters(method))
     config.init_from = 'BASE'
   return config.lock()
 

@@ -27,7 +27,6 @@ from sphinx_jax.planning import flops, peak, slices
 
 ROOT = pathlib.Path(__file__).parents[2]
 CACHE_SLOTS = 128  # `Model` rounds the length of a cache to a multiple of it.
-_BLOCK = (2**20 + 7,)  # Odd, so that the rows of a matrix differ.
 DECODE_AIM = 70.0  # % of the bandwidth at batch 1; gpt-fast reaches 69 % of the nominal one.
 
 
@@ -92,7 +91,7 @@ def _encode(title: str, name: str, settings: Any, sizes: Sizes) -> Iterator[Row]
   module = encoders.module_of(name, settings, update.DTYPE)
   images = jax.random.normal(jax.random.key(1), (sizes.images, settings.view, settings.view, 3))
   init = lambda: nn.unbox(module.init(jax.random.key(0), images[:1])['params'])
-  params = _random(jax.eval_shape(init))
+  params = update.random_params(jax.eval_shape(init), update.DTYPE)
   apply = jax.jit(lambda params, images: module.apply({'params': params}, images))
   traced = apply.trace(params, images)
   forward, counted = traced.lower().compile(), sum(flops.count(traced, (), 1).parts.values())
@@ -109,7 +108,7 @@ def generate(sizes: Sizes) -> Iterator[Row]:
   bandwidth = copied_bytes_per_second(sizes.copied)
   yield Row('copy on the device', bandwidth / 1e9, 'GB/s', note='bytes read and written')
   config = variants.language_model(sphinx.LLMS[sizes.decoder], update.DTYPE)
-  params = _random(families.abstract_params(config))
+  params = update.random_params(families.abstract_params(config), update.DTYPE)
   model = decode.continuing(config, params)
   # Of the embedding, a row is read.
   weights = trees.nbytes(params) - trees.nbytes({'embed': params['llm']['embed']})
@@ -144,22 +143,6 @@ def copied_bytes_per_second(size: int) -> float:
   array = jnp.zeros(size // 4)
   add = jax.jit(lambda array: array + 1)
   return 2 * array.nbytes / min(_timed(lambda: add(array), 10))
-
-
-def _random(shapes: dict) -> dict:
-  """Parameters of these shapes in the compute dtype, made on the device.
-
-  All repeat one block of random numbers, which takes less time than drawing and compiling. Zeros
-  would not do: a GPU computes with them faster.
-  """
-  block = 0.02 * jax.random.normal(jax.random.key(0), _BLOCK, update.DTYPE)
-
-  def make(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    repeated = jnp.tile(block, -(-leaf.size // block.size))[: leaf.size].reshape(leaf.shape)
-    return repeated + jnp.array(path.endswith('scale'), block.dtype)
-
-  flat = trees.flatten(shapes)
-  return trees.unflatten({path: make(path, leaf) for path, leaf in flat.items()})
 
 
 def _timed(work: Callable[[], Any], repeats: int) -> list[float]:

@@ -22,7 +22,7 @@ from sphinx_jax import run
 from sphinx_jax.configs import forkme, sphinx, stage2
 from sphinx_jax.core import batch as batch_contract, trees
 from sphinx_jax.data import packing
-from sphinx_jax.models import families
+from sphinx_jax.models import adapters, families, quantized
 from sphinx_jax.parallel import placement
 from sphinx_jax.planning import leaves, peak, plan, slices
 from sphinx_jax.training import state as states
@@ -48,6 +48,8 @@ ADAPTERS = {
 REMAT = ('none', 'dots', 'full')
 _TEMPLATE_IDS = 25  # Of an example, in front of its labels.
 _WARMUP = 2  # Updates.
+_BLOCK = (2**20 + 7,)  # Odd, so that the rows of a matrix differ.
+_SMALL = (adapters.SCALE, quantized.SCALE)  # Factors that are no norm's.
 
 
 def measure(llm: str, sizes: Sizes, kind: str = 'full') -> Iterator[Row]:
@@ -194,26 +196,35 @@ def _measure(config: ConfigDict, limit: int, repeats: int) -> Iterator[Row]:
   yield Row("utilization by XLA's count", by_xla, '%', note='all operations, recomputed ones too')
 
 
-def _random(shapes: dict) -> dict:
-  """Random parameters of a run with adapters, whose base `train` reads from a checkpoint."""
+def random_params(shapes: dict, dtype: str | None = None) -> dict:
+  """Parameters of these shapes, made on the device.
 
-  def make(key: jax.Array, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    if jnp.issubdtype(leaf.dtype, jnp.integer):
-      limits = jnp.iinfo(leaf.dtype)
-      return jax.random.randint(key, leaf.shape, limits.min, limits.max, leaf.dtype)
-    return 0.02 * jax.random.normal(key, leaf.shape, leaf.dtype)
+  All repeat one block of random numbers, which takes less time than drawing and compiling. Zeros
+  would not do: a GPU computes with them faster.
+
+  Args:
+    shapes: tree of ShapeDtypeStruct.
+    dtype: of all parameters; None: those of the shapes. Codes of few bits keep theirs.
+  """
+  key = jax.random.key(0)
+  floats, codes = 0.02 * jax.random.normal(key, _BLOCK), jax.random.bits(key, _BLOCK, jnp.uint8)
+
+  def make(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    is_code = jnp.issubdtype(leaf.dtype, jnp.integer)
+    block = codes.view(leaf.dtype) if is_code else floats.astype(dtype or leaf.dtype)
+    repeated = jnp.tile(block, -(-leaf.size // block.size))[: leaf.size].reshape(leaf.shape)
+    is_norm = path.endswith('scale') and not path.endswith(_SMALL)
+    return repeated + jnp.array(is_norm, block.dtype)
 
   flat = trees.flatten(shapes)
-  keys = jax.random.split(jax.random.key(0), len(flat))
-  jitted = jax.jit(make, static_argnums=1)
-  return trees.unflatten({path: jitted(key, flat[path]) for key, path in zip(keys, flat)})
+  return trees.unflatten({path: make(path, leaf) for path, leaf in flat.items()})
 
 
 def _run(
   program: run.Program, step: Any, config: ConfigDict, batch: dict, repeats: int
 ) -> list[float]:
   """Seconds of every update after some to warm up; the batch travels to the device every time."""
-  params = _random(program.params) if config.get('lora') else program.init()
+  params = random_params(program.params) if config.get('lora') else program.init()
   trained, frozen = states.split(params, config.trainable)
   state = states.State(
     jax.device_put(jnp.int32(0), program.state.step.sharding),
