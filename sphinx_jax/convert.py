@@ -81,7 +81,7 @@ def open_sources(
     SphinxError: a format is unknown, the files do not fit together, or a change is impossible.
   """
   for path in paths:
-    if store.is_checkpoint(merged.split(path)[0]):
+    if _is_ours(path):
       raise errors.make(
         f"source '{path}'",
         'a checkpoint of sphinx_jax',
@@ -246,9 +246,7 @@ def full_weights(assembly: assemble.Assembly, seed: int = 0, ids: str = 'v4') ->
   """
   _check_tokenizer(assembly)
   fresh = assemble.init_fresh(assembly, seed) if assembly.fresh else {}
-  new = {
-    path: stream.Array(value.shape, value.dtype, value.__getitem__) for path, value in fresh.items()
-  }
+  new = {path: stream.HeldArray(value) for path, value in fresh.items()}
   arrays = {**assemble.arrays(assembly), **new}
   return few_bits.Full(arrays, _bundle(assembly, ids), {'foreign': assembly.origin})
 

@@ -1,12 +1,13 @@
 """Mixes the adapters of several runs on one base into one adapter of a rank that is asked for."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from sphinx_jax.checkpoint import adapter_runs, content, mixing, store, stream
+from sphinx_jax.checkpoint import adapter_runs, content, merged, mixing, store, stream
 from sphinx_jax.checkpoint.bundle import Bundle, check_same_model
 from sphinx_jax.core import errors
 from sphinx_jax.core.progress import Progress, log
@@ -70,16 +71,8 @@ def mix_adapters(
   mixing.check_output(output, inputs)
   bundles = [Bundle.from_meta(meta, place) for meta, place in zip(metas, inputs)]
   check_same_model('mix_weights', inputs, bundles)
-  sources = [
-    {
-      'directory': str(store.absolute_path(place)),
-      'step': meta['step'],
-      'identity': store.identity(place),
-    }
-    for meta, place in zip(metas, inputs)
-  ]
   recipe = {
-    'parents': sources,
+    'parents': [merged.source_of(place, meta) for meta, place in zip(metas, inputs)],
     'coefficients': weights.as_json(coefficients),
     'base': [],
     'method': 'linear',
@@ -101,9 +94,7 @@ def mix_adapters(
   config = bundles[0].config.copy_and_resolve_references()
   with config.unlocked():  # The factor of the mix is 1.
     config.lora.update(rank=rank, alpha=float(rank), ranks=(), rslora=False)
-  carried = Bundle(
-    config, bundles[0].tokenizer, bundles[0].dialog, bundles[0].added_tokens, bundles[0].ids
-  )
+  carried = dataclasses.replace(bundles[0], config=config)
   of_base = adapter_runs.entry(metas[0]) if base is None else adapter_runs.base(base)
   meta = {**carried.to_meta(), **recipe, **of_base, 'losses': losses}
   writer = stream.Writer(output, {'params': arrays}, meta)

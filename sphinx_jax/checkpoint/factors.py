@@ -103,27 +103,3 @@ def _of_columns(index: stream.Index, is_stacked: bool) -> stream.Index:
   full = (*index, *[slice(None)] * (stack + 1 - len(index)))
   rows = [] if isinstance(full[stack], int) else [None]
   return (*full[:stack], *rows, *full[stack + 1 :])
-
-
-class HeldArray(stream.Array):
-  """An array that is in memory."""
-
-  def __init__(self, value: np.ndarray, layers: int = 1) -> None:
-    super().__init__(value.shape, value.dtype, value.__getitem__, layers)
-
-  @property
-  def chunk(self) -> tuple[int, ...]:
-    """Shape of a stored chunk: all of it."""
-    return self.shape
-
-  def start_read(self, index: stream.Index) -> '_Held':
-    """A part of the array, which need not be waited for."""
-    return _Held(self.read(index))
-
-
-class _Held(NamedTuple):
-  value: np.ndarray
-
-  def result(self) -> np.ndarray:
-    """The part."""
-    return self.value

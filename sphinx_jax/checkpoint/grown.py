@@ -30,7 +30,7 @@ def begin(arrays: Arrays, vocab: int, count: int, separate: bool) -> dict[str, s
     mean = old.mean(axis, dtype=np.float32, keepdims=True).astype(old.dtype)
     new = np.repeat(mean, count, axis)
     if separate:
-      grown[leaf] = stream.Array(new.shape, new.dtype, new.__getitem__)
+      grown[leaf] = stream.HeldArray(new)
       new = _first(new, 0, axis)
     grown[path] = Joined(arrays[path], vocab - count, new, axis)
   return grown
@@ -62,8 +62,7 @@ def join(
       of_adapter = f'{path.rpartition("/")[0]}/{adapters.B}'
       if of_adapter in adapter:  # The adapter of the LM head has no part in the new tokens.
         old = adapter[of_adapter].read(())
-        wide = np.pad(old, ((0, 0), (0, new.shape[axis])))
-        adapter[of_adapter] = stream.Array(wide.shape, wide.dtype, wide.__getitem__)
+        adapter[of_adapter] = stream.HeldArray(np.pad(old, ((0, 0), (0, new.shape[axis]))))
   return base, adapter
 
 

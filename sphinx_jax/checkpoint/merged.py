@@ -5,6 +5,7 @@ Kernels in few bits are widened: to bfloat16, and to float32 before an adapter i
 
 import dataclasses
 import os
+import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from sphinx_jax.checkpoint import adapter_runs, grown, store, stream, widened
 from sphinx_jax.checkpoint.bundle import Bundle
-from sphinx_jax.checkpoint.factors import Factors, HeldArray, MergedArray
+from sphinx_jax.checkpoint.factors import Factors, MergedArray
 from sphinx_jax.checkpoint.foreign import adapters as peft, hub, native_adapters
 from sphinx_jax.models import adapters
 
@@ -77,14 +78,10 @@ def open_checkpoint(place: store.Path) -> Opened:
   meta, held = store.load_meta(base), stream.read(base, mapped=True)
   bundle = Bundle.from_meta(meta, base)
   arrays = widened.widen(held, bundle.forms)
-  source = {
-    'directory': str(store.absolute_path(base)),
-    'step': meta['step'],
-    'identity': store.identity(base),
-  }
+  source = source_of(base, meta)
   if adapter is None:
     return Opened(bundle, source, arrays)
-  exact = {**arrays, **widened.widen(held, bundle.forms, np.float32)}
+  exact = widened.kernels(held, bundle.forms, np.float32)
   if not store.is_checkpoint(adapter):
     source['adapter'] = str(hub.locate(adapter).absolute())
     source['adapter_identity'] = hub.identity(adapter)
@@ -96,10 +93,17 @@ def open_checkpoint(place: store.Path) -> Opened:
   trained, own = stream.read(adapter), Bundle.from_meta(meta_of_adapter, adapter)
   if own.tokenizer != bundle.tokenizer:
     bundle = _with_tokens(bundle, own)
-    vocab = own.config.model.llm.vocab
-    exact, _ = grown.join(exact, trained, vocab)
-    arrays, trained = grown.join(arrays, trained, vocab)
+    arrays, trained = grown.join(arrays, trained, own.config.model.llm.vocab)
   return Opened(bundle, source, _merge_run(arrays, exact, trained))
+
+
+def source_of(directory: store.Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+  """What a mix records of a checkpoint with this meta."""
+  return {
+    'directory': str(store.absolute_path(directory)),
+    'step': meta['step'],
+    'identity': store.identity(directory),
+  }
 
 
 def _with_tokens(base: Bundle, adapter: Bundle) -> Bundle:
@@ -121,7 +125,7 @@ def _merge_run(
 
   Args:
     base: the arrays of the checkpoint, in the dtypes of the result.
-    exact: the same, in dtypes that lose nothing.
+    exact: those of its kernels that are in few bits, in float32.
     adapter: the arrays of the run.
   """
   merged = {**base, **{path: adapter[path] for path in adapter if path in base}}
@@ -130,26 +134,28 @@ def _merge_run(
     if name == adapters.A:
       kernel = f'{layer}/{adapters.KERNEL}'
       leaves = (adapter[f'{layer}/{leaf}'].read(()) for leaf in adapters.LEAVES)
-      merged[kernel] = MergedArray(exact[kernel], Factors(*leaves), base[kernel].dtype)
+      matrix = exact.get(kernel, base[kernel])
+      merged[kernel] = MergedArray(matrix, Factors(*leaves), base[kernel].dtype)
   return merged
 
 
 def merge(
   base: Mapping[str, stream.Array],
   adapter: native_adapters.Adapter,
-  exact: Mapping[str, stream.Array] | None = None,
+  exact: Mapping[str, stream.Array] = types.MappingProxyType({}),
 ) -> dict[str, stream.Array]:
   """The arrays of a checkpoint with an adapter of PEFT in them, in the checkpoint's dtypes.
 
   Args:
     base: the arrays of the checkpoint.
     adapter: the adapter.
-    exact: the arrays in dtypes that lose nothing; None: those of `base`.
+    exact: those of its kernels that are in few bits, in float32; none: `base` has them.
   """
-  merged, exact = dict(base), dict(exact or base)
-  for path, value in adapter.replaced.items():
-    dtype = base[path].dtype
-    merged[path] = exact[path] = HeldArray(value.astype(dtype, copy=False), base[path].layers)
+  replaced = {
+    path: stream.HeldArray(value.astype(base[path].dtype, copy=False), base[path].layers)
+    for path, value in adapter.replaced.items()
+  }
+  merged, matrices = {**base, **replaced}, {**base, **exact, **replaced}
   for path, factors in adapter.factors.items():
-    merged[path] = MergedArray(exact[path], factors, base[path].dtype)
+    merged[path] = MergedArray(matrices[path], factors, base[path].dtype)
   return merged

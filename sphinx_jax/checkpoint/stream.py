@@ -16,7 +16,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -74,6 +74,30 @@ class Array:
     if self.layers == 1 or self.nbytes <= _MAX_CHUNK_BYTES:
       return [((), self.nbytes)]
     return [((layer,), self.nbytes // self.layers) for layer in range(self.layers)]
+
+
+class HeldArray(Array):
+  """An array that is in memory."""
+
+  def __init__(self, value: np.ndarray, layers: int = 1) -> None:
+    super().__init__(value.shape, value.dtype, value.__getitem__, layers)
+
+  @property
+  def chunk(self) -> tuple[int, ...]:
+    """Shape of a stored chunk: all of it."""
+    return self.shape
+
+  def start_read(self, index: Index) -> '_Held':
+    """A part of the array, which need not be waited for."""
+    return _Held(self.read(index))
+
+
+class _Held(NamedTuple):
+  value: np.ndarray
+
+  def result(self) -> np.ndarray:
+    """The part."""
+    return self.value
 
 
 class StoredArray(Array):

@@ -25,9 +25,18 @@ def widen(
     forms: layers whose kernels are quantized; those that are not in it stay as they are.
     dtype: of the kernels.
   """
-  wide = dict(arrays)
+  held = {f'{layer}/{name}' for layer, m in forms.items() for name in (m.form, quantized.SCALE)}
+  kept = {path: array for path, array in arrays.items() if path not in held}
+  return kept | kernels(arrays, forms, dtype)
+
+
+def kernels(
+  arrays: Mapping[str, stream.StoredArray], forms: Mapping[str, stored.Matrix], dtype: Any
+) -> dict[str, stream.Array]:
+  """The quantized kernels of a checkpoint alone, path -> array; arguments as of `widen`."""
+  wide = {}
   for layer, matrix in forms.items():
-    codes, scale = (wide.pop(f'{layer}/{name}') for name in (matrix.form, quantized.SCALE))
+    codes, scale = (arrays[f'{layer}/{name}'] for name in (matrix.form, quantized.SCALE))
     wide[f'{layer}/{KERNEL}'] = _WideArray(codes, scale, matrix, np.dtype(dtype))
   return wide
 

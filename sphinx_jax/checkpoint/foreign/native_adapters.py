@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sphinx_jax.checkpoint import bundle, store, stream, widened
-from sphinx_jax.checkpoint.factors import Factors, HeldArray
+from sphinx_jax.checkpoint.factors import Factors
 from sphinx_jax.checkpoint.foreign import adapters as peft, assemble, export, files
 from sphinx_jax.models import adapters, foreign
 
@@ -33,15 +33,15 @@ class Adapter(NamedTuple):
   factors: dict[str, Factors]
   replaced: dict[str, np.ndarray]
 
-  def unmerged(self) -> dict[str, HeldArray] | None:
+  def unmerged(self) -> dict[str, stream.HeldArray] | None:
     """The arrays that a run with this adapter would hold; None: no layer computes it unmerged."""
-    arrays = {path: HeldArray(value) for path, value in self.replaced.items()}
+    arrays = {path: stream.HeldArray(value) for path, value in self.replaced.items()}
     for path, factors in self.factors.items():
       layer, _, name = path.rpartition('/')
       if name != adapters.KERNEL or factors.magnitude is not None:
         return None
       for leaf, value in zip(adapters.LEAVES, factors):
-        arrays[f'{layer}/{leaf}'] = HeldArray(value)
+        arrays[f'{layer}/{leaf}'] = stream.HeldArray(value)
     return arrays
 
 
