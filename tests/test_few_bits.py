@@ -14,11 +14,17 @@ from sphinx_jax.core import cli, errors, trees
 from sphinx_jax.evaluation import agreement
 from sphinx_jax.models import quantized
 from tests.generate import golden, small
-from tests.generate.test_adapters import folders, logits  # noqa: F401
+from tests.generate.test_adapters import logits
 
 
 @pytest.fixture(scope='module')
-def held(folders, tmp_path_factory):  # noqa: F811
+def folders(tmp_path_factory):
+  """A checkpoint, and that of a run with adapters on it."""
+  return small.save_base_and_adapter(tmp_path_factory.mktemp('runs'))
+
+
+@pytest.fixture(scope='module')
+def held(folders, tmp_path_factory):
   """Form -> a checkpoint in it, made of the first of `folders`."""
   places = {}
   for form in quantized.STORED:
@@ -39,7 +45,7 @@ def assert_same(first, second):
 
 
 @pytest.mark.parametrize('form', quantized.STORED)
-def test_a_checkpoint_in_few_bits_is_what_loading_makes_of_the_full_one(folders, held, form):  # noqa: F811
+def test_a_checkpoint_in_few_bits_is_what_loading_makes_of_the_full_one(folders, held, form):
   assert load_bundle(held[form]).weights == form
   assert_same(params(held[form]), params(folders[0], weights=form))
   if form == 'int8':
@@ -48,7 +54,7 @@ def test_a_checkpoint_in_few_bits_is_what_loading_makes_of_the_full_one(folders,
     )
 
 
-def test_one_matrix_at_a_time_is_read(folders, tmp_path):  # noqa: F811
+def test_one_matrix_at_a_time_is_read(folders, tmp_path):
   full, read = few_bits.open_full(folders[0]), {}
 
   def watched(path, array):
@@ -64,7 +70,7 @@ def test_one_matrix_at_a_time_is_read(folders, tmp_path):  # noqa: F811
   assert all(len(indices) == len(set(indices)) for indices in read.values())
 
 
-def test_its_logits_have_the_bits_of_those_quantized_on_the_fly(folders, held):  # noqa: F811
+def test_its_logits_have_the_bits_of_those_quantized_on_the_fly(folders, held):
   np.testing.assert_array_equal(logits(held['int8']), logits(folders[0], weights='int8'))
 
 
@@ -74,7 +80,7 @@ def test_it_is_sharded_over_a_mesh(held):
   assert len(model.params['llm']['layers']['attention']['wq']['nf4'].sharding.device_set) == 8
 
 
-def test_adapters_of_either_checkpoint_fit_both(folders, held, tmp_path):  # noqa: F811
+def test_adapters_of_either_checkpoint_fit_both(folders, held, tmp_path):
   base, adapter = folders
   on_the_fly = params(base, adapter=adapter, weights='int8')
   assert_same(params(held['int8'], adapter=adapter), on_the_fly)
@@ -98,7 +104,7 @@ def test_foreign_weights_become_few_bits(tmp_path, capsys):
   assert float(kernels[2]) < float(total[2]) < 1
 
 
-def test_losses_are_compared_on_scenes_and_on_a_file(folders, tmp_path, capsys):  # noqa: F811
+def test_losses_are_compared_on_scenes_and_on_a_file(folders, tmp_path, capsys):
   records = agreement.examples('miniworld')
   assert sum(bool(record.images) for record in records) >= 10
   few_bits.quantize(few_bits.open_full(folders[0]), tmp_path / 'held', 'int8', 'miniworld')
@@ -116,7 +122,7 @@ def test_losses_are_compared_on_scenes_and_on_a_file(folders, tmp_path, capsys):
   refused('no example', agreement.examples, str(file))
 
 
-def test_a_mix_widens_to_bfloat16(folders, held, tmp_path):  # noqa: F811
+def test_a_mix_widens_to_bfloat16(folders, held, tmp_path):
   base, adapter = folders
   mixing.mix_checkpoints([held['int8']], (1.0,), tmp_path / 'wide')
   wide = trees.flatten(store.load_params(tmp_path / 'wide'))
@@ -146,7 +152,7 @@ def refused(words, action, *given, **options):
     action(*given, **options)
 
 
-def test_what_needs_full_kernels_is_refused_with_what_to_do(folders, held, tmp_path):  # noqa: F811
+def test_what_needs_full_kernels_is_refused_with_what_to_do(folders, held, tmp_path):
   place, new = held['int8'], tmp_path / 'new'
   refused('adapters alone.*BASE.ADAPTER', few_bits.open_full, folders[1])
   refused(

@@ -88,5 +88,11 @@ def save_adapter(folder, base, seed=0, rank=4, target='llm/layers/.*', whole=())
   return folder
 
 
+def save_base_and_adapter(root):
+  """Writes a checkpoint, and that of a run with adapters on it; returns both directories."""
+  base = save(root / 'base', name='base', mixture={})
+  return base, save_adapter(root / 'adapter', base)
+
+
 def images(count):
   return list(np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), np.uint8))

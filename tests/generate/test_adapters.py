@@ -18,8 +18,7 @@ TOKENS = np.arange(5, 25)[None]
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
   """A checkpoint, and that of a run with adapters on it."""
-  base = small.save(tmp_path_factory.mktemp('runs') / 'base', name='base', mixture={})
-  return base, small.save_adapter(base.parent / 'adapter', base)
+  return small.save_base_and_adapter(tmp_path_factory.mktemp('runs'))
 
 
 def logits(*given, **options):
