@@ -247,7 +247,12 @@ def runs(cloud, worker=0):
 @both
 def test_a_preempted_slice_is_created_again_and_the_run_resumes(script, cloud):
   cloud.configure(hosts=2)
-  preempt = '[ $WORKER = 0 ] || touch "$FAKE/preempted"; exit 1'
+  # The slice is lost when both workers run the command: either may start first.
+  preempt = (
+    'for i in $(seq 500); do '
+    'if [ $WORKER = 1 ] && [ -e "$FAKE/runs.0" ]; then touch "$FAKE/preempted"; fi; '
+    '[ ! -e "$FAKE/preempted" ] || break; sleep 0.02; done; exit 1'
+  )
   command = COUNT + f'if [ $n = 0 ]; then {preempt}; fi; echo resumed'
   code, output, messages = cloud.run(script, command, '--spot')
   assert code == 0, messages
