@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import xxhash
 from etils import epath
 
-from sphinx_jax.core import prefetch
+from sphinx_jax.core import prefetch, text
 from sphinx_jax.core.progress import Progress
 from sphinx_jax.data.dialog import Encoded
 from sphinx_jax.data.record import BadExample
@@ -215,7 +214,7 @@ def _answer_chunk(
     streams=[_stream(prepared.question.id) for prepared in usable],
     **options,
   )
-  answers = {prepared.index: text for prepared, text in zip(usable, texts)}
+  answers = {prepared.index: answer for prepared, answer in zip(usable, texts)}
   return [
     predictions.line(prepared.question, answers.get(prepared.index, ''), prepared.error)
     for prepared in chunk
@@ -223,8 +222,8 @@ def _answer_chunk(
 
 
 def _stream(key: str) -> int:
-  """The random stream of a question. Ids with characters of a file name may not be unicode."""
-  return xxhash.xxh32_intdigest(key.encode(errors='surrogatepass'))
+  """The random stream of a question."""
+  return int(text.digest(key)[:8], 16)
 
 
 def _prepared_chunks(

@@ -243,7 +243,7 @@ def merge(folder: Path, name: str, ids: Sequence[str]) -> None:
 
 def finish(folder: Path, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
   """Writes the finished file of a benchmark, atomically, and removes the files of processes."""
-  _finish(folder, name, map(_to_line, lines))
+  _finish(folder, name, map(to_line, lines))
 
 
 def _finish(folder: Path, name: str, lines: Iterable[bytes]) -> None:
@@ -351,7 +351,7 @@ class Writer:
     Raises:
       SphinxError: the lines cannot be written.
     """
-    data = b''.join(map(_to_line, lines))
+    data = b''.join(map(to_line, lines))
     with files.writing(self._file.parent):
       if files.is_remote(self._file):
         self._content += data
@@ -361,7 +361,8 @@ class Writer:
           file.write(data)
 
 
-def _to_line(entry: Mapping[str, Any]) -> bytes:
+def to_line(entry: Mapping[str, Any]) -> bytes:
+  """Returns an entry as a line of a file."""
   return json.dumps(entry).encode() + b'\n'
 
 
