@@ -15,6 +15,7 @@ from PIL import Image
 from sphinx_jax.generate import load
 from sphinx_jax.generate.model import Model
 from tests import command, xla
+from tests.checkpoint import bucket
 from tests.generate import small
 from tests.models import idefics2_golden
 
@@ -122,6 +123,20 @@ def test_a_full_disk_is_one_line_and_the_next_call_goes_on(
   assert (tmp_path / 'out.jsonl.run' / 'answers.0.jsonl').stat().st_size == 1500
   predict(capsys, *call)
   assert [line['answer'] for line in lines(tmp_path / 'out.jsonl')].count('x' * 50) == COUNT
+
+
+def test_everything_may_be_written_to_a_bucket(checkpoint, photos, tmp_path, capsys, monkeypatch):
+  text = 'cat [0.25, 0.25, 0.75, 0.75]'
+  monkeypatch.setattr(Model, 'complete', lambda self, prompts, *_, **__: [text] * len(prompts))
+  (tmp_path / 'bucket').mkdir()
+  places = ['--coco=gs://bucket/coco.json', '--draw=gs://bucket/drawn', '--schema=boxes']
+  with bucket.bucket(tmp_path):
+    for _ in range(2):
+      predict(capsys, *flags(checkpoint, 'gs://bucket/out.jsonl', photos, *places))
+  assert len(lines(tmp_path / 'bucket' / 'out.jsonl')) == COUNT + 1
+  coco = json.loads((tmp_path / 'bucket' / 'coco.json').read_text())
+  assert len(coco['annotations']) == COUNT
+  assert len(list((tmp_path / 'bucket' / 'drawn').rglob('*.png.jpg'))) == COUNT
 
 
 @pytest.fixture
@@ -239,7 +254,7 @@ def test_a_folder_is_labelled(checkpoint, tmp_path, capsys, monkeypatch):
   call = flags(checkpoint, tmp_path / 'out.jsonl', folder)
   places = [f'--coco={tmp_path / "coco.json"}', f'--draw={folder / "drawn"}']
   _, log = predict(capsys, *call, '--schema=boxes', *places)
-  assert '2 answers without any' in log
+  assert '2 answers without boxes' in log
   found = lines(tmp_path / 'out.jsonl')
   assert [line['boxes'] for line in found] == [
     [{'label': 'cat', 'box': [20.0, 0.0, 30.0, 20.0]}],
@@ -339,6 +354,33 @@ def test_sampled_answers_depend_on_their_seed_alone(answered, checkpoint, photos
     found[name] = [line['answer'] for line in lines(output)]
   assert found['alone'] == found['together'] == found['in two calls'] != found['another seed']
   assert found['alone'] != [line['answer'] for line in lines(answered)]
+
+
+@pytest.mark.parametrize('kind', ['adapter', 'int8'])
+def test_adapters_and_quantized_weights_answer_too(
+  kind, answered, checkpoint, photos, tmp_path, capsys
+):
+  more, adapter = [], None
+  base = checkpoint
+  if kind == 'adapter':
+    adapter = small.save_adapter(tmp_path / 'adapter', checkpoint)
+    more = [f'--adapter={adapter}']
+  else:
+    base = tmp_path / 'quantized'
+    assert not command.run(
+      capsys, 'convert', f'--source={checkpoint}', f'--output={base}', '--quantize=int8'
+    )[0]
+  call = flags(base, tmp_path / 'out.jsonl', photos, '--limit=4')
+  predict(capsys, *call, *more)
+  found = lines(tmp_path / 'out.jsonl')
+  pixels = [np.asarray(Image.open(photos / line['image'])) for line in found]
+  model = load.load_model(base, adapter=adapter)
+  assert [line['answer'] for line in found] == model.answers(
+    [[(PROMPT, None)]] * 4, pixels, max_new_tokens=8
+  )
+  assert [line['answer'] for line in found] != [line['answer'] for line in lines(answered)[:4]]
+  if kind == 'adapter':
+    assert 'answers of another run' in command.error(capsys, 'predict', *call)
 
 
 def test_a_model_on_a_mesh_of_devices_gives_the_same_answers(

@@ -91,9 +91,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
         yield file
       temporary.replace(path)
   except OSError as error:
-    if error.filename is not None and os.fspath(error.filename) not in map(
-      os.fspath, (path, temporary)
-    ):
+    if error.filename not in (None, os.fspath(path), os.fspath(temporary)):
       raise  # Of a file that the block reads.
     raise errors.write_failed(path, error, 'file') from error
 

@@ -8,6 +8,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from etils import epath
+
 from sphinx_jax.core import errors, files
 
 UNNAMED = 'object'  # Category of a box without a label.
@@ -17,7 +19,7 @@ _BEGIN = b'{"info": {"description": "answers of sphinx_jax.predict"}'
 def check(path: files.Path) -> None:
   """Raises SphinxError if a path is a file that `write` did not write."""
   try:
-    with open(path, 'rb') as file:
+    with epath.Path(path).open('rb') as file:
       begin = file.read(len(_BEGIN))
   except FileNotFoundError:
     return

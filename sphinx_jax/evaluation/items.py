@@ -6,13 +6,12 @@ of a line its hash. So answers stay with their items when others are added or re
 
 import dataclasses
 import glob
-import hashlib
 import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar
 
 import xxhash
 
@@ -35,7 +34,6 @@ class Items:
   The entry of a question is {'item': what its answer's line begins with}.
 
   Attributes:
-    root: directory of the images.
     ids: of the questions, unique.
     read: returns the question of an index. It does not raise: a question may have a fault.
     max_new_tokens: length of the longest answer.
@@ -46,7 +44,6 @@ class Items:
   prefix: ClassVar[str] = ''
   prompts: ClassVar[Mapping[str, str]] = {}  # Ids and settings stand for them.
 
-  root: Path
   ids: Sequence[str]
   read: Callable[[int], Question]
   max_new_tokens: int
@@ -60,10 +57,7 @@ class Items:
   @property
   def digest(self) -> str:
     """A hash of all ids."""
-    hashed = hashlib.sha256()
-    for key in self.ids:
-      hashed.update(key.encode(errors='surrogatepass') + b'\n')
-    return hashed.hexdigest()
+    return text.digest('\n'.join(self.ids))
 
 
 class _Lazy(Sequence[Question]):
@@ -75,13 +69,9 @@ class _Lazy(Sequence[Question]):
   def __len__(self) -> int:
     return self._count
 
-  @overload
-  def __getitem__(self, index: int) -> Question: ...
-  @overload
-  def __getitem__(self, index: slice) -> list[Question]: ...
-  def __getitem__(self, index: int | slice) -> Question | list[Question]:
-    if isinstance(index, slice):
-      return [self._read(i) for i in range(*index.indices(self._count))]
+  def __getitem__(self, index: int) -> Question:
+    if not 0 <= index < self._count:
+      raise IndexError(index)
     return self._read(index)
 
 
@@ -121,7 +111,7 @@ def open_items(
       name, (root / name,), prompt, {'item': {'image': name}}, marks='loose', location=name
     )
 
-  return Items(root, names, read, max_new_tokens, 'images')
+  return Items(names, read, max_new_tokens, 'images')
 
 
 def _check_prompt(prompt: str) -> None:
@@ -177,7 +167,7 @@ def _walk(root: str, exclude: str | None) -> Iterator[str]:
   """Yields the files under a folder relative to it, through links, but none of `exclude`."""
 
   def refuse(error: OSError) -> None:
-    raise errors.from_os_error(error)
+    raise error
 
   excluded = os.path.realpath(exclude) if exclude else None
   seen = set()
@@ -212,7 +202,7 @@ def _open_lines(path: Path, prompt: str | None, max_new_tokens: int, limit: int 
         ids[index], (), prompt or '', {'item': carried}, location=location, fault=error
       )
 
-  return Items(root, ids, read, max_new_tokens, 'items')
+  return Items(ids, read, max_new_tokens, 'items')
 
 
 def _read_line(
@@ -272,7 +262,8 @@ def _with_question(location: str, item: Any, prompt: str | None) -> Any:
       f'{location}: no text "prompt", "conversations" or "messages" among {keys:.200}, '
       'and no --prompt',
     )
-  return item | {'conversations': [{'from': 'human', 'value': asked}]}
+  rest = {key: value for key, value in item.items() if key != 'prompt'}
+  return rest | {'conversations': [{'from': 'human', 'value': asked}]}
 
 
 def _carried(item: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ SCHEMAS: dict[str, tuple[str, str, int] | None] = {
 }
 
 # What is counted besides the labels.
-NONE = 'answers without any'
+TURNED = 'images with an EXIF orientation, which the model sees as stored'
 OUTSIDE = 'outside the image, or with swapped or equal corners, left out'
 UNKNOWN_SCALE = 'with numbers above 1 and no mark of their scale, left out (name it by --boxes)'
 
@@ -40,14 +40,15 @@ def read(
     frame: that of the image.
     upright: whether the model sees the image as viewers show it.
     form: a key of `box_forms.FORMS`, for numbers without a mark of their scale.
-    counts: gets the numbers of labels that are left out.
+    counts: gets the numbers of what the user should know: labels that are left out, and the like.
 
   Returns:
     {'label': text, '' without one, 'box': [x1, y1, x2, y2] or 'point': [x, y]} of each, in pixels
     of the stored image, cut at its edges.
   """
   key, name, size = SCHEMAS[schema]
-  if not upright:
+  if not upright and frame.orientation != 1:
+    counts[TURNED] += 1
     frame = frame._replace(orientation=1)
   width, height = orientation.shown_size(frame)
   found = []
@@ -62,7 +63,7 @@ def read(
     else:
       found.append({'label': label, name: [round(value, 2) for value in pixels]})
   if not found:
-    counts[NONE] += 1
+    counts[f'answers without {key}'] += 1
   return found
 
 

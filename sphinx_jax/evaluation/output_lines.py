@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from etils import epath
+
 from sphinx_jax.core import files
 from sphinx_jax.core.progress import Progress
 from sphinx_jax.data import images
@@ -91,7 +93,7 @@ def _frame(items: Items, index: int) -> images.Frame:
 
 
 def read(output: files.Path) -> Iterator[dict[str, Any]]:
-  """Yields the lines of a local output."""
-  with open(output, 'rb') as file:
+  """Yields the lines of an output."""
+  with epath.Path(output).open('rb') as file:
     for line in files.scan_jsonl(file, f"'{output}'"):
       yield line.value

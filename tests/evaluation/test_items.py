@@ -93,6 +93,7 @@ def test_every_form_of_a_line_becomes_a_question(tmp_path):
     ({'query': 'Who?', 'response': 'You.', 'image': 'a.png'}, ([], 'Who?')),
     ({'instruction': 'Sum', 'input': '1, 2'}, ([], 'Sum\n1, 2')),
     ({'image': data, 'prompt': 'x'}, ([], 'x')),
+    ({'prompt': 'Who made cat.png'}, ([], 'Who made cat.png')),
   ]
   path = jsonl(tmp_path / 'in' / 'x.jsonl', *(line for line, _ in lines))
   questions = opened(path, 'Default?').questions

@@ -10,6 +10,7 @@ from sphinx_jax.data.images import Frame
 from sphinx_jax.evaluation import coco_labels, labels
 from tests.evaluation.protocols.test_answer_forms import HEIGHT, MARKED, TRUTH, WIDTH
 
+NONE = 'answers without boxes'
 FRAME = Frame(WIDTH, HEIGHT, 1)
 
 
@@ -60,14 +61,17 @@ def test_points_are_in_pixels(answer, form, point):
 
 def test_what_cannot_be_used_is_left_out_and_counted():
   outside = f'boxes {labels.OUTSIDE}'
-  assert read('a cat') == ([], {labels.NONE: 1})
+  assert read('a cat') == ([], {NONE: 1})
   assert read('[0.1, 0.2]')[0] == [] == read('[0.1, 0.2, 0.3, 0.4]', 'points')[0]
-  assert read('[0.8, 0.8, 0.1, 0.1]') == ([], {outside: 1, labels.NONE: 1})
-  assert read('[0.1, 0.0, 0.9, 0.1]') == ([], {outside: 1, labels.NONE: 1})  # In the padding.
-  assert read('[10, 5, 40, 30]')[1] == {f'boxes {labels.UNKNOWN_SCALE}': 1, labels.NONE: 1}
+  assert read('[0.8, 0.8, 0.1, 0.1]') == ([], {outside: 1, NONE: 1})
+  assert read('[0.1, 0.0, 0.9, 0.1]') == ([], {outside: 1, NONE: 1})  # In the padding.
+  assert read('[10, 5, 40, 30]')[1] == {f'boxes {labels.UNKNOWN_SCALE}': 1, NONE: 1}
   found, counts = read('[0.5, 0.5, 1.1, 1.2], [0.5, 0.5, 0.5, 0.9]')
   assert found == [{'label': '', 'box': [30.0, 20.0, 60.0, 40.0]}] and counts == {outside: 1}
-  assert read('nose [0.5, 0.1]', 'points')[1] == {f'points {labels.OUTSIDE}': 1, labels.NONE: 1}
+  assert read('nose [0.5, 0.1]', 'points')[1] == {
+    f'points {labels.OUTSIDE}': 1,
+    'answers without points': 1,
+  }
 
 
 def test_a_model_that_sees_a_photo_upright_labels_its_stored_pixels():
@@ -76,7 +80,7 @@ def test_a_model_that_sees_a_photo_upright_labels_its_stored_pixels():
   upper_left = '[0.17, 0.0, 0.5, 0.5]'  # Of the square with 10 columns beside the shown image.
   ((_, box),) = (found.values() for found in read(upper_left, frame=frame, upright=True)[0])
   assert box == pytest.approx([0, 20, 30, 40], abs=0.3)  # Clockwise: the left edge is the top.
-  assert read(upper_left, frame=frame)[0] == read(upper_left)[0]
+  assert read(upper_left, frame=frame) == (read(upper_left)[0], {labels.TURNED: 1})
 
 
 LINES = [
