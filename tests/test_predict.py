@@ -282,6 +282,8 @@ def test_a_folder_is_labelled(checkpoint, tmp_path, capsys, monkeypatch):
   ):
     (checkpoint / 'config.json').write_text('{}')
     assert message in command.error(capsys, 'predict', *call, *more)
+  message = command.error(capsys, 'predict', *call, *places[1:], '--boxes=pixels')
+  assert "drawn': got answers of another run (boxes: 'square' there, 'pixels' here)" in message
   other = flags(checkpoint, tmp_path / 'other.jsonl', folder, *places[1:], prompt='Why?')
   assert 'drawn' in command.error(capsys, 'predict', *other)
 
