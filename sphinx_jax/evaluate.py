@@ -25,13 +25,11 @@ tasks of its own.
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from absl import flags
 from etils import epath
 
-from sphinx_jax.checkpoint import merged, store
-from sphinx_jax.checkpoint.foreign import hub
+from sphinx_jax.checkpoint import identity, store
 from sphinx_jax.core import cli, errors, files, paths
 from sphinx_jax.evaluation import answering, cases, held_out, predictions, scores, submissions
 from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark, open_benchmark
@@ -79,7 +77,7 @@ def _score_tasks() -> None:
   model, meta, config = load.load_run(FLAGS.checkpoint, adapter=FLAGS.adapter)
   run = f'{FLAGS.checkpoint} at step {meta["step"]}'
   if FLAGS.adapter:
-    run = checkpoint_identity(FLAGS.checkpoint, FLAGS.adapter)
+    run = identity.describe(FLAGS.checkpoint, FLAGS.adapter)
   if 'mixture' not in config:
     raise errors.make(
       f"checkpoint '{FLAGS.checkpoint}'",
@@ -96,7 +94,7 @@ def _score_tasks() -> None:
     held_out.mean_image(sources, config.model.image_size, config.image.alpha),
     FLAGS.output,
     run=run,
-    weights=weights_identity(FLAGS.checkpoint, FLAGS.adapter),
+    weights=identity.of_weights(FLAGS.checkpoint, FLAGS.adapter),
     batch_size=FLAGS.batch_size,
   )
   for name, result in results.items():
@@ -115,8 +113,8 @@ def score_benchmarks() -> None:
     benchmarks = open_benchmarks(
       FLAGS.config, FLAGS.benchmarks, FLAGS.root, FLAGS.limit, FLAGS.checkpoint
     )
-    output, run = epath.Path(FLAGS.output), checkpoint_identity(FLAGS.checkpoint, FLAGS.adapter)
-    weights = weights_identity(FLAGS.checkpoint, FLAGS.adapter)
+    output, run = epath.Path(FLAGS.output), identity.describe(FLAGS.checkpoint, FLAGS.adapter)
+    weights = identity.of_weights(FLAGS.checkpoint, FLAGS.adapter)
     hosts.on_process_0(lambda: predictions.claim(output, run, benchmarks, weights))
     model = load.load_model(FLAGS.checkpoint, mesh=FLAGS.mesh, adapter=FLAGS.adapter)
     for benchmark in benchmarks:
@@ -170,35 +168,6 @@ def open_benchmarks(
     benchmark = open_benchmark(name, config[name].to_dict(), root, style)
     benchmarks.append(dataclasses.replace(benchmark, questions=benchmark.questions[:limit]))
   return benchmarks
-
-
-def checkpoint_identity(checkpoint: str, adapter: str | None = None) -> str:
-  """Returns the text that identifies a checkpoint in run.json and in the report."""
-  base, joined = merged.split(checkpoint)
-  step = f' at step {store.load_meta(base)["step"]}' if store.is_checkpoint(base) else ''
-  return f'{store.absolute_path(base)}{step}{_with_adapter(adapter or joined)}'
-
-
-def _with_adapter(adapter: str | None) -> str:
-  if not adapter:
-    return ''
-  step = f' at step {store.load_meta(adapter)["step"]}' if store.is_checkpoint(adapter) else ''
-  return f' with adapter {store.absolute_path(adapter)}{step}'
-
-
-def weights_identity(checkpoint: str, adapter: str | None = None) -> Any:
-  """Returns JSON that changes if other weights take the place of a checkpoint or a folder."""
-  base, joined = merged.split(checkpoint)
-  adapter = adapter or joined
-  if adapter is None:
-    return _identity(base)
-  if not any(map(store.is_checkpoint, (base, adapter))):
-    return hub.identity(base, adapter)
-  return {'weights': _identity(base), 'adapter': _identity(adapter)}
-
-
-def _identity(place: str) -> Any:
-  return store.identity(place) if store.is_checkpoint(place) else hub.identity(place)
 
 
 def record_scores(

@@ -12,6 +12,7 @@ from tests import command as entry_points
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 CHAT = 'python -m sphinx_jax.chat --checkpoint='
+PREDICT = 'python -m sphinx_jax.predict --checkpoint=workdir/mini/stage2 --input='
 EVALUATE = 'python -m sphinx_jax.evaluate --checkpoint='
 
 # Beginnings of commands that other tests or CI run, with the place that runs them.
@@ -52,10 +53,15 @@ HERE = (
   'python -m sphinx_jax.train --config=forkme:pairs.jsonl,BASE,dpo --workdir=TUNED '
   '--config.preference.beta=0.1',
   f'{EVALUATE}workdir/mini/stage2 --output=OUT --tasks=vqa --examples=8',
+  f'{PREDICT}photos --prompt="Detect all objects." --output=labels.jsonl --schema=boxes',
+  f'{PREDICT}photos --prompt="Detect all objects." --output=labels.jsonl --schema=boxes '
+  '--coco=labels.json --draw=drawn',
+  f'{PREDICT}questions.jsonl --output=answers.jsonl',
   'python -m sphinx_jax.plan --config=stage2:13b,1k --topology=v5p:2x2x2',
 )
 SHORTER = {
   'chat': ['--max_new_tokens=8'],
+  'predict': ['--max_new_tokens=8'],
   'train': [
     '--config.steps=2',
     '--config.checkpoint.every=2',
@@ -110,6 +116,11 @@ def folder(finished_recipe, tmp_path_factory):
   (folder / 'my.jsonl').write_text(example * 8)
   pair = re.search(r'{.*"rejected".*}', (ROOT / 'docs/weights.md').read_text())[0]
   (folder / 'pairs.jsonl').write_text(f'{pair}\n' * 8)
+  (folder / 'photos').mkdir()
+  (folder / 'photos' / 'cat.png').symlink_to(folder / 'cat.png')
+  predict = (ROOT / 'docs/predict.md').read_text()
+  questions = re.search(r'```json\n({"id".*?)```', predict, re.DOTALL)[1]
+  (folder / 'questions.jsonl').write_text(questions)
   return folder
 
 

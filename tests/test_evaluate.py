@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sphinx_jax import evaluate
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.bundle import Bundle
 from tests import command, release, xla
@@ -244,18 +243,3 @@ def test_errors_are_reported_before_any_question_is_answered(
 ):
   places = dict(root=root, out=tmp_path / 'out', run=checkpoint)
   assert message in command.error(capsys, 'evaluate', *(flag.format(**places) for flag in flags))
-
-
-@pytest.mark.parametrize('name', ['weights.pth', ''])
-def test_weights_that_changed_in_a_file_or_a_folder_have_another_identity(tmp_path, name):
-  (tmp_path / 'weights.pth').write_text('1')
-  before = evaluate.weights_identity(str(tmp_path / name))
-  (tmp_path / 'weights.pth').write_text('2')
-  assert evaluate.weights_identity(str(tmp_path / name)) != before
-  adapter = tmp_path / 'adapter'
-  adapter.mkdir()
-  (adapter / 'adapter_config.json').write_text('{}')
-  place = str(tmp_path / name)
-  adapted = evaluate.weights_identity(place, str(adapter))
-  assert adapted == evaluate.weights_identity(f'{place}+{adapter}')
-  assert adapted != evaluate.weights_identity(place)

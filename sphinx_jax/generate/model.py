@@ -532,6 +532,7 @@ class Model:
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    streams: Sequence[int] | None = None,
     expected: Sequence[int] | None = None,
     batch_size: int = BATCH_SIZE,
     params: dict | None = None,
@@ -548,6 +549,7 @@ class Model:
       temperature: as in `generate`.
       top_p: as in `generate`.
       seed: as in `generate`.
+      streams: number of each prompt's random stream, below 2**32; None: its index.
       expected: rough lengths of the answers, if known. Rows of similar length are decoded
         together, which is faster; results do not change.
       batch_size: most prompts decoded together.
@@ -588,6 +590,7 @@ class Model:
     limits = np.broadcast_to(np.asarray(max_new_tokens, np.int32), count)
     limits = np.minimum(limits, self._room(lengths))
     expected = limits if expected is None else expected
+    streams = np.arange(count) if streams is None else np.asarray(streams)
     order = sorted(range(count), key=lambda i: (round_up(lengths[i], self._bucket), expected[i]))
     size = _even_batch_size(count, batch_size)
     texts = [''] * count
@@ -604,7 +607,7 @@ class Model:
         if visual is None
         else jnp.asarray(visual)[rows],
         limits[rows],
-        streams=rows,
+        streams=streams[rows],
         seed=seed,
         temperature=temperature,
         top_p=top_p,
