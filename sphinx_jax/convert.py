@@ -16,6 +16,7 @@ BASE+ADAPTER merged; --to=peft writes the adapters of a run (PEFT).
 --verify=DIR compares --source with another model.
 """
 
+import collections
 import dataclasses
 import functools
 import json
@@ -24,6 +25,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 import psutil
@@ -362,6 +364,8 @@ def _card(
 def verify(first: str, second: str, **options: Any) -> float:
   """Prints how much two models differ: in every parameter, by part, and in the logits of a prompt.
 
+  Their values are compared in float32. Kernels in few bits are widened.
+
   Args:
     first, second: checkpoints of sphinx_jax or foreign folders; BASE+ADAPTER, too.
     options: arguments of `sources.open_source` for `first`.
@@ -370,7 +374,7 @@ def verify(first: str, second: str, **options: Any) -> float:
     The largest difference of any parameter or logit; 0 if all are equal.
 
   Raises:
-    SphinxError: the models have different parameters.
+    SphinxError: the models have parameters of other names or shapes.
   """
   config, arrays = _open_model(first, **options)
   other_config, other_arrays = _open_model(second)
@@ -378,7 +382,7 @@ def verify(first: str, second: str, **options: Any) -> float:
     config_lib.to_dict(config), config_lib.to_dict(other_config)
   ):
     print(text.printable(f'config: {difference}'))
-  lines = trees.differences(arrays, other_arrays)
+  lines = trees.differences(_shapes(arrays), _shapes(other_arrays))
   if lines:
     raise errors.make(
       f"verify '{second}'",
@@ -386,6 +390,12 @@ def verify(first: str, second: str, **options: Any) -> float:
       f"the parameters of '{first}'",
       'compare models of one size',
     )
+  dtypes = collections.Counter(
+    (str(array.dtype), str(other_arrays[path].dtype)) for path, array in arrays.items()
+  )
+  for (dtype, other), count in dtypes.items():
+    if dtype != other:
+      print(f'dtype: {count} parameters in {dtype} there, {other} here')
   differences: dict[str, list[float]] = {}  # Part of the model -> of each of its parameters.
   with Progress(total=trees.nbytes(arrays), what='comparing', unit='B') as bar:
     for path, array in arrays.items():
@@ -428,6 +438,11 @@ def _open_model(
     return bundle.config.model, widened.widen(stream.read(directory), bundle.forms, np.float32)
   assembly = assemble.assemble([sources.open_source(directory, **options)])
   return assembly.config, assemble.arrays(assembly)
+
+
+def _shapes(arrays: Mapping[str, stream.Array]) -> dict[str, jax.ShapeDtypeStruct]:
+  """The shapes of arrays, whose dtypes are not compared."""
+  return {path: jax.ShapeDtypeStruct(a.shape, np.float32) for path, a in arrays.items()}
 
 
 def _largest_difference(a: np.ndarray, b: np.ndarray) -> float:
