@@ -308,6 +308,13 @@ def export_adapter(source: str, output: str | None, dry_run: bool = False) -> No
     SphinxError: the source is no run with adapters, PEFT cannot hold what it trained, or the output
       exists.
   """
+  if merged.split(source)[1] is not None:
+    raise errors.make(
+      f"source '{source}'",
+      'an adapter beside its weights',
+      'a run that holds adapters alone',
+      'give --source=ADAPTER, or export the merged weights with --to=hf',
+    )
   meta = store.load_meta(source)
   if not adapter_runs.is_adapter(source):
     raise errors.make(
@@ -434,6 +441,7 @@ def _open_model(
     opened = merged.open_checkpoint(directory)
     return opened.bundle.config.model, opened.arrays
   if store.is_checkpoint(directory):
+    adapter_runs.check_whole(directory)
     bundle = load_bundle(directory)
     return bundle.config.model, widened.widen(stream.read(directory), bundle.forms, np.float32)
   assembly = assemble.assemble([sources.open_source(directory, **options)])

@@ -15,6 +15,7 @@ from sphinx_jax.checkpoint import adapter_runs, grown, store, stream, widened
 from sphinx_jax.checkpoint.bundle import Bundle
 from sphinx_jax.checkpoint.factors import Factors, MergedArray
 from sphinx_jax.checkpoint.foreign import adapters as peft, hub, native_adapters
+from sphinx_jax.core import errors
 from sphinx_jax.models import adapters
 
 
@@ -63,6 +64,14 @@ def check_whole(place: store.Path, who: str) -> None:
   base, adapter = split(place)
   if adapter is not None:
     raise adapter_runs.not_merged(f"{who} '{place}'", 'an adapter beside its weights')
+  folder, adapter = hub.split(place)
+  if adapter is not None and hub.locate(folder).exists() and not store.is_checkpoint(folder):
+    raise errors.make(
+      f"{who} '{place}'",
+      'a folder of another library, with an adapter',
+      'a checkpoint',
+      'import it first: python -m sphinx_jax.convert --source=BASE+ADAPTER --output=DIR',
+    )
   adapter_runs.check_whole(base, who)
 
 
