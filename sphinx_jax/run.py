@@ -112,12 +112,12 @@ def training_run(
 def completed(config: ConfigDict) -> ConfigDict:
   """The config of a run with what follows from its other settings.
 
-  With `tokenizer_add`, the vocabulary has the size of the tokenizer with the new tokens. Beside
-  adapters, the rows of the new tokens are trained.
+  With `tokenizer_add`, the vocabulary has the size of the tokenizer with the new tokens, which are
+  read if they are in a file. Beside adapters, the rows of the new tokens are trained.
 
   Raises:
-    SphinxError: `init_from` has or is an adapter, the tokenizer cannot be read, or it has one of
-      the tokens.
+    SphinxError: `init_from` has or is an adapter, the tokenizer or a file of tokens cannot be read,
+      or the tokenizer has one of the tokens.
   """
   if config.init_from:
     merged.check_whole(config.init_from, 'init_from')
@@ -125,7 +125,8 @@ def completed(config: ConfigDict) -> ConfigDict:
     return config
   complete = config.copy_and_resolve_references()
   with complete.unlocked():
-    complete.model.llm.vocab = open_tokenizer(config).vocab_size
+    complete.tokenizer_add = added_tokens.read(config.tokenizer_add)
+    complete.model.llm.vocab = open_tokenizer(complete).vocab_size
     if config.get('lora') and vocabulary.TRAINED not in config.trainable:
       complete.trainable = (vocabulary.TRAINED, *config.trainable)
   return complete.lock()
