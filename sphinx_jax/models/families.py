@@ -17,6 +17,7 @@ import numpy as np
 
 from sphinx_jax.core import tables, trees
 from sphinx_jax.models import attention, layers, multimodal, narrow
+from sphinx_jax.models.adapters import Blocks
 
 FAMILIES = tables.Table(
   'model',
@@ -56,7 +57,7 @@ def apply(
   batch: Mapping[str, jax.Array],
   key: jax.Array | None = None,
   noise: layers.Noise = layers.QUIET,
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+) -> tuple[jax.Array, Blocks]:
   """Runs the model up to the logits, which the loss computes in chunks.
 
   Args:
