@@ -141,7 +141,7 @@ def import_checkpoint(
   """
   _check_tokenizer(assembly)
   arrays = assemble.arrays(assembly)
-  fresh = assemble.init_fresh(assembly, seed) if assembly.fresh else {}
+  fresh = assemble.init_fresh(assembly, seed)
   unused = {
     name: stream.Array(tensor.shape, tensor.dtype, functools.partial(_read_whole, tensor))
     for name, tensor in assembly.unused.items()
@@ -247,7 +247,7 @@ def full_weights(assembly: assemble.Assembly, seed: int = 0, ids: str = 'v4') ->
     SphinxError: there is no tokenizer.
   """
   _check_tokenizer(assembly)
-  fresh = assemble.init_fresh(assembly, seed) if assembly.fresh else {}
+  fresh = assemble.init_fresh(assembly, seed)
   new = {path: stream.HeldArray(value) for path, value in fresh.items()}
   arrays = {**assemble.arrays(assembly), **new}
   return few_bits.Full(arrays, _bundle(assembly, ids), {'foreign': assembly.origin})

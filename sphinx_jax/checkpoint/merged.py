@@ -5,7 +5,6 @@ Kernels in few bits are widened: to bfloat16, and to float32 before an adapter i
 
 import dataclasses
 import os
-import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -83,9 +82,9 @@ def open_checkpoint(place: store.Path) -> Opened:
       other weights.
   """
   base, adapter = split(place)
-  adapter_runs.check_whole(base)
-  meta, held = store.load_meta(base), stream.read(base, mapped=True)
-  bundle = Bundle.from_meta(meta, base)
+  meta = store.load_meta(base)
+  adapter_runs.check_whole_meta(meta, base)
+  bundle, held = Bundle.from_meta(meta, base), stream.read(base, mapped=True)
   arrays = widened.widen(held, bundle.forms)
   source = source_of(base, meta)
   if adapter is None:
@@ -98,7 +97,7 @@ def open_checkpoint(place: store.Path) -> Opened:
   meta_of_adapter = store.load_meta(adapter)
   adapter_runs.check_base(meta_of_adapter, adapter, base)
   source['adapter'] = str(store.absolute_path(adapter))
-  source['adapter_identity'] = store.identity(adapter)
+  source['adapter_identity'] = store.identity_of(meta_of_adapter)
   trained, own = stream.read(adapter), Bundle.from_meta(meta_of_adapter, adapter)
   if own.tokenizer != bundle.tokenizer:
     bundle = _with_tokens(bundle, own)
@@ -111,7 +110,7 @@ def source_of(directory: store.Path, meta: Mapping[str, Any]) -> dict[str, Any]:
   return {
     'directory': str(store.absolute_path(directory)),
     'step': meta['step'],
-    'identity': store.identity(directory),
+    'identity': store.identity_of(meta),
   }
 
 
@@ -151,14 +150,14 @@ def _merge_run(
 def merge(
   base: Mapping[str, stream.Array],
   adapter: native_adapters.Adapter,
-  exact: Mapping[str, stream.Array] = types.MappingProxyType({}),
+  exact: Mapping[str, stream.Array],
 ) -> dict[str, stream.Array]:
   """The arrays of a checkpoint with an adapter of PEFT in them, in the checkpoint's dtypes.
 
   Args:
     base: the arrays of the checkpoint.
     adapter: the adapter.
-    exact: those of its kernels that are in few bits, in float32; none: `base` has them.
+    exact: those of its kernels that are in few bits, in float32.
   """
   replaced = {
     path: stream.HeldArray(value.astype(base[path].dtype, copy=False), base[path].layers)
