@@ -240,7 +240,12 @@ class Program:
     tasks, preference = len(config.mixture), config.get('preference')
     if preference:
       _check_only_adapters(trained_axes)
-      self._objective = preferences.objective(apply, tasks, preference.beta, config.loss_chunk)
+      # The reference makes the same of images if no adapter is outside of the language model.
+      is_shared = all(layer.startswith('llm/') for layer in self.layout.scales)
+      encode = functools.partial(families.encoded, model) if is_shared else None
+      self._objective = preferences.objective(
+        apply, tasks, preference.beta, config.loss_chunk, encode
+      )
     else:
       self._objective = steps.likelihood(apply, tasks, config.loss_chunk)
     self._eval_step = jax.jit(steps.make_eval_step(self._objective), out_shardings=self._replicated)
