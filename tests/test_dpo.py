@@ -1,9 +1,11 @@
 """Runs of DPO at a tiny width: adapters beside frozen weights, with pairs made in memory."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,7 +16,9 @@ from sphinx_jax.configs import mini_dpo
 from sphinx_jax.core import errors, trees
 from sphinx_jax.data import packing
 from sphinx_jax.miniworld import scene
-from sphinx_jax.models import adapters
+from sphinx_jax.models import adapters, families
+from sphinx_jax.planning import flops
+from sphinx_jax.training import preference, state as states
 from tests.tiny import VISUAL_TOKENS, in_memory, lines, run as tiny_run, tiny
 
 HELD_OUT = 10**6
@@ -165,6 +169,44 @@ def test_fresh_adapters_and_packed_rows(runs):
 def test_a_broken_run_resumes_bit_for_bit(runs, whole):
   for path, leaf in trees.flatten(store.load_params(runs[1])).items():
     np.testing.assert_array_equal(leaf, whole[1][path], err_msg=path)
+
+
+def test_images_are_encoded_once_for_both_passes(runs):
+  """An adapter outside of the language model, which the reference lacks, makes it two passes."""
+  config = dpo(runs[0], form='')
+  parts = {}
+  for target in (config.lora.target, 'llm/layers/.*|visual_proj/.*'):
+    with config.unlocked():
+      config.lora.target = target
+    traced = run.Program(config).trace()
+    parts[target] = flops.count(traced, families.part_names(config.model), 1).parts
+  once, twice = parts.values()
+  assert twice['clip'] == 2 * once['clip'] > 0
+  assert once['visual_proj'] < twice['visual_proj'] / 2
+  assert once['llm'] == twice['llm']
+
+
+def test_it_has_the_loss_and_gradients_of_two_encodings(runs):
+  config = dpo(runs[0], form='', **{'batch.size': 1})
+  program, model = run.Program(config), families.build(config.model)
+  params = program.load(runs[0])
+  adapter = store.load_params(runs[1])
+  params = trees.unflatten(trees.flatten(params) | trees.flatten(adapter))
+  trained, frozen = states.split(params, config.trainable)
+  apply = functools.partial(families.apply, model)
+  batch = batch_at(config, 0)
+
+  def gradients(encode):
+    objective = preference.objective(apply, 2, 1.0, 0, encode)
+
+    def loss(trained):
+      return objective.sums(states.merge(trained, frozen), batch, None)['loss']
+
+    return jax.jit(jax.value_and_grad(loss))(trained)
+
+  both = [gradients(encode) for encode in (None, functools.partial(families.encoded, model))]
+  assert np.any(both[0][1]['llm']['layers']['attention']['wq']['lora_a'])
+  jax.tree.map(np.testing.assert_array_equal, *both)
 
 
 def test_eight_devices_and_microbatches_give_the_numbers_of_one(runs, whole):

@@ -17,6 +17,9 @@ import numpy as np
 
 from sphinx_jax.core import tables, trees
 from sphinx_jax.models import attention, layers, multimodal, narrow
+from sphinx_jax.models.adapters import Blocks
+
+_VISUAL = 'visual'  # Field of a batch, in place of its images.
 
 FAMILIES = tables.Table(
   'model',
@@ -56,13 +59,13 @@ def apply(
   batch: Mapping[str, jax.Array],
   key: jax.Array | None = None,
   noise: layers.Noise = layers.QUIET,
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+) -> tuple[jax.Array, Blocks]:
   """Runs the model up to the logits, which the loss computes in chunks.
 
   Args:
     model: from `build`.
     params: its parameters.
-    batch: see core/batch.py.
+    batch: see core/batch.py; or the result of `encoded`.
     key: random key of an update; None: no noise.
     noise: of training.
 
@@ -71,7 +74,9 @@ def apply(
     compute dtype.
   """
   fields = [batch[name] for name in ('tokens', 'visual_index', 'positions', 'segments')]
-  if 'features' in batch:
+  if _VISUAL in batch:
+    images = dict(images=None, visual=batch[_VISUAL])
+  elif 'features' in batch:
     images = dict(images=None, visual=_project(model, params, batch['features']))
   else:
     images = dict(images=batch['images'], image_size=batch['image_size'])
@@ -83,6 +88,25 @@ def apply(
       {'params': params}, *fields, **images, rngs=keys, method='hidden_states'
     )
   return hidden_states, model.apply({'params': params}, method='lm_head_matrices')
+
+
+def encoded(
+  model: multimodal.Multimodal, params: dict, batch: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+  """The batch with visual tokens in place of images, for several calls of `apply`.
+
+  Args:
+    model: from `build`.
+    params: its parameters, of which those outside of 'llm' are read.
+    batch: see core/batch.py.
+  """
+  fields = dict(batch)
+  if 'features' in batch:
+    fields[_VISUAL] = _project(model, params, fields.pop('features'))
+  elif batch['images'].shape[1]:
+    images = fields.pop('images'), fields.pop('image_size')
+    fields[_VISUAL] = model.apply({'params': params}, *images, method='encode')
+  return fields
 
 
 def feature_params(config: ml_collections.ConfigDict) -> str | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from sphinx_jax.core import errors, tables
 from sphinx_jax.models import layers
+from sphinx_jax.models.adapters import Blocks
 
 LLMS = tables.Table('llm', {'llama': 'sphinx_jax.models.llms.llama:Llama'})
 
@@ -175,7 +176,7 @@ class Multimodal(nn.Module):
     """Logits float32[B,T,vocab] of hidden states [B,T,D]."""
     return self.llm.lm_head(hidden_states)
 
-  def lm_head_matrices(self) -> tuple[jax.Array, ...]:
+  def lm_head_matrices(self) -> Blocks:
     """The matrix of the LM head [D,vocab] in the compute dtype, as blocks of its columns."""
     return self.llm.lm_head_matrices()
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sphinx_jax.models.adapters import Blocks
 from sphinx_jax.parallel import placement
 from sphinx_jax.training import loss as losses, loss_scale
 from sphinx_jax.training.state import State, merge
@@ -14,7 +15,7 @@ from sphinx_jax.training.state import State, merge
 Batch = Mapping[str, jax.Array]
 # (parameters, batch, random key or None)
 # -> (hidden states [B,T,D], matrix of the LM head [D,vocab] as blocks of its columns).
-Apply = Callable[[dict, Batch, jax.Array | None], tuple[jax.Array, tuple[jax.Array, ...]]]
+Apply = Callable[[dict, Batch, jax.Array | None], tuple[jax.Array, Blocks]]
 # (state, batch) -> (state, metrics).
 TrainStep = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
 # (parameters, batch) -> sums of an objective.
