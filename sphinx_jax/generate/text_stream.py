@@ -25,13 +25,14 @@ class TextStream:
     stops: further stop texts, not empty.
 
   Attributes:
+    end_ids: the tokens that end an answer.
     text: what was given out so far.
     is_stopped: whether an end token or a stop text has come. Later tokens are not read.
   """
 
   def __init__(self, tokenizer: Tokenizer, template: Template, stops: Sequence[str] = ()) -> None:
     self._tokenizer = tokenizer
-    self._end_ids = frozenset(decode.end_ids(template, tokenizer))
+    self.end_ids = frozenset(decode.end_ids(template, tokenizer))
     self._stops = [*stops, *([template.stop] if template.stop else [])]
     self._longest = max(map(len, self._stops), default=0)
     self._ids: list[int] = []
@@ -48,7 +49,7 @@ class TextStream:
     for i in ids:
       if self.is_stopped:
         break
-      if i in self._end_ids:
+      if i in self.end_ids:
         self.is_stopped = True
       else:
         self._ids.append(int(i))
@@ -66,8 +67,12 @@ class TextStream:
     return len(self._raw)
 
   @property
-  def end(self) -> int:
-    """Characters of that text in front of the stop text, if there is one."""
+  def settled(self) -> int:
+    """Those in front of a stop text, and of what may be the beginning of one."""
+    return self._end - self._held()
+
+  @property
+  def _end(self) -> int:
     return len(self._raw) if self._cut is None else self._cut
 
   def _read(self, is_last: bool) -> None:
@@ -115,7 +120,7 @@ class TextStream:
 
   def _give_out(self, held: int) -> str:
     """The text up to `held` characters from its end, without what was given out and space."""
-    answer = self._raw[: self.end - held].strip()
+    answer = self._raw[: self._end - held].strip()
     piece = answer[len(self.text) :]
     self.text = answer
     return piece

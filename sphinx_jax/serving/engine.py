@@ -21,10 +21,11 @@ from sphinx_jax.data.slots import Slots
 from sphinx_jax.generate import running_batch
 from sphinx_jax.generate.model import Model
 from sphinx_jax.generate.running_batch import Prompt, RunningBatch, Sampling, Wants
+from sphinx_jax.serving import api_errors
 from sphinx_jax.serving.fair_queue import FairQueue
 
 _RATE_SECONDS = 10.0  # Over which tokens a second are averaged.
-_STOPS = errors.SphinxError('the server stops')
+_STOPS = api_errors.ApiError('the server stops', status=503, kind='server_error')
 
 
 class Image(NamedTuple):
@@ -218,7 +219,7 @@ class Engine:
     """Puts a request into the queue. Its prompt must have passed `check`.
 
     Raises:
-      SphinxError: the engine stops.
+      ApiError: the engine stops.
     """
     with self._condition:
       if self._is_stopping:

@@ -25,15 +25,6 @@ def turns(question):
   return [(question, None)]
 
 
-@pytest.fixture(scope='module')
-def engine():
-  engine = engines.Engine(small.model(), small.ROWS, small.LENGTH)
-  engine.warm_up()
-  engine.start()
-  yield engine
-  engine.stop()
-
-
 def test_answers_equal_those_of_the_model_alone_and_nothing_is_compiled(engine):
   """More requests than rows, of odd lengths and limits, with no, one or two images."""
   images = tiny.images(3)
