@@ -7,11 +7,13 @@ positions each. Clients of OpenAI work with base_url=http://127.0.0.1:8000/v1. S
 for what is computed, refused and limited. It needs the extra `serve`: pip install -e '.[serve]'.
 """
 
+import json
 import pathlib
 
 from absl import flags
 
-from sphinx_jax.core import cli, errors
+from sphinx_jax.checkpoint import identity
+from sphinx_jax.core import cli, errors, text
 from sphinx_jax.core.progress import log
 from sphinx_jax.generate import load
 from sphinx_jax.models import quantized
@@ -43,6 +45,9 @@ def main() -> None:
     ) from error
   settings = api.Settings(
     name=FLAGS.model_name or pathlib.Path(FLAGS.checkpoint).name,
+    fingerprint=text.digest(
+      json.dumps([identity.of_weights(FLAGS.checkpoint, FLAGS.adapter), FLAGS.weights])
+    ),
     queue=FLAGS.queue,
     max_tokens=FLAGS.max_tokens,
     max_choices=FLAGS.max_choices,

@@ -43,6 +43,7 @@ class Settings:
 
   Attributes:
     name: of the model in the API.
+    fingerprint: what changes if the model gets other weights.
     queue: answers that may wait for a slot.
     max_tokens: most tokens of an answer.
     max_choices: most answers of a request (`n`).
@@ -56,6 +57,7 @@ class Settings:
   """
 
   name: str
+  fingerprint: str = ''
   queue: int = 128
   max_tokens: int = 4096
   max_choices: int = 8
@@ -144,15 +146,23 @@ class Api:
 
   async def models(self) -> Response:
     """`GET /v1/models`"""
-    model = dict(
-      id=self._settings.name, object='model', created=self._created, owned_by='sphinx_jax'
-    )
-    return JSONResponse({'object': 'list', 'data': [model]})
+    return JSONResponse({'object': 'list', 'data': [self._entry()]})
 
   async def model(self, name: str) -> Response:
     """`GET /v1/models/NAME`"""
     self._check_model(name)
-    return JSONResponse(dict(id=name, object='model', created=self._created, owned_by='sphinx_jax'))
+    return JSONResponse(self._entry())
+
+  def _entry(self) -> dict[str, Any]:
+    return dict(
+      id=self._settings.name,
+      object='model',
+      created=self._created,
+      owned_by='sphinx_jax',
+      # Beyond OpenAI's, for `evaluate --server`.
+      style=self._engine.model.template.style,
+      fingerprint=self._settings.fingerprint,
+    )
 
   async def health(self) -> Response:
     """`GET /health`"""
