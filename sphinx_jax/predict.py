@@ -117,7 +117,8 @@ def claim(run: Mapping[str, Any], folder: epath.Path) -> None:
     )
   predictions.claim_folder(folder, run, who=who, do=do)
   if FLAGS.draw:
-    predictions.claim_folder(FLAGS.draw, run, who=f"--draw '{FLAGS.draw}'")
+    drawn = {**run, 'boxes': FLAGS.boxes}  # Drawings that exist are kept.
+    predictions.claim_folder(FLAGS.draw, drawn, who=f"--draw '{FLAGS.draw}'")
 
 
 def write_output(items: Items, folder: epath.Path, upright: bool) -> None:

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from sphinx_jax.generate import load
 from sphinx_jax.generate.model import Model
@@ -282,8 +282,34 @@ def test_a_folder_is_labelled(checkpoint, tmp_path, capsys, monkeypatch):
   ):
     (checkpoint / 'config.json').write_text('{}')
     assert message in command.error(capsys, 'predict', *call, *more)
+  message = command.error(capsys, 'predict', *call, *places[1:], '--boxes=pixels')
+  assert "drawn': got answers of another run (boxes: 'square' there, 'pixels' here)" in message
   other = flags(checkpoint, tmp_path / 'other.jsonl', folder, *places[1:], prompt='Why?')
   assert 'drawn' in command.error(capsys, 'predict', *other)
+
+
+@pytest.mark.parametrize(
+  'family, box', [('sphinx', [0.0, 10.0, 40.0, 40.0]), ('idefics2', [30.0, 0.0, 60.0, 40.0])]
+)
+def test_boxes_of_a_turned_photo_are_in_its_stored_pixels(
+  family, box, checkpoint, tmp_path, capsys, monkeypatch
+):
+  """The right half of the stored pixels is the upper half for a family that sees it upright."""
+  (tmp_path / 'in').mkdir()
+  exif = Image.Exif()
+  exif[ExifTags.Base.Orientation] = 8  # A quarter counterclockwise.
+  Image.new('RGB', (60, 40)).save(tmp_path / 'in' / 'photo.jpg', exif=exif)
+  texts = {'sphinx': '[0.0, 0.3333, 0.6667, 0.95]', 'idefics2': '[0.0, 0.0, 1.0, 0.5]'}
+  monkeypatch.setattr(Model, 'complete', lambda *_, **__: [texts[family]])
+  model = idefics2_golden.FOLDER / 'model' if family == 'idefics2' else checkpoint
+  call = flags(model, tmp_path / 'out.jsonl', tmp_path / 'in', f'--draw={tmp_path / "drawn"}')
+  _, log = predict(capsys, *call, '--schema=boxes')
+  (line,) = lines(tmp_path / 'out.jsonl')
+  assert (line['width'], line['height']) == (60, 40)
+  assert line['boxes'][0]['box'] == pytest.approx(box, abs=0.01)
+  assert ('1 images with an EXIF orientation' in log) == (family == 'sphinx')
+  drawn = Image.open(tmp_path / 'drawn' / 'photo.jpg.jpg').size
+  assert (drawn[0] < drawn[1]) == (family == 'idefics2')  # As the model sees it.
 
 
 NEAR_TIE = 1e-4  # Of the logits of the two likeliest tokens.
