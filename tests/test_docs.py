@@ -36,6 +36,10 @@ ELSEWHERE = {
   f'{EVALUATE}DIR --benchmarks': 'tests/test_evaluate.py',
   f'{EVALUATE}BASE --adapter=ADAPTER --output=SCORES': 'tests/test_adapter_commands.py',
   'python -m sphinx_jax.evaluate --predictions': 'tests/test_evaluate.py',
+  'python -m sphinx_jax.evaluate --server': 'tests/test_evaluate.py',
+  # Other projects' commands, whose requests are sent there.
+  'python -m lmms_eval': 'tests/serving/test_harnesses.py',
+  'python run.py': 'tests/serving/test_harnesses.py',
 }
 # Commands that run here, in this order, with what makes them short.
 HERE = (
