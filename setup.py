@@ -64,6 +64,16 @@ setuptools.setup(
     'convert': ['torch==2.13.0', 'transformers==5.23.0'],
     'video': ['av'],
     'wandb': ['wandb'],
+    # For sphinx_jax.serve and for `evaluate --server`.
+    'serve': [
+      'fastapi',
+      'httpcore2',
+      'openai',
+      'prometheus_client',
+      'pydantic',
+      'starlette',
+      'uvicorn',
+    ],
     # The adapter for lmms-eval (sphinx_jax/evaluation/lmms.py).
     'lmms': ['lmms_eval>=0.7.3'],
     # For sphinx_jax.prepare --beam. It conflicts with constraints.txt, so it needs an environment

@@ -3,7 +3,7 @@
 # launch/test.sh [pytest arguments]. --slow includes the slow tests, -n 0 runs all in one process.
 # Installs torch and transformers, for the checkpoints of other frameworks, and libtpu, the TPU
 # compiler of `plan`, as well.
-export EXTRAS=dev,convert,plan
+export EXTRAS=dev,convert,plan,serve
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 # A clean checkout has no compiled modules. Without this every child process compiles its own.
 unset PYTHONDONTWRITEBYTECODE

@@ -27,7 +27,14 @@ from etils import epath
 from sphinx_jax.checkpoint import identity
 from sphinx_jax.core import cli, errors, files, paths, text
 from sphinx_jax.core.progress import log
-from sphinx_jax.evaluation import answering, coco_labels, labels, output_lines, predictions
+from sphinx_jax.evaluation import (
+  answering,
+  by_model,
+  coco_labels,
+  labels,
+  output_lines,
+  predictions,
+)
 from sphinx_jax.evaluation.items import Items, open_items
 from sphinx_jax.evaluation.protocols import box_forms
 from sphinx_jax.generate import load
@@ -59,11 +66,9 @@ def main() -> None:
       hosts.on_process_0(lambda: claim(run, folder))
       model = load.load_model(FLAGS.checkpoint, mesh=FLAGS.mesh, adapter=FLAGS.adapter)
       answering.answer(
-        model,
+        by_model.ByModel(model, FLAGS.batch_size, sampling),
         items,
         folder,
-        FLAGS.batch_size,
-        sampling,
         max_skipped=math.inf,  # An item that cannot be asked becomes a line with its error.
         unit=items.unit,
       )

@@ -21,7 +21,7 @@ LAYERS = [
   {'miniworld'},
   {'datasets'},
   {'generate'},
-  {'evaluation', 'preparation'},
+  {'evaluation', 'preparation', 'serving'},
   {'report'},
 ]
 LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages}

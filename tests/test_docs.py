@@ -30,11 +30,16 @@ ELSEWHERE = {
   'python -m sphinx_jax.mix_weights': 'tests/checkpoint/foreign/test_mixing.py',
   f'{CHAT}BASE --adapter=DIR': 'tests/test_adapter_commands.py',
   'python -m sphinx_jax.prepare': 'tests/test_prepare.py',
+  'python -m sphinx_jax.serve': 'tests/test_serve.py',
   'python -m sphinx_jax.recipe --config=mini_idefics': 'tests/test_mini_idefics.py',
   'python -m sphinx_jax.peek --config=stage2': 'tests/test_peek.py',
   f'{EVALUATE}DIR --benchmarks': 'tests/test_evaluate.py',
   f'{EVALUATE}BASE --adapter=ADAPTER --output=SCORES': 'tests/test_adapter_commands.py',
   'python -m sphinx_jax.evaluate --predictions': 'tests/test_evaluate.py',
+  'python -m sphinx_jax.evaluate --server': 'tests/test_evaluate.py',
+  # Other projects' commands, whose requests are sent there.
+  'python -m lmms_eval': 'tests/serving/test_harnesses.py',
+  'python run.py': 'tests/serving/test_harnesses.py',
 }
 # Commands that run here, in this order, with what makes them short.
 HERE = (

@@ -54,6 +54,13 @@ class Model:
     bucket: prompt lengths are padded to multiples of it.
     alpha: what happens to transparent pixels of image files, as in training (`images.decode`).
 
+  Attributes:
+    alpha: as given.
+    bucket: as given.
+    slot_rule: how an image becomes slots.
+    module: the flax module, for programs of one's own.
+    ending: what ends an answer; absent without a tokenizer.
+
   Raises:
     SphinxError: the tokenizer has more tokens than the model.
   """
@@ -76,8 +83,8 @@ class Model:
         'use the tokenizer that the checkpoint carries',
       )
     self._config, self._params, self._tokenizer = config, params, tokenizer
-    self._template, self._bucket = template, bucket
-    self.alpha = alpha
+    self._template = template
+    self.alpha, self.bucket = alpha, bucket
     family = families.family(config)
     self._image_token = family.image_token(config)
     self._canvas = (family.canvas(config),) * 2
@@ -85,17 +92,17 @@ class Model:
     self.slot_rule = slots_lib.make(**family.slot_rule(config))
     self._separate = placement.is_on_one_cpu(params)
     self._weights = self._for_decoding(params)
-    module = families.build(config, separate=self._separate)
-    self._logits = self._compiled(functools.partial(_logits, module))
-    self._encode = self._compiled(functools.partial(_encode, module), static_argnames='length')
+    self.module = module = families.build(config, separate=self._separate)
+    self._logits = self.compiled(functools.partial(_logits, module))
+    self._encode = self.compiled(functools.partial(_encode, module), static_argnames='length')
     if tokenizer is None:
       return
-    ending = decode.ending(template, tokenizer, vocab)
+    self.ending = ending = decode.ending(template, tokenizer, vocab)
     self._choose = jax.jit(decode.choose)
     self._programs = ahead.Programs(
-      self._compiled(functools.partial(decode.prefill, module)),
+      self.compiled(functools.partial(decode.prefill, module)),
       jax.jit(functools.partial(decode.begin, module), static_argnames='length'),
-      self._compiled(
+      self.compiled(
         functools.partial(decode.decode, module, ending),
         static_argnames='sample',
         donate_argnames='carry',
@@ -107,8 +114,13 @@ class Model:
   def _for_decoding(self, params: dict) -> dict:
     return families.for_decoding(self._config, params) if self._separate else params
 
-  def _compiled(self, function: Callable, **options: Any) -> Callable:
-    """`jax.jit` of a function whose first argument is sharded like `self.params`."""
+  def compiled(self, function: Callable, **options: Any) -> Callable:
+    """`jax.jit` of a function whose first argument is sharded like `self.params`.
+
+    Args:
+      function: of arrays.
+      options: of `jax.jit`.
+    """
     on_mesh = placement.on_mesh_of(self._params, function)
     return jax.jit(on_mesh, compiler_options=layers.compiler_options(), **options)
 
@@ -121,6 +133,11 @@ class Model:
   def params(self) -> dict:
     """The parameter tree."""
     return self._params
+
+  @property
+  def weights(self) -> dict:
+    """The parameters as `module` reads them: those of decoder layers apart on a CPU."""
+    return self._weights
 
   @property
   def tokenizer(self) -> Tokenizer:
@@ -346,6 +363,28 @@ class Model:
       BadExample: an unreadable image.
     """
     return self.slot_rule.read(data, alpha=self.alpha)
+
+  def encode_slots(self, slots: Slots) -> np.ndarray:
+    """Visual tokens of one image [slots * visual_tokens, D], in the compute dtype, on the host.
+
+    The slots are encoded one by one, so that few programs are needed: those of `compile_encoder`.
+
+    Args:
+      slots: from `read_image`.
+    """
+    parts = []
+    for slot in slots.pixels:
+      length = self._encoded_length(*slot.shape[:2])
+      pixels, sizes = slots_lib.on_canvas([slot], self._canvas)
+      parts.append(self._encode(self._weights, pixels[:, None], sizes[:, None], length=length))
+    return np.concatenate([np.asarray(part)[0] for part in parts])
+
+  def compile_encoder(self) -> None:
+    """Compiles all programs of `encode_slots`, by calling them."""
+    pixels = np.zeros((1, 1, *self._canvas, 3), np.uint8)
+    sizes = np.array([[self._canvas]], np.int32)
+    for length in families.family(self._config).encoded_lengths(self._config):
+      jax.block_until_ready(self._encode(self._weights, pixels, sizes, length=length))
 
   def _read_slots(self, image: OneImage) -> Sequence[np.ndarray]:
     if isinstance(image, Slots):
@@ -591,7 +630,7 @@ class Model:
     limits = np.minimum(limits, self._room(lengths))
     expected = limits if expected is None else expected
     streams = np.arange(count) if streams is None else np.asarray(streams)
-    order = sorted(range(count), key=lambda i: (round_up(lengths[i], self._bucket), expected[i]))
+    order = sorted(range(count), key=lambda i: (round_up(lengths[i], self.bucket), expected[i]))
     size = _even_batch_size(count, batch_size)
     texts = [''] * count
 
@@ -620,6 +659,10 @@ class Model:
     with ThreadPoolExecutor(2 if jax.default_backend() == 'cpu' else 1) as pool:
       list(pool.map(complete_batch, [order[i : i + size] for i in range(0, count, size)]))
     return texts
+
+  def text(self, tokens: Sequence[int]) -> str:
+    """The answer that generated token ids are, up to its end, stripped. Ids below 0 are none."""
+    return _text(self.tokenizer, self._template, tokens)
 
   def _place(self, ids: np.ndarray, images: int) -> _Prompt:
     """Ids of `logits` with visual tokens: behind BOS, or where the image tokens are."""
@@ -652,8 +695,8 @@ class Model:
 
   def _padded(self, lengths: np.ndarray, limits: np.ndarray) -> tuple[int, int]:
     """Positions of padded prompts, and slots of their cache."""
-    width = round_up(lengths.max(), self._bucket)
-    slots = round_up((lengths + limits).max(), 2 * self._bucket)
+    width = round_up(lengths.max(), self.bucket)
+    slots = round_up((lengths + limits).max(), 2 * self.bucket)
     return min(width, self.max_length), min(slots, self.max_length)
 
   def _compile_ahead(
@@ -774,7 +817,7 @@ def _encode(
   return module.apply({'params': params}, images, image_size, length, method='encode')
 
 
-def _text(tokenizer: Tokenizer, template: Template, tokens: np.ndarray) -> str:
+def _text(tokenizer: Tokenizer, template: Template, tokens: Sequence[int]) -> str:
   """The text of one row of `decode.decode`, up to its end."""
   ids = [int(token) for token in tokens if token >= 0]
   ends = decode.end_ids(template, tokenizer)
