@@ -59,9 +59,9 @@ class Asked:
 
 
 @contextlib.contextmanager
-def serving(engine, **settings):
+def serving(engine, name='tiny', **settings):
   """A server on the loopback address; yields its port."""
-  app = api.make_app(engine, api.Settings(name='tiny', **settings))
+  app = api.make_app(engine, api.Settings(name, **settings))
   server, listener = http.make_server(app, drain=20), http.bind('127.0.0.1', 0)
   thread = threading.Thread(target=server.run, args=([listener],))
   thread.start()
