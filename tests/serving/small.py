@@ -34,7 +34,9 @@ def model():
 def image(pixels, of=None):
   """An image as requests have it; `of` is the model that reads it."""
   rule = (of or model()).slot_rule
-  return engines.Image(hashlib.sha256(pixels).digest(), rule(image_lib.from_array(pixels)))
+  return engines.Image(
+    hashlib.sha256(pixels.tobytes()).digest(), rule(image_lib.from_array(pixels))
+  )
 
 
 class Asked:
