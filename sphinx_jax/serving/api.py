@@ -25,6 +25,7 @@ from sphinx_jax.serving import (
   api_errors,
   completion as completion_lib,
   images as images_lib,
+  page_routes,
   places,
   protocol,
 )
@@ -467,6 +468,14 @@ def make_app(engine: Engine, settings: Settings) -> fastapi.FastAPI:
   route('/v1/models/{name:path}', api.model)
   route('/health', api.health, is_open=True)
   route('/metrics', api.metrics)
+  page_routes.add(
+    app,
+    model=settings.name,
+    images=settings.images.count if engine.model.visual_tokens else 0,
+    body_bytes=settings.body_bytes,
+    max_tokens=settings.max_tokens,
+    needs_key=bool(settings.keys),
+  )
 
   @app.exception_handler(errors.SphinxError)
   async def refuse(_: fastapi.Request, error: errors.SphinxError) -> Response:
