@@ -76,6 +76,7 @@ setuptools.setup(
     'dev': [
       'av',
       'openai',  # The client with which the server is tested.
+      'playwright',  # Drives the browser with which its page is tested.
       'pytest',
       'pytest-xdist',
       'ruff',
