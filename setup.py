@@ -18,7 +18,7 @@ setuptools.setup(
     'sphinx_jax.configs',
   ],
   package_dir={'sphinx_jax.configs': 'configs'},
-  package_data={'sphinx_jax.report': ['*.html']},
+  package_data={'sphinx_jax.report': ['*.html'], 'sphinx_jax.serving': ['page/*']},
   python_requires='>=3.11',
   classifiers=[
     'Programming Language :: Python :: 3.11',  # The version that is tested.
@@ -83,6 +83,7 @@ setuptools.setup(
     'plan': ['libtpu'],
     'dev': [
       'av',
+      'playwright',  # Drives the browser with which the page of serve is tested.
       'pytest',
       'pytest-xdist',
       'ruff',

@@ -3,8 +3,9 @@
     python -m sphinx_jax.serve --checkpoint=DIR --port=8000
 
 Requests are answered together (continuous batching): --slots of them at a time, of --max_length
-positions each. Clients of OpenAI work with base_url=http://127.0.0.1:8000/v1. See docs/serving.md
-for what is computed, refused and limited. It needs the extra `serve`: pip install -e '.[serve]'.
+positions each. Clients of OpenAI work with base_url=http://127.0.0.1:8000/v1, and
+http://127.0.0.1:8000/ is a page to try the model. See docs/serving.md for what is computed, refused
+and limited. It needs the extra `serve`: pip install -e '.[serve]'.
 """
 
 import json
@@ -71,11 +72,12 @@ def main() -> None:
   if FLAGS.warmup:
     log.info('warm-up: %.0f s; nothing is compiled later', engine.warm_up())
   engine.start()
+  address = f'http://{FLAGS.host}:{listener.getsockname()[1]}'
   log.info(
-    "model '%s' at http://%s:%d/v1, %d slots of %d positions",
+    "model '%s' at %s/v1, page at %s/, %d slots of %d positions",
     settings.name,
-    FLAGS.host,
-    listener.getsockname()[1],
+    address,
+    address,
     FLAGS.slots,
     engine.batch.length,
   )

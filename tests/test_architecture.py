@@ -21,8 +21,9 @@ LAYERS = [
   {'miniworld'},
   {'datasets'},
   {'generate'},
-  {'evaluation', 'preparation', 'serving'},
+  {'evaluation', 'preparation'},
   {'report'},
+  {'serving'},
 ]
 LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages}
 FILES = sorted((ROOT / 'sphinx_jax').rglob('*.py'))

@@ -20,6 +20,7 @@ ELSEWHERE = {
   'git clone': '.ci/run',  # CI starts from a clone.
   'pip install': 'launch/environment.sh',  # The same installation, into .venv.
   'bash launch/local.sh': 'tests/recipe_run.py',
+  'bash launch/demo.sh': 'tests/launch/test_demo.py',
   'bash launch/lint.sh': '.ci/run',
   'bash launch/test.sh': '.ci/run',
   'bash .ci/run': '.ci/run',
@@ -31,6 +32,7 @@ ELSEWHERE = {
   f'{CHAT}BASE --adapter=DIR': 'tests/test_adapter_commands.py',
   'python -m sphinx_jax.prepare': 'tests/test_prepare.py',
   'python -m sphinx_jax.serve': 'tests/test_serve.py',
+  'python -m tests.serving.screenshot': 'tests/serving/test_page.py',
   'python -m sphinx_jax.recipe --config=mini_idefics': 'tests/test_mini_idefics.py',
   'python -m sphinx_jax.peek --config=stage2': 'tests/test_peek.py',
   f'{EVALUATE}DIR --benchmarks': 'tests/test_evaluate.py',

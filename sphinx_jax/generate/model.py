@@ -20,6 +20,7 @@ from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.slots import Slots
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate import ahead, decode, messages as messages_lib
+from sphinx_jax.generate.text_stream import TextStream
 from sphinx_jax.models import families, layers, multimodal
 from sphinx_jax.parallel import placement
 
@@ -575,6 +576,7 @@ class Model:
     expected: Sequence[int] | None = None,
     batch_size: int = BATCH_SIZE,
     params: dict | None = None,
+    deliver: Callable[[str], None] | None = None,
   ) -> list[str]:
     """Continues token ids; what a prompt gets does not depend on the other prompts.
 
@@ -594,18 +596,23 @@ class Model:
       batch_size: most prompts decoded together.
       params: parameters used in place of the model's own. They have the same shapes, dtypes and
         shardings, so that nothing is compiled again.
+      deliver: of a single prompt: called with pieces of its text as soon as they are decoded. They
+        are its beginning: what may be a part of the stop text is only in the result.
 
     Returns:
       Continuations up to EOS or the template's stop, stripped.
 
     Raises:
       SphinxError: no tokenizer; a prompt that leaves no room in llm.max_length (no prompt is cut
-        silently); not one image a prompt; sampling numbers outside their ranges.
+        silently); not one image a prompt; sampling numbers outside their ranges; several prompts to
+        deliver.
     """
     tokenizer = self.tokenizer
     count = len(prompts)
     if not count:
       return []
+    if deliver is not None and count > 1:
+      raise errors.make('generate', f'{count} prompts to deliver', 'one', 'ask one by one')
     images = self._rows('generate', images, count)
     # Seeds are int64.
     if not (0 <= temperature < math.inf and 0 < top_p <= 1 and -(2**63) <= seed < 2**63):
@@ -650,6 +657,7 @@ class Model:
         seed=seed,
         temperature=temperature,
         top_p=top_p,
+        watch=None if deliver is None else self._reader(deliver),
       )
       for i, row in zip(chosen, tokens):
         texts[i] = _text(tokenizer, self._template, row)
@@ -659,6 +667,20 @@ class Model:
     with ThreadPoolExecutor(2 if jax.default_backend() == 'cpu' else 1) as pool:
       list(pool.map(complete_batch, [order[i : i + size] for i in range(0, count, size)]))
     return texts
+
+  def _reader(self, deliver: Callable[[str], None]) -> Callable[[np.ndarray], None]:
+    """A function of the tokens so far int32[1, N] that delivers the text that is new."""
+    stream, read = TextStream(self.tokenizer, self._template), 0
+
+    def watch(answers: np.ndarray) -> None:
+      nonlocal read
+      new = answers[0, read:]
+      new = new[new >= 0].tolist()
+      read += len(new)
+      if piece := stream.push(new):
+        deliver(piece)
+
+    return watch
 
   def text(self, tokens: Sequence[int]) -> str:
     """The answer that generated token ids are, up to its end, stripped. Ids below 0 are none."""
@@ -719,6 +741,7 @@ class Model:
     seed: int,
     temperature: float,
     top_p: float,
+    watch: Callable[[np.ndarray], None] | None,
   ) -> np.ndarray:
     """Token ids int32[B, N] of the answers of one batch; -1 after a row's end."""
     lengths = np.array([len(prompt.tokens) for prompt in prompts], np.int32)
@@ -735,7 +758,7 @@ class Model:
       )
 
     rows = decode.Rows(lengths, limits, keys)
-    return decode.decode_all(decode_some, self._choose, carry, rows)
+    return decode.decode_all(decode_some, self._choose, carry, rows, watch)
 
 
 def _are_messages(content: Sequence) -> bool:

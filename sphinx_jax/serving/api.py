@@ -25,6 +25,7 @@ from sphinx_jax.serving import (
   api_errors,
   completion as completion_lib,
   images as images_lib,
+  page_routes,
   places,
   protocol,
 )
@@ -34,6 +35,7 @@ from sphinx_jax.serving.fetch import Allowed
 from sphinx_jax.serving.metrics import Metrics
 
 _THREADS = 4  # That tokenize, and as many that read images.
+_LAST_SECONDS = 2.0  # To read the end of an answer that took all of its time.
 _CLIENT_GONE = 499  # As nginx has it: nobody reads this status.
 
 
@@ -130,7 +132,7 @@ class Api:
     self._images = ThreadPoolExecutor(_THREADS, 'images')
     self._created = int(time.time())
 
-  def check_key(self, request: fastapi.Request) -> None:
+  async def check_key(self, request: fastapi.Request) -> None:
     """Raises ApiError for a request without one of the keys, if there are some."""
     given = request.headers.get('authorization', '').removeprefix('Bearer ').encode()
     keys = self._settings.keys
@@ -228,11 +230,12 @@ class Api:
     )
     sizes = [one.size for one in images]
     answer = _Answer(asked, completion, sizes, self._settings.name)
-    events = self._timed(completion.events(), began, count)
+    events = self._timed(completion.events(), began)
     if asked.stream:
       # An error until the first token has its own status.
       first = await _until_gone(request, anext(events))
-      return _Stream(answer.stream(first, events), functools.partial(self._leave, stack))
+      leave = functools.partial(self._leave, stack)
+      return _Stream(answer.stream(first, events), events, deadline, leave)
     body = await _until_gone(request, answer.whole(events))
     self._leave(stack, 200)
     return JSONResponse(body)
@@ -245,9 +248,7 @@ class Api:
     self._admission.enter(count)
     stack.callback(self._admission.leave, count)
 
-  async def _timed(
-    self, events: AsyncIterator[Event], began: float, count: int
-  ) -> AsyncIterator[Event]:
+  async def _timed(self, events: AsyncIterator[Event], began: float) -> AsyncIterator[Event]:
     """The same events; notes when the first token and the last one came."""
     is_first = True
     async with contextlib.aclosing(events):
@@ -374,21 +375,34 @@ class _Stream(StreamingResponse):
   """Server-sent events. An error in the middle becomes the last one.
 
   Args:
-    lines: the events.
-    leave: called with the status when the client has all of it, or is gone.
+    lines: the response.
+    events: what it is made of, which has begun.
+    deadline: `time.monotonic()` at which a client must have read all of it.
+    leave: called with the status when the client has it, or is gone.
   """
 
-  def __init__(self, lines: AsyncIterator[str], leave: Callable[[int], None]) -> None:
+  def __init__(
+    self,
+    lines: AsyncIterator[str],
+    events: AsyncIterator[Event],
+    deadline: float,
+    leave: Callable[[int], None],
+  ) -> None:
     super().__init__(self._guarded(), media_type='text/event-stream')
-    self._lines, self._leave, self._status = lines, leave, _CLIENT_GONE
+    self._lines, self._events, self._deadline = lines, events, deadline
+    self._leave, self._status = leave, _CLIENT_GONE
 
   async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
     try:
-      await super().__call__(scope, receive, send)
+      # The last event may be that the time is over, so there is a little more.
+      async with asyncio.timeout(self._deadline + _LAST_SECONDS - time.monotonic()):
+        await super().__call__(scope, receive, send)
+    except TimeoutError:
+      log.info('a client did not read its answer in time')  # The server closes the connection.
     finally:
-      # A generator that was never begun would not clean up by itself.
       self._leave(self._status)
       await self._lines.aclose()
+      await self._events.aclose()  # The lines do so only if they have begun.
 
   async def _guarded(self) -> AsyncIterator[str]:
     try:
@@ -464,6 +478,14 @@ def make_app(engine: Engine, settings: Settings) -> fastapi.FastAPI:
   route('/v1/models/{name:path}', api.model)
   route('/health', api.health, is_open=True)
   route('/metrics', api.metrics)
+  page_routes.add(
+    app,
+    model=settings.name,
+    images=settings.images.count if engine.model.visual_tokens else 0,
+    body_bytes=settings.body_bytes,
+    max_tokens=settings.max_tokens,
+    needs_key=bool(settings.keys),
+  )
 
   @app.exception_handler(errors.SphinxError)
   async def refuse(_: fastapi.Request, error: errors.SphinxError) -> Response:

@@ -15,7 +15,7 @@ from sphinx_jax.serving.engine import Image, VisualCache
 
 _DATA_URL = re.compile(r'data:(?P<type>[\w.+/-]{0,100})(?P<options>(;[\w=.+-]{1,100}){0,4}),', re.A)
 # The formats of OpenAI's API. Pillow reads dozens more, some with the help of other programs.
-_FORMATS = ('PNG', 'JPEG', 'GIF', 'WebP')
+FORMATS = ('PNG', 'JPEG', 'GIF', 'WebP')
 
 
 class Limits(NamedTuple):
@@ -66,9 +66,9 @@ class Reader:
     """
     data = self._data(url)
     form = file_forms.name(data)
-    if form not in _FORMATS:
+    if form not in FORMATS:
       raise api_errors.make(
-        'image', form or f'{len(data)} bytes that are no image', ', '.join(_FORMATS), 'convert it'
+        'image', form or f'{len(data)} bytes that are no image', ', '.join(FORMATS), 'convert it'
       )
     try:
       size = image_lib.size(data)

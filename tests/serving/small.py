@@ -34,7 +34,9 @@ def model():
 def image(pixels, of=None):
   """An image as requests have it; `of` is the model that reads it."""
   rule = (of or model()).slot_rule
-  return engines.Image(hashlib.sha256(pixels).digest(), rule(image_lib.from_array(pixels)))
+  return engines.Image(
+    hashlib.sha256(pixels.tobytes()).digest(), rule(image_lib.from_array(pixels))
+  )
 
 
 class Asked:
@@ -59,9 +61,9 @@ class Asked:
 
 
 @contextlib.contextmanager
-def serving(engine, **settings):
+def serving(engine, name='tiny', **settings):
   """A server on the loopback address; yields its port."""
-  app = api.make_app(engine, api.Settings(name='tiny', **settings))
+  app = api.make_app(engine, api.Settings(name, **settings))
   server, listener = http.make_server(app, drain=20), http.bind('127.0.0.1', 0)
   thread = threading.Thread(target=server.run, args=([listener],))
   thread.start()

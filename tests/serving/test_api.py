@@ -404,6 +404,31 @@ def test_an_answer_that_takes_too_long_is_given_up(engine):
     wait_until(lambda: engine.running == 0)
 
 
+def test_a_client_that_does_not_read_gives_up_its_place(engine, monkeypatch):
+  monkeypatch.setattr('sphinx_jax.serving.api._LAST_SECONDS', 0.0)
+  options = dict(stream=True, logprobs=True, top_logprobs=20, max_tokens=140, temperature=0)
+  body = json.dumps(
+    dict(model='tiny', messages=small.messages(QUESTION), n=small.ROWS, **options)
+  ).encode()
+  with small.serving(engine, queue=0, seconds=2) as port, socket.socket() as deaf:
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    deaf.connect(('127.0.0.1', port))
+    deaf.sendall(
+      b'POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n'
+      b'Content-Length: %d\r\n\r\n%s' % (len(body), body)
+    )
+    client = small.client(port)
+    wait_until(lambda: is_refused(client))
+    wait_until(lambda: not is_refused(client))
+
+
+def is_refused(client):
+  try:
+    return not ask(client, small.messages('red'), max_tokens=1).choices
+  except openai.RateLimitError:
+    return True
+
+
 def test_slow_clients_are_closed(engine, monkeypatch):
   monkeypatch.setattr('sphinx_jax.serving.http._HEADER_SECONDS', 0.2)
   with small.serving(engine, body_seconds=0.3) as port:

@@ -4,11 +4,13 @@ import jax
 import numpy as np
 import pytest
 
+import sphinx_jax
 from sphinx_jax.core import errors
 from sphinx_jax.generate import load, running_batch
 from sphinx_jax.serving import engine as engines
 from sphinx_jax.serving.fair_queue import FairQueue
 from tests.generate import small as tiny
+from tests.models import idefics2_golden as golden
 from tests.serving import small
 
 QUESTIONS = [
@@ -178,6 +180,26 @@ def test_models_on_a_mesh_quantized_or_with_an_adapter_answer_as_alone(options, 
   assert small.compiled[before:] == []
   engine.stop()
   assert texts == model.answers(dialogs, [pixels] * 3, max_new_tokens=5)
+
+
+def test_a_family_with_image_tokens_and_split_images_answers_as_alone():
+  model = sphinx_jax.load(golden.FOLDER / 'model')
+  model.slot_rule = type(model.slot_rule)(42, 98, split=True)
+  model.bucket = 256
+  engine = engines.Engine(model, 2, 256)
+  engine.warm_up()
+  engine.start()
+  pixels = np.random.default_rng(0).integers(0, 256, (90, 140, 3), np.uint8)
+  images = [[], [pixels], [pixels[:50, :50], pixels[:, :60]]]
+  dialogs = [turns(question) for question in ('red', 'one two', 'What is this?')]
+  before = len(small.compiled)
+  asked = [small.Asked(engine, dialog, each, 6) for dialog, each in zip(dialogs, images)]
+  texts = [one.wait() for one in asked]
+  assert small.compiled[before:] == []
+  engine.stop()
+  assert texts == [
+    model.answers([dialog], [each], max_new_tokens=6)[0] for dialog, each in zip(dialogs, images)
+  ]
 
 
 def test_the_queue_gives_clients_their_turns():
