@@ -67,6 +67,9 @@ def main() -> None:
       '--server and --benchmarks',
       'ask the server for benchmarks alone',
     )
+  for name in FLAGS.benchmarks or ():
+    if name not in FLAGS.config:
+      raise errors.unknown('benchmark', name, FLAGS.config)
   if not FLAGS.benchmarks:
     _require_flags('tasks of a mixture', 'checkpoint', 'output')
     score_tasks()
@@ -192,17 +195,14 @@ def open_benchmarks(
 
   Args:
     config: {name: settings}, as in configs/benchmarks.py.
-    names: names in `config`. A repeated one is opened once.
+    names: keys of `config`. A repeated one is opened once.
     root: directory to which the paths in `config` are relative.
     limit: number of questions to keep of each, or None for all.
     style: dialog template of the model that is asked, which may have its own prompts.
 
   Raises:
-    SphinxError: a name is unknown, or files are missing.
+    SphinxError: files are missing.
   """
-  unknown = [name for name in names if name not in config]
-  if unknown:
-    raise errors.unknown('benchmark', unknown[0], config)
   benchmarks = []
   for name in dict.fromkeys(names):
     benchmark = open_benchmark(name, config[name].to_dict(), root, style)
