@@ -446,15 +446,10 @@ def _shardings(params: dict, state: State) -> State:
 
   They are fixed, so that no program gets its arguments in two ways, and is compiled twice.
   """
-  meshes = [
-    leaf.sharding.mesh
-    for leaf in jax.tree.leaves(params)
-    if isinstance(getattr(leaf, 'sharding', None), NamedSharding)
-  ]
-  if not meshes:
+  mesh = placement.mesh_of(params)
+  if mesh is None:
     device = placement.only_device(params) or jax.local_devices()[0]
     return jax.tree.map(lambda _: SingleDeviceSharding(device), state)
-  mesh = meshes[0]
 
   def of_cache(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
     is_split = leaf.shape[2] % mesh.shape['tensor'] == 0

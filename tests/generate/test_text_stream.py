@@ -43,7 +43,7 @@ def whole(ids, stops=()):
 def test_pieces_are_together_the_text_of_all_tokens(text, size):
   ids = small.tokenizer().encode(text)
   found = pieces(ids, [size] * -(-len(ids) // size))
-  assert ''.join(found) == small.model().text(ids) == whole(ids)
+  assert ''.join(found) == whole(ids)
   assert '\ufffd' not in ''.join(found)
 
 
