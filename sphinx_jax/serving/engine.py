@@ -192,10 +192,7 @@ class Engine:
     began = time.monotonic()
     if self.model.visual_tokens:
       self.model.compile_encoder()
-      log.info('compiled: images, %.0f s', time.monotonic() - began)
-    self.batch.compile(
-      lambda what: log.info('compiled: %s, %.0f s', what, time.monotonic() - began)
-    )
+    self.batch.compile()
     return time.monotonic() - began
 
   def check(self, prompt: Encoded) -> int:
