@@ -385,7 +385,7 @@ class Engine:
       return
     try:
       request.deliver(progress)
-    except Exception:  # It is somebody else's, and the other requests go on.
+    except Exception:  # Of the caller's code; other requests go on.
       log.exception('tokens could not be delivered')
 
   def _fail(self, error: Exception) -> None:
