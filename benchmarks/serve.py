@@ -22,6 +22,7 @@ import base64
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -216,8 +217,13 @@ class Full(Exception):
   """The server has no room; the argument is the seconds to wait."""
 
 
-async def throughput(port: int, requests: list[Ask], streams: int) -> dict:
-  """Answers requests with so many streams at a time."""
+async def throughput(port: int, requests: list[Ask], streams: int, run: str = '') -> dict:
+  """Answers requests with so many streams at a time.
+
+  Questions begin with `run`, so that the server has no more of them in its cache than the system
+  prompt, however often they were asked before.
+  """
+  requests = [dataclasses.replace(ask, question=run + ask.question) for ask in requests]
   load, waiting, answers, firsts, tokens = Load(port), list(enumerate(requests)), {}, [], 0
 
   async def worker() -> None:
@@ -245,8 +251,9 @@ async def throughput(port: int, requests: list[Ask], streams: int) -> dict:
 def make_ours(port: int, options: dict, requests: list[Ask]) -> tuple:
   """Clients of the server, as the side of `sides.measure` beside HF."""
   del options
-  run = lambda streams: asyncio.run(throughput(port, requests, streams))
-  return run, run(len(requests))['answers']
+  runs = itertools.count()
+  ask = lambda streams, run: asyncio.run(throughput(port, requests, streams, run))
+  return lambda streams: ask(streams, f'{next(runs)} of '), ask(len(requests), '')['answers']
 
 
 def make_torch(options: dict, requests: list[Ask]) -> tuple:
@@ -456,7 +463,8 @@ def report(options: dict, port: int) -> None:
   lines = {}
   print(f'{"streams":>9}{"tokens/s":>10}{"first token: p50":>18}{"p99, ms":>9}', flush=True)
   for streams in map(int, options['streams'].split(',')):
-    done = lines[streams] = asyncio.run(throughput(port, requests, streams))
+    done = asyncio.run(throughput(port, requests, streams, f'{streams} streams '))
+    lines[streams] = done
     name = 'one' if streams == 1 else streams
     print(
       f'{name:>9}{done["rate"]:10.1f}{1e3 * done["p50"]:18.0f}{1e3 * done["p99"]:9.0f}   '

@@ -682,10 +682,6 @@ class Model:
 
     return watch
 
-  def text(self, tokens: Sequence[int]) -> str:
-    """The answer that generated token ids are, up to its end, stripped. Ids below 0 are none."""
-    return _text(self.tokenizer, self._template, tokens)
-
   def _place(self, ids: np.ndarray, images: int) -> _Prompt:
     """Ids of `logits` with visual tokens: behind BOS, or where the image tokens are."""
     slots = images * self.slot_rule.count
@@ -840,7 +836,7 @@ def _encode(
   return module.apply({'params': params}, images, image_size, length, method='encode')
 
 
-def _text(tokenizer: Tokenizer, template: Template, tokens: Sequence[int]) -> str:
+def _text(tokenizer: Tokenizer, template: Template, tokens: np.ndarray) -> str:
   """The text of one row of `decode.decode`, up to its end."""
   ids = [int(token) for token in tokens if token >= 0]
   ends = decode.end_ids(template, tokenizer)

@@ -9,7 +9,7 @@ as a row does, such as the next turn of a conversation, copies them and prefills
 """
 
 import functools
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -360,50 +360,53 @@ class RunningBatch:
 
   def join(self, row: int, prompt: Prompt, sampled: Sampling) -> None:
     """Prefills a prompt into a row."""
-    self._state = self._join(
-      self._model.weights,
-      self._state,
-      *self._padded(prompt),
-      np.int32(len(prompt.tokens)),
-      np.int32(row),
-      _sampling(sampled),
-    )
+    self._state = self._join(*self._join_arguments(row, prompt, sampled))
 
   def extend(self, row: int, source: int, begin: int, rest: Prompt, sampled: Sampling) -> None:
     """Prefills the rest of a prompt into a row, behind the first `begin` positions of `source`."""
-    numbers = map(np.int32, (begin, len(rest.tokens), source, row))
-    self._state = self._extend(
-      self._model.weights, self._state, *self._padded(rest), *numbers, _sampling(sampled)
-    )
+    self._state = self._extend(*self._extend_arguments(row, source, begin, rest, sampled))
 
   def advance(self, running: np.ndarray, count: int, wants: Wants) -> Tokens:
     """Decodes up to `count` tokens of the rows bool[B]; returns arrays of numpy."""
-    wants = Wants(*map(np.bool_, wants))
-    self._state, out = self._advance(
-      self._model.weights, self._state, running, np.int32(count), wants
-    )
+    self._state, out = self._advance(*self._advance_arguments(running, count, wants))
     if not wants.logprobs:  # They are not moved to the host.
       return Tokens(np.asarray(out.tokens), None, None, None, np.asarray(out.end))
     return Tokens(*map(np.asarray, out))
 
-  def compile(self, done: Callable[[str], None] = lambda what: None) -> None:
-    """Compiles all programs by running them. Every row is free afterwards.
-
-    Args:
-      done: called with a phrase when a program is compiled.
-    """
-    sampled = Sampling(1, make_key(0, 0), 0.0, 1.0)
-    for width in self.widths:
-      fields = np.zeros(width, np.int32), np.full(width, -1, np.int32)
-      prompt = Prompt(*fields, None)
+  def compile(self) -> None:
+    """Compiles all programs, in threads, and runs each once. Every row is free afterwards."""
+    sampled, none = Sampling(1, make_key(0, 0), 0.0, 1.0), np.zeros(self.rows, bool)
+    prompts = [
+      Prompt(np.zeros(width, np.int32), np.full(width, -1, np.int32), None) for width in self.widths
+    ]
+    programs = [(self._advance, self._advance_arguments(none, STEPS, Wants(False, False)))]
+    for prompt in prompts:
+      programs.append((self._join, self._join_arguments(0, prompt, sampled)))
+      programs.append((self._extend, self._extend_arguments(0, 0, 0, prompt, sampled)))
+    with ThreadPoolExecutor() as pool:
+      # Later calls find them compiled.
+      list(pool.map(lambda program: program[0].trace(*program[1]).lower().compile(), programs))
+    for prompt in prompts:
       self.join(0, prompt, sampled)
       self.extend(0, 0, 0, prompt, sampled)
-      jax.block_until_ready(self._state.logits)
-      done(f'prompts of {width} positions')
-    for wanted in (False, True):
-      self.advance(np.zeros(self.rows, bool), STEPS, Wants(wanted, wanted))
-    done('steps')
+    self.advance(none, STEPS, Wants(True, True))
     self.reset()
+
+  def _join_arguments(self, row: int, prompt: Prompt, sampled: Sampling) -> tuple:
+    numbers = map(np.int32, (len(prompt.tokens), row))
+    fields = self._padded(prompt)
+    return self._model.weights, self._state, *fields, *numbers, _sampling(sampled)
+
+  def _extend_arguments(
+    self, row: int, source: int, begin: int, rest: Prompt, sampled: Sampling
+  ) -> tuple:
+    numbers = map(np.int32, (begin, len(rest.tokens), source, row))
+    fields = self._padded(rest)
+    return self._model.weights, self._state, *fields, *numbers, _sampling(sampled)
+
+  def _advance_arguments(self, running: np.ndarray, count: int, wants: Wants) -> tuple:
+    wants = Wants(*map(np.bool_, wants))
+    return self._model.weights, self._state, running, np.int32(count), wants
 
   def _padded(self, prompt: Prompt) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Arguments of `join`: tokens and visual index int32[1,T], visual tokens [1,T,D]."""
@@ -446,15 +449,10 @@ def _shardings(params: dict, state: State) -> State:
 
   They are fixed, so that no program gets its arguments in two ways, and is compiled twice.
   """
-  meshes = [
-    leaf.sharding.mesh
-    for leaf in jax.tree.leaves(params)
-    if isinstance(getattr(leaf, 'sharding', None), NamedSharding)
-  ]
-  if not meshes:
+  mesh = placement.mesh_of(params)
+  if mesh is None:
     device = placement.only_device(params) or jax.local_devices()[0]
     return jax.tree.map(lambda _: SingleDeviceSharding(device), state)
-  mesh = meshes[0]
 
   def of_cache(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
     is_split = leaf.shape[2] % mesh.shape['tensor'] == 0

@@ -27,6 +27,7 @@ class TextStream:
   Attributes:
     end_ids: the tokens that end an answer.
     text: what was given out so far.
+    count: tokens that were read, the one included that ended the answer.
     is_stopped: whether an end token or a stop text has come. Later tokens are not read.
   """
 
@@ -42,6 +43,7 @@ class TextStream:
     self._is_first: dict[int, bool] = {}
     self._raw, self._cut = '', None
     self.text = ''
+    self.count = 0
     self.is_stopped = False
 
   def push(self, ids: Sequence[int]) -> str:
@@ -49,6 +51,7 @@ class TextStream:
     for i in ids:
       if self.is_stopped:
         break
+      self.count += 1
       if i in self.end_ids:
         self.is_stopped = True
       else:
@@ -81,13 +84,16 @@ class TextStream:
     if self._cut is not None or (new.endswith(_INCOMPLETE) and not is_last):
       return
     old = self._tokenizer.decode(self._ids[self._begin : self._complete])
-    before = len(self._raw)
+    before = self._raw
     self._raw += new[len(old) :]
+    self._find_stop(max(len(before) - self._longest + 1, 0))
+    if self._cut is not None:
+      self._count_to_stop(before, len(old))
+      return
     begin = self._complete
     while begin > self._begin and not (begin < len(self._ids) and self._may_be_first(begin)):
       begin -= 1
     self._begin, self._complete = begin, len(self._ids)
-    self._find_stop(max(before - self._longest + 1, 0))
 
   def _may_be_first(self, at: int) -> bool:
     """Whether the window may begin with this token: the one behind it keeps its space.
@@ -106,6 +112,19 @@ class TextStream:
     ends = [(at + length, at) for at, length in found if at >= 0]
     if ends:
       self._cut, self.is_stopped = min(ends)[1], True
+
+  def _count_to_stop(self, before: str, known: int) -> None:
+    """Leaves the tokens out that came at once with the one that completed the stop text.
+
+    Args:
+      before: the text before they came.
+      known: characters of it that are in the window.
+    """
+    for end in range(self._complete + 1, len(self._ids)):
+      text = before + self._tokenizer.decode(self._ids[self._begin : end])[known:]
+      if any(stop in text for stop in self._stops):
+        self.count = end
+        break
 
   def _held(self) -> int:
     """Characters at the end that may be the beginning of a stop text."""

@@ -60,7 +60,7 @@ class Prompts:
       SphinxError: roles that are not in turns; text that is too long or looks like an image.
     """
     images = len(request.urls)
-    if request.characters > self._characters:  # It need not be tokenized to know.
+    if request.characters > self._characters:  # Too many tokens in any case.
       raise api_errors.make(
         'messages',
         f'{request.characters} characters',
@@ -123,7 +123,7 @@ class Completion:
         min(wanted, limit),
         temperature if temperature >= _GREEDY_TEMPERATURE else 0.0,
         1.0 if request.top_p is None else request.top_p,
-        secrets.randbits(62) if request.seed is None else request.seed,
+        secrets.randbits(32) if request.seed is None else request.seed,
         stream=index,
         logprobs=bool(request.logprobs),
         client=client,
@@ -184,7 +184,7 @@ class _Choice:
 
   def read(self, index: int, progress: Progress) -> Event:
     """Reads what has come."""
-    stream, end = self._stream, progress.end
+    stream, end, before = self._stream, progress.end, self._stream.count
     text = ''.join(self._push(progress))
     if stream.is_stopped:
       end = 'stop'
@@ -194,7 +194,7 @@ class _Choice:
     settled = stream.settled
     out = [entry for length, entry in self._held if length <= settled]
     self._held = [(length, entry) for length, entry in self._held if length > settled]
-    return Event(index, text, len(progress.tokens), out, end)
+    return Event(index, text, stream.count - before, out, end)
 
   def _push(self, progress: Progress) -> Iterator[str]:
     stream = self._stream

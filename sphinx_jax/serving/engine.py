@@ -192,10 +192,7 @@ class Engine:
     began = time.monotonic()
     if self.model.visual_tokens:
       self.model.compile_encoder()
-      log.info('compiled: images, %.0f s', time.monotonic() - began)
-    self.batch.compile(
-      lambda what: log.info('compiled: %s, %.0f s', what, time.monotonic() - began)
-    )
+    self.batch.compile()
     return time.monotonic() - began
 
   def check(self, prompt: Encoded) -> int:
@@ -388,7 +385,7 @@ class Engine:
       return
     try:
       request.deliver(progress)
-    except Exception:  # It is somebody else's, and the other requests go on.
+    except Exception:  # Of the caller's code; other requests go on.
       log.exception('tokens could not be delivered')
 
   def _fail(self, error: Exception) -> None:

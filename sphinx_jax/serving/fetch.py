@@ -89,7 +89,7 @@ def fetch(url: str, allowed: Allowed, limit: int, seconds: float) -> bytes:
         location, data = _get(pool, target, limit)
     except api_errors.ApiError:
       raise
-    except Exception as error:  # Whatever a foreign server or its certificate makes of it.
+    except Exception as error:  # A foreign server can fail in any way.
       reason = str(error) or type(error).__name__
       raise _error(target.host, f'no answer ({reason:.200})', 'a file') from error
     if location is None:

@@ -1,6 +1,10 @@
 """What the server does, for Prometheus."""
 
+from collections.abc import Iterator
+
 import prometheus_client as prometheus
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from sphinx_jax.serving.engine import Engine
 
@@ -41,15 +45,29 @@ class Metrics:
       ('slots_used', 'Slots in use.', lambda: engine.running),
       ('slots', 'Slots.', lambda: engine.batch.rows),
       ('tokens_per_second', 'Tokens a second, over ten.', engine.tokens_per_second),
-      ('generated_tokens', 'Tokens of answers.', lambda: engine.generated),
-      ('prompt_tokens', 'Tokens of prompts, images included.', lambda: engine.prompted),
-      ('reused_tokens', 'Those that were in the cache.', lambda: engine.reused),
-      ('images_encoded', 'Images that were encoded.', lambda: engine.images.misses),
-      ('images_reused', 'Images whose visual tokens were kept.', lambda: engine.images.hits),
     ):
       gauge = prometheus.Gauge(f'sphinx_jax_{name}', text, registry=registry)
       gauge.set_function(read)
+    registry.register(_Totals(engine))
 
   def page(self) -> tuple[bytes, str]:
     """Returns the page for Prometheus, and its content type."""
     return prometheus.generate_latest(self._registry), prometheus.CONTENT_TYPE_LATEST
+
+
+class _Totals(Collector):
+  """What an engine has counted since its start."""
+
+  def __init__(self, engine: Engine) -> None:
+    self._engine = engine
+
+  def collect(self) -> Iterator[CounterMetricFamily]:
+    engine = self._engine
+    for name, text, value in (
+      ('generated_tokens', 'Tokens of answers.', engine.generated),
+      ('prompt_tokens', 'Tokens of prompts, images included.', engine.prompted),
+      ('reused_tokens', 'Those that were in the cache.', engine.reused),
+      ('images_encoded', 'Images that were encoded.', engine.images.misses),
+      ('images_reused', 'Images whose visual tokens were kept.', engine.images.hits),
+    ):
+      yield CounterMetricFamily(f'sphinx_jax_{name}', text, value=value)

@@ -14,6 +14,7 @@ from jax import monitoring
 from PIL import Image
 
 from sphinx_jax.data import images as image_lib
+from sphinx_jax.generate.text_stream import TextStream
 from sphinx_jax.serving import api, engine as engines, http
 from tests.generate import small
 
@@ -39,6 +40,12 @@ def image(pixels, of=None):
   )
 
 
+def text(model, tokens):
+  """The answer that tokens are."""
+  stream = TextStream(model.tokenizer, model.template)
+  return stream.push(tokens) + stream.finish()
+
+
 class Asked:
   """A request that waits for its answer."""
 
@@ -57,7 +64,7 @@ class Asked:
       self.tokens += progress.tokens
       self.logprobs += progress.logprobs
       self.end, self.error = progress.end, progress.error
-    return self._engine.model.text(self.tokens)
+    return text(self._engine.model, self.tokens)
 
 
 @contextlib.contextmanager

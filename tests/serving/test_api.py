@@ -78,6 +78,13 @@ def test_a_conversation_with_a_system_message_and_images(client):
   assert ask(client, dialog_of).choices[0].message.content == expected
 
 
+def test_a_last_message_of_the_assistant_begins_the_answer(client):
+  begun = [*small.messages(QUESTION), {'role': 'assistant', 'content': 'The color'}]
+  prompt = small.model().prompt_of([(QUESTION, None)], 0, begin=' The color')
+  (expected,) = small.model().complete([prompt], max_new_tokens=12)
+  assert ask(client, begun).choices[0].message.content == expected != alone(QUESTION)
+
+
 def test_a_stream_has_the_same_text_in_pieces(client):
   for options in ({}, {'n': 2, 'seed': 3, 'temperature': 1.5}, {'stop': ['e', 'g']}):
     whole = ask(client, small.messages(QUESTION), max_tokens=60, **options)
@@ -204,7 +211,7 @@ def test_models_health_and_metrics(client, port):
   page = urllib.request.urlopen(f'http://127.0.0.1:{port}/metrics').read().decode()
   values = dict(line.rsplit(' ', 1) for line in page.splitlines() if line[0] != '#')
   assert float(values['sphinx_jax_requests_total{status="200"}']) >= 1
-  assert float(values['sphinx_jax_generated_tokens']) >= 12
+  assert float(values['sphinx_jax_generated_tokens_total']) >= 12
   assert float(values['sphinx_jax_first_token_seconds_count']) >= 1
   assert float(values['sphinx_jax_slots']) == small.ROWS
   assert float(values['sphinx_jax_slots_used']) == float(values['sphinx_jax_queue']) == 0
