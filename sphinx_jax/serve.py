@@ -16,6 +16,7 @@ from absl import flags
 from sphinx_jax.checkpoint import identity
 from sphinx_jax.core import cli, errors, text
 from sphinx_jax.core.progress import log
+from sphinx_jax.evaluation.protocols import box_forms
 from sphinx_jax.generate import load
 from sphinx_jax.models import quantized
 from sphinx_jax.parallel import mesh as meshes
@@ -60,6 +61,7 @@ def main() -> None:
     allow_hosts=FLAGS.allow_hosts,
     keys=read_keys(FLAGS.api_key_file) if FLAGS.api_key_file else [],
     cors_origins=FLAGS.cors_origins,
+    boxes=FLAGS.boxes,
   )
   listener = http.bind(FLAGS.host, FLAGS.port)  # Before weights are read.
   model = load.load_model(
@@ -131,5 +133,12 @@ if __name__ == '__main__':
     'addresses must be listed as addresses.',
   )
   cli.define_path('api_key_file', None, 'File of API keys, one a line, one of which is asked for.')
+  flags.DEFINE_enum(
+    'boxes',
+    'square',
+    list(box_forms.FORMS),
+    'Scale of boxes and points without a mark of it, for response_format: [0, 1] of the padded '
+    'square, as this package trains; [0, 1] of the image; thousandths of it; or pixels.',
+  )
   flags.DEFINE_list('cors_origins', [], 'Origins of web pages that may use the server.')
   cli.run(main)

@@ -21,6 +21,7 @@ SCHEMAS: dict[str, tuple[str, str, int] | None] = {
 }
 
 # What is counted besides the labels.
+NOTHING = 'answers without'
 TURNED = 'images with an EXIF orientation, which the model sees as stored'
 OUTSIDE = 'outside the image, or with swapped or equal corners, left out'
 UNKNOWN_SCALE = 'with numbers above 1 and no mark of their scale, left out (name it by --boxes)'
@@ -63,7 +64,7 @@ def read(
     else:
       found.append({'label': label, name: [round(value, 2) for value in pixels]})
   if not found:
-    counts[f'answers without {key}'] += 1
+    counts[f'{NOTHING} {key}'] += 1
   return found
 
 

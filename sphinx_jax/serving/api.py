@@ -56,6 +56,7 @@ class Settings:
     allow_hosts: hosts that images may be read from, see `fetch.Allowed`.
     keys: API keys, one of which a request must have; empty: none is asked for.
     cors_origins: origins of web pages that may use the server.
+    boxes: a key of `box_forms.FORMS`, for coordinates in answers without a mark of their scale.
   """
 
   name: str
@@ -70,6 +71,7 @@ class Settings:
   allow_hosts: Sequence[str] = ()
   keys: Sequence[str] = ()
   cors_origins: Sequence[str] = ()
+  boxes: str = 'square'
 
 
 class Admission:
@@ -228,8 +230,14 @@ class Api:
       deadline,
       self._names,
     )
-    sizes = [one.size for one in images]
-    answer = _Answer(asked, completion, sizes, self._settings.name)
+    upright = self._engine.model.slot_rule.upright
+    content = functools.partial(
+      places.to_json,
+      frames=[one.frame for one in images],
+      upright=upright,
+      form=self._settings.boxes,
+    )
+    answer = _Answer(asked, completion, content, self._settings.name)
     events = self._timed(completion.events(), began)
     if asked.stream:
       # An error until the first token has its own status.
@@ -300,10 +308,10 @@ class _Answer:
     self,
     asked: protocol.ChatRequest,
     completion: Completion,
-    sizes: Sequence[tuple[int, int]],
+    to_json: Callable[[str], str],
     name: str,
   ) -> None:
-    self._asked, self._completion, self._sizes = asked, completion, sizes
+    self._asked, self._completion, self._to_json = asked, completion, to_json
     self._is_json = asked.response_format is not None and asked.response_format.type != 'text'
     self._head = dict(id=f'chatcmpl-{uuid.uuid4().hex}', created=int(time.time()), model=name)
     self._tokens = 0
@@ -362,7 +370,7 @@ class _Answer:
     return _line(dict(self._head, object='chat.completion.chunk', choices=[choice]))
 
   def _content(self, text: str) -> str:
-    return places.to_json(text, self._sizes) if self._is_json else text
+    return self._to_json(text) if self._is_json else text
 
   def _usage(self) -> dict[str, int]:
     prompt = self._completion.prompt_tokens

@@ -35,10 +35,10 @@ class Limits(NamedTuple):
 
 
 class Read(NamedTuple):
-  """An image, and the width and height of its file in pixels."""
+  """An image, and the frame of its file."""
 
   image: Image
-  size: tuple[int, int]
+  frame: image_lib.Frame
 
 
 class Reader:
@@ -71,17 +71,20 @@ class Reader:
         'image', form or f'{len(data)} bytes that are no image', ', '.join(FORMATS), 'convert it'
       )
     try:
-      size = image_lib.size(data)
-      if size[0] * size[1] > self.limits.pixels:
+      frame = image_lib.frame(data)
+      if frame.width * frame.height > self.limits.pixels:
         raise api_errors.make(
-          'image', f'{size[0]} x {size[1]} pixels', f'at most {self.limits.pixels}', 'resize it'
+          'image',
+          f'{frame.width} x {frame.height} pixels',
+          f'at most {self.limits.pixels}',
+          'resize it',
         )
       digest = hashlib.blake2b(data, key=self._key, digest_size=16).digest()
       visual = self._cache.get(digest)
       slots = self._model.read_image(data) if visual is None else None
     except record.BadExample as error:
       raise api_errors.make('image', error.message, 'a readable image', 'check the file') from error
-    return Read(Image(digest, slots, visual), size)
+    return Read(Image(digest, slots, visual), frame)
 
   def _data(self, url: str) -> bytes:
     if url[:5].lower() != 'data:':

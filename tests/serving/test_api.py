@@ -178,6 +178,7 @@ def test_boxes_and_points_come_as_json(client, monkeypatch):
       'unit': 'pixels',
       'boxes': [{'label': 'red circle', 'box': [5.0, 0.0, 15.0, 5.0]}],
       'points': [{'label': 'nose', 'point': [10.0, 0.0]}],
+      'notes': [],
     }
   content = ask(client, small.messages('Detect.'), response_format=form).choices[0].message.content
   assert json.loads(content)['unit'] == 'padded_square'
