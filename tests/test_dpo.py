@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import hallucination
+from benchmarks import hallucination, own_pairs
 from sphinx_jax import run, settings, train
 from sphinx_jax.checkpoint import store
 from sphinx_jax.configs import mini_dpo
@@ -258,6 +258,21 @@ class Answering:
     if 'Is there' in dialogs[0][0][0]:
       return ['Yes'] * len(dialogs)
     return [f'There is a {right} and a {wrong}.' for right, wrong in self._named]
+
+
+def test_a_models_own_captions_become_pairs():
+  there = {'red house', 'blue boat'}
+  captions = [
+    'a big red house.',
+    'a big red house and a blue tree.',
+    'a red house and a blue boat.',
+  ]
+  assert own_pairs.pair(captions, there) == (captions[2], captions[1])
+  assert own_pairs.pair([captions[0], captions[2]], there) is None  # Neither has a wrong object.
+  config = mini_dpo.get_config('W,own/pairs.jsonl')
+  assert config.mixture.caption.path == str(pathlib.Path('own/pairs.jsonl').absolute())
+  assert config.init_from == 'W/stage2' and config.validation.caption.source == 'miniworld_pairs'
+  settings.check_run(config)
 
 
 def test_objects_that_are_not_in_the_scene_are_counted():
