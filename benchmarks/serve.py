@@ -8,8 +8,9 @@ A model of random weights is served in a process of its own. `llama` is a langua
 and --layers, and beside it HF transformers answers the same prompts in static batches of as many
 rows. `mini` is the model of configs/mini.py, asked about images. Answers have between the two
 numbers of --tokens tokens, so that a static batch waits for its longest one. Both sides and the
-clients share the cores. The sequential line is the same requests, each sent when the one before it
-is complete.
+clients share the cores. Beside other programs torch can be faster with --torch_threads=1, as its
+threads wait for each other in every layer. The line "one" is the same requests, each sent when the
+one before it is complete.
 
 With --soak, so many requests are sent by --clients. A tenth is cancelled at some point, and a
 twentieth is hostile. Every other one must get the greedy answer that it gets alone. One that
@@ -263,7 +264,7 @@ def make_torch(options: dict, requests: list[Ask]) -> tuple:
 
   from sphinx_jax.data import dialog
 
-  torch.set_num_threads(sides.THREADS)
+  torch.set_num_threads(options['torch_threads'])
   model = LlamaForCausalLM.from_pretrained(options['folder'], dtype=torch.float32).eval()
   pieces, template = tokenizer(), dialog.Template()
   prompts = [template.prompt([(ask.question, None)], pieces).ids for ask in requests]
@@ -415,7 +416,7 @@ async def soak(port: int, options: dict, count: int, workers: int, memory: Any =
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   numbers = dict(width=512, layers=8, vocab=32000, slots=16, length=384)
-  numbers |= dict(requests=32, repeats=3, queue=128, clients=48)
+  numbers |= dict(requests=32, repeats=3, queue=128, clients=48, torch_threads=sides.THREADS)
   for name, default in numbers.items():
     parser.add_argument(f'--{name}', type=int, default=default, help='%(default)s')
   parser.add_argument('--model', default='llama', choices=MAKERS, help='%(default)s')
