@@ -20,5 +20,6 @@ def get_config(arg: str = '') -> ConfigDict:
   stage.lora.target = 'llm/.*'
   stage.lora.dropout = 0.0  # Every example is seen about once.
   stage.frozen_dtype = ''
+  stage.optimizer.lr = 4e-3  # At 1e-2 the loss rises again after 100 updates.
   stage.trainable = (('.*/lora_[ab]|.*_proj/.*|(start|end)_img', 'train'), ('.*', 'frozen'))
   return config.lock()
