@@ -126,6 +126,8 @@ class Form:
     configs: name of a config file -> its fields. The first one in the folder is read.
     beside: names of files that are read as sections of the config.
     carried: names of other files in a folder, which an export writes back.
+    halves: patterns of names of tensors that are two native parameters. Their halves along the
+      second dimension are NAME[0] and NAME[1] in the table.
   """
 
   kind: str
@@ -138,6 +140,7 @@ class Form:
   configs: Mapping[str, foreign_config.Fields] = dataclasses.field(default_factory=dict)
   beside: tuple[str, ...] = ()
   carried: tuple[str, ...] = ()
+  halves: tuple[str, ...] = ()
 
   def prefix(self, keys: Iterable[str]) -> str | None:
     """The prefix of the names in a file, or None if the file is of another form."""

@@ -80,24 +80,14 @@ class Llama(nn.Module):
       self.dtype,
       keep_bits=True,
     )
-    settings = (
-      self.heads,
-      self.kv_heads or self.heads,
-      self._channels,
-      self.ffn,
-      self.norm_eps,
-      (2 * self.layers) ** -0.5,
-      self.window,
-      self.attention,
-      self.dtype,
-    )
+    layer, settings = self._layer()
     if self.separate:
-      self.blocks = [Layer(*settings, name=f'layers_{i}') for i in range(self.layers)]
+      self.blocks = [layer(**settings, name=f'layers_{i}') for i in range(self.layers)]
     else:
       blocks = layers.stack(
-        self, Layer, self.layers, self.unroll, self.remat, scanned=1, broadcast=4
+        self, layer, self.layers, self.unroll, self.remat, 1, broadcast=4, records=self._records
       )
-      self.blocks = blocks(*settings, name='layers')
+      self.blocks = blocks(**settings, name='layers')
     self.norm = layers.RMSNorm(self.norm_eps, self.dtype)
     # The scale makes the first logits small, so that the loss starts at log(vocab).
     self.output = layers.Dense(
@@ -111,6 +101,22 @@ class Llama(nn.Module):
           (vocabulary.OUTPUT, (self.width, new), ('embed', None)),
         )
       )
+
+  _records = ()  # Collections in which layers store values.
+
+  def _layer(self) -> tuple[type['Layer'], dict[str, Any]]:
+    """The module of a layer, and its attributes."""
+    return Layer, dict(
+      heads=self.heads,
+      kv_heads=self.kv_heads or self.heads,
+      head_width=self._channels,
+      ffn=self.ffn,
+      eps=self.norm_eps,
+      scale=(2 * self.layers) ** -0.5,
+      window=self.window,
+      kernel=self.attention,
+      dtype=self.dtype,
+    )
 
   @property
   def _new_tokens(self) -> int:
@@ -277,9 +283,6 @@ class Layer(nn.Module):
       self.dtype,
       name='attention',
     )
-    feed_forward = layers.GatedMlp(
-      self.ffn, self.scale, self.dtype, ('embed', 'ffn'), name='feed_forward'
-    )
     attention_norm = layers.RMSNorm(self.eps, self.dtype, name='attention_norm')
     ffn_norm = layers.RMSNorm(self.eps, self.dtype, name='ffn_norm')
 
@@ -287,8 +290,14 @@ class Layer(nn.Module):
     x = placement.constrain(x, ('batch', None, None))
     attended, cache = attend(attention_norm(x), cache, layer, cos, sin, positions, segments)
     x = x + attended
-    x = x + feed_forward(ffn_norm(x))
+    x = x + self.mlp(ffn_norm(x), segments)
     return (x, cache), None
+
+  def mlp(self, x: jax.Array, segments: jax.Array | None) -> jax.Array:
+    """The feed-forward layer, [B,T,D] -> [B,T,D]."""
+    del segments
+    names = 'embed', 'ffn'
+    return layers.GatedMlp(self.ffn, self.scale, self.dtype, names, name='feed_forward')(x)
 
 
 class Attention(nn.Module):
@@ -372,18 +381,11 @@ SIZES = {
 }
 
 
-def _meta(settings: Any) -> list[foreign.Weight]:
-  block = []
-  for name in (
-    'attention/wq',
-    'attention/wk',
-    'attention/wv',
-    'attention/wo',
-    'feed_forward/w1',
-    'feed_forward/w2',
-    'feed_forward/w3',
-  ):
-    block += foreign.linear(name, name.replace('/', '.'), bias=False)
+def meta_weights(settings: Any, feed_forward: list[foreign.Weight]) -> list[foreign.Weight]:
+  """The table of Meta's names, with the rows of a feed-forward layer."""
+  block = [*feed_forward]
+  for name in ('wq', 'wk', 'wv', 'wo'):
+    block += foreign.linear(f'attention/{name}', f'attention.{name}', bias=False)
   for name in ('attention_norm', 'ffn_norm'):
     block += foreign.tensor(f'{name}/scale', f'{name}.weight', 'd -> d')
   return [
@@ -394,8 +396,20 @@ def _meta(settings: Any) -> list[foreign.Weight]:
   ]
 
 
+def _meta(settings: Any) -> list[foreign.Weight]:
+  feed_forward = []
+  for name in ('w1', 'w2', 'w3'):
+    feed_forward += foreign.linear(f'feed_forward/{name}', f'feed_forward.{name}', bias=False)
+  return meta_weights(settings, feed_forward)
+
+
 def _huggingface(settings: Any) -> list[foreign.Weight]:
-  block = []
+  return huggingface_weights(settings, foreign.gated_mlp('feed_forward', 'mlp'))
+
+
+def huggingface_weights(settings: Any, feed_forward: list[foreign.Weight]) -> list[foreign.Weight]:
+  """The table of the names of HF transformers, with the rows of a feed-forward layer."""
+  block = [*feed_forward]
   # transformers rotates channel i with i + C/2. Meta's code and ours rotate adjacent channels.
   for name, heads in (
     ('q', settings['heads']),
@@ -413,7 +427,6 @@ def _huggingface(settings: Any) -> list[foreign.Weight]:
     ('attention/wo', 'self_attn.o_proj'),
   ):
     block += foreign.linear(path, key, bias=False)
-  block += foreign.gated_mlp('feed_forward', 'mlp')
   for path, key in (
     ('attention_norm', 'input_layernorm'),
     ('ffn_norm', 'post_attention_layernorm'),
@@ -427,7 +440,14 @@ def _huggingface(settings: Any) -> list[foreign.Weight]:
   ]
 
 
-def _from_meta(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of_meta(
+  shapes: foreign.Shapes, config: Mapping[str, Any], rope_theta: float = 10000.0
+) -> dict[str, Any]:
+  """Settings from a config of Meta or of the official code; `rope_theta` is that of one without.
+
+  Raises:
+    SphinxError: a field is missing, or is none that the model computes.
+  """
   if config.get('use_scaled_rope'):
     raise errors.make(
       'params.json',
@@ -446,13 +466,18 @@ def _from_meta(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, A
     multiple_of=foreign_config.size(config, 'multiple_of', 256),
     ffn_multiplier=foreign_config.number(config, 'ffn_dim_multiplier'),
     norm_eps=foreign_config.number(config, 'norm_eps', 1e-5),
-    rope_theta=float(foreign_config.number(config, 'rope_theta', 10000.0)),
+    rope_theta=float(foreign_config.number(config, 'rope_theta', rope_theta)),
     rope_scaling=foreign_config.number(config, 'rope_scaling'),
     max_length=foreign_config.size(config, 'max_seq_len', _CONTEXT),
   )
 
 
-def _to_meta(settings: Mapping[str, Any]) -> dict[str, Any]:
+def config_of_meta(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """The config of the official code.
+
+  Raises:
+    SphinxError: the official code does not compute this model.
+  """
   if settings.get('window') is not None:
     raise errors.make(
       'params.json',
@@ -475,8 +500,10 @@ def _to_meta(settings: Mapping[str, Any]) -> dict[str, Any]:
   )
 
 
-def settings_of_huggingface(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Settings from a config of LLaMA or Mistral.
+def settings_of_huggingface(
+  config: Mapping[str, Any], norm_eps: float = 1e-6, rope_theta: float = 10000.0
+) -> dict[str, Any]:
+  """Settings from a config of LLaMA or Mistral; without these numbers in it, the defaults.
 
   Raises:
     SphinxError: a field is missing, or is none that the model computes.
@@ -497,7 +524,7 @@ def settings_of_huggingface(config: Mapping[str, Any]) -> dict[str, Any]:
     'max_position_embeddings',
     foreign_config.size(config, 'max_sequence_length', _CONTEXT),  # Its name in the first files.
   )
-  rope_theta, rope_scaling = _rope(config)
+  rope_theta, rope_scaling = _rope(config, rope_theta)
   ffn = dict(multiple_of=256, ffn_multiplier=None)
   if ffn_width(width, 256, None) != hidden:  # Round up to a multiple that is the whole width.
     ffn = dict(multiple_of=hidden, ffn_multiplier=min(1.0, hidden / int(8 * width / 3)))
@@ -508,7 +535,7 @@ def settings_of_huggingface(config: Mapping[str, Any]) -> dict[str, Any]:
     heads=heads,
     kv_heads=foreign_config.divisor(config, 'num_key_value_heads', heads),
     **ffn,
-    norm_eps=foreign_config.number(config, 'rms_norm_eps', 1e-6),
+    norm_eps=foreign_config.number(config, 'rms_norm_eps', norm_eps),
     rope_theta=rope_theta,
     rope_scaling=rope_scaling,
     window=_window(config, context),
@@ -522,12 +549,12 @@ def _window(config: Mapping[str, Any], context: int) -> int | None:
   Raises:
     SphinxError: a shorter window of a LLaMA, which transformers does not compute.
   """
-  kinds = (config.get('model_type'), *(config.get('architectures') or ()))
-  is_mistral = not {'mistral', _MISTRAL}.isdisjoint(kinds)
+  kinds = {config.get('model_type'), *(config.get('architectures') or ())}
+  is_mistral = bool({'mistral', _MISTRAL} & kinds)
   window = config.get('sliding_window', _MISTRAL_WINDOW if is_mistral else None)
   if window is None or foreign_config.size({'sliding_window': window}, 'sliding_window') >= context:
     return None
-  if not is_mistral:
+  if not is_mistral and 'mixtral' not in kinds:
     raise errors.make(
       'config.json',
       f'sliding_window {window} of a LLaMA',
@@ -537,8 +564,12 @@ def _window(config: Mapping[str, Any], context: int) -> int | None:
   return window
 
 
-def _rope(config: Mapping[str, Any]) -> tuple[float, float | None]:
+def _rope(config: Mapping[str, Any], default: float) -> tuple[float, float | None]:
   """Returns the base of the rotary frequencies, and the factor of positions or None.
+
+  Args:
+    config: of transformers.
+    default: the base of a config without one.
 
   transformers 5 writes `rope_parameters`, which has theta too. Older releases wrote `rope_theta`
   and `rope_scaling`, whose `rope_type` was called `type`.
@@ -572,7 +603,7 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, float | None]:
       'this rotary embedding is not supported',
     )
   theta = foreign_config.number(
-    config, 'rope_theta', foreign_config.number(rope, 'rope_theta', 10000.0)
+    config, 'rope_theta', foreign_config.number(rope, 'rope_theta', default)
   )
   if kind == 'default':
     return float(theta), None
@@ -580,7 +611,8 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, float | None]:
   return float(theta), 1 / foreign_config.number(rope, 'factor')
 
 
-def _to_huggingface(settings: Mapping[str, Any]) -> dict[str, Any]:
+def config_of_huggingface(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """The config of HF transformers."""
   scaling, rope_scaling = settings.get('rope_scaling'), None
   if scaling is not None:
     rope_scaling = {'type': 'linear', 'rope_type': 'linear', 'factor': 1 / scaling}
@@ -674,9 +706,9 @@ FORMS = {
     'LLaMA as Meta names it',
     'tok_embeddings.weight',
     _meta,
-    _from_meta,
+    settings_of_meta,
     unused=(r'rope\.freqs',),
-    config=_to_meta,
+    config=config_of_meta,
     configs={'params.json': META_FIELDS, 'config.json': META_FIELDS},
   ),
   'hf': foreign.Form(
@@ -685,7 +717,7 @@ FORMS = {
     _huggingface,
     lambda _, config: settings_of_huggingface(config),
     unused=(r'.*\.rotary_emb\.inv_freq',),
-    config=_to_huggingface,
+    config=config_of_huggingface,
     configs={'config.json': HUGGINGFACE_FIELDS},
   ),
 }
