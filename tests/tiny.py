@@ -147,8 +147,8 @@ def crash():
   raise RuntimeError('as if killed')
 
 
-def run(config, params=None, steps=20, batch_at=make_batch):
-  """Loss and gradient norm of every step, and the parameters after the last.
+def run(config, params=None, steps=20, batch_at=make_batch, names=('loss', 'grad_norm')):
+  """Some metrics of every step, and the parameters after the last.
 
   Writes no files but `config.cache_features`.
   """
@@ -169,5 +169,5 @@ def run(config, params=None, steps=20, batch_at=make_batch):
     for _ in range(steps):
       batch, _ = features.next(current.params) if config.cache_features else next(batches)
       current, metrics = update(current, placement.put(batch, program.batch_sharding))
-      losses.append((float(metrics['loss']), float(metrics['grad_norm'])))
+      losses.append(tuple(float(metrics[name]) for name in names))
   return losses, trees.flatten(jax.tree.map(np.asarray, current.params))

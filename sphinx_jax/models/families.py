@@ -220,6 +220,19 @@ def part_names(config: ml_collections.ConfigDict) -> set[str]:
   return {name[1] if name[0] in groups else name[0] for name in names}
 
 
+def active_share(config: ml_collections.ConfigDict) -> float:
+  """The share of the experts that compute a position; 1 without experts."""
+  return config.llm.get('experts_per_token', 1) / config.llm.get('experts', 1)
+
+
+def count_active(config: ml_collections.ConfigDict) -> int:
+  """The number of parameters that compute a position of text, those of the embedding included."""
+  shapes = trees.flatten(abstract_params(config)['llm'])
+  axes = trees.flatten(logical_axes(config)['llm'])
+  share = lambda path: active_share(config) if 'experts' in axes[path] else 1
+  return round(sum(math.prod(leaf.shape) * share(path) for path, leaf in shapes.items()))
+
+
 def visual_tokens(config: ml_collections.ConfigDict) -> int:
   """Sequence positions of one image; 0 for a language model alone.
 

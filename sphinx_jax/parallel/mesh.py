@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from sphinx_jax.core import errors
@@ -60,9 +61,12 @@ def make_mesh(
       'a multiple of the other axes, and at most one -1' if -1 in shape else f'{abs(needed)}',
       'change --config.mesh.data, fsdp, tensor or expert so that their product fits',
     )
-  return jax.make_mesh(
-    shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:needed]
-  )
+  types, devices = (AxisType.Auto,) * len(AXES), devices[:needed]
+  try:
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+  except NotImplementedError:  # 8 devices are no product of whole axes of a torus of 4 x 4 x 4.
+    arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(arranged, AXES, axis_types=types)
 
 
 def _resolve(shape: tuple[int, ...], devices: int) -> tuple[int, ...]:

@@ -92,6 +92,7 @@ def test_the_mixture_alone_has_the_parameters_of_the_official_module():
   leaves = trees.flatten(families.abstract_params(variants.language_model(_MIXTRAL)))
   assert sum(math.prod(leaf.shape) for leaf in leaves.values()) == 46_702_792_704
   assert RECORDED['mixtral']['of_32_layers'] == 46_702_792_704
+  assert families.count_active(variants.language_model(_MIXTRAL)) == 12_879_925_248
 
 
 def test_seven_billion_differ_from_thirteen_in_width_and_layers_alone():
