@@ -6,34 +6,10 @@ import pytest
 
 from sphinx_jax.core import trees
 from sphinx_jax.run import Program
-from tests.tiny import run, tiny
+from tests.tiny import MIXTURE, mixture, run
 
-EXPERTS = 4
-LLM = dict(
-  name='mixtral',
-  vocab=32,
-  width=16,
-  layers=2,
-  heads=4,
-  kv_heads=2,
-  hidden=8,
-  experts=EXPERTS,
-  experts_per_token=2,
-  balance_weight=0.1,
-)
 # The counts of choices are whole numbers: the routers choose alike, or these differ.
-NAMES = ('loss', 'grad_norm', *(f'mean/router/share_{i}' for i in range(EXPERTS)))
-
-
-def mixture(data=1, fsdp=1, tensor=1, expert=1, **changes):
-  config = tiny()
-  with config.unlocked():
-    config.model.llm = LLM
-    config.mesh.expert = expert
-  config.update_from_flattened_dict(
-    {'mesh.data': data, 'mesh.fsdp': fsdp, 'mesh.tensor': tensor, **changes}
-  )
-  return config
+NAMES = ('loss', 'grad_norm', *(f'mean/router/share_{i}' for i in range(MIXTURE['experts'])))
 
 
 @pytest.fixture(scope='module')
@@ -64,7 +40,7 @@ def assert_same(result, expected):
   ids=str,
 )
 def test_any_mesh_gives_the_losses_choices_and_parameters_of_one_device(one_device, params, sizes):
-  assert_same(run(mixture(**sizes), params, names=NAMES), one_device)
+  assert_same(run(mixture(sizes), params, names=NAMES), one_device)
 
 
 def test_a_device_computes_all_rows_if_the_router_chooses_only_its_experts(params):
@@ -77,11 +53,11 @@ def test_a_device_computes_all_rows_if_the_router_chooses_only_its_experts(param
   expected = run(mixture(), **few)
   share = lambda line: np.divide(line[2:], np.sum(line[2:]))
   np.testing.assert_allclose(share(expected[0][0]), [0.5, 0.5, 0, 0], atol=1e-6)
-  assert_same(run(mixture(data=2, expert=4), **few), expected)
+  assert_same(run(mixture(dict(data=2, expert=4)), **few), expected)
 
 
 def test_microbatches_and_remat_compute_the_same(params, one_device):
   changes = {'model.remat': 'dots', 'optimizer.accumulate': 2, 'model.llm.balance_weight': 0.0}
   plain = run(mixture(**{'model.llm.balance_weight': 0.0}), params, steps=3)
-  accumulated = run(mixture(expert=2, **changes), params, steps=3)
+  accumulated = run(mixture(dict(expert=2), **changes), params, steps=3)
   assert_same(accumulated, plain)

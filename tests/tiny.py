@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import types
 
 import jax
 import numpy as np
@@ -64,6 +65,29 @@ def tiny(**changes) -> ConfigDict:
       validation=dict(real=source),
     )
   )
+  config.update_from_flattened_dict(changes)
+  return config.lock()
+
+
+MIXTURE = dict(
+  name='mixtral',
+  vocab=32,
+  width=16,
+  layers=2,
+  heads=4,
+  kv_heads=2,
+  hidden=8,
+  experts=4,
+  experts_per_token=2,
+  balance_weight=0.1,
+)
+
+
+def mixture(mesh=types.MappingProxyType({}), **changes) -> ConfigDict:
+  """`tiny` with a mixture of experts, on a mesh of these axes."""
+  config = tiny().unlock()
+  config.model.llm = MIXTURE
+  config.mesh.update({'expert': 1, **mesh})
   config.update_from_flattened_dict(changes)
   return config.lock()
 

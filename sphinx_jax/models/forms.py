@@ -31,7 +31,7 @@ HUGGINGFACE = {'llama': llama.FORMS['hf'], 'mixtral': mixtral.FORMS['mixtral_hf'
 def is_transformers(part: str, name: str) -> bool:
   """Whether HF transformers loads a folder of this form as a model."""
   if part == 'llm':
-    return FORMS['llm'][name] in HUGGINGFACE.values()
+    return FORMS['llm'].get(name) in HUGGINGFACE.values()
   return part == 'model' and name in FORMS['model']
 
 
