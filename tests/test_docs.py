@@ -29,6 +29,7 @@ ELSEWHERE = {
   'python -m sphinx_jax.mix_weights': 'tests/checkpoint/foreign/test_mixing.py',
   f'{CHAT}BASE --adapter=DIR': 'tests/test_adapter_commands.py',
   'python -m sphinx_jax.prepare': 'tests/test_prepare.py',
+  'python -m sphinx_jax.upcycle': 'tests/checkpoint/test_upcycled.py',
   'python -m sphinx_jax.recipe --config=mini_idefics': 'tests/test_mini_idefics.py',
   'python -m sphinx_jax.peek --config=stage2': 'tests/test_peek.py',
   f'{EVALUATE}DIR --benchmarks': 'tests/test_evaluate.py',

@@ -55,6 +55,11 @@ class Weight:
   layers: tuple[int, ...] | None = None
   part: tuple[Any, ...] = ()
 
+  @property
+  def expert(self) -> int | None:
+    """The expert whose tensor it is; None: it is no tensor of a single expert."""
+    return self.part[0] if self.part and isinstance(self.part[0], int) else None
+
   def places(self) -> Iterator[tuple[tuple[Any, ...], str]]:
     """Yields (index into the native parameter, foreign name) of every tensor."""
     if self.layers is None:

@@ -125,7 +125,7 @@ def _factors_of_layer(
     modules: name -> (part -> matrix, scale).
     shape: [in,*features] of the layer, or [experts,in,out].
   """
-  if isinstance(next(iter(weights[0][0].part), None), int):  # An expert has a module of its own.
+  if weights[0][0].expert is not None:  # An expert has a module of its own.
     of_experts = [
       _factors_of_layer([(dataclasses.replace(weight, part=()), key)], modules, shape[1:])
       for weight, key in weights
