@@ -108,6 +108,7 @@ LLM = values.Alternatives(
     'ffn_multiplier': values.optional_or_none(
       values.number('factor of the feed-forward width', high=1e3, without=(0,))
     ),
+    'attention_bias': values.optional(values.flag('the linear layers of attention have biases')),
   },
   mixtral={
     **_LLAMA,

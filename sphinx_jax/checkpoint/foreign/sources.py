@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from sphinx_jax.models import foreign, foreign_config, forms, multimodal, varian
 # Written beside the files of an official folder that we export: the whole model config.
 SIDECAR = 'sphinx_jax.json'
 _MAX_SHOWN = 10  # Fields of a config in an error.
-_EMBEDDING = re.compile(r'(.*\.)?(tok_embeddings|embed_tokens)\.weight')
+_EMBEDDING = re.compile(r'(.*\.)?(tok_embeddings|embed_tokens|embedding)\.weight')
 _PICKLE_INDEX = 'pytorch_model.bin.index.json'
 _TRAINER_FILES = re.compile(
   r'(training_args|optimizer|scheduler|scaler|rng_state|random_states).*|.*optim_states\.pt'
@@ -483,13 +483,13 @@ def _open_part(
     if prefix is None:
       continue
     who = f"source '{shared['path']}' ({form.kind})"
-    inside = _in_halves(
-      {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)},
-      form.halves,
-    )
+    inside = {
+      key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)
+    }
     config, fields = _read_config(folders, form.configs)
     beside = {file: _read_json(folders[0] / file) for file in form.beside}
     config |= {file: contents for file, contents in beside.items() if contents}
+    inside = _in_pieces(inside, form.pieces(config))
     settings = read_settings(form, _shapes(inside), config, fields, who)
     if part == 'model':
       settings = multimodal.model_config(settings, compute_dtype(inside))
@@ -524,24 +524,23 @@ def _open_part(
   )
 
 
-def _in_halves(tensors: Mapping[str, Tensor], patterns: Sequence[str]) -> dict[str, Tensor]:
-  """Replaces tensors by their halves along the second dimension, see `foreign.Form`."""
+def _in_pieces(tensors: Mapping[str, Tensor], pieces: foreign.Pieces) -> dict[str, Tensor]:
+  """Replaces tensors by their pieces, see `foreign.Form`."""
   found = {}
   for key, tensor in tensors.items():
-    if not any(re.fullmatch(pattern, key) for pattern in patterns):
+    names = next((value for name, value in pieces.items() if re.fullmatch(name, key)), None)
+    if names is None:
       found[key] = tensor
       continue
-    half = tensor.shape[1] // 2
-    shape = (tensor.shape[0], half, *tensor.shape[2:])
-    for number in (0, 1):
-      rows = slice(number * half, (number + 1) * half)
-      read = functools.partial(_read_rows, tensor, rows)
-      found[f'{key}[{number}]'] = Tensor(shape, tensor.dtype, read)
+    whole = np.broadcast_to(np.zeros((), tensor.dtype), tensor.shape)  # It takes no memory.
+    for name, take in names.items():
+      read = functools.partial(_read_piece, tensor, take)
+      found[f'{key}[{name}]'] = Tensor(take(whole).shape, tensor.dtype, read)
   return found
 
 
-def _read_rows(tensor: Tensor, rows: slice) -> np.ndarray:
-  return tensor.read()[:, rows]
+def _read_piece(tensor: Tensor, take: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+  return np.ascontiguousarray(take(tensor.read()))
 
 
 def _check_tensors(

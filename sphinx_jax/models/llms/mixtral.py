@@ -151,9 +151,9 @@ def _huggingface(settings: Any) -> list[foreign.Weight]:
 def _fused(settings: Any) -> list[foreign.Weight]:
   mixture = _gate('mlp.gate')
   for name, key, pattern in (
-    ('w1', 'gate_up_proj[0]', 'x f d -> x d f'),
+    ('w1', 'gate_up_proj[gate]', 'x f d -> x d f'),
     ('w2', 'down_proj', 'x d f -> x f d'),
-    ('w3', 'gate_up_proj[1]', 'x f d -> x d f'),
+    ('w3', 'gate_up_proj[up]', 'x f d -> x d f'),
   ):
     mixture += foreign.tensor(f'feed_forward/{name}/kernel', f'mlp.experts.{key}', pattern)
   return llama.huggingface_weights(settings, mixture)
@@ -248,6 +248,8 @@ def _to_huggingface(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _CLASS = 'MixtralForCausalLM'
+# [experts,2*F,D]: the rows of w1 come first, then those of w3.
+_HALVES = {'gate': lambda x: x[:, : x.shape[1] // 2], 'up': lambda x: x[:, x.shape[1] // 2 :]}
 OFFICIAL_FIELDS = foreign_config.Fields(
   used=(
     *(name for name in llama.META_FIELDS.used if name not in ('multiple_of', 'ffn_dim_multiplier')),
@@ -324,6 +326,6 @@ FORMS = {
     _fused,
     _from_huggingface,
     configs={'config.json': _HUGGINGFACE_FIELDS},
-    halves=(r'.*\.mlp\.experts\.gate_up_proj',),
+    pieces=lambda config: {r'.*\.mlp\.experts\.gate_up_proj': _HALVES},
   ),
 }
