@@ -8,6 +8,7 @@ import pytest
 from sphinx_jax import convert, few_bits, run, train
 from sphinx_jax.checkpoint import bundle, merged, store
 from sphinx_jax.checkpoint.foreign import adapters as peft, native_adapters, safetensors
+from sphinx_jax.configs import mini
 from sphinx_jax.core import errors, trees
 from sphinx_jax.models import adapters, families, quantized, stored
 from tests import test_dpo
@@ -141,6 +142,18 @@ def test_an_adapter_of_experts_goes_to_peft_and_back(runs, tmp_path):
   assert back.keys() == saved.keys()
   for path, array in back.items():
     np.testing.assert_array_equal(array.read(()), saved[path], err_msg=path)
+
+
+def test_the_laptop_recipe_has_as_many_active_parameters_with_experts():
+  dense, moe = (
+    run.training_run(mini.get_config(arg), 'stage2').model for arg in ('', 'moe,siglip')
+  )
+  routers = 3 * 128 * 4  # The layers, the width and the experts.
+  assert families.count_active(moe) == families.count_active(dense) + routers
+  assert 'siglip' in moe.encoders and moe.llm.experts == 4
+  for stage in ('real', 'synthetic', 'stage2'):
+    config = run.training_run(mini.get_config('moe,quick'), stage)
+    assert run.Program(config).state.trained['llm']['layers']['feed_forward']['gate']
 
 
 def test_dropout_in_adapters_of_experts_is_refused(runs):

@@ -20,6 +20,7 @@ from sphinx_jax.parallel import placement, rules
 
 ROUTER = 'router'  # Collection of what training takes from every router.
 CHOICES = 'choices'  # Collection of the choices themselves.
+MORE_ROUNDS = 'more_rounds'  # Scope of loops that an even choice does not enter.
 _NAMES = ('experts', 'expert_embed', 'ffn')
 _MATRICES = ('w1', 'w2', 'w3')
 # Rows that a device sends to another one at a time, over those of an even choice.
@@ -243,8 +244,10 @@ def _local(
   x: jax.Array, index: jax.Array, weight: jax.Array, matrices: Matrices, kernel: str
 ) -> jax.Array:
   """`mix` with all experts at hand."""
-  order = _Order.of(index, matrices)
-  rows = _gated_mlps(_spread(_flat(x), order), order.sizes, matrices, kernel)
+  order = _Order.of(index.reshape(-1), _count(matrices))
+  spare = grouped.slack(len(order.order), kernel)
+  rows = _spread(_flat(x), order, spare)
+  rows = _gated_mlps(rows, order.sizes, matrices, kernel, spare)
   return _combine(rows, order, weight, x)
 
 
@@ -257,9 +260,8 @@ def _exchanged(
   than there are on average. A second round is only needed if the router is unbalanced.
   """
   devices = jax.lax.axis_size('expert')
-  experts = devices * _count(matrices)
-  order = _Order.of(index, matrices, experts)
-  rows = _spread(_flat(x), order)
+  order = _Order.of(index.reshape(-1), devices * _count(matrices))
+  rows = _spread(_flat(x), order, 0)
   room = min(math.ceil(len(rows) / devices * _ROOM), len(rows))
   exchange = _Exchange(order.sizes.reshape(devices, -1), room)
   first = exchange.sent(0, rows)
@@ -284,13 +286,19 @@ class _Order(NamedTuple):
   sizes: jax.Array
 
   @classmethod
-  def of(cls, index: jax.Array, matrices: Matrices, experts: int | None = None) -> '_Order':
-    """The order of choices int32[B,T,k]."""
-    experts = experts or _count(matrices)
-    choices = index.reshape(-1)
-    order = jnp.argsort(choices, stable=True)
-    sizes = (choices[:, None] == jnp.arange(experts)).sum(axis=0, dtype=jnp.int32)
-    return cls(order, jnp.argsort(order), sizes)
+  def of(cls, choices: jax.Array, experts: int) -> '_Order':
+    """The order of choices int32[rows], equal ones as they are. Counting is faster than sorting."""
+    is_chosen = (choices[:, None] == jnp.arange(experts)).astype(jnp.int32)
+    counts = jnp.cumsum(is_chosen, axis=0)
+    sizes = counts[-1]
+    places = jnp.cumsum(sizes) - sizes + counts - 1
+    inverse = (places * is_chosen).sum(axis=1)
+    order = (
+      jnp.zeros_like(choices)
+      .at[inverse]
+      .set(jnp.arange(len(choices), dtype=choices.dtype), unique_indices=True)
+    )
+    return cls(order, inverse, sizes)
 
 
 def _count(matrices: Matrices) -> int:
@@ -303,17 +311,18 @@ def _flat(x: jax.Array) -> jax.Array:
   return x.reshape(-1, x.shape[-1])
 
 
-@jax.custom_vjp
-def _spread(x: jax.Array, order: _Order) -> jax.Array:
-  """x [tokens,D] as the rows of its choices [rows,D]. The gradient takes rows, and adds none."""
-  return x[order.order // (len(order.order) // len(x))]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _spread(x: jax.Array, order: _Order, spare: int) -> jax.Array:
+  """x [tokens,D] as the rows of its choices [rows+spare,D]. The gradient takes rows, adds none."""
+  return x[jnp.pad(order.order, (0, spare)) // (len(order.order) // len(x))]
 
 
-def _spread_forward(x: jax.Array, order: _Order) -> tuple[jax.Array, tuple]:
-  return _spread(x, order), (order, x.shape)
+def _spread_forward(x: jax.Array, order: _Order, spare: int) -> tuple[jax.Array, tuple]:
+  return _spread(x, order, spare), (order, x.shape)
 
 
-def _spread_backward(kept: tuple, gradient: jax.Array) -> tuple[jax.Array, None]:
+def _spread_backward(spare: int, kept: tuple, gradient: jax.Array) -> tuple[jax.Array, None]:
+  del spare
   order, shape = kept
   return gradient[order.inverse].reshape(shape[0], -1, shape[1]).sum(axis=1), None
 
@@ -323,7 +332,10 @@ _spread.defvjp(_spread_forward, _spread_backward)
 
 @jax.custom_vjp
 def _permute(x: jax.Array, order: jax.Array, inverse: jax.Array) -> jax.Array:
-  """The rows of x in an order, whose inverse is given for the gradient."""
+  """The rows of x in an order, whose inverse is given for the gradient.
+
+  The longer one of both has spare entries at its end.
+  """
   del inverse
   return x[order]
 
@@ -336,20 +348,27 @@ _permute.defvjp(
 
 def _combine(rows: jax.Array, order: _Order, weight: jax.Array, like: jax.Array) -> jax.Array:
   """The weighted sum [B,T,D] of the rows of each position's choices."""
-  of_choices = _permute(rows, order.inverse, order.order).reshape(*weight.shape, -1)
-  return jnp.einsum('btkd,btk->btd', of_choices, weight).astype(like.dtype)
+  spare = len(rows) - len(order.order)
+  of_choices = _permute(rows, order.inverse, jnp.pad(order.order, (0, spare)))
+  of_choices = of_choices.reshape(*weight.shape, -1)
+  return (of_choices * weight[..., None]).sum(axis=-2).astype(like.dtype)
 
 
-def _gated_mlps(rows: jax.Array, sizes: jax.Array, matrices: Matrices, kernel: str) -> jax.Array:
-  """w2(silu(w1 x) * w3 x) of rows [rows,D] that are sorted by expert, int32[experts] of each."""
+def _gated_mlps(
+  rows: jax.Array, sizes: jax.Array, matrices: Matrices, kernel: str, spare: int
+) -> jax.Array:
+  """w2(silu(w1 x) * w3 x) of rows [rows,D] that are sorted by expert, int32[experts] of each.
+
+  The last ones are spare, see `grouped.product`.
+  """
 
   def product(name: str, x: jax.Array) -> jax.Array:
     leaves = matrices[name]
     frozen = {leaf: array for leaf, array in leaves.items() if leaf not in adapters.LEAVES}
-    out = grouped.product(x, frozen, sizes, kernel)
+    out = grouped.product(x, frozen, sizes, kernel, spare)
     if adapters.A in leaves:
       for leaf in (adapters.A, adapters.B):
-        x = grouped.product(x, {adapters.KERNEL: leaves[leaf]}, sizes, kernel)
+        x = grouped.product(x, {adapters.KERNEL: leaves[leaf]}, sizes, kernel, spare)
       out += x
     return checkpoint_name(out, 'product')
 
@@ -404,10 +423,12 @@ def _round(sent: jax.Array, sizes: jax.Array, matrices: Matrices, kernel: str) -
   devices, room, width = received.shape
   # The rows of each device are sorted by expert; those without one are behind them.
   expert = (jnp.arange(room)[:, None] >= jnp.cumsum(sizes, axis=1)[:, None]).sum(axis=-1)
-  order = jnp.argsort(expert.reshape(-1), stable=True)
-  inverse, sizes = jnp.argsort(order), sizes.sum(axis=0)
+  order, inverse, sizes = _Order.of(expert.reshape(-1), sizes.shape[1] + 1)
+  sizes = sizes[:-1]
+  spare = grouped.slack(len(order), kernel)
+  order = jnp.pad(order, (0, spare))
   rows = _permute(received.reshape(-1, width), order, inverse)
-  out = _gated_mlps(rows, sizes, matrices, kernel)
+  out = _gated_mlps(rows, sizes, matrices, kernel, spare)
   out = jnp.where((jnp.arange(len(out)) < sizes.sum())[:, None], out, 0)
   with jax.named_scope('exchange'):
     return trade(_permute(out, inverse, order).reshape(devices, room, width))
@@ -429,7 +450,7 @@ def _more_rounds(
     back = _round(*exchange.sent(number, rows), matrices, kernel)
     return exchange.put(number, out, back)
 
-  with jax.named_scope('more_rounds'):
+  with jax.named_scope(MORE_ROUNDS):
     return jax.lax.fori_loop(1, rounds, body, jnp.zeros_like(rows))
 
 
@@ -461,7 +482,7 @@ def _more_backward(room: int, kernel: str, kept: tuple, gradient: jax.Array) -> 
     of_sent, of_round = pull(exchange.sent(number, gradient)[0])
     return exchange.put(number, of_rows, of_sent), jax.tree.map(jnp.add, of_floats, of_round)
 
-  with jax.named_scope('more_rounds'):
+  with jax.named_scope(MORE_ROUNDS):
     start = jnp.zeros_like(rows), jax.tree.map(jnp.zeros_like, floats)
     of_rows, of_floats = jax.lax.fori_loop(1, rounds, body, start)
   of_matrices = {

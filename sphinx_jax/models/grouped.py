@@ -50,7 +50,14 @@ def choose(kernel: str, platform: str) -> str:
   return kernel
 
 
-def product(x: jax.Array, leaves: Leaves, sizes: jax.Array, kernel: str) -> jax.Array:
+def slack(rows: int, kernel: str) -> int:
+  """Rows behind those of all groups that a kernel writes to; `product` adds those that lack."""
+  return _BLOCK if kernel == 'blocks' and rows > _FEW else 0
+
+
+def product(
+  x: jax.Array, leaves: Leaves, sizes: jax.Array, kernel: str, spare: int = 0
+) -> jax.Array:
   """The product of every row with the matrix of its group.
 
   Args:
@@ -60,12 +67,17 @@ def product(x: jax.Array, leaves: Leaves, sizes: jax.Array, kernel: str) -> jax.
     sizes: int32[groups], rows of each group. There may be groups without rows, and rows beyond the
       last group.
     kernel: name in `KERNELS`.
+    spare: rows at the end of x that are of no group, whatever the sizes.
 
   Returns:
     [rows,out] in the dtype of x. Rows beyond the last group are undefined, and so is the gradient
     that they get.
   """
-  return KERNELS[kernel](x, dict(leaves), sizes)
+  missing = max(slack(len(x) - spare, kernel) - spare, 0)
+  if not missing:
+    return KERNELS[kernel](x, dict(leaves), sizes)
+  padded = jnp.pad(x, ((0, missing), (0, 0)))
+  return KERNELS[kernel](padded, dict(leaves), sizes)[: len(x)]
 
 
 def loop(x: jax.Array, leaves: Leaves, sizes: jax.Array) -> jax.Array:
@@ -91,7 +103,7 @@ def ragged(x: jax.Array, leaves: Leaves, sizes: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp)
 def by_blocks(x: jax.Array, leaves: dict[str, jax.Array], sizes: jax.Array) -> jax.Array:
-  """Group after group, in blocks of rows. Arguments as of `product`.
+  """Group after group, in blocks of rows. Arguments as of `product`, with `slack` spare rows.
 
   A block may reach into the next group, whose rows are computed later and replace it. So the work
   exceeds that of the rows by less than one block for each group. Of few rows, only the matrices of
@@ -103,13 +115,11 @@ def by_blocks(x: jax.Array, leaves: dict[str, jax.Array], sizes: jax.Array) -> j
 
   def of_group(group: jax.Array, out: jax.Array) -> jax.Array:
     matrix = _one(leaves, group)
-    of_block = lambda block, out: _put(out, _multiply(block.cut(padded), matrix), block)
+    of_block = lambda block, out: _put(out, _multiply(block.cut(x), matrix), block)
     return _each_block(sizes, size, group, of_block, out)
 
   size = _block_size(x, sizes)
-  padded = _pad(x, size)
-  zeros = jnp.zeros((len(padded), width), x.dtype)
-  return jax.lax.fori_loop(0, len(sizes), of_group, zeros)[: len(x)]
+  return jax.lax.fori_loop(0, len(sizes), of_group, jnp.zeros((len(x), width), x.dtype))
 
 
 def _forward(x: Any, leaves: dict[str, Any], sizes: Any) -> tuple[jax.Array, tuple]:
@@ -122,7 +132,11 @@ def _forward(x: Any, leaves: dict[str, Any], sizes: Any) -> tuple[jax.Array, tup
 def _backward(kept: tuple, gradient: jax.Array) -> tuple:
   x, leaves, sizes, trained = kept
   size = _block_size(x, sizes)
-  padded, padded_gradient = _pad(x, size), _pad(gradient, size)
+  if len(x) <= _FEW:
+    rows = len(x)
+    x, gradient = (jnp.pad(a, ((0, size), (0, 0))) for a in (x, gradient))
+    of_x, *others = _backward((x, leaves, sizes, trained), gradient)
+    return of_x[:rows], *others
 
   def of_group(group: jax.Array, totals: tuple) -> tuple:
     of_x, of_kernels = totals
@@ -130,7 +144,7 @@ def _backward(kept: tuple, gradient: jax.Array) -> tuple:
 
     def of_block(block: _Block, totals: tuple) -> tuple:
       of_x, of_kernel = totals
-      rows, own = block.cut(padded), block.cut(padded_gradient)
+      rows, own = block.cut(x), block.cut(gradient)
       (part,) = jax.vjp(lambda rows: _multiply(rows, matrix), rows)[1](own)
       of_x = _put(of_x, part, block)
       if trained is not None:
@@ -148,11 +162,11 @@ def _backward(kept: tuple, gradient: jax.Array) -> tuple:
     return of_x, of_kernels
 
   of_kernels = None if trained is None else jnp.zeros_like(leaves[KERNEL])
-  zeros = jnp.zeros_like(padded)
+  zeros = jnp.zeros_like(x)
   of_x, of_kernels = jax.lax.fori_loop(0, len(sizes), of_group, (zeros, of_kernels))
   none = {name: _no_gradient(leaf) for name, leaf in leaves.items()}
   of_leaves = none if trained is None else {KERNEL: of_kernels}
-  return of_x[: len(x)], of_leaves, _no_gradient(sizes)
+  return of_x, of_leaves, _no_gradient(sizes)
 
 
 by_blocks.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -192,10 +206,6 @@ def _each_block(sizes: jax.Array, size: int, group: jax.Array, body: Any, carry:
 
 def _put(out: jax.Array, part: jax.Array, block: _Block) -> jax.Array:
   return jax.lax.dynamic_update_slice_in_dim(out, part, block.start, 0)
-
-
-def _pad(x: jax.Array, rows: int) -> jax.Array:
-  return jnp.pad(x, ((0, rows), (0, 0)))
 
 
 def _block_size(x: jax.Array, sizes: jax.Array) -> int:

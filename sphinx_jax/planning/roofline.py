@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sphinx_jax.core import trees
+from sphinx_jax.models.experts import MORE_ROUNDS
 from sphinx_jax.parallel import rules
 from sphinx_jax.planning.compiler_dumps import Collective
 from sphinx_jax.planning.flops import Flops
@@ -134,10 +135,13 @@ def _weights(program: Any) -> Iterator[tuple[bool, float, int]]:
 def ici_bytes(collectives: Sequence[Collective]) -> float:
   """Returns the bytes that one device receives in an update, from the compiled collectives.
 
-  An all-reduce counts twice, because it scatters and gathers.
+  An all-reduce counts twice, because it scatters and gathers. The loops for uneven choices of
+  experts do not count.
   """
   total = 0.0
   for item in collectives:
+    if MORE_ROUNDS in item.loop:
+      continue
     passes = 2 if item.kind == 'all-reduce' else 1
     total += passes * item.trips * item.nbytes
   return total
