@@ -56,6 +56,7 @@ def test_a_device_computes_all_rows_if_the_router_chooses_only_its_experts(param
   assert_same(run(mixture(dict(data=2, expert=4)), **few), expected)
 
 
+@pytest.mark.slow  # Each is tested with dense models, and without experts on several devices.
 def test_microbatches_and_remat_compute_the_same(params, one_device):
   changes = {'model.remat': 'dots', 'optimizer.accumulate': 2, 'model.llm.balance_weight': 0.0}
   plain = run(mixture(**{'model.llm.balance_weight': 0.0}), params, steps=3)

@@ -112,6 +112,7 @@ def test_a_checkpoint_in_few_bits_computes_as_its_widened_weights(runs, tmp_path
   np.testing.assert_allclose(states(config, held), states(config, wide), atol=2e-5)
 
 
+@pytest.mark.slow  # On one device in the run above, and on a mesh without adapters elsewhere.
 def test_adapters_of_quantized_experts_learn_the_same_on_a_mesh(runs):
   base, _ = runs
   one = tiny_run(lora(base), run.Program(lora(base)).load(base), steps=3)

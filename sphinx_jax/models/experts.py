@@ -22,10 +22,9 @@ ROUTER = 'router'  # Collection of what training takes from every router.
 CHOICES = 'choices'  # Collection of the choices themselves.
 MORE_ROUNDS = 'more_rounds'  # Scope of loops that an even choice does not enter.
 _NAMES = ('experts', 'expert_embed', 'ffn')
-_MATRICES = ('w1', 'w2', 'w3')
 # Rows that a device sends to another one at a time, over those of an even choice.
 _ROOM = 1.25
-Matrices = Mapping[str, Mapping[str, jax.Array]]  # Name in _MATRICES -> its arrays.
+Matrices = Mapping[str, Mapping[str, jax.Array]]  # 'w1', 'w2', 'w3' -> arrays of `Stack`.
 
 
 class Routes(NamedTuple):
@@ -257,7 +256,8 @@ def _exchanged(
   """`mix` on a device with some of the experts, inside `shard_map` over the axis `expert`.
 
   Rows are exchanged in rounds, in which each device has room for a few more rows of another one
-  than there are on average. A second round is only needed if the router is unbalanced.
+  than there are on average. Further rounds are only needed if the router is unbalanced; their
+  gradient computes them a second time.
   """
   devices = jax.lax.axis_size('expert')
   order = _Order.of(index.reshape(-1), devices * _count(matrices))

@@ -113,7 +113,8 @@ def _router(model: multimodal.Multimodal, records: Mapping) -> dict[str, jax.Arr
   of_layers = trees.flatten(records.get(experts.ROUTER, {}))
   found = {path.rpartition('/')[2]: values.mean(axis=0) for path, values in of_layers.items()}
   if found:
-    weight = model.config.llm.get('balance_weight', 0.1)
+    llm = model.config.llm
+    weight = llm.get('balance_weight', multimodal.LLMS[llm.name].balance_weight)
     found['penalty'] = weight * found['balance']
   return found
 

@@ -37,7 +37,7 @@ VARIANTS = {
   ),
 }
 # Official names of language models alone.
-TEXT = ('llama', 'mixtral', 'mixtral_sparse')
+TEXT = ('mixtral', 'mixtral_sparse')
 # Encoder -> prefix of its official names, and the form of the names after the prefix.
 ENCODERS = {
   'clip': ('clip.', clip.FORMS['open_clip']),

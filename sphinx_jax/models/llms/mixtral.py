@@ -195,7 +195,7 @@ def _from_official(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[st
 def _from_base(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
   settings = _from_official(shapes, config)
   # The official code multiplies by the weight in the layer and again in the trainer.
-  return settings | {'balance_weight': settings.get('balance_weight', 0.1) ** 2}
+  return settings | {'balance_weight': settings.get('balance_weight', Mixtral.balance_weight) ** 2}
 
 
 def _from_mistral(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from sphinx_jax import convert
 from sphinx_jax.checkpoint import stream
 from sphinx_jax.checkpoint.foreign import assemble, pth_writer, safetensors, shards, sources
 from sphinx_jax.core import errors
-from sphinx_jax.models import variants
 from tests import release
 
 GOLDEN = pathlib.Path(__file__).parents[2] / 'golden' / 'models'
@@ -209,7 +208,6 @@ def test_configs_that_do_not_fit_are_refused(tmp_path, folder, changes, words):
 
 
 def test_a_fresh_model_takes_its_variant_from_the_language_model():
-  assert variants.TEXT == ('llama', 'mixtral', 'mixtral_sparse')
   assert 'give the weights of clip, convnext, dinov2, qformer too' in refused(
     HF, variant='mixtral_sparse_ens'
   )
