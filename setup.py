@@ -18,7 +18,7 @@ setuptools.setup(
     'sphinx_jax.configs',
   ],
   package_dir={'sphinx_jax.configs': 'configs'},
-  package_data={'sphinx_jax.report': ['*.html']},
+  package_data={'sphinx_jax.report': ['*.html'], 'sphinx_jax.serving': ['page/*']},
   python_requires='>=3.11',
   classifiers=[
     'Programming Language :: Python :: 3.11',  # The version that is tested.
@@ -64,6 +64,16 @@ setuptools.setup(
     'convert': ['torch==2.13.0', 'transformers==5.23.0'],
     'video': ['av'],
     'wandb': ['wandb'],
+    # For sphinx_jax.serve and for `evaluate --server`.
+    'serve': [
+      'fastapi',
+      'httpcore2',
+      'openai',
+      'prometheus_client',
+      'pydantic',
+      'starlette',
+      'uvicorn',
+    ],
     # The adapter for lmms-eval (sphinx_jax/evaluation/lmms.py).
     'lmms': ['lmms_eval>=0.7.3'],
     # For sphinx_jax.prepare --beam. It conflicts with constraints.txt, so it needs an environment
@@ -73,6 +83,7 @@ setuptools.setup(
     'plan': ['libtpu'],
     'dev': [
       'av',
+      'playwright',  # Drives the browser with which the page of serve is tested.
       'pytest',
       'pytest-xdist',
       'ruff',

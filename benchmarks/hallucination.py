@@ -27,14 +27,14 @@ from sphinx_jax.miniworld.objects import NAMES
 from sphinx_jax.tasks import caption, task
 
 FLAGS = flags.FLAGS
-_LONGEST_CAPTION = 120  # Tokens.
+LONGEST_CAPTION = 120  # Tokens.
 
 Scenes = Sequence[tuple[np.ndarray, set[str]]]  # (uint8[Y,X,3], what is there: {'red cup', ...})
 
 
-def read_scenes(data_dir: str, count: int) -> Scenes:
-  """The first scenes of objects of the test split."""
-  source = miniworld.Miniworld('caption', data_dir, 'test', kinds=('objects',))
+def read_scenes(data_dir: str, count: int, split: str = 'test') -> Scenes:
+  """The first scenes of objects of a split."""
+  source = miniworld.Miniworld('caption', data_dir, split, kinds=('objects',))
   return [
     (
       np.asarray(Image.open(io.BytesIO(source[i].images[0])).convert('RGB')),
@@ -49,7 +49,7 @@ def of_captions(model: Model, scenes: Scenes) -> dict[str, float]:
   answers = model.answers(
     [[(caption.INSTRUCTIONS[0], None)]] * len(scenes),
     [pixels for pixels, _ in scenes],
-    max_new_tokens=_LONGEST_CAPTION,
+    max_new_tokens=LONGEST_CAPTION,
   )
   named = [caption.things(answer) for answer in answers]
   wrong = [things - there for things, (_, there) in zip(named, scenes)]

@@ -68,7 +68,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.name = 'forkme'
   config.init_from = checkpoint or MINI_CHECKPOINT
   config.tokenizer = ''  # Use the checkpoint's.
-  config.tokenizer_add = ()  # For instance ('<loc_0000>', '<loc_0001>'): tokens that it gets.
+  config.tokenizer_add = ()  # Tokens that it gets, or files of them: ('<image_end>', 'loc.txt').
   if checkpoint:
     merged.check_whole(checkpoint, 'forkme, checkpoint')
     parent = bundle.load_bundle(checkpoint)

@@ -2,10 +2,11 @@
 
     python -m sphinx_jax.chat --checkpoint=DIR --image=FILE --prompt="Where is the red circle?"
 
-Without --prompt it reads one question a line and remembers the turns. Boxes, points and poses in an
-answer about one image are drawn on it and written to --output. `<image>` in the prompt marks where
-an image stands if there are several (--image=A --image=B). A checkpoint carries everything else
-that the model needs. Released folders are read as they are.
+Without --prompt it reads one question a line and remembers the turns. On a terminal an answer is
+shown while it is made. Boxes, points and poses in an answer about one image are drawn on it and
+written to --output. `<image>` in the prompt marks where an image stands if there are several
+(--image=A --image=B). A checkpoint carries everything else that the model needs. Released folders
+are read as they are.
 """
 
 import pathlib
@@ -90,6 +91,22 @@ def questions(prompt: str | None) -> Iterator[str]:
     yield line
 
 
+class Shown:
+  """An answer on a terminal, which is shown while it is made."""
+
+  def __init__(self) -> None:
+    self._length = 0
+
+  def show(self, piece: str) -> None:
+    """Shows the next piece. Control characters would act on the terminal."""
+    print(text.printable(piece), end='', flush=True)
+    self._length += len(piece)
+
+  def end(self, answer: str) -> None:
+    """Shows what is left of the whole answer, and ends its line."""
+    print(text.printable(answer[self._length :]), flush=True)
+
+
 def chat(
   checkpoint: str | pathlib.Path,
   image: str | pathlib.Path | Sequence[str | pathlib.Path] | None,
@@ -137,10 +154,15 @@ def chat(
   visual = model.encode([pixels if one is None else one]) if pixels else None
   turns = []
   for question in questions(prompt):
-    (answer,) = model.answers([[*turns, (question, None)]], visual=visual, **sampling)
+    shown = Shown() if sys.stdout.isatty() else None
+    (answer,) = model.answers(
+      [[*turns, (question, None)]], visual=visual, deliver=shown and shown.show, **sampling
+    )
     turns.append((question, answer))
-    # Control characters would act on a terminal.
-    print(text.printable(answer) if sys.stdout.isatty() else answer, flush=True)
+    if shown is None:
+      print(answer, flush=True)
+    else:
+      shown.end(answer)
     if write_drawing(one, question, answer, output):
       print(f'drawn: {output}', flush=True)
 

@@ -16,6 +16,7 @@ BASE+ADAPTER merged; --to=peft writes the adapters of a run (PEFT).
 --verify=DIR compares --source with another model.
 """
 
+import collections
 import dataclasses
 import functools
 import json
@@ -24,6 +25,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 import psutil
@@ -139,7 +141,7 @@ def import_checkpoint(
   """
   _check_tokenizer(assembly)
   arrays = assemble.arrays(assembly)
-  fresh = assemble.init_fresh(assembly, seed) if assembly.fresh else {}
+  fresh = assemble.init_fresh(assembly, seed)
   unused = {
     name: stream.Array(tensor.shape, tensor.dtype, functools.partial(_read_whole, tensor))
     for name, tensor in assembly.unused.items()
@@ -245,7 +247,7 @@ def full_weights(assembly: assemble.Assembly, seed: int = 0, ids: str = 'v4') ->
     SphinxError: there is no tokenizer.
   """
   _check_tokenizer(assembly)
-  fresh = assemble.init_fresh(assembly, seed) if assembly.fresh else {}
+  fresh = assemble.init_fresh(assembly, seed)
   new = {path: stream.HeldArray(value) for path, value in fresh.items()}
   arrays = {**assemble.arrays(assembly), **new}
   return few_bits.Full(arrays, _bundle(assembly, ids), {'foreign': assembly.origin})
@@ -306,6 +308,13 @@ def export_adapter(source: str, output: str | None, dry_run: bool = False) -> No
     SphinxError: the source is no run with adapters, PEFT cannot hold what it trained, or the output
       exists.
   """
+  if merged.split(source)[1] is not None:
+    raise errors.make(
+      f"source '{source}'",
+      'an adapter beside its weights',
+      'a run that holds adapters alone',
+      'give --source=ADAPTER, or export the merged weights with --to=hf',
+    )
   meta = store.load_meta(source)
   if not adapter_runs.is_adapter(source):
     raise errors.make(
@@ -362,6 +371,8 @@ def _card(
 def verify(first: str, second: str, **options: Any) -> float:
   """Prints how much two models differ: in every parameter, by part, and in the logits of a prompt.
 
+  Their values are compared in float32. Kernels in few bits are widened.
+
   Args:
     first, second: checkpoints of sphinx_jax or foreign folders; BASE+ADAPTER, too.
     options: arguments of `sources.open_source` for `first`.
@@ -370,7 +381,7 @@ def verify(first: str, second: str, **options: Any) -> float:
     The largest difference of any parameter or logit; 0 if all are equal.
 
   Raises:
-    SphinxError: the models have different parameters.
+    SphinxError: the models have parameters of other names or shapes.
   """
   config, arrays = _open_model(first, **options)
   other_config, other_arrays = _open_model(second)
@@ -378,7 +389,7 @@ def verify(first: str, second: str, **options: Any) -> float:
     config_lib.to_dict(config), config_lib.to_dict(other_config)
   ):
     print(text.printable(f'config: {difference}'))
-  lines = trees.differences(arrays, other_arrays)
+  lines = trees.differences(_shapes(arrays), _shapes(other_arrays))
   if lines:
     raise errors.make(
       f"verify '{second}'",
@@ -386,6 +397,12 @@ def verify(first: str, second: str, **options: Any) -> float:
       f"the parameters of '{first}'",
       'compare models of one size',
     )
+  dtypes = collections.Counter(
+    (str(array.dtype), str(other_arrays[path].dtype)) for path, array in arrays.items()
+  )
+  for (dtype, other), count in dtypes.items():
+    if dtype != other:
+      print(f'dtype: {count} parameters in {dtype} there, {other} here')
   differences: dict[str, list[float]] = {}  # Part of the model -> of each of its parameters.
   with Progress(total=trees.nbytes(arrays), what='comparing', unit='B') as bar:
     for path, array in arrays.items():
@@ -424,10 +441,16 @@ def _open_model(
     opened = merged.open_checkpoint(directory)
     return opened.bundle.config.model, opened.arrays
   if store.is_checkpoint(directory):
+    adapter_runs.check_whole(directory)
     bundle = load_bundle(directory)
     return bundle.config.model, widened.widen(stream.read(directory), bundle.forms, np.float32)
   assembly = assemble.assemble([sources.open_source(directory, **options)])
   return assembly.config, assemble.arrays(assembly)
+
+
+def _shapes(arrays: Mapping[str, stream.Array]) -> dict[str, jax.ShapeDtypeStruct]:
+  """The shapes of arrays, whose dtypes are not compared."""
+  return {path: jax.ShapeDtypeStruct(a.shape, np.float32) for path, a in arrays.items()}
 
 
 def _largest_difference(a: np.ndarray, b: np.ndarray) -> float:

@@ -10,6 +10,11 @@ of a run or of PEFT. --output gets NAME.jsonl (every answer with its id), result
 and, if a test set hides its answers, the file to submit. The same command resumes after an
 interruption. Several processes share the questions.
 
+The same with the model of a server (docs/serving.md), in place of --checkpoint:
+
+    python -m sphinx_jax.evaluate --server=http://127.0.0.1:8000/v1 --benchmarks=mme --root=DATA \\
+        --output=DIR [--model=NAME]
+
 A file of answers from any model:
 
     python -m sphinx_jax.evaluate --predictions=FILE --benchmarks=NAME --root=DATA [--output=DIR]
@@ -25,15 +30,21 @@ tasks of its own.
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from absl import flags
 from etils import epath
 
-from sphinx_jax.checkpoint import merged, store
-from sphinx_jax.checkpoint.foreign import hub
+from sphinx_jax.checkpoint import identity, store
 from sphinx_jax.core import cli, errors, files, paths
-from sphinx_jax.evaluation import answering, cases, held_out, predictions, scores, submissions
+from sphinx_jax.evaluation import (
+  answering,
+  by_model,
+  cases,
+  held_out,
+  predictions,
+  scores,
+  submissions,
+)
 from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark, open_benchmark
 from sphinx_jax.generate import load
 from sphinx_jax.parallel import hosts, mesh as meshes
@@ -49,6 +60,16 @@ def main() -> None:
       'command line: --benchmarks and --tasks are both set, but one call takes only one of them; '
       'call the command once for each'
     )
+  if FLAGS.server and (FLAGS.checkpoint or FLAGS.predictions or not FLAGS.benchmarks):
+    raise errors.make(
+      'command line',
+      '--server with --checkpoint or --predictions, or without --benchmarks',
+      '--server and --benchmarks',
+      'ask the server for benchmarks alone',
+    )
+  for name in FLAGS.benchmarks or ():
+    if name not in FLAGS.config:
+      raise errors.unknown('benchmark', name, FLAGS.config)
   if not FLAGS.benchmarks:
     _require_flags('tasks of a mixture', 'checkpoint', 'output')
     score_tasks()
@@ -56,7 +77,7 @@ def main() -> None:
     _require_flags('--predictions', 'root')
     score_predictions()
   else:
-    _require_flags('--benchmarks', 'checkpoint', 'root', 'output')
+    _require_flags('--benchmarks', *([] if FLAGS.server else ['checkpoint']), 'root', 'output')
     score_benchmarks()
 
 
@@ -79,7 +100,7 @@ def _score_tasks() -> None:
   model, meta, config = load.load_run(FLAGS.checkpoint, adapter=FLAGS.adapter)
   run = f'{FLAGS.checkpoint} at step {meta["step"]}'
   if FLAGS.adapter:
-    run = checkpoint_identity(FLAGS.checkpoint, FLAGS.adapter)
+    run = identity.describe(FLAGS.checkpoint, FLAGS.adapter)
   if 'mixture' not in config:
     raise errors.make(
       f"checkpoint '{FLAGS.checkpoint}'",
@@ -96,7 +117,7 @@ def _score_tasks() -> None:
     held_out.mean_image(sources, config.model.image_size, config.image.alpha),
     FLAGS.output,
     run=run,
-    weights=weights_identity(FLAGS.checkpoint, FLAGS.adapter),
+    weights=identity.of_weights(FLAGS.checkpoint, FLAGS.adapter),
     batch_size=FLAGS.batch_size,
   )
   for name, result in results.items():
@@ -104,25 +125,46 @@ def _score_tasks() -> None:
 
 
 def score_benchmarks() -> None:
-  """Answers benchmarks with a checkpoint, on all processes, and scores them."""
-  names = ('checkpoint', 'adapter', 'benchmarks', 'root', 'output', 'limit', 'official_scoring')
-  settings = {name: FLAGS[name].value for name in names}
+  """Answers benchmarks with a checkpoint or a server, on all processes, and scores them."""
+  names = ('checkpoint', 'adapter', 'server', 'model', 'benchmarks', 'root', 'output', 'limit')
+  settings = {name: FLAGS[name].value for name in (*names, 'official_scoring')}
   with (
     hosts.session({**settings, 'config': FLAGS.config.to_dict()}),
     hosts.exclusive(FLAGS.output, 'output'),
     files.writing(FLAGS.output, 'output'),
   ):
-    benchmarks = open_benchmarks(
-      FLAGS.config, FLAGS.benchmarks, FLAGS.root, FLAGS.limit, FLAGS.checkpoint
-    )
-    output, run = epath.Path(FLAGS.output), checkpoint_identity(FLAGS.checkpoint, FLAGS.adapter)
-    weights = weights_identity(FLAGS.checkpoint, FLAGS.adapter)
+    if FLAGS.server:
+      answerer = open_server()
+      style, run, weights = answerer.style, f'server of {answerer.name}', answerer.fingerprint
+    else:
+      style = load.template(FLAGS.checkpoint).style
+      run = identity.describe(FLAGS.checkpoint, FLAGS.adapter)
+      weights = identity.of_weights(FLAGS.checkpoint, FLAGS.adapter)
+    benchmarks = open_benchmarks(FLAGS.config, FLAGS.benchmarks, FLAGS.root, FLAGS.limit, style)
+    output = epath.Path(FLAGS.output)
     hosts.on_process_0(lambda: predictions.claim(output, run, benchmarks, weights))
-    model = load.load_model(FLAGS.checkpoint, mesh=FLAGS.mesh, adapter=FLAGS.adapter)
+    if not FLAGS.server:
+      model = load.load_model(FLAGS.checkpoint, mesh=FLAGS.mesh, adapter=FLAGS.adapter)
+      answerer = by_model.ByModel(model, FLAGS.batch_size)
     for benchmark in benchmarks:
-      answering.answer(model, benchmark, output, FLAGS.batch_size)
+      answering.answer(answerer, benchmark, output)
       file = output / f'{benchmark.name}.jsonl'
       hosts.on_process_0(functools.partial(record_scores, benchmark, file, output, run))
+
+
+def open_server() -> answering.Answerer:
+  """Returns the server of --server, as `by_server.ByServer`.
+
+  Raises:
+    SphinxError: the client is not installed, or the server does not answer.
+  """
+  try:
+    from sphinx_jax.evaluation import by_server
+  except ModuleNotFoundError as error:
+    raise errors.make(
+      '--server', f'no package {error.name}', "the extra 'serve'", "pip install -e '.[serve]'"
+    ) from error
+  return by_server.ByServer(FLAGS.server, FLAGS.model)
 
 
 def score_predictions() -> None:
@@ -147,58 +189,25 @@ def score_predictions() -> None:
 
 
 def open_benchmarks(
-  config: Mapping, names: Sequence[str], root: str, limit: int | None, checkpoint: str = ''
+  config: Mapping, names: Sequence[str], root: str, limit: int | None, style: str = ''
 ) -> list[Benchmark]:
   """Opens benchmarks by name.
 
   Args:
     config: {name: settings}, as in configs/benchmarks.py.
-    names: names in `config`. A repeated one is opened once.
+    names: keys of `config`. A repeated one is opened once.
     root: directory to which the paths in `config` are relative.
     limit: number of questions to keep of each, or None for all.
-    checkpoint: that of the model that is asked, whose dialog template may have its own prompts.
+    style: dialog template of the model that is asked, which may have its own prompts.
 
   Raises:
-    SphinxError: a name is unknown, or files are missing.
+    SphinxError: files are missing.
   """
-  unknown = [name for name in names if name not in config]
-  if unknown:
-    raise errors.unknown('benchmark', unknown[0], config)
-  style = load.template(checkpoint).style if checkpoint else ''
   benchmarks = []
   for name in dict.fromkeys(names):
     benchmark = open_benchmark(name, config[name].to_dict(), root, style)
     benchmarks.append(dataclasses.replace(benchmark, questions=benchmark.questions[:limit]))
   return benchmarks
-
-
-def checkpoint_identity(checkpoint: str, adapter: str | None = None) -> str:
-  """Returns the text that identifies a checkpoint in run.json and in the report."""
-  base, joined = merged.split(checkpoint)
-  step = f' at step {store.load_meta(base)["step"]}' if store.is_checkpoint(base) else ''
-  return f'{store.absolute_path(base)}{step}{_with_adapter(adapter or joined)}'
-
-
-def _with_adapter(adapter: str | None) -> str:
-  if not adapter:
-    return ''
-  step = f' at step {store.load_meta(adapter)["step"]}' if store.is_checkpoint(adapter) else ''
-  return f' with adapter {store.absolute_path(adapter)}{step}'
-
-
-def weights_identity(checkpoint: str, adapter: str | None = None) -> Any:
-  """Returns JSON that changes if other weights take the place of a checkpoint or a folder."""
-  base, joined = merged.split(checkpoint)
-  adapter = adapter or joined
-  if adapter is None:
-    return _identity(base)
-  if not any(map(store.is_checkpoint, (base, adapter))):
-    return hub.identity(base, adapter)
-  return {'weights': _identity(base), 'adapter': _identity(adapter)}
-
-
-def _identity(place: str) -> Any:
-  return store.identity(place) if store.is_checkpoint(place) else hub.identity(place)
 
 
 def record_scores(
@@ -237,6 +246,13 @@ if __name__ == '__main__':
     'weights or its name in the local hub cache.',
   )
   cli.define_path('adapter', None, 'LoRA adapter of the model: of a run, or a folder of PEFT.')
+  flags.DEFINE_string(
+    'server',
+    None,
+    'Address of a server with the API of OpenAI, in place of --checkpoint. OPENAI_API_KEY has its '
+    'key.',
+  )
+  flags.DEFINE_string('model', '', 'Model of --server; by default its only one.')
   cli.define_path('output', None, 'Directory for predictions, scores and the report.')
   flags.DEFINE_integer('batch_size', 128, 'Most prompts decoded together.', lower_bound=1)
   flags.DEFINE_list('benchmarks', None, 'Names of benchmarks in --config.')

@@ -27,6 +27,7 @@ from sphinx_jax.checkpoint import (
   adapter_runs,
   features as features_lib,
   grown,
+  merged,
   placing,
   store as checkpoints,
   stream,
@@ -91,7 +92,7 @@ def training_run(
   """
   if not settings_lib.is_recipe(config):
     settings_lib.check_run(config)
-    return with_new_tokens(config)
+    return completed(config)
   settings_lib.check_steps(config)
   choices = training_steps(config)
   if step not in choices:
@@ -105,23 +106,27 @@ def training_run(
       path = run_config[name]
       if path and path.split('/')[0] in config.steps:
         run_config[name] = str(epath.Path(workdir) / path)
-  return with_new_tokens(run_config.lock())
+  return completed(run_config.lock())
 
 
-def with_new_tokens(config: ConfigDict) -> ConfigDict:
-  """Completes the config of a run with `tokenizer_add`; others stay as they are.
+def completed(config: ConfigDict) -> ConfigDict:
+  """The config of a run with what follows from its other settings.
 
-  The vocabulary has the size of the tokenizer with the new tokens. Beside adapters, the rows of the
-  new tokens are trained.
+  With `tokenizer_add`, the vocabulary has the size of the tokenizer with the new tokens, which are
+  read if they are in a file. Beside adapters, the rows of the new tokens are trained.
 
   Raises:
-    SphinxError: the tokenizer cannot be read, or it has one of the tokens.
+    SphinxError: `init_from` has or is an adapter, the tokenizer or a file of tokens cannot be read,
+      or the tokenizer has one of the tokens.
   """
+  if config.init_from:
+    merged.check_whole(config.init_from, 'init_from')
   if not config.get('tokenizer_add'):
     return config
   complete = config.copy_and_resolve_references()
   with complete.unlocked():
-    complete.model.llm.vocab = open_tokenizer(config).vocab_size
+    complete.tokenizer_add = added_tokens.read(config.tokenizer_add)
+    complete.model.llm.vocab = open_tokenizer(complete).vocab_size
     if config.get('lora') and vocabulary.TRAINED not in config.trainable:
       complete.trainable = (vocabulary.TRAINED, *config.trainable)
   return complete.lock()
@@ -235,7 +240,12 @@ class Program:
     tasks, preference = len(config.mixture), config.get('preference')
     if preference:
       _check_only_adapters(trained_axes)
-      self._objective = preferences.objective(apply, tasks, preference.beta, config.loss_chunk)
+      # The reference makes the same of images if no adapter is outside of the language model.
+      is_shared = all(layer.startswith('llm/') for layer in self.layout.scales)
+      encode = functools.partial(families.encoded, model) if is_shared else None
+      self._objective = preferences.objective(
+        apply, tasks, preference.beta, config.loss_chunk, encode
+      )
     else:
       self._objective = steps.likelihood(apply, tasks, config.loss_chunk)
     self._eval_step = jax.jit(steps.make_eval_step(self._objective), out_shardings=self._replicated)
@@ -754,7 +764,6 @@ def check_parent(config: ConfigDict, program: Program, data: Data) -> None:
     SphinxError: it is no checkpoint, or its leaves or its tokenizer differ.
   """
   parent = load_bundle(config.init_from)
-  adapter_runs.check_whole(config.init_from, 'init_from')
   _check_form(config, config.init_from, parent.forms)
   model, tokenizer, ignored = config.model, data.bundle.tokenizer, ()
   if config.get('tokenizer_add'):

@@ -51,7 +51,8 @@ RUN = {
   'tokenizer': values.nullable(values.text("a tokenizer.model; '' or None: that of init_from")),
   'tokenizer_add': values.optional(
     values.sequence(
-      'further tokens; their rows begin as the mean of all others and are trained',
+      'further tokens, or files of them (.txt, one a line, or a list in .json); their rows begin '
+      'as the mean of all others and are trained',
       values.text(''),
       least=0,
     )

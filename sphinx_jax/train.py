@@ -49,7 +49,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     SystemExit: after SIGTERM or Ctrl-C, once the run is saved.
   """
   settings.check_run(config)
-  config = run.with_new_tokens(config)
+  config = run.completed(config)
   wandb_run.check(config.wandb)
   workdir = run.claim(config, workdir, ignore=run.RESIZABLE)
   latest = hosts.broadcast(checkpoints.latest(workdir))

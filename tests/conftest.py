@@ -47,6 +47,7 @@ SLOWEST = (
   'tests/test_hosts.py',
   'tests/test_run.py',
   'tests/test_evaluate.py',
+  'tests/test_predict.py',
   'tests/planning/test_counts.py',
   'tests/planning/test_compiled.py',
   'tests/models/test_sphinx.py',

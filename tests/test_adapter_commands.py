@@ -57,6 +57,9 @@ def test_an_adapter_of_peft_answers_like_the_run_that_it_is_of(
   assert '--shards: got 2, expected 1 with --to=peft' in error
 
 
+_ADAPTERS = ['--config=forkme:{out}.jsonl,{base},lora']
+
+
 @pytest.mark.parametrize(
   'module, flags',
   [
@@ -65,6 +68,11 @@ def test_an_adapter_of_peft_answers_like_the_run_that_it_is_of(
     ('peek', ['--config=forkme:{out}.jsonl,{run}']),
     ('plan', ['--config=forkme:{out}.jsonl,{base}+{run},lora']),
     ('convert', ['--source={run}', '--to=official', '--output={out}']),
+    ('convert', ['--source={base}', '--verify={run}']),
+    ('train', [*_ADAPTERS, '--config.init_from={base}+{run}', '--workdir={out}']),
+    ('train', [*_ADAPTERS, '--config.init_from={run}', '--workdir={out}']),
+    ('peek', [*_ADAPTERS, '--config.init_from={base}+{run}']),
+    ('plan', [*_ADAPTERS, '--config.init_from={base}+{run}']),
   ],
 )
 def test_a_command_that_needs_all_weights_asks_for_a_merge(
@@ -73,6 +81,23 @@ def test_a_command_that_needs_all_weights_asks_for_a_merge(
   places = dict(base=folders[0], run=folders[1], out=tmp_path / 'out')
   error = command.error(capsys, module, *(flag.format(**places) for flag in flags))
   assert 'merge it first: python -m sphinx_jax.mix_weights --inputs=BASE+ADAPTER' in error
+  assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+  'module, flags',
+  [
+    ('convert', ['--source={base}+{run}', '--to=peft']),
+    ('mix_weights', ['--inputs={base}+{run},{run}', '--coefficients=0.5,0.5', '--rank=4']),
+  ],
+)
+def test_a_command_that_needs_an_adapter_alone_asks_for_it(
+  folders, tmp_path, capsys, module, flags
+):
+  places = dict(base=folders[0], run=folders[1])
+  given = [flag.format(**places) for flag in flags]
+  error = command.error(capsys, module, *given, f'--output={tmp_path / "out"}')
+  assert 'expected a run that holds adapters alone; give' in error
 
 
 def test_held_out_tasks_are_those_of_the_checkpoint_with_the_adapter(tmp_path, capsys):
@@ -103,5 +128,10 @@ def test_an_adapter_that_is_not_there_is_named(folders, capsys):
 def test_a_run_does_not_begin_with_a_folder_of_another_library(tmp_path, capsys):
   (tmp_path / 'my.jsonl').write_text(json.dumps({}))
   config = f'--config=forkme:{tmp_path}/my.jsonl,{GOLDEN / LLAMA},lora'
-  error = command.error(capsys, 'train', config, f'--workdir={tmp_path / "run"}')
+  workdir = f'--workdir={tmp_path / "run"}'
+  error = command.error(capsys, 'train', config, workdir)
   assert 'import it first (python -m sphinx_jax.convert)' in error
+  adapter = GOLDEN.parent / 'adapters' / 'lora'
+  config = f'--config=forkme:{tmp_path}/my.jsonl,{GOLDEN / LLAMA}+{adapter},lora'
+  error = command.error(capsys, 'train', config, workdir)
+  assert 'python -m sphinx_jax.convert --source=BASE+ADAPTER' in error

@@ -23,6 +23,7 @@ LAYERS = [
   {'generate'},
   {'evaluation', 'preparation'},
   {'report'},
+  {'serving'},
 ]
 LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages}
 FILES = sorted((ROOT / 'sphinx_jax').rglob('*.py'))

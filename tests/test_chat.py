@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from sphinx_jax import chat
-from sphinx_jax.core import errors
+from sphinx_jax.core import errors, text
 from sphinx_jax.generate.model import Model
 from tests.generate import small
 
@@ -83,6 +83,24 @@ def test_boxes_of_the_answer_are_drawn_on_the_original_image(
     np.abs(np.array([xs.min(), ys.min(), xs.max(), ys.max()]) / scale - [2, 4, 10, 12]).max() < 0.2
   )
   assert f'drawn: {output}' in capsys.readouterr().out
+
+
+def test_a_terminal_shows_an_answer_while_it_is_made(checkpoint, image_file, monkeypatch, capsys):
+  shown = []
+  monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
+  monkeypatch.setattr(chat.Shown, 'show', lambda self, piece: shown.append(piece))
+  chat.chat(checkpoint, image_file, 'What is the color?', '', max_new_tokens=20)
+  monkeypatch.undo()
+  (whole,) = capsys.readouterr().out.splitlines()
+  image = small.images(1)[0][:, :12]
+  turns = [('What is the color?', None)]
+  (expected,) = small.model().answers([turns], [image], max_new_tokens=20)
+  assert whole == text.printable(expected)  # What was not shown, which is all of it here.
+  assert len(shown) > 2 and expected.startswith(''.join(shown))
+  one = chat.Shown()
+  one.show('red\x1b ci')
+  one.end('red\x1b circle')
+  assert capsys.readouterr().out == 'red\\x1b circle\n'
 
 
 def test_an_answer_without_places_writes_no_image(checkpoint, image_file, tmp_path, monkeypatch):

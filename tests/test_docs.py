@@ -12,6 +12,7 @@ from tests import command as entry_points
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 CHAT = 'python -m sphinx_jax.chat --checkpoint='
+PREDICT = 'python -m sphinx_jax.predict --checkpoint=workdir/mini/stage2 --input='
 EVALUATE = 'python -m sphinx_jax.evaluate --checkpoint='
 
 # Beginnings of commands that other tests or CI run, with the place that runs them.
@@ -19,6 +20,7 @@ ELSEWHERE = {
   'git clone': '.ci/run',  # CI starts from a clone.
   'pip install': 'launch/environment.sh',  # The same installation, into .venv.
   'bash launch/local.sh': 'tests/recipe_run.py',
+  'bash launch/demo.sh': 'tests/launch/test_demo.py',
   'bash launch/lint.sh': '.ci/run',
   'bash launch/test.sh': '.ci/run',
   'bash .ci/run': '.ci/run',
@@ -30,11 +32,17 @@ ELSEWHERE = {
   f'{CHAT}BASE --adapter=DIR': 'tests/test_adapter_commands.py',
   'python -m sphinx_jax.prepare': 'tests/test_prepare.py',
   'python -m sphinx_jax.upcycle': 'tests/checkpoint/test_upcycled.py',
+  'python -m sphinx_jax.serve': 'tests/test_serve.py',
+  'python -m tests.serving.screenshot': 'tests/serving/test_page.py',
   'python -m sphinx_jax.recipe --config=mini_idefics': 'tests/test_mini_idefics.py',
   'python -m sphinx_jax.peek --config=stage2': 'tests/test_peek.py',
   f'{EVALUATE}DIR --benchmarks': 'tests/test_evaluate.py',
   f'{EVALUATE}BASE --adapter=ADAPTER --output=SCORES': 'tests/test_adapter_commands.py',
   'python -m sphinx_jax.evaluate --predictions': 'tests/test_evaluate.py',
+  'python -m sphinx_jax.evaluate --server': 'tests/test_evaluate.py',
+  # Other projects' commands, whose requests are sent there.
+  'python -m lmms_eval': 'tests/serving/test_harnesses.py',
+  'python run.py': 'tests/serving/test_harnesses.py',
 }
 # Commands that run here, in this order, with what makes them short.
 HERE = (
@@ -53,10 +61,15 @@ HERE = (
   'python -m sphinx_jax.train --config=forkme:pairs.jsonl,BASE,dpo --workdir=TUNED '
   '--config.preference.beta=0.1',
   f'{EVALUATE}workdir/mini/stage2 --output=OUT --tasks=vqa --examples=8',
+  f'{PREDICT}photos --prompt="Detect all objects." --output=labels.jsonl --schema=boxes',
+  f'{PREDICT}photos --prompt="Detect all objects." --output=labels.jsonl --schema=boxes '
+  '--coco=labels.json --draw=drawn',
+  f'{PREDICT}questions.jsonl --output=answers.jsonl',
   'python -m sphinx_jax.plan --config=stage2:13b,1k --topology=v5p:2x2x2',
 )
 SHORTER = {
   'chat': ['--max_new_tokens=8'],
+  'predict': ['--max_new_tokens=8'],
   'train': [
     '--config.steps=2',
     '--config.checkpoint.every=2',
@@ -111,6 +124,11 @@ def folder(finished_recipe, tmp_path_factory):
   (folder / 'my.jsonl').write_text(example * 8)
   pair = re.search(r'{.*"rejected".*}', (ROOT / 'docs/weights.md').read_text())[0]
   (folder / 'pairs.jsonl').write_text(f'{pair}\n' * 8)
+  (folder / 'photos').mkdir()
+  (folder / 'photos' / 'cat.png').symlink_to(folder / 'cat.png')
+  predict = (ROOT / 'docs/predict.md').read_text()
+  questions = re.search(r'```json\n({"id".*?)```', predict, re.DOTALL)[1]
+  (folder / 'questions.jsonl').write_text(questions)
   return folder
 
 

@@ -1,20 +1,24 @@
 """Runs of DPO at a tiny width: adapters beside frozen weights, with pairs made in memory."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
-from benchmarks import hallucination
+from benchmarks import hallucination, own_pairs
 from sphinx_jax import run, settings, train
 from sphinx_jax.checkpoint import store
 from sphinx_jax.configs import mini_dpo
 from sphinx_jax.core import errors, trees
 from sphinx_jax.data import packing
 from sphinx_jax.miniworld import scene
-from sphinx_jax.models import adapters
+from sphinx_jax.models import adapters, families
+from sphinx_jax.planning import flops
+from sphinx_jax.training import preference, state as states
 from tests.tiny import VISUAL_TOKENS, in_memory, lines, run as tiny_run, tiny
 
 HELD_OUT = 10**6
@@ -167,6 +171,44 @@ def test_a_broken_run_resumes_bit_for_bit(runs, whole):
     np.testing.assert_array_equal(leaf, whole[1][path], err_msg=path)
 
 
+def test_images_are_encoded_once_for_both_passes(runs):
+  """An adapter outside of the language model, which the reference lacks, makes it two passes."""
+  config = dpo(runs[0], form='')
+  parts = {}
+  for target in (config.lora.target, 'llm/layers/.*|visual_proj/.*'):
+    with config.unlocked():
+      config.lora.target = target
+    traced = run.Program(config).trace()
+    parts[target] = flops.count(traced, families.part_names(config.model), 1).parts
+  once, twice = parts.values()
+  assert twice['clip'] == 2 * once['clip'] > 0
+  assert once['visual_proj'] < twice['visual_proj'] / 2
+  assert once['llm'] == twice['llm']
+
+
+def test_it_has_the_loss_and_gradients_of_two_encodings(runs):
+  config = dpo(runs[0], form='', **{'batch.size': 1})
+  program, model = run.Program(config), families.build(config.model)
+  params = program.load(runs[0])
+  adapter = store.load_params(runs[1])
+  params = trees.unflatten(trees.flatten(params) | trees.flatten(adapter))
+  trained, frozen = states.split(params, config.trainable)
+  apply = functools.partial(families.apply, model)
+  batch = batch_at(config, 0)
+
+  def gradients(encode):
+    objective = preference.objective(apply, 2, 1.0, 0, encode)
+
+    def loss(trained):
+      return objective.sums(states.merge(trained, frozen), batch, None)['loss']
+
+    return jax.jit(jax.value_and_grad(loss))(trained)
+
+  both = [gradients(encode) for encode in (None, functools.partial(families.encoded, model))]
+  assert np.any(both[0][1]['llm']['layers']['attention']['wq']['lora_a'])
+  jax.tree.map(np.testing.assert_array_equal, *both)
+
+
 def test_eight_devices_and_microbatches_give_the_numbers_of_one(runs, whole):
   mesh = {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2, 'optimizer.accumulate': 2}
   losses, _ = updated(runs[0], 4, **mesh)
@@ -216,6 +258,21 @@ class Answering:
     if 'Is there' in dialogs[0][0][0]:
       return ['Yes'] * len(dialogs)
     return [f'There is a {right} and a {wrong}.' for right, wrong in self._named]
+
+
+def test_a_models_own_captions_become_pairs():
+  there = {'red house', 'blue boat'}
+  captions = [
+    'a big red house.',
+    'a big red house and a blue tree.',
+    'a red house and a blue boat.',
+  ]
+  assert own_pairs.pair(captions, there) == (captions[2], captions[1])
+  assert own_pairs.pair([captions[0], captions[2]], there) is None  # Neither has a wrong object.
+  config = mini_dpo.get_config('W,own/pairs.jsonl')
+  assert config.mixture.caption.path == str(pathlib.Path('own/pairs.jsonl').absolute())
+  assert config.init_from == 'W/stage2' and config.validation.caption.source == 'miniworld_pairs'
+  settings.check_run(config)
 
 
 def test_objects_that_are_not_in_the_scene_are_counted():

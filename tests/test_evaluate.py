@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sphinx_jax import evaluate
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.bundle import Bundle
+from sphinx_jax.generate import load
+from sphinx_jax.serving import engine as engines
 from tests import command, release, xla
 from tests.generate import small
+from tests.serving import small as small_server
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / 'tests' / 'golden' / 'annotations'
@@ -224,6 +226,51 @@ def test_an_adapter_answers_and_another_one_is_not_taken_for_it(root, checkpoint
   assert 'answers of another run' in command.error(capsys, 'evaluate', *ask(adapter))
 
 
+@pytest.fixture(scope='module')
+def served(checkpoint):
+  """The address of a server of the checkpoint, and its engine."""
+  engine = engines.Engine(load.load_model(checkpoint), rows=4)
+  engine.start()
+  with small_server.serving(engine, fingerprint='f', keys=['secret']) as port:
+    yield f'http://127.0.0.1:{port}', engine
+  engine.stop()
+
+
+def test_a_server_gives_the_answers_of_its_checkpoint(
+  scored, root, served, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setenv('OPENAI_API_KEY', 'secret')
+  url, engine = served
+  printed_by(capsys, f'--server={url}', NAMES, f'--root={root}', f'--output={tmp_path / "out"}')
+  assert engine.generated  # The server did it.
+  for name in ('refcoco_val', 'mme', 'vqav2_testdev'):
+    ours, asked = (lines(folder / f'{name}.jsonl') for folder in (scored[0], tmp_path / 'out'))
+    assert ours == asked
+    assert any(line['answer'] for line in asked)
+  results = [json.loads((f / 'results.json').read_text()) for f in (scored[0], tmp_path / 'out')]
+  assert results[0] == results[1]
+  run = json.loads((tmp_path / 'out' / 'run.json').read_text())
+  assert (run['checkpoint'], run['weights']) == ('server of tiny', 'f')
+
+
+def test_what_a_server_refuses_is_counted_and_what_it_lacks_is_named(
+  served, root, tmp_path, capsys, monkeypatch
+):
+  url, engine = served
+  flags = ['--benchmarks=refcoco_val', f'--root={root}', f'--output={tmp_path / "out"}']
+  ask = lambda *more: command.error(capsys, 'evaluate', *flags, *more)
+  assert 'got no valid API key' in ask(f'--server={url}').replace(': request:', '')
+  monkeypatch.setenv('OPENAI_API_KEY', 'secret')
+  assert 'model of server' in ask(f'--server={url}', '--model=tinny')
+  assert 'got Connection error' in ask('--server=http://127.0.0.1:9/v1')
+  assert 'expected http://HOST:PORT/v1' in ask('--server=localhost')
+  assert '--server and --benchmarks' in ask(f'--server={url}', '--checkpoint=x')
+  # Every question is too long for this server, so the run stops with its reason.
+  monkeypatch.setattr(engine.batch, 'length', 8)
+  error = ask(f'--server={url}')
+  assert 'bad among the first 6 examples' in error and 'refused by the server' in error
+
+
 @pytest.mark.parametrize(
   'flags, message',
   [
@@ -244,18 +291,3 @@ def test_errors_are_reported_before_any_question_is_answered(
 ):
   places = dict(root=root, out=tmp_path / 'out', run=checkpoint)
   assert message in command.error(capsys, 'evaluate', *(flag.format(**places) for flag in flags))
-
-
-@pytest.mark.parametrize('name', ['weights.pth', ''])
-def test_weights_that_changed_in_a_file_or_a_folder_have_another_identity(tmp_path, name):
-  (tmp_path / 'weights.pth').write_text('1')
-  before = evaluate.weights_identity(str(tmp_path / name))
-  (tmp_path / 'weights.pth').write_text('2')
-  assert evaluate.weights_identity(str(tmp_path / name)) != before
-  adapter = tmp_path / 'adapter'
-  adapter.mkdir()
-  (adapter / 'adapter_config.json').write_text('{}')
-  place = str(tmp_path / name)
-  adapted = evaluate.weights_identity(place, str(adapter))
-  assert adapted == evaluate.weights_identity(f'{place}+{adapter}')
-  assert adapted != evaluate.weights_identity(place)

@@ -20,6 +20,7 @@ from tests import xla
 
 ROOT = pathlib.Path(__file__).parent.parent
 FORKME = ROOT / 'configs' / 'forkme.py'
+PAGE = ROOT / 'sphinx_jax' / 'serving' / 'page'
 OLD_RUN = ROOT / 'tests' / 'golden' / 'run_0_1.tar.gz'
 ENTRY_POINTS = sorted(
   file.stem
@@ -47,6 +48,7 @@ def test_the_wheel_has_every_module_config_and_page(wheel):
   expected = {file.relative_to(ROOT).as_posix() for file in (ROOT / 'sphinx_jax').rglob('*.py')}
   expected |= {f'sphinx_jax/configs/{file.name}' for file in (ROOT / 'configs').glob('*.py')}
   expected |= {f'sphinx_jax/report/{file.name}' for file in ROOT.glob('sphinx_jax/report/*.html')}
+  expected |= {f'sphinx_jax/serving/page/{file.name}' for file in PAGE.iterdir()}
   with zipfile.ZipFile(wheel) as archive:
     packed = {name for name in archive.namelist() if '.dist-info/' not in name}
   assert packed == expected

@@ -1,12 +1,13 @@
 """Runs that add tokens to the vocabulary of their weights, with batches made in memory."""
 
+import json
 import pathlib
 
 import numpy as np
 import pytest
 
 import sphinx_jax
-from sphinx_jax import run, train
+from sphinx_jax import convert, run, train
 from sphinx_jax.checkpoint import bundle, mixing, store
 from sphinx_jax.core import errors, trees
 from sphinx_jax.models import families
@@ -168,6 +169,45 @@ def test_full_tuning_grows_the_tables_themselves(runs):
   assert saved['llm/embed'].shape == (NEW, 16) and saved['llm/output/kernel'].shape == (16, NEW)
   assert model.tokenizer.encode('<loc_0000><loc_0002>')[-2:] == [OLD, OLD + 2]
   assert model.tokenizer.decode([OLD]) == '<loc_0000>'
+
+
+def test_peft_holds_no_new_tokens_and_the_merged_model_does(runs, tmp_path):
+  with pytest.raises(errors.SphinxError, match='llm/embed_new, .*the tokens of its base.*--to=hf'):
+    convert.export_adapter(runs['adapter'], tmp_path / 'peft')
+  place = f'{runs["base"]}+{runs["adapter"]}'
+  convert.export_checkpoint(place, tmp_path / 'hf', 'hf')
+  ours, released = sphinx_jax.load(place), sphinx_jax.load(tmp_path / 'hf')
+  ids = ours.tokenizer.encode('red <loc_0001> circle')
+  assert OLD + 1 in ids and released.tokenizer.encode('red <loc_0001> circle') == ids
+  logits = [model.logits(np.array([ids]), [[]]) for model in (ours, released)]
+  assert logits[0].shape[-1] == NEW
+  np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('name', 'content', 'words'),
+  [
+    ('loc.txt', '\ufeff' + '\n'.join(TOKENS) + '\n\n', None),
+    ('loc.json', json.dumps(TOKENS), None),
+    ('loc.json', '{"<loc_0000>": 320}', 'got other JSON, expected a JSON list'),
+    ('loc.json', '[', 'expected a JSON list'),
+    ('loc.txt', '\n', 'got no token'),
+    ('loc.txt', 'two words\n', "'two words', expected characters that are no"),
+    ('', '', 'got No such file or directory'),
+  ],
+)
+def test_a_file_of_tokens_is_the_list_of_them(runs, tmp_path, name, content, words):
+  if name:
+    (tmp_path / name).write_text(content)
+  file = str(tmp_path / (name or 'none.txt'))
+  config = grown(runs['base'], lora=True, tokenizer_add=('<first>', file))
+  if words:
+    with pytest.raises(errors.SphinxError, match=words):
+      run.training_run(config, None)
+  else:
+    complete = run.training_run(config, None)
+    assert complete.tokenizer_add == ('<first>', *TOKENS)
+    assert complete.model.llm.vocab == NEW + 1
 
 
 def test_another_vocabulary_is_not_mixed(runs, tmp_path):

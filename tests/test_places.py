@@ -111,6 +111,7 @@ FILES = {
   'peek': ['peek', '--config={config}', '--output={}'],
   'plan': ['plan', '--topologies=all', '--nocompile', '--output={}'],
   'chat': ['chat', '--checkpoint={run}', '--image={image}', '--prompt=hi', '--output={}'],
+  'predict': ['predict', '--checkpoint={run}', '--input={image}', '--prompt=hi', '--output={}'],
 }
 # An input flag, after flags that let the command get as far as this input.
 INPUTS = {
@@ -136,6 +137,13 @@ INPUTS = {
   'predictions': ['evaluate', '--benchmarks=refcoco_val', '--root={root}', '--predictions={}'],
   'checkpoint of chat': ['chat', '--prompt=hi', '--checkpoint={}'],
   'image': ['chat', '--prompt=hi', '--checkpoint={run}', '--image={}'],
+  'checkpoint of predict': [
+    'predict',
+    '--prompt=hi',
+    '--input={image}',
+    '--output={out}',
+    '--checkpoint={}',
+  ],
 }
 
 

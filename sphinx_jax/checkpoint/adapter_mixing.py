@@ -64,6 +64,14 @@ def mix_adapters(
       output is an input, holds another checkpoint or cannot be written.
   """
   rules = weights.as_rules(coefficients, len(inputs), unnormalized or base is not None)
+  for place in inputs:
+    if merged.split(place)[1] is not None:
+      raise errors.make(
+        f"mix_weights, input '{place}'",
+        'an adapter beside its weights',
+        'a run that holds adapters alone',
+        'give ADAPTER alone, or leave --rank out',
+      )
   metas = [store.load_meta(place) for place in inputs]
   adapter_runs.check_same_base(metas, inputs)
   if base is not None:

@@ -31,7 +31,7 @@ def _identities(directory: store.Path) -> list[str]:
   meta = store.load_meta(directory)
   parents = meta.get('parents', ()) if Bundle.from_meta(meta, directory).weights else ()
   whole = [parent['identity'] for parent in parents if 'adapter' not in parent]
-  return [store.identity(directory), *whole]
+  return [store.identity_of(meta), *whole]
 
 
 def entry(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +71,15 @@ def check_whole(directory: store.Path, who: str = 'checkpoint') -> None:
   Raises:
     SphinxError: it holds adapters alone.
   """
-  if is_adapter(directory):
+  if store.is_checkpoint(directory):
+    check_whole_meta(store.load_meta(directory), directory, who)
+
+
+def check_whole_meta(
+  meta: Mapping[str, Any], directory: store.Path, who: str = 'checkpoint'
+) -> None:
+  """As `check_whole`, of a checkpoint with this meta."""
+  if _BASE in meta:
     raise not_merged(f"{who} '{directory}'", 'a run that holds adapters alone')
 
 

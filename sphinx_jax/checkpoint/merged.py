@@ -5,7 +5,6 @@ Kernels in few bits are widened: to bfloat16, and to float32 before an adapter i
 
 import dataclasses
 import os
-import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from sphinx_jax.checkpoint import adapter_runs, grown, store, stream, widened
 from sphinx_jax.checkpoint.bundle import Bundle
 from sphinx_jax.checkpoint.factors import Factors, MergedArray
 from sphinx_jax.checkpoint.foreign import adapters as peft, hub, native_adapters
+from sphinx_jax.core import errors
 from sphinx_jax.models import adapters
 
 
@@ -63,6 +63,14 @@ def check_whole(place: store.Path, who: str) -> None:
   base, adapter = split(place)
   if adapter is not None:
     raise adapter_runs.not_merged(f"{who} '{place}'", 'an adapter beside its weights')
+  folder, adapter = hub.split(place)
+  if adapter is not None and hub.locate(folder).exists() and not store.is_checkpoint(folder):
+    raise errors.make(
+      f"{who} '{place}'",
+      'a folder of another library, with an adapter',
+      'a checkpoint',
+      'import it first: python -m sphinx_jax.convert --source=BASE+ADAPTER --output=DIR',
+    )
   adapter_runs.check_whole(base, who)
 
 
@@ -74,9 +82,9 @@ def open_checkpoint(place: store.Path) -> Opened:
       other weights.
   """
   base, adapter = split(place)
-  adapter_runs.check_whole(base)
-  meta, held = store.load_meta(base), stream.read(base, mapped=True)
-  bundle = Bundle.from_meta(meta, base)
+  meta = store.load_meta(base)
+  adapter_runs.check_whole_meta(meta, base)
+  bundle, held = Bundle.from_meta(meta, base), stream.read(base, mapped=True)
   arrays = widened.widen(held, bundle.forms)
   source = source_of(base, meta)
   if adapter is None:
@@ -89,7 +97,7 @@ def open_checkpoint(place: store.Path) -> Opened:
   meta_of_adapter = store.load_meta(adapter)
   adapter_runs.check_base(meta_of_adapter, adapter, base)
   source['adapter'] = str(store.absolute_path(adapter))
-  source['adapter_identity'] = store.identity(adapter)
+  source['adapter_identity'] = store.identity_of(meta_of_adapter)
   trained, own = stream.read(adapter), Bundle.from_meta(meta_of_adapter, adapter)
   if own.tokenizer != bundle.tokenizer:
     bundle = _with_tokens(bundle, own)
@@ -102,7 +110,7 @@ def source_of(directory: store.Path, meta: Mapping[str, Any]) -> dict[str, Any]:
   return {
     'directory': str(store.absolute_path(directory)),
     'step': meta['step'],
-    'identity': store.identity(directory),
+    'identity': store.identity_of(meta),
   }
 
 
@@ -142,14 +150,14 @@ def _merge_run(
 def merge(
   base: Mapping[str, stream.Array],
   adapter: native_adapters.Adapter,
-  exact: Mapping[str, stream.Array] = types.MappingProxyType({}),
+  exact: Mapping[str, stream.Array],
 ) -> dict[str, stream.Array]:
   """The arrays of a checkpoint with an adapter of PEFT in them, in the checkpoint's dtypes.
 
   Args:
     base: the arrays of the checkpoint.
     adapter: the adapter.
-    exact: those of its kernels that are in few bits, in float32; none: `base` has them.
+    exact: those of its kernels that are in few bits, in float32.
   """
   replaced = {
     path: stream.HeldArray(value.astype(base[path].dtype, copy=False), base[path].layers)

@@ -286,7 +286,12 @@ def identity(directory: Path) -> str:
   Raises:
     SphinxError: as `load_meta`.
   """
-  return fingerprint.seal(load_meta(directory))[fingerprint.SEAL]
+  return identity_of(load_meta(directory))
+
+
+def identity_of(meta: Mapping) -> str:
+  """Returns the `identity` of a checkpoint with this meta."""
+  return fingerprint.seal(meta)[fingerprint.SEAL]
 
 
 def _read_meta(folder: epath.Path) -> dict:

@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import errno
 import gzip
+import io
 import json
 import os
 import pathlib
@@ -11,7 +12,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import xxhash
 from etils import epath
@@ -63,16 +64,35 @@ def write_atomic(path: Path, content: str | bytes) -> None:
   Raises:
     SphinxError: it cannot be written.
   """
+  with open_atomic(path) as file:
+    file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+  """Opens a file to be written as `write_atomic` does, piece by piece.
+
+  If the block raises, the file stays as it was.
+
+  Raises:
+    SphinxError: it cannot be written.
+  """
   path = epath.Path(path)
-  data = content.encode() if isinstance(content, str) else content
+  temporary = path.with_name(f'{path.name}.tmp')
   try:
     if is_remote(path):
-      path.write_bytes(data)
-      return
-    temporary = path.with_name(f'{path.name}.tmp')
-    temporary.write_bytes(data)
-    temporary.replace(path)
+      with tempfile.TemporaryFile() as pieces:
+        yield pieces
+        pieces.seek(0)
+        with path.open('wb') as file:
+          shutil.copyfileobj(pieces, file)
+    else:
+      with temporary.open('wb') as file:
+        yield file
+      temporary.replace(path)
   except OSError as error:
+    if error.filename not in (None, os.fspath(path), os.fspath(temporary)):
+      raise  # Of a file that the block reads.
     raise errors.write_failed(path, error, 'file') from error
 
 
@@ -145,6 +165,50 @@ def begins_list(head: bytes) -> bool:
   return head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b'[')
 
 
+class JsonLine(NamedTuple):
+  """A line of a JSON lines file.
+
+  Attributes:
+    number: from 1.
+    begin: offset of its first byte in the file.
+    text: its bytes.
+    value: its JSON value.
+  """
+
+  number: int
+  begin: int
+  text: bytes
+  value: Any
+
+
+def scan_jsonl(file: BinaryIO, who: str, drop_partial: bool = False) -> Iterator[JsonLine]:
+  """Yields the lines of a file that are not blank; one of them is in memory.
+
+  Args:
+    file: opened at its beginning.
+    who: the reader and the file, for messages.
+    drop_partial: as in `read_items`.
+
+  Raises:
+    SphinxError: a line is not JSON; the message has its number.
+  """
+  end = 0
+  for number, line in enumerate(file, 1):
+    begin, end = end, end + len(line)
+    text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+    if not text.strip():
+      continue
+    try:
+      value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+      is_cut = text.lstrip().startswith((b'{', b'\0')) and 'Extra data' not in str(error)
+      if drop_partial and is_cut and not line.endswith(b'\n'):
+        return
+      shown = f'{text.rstrip()[:60].decode(errors="replace")!r}, {not_json(text, error)}'
+      raise errors.make(f'{who}, line {number}', shown, 'JSON', 'correct it') from error
+    yield JsonLine(number, begin, line, value)
+
+
 def json_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
   """Yields (number from 1, line) of the lines that are not blank. `json.loads` takes a line."""
   for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b'\n'), 1):
@@ -181,17 +245,8 @@ def read_items(path: Path, drop_partial: bool = False, who: str = '') -> list[tu
       return [(f'item {number}', value) for number, value in enumerate(json.loads(data), 1)]
   if is_utf16(data[:8]):
     raise errors.make(who, 'UTF-16 text', 'UTF-8', 'save the file as UTF-8')
-  lines, items = list(json_lines(data)), []
-  for number, line in lines:
-    try:
-      items.append((f'line {number}', json.loads(line)))
-    except (ValueError, RecursionError) as error:
-      is_cut = line.lstrip().startswith((b'{', b'\0')) and 'Extra data' not in str(error)
-      if drop_partial and is_cut and number == lines[-1][0] and not data.endswith(b'\n'):
-        break
-      text = f'{line[:60].decode(errors="replace")!r}, {not_json(line, error)}'
-      raise errors.make(f'{who}, line {number}', text, 'JSON', 'correct it') from error
-  return items
+  lines = scan_jsonl(io.BytesIO(data), who, drop_partial)
+  return [(f'line {line.number}', line.value) for line in lines]
 
 
 def read_jsonl(path: Path, drop_partial: bool = False, who: str = '') -> list[Any]:

@@ -103,8 +103,10 @@ class Progress:
     else:
       done, total, rate_text = str(self._done), str(self._total), f'{rate:.3g}'
     count = done if self._total is None else f'{done}/{total}'
-    line = f'{self._what}: {count} {self._unit}, {rate_text}/s, {seconds:.0f} s  {self._note}'
-    return line.rstrip()
+    line = f'{self._what}: {count} {self._unit}, {rate_text}/s, {seconds:.0f} s'
+    if rate and self._done < (self._total or 0):
+      line += f', {tqdm.format_interval((self._total - self._done) / rate)} left'
+    return f'{line}  {self._note}'.rstrip()
 
   def __iter__(self) -> Iterator:
     try:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+import xxhash
+
 # Control characters but the line break, the marks that reverse the text after them, and halves of
 # surrogate pairs, which JSON may hold although they are no characters.
 _NOT_SHOWN = re.compile('[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]')
@@ -12,6 +14,11 @@ _SURROGATE = re.compile('[\ud800-\udfff]')
 def is_unicode(text: str) -> bool:
   """Whether a text has no half of a surrogate pair, which no tokenizer or file takes."""
   return text.isascii() or not _SURROGATE.search(text)
+
+
+def digest(text: str) -> str:
+  """Returns a hash of any text, also of one that is not unicode, as 16 hexadecimal digits."""
+  return xxhash.xxh3_64_hexdigest(text.encode(errors='surrogatepass'))
 
 
 def printable(text: str) -> str:

@@ -4,11 +4,46 @@ The new tokens are part of the file: a `tokenizer.model` gets them as pieces, a 
 added tokens, so that other projects read them, too.
 """
 
+import json
 from collections.abc import Sequence
 
-from sphinx_jax.core import errors
+from sphinx_jax.core import errors, files, paths
 from sphinx_jax.core.text import is_unicode
 from sphinx_jax.data.tokenizer import Tokenizer
+
+_FILES = '.txt', '.json'  # Ends of names of files with tokens.
+
+
+def read(entries: Sequence[str]) -> tuple[str, ...]:
+  """The tokens of the setting `tokenizer_add`.
+
+  Args:
+    entries: tokens, and files of them: one a line of a .txt, or the list in a .json.
+
+  Raises:
+    SphinxError: a file cannot be read, or has no tokens.
+  """
+  tokens: list[str] = []
+  for entry in entries:
+    tokens += _read_file(entry) if entry.endswith(_FILES) else [entry]
+  return tuple(tokens)
+
+
+def _read_file(path: str) -> list[str]:
+  place = paths.expand(path)
+  who, is_json = f"tokenizer_add, file '{path}'", path.endswith('.json')
+  expected = 'a JSON list of tokens' if is_json else 'UTF-8 text with one token a line'
+  try:
+    text = files.read_bytes(place).decode('utf-8-sig')
+    tokens = json.loads(text) if is_json else list(filter(None, map(str.strip, text.splitlines())))
+  except (OSError, ValueError, RecursionError) as error:
+    got = getattr(error, 'strerror', None) or str(error)
+    raise errors.make(who, got, expected, 'check the path and the file') from error
+  if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+    raise errors.make(who, 'other JSON', expected, 'correct it')
+  if not tokens:
+    raise errors.make(who, 'no token', expected, 'give another file')
+  return tokens
 
 
 def add(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:

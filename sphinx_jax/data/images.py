@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -19,6 +19,10 @@ from sphinx_jax.data.record import BadExample
 
 # CLIP's mean color. It becomes about zero after normalization.
 BACKGROUND = (122, 116, 104)
+# Endings of the names of image files. What Pillow cannot read is found when it is opened.
+ENDINGS = tuple(
+  'avif bmp gif heic heif jfif jp2 jpe jpeg jpg pbm pgm png ppm tif tiff webp'.split()
+)
 # What happens to transparent pixels: they show their hidden color, or stand on white.
 ALPHA = {'drop': 'in their hidden colors', 'white': 'on white'}
 # Pixels of an image: Pillow's own limit, which another part of a program may have switched off.
@@ -28,6 +32,38 @@ warnings.simplefilter('ignore', Image.DecompressionBombWarning)
 _MAX_EDGE = 1 << 14  # Pixels. The time of the resize grows with the square of the longer edge.
 
 _PHOTOMETRIC, _WHITE_IS_ZERO = ExifTags.Base.PhotometricInterpretation, 0  # A TIFF's tag.
+
+
+class Frame(NamedTuple):
+  """The pixels of an image file.
+
+  Attributes:
+    width: of the stored pixels.
+    height: of the stored pixels.
+    orientation: EXIF number of how viewers turn them, see orientation.py; 1: not at all.
+  """
+
+  width: int
+  height: int
+  orientation: int
+
+
+def frame(image: Path | bytes) -> Frame:
+  """Returns the frame of an encoded image from its header.
+
+  Args:
+    image: a file or its content.
+
+  Raises:
+    BadExample: as `decode`.
+    OSError: the file cannot be read.
+  """
+
+  def use(opened: Image.Image) -> Frame:
+    turned = opened.getexif()[ExifTags.Base.Orientation] if _is_turned(opened) else 1
+    return Frame(*opened.size, turned)
+
+  return _read(image, use) if isinstance(image, bytes) else _read_head(image, use)
 
 
 def size(data: bytes) -> tuple[int, int]:
@@ -46,11 +82,16 @@ def head_size(path: Path) -> tuple[int, int]:
     BadExample: as `decode`.
     OSError: the file cannot be read.
   """
-  with contextlib.suppress(Exception):  # `size` says what is wrong.
+  return _read_head(path, lambda image: image.size)
+
+
+def _read_head(path: Path, use: Callable[[Image.Image], Any]) -> Any:
+  """Returns `use(image)` for a file, of which only the head is read if it is in order."""
+  with contextlib.suppress(Exception):  # `_read` finds what is wrong.
     with Image.open(path) as image:
       if _fault_of_size(image) is None:
-        return image.size
-  return size(path.read_bytes())
+        return use(image)
+  return _read(path.read_bytes(), use)
 
 
 def decode(

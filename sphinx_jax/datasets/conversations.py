@@ -21,6 +21,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from sphinx_jax.data import images
 from sphinx_jax.data.record import MARK, BadExample
 from sphinx_jax.datasets.fields import as_text
 
@@ -34,9 +35,10 @@ _ROLES = {
   ),
   **dict.fromkeys(('system', 'developer'), SYSTEM),
 }
-_LISTS = ('conversations', 'messages')
+# Keys of lists of messages.
+LISTS = ('conversations', 'messages')
 # (keys of the question, key of the answer)
-_PAIRS = ((('query',), 'response'), (('instruction', 'input'), 'output'))
+PAIRS = ((('query',), 'response'), (('instruction', 'input'), 'output'))
 
 # Keys in the form of `_plain`.
 _IMAGE_KEYS = frozenset(
@@ -48,8 +50,8 @@ _VIDEO_KEYS, _AUDIO_KEYS = (
 )
 FRAMES = 8  # Images of a video, unless the item has the number.
 _MEANS_IMAGE = re.compile('image|img|picture|photo')
-_NO_PATHS = frozenset(('id', 'value', 'content', *(key for keys, _ in _PAIRS for key in keys)))
-_IMAGE_FILE = re.compile(r'\S.*\.(avif|bmp|gif|heic|jpe?g|png|tiff?|webp)', re.IGNORECASE)
+_NO_PATHS = frozenset(('id', 'value', 'content', *(key for keys, _ in PAIRS for key in keys)))
+_IMAGE_FILE = re.compile(rf'\S.*\.({"|".join(images.ENDINGS)})', re.IGNORECASE)
 # What stands for an image in the questions of other tools.
 _MARK = re.compile(
   r'<\|?(image([ _-]?\d+|here|_(pad|placeholder|soft_token|start|token))?|img_context'
@@ -111,7 +113,7 @@ def read(location: str, item: Any, frames: int = FRAMES) -> Conversation:
   """
   if not isinstance(item, dict):
     raise BadExample('not a conversation', f'{location}: {item!r:.80} is not an object')
-  form = next((key for key in _LISTS if isinstance(item.get(key), list)), None)
+  form = next((key for key in LISTS if isinstance(item.get(key), list)), None)
   turns = item[form] if form else None
   frames = _frames(location, item, frames)
   places: list[Media] = []  # Of every mark.
@@ -246,6 +248,28 @@ def read_turns(location: str, messages: list[Message]) -> tuple[tuple[str | None
   return tuple(turns)
 
 
+def read_question(
+  location: str, messages: list[Message]
+) -> tuple[tuple[tuple[str | None, str], ...], str]:
+  """Returns the turns before the last question of messages, and that question.
+
+  Texts are as of `read_turns`. Answers after the last question, which the data may have, are left
+  out.
+
+  Args:
+    location: of the item, for messages.
+    messages: those of `read`.
+
+  Raises:
+    BadExample: as `read_turns`, or there is no question.
+  """
+  asked = max((i + 1 for i, message in enumerate(messages) if message.role == USER), default=0)
+  *history, (question, _) = read_turns(location, [*messages[:asked], Message(MODEL, 'unknown')])
+  if not question:
+    raise BadExample('not a conversation', f'{location}: no question')
+  return tuple(history), question
+
+
 def _tidy(text: str) -> str:
   """Strips a question, and line breaks after its first and before its last marks."""
   text = _MARKS_AT_BEGIN.sub(_only_marks, text.strip())
@@ -261,14 +285,14 @@ def _values(
 ) -> Iterator[tuple[str, Any, dict[str, Any]]]:
   """Yields (role, JSON value, turn) of all messages; the turn is {} if it is no object.
 
-  `turns` is the list under one of _LISTS, if any.
+  `turns` is the list under one of LISTS, if any.
   """
   if as_text(item.get('system')):
     yield SYSTEM, item['system'], {}
   if turns is not None:
     yield from (_role_and_value(location, turn) for turn in turns)
     return
-  for questions, answer in _PAIRS:
+  for questions, answer in PAIRS:
     if questions[0] in item and answer in item:
       history = item.get('history') or []
       if not (isinstance(history, list) and all(_is_pair(pair) for pair in history)):

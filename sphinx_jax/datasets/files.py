@@ -21,7 +21,7 @@ from sphinx_jax.data.record import BadExample, Unread
 # More files than these are identified by names and sizes alone.
 _HASHED_FILES = 64
 # `read_image` or `leave_image`.
-ImageOf = Callable[[str, Path | bytes | Unread], bytes | Unread]
+ImageOf = Callable[[str, Path | bytes | Unread], bytes | Path | Unread]
 _opened: contextvars.ContextVar[list[Path] | None] = contextvars.ContextVar('opened', default=None)
 
 

@@ -105,33 +105,47 @@ class Jsonl(Source):
       id=location,
       task=self.task,
       images=tuple(
-        image for media in conversation.media for image in self._images(location, media, image_of)
+        image
+        for media in conversation.media
+        for image in read_media(location, media, self._root, image_of)
       ),
       turns=turns,
       truth=tuple({'answer': answer} for _, answer in turns),
       marks=conversation.marks,
     )
 
-  def _images(
-    self, location: str, media: conversations.Media, image_of: ImageOf
-  ) -> list[bytes | Unread]:
-    path = media.path
+
+def read_media(
+  location: str, media: conversations.Media, root: Path, image_of: ImageOf
+) -> list[bytes | Path | Unread]:
+  """Returns the images of an image or a video of an item.
+
+  Args:
+    location: of the item, for messages.
+    media: a path relative to `root`, or a data: URL.
+    root: directory of the images.
+    image_of: what becomes of the file of an image.
+
+  Raises:
+    BadExample: a missing image or video, a URL.
+  """
+  path = media.path
+  try:
+    if media.frames:
+      return video.frames(root / path, media.frames)
+    if path.startswith('data:'):
+      return [base64.b64decode(path.partition(';base64,')[2], validate=True)]
+    if '://' in path:
+      raise ValueError('a URL, which is not downloaded')
+    file = root / path
     try:
-      if media.frames:
-        return video.frames(self._root / path, media.frames)
-      if path.startswith('data:'):
-        return [base64.b64decode(path.partition(';base64,')[2], validate=True)]
-      if '://' in path:
-        raise ValueError('a URL, which is not downloaded')
-      file = self._root / path
-      try:
-        return [image_of(location, file)]
-      except BadExample:
-        file.stat()  # If it is missing, the message has the path of the item.
-        raise
-    except (OSError, ValueError) as error:
-      reason = getattr(error, 'strerror', None) or error
-      raise BadExample('missing image', f'{location}: {path!r:.200}: {reason}') from error
+      return [image_of(location, file)]
+    except BadExample:
+      file.stat()  # If it is missing, the message has the path of the item.
+      raise
+  except (OSError, ValueError) as error:
+    reason = getattr(error, 'strerror', None) or error
+    raise BadExample('missing image', f'{location}: {path!r:.200}: {reason}') from error
 
 
 class JsonItems:
@@ -188,6 +202,12 @@ class JsonItems:
       raise BadExample(
         'not json', f'{location}: {begin!r}: {files.not_json(line, error)}'
       ) from error
+
+  def text(self, index: int) -> bytes:
+    """Returns the JSON text of a value, which need not be JSON in a file of lines."""
+    if self._items is not None:
+      return json.dumps(self._items[index]).encode()
+    return self._line(index).strip()
 
   def _line(self, index: int, limit: int | None = None) -> bytes:
     """The first `limit` bytes of a line, None: all of it and the blank lines after it."""

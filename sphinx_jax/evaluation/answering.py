@@ -1,75 +1,131 @@
-"""Answers the questions of a benchmark with a model. A killed run resumes."""
+"""Has questions answered by a model or a server. A killed run resumes."""
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from etils import epath
 
 from sphinx_jax.core import prefetch
 from sphinx_jax.core.progress import Progress
-from sphinx_jax.data.dialog import Encoded
 from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.skips import Skips
-from sphinx_jax.data.slots import Slots
 from sphinx_jax.datasets.files import read_image
 from sphinx_jax.evaluation import predictions
 from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark, Question
+from sphinx_jax.evaluation.by_model import ByModel
 from sphinx_jax.generate.model import BATCH_SIZE, Model
 from sphinx_jax.parallel import hosts
 
-# Batches per call of the model, which sorts the prompts of a call by length. The images of this
-# call and of the next one are in memory.
-_BATCHES_PER_CALL = 4
 _READER_THREADS = 8
 
 
-class _Prepared(NamedTuple):
-  """A question in the form that the model takes.
+class Asked(Protocol):
+  """What is answered: a benchmark, or the items of a user (items.py).
 
   Attributes:
+    name: name of its files.
+    questions: those to be answered. They may be read when they are asked for.
+    ids: of the questions.
+    prompts: id -> prompt, of the questions whose id does not stand for the prompt.
+    prefix: the beginning of every answer, which the model is given.
+    max_new_tokens: length of the longest answer.
+  """
+
+  @property
+  def name(self) -> str: ...
+  @property
+  def questions(self) -> Sequence[Question]: ...
+  @property
+  def ids(self) -> Sequence[str]: ...
+  @property
+  def prompts(self) -> Mapping[str, str]: ...
+  @property
+  def prefix(self) -> str: ...
+  @property
+  def max_new_tokens(self) -> int: ...
+
+
+class Answerer(Protocol):
+  """What answers questions: a model (by_model.py) or a server (by_server.py).
+
+  Attributes:
+    per_call: questions of a call. The images of this call and of the next one are in memory.
+  """
+
+  @property
+  def per_call(self) -> int: ...
+
+  def read_image(self, data: bytes) -> Any:
+    """Returns an image file in the form that `answer` takes. Raises BadExample."""
+
+  def prompt(self, question: Question, images: int, prefix: str) -> Any:
+    """Returns what is asked, in the form that `answer` takes. Raises BadExample."""
+
+  def answer(
+    self,
+    questions: Sequence[Question],
+    prompts: Sequence[Any],
+    images: Sequence[Sequence[Any]],
+    max_new_tokens: int,
+  ) -> Sequence[str | BadExample]:
+    """Returns the answers, or why there is none."""
+
+
+class _Prepared(NamedTuple):
+  """A question in the form that is asked.
+
+  Attributes:
+    index: its index in the questions.
     question: the question.
-    prompt: the tokenized prompt; None if an image cannot be read.
-    images: its images as the model sees them.
+    prompt: from `Answerer.prompt`; None if there is an error.
+    images: its images from `Answerer.read_image`.
     error: the reason if the question cannot be asked, else None.
   """
 
+  index: int
   question: Question
-  prompt: Encoded | None
-  images: Sequence[Slots]
+  prompt: Any = None
+  images: Sequence[Any] = ()
   error: BadExample | None = None
 
 
 def answer(
-  model: Model, benchmark: Benchmark, folder: predictions.Path, batch_size: int = BATCH_SIZE
+  answerer: Answerer,
+  asked: Asked,
+  folder: predictions.Path,
+  max_skipped: float = 0.5,
+  unit: str = 'answers',
 ) -> None:
-  """Answers a benchmark on all processes and writes folder/NAME.jsonl, a line for each question.
+  """Answers questions on all processes and writes folder/NAME.jsonl, a line for each of them.
 
-  Every process answers its share of the questions that have no answer yet, with its own copy of
-  the weights. Process 0 then merges the files of all processes. A question that cannot be asked
-  (unreadable image, prompt too long) gets the answer '' and the reason under 'skipped', so that
-  it counts as wrong. The next start asks it again, because its image may have been mended.
+  Every process has its share of the questions answered that have no answer yet. Process 0 then
+  merges the files of all processes. A question that cannot be asked (unreadable image, prompt too
+  long) gets the answer '' and the reason under 'skipped', so that it counts as wrong. The next
+  start asks it again, because its image may have been mended.
 
   Args:
-    model: a model on the devices of this process.
-    benchmark: the same on every process.
-    folder: the folder of the run (`predictions.claim`), which every process can read and write.
-    batch_size: most prompts decoded together.
+    answerer: one for each process, for instance a model on its devices.
+    asked: the same on every process.
+    folder: the folder of the run (`predictions.claim_folder`), which every process can read and
+      write.
+    max_skipped: share of questions that may be impossible to ask, see `Skips`.
+    unit: what is counted in the log.
 
   Raises:
-    SphinxError: most questions cannot be asked, the folder has answers to other questions, or the
-      disk is full.
+    SphinxError: too many questions cannot be asked, the folder has answers to other questions, or
+      the disk is full.
   """
-  pending = _pending(benchmark, folder)
+  pending = _pending(asked, folder)
   hosts.barrier()  # All processes have read the earlier answers before one of them writes.
   count = hosts.process_count()
   share = pending[hosts.process_index() :: count]
-  _answer_questions(model, benchmark, share, folder, batch_size, processes=count)
+  _answer_questions(answerer, asked, share, folder, max_skipped, unit, processes=count)
   hosts.barrier()
-  hosts.on_process_0(lambda: predictions.merge(folder, benchmark))
+  hosts.on_process_0(lambda: predictions.merge(folder, asked.name, asked.ids))
 
 
 def answer_locally(
@@ -94,128 +150,120 @@ def answer_locally(
   Raises:
     SphinxError: as for `answer`.
   """
-  _answer_questions(model, benchmark, _pending(benchmark, folder), folder, batch_size, params)
-  return predictions.in_order(benchmark, predictions.answered(folder, benchmark))
+  pending = _pending(benchmark, folder)
+  by_model = ByModel(model, batch_size, {'params': params})
+  _answer_questions(by_model, benchmark, pending, folder)
+  return predictions.in_order(benchmark, predictions.Answers(folder, benchmark.name))
 
 
-def _pending(benchmark: Benchmark, folder: predictions.Path) -> list[Question]:
-  """Returns the questions without an answer. Earlier starts may have skipped some of them."""
-  earlier = predictions.answered(folder, benchmark)
-  done = {key for key, entry in earlier.items() if 'skipped' not in entry}
-  return [question for question in benchmark.questions if question.id not in done]
+def _pending(asked: Asked, folder: predictions.Path) -> list[int]:
+  """Returns the indices of questions without an answer. Earlier starts may have skipped some."""
+  earlier = predictions.Answers(folder, asked.name, asked.prompts)
+  is_done = lambda key: key in earlier and key not in earlier.skipped
+  return [index for index, key in enumerate(asked.ids) if not is_done(key)]
 
 
 def _answer_questions(
-  model: Model,
-  benchmark: Benchmark,
-  questions: Sequence[Question],
+  answerer: Answerer,
+  asked: Asked,
+  indices: Sequence[int],
   folder: predictions.Path,
-  batch_size: int,
-  params: dict | None = None,
+  max_skipped: float = 0.5,
+  unit: str = 'answers',
   processes: int = 1,
 ) -> None:
-  """Answers questions and appends the lines to the file of this process.
+  """Has questions answered and appends the lines to the file of this process.
 
   Args:
-    model: the model.
-    benchmark: the benchmark of the questions.
-    questions: this process's share of the questions to answer.
+    answerer: as for `answer`.
+    asked: what is answered.
+    indices: of this process's share of its questions.
     folder: the folder of the run.
-    batch_size: most prompts decoded together.
-    params: see `answer_locally`.
+    max_skipped: see `answer`.
+    unit: see `answer`.
     processes: number of processes that share the questions.
   """
-  if not questions:
+  if not indices:
     return
-  total = len(benchmark.questions) // processes
-  file = epath.Path(folder) / f'{benchmark.name}.{hosts.process_index()}.jsonl'
-  writer = predictions.Writer(file)
-  # Of the whole benchmark: the questions that are asked again may all be unusable.
-  skips = Skips(Counter(), len(benchmark.questions))
-  positions = {question.id: position for position, question in enumerate(benchmark.questions)}
-  chunks = _prepared_chunks(model, benchmark, questions, _BATCHES_PER_CALL * batch_size)
+  total = max(len(asked.questions) // processes, len(indices))
+  writer = predictions.Writer(epath.Path(folder) / f'{asked.name}.{hosts.process_index()}.jsonl')
+  # Of all questions: those that are asked again may all be unusable.
+  skips = Skips(Counter(), len(asked.questions), max_skipped)
+
+  def skip(prepared: _Prepared, error: BadExample) -> None:
+    name = prepared.question.location or prepared.question.id
+    skips.add(asked.name, prepared.index, name, error, processes)
+
+  chunks = _prepared_chunks(answerer, asked, indices)
   with (
     prefetch.Prefetch(chunks, depth=1) as prefetched,
-    Progress(
-      total=total, start=total - len(questions), what=benchmark.name, unit='answers'
-    ) as progress,
+    Progress(total=total, start=total - len(indices), what=asked.name, unit=unit) as progress,
   ):
     for chunk in prefetched:
       for prepared in chunk:
         if prepared.error is not None:
-          name = prepared.question.id
-          skips.add(benchmark.name, positions[name], name, prepared.error, processes)
-      writer.write(_answer_chunk(model, benchmark, chunk, batch_size, params))
+          skip(prepared, prepared.error)
+      lines = []
+      for prepared, found in zip(chunk, _answers(answerer, asked, chunk)):
+        error = found if isinstance(found, BadExample) else None
+        if prepared.error is None and error is not None:
+          skip(prepared, error)
+        lines.append(predictions.line(prepared.question, '' if error else found, error))
+      writer.write(lines)
       progress.update(len(chunk))
 
 
-def _answer_chunk(
-  model: Model,
-  benchmark: Benchmark,
-  chunk: Sequence[_Prepared],
-  batch_size: int,
-  params: dict | None,
-) -> list[dict]:
-  """Answers one chunk with one call of the model, and returns its prediction lines."""
+def _answers(
+  answerer: Answerer, asked: Asked, chunk: Sequence[_Prepared]
+) -> list[str | BadExample]:
+  """Returns the answers of one chunk, or why there is none."""
   usable = [prepared for prepared in chunk if prepared.error is None]
-  lengths = [prepared.question.answer_length for prepared in usable]
-  texts = model.complete(
-    [prepared.prompt for prepared in usable],
-    [prepared.images for prepared in usable],
-    max_new_tokens=benchmark.max_new_tokens,
-    expected=None if None in lengths else lengths,
-    batch_size=batch_size,
-    params=params,
+  answers = iter(
+    answerer.answer(
+      [prepared.question for prepared in usable],
+      [prepared.prompt for prepared in usable],
+      [prepared.images for prepared in usable],
+      asked.max_new_tokens,
+    )
   )
-  answers = {prepared.question.id: text for prepared, text in zip(usable, texts)}
-  lines = []
-  for question, _, _, error in chunk:
-    if error is None:
-      lines.append(predictions.line(question, answers[question.id]))
-    else:
-      lines.append(predictions.line(question, '', skipped=error.reason))
-  return lines
+  return [next(answers) if prepared.error is None else prepared.error for prepared in chunk]
 
 
 def _prepared_chunks(
-  model: Model, benchmark: Benchmark, questions: Sequence[Question], size: int
+  answerer: Answerer, asked: Asked, indices: Sequence[int]
 ) -> Iterator[list[_Prepared]]:
-  """Yields chunks of `size` questions, tokenized and with their images read."""
+  """Yields chunks of questions in the form that is asked, with their images read."""
+  size = answerer.per_call
   with ThreadPoolExecutor(_READER_THREADS) as pool:
-    for begin in range(0, len(questions), size):
-      chunk = questions[begin : begin + size]
-      # Questions about one image share one array, so that it is read and encoded once.
+    for begin in range(0, len(indices), size):
+      chunk = [asked.questions[index] for index in indices[begin : begin + size]]
+      # Questions about one image share one object, so that it is read and encoded once.
       by_image = {image: question for question in chunk for image in question.images}
-      read = pool.map(functools.partial(_read_image, model), by_image.values(), by_image)
-      pixels = dict(zip(by_image, read))
+      read = pool.map(functools.partial(_read_image, answerer), by_image.values(), by_image)
+      images = dict(zip(by_image, read))
       yield [
-        _prepare(model, benchmark.prefix, question, [pixels[image] for image in question.images])
-        for question in chunk
+        _prepare(answerer, asked, index, question, [images[image] for image in question.images])
+        for index, question in zip(indices[begin:], chunk)
       ]
 
 
-def _read_image(model: Model, question: Question, image: Path | bytes) -> Slots | BadExample:
-  """Returns an image of a question as the model sees it, or the reason if it is unreadable.
-
-  Full pages would fill the memory.
-  """
+def _read_image(answerer: Answerer, question: Question, image: Path | bytes) -> Any:
+  """Returns an image of a question, or the reason if it is unreadable (BadExample)."""
   try:
-    return model.read_image(read_image(question.id, image))
+    return answerer.read_image(read_image(question.location or question.id, image))
   except BadExample as error:
     return error
 
 
 def _prepare(
-  model: Model, prefix: str, question: Question, images: Sequence[Slots | BadExample]
+  answerer: Answerer, asked: Asked, index: int, question: Question, images: Sequence[Any]
 ) -> _Prepared:
-  """Tokenizes a question and checks that it can be asked."""
-  turns = [*question.history, (question.prompt, None)]
-  for image in images:
-    if isinstance(image, BadExample):
-      return _Prepared(question, None, (), image)
-  prompt = model.prompt_of(turns, len(images), prefix, question.marks)
-  length = len(prompt.ids) + len(prompt.images_at) * model.visual_tokens
-  if length >= model.max_length:
-    error = BadExample('prompt too long', f'{length} positions of {model.max_length}')
-    return _Prepared(question, prompt, (), error)
-  return _Prepared(question, prompt, images)
+  """Returns a question in the form that is asked, or with the reason why it cannot be."""
+  for fault in (question.fault, *images):
+    if isinstance(fault, BadExample):
+      return _Prepared(index, question, error=fault)
+  try:
+    prompt = answerer.prompt(question, len(images), asked.prefix)
+  except BadExample as error:
+    return _Prepared(index, question, error=error)
+  return _Prepared(index, question, prompt, images)

@@ -17,6 +17,7 @@ from sphinx_jax.generate import sampling, stop
 from sphinx_jax.models import families, multimodal
 
 CHUNK = 64  # Steps after which the host looks which rows have stopped.
+WATCHED_CHUNK = 4  # The same if somebody reads along.
 _SMALLEST = 4  # Rows of a batch that is not made smaller.
 
 
@@ -183,6 +184,7 @@ def decode_all(
   choose_rows: Callable[[Carry, Rows, np.ndarray], tuple[Carry, Rows]],
   carry: Carry,
   rows: Rows,
+  watch: Callable[[np.ndarray], None] | None = None,
 ) -> np.ndarray:
   """Decodes in chunks of steps, between which rows that have stopped leave the batch.
 
@@ -193,6 +195,7 @@ def decode_all(
     choose_rows: `choose`, compiled.
     carry: from `begin`.
     rows: of the batch.
+    watch: called after each chunk, which is shorter then, with the answers so far.
 
   Returns:
     Answers int32[B, N], -1 after a row's end.
@@ -205,10 +208,12 @@ def decode_all(
       chosen = np.argsort(done, kind='stable')[:size]  # First those that go on.
       running = running[chosen]
       carry, rows = choose_rows(carry, rows, chosen.astype(np.int32))
-    until += CHUNK
+    until += CHUNK if watch is None else WATCHED_CHUNK
     carry = decode_some(carry, rows, until)
     done = np.asarray(carry.done)
     answers[running] = np.asarray(carry.tokens)
+    if watch is not None:
+      watch(answers)
   return answers
 
 

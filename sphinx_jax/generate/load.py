@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 
 from sphinx_jax.checkpoint import (
   adapter_runs,
@@ -185,7 +186,8 @@ def _open(directory: store.Path, adapter: store.Path | None) -> _Opened:
     if unmerged is not None:
       return opened._replace(adapter=unmerged)
     whole = widened.widen(arrays, carried.forms)
-    return opened._replace(arrays=merged.merge(whole, read), directory=None, held='')
+    exact = widened.kernels(arrays, carried.forms, np.float32)
+    return opened._replace(arrays=merged.merge(whole, read, exact), directory=None, held='')
   assembly = assemble.assemble([sources.open_source(directory, adapter=adapter)])
   carried = bundle.Bundle(
     assembly.config, assembly.tokenizer, assembly.dialog, assembly.added_tokens

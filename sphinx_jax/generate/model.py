@@ -20,6 +20,7 @@ from sphinx_jax.data.record import BadExample
 from sphinx_jax.data.slots import Slots
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.generate import ahead, decode, messages as messages_lib
+from sphinx_jax.generate.text_stream import TextStream
 from sphinx_jax.models import families, layers, multimodal
 from sphinx_jax.parallel import placement
 
@@ -54,6 +55,13 @@ class Model:
     bucket: prompt lengths are padded to multiples of it.
     alpha: what happens to transparent pixels of image files, as in training (`images.decode`).
 
+  Attributes:
+    alpha: as given.
+    bucket: as given.
+    slot_rule: how an image becomes slots.
+    module: the flax module, for programs of one's own.
+    ending: what ends an answer; absent without a tokenizer.
+
   Raises:
     SphinxError: the tokenizer has more tokens than the model.
   """
@@ -76,8 +84,8 @@ class Model:
         'use the tokenizer that the checkpoint carries',
       )
     self._config, self._params, self._tokenizer = config, params, tokenizer
-    self._template, self._bucket = template, bucket
-    self.alpha = alpha
+    self._template = template
+    self.alpha, self.bucket = alpha, bucket
     family = families.family(config)
     self._image_token = family.image_token(config)
     self._canvas = (family.canvas(config),) * 2
@@ -85,17 +93,17 @@ class Model:
     self.slot_rule = slots_lib.make(**family.slot_rule(config))
     self._separate = placement.is_on_one_cpu(params)
     self._weights = self._for_decoding(params)
-    module = families.build(config, separate=self._separate)
-    self._logits = self._compiled(functools.partial(_logits, module))
-    self._encode = self._compiled(functools.partial(_encode, module), static_argnames='length')
+    self.module = module = families.build(config, separate=self._separate)
+    self._logits = self.compiled(functools.partial(_logits, module))
+    self._encode = self.compiled(functools.partial(_encode, module), static_argnames='length')
     if tokenizer is None:
       return
-    ending = decode.ending(template, tokenizer, vocab)
+    self.ending = ending = decode.ending(template, tokenizer, vocab)
     self._choose = jax.jit(decode.choose)
     self._programs = ahead.Programs(
-      self._compiled(functools.partial(decode.prefill, module)),
+      self.compiled(functools.partial(decode.prefill, module)),
       jax.jit(functools.partial(decode.begin, module), static_argnames='length'),
-      self._compiled(
+      self.compiled(
         functools.partial(decode.decode, module, ending),
         static_argnames='sample',
         donate_argnames='carry',
@@ -107,8 +115,13 @@ class Model:
   def _for_decoding(self, params: dict) -> dict:
     return families.for_decoding(self._config, params) if self._separate else params
 
-  def _compiled(self, function: Callable, **options: Any) -> Callable:
-    """`jax.jit` of a function whose first argument is sharded like `self.params`."""
+  def compiled(self, function: Callable, **options: Any) -> Callable:
+    """`jax.jit` of a function whose first argument is sharded like `self.params`.
+
+    Args:
+      function: of arrays.
+      options: of `jax.jit`.
+    """
     on_mesh = placement.on_mesh_of(self._params, function)
     return jax.jit(on_mesh, compiler_options=layers.compiler_options(), **options)
 
@@ -121,6 +134,11 @@ class Model:
   def params(self) -> dict:
     """The parameter tree."""
     return self._params
+
+  @property
+  def weights(self) -> dict:
+    """The parameters as `module` reads them: those of decoder layers apart on a CPU."""
+    return self._weights
 
   @property
   def tokenizer(self) -> Tokenizer:
@@ -347,6 +365,28 @@ class Model:
     """
     return self.slot_rule.read(data, alpha=self.alpha)
 
+  def encode_slots(self, slots: Slots) -> np.ndarray:
+    """Visual tokens of one image [slots * visual_tokens, D], in the compute dtype, on the host.
+
+    The slots are encoded one by one, so that few programs are needed: those of `compile_encoder`.
+
+    Args:
+      slots: from `read_image`.
+    """
+    parts = []
+    for slot in slots.pixels:
+      length = self._encoded_length(*slot.shape[:2])
+      pixels, sizes = slots_lib.on_canvas([slot], self._canvas)
+      parts.append(self._encode(self._weights, pixels[:, None], sizes[:, None], length=length))
+    return np.concatenate([np.asarray(part)[0] for part in parts])
+
+  def compile_encoder(self) -> None:
+    """Compiles all programs of `encode_slots`, by calling them."""
+    pixels = np.zeros((1, 1, *self._canvas, 3), np.uint8)
+    sizes = np.array([[self._canvas]], np.int32)
+    for length in families.family(self._config).encoded_lengths(self._config):
+      jax.block_until_ready(self._encode(self._weights, pixels, sizes, length=length))
+
   def _read_slots(self, image: OneImage) -> Sequence[np.ndarray]:
     if isinstance(image, Slots):
       return image.pixels
@@ -532,9 +572,11 @@ class Model:
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    streams: Sequence[int] | None = None,
     expected: Sequence[int] | None = None,
     batch_size: int = BATCH_SIZE,
     params: dict | None = None,
+    deliver: Callable[[str], None] | None = None,
   ) -> list[str]:
     """Continues token ids; what a prompt gets does not depend on the other prompts.
 
@@ -548,23 +590,29 @@ class Model:
       temperature: as in `generate`.
       top_p: as in `generate`.
       seed: as in `generate`.
+      streams: number of each prompt's random stream, below 2**32; None: its index.
       expected: rough lengths of the answers, if known. Rows of similar length are decoded
         together, which is faster; results do not change.
       batch_size: most prompts decoded together.
       params: parameters used in place of the model's own. They have the same shapes, dtypes and
         shardings, so that nothing is compiled again.
+      deliver: of a single prompt: called with pieces of its text as soon as they are decoded. They
+        are its beginning: what may be a part of the stop text is only in the result.
 
     Returns:
       Continuations up to EOS or the template's stop, stripped.
 
     Raises:
       SphinxError: no tokenizer; a prompt that leaves no room in llm.max_length (no prompt is cut
-        silently); not one image a prompt; sampling numbers outside their ranges.
+        silently); not one image a prompt; sampling numbers outside their ranges; several prompts to
+        deliver.
     """
     tokenizer = self.tokenizer
     count = len(prompts)
     if not count:
       return []
+    if deliver is not None and count > 1:
+      raise errors.make('generate', f'{count} prompts to deliver', 'one', 'ask one by one')
     images = self._rows('generate', images, count)
     # Seeds are int64.
     if not (0 <= temperature < math.inf and 0 < top_p <= 1 and -(2**63) <= seed < 2**63):
@@ -588,7 +636,8 @@ class Model:
     limits = np.broadcast_to(np.asarray(max_new_tokens, np.int32), count)
     limits = np.minimum(limits, self._room(lengths))
     expected = limits if expected is None else expected
-    order = sorted(range(count), key=lambda i: (round_up(lengths[i], self._bucket), expected[i]))
+    streams = np.arange(count) if streams is None else np.asarray(streams)
+    order = sorted(range(count), key=lambda i: (round_up(lengths[i], self.bucket), expected[i]))
     size = _even_batch_size(count, batch_size)
     texts = [''] * count
 
@@ -604,10 +653,11 @@ class Model:
         if visual is None
         else jnp.asarray(visual)[rows],
         limits[rows],
-        streams=rows,
+        streams=streams[rows],
         seed=seed,
         temperature=temperature,
         top_p=top_p,
+        watch=None if deliver is None else self._reader(deliver),
       )
       for i, row in zip(chosen, tokens):
         texts[i] = _text(tokenizer, self._template, row)
@@ -617,6 +667,20 @@ class Model:
     with ThreadPoolExecutor(2 if jax.default_backend() == 'cpu' else 1) as pool:
       list(pool.map(complete_batch, [order[i : i + size] for i in range(0, count, size)]))
     return texts
+
+  def _reader(self, deliver: Callable[[str], None]) -> Callable[[np.ndarray], None]:
+    """A function of the tokens so far int32[1, N] that delivers the text that is new."""
+    stream, read = TextStream(self.tokenizer, self._template), 0
+
+    def watch(answers: np.ndarray) -> None:
+      nonlocal read
+      new = answers[0, read:]
+      new = new[new >= 0].tolist()
+      read += len(new)
+      if piece := stream.push(new):
+        deliver(piece)
+
+    return watch
 
   def _place(self, ids: np.ndarray, images: int) -> _Prompt:
     """Ids of `logits` with visual tokens: behind BOS, or where the image tokens are."""
@@ -649,8 +713,8 @@ class Model:
 
   def _padded(self, lengths: np.ndarray, limits: np.ndarray) -> tuple[int, int]:
     """Positions of padded prompts, and slots of their cache."""
-    width = round_up(lengths.max(), self._bucket)
-    slots = round_up((lengths + limits).max(), 2 * self._bucket)
+    width = round_up(lengths.max(), self.bucket)
+    slots = round_up((lengths + limits).max(), 2 * self.bucket)
     return min(width, self.max_length), min(slots, self.max_length)
 
   def _compile_ahead(
@@ -673,6 +737,7 @@ class Model:
     seed: int,
     temperature: float,
     top_p: float,
+    watch: Callable[[np.ndarray], None] | None,
   ) -> np.ndarray:
     """Token ids int32[B, N] of the answers of one batch; -1 after a row's end."""
     lengths = np.array([len(prompt.tokens) for prompt in prompts], np.int32)
@@ -689,7 +754,7 @@ class Model:
       )
 
     rows = decode.Rows(lengths, limits, keys)
-    return decode.decode_all(decode_some, self._choose, carry, rows)
+    return decode.decode_all(decode_some, self._choose, carry, rows, watch)
 
 
 def _are_messages(content: Sequence) -> bool:

@@ -17,8 +17,8 @@ def nucleus(
   Args:
     logits: float32[B, vocab].
     keys: B random keys, one a row, so that a row's draw does not depend on the other rows.
-    temperature: float32[], > 0.
-    top_p: float32[] in (0, 1]; 1 samples from all tokens.
+    temperature: float32[] or float32[B,1], > 0.
+    top_p: float32[] or float32[B,1], in (0, 1]; 1 samples from all tokens.
 
   Returns:
     int32[B].

@@ -8,6 +8,7 @@ stacked, like all parameters.
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,23 @@ KERNEL = 'kernel'
 A, B, SCALE = LEAVES = ('lora_a', 'lora_b', 'lora_scale')
 STACKS = ('layers', 'experts')  # Logical names of the first dimensions of stacks of matrices.
 NONE = 'none'  # As a target: no layer has an adapter.
+
+
+class Adapted(NamedTuple):
+  """A matrix [in,out] with an adapter that is not added to it: kernel + a @ b.
+
+  Attributes:
+    kernel: [in,out].
+    a: [in,r].
+    b: [r,out], times the factor of the adapter.
+  """
+
+  kernel: jax.Array
+  a: jax.Array
+  b: jax.Array
+
+
+Blocks = tuple[jax.Array | Adapted, ...]  # Of the columns of a matrix.
 
 
 def is_adapter(path: str) -> bool:

@@ -17,6 +17,9 @@ import numpy as np
 
 from sphinx_jax.core import tables, trees
 from sphinx_jax.models import attention, experts, grouped, layers, multimodal, narrow
+from sphinx_jax.models.adapters import Blocks
+
+_VISUAL = 'visual'  # Field of a batch, in place of its images.
 
 FAMILIES = tables.Table(
   'model',
@@ -67,7 +70,7 @@ class Forward(NamedTuple):
   """
 
   hidden_states: jax.Array
-  matrices: tuple[jax.Array, ...]
+  matrices: Blocks
   router: dict[str, jax.Array]
 
 
@@ -83,12 +86,14 @@ def apply(
   Args:
     model: from `build`.
     params: its parameters.
-    batch: see core/batch.py.
+    batch: see core/batch.py; or the result of `encoded`.
     key: random key of an update; None: no noise.
     noise: of training.
   """
   fields = [batch[name] for name in ('tokens', 'visual_index', 'positions', 'segments')]
-  if 'features' in batch:
+  if _VISUAL in batch:
+    images = dict(images=None, visual=batch[_VISUAL])
+  elif 'features' in batch:
     images = dict(images=None, visual=_project(model, params, batch['features']))
   else:
     images = dict(images=batch['images'], image_size=batch['image_size'])
@@ -117,6 +122,25 @@ def _router(model: multimodal.Multimodal, records: Mapping) -> dict[str, jax.Arr
     weight = llm.get('balance_weight', multimodal.LLMS[llm.name].balance_weight)
     found['penalty'] = weight * found['balance']
   return found
+
+
+def encoded(
+  model: multimodal.Multimodal, params: dict, batch: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+  """The batch with visual tokens in place of images, for several calls of `apply`.
+
+  Args:
+    model: from `build`.
+    params: its parameters, of which those outside of 'llm' are read.
+    batch: see core/batch.py.
+  """
+  fields = dict(batch)
+  if 'features' in batch:
+    fields[_VISUAL] = _project(model, params, fields.pop('features'))
+  elif batch['images'].shape[1]:
+    images = fields.pop('images'), fields.pop('image_size')
+    fields[_VISUAL] = model.apply({'params': params}, *images, method='encode')
+  return fields
 
 
 def feature_params(config: ml_collections.ConfigDict) -> str | None:

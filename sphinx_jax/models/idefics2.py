@@ -58,11 +58,15 @@ class Idefics2(multimodal.Multimodal):
 
   @classmethod
   def encoded_length(cls, config: Any, height: int, width: int) -> int:
+    patches = _patches(config.vision, height, width)
+    return min(n for n in cls.encoded_lengths(config) if n >= patches)
+
+  @classmethod
+  def encoded_lengths(cls, config: Any) -> list[int]:
     """Lengths differ by a factor of 0.8, so that few programs are compiled and padding is short."""
     most = (cls.canvas(config) // config.vision.patch) ** 2
     unit = siglip.BLOCK if most > 8 * siglip.BLOCK else -(-most // 4)
-    lengths = {unit * math.ceil(most * 0.8**k / unit) for k in range(10)}
-    return min(n for n in lengths if n >= _patches(config.vision, height, width))
+    return sorted({unit * math.ceil(most * 0.8**k / unit) for k in range(10)})
 
   def setup(self) -> None:
     config = self.config

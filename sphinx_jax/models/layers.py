@@ -265,13 +265,13 @@ class Dense(nn.Module):
   def _check_shape(self, name: str, array: jax.Array, shape: tuple[int, ...]) -> None:
     check_shape((*self.path, name), array.shape, shape)
 
-  def matrix(self, width: int) -> jax.Array:
-    """The kernel [width,*features] in `dtype`, with what an adapter adds to it."""
+  def matrix(self, width: int) -> jax.Array | adapters.Adapted:
+    """The kernel [width,*features] in `dtype`, with its adapter if it has one."""
     kernel = self._kernel(width)
     if adapters.A not in self.variables.get('params', {}):
       return kernel
     a, b, scale = self._adapter(width)
-    return kernel + jnp.tensordot(a, b, 1) * scale
+    return adapters.Adapted(kernel, a, b * scale)
 
   def _kernel(self, width: int, keep_bits: bool = False) -> jax.Array:
     """The kernel [width,*features] in `dtype`; `keep_bits` as of `param`."""

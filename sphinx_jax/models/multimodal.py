@@ -11,6 +11,7 @@ import numpy as np
 
 from sphinx_jax.core import errors, tables
 from sphinx_jax.models import grouped, layers
+from sphinx_jax.models.adapters import Blocks
 
 LLMS = tables.Table(
   'llm',
@@ -75,6 +76,11 @@ class Multimodal(nn.Module):
       width: its columns.
     """
     return None
+
+  @classmethod
+  def encoded_lengths(cls, config: Any) -> list[int | None]:
+    """All values of `encoded_length`."""
+    return [None]
 
   @classmethod
   def sees_images(cls, config: Any) -> bool:
@@ -181,7 +187,7 @@ class Multimodal(nn.Module):
     """Logits float32[B,T,vocab] of hidden states [B,T,D]."""
     return self.llm.lm_head(hidden_states)
 
-  def lm_head_matrices(self) -> tuple[jax.Array, ...]:
+  def lm_head_matrices(self) -> Blocks:
     """The matrix of the LM head [D,vocab] in the compute dtype, as blocks of its columns."""
     return self.llm.lm_head_matrices()
 
@@ -238,6 +244,34 @@ class Multimodal(nn.Module):
     cache = self.llm.init_cache(rows, length)
     states, cache = self.llm.hidden_states(embedded, positions, segments, cache)
     # The LM head of all positions takes a third of the time of short prompts.
+    last = jnp.take_along_axis(states, (lengths - 1)[:, None, None], axis=1)
+    return self.llm.lm_head(last)[:, 0], cache
+
+  def extend(
+    self,
+    tokens: jax.Array,
+    visual_index: jax.Array,
+    begins: jax.Array,
+    lengths: jax.Array,
+    visual: jax.Array | None,
+    cache: Any,
+  ) -> tuple[jax.Array, Any]:
+    """A prefill behind positions that the cache has: `decode` of right-padded prompts.
+
+    Args:
+      tokens: int32[B,T], the rest of each prompt.
+      visual_index: int32[B,T].
+      begins: int32[B], positions of each row that the cache has.
+      lengths: int32[B], positions of the rest, without padding.
+      visual: result of `encode`, or None.
+      cache: from `init_cache` or the call before. Padding behind its last slot is not written.
+
+    Returns:
+      Logits float32[B,vocab] at each row's last position, and the new cache.
+    """
+    positions = begins[:, None] + jnp.arange(tokens.shape[1])
+    embedded = self._embed(tokens, visual_index, visual)
+    states, cache = self.llm.hidden_states(embedded, positions, cache=cache)
     last = jnp.take_along_axis(states, (lengths - 1)[:, None, None], axis=1)
     return self.llm.lm_head(last)[:, 0], cache
 

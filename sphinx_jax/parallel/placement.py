@@ -97,22 +97,28 @@ def is_on_one_cpu(tree: Any) -> bool:
   return device is not None and device.platform == 'cpu'
 
 
-def on_mesh_of(tree: Any, function: Callable) -> Callable:
-  """Wraps a function for `jax.jit` so that `constrain` inside it uses the mesh of a tree's arrays.
-
-  Returns the function unchanged if no array of the tree has a NamedSharding.
-  """
-  meshes = [
+def mesh_of(tree: Any) -> Mesh | None:
+  """The mesh of a tree's arrays; None: no array of the tree has a NamedSharding."""
+  meshes = (
     leaf.sharding.mesh
     for leaf in jax.tree.leaves(tree)
     if isinstance(getattr(leaf, 'sharding', None), NamedSharding)
-  ]
-  if not meshes:
+  )
+  return next(meshes, None)
+
+
+def on_mesh_of(tree: Any, function: Callable) -> Callable:
+  """Wraps a function for `jax.jit` so that `constrain` inside it uses the mesh of a tree's arrays.
+
+  Returns the function unchanged if they have none.
+  """
+  mesh = mesh_of(tree)
+  if mesh is None:
     return function
 
   @functools.wraps(function)
   def traced(*args: Any, **options: Any) -> Any:
-    with jax.sharding.use_abstract_mesh(meshes[0].abstract_mesh):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       return function(*args, **options)
 
   return traced

@@ -148,10 +148,10 @@ class _Brush:
     """Draws the limbs and then the joints of {keypoint index: (x, y) in pixels}."""
     for a, b in SKELETON:
       if a in person and b in person:
-        color = _side_color(max(a, b), min(a, b))
+        color = side_color(max(a, b), min(a, b))
         self._draw.line((*person[a], *person[b]), fill=color, width=self._line_width)
     for index, point in person.items():
-      self._dot(point, _side_color(index, index), self._line_width + 1)
+      self._dot(point, side_color(index, index), self._line_width + 1)
 
   def _dot(self, point: Sequence[float], color: str, radius: float) -> None:
     x, y = point
@@ -172,7 +172,7 @@ class _Brush:
     self._draw.text((x + 3 - left, y + 3 - top), label, fill='white', font=self._font)
 
 
-def _side_color(a: int, b: int) -> str:
+def side_color(a: int, b: int) -> str:
   """Returns the color of a joint or limb, by whether its keypoints are left, right or both."""
   sides = {coordinates.KEYPOINTS[index].split()[0] for index in (a, b)}
   if sides == {'left'}:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sphinx_jax.models.adapters import Adapted, Blocks
 from sphinx_jax.parallel import placement
 
-Matrices = tuple[jax.Array, ...]
 MEAN = 'mean/'  # Begins the name of a sum whose mean over the weight is a metric.
 PENALTY = 'penalty'  # Name of the sum over microbatches of what is added to the mean loss.
 ROUTER = f'{MEAN}router/'  # Begins the names of the metrics of routers.
@@ -41,7 +41,7 @@ def _is_target(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 def sums(
   hidden: jax.Array,
-  matrices: Sequence[jax.Array],
+  matrices: Blocks,
   batch: Mapping[str, jax.Array],
   tasks: int,
   chunk: int = 0,
@@ -54,8 +54,8 @@ def sums(
 
   Args:
     hidden: float[B,T,D], hidden states, the input of the LM head.
-    matrices: the LM head float[D,vocab] as blocks of its columns. Blocks that are frozen cost no
-      gradient.
+    matrices: the LM head float[D,vocab] as blocks of its columns. What is frozen of them costs no
+      gradient; an adapter costs none of the size of its matrix.
     batch: see core/batch.py; reads `targets`, `loss_weight` and `task`.
     tasks: number of tasks in the mixture.
     chunk: positions of a row whose logits exist at one time; 0 takes all at once, with or without
@@ -70,7 +70,7 @@ def sums(
   with jax.named_scope('lm_head'):
     loss, losses = _weighted_loss(
       _in_blocks(hidden),
-      tuple(matrices),
+      matrices,
       fields['targets'],
       weight,
       _chunk_of_block(hidden, chunk),
@@ -100,7 +100,7 @@ def of_router(router: Mapping[str, jax.Array], weight: jax.Array) -> dict[str, j
 
 def per_position(
   hidden: jax.Array,
-  matrices: Sequence[jax.Array],
+  matrices: Blocks,
   batch: Mapping[str, jax.Array],
   chunk: int = 0,
 ) -> jax.Array:
@@ -118,7 +118,7 @@ def per_position(
   with jax.named_scope('lm_head'):
     losses = _recomputed_losses(
       _in_blocks(hidden),
-      tuple(matrices),
+      matrices,
       _in_blocks(batch['targets']),
       _in_blocks(mask),
       _chunk_of_block(hidden, chunk),
@@ -142,19 +142,18 @@ def _chunk_of_block(hidden: jax.Array, chunk: int) -> int:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _recomputed_losses(
-  hidden: jax.Array, matrices: Matrices, targets: jax.Array, weight: jax.Array, chunk: int
+  hidden: jax.Array, matrices: Blocks, targets: jax.Array, weight: jax.Array, chunk: int
 ) -> jax.Array:
   """The weighted losses float32[G,N], each with a gradient; arguments as `_weighted_loss`."""
-  none = (False,) * len(matrices)
-  return _losses_and_gradients(hidden, matrices, targets, weight, chunk, False, none)[0]
+  return _losses_and_gradients(hidden, matrices, targets, weight, chunk, False, _none(matrices))[0]
 
 
 def _recomputed_forward(
   hidden: Any, matrices: Any, targets: Any, weight: Any, chunk: int
 ) -> tuple[jax.Array, tuple]:
-  values = hidden.value, tuple(m.value for m in matrices), targets.value, weight.value
-  # The structure of a tree is known while the gradient is traced: None is a frozen block.
-  trained = tuple(() if matrix.perturbed else None for matrix in matrices)
+  values = jax.tree.map(lambda x: x.value, (hidden, matrices, targets, weight))
+  # The structure of a tree is known while the gradient is traced: None is a frozen array.
+  trained = jax.tree.map(lambda x: () if x.perturbed else None, matrices)
   return _recomputed_losses(*values, chunk), (values, trained)
 
 
@@ -167,7 +166,7 @@ def _recomputed_backward(chunk: int, kept: tuple, cotangent: jax.Array) -> tuple
     weight * cotangent,
     chunk,
     True,
-    tuple(mark is not None for mark in trained),
+    jax.tree.map(lambda _, mark: mark is not None, matrices, trained),
   )
   return of_hidden, of_matrices, None, None
 
@@ -177,7 +176,7 @@ _recomputed_losses.defvjp(_recomputed_forward, _recomputed_backward, symbolic_ze
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _weighted_loss(
-  hidden: jax.Array, matrices: Matrices, targets: jax.Array, weight: jax.Array, chunk: int
+  hidden: jax.Array, matrices: Blocks, targets: jax.Array, weight: jax.Array, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
   """The sum of the weighted losses, and each of them, which has no gradient.
 
@@ -191,8 +190,9 @@ def _weighted_loss(
   Returns:
     float32[] and float32[G,N].
   """
-  none = (False,) * len(matrices)
-  losses, *_ = _losses_and_gradients(hidden, matrices, targets, weight, chunk, False, none)
+  losses, *_ = _losses_and_gradients(
+    hidden, matrices, targets, weight, chunk, False, _none(matrices)
+  )
   return losses.sum(), losses
 
 
@@ -201,13 +201,10 @@ def _forward(
 ) -> tuple[tuple[jax.Array, jax.Array], tuple]:
   # A frozen LM head needs no gradient.
   losses, *gradients = _losses_and_gradients(
-    hidden.value,
-    tuple(matrix.value for matrix in matrices),
-    targets.value,
-    weight.value,
+    *jax.tree.map(lambda x: x.value, (hidden, matrices, targets, weight)),
     chunk,
     hidden.perturbed,
-    tuple(matrix.perturbed for matrix in matrices),
+    jax.tree.map(lambda x: x.perturbed, matrices),
   )
   return (losses.sum(), losses), tuple(gradients)
 
@@ -223,35 +220,36 @@ _weighted_loss.defvjp(_forward, _backward, symbolic_zeros=True)
 
 def _losses_and_gradients(
   hidden: jax.Array,
-  matrices: Matrices,
+  matrices: Blocks,
   targets: jax.Array,
   weight: jax.Array,
   chunk: int,
   to_hidden: bool,
-  to_matrices: tuple[bool, ...],
-) -> tuple[jax.Array, jax.Array | None, tuple[jax.Array | None, ...]]:
+  to_matrices: tuple,
+) -> tuple[jax.Array, jax.Array | None, tuple]:
   """Weighted losses float32[G,N], and the gradients of their sum, which are like the arguments.
 
-  Arguments as of `_weighted_loss`; `to_hidden` and `to_matrices` ask for the gradients.
+  Arguments as of `_weighted_loss`; `to_hidden` and `to_matrices`, a tree like `matrices`, ask for
+  the gradients. Others are None.
   """
 
   def compute(
     hidden: jax.Array, targets: jax.Array, weight: jax.Array
-  ) -> tuple[jax.Array, jax.Array | None, list[jax.Array | None]]:
-    """The same of one chunk, the gradients of the matrices as float32[G,D,columns]."""
-    logits = _join([jnp.matmul(hidden, matrix) for matrix in matrices]).astype(jnp.float32)
+  ) -> tuple[jax.Array, jax.Array | None, tuple]:
+    """The same of one chunk, the gradients of the matrices as float32[G,...]."""
+    logits = _join([_product(hidden, matrix) for matrix in matrices]).astype(jnp.float32)
     losses = weight * cross_entropy(logits, targets)
     error = jax.nn.softmax(logits) - _is_target(logits, targets)
     error = (weight[..., None] * error).astype(hidden.dtype)
-    of_blocks = _split(error, [matrix.shape[1] for matrix in matrices])
+    of_blocks = _split(error, [_columns(matrix) for matrix in matrices])
     of_hidden = None
     if to_hidden:
-      products = [jnp.matmul(block, matrix.T) for block, matrix in zip(of_blocks, matrices)]
+      products = [_of_hidden(block, matrix) for block, matrix in zip(of_blocks, matrices)]
       of_hidden = functools.reduce(jnp.add, products)
-    of_matrices = [
-      jnp.einsum('gnd,gnv->gdv', hidden, block, preferred_element_type=jnp.float32) if to else None
-      for block, to in zip(of_blocks, to_matrices)
-    ]
+    of_matrices = tuple(
+      _of_matrix(hidden, block, matrix, to)
+      for block, matrix, to in zip(of_blocks, matrices, to_matrices)
+    )
     return losses, of_hidden, of_matrices
 
   blocks, positions, width = hidden.shape
@@ -278,17 +276,17 @@ def _losses_and_gradients(
       of_matrices = jax.tree.map(jnp.add, of_matrices, parts[2])
       return losses, of_hidden, of_matrices
 
-    def zero_gradient(matrix: jax.Array, columns: str | None) -> jax.Array:
+    def zero_gradient(array: jax.Array, to: bool, names: tuple[str | None, ...]) -> Any:
+      if not to:
+        return None
       # The sums of all devices are added after the loop, not in every trip.
-      zeros = jnp.zeros((blocks, *matrix.shape), jnp.float32)
-      return placement.constrain(zeros, ('batch', 'embed', columns))
+      zeros = jnp.zeros((blocks, *array.shape), jnp.float32)
+      return placement.constrain(zeros, ('batch', *names))
 
     # Blocks beside the first one are those of few new tokens, which are not split.
     columns = ['vocab', *[None] * (len(matrices) - 1)]
-    of_matrices = [
-      zero_gradient(matrix, name) if to else None
-      for matrix, name, to in zip(matrices, columns, to_matrices)
-    ]
+    names = tuple(_names(matrix, name) for matrix, name in zip(matrices, columns))
+    of_matrices = jax.tree.map(zero_gradient, matrices, to_matrices, names)
     zeros = (
       jnp.zeros((blocks, slots), jnp.float32),
       jnp.zeros((blocks, slots, width), hidden.dtype) if to_hidden else None,
@@ -297,11 +295,58 @@ def _losses_and_gradients(
     losses, of_hidden, of_matrices = jax.lax.fori_loop(0, trips, add, zeros)
     losses = take(losses, places)
     of_hidden = take(of_hidden, places) if to_hidden else None
-  of_matrices = tuple(
-    None if of_matrix is None else of_matrix.sum(axis=0).astype(matrix.dtype)
-    for of_matrix, matrix in zip(of_matrices, matrices)
+  of_matrices = jax.tree.map(
+    lambda array, gradient: None if gradient is None else gradient.sum(axis=0).astype(array.dtype),
+    matrices,
+    of_matrices,
   )
   return losses, of_hidden, of_matrices
+
+
+def _none(matrices: Blocks) -> tuple:
+  """Asks for the gradient of no matrix."""
+  return jax.tree.map(lambda _: False, matrices)
+
+
+def _columns(matrix: jax.Array | Adapted) -> int:
+  return (matrix.kernel if isinstance(matrix, Adapted) else matrix).shape[1]
+
+
+def _names(matrix: jax.Array | Adapted, columns: str | None) -> Any:
+  """The logical names of the dimensions of a block of the LM head."""
+  if isinstance(matrix, Adapted):
+    return Adapted(('embed', columns), ('embed', None), (None, columns))
+  return 'embed', columns
+
+
+def _product(hidden: jax.Array, matrix: jax.Array | Adapted) -> jax.Array:
+  """Hidden states [G,N,D] times a matrix: [G,N,columns]."""
+  if isinstance(matrix, Adapted):
+    return hidden @ matrix.kernel + hidden @ matrix.a @ matrix.b
+  return hidden @ matrix
+
+
+def _of_hidden(error: jax.Array, matrix: jax.Array | Adapted) -> jax.Array:
+  """The gradient [G,N,D] of the hidden states of `_product`, whose gradient is `error`."""
+  if isinstance(matrix, Adapted):
+    return error @ matrix.kernel.T + error @ matrix.b.T @ matrix.a.T
+  return error @ matrix.T
+
+
+def _of_matrix(hidden: jax.Array, error: jax.Array, matrix: jax.Array | Adapted, to: Any) -> Any:
+  """The gradients float32[G,...] that `to` asks for, of the matrix of `_product`."""
+
+  def of(x: jax.Array, error: jax.Array, to: bool) -> jax.Array | None:
+    of_array = 'gnd,gnv->gdv'
+    return jnp.einsum(of_array, x, error, preferred_element_type=jnp.float32) if to else None
+
+  if not isinstance(matrix, Adapted):
+    return of(hidden, error, to)
+  return Adapted(
+    of(hidden, error, to.kernel),
+    of(hidden, error @ matrix.b.T, to.a),
+    of(hidden @ matrix.a, error, to.b),
+  )
 
 
 def _join(blocks: Sequence[jax.Array]) -> jax.Array:

@@ -4,6 +4,8 @@ The reference is the model without its adapters, so no second model is in memory
 is described in core/batch.py.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -16,7 +18,13 @@ from sphinx_jax.training.step import Apply, Batch, Objective
 _SHORTEST = 4  # Positions of a pair: two answers of a token, each behind BOS.
 
 
-def objective(apply: Apply, tasks: int, beta: float, chunk: int = 0) -> Objective:
+def objective(
+  apply: Apply,
+  tasks: int,
+  beta: float,
+  chunk: int = 0,
+  encode: Callable[[dict, Batch], Batch] | None = None,
+) -> Objective:
   """The objective of DPO: the mean over pairs of -log sigmoid(reward margin).
 
   The reward of an answer is beta times its log-probability over that of the reference. Besides
@@ -28,9 +36,12 @@ def objective(apply: Apply, tasks: int, beta: float, chunk: int = 0) -> Objectiv
     tasks: number of tasks in the mixture.
     beta: how strongly the model is held at the reference.
     chunk: number of positions whose logits exist at one time, see `loss.sums`.
+    encode: (parameters, batch) -> batch with what the model and its reference make of images, if
+      that is the same; None: each of them reads the images.
   """
 
   def sums(params: dict, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+    batch = batch if encode is None else encode(params, batch)
     policy = answers(_losses(apply(params, batch, key), batch, chunk), batch)
     reference = answers(_losses(apply(_reference(params), batch, None), batch, chunk), batch)
     return pair_sums(policy, jax.lax.stop_gradient(reference), batch, tasks, beta)

@@ -7,7 +7,7 @@ from etils import epath
 from PIL import Image
 
 from sphinx_jax.core import errors
-from sphinx_jax.evaluation import answering, predictions
+from sphinx_jax.evaluation import answering, by_model, predictions
 from sphinx_jax.evaluation.benchmarks.benchmark import open_benchmark
 from sphinx_jax.generate import load
 from tests.checkpoint import bucket
@@ -28,7 +28,7 @@ def opened(root, **settings):
 def ask(root, folder, model, checkpoint='a', batch_size=1, **settings):
   benchmark = opened(root, **settings)
   claimed = predictions.claim(folder, checkpoint, [benchmark])
-  answering.answer(model, benchmark, claimed, batch_size)
+  answering.answer(by_model.ByModel(model, batch_size), benchmark, claimed)
   return (folder / 'colors.jsonl').read_text()
 
 
@@ -184,7 +184,7 @@ def test_a_model_of_another_family_is_asked_with_the_prompts_of_its_dialogs(root
   benchmark = dataclasses.replace(benchmark, questions=benchmark.questions[:3])
   model = load.load_model(folder)
   claimed = predictions.claim(tmp_path / 'out', 'a', [benchmark])
-  answering.answer(model, benchmark, claimed, batch_size=4)
+  answering.answer(by_model.ByModel(model, batch_size=4), benchmark, claimed)
   lines = [
     json.loads(line) for line in (tmp_path / 'out' / 'colors.jsonl').read_text().splitlines()
   ]

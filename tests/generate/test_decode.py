@@ -80,6 +80,17 @@ def test_a_row_does_not_depend_on_its_neighbours(sampling):
   assert alone == together[:1]
 
 
+def test_a_single_answer_can_be_read_along():
+  dialogs, pieces = [[(question, None)] for question in QUESTIONS[:2]], []
+  model = small.model()
+  (whole,) = model.answers(dialogs[:1], max_new_tokens=40)
+  assert model.answers(dialogs[:1], max_new_tokens=40, deliver=pieces.append) == [whole]
+  text = ''.join(pieces)
+  assert len(pieces) > 3 and whole.startswith(text) and len(text) > len(whole) / 2
+  with pytest.raises(errors.SphinxError, match='2 prompts to deliver'):
+    model.answers(dialogs, deliver=pieces.append)
+
+
 def test_an_answer_does_not_depend_on_when_other_rows_leave_the_batch(monkeypatch):
   dialogs, images = [[(question, None)] for question in QUESTIONS[:2] * 4], [*small.images(4)] * 2
   limits = [9, 1, 2, 1, 7, 1, 2, 3]

@@ -68,6 +68,20 @@ def test_merged_weights_give_the_logits_of_the_adapter():
   assert np.abs(with_adapter - logits()(trees.flatten(small.params()))).max() > 0.01
 
 
+def test_the_loss_gets_the_lm_head_with_its_adapter_beside_it():
+  config, layer = small.config(), 'llm/output'
+  shapes, _ = adapters.extend(
+    families.abstract_params(config), families.logical_axes(config), {layer: 4}
+  )
+  leaves = adapters.fresh(shapes, {layer: 3.0}, jax.random.key(1))
+  leaves[f'{layer}/{adapters.B}'] += 0.1
+  params = trees.unflatten({**trees.flatten(small.params()), **leaves})
+  (block,) = families.build(config).apply({'params': params}, method='lm_head_matrices')
+  assert isinstance(block, adapters.Adapted)
+  expected = stored.merge(params['llm']['output'], 0)
+  np.testing.assert_allclose(block.kernel + block.a @ block.b, expected, atol=1e-5)
+
+
 def test_subtracting_a_merged_adapter_gives_the_base_back():
   params, _ = trained()
   adapter = {path: leaf for path, leaf in params.items() if adapters.is_adapter(path)}

@@ -4,6 +4,8 @@ import numpy as np
 import optax
 import pytest
 
+from sphinx_jax.models.adapters import Adapted
+from sphinx_jax.planning import flops
 from sphinx_jax.training import loss
 
 
@@ -176,3 +178,47 @@ def test_blocks_of_columns_give_the_loss_of_the_whole_matrix(in_chunks):
   found, (of_hidden, of_new) = blocks.compile()(hidden, new)
   expected, (of_hidden_of_whole, of_matrix) = in_chunks(hidden, matrix, fields)
   close((found, of_hidden, of_new), (expected, of_hidden_of_whole, of_matrix[:, -4:]))
+
+
+def test_an_adapter_gives_the_loss_of_the_merged_matrix_without_a_gradient_of_its_size():
+  hidden, kernel, fields = example(0.4)
+  rng = np.random.default_rng(1)
+  a, b = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((WIDTH, 2), (2, VOCAB)))
+  new = jnp.asarray(rng.normal(size=(WIDTH, 4)), jnp.float32)
+
+  def merged(hidden, a, b, new):
+    return plain(hidden, jnp.concatenate([kernel + a @ b, new], axis=1), fields)[0]
+
+  expected = jax.value_and_grad(merged, argnums=(0, 1, 2, 3))(hidden, a, b, new)
+  for chunk, losses in ((0, loss.sums), (8, loss.sums), (8, per_position)):
+
+    def value(hidden, a, b, new, losses=losses, chunk=chunk):
+      return losses(hidden, (Adapted(kernel, a, b), new), fields, 3, chunk)['loss']
+
+    gradient = jax.value_and_grad(value, argnums=(0, 1, 2, 3))
+    found = jax.jit(gradient)(hidden, a, b, new)
+    close(found, expected)
+    shapes = {out.aval.shape[-2:] for out in outputs(jax.make_jaxpr(gradient)(hidden, a, b, new))}
+    assert (2, VOCAB) in shapes and kernel.shape not in shapes
+
+
+@pytest.mark.parametrize('chunk', [0, 8])
+def test_a_fresh_adapter_changes_no_bit(chunk):
+  hidden, kernel, fields = example(0.4)
+  fresh = Adapted(kernel, jnp.ones((WIDTH, 2)), jnp.zeros((2, VOCAB)))
+  sums = jax.jit(lambda matrix: loss.sums(hidden, (matrix,), fields, 3, chunk))
+  jax.tree.map(np.testing.assert_array_equal, sums(fresh), sums(kernel))
+
+
+def per_position(hidden, matrices, fields, tasks, chunk):
+  """The loss of `loss.sums` of `loss.per_position`."""
+  losses = loss.per_position(hidden, matrices, fields, chunk)
+  return {'loss': (losses * fields['loss_weight']).sum()}
+
+
+def outputs(jaxpr):
+  """What all equations of a jaxpr give, also those in loops."""
+  for eqn in jaxpr.eqns:
+    yield from eqn.outvars
+    for inner in flops.inner_jaxprs(eqn.params):
+      yield from outputs(inner)

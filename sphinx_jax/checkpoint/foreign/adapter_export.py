@@ -17,7 +17,7 @@ from sphinx_jax.checkpoint.foreign import adapters as peft, export, files, safet
 from sphinx_jax.checkpoint.foreign.native_adapters import WEIGHT
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.core import errors, files as core_files
-from sphinx_jax.models import adapters, foreign
+from sphinx_jax.models import adapters, foreign, vocabulary
 
 _MODULE = re.compile(r'(.+)\.(weight|bias)')  # A tensor of a module; other parameters have none.
 
@@ -51,6 +51,9 @@ def to_peft(
   whole = [path for path in arrays if not adapters.is_adapter(path)]
   lost = [layer for layer in layers if f'{layer}/{adapters.KERNEL}' not in groups]
   lost += [path for path in whole if path not in groups]
+  new = [table.new for table in vocabulary.TABLES.values() if table.new in arrays]
+  if new:
+    raise _cannot_hold(where, new, 'the tokens of its base (PEFT does not lengthen its tables)')
   if lost:
     raise _cannot_hold(where, lost, 'matrices and parameters that HF transformers has')
   if not layers:

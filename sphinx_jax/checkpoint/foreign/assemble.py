@@ -270,6 +270,8 @@ def init_fresh(assembly: Assembly, seed: int) -> dict[str, np.ndarray]:
     assembly: the model.
     seed: random seed.
   """
+  if not assembly.fresh:
+    return {}
 
   def init(rng: jax.Array) -> dict[str, jax.Array]:
     params = trees.flatten(families.init(assembly.config, rng))

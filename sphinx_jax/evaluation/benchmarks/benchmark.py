@@ -9,6 +9,7 @@ from typing import Any
 from sphinx_jax.core import errors, files as core_files
 from sphinx_jax.core.tables import Table
 from sphinx_jax.core.text import is_unicode
+from sphinx_jax.data.record import BadExample
 from sphinx_jax.datasets import files
 from sphinx_jax.datasets.fields import as_id, as_text
 from sphinx_jax.evaluation.protocols import PROTOCOLS, box_forms
@@ -69,6 +70,8 @@ class Question:
     answer_length: rough length of the answer, if known. Questions with answers of similar length
       are decoded together, which only affects the speed.
     marks: what `<image>` in the prompt and the history is, see `record.MARKS`.
+    location: where it was read, for messages; '' is the id.
+    fault: why it cannot be asked, if that is known before its images are read.
   """
 
   id: str
@@ -78,6 +81,8 @@ class Question:
   history: Sequence[tuple[str, str]] = ()
   answer_length: int | None = None
   marks: str = 'text'
+  location: str = ''
+  fault: BadExample | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +108,16 @@ class Benchmark:
   hidden: bool
   settings: Mapping[str, Any]
   files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  @property
+  def ids(self) -> list[str]:
+    """Ids of the questions."""
+    return [question.id for question in self.questions]
+
+  @property
+  def prompts(self) -> dict[str, str]:
+    """Id -> prompt of the questions."""
+    return {question.id: question.prompt for question in self.questions}
 
 
 def open_benchmark(

@@ -1,5 +1,7 @@
 """Boxes in the forms of other models, rewritten as ours: [x1, y1, x2, y2] on the padded square.
 
+Points [x, y] are rewritten, too, where they have no mark or that of Qwen-VL.
+
 Numbers that carry a mark of their scale are converted: percent, pixels, and the location tokens of
 Qwen-VL, InternVL, DeepSeek-VL2, GLM-4.5V, Kosmos-2, PaliGemma, Florence-2 and MiniGPT-v2, which are
 relative to the image without padding. Numbers without a mark are on the padded square, unless the
@@ -62,6 +64,12 @@ _PLACES |= {'x2': 2, 'xmax': 2, 'right': 2, 'y2': 3, 'ymax': 3, 'bottom': 3}
 _KEY = rf'["\']?\b({"|".join((*_PLACES, "w(?:idth)?|h(?:eight)?"))})["\']?\s*[:=]\s*["\']?'
 _PAIR = re.compile(rf'{_KEY}({_DECIMAL}\s*(?:%|px)?)', re.IGNORECASE)
 _KEYED = re.compile(rf'[\[{{(]?(?:{_PAIR.pattern}["\'\s,;]*){{4}}[\]}})]?', re.IGNORECASE)
+# Boxes as JSON objects with a label, as of Qwen2.5-VL.
+_OBJECT = re.compile(r'\{\s*["\'][^{}]*\}')
+_QUOTED = r'"(?P<double>(?:[^"\\]|\\.)*)"|\'(?P<single>(?:[^\'\\]|\\.)*)\''
+_LABEL_PAIR = re.compile(
+  rf'["\'](?:label|name|class|category|object)["\']\s*:\s*(?:{_QUOTED})\s*,?'
+)
 _GRID = 32  # Cells of Kosmos-2 along one side of the image.
 # Around converted boxes, so that they are not converted again.
 _DONE = '\ue000', '\ue001'
@@ -69,6 +77,8 @@ _DONE = '\ue000', '\ue001'
 
 def native(answer: str, width: int, height: int, form: str = 'square') -> str:
   """Returns an answer with its boxes as '[x1, y1, x2, y2]' in [0, 1] on the padded square.
+
+  Points become '[x, y]'.
 
   Args:
     answer: text with boxes.
@@ -78,7 +88,8 @@ def native(answer: str, width: int, height: int, form: str = 'square') -> str:
   """
   size = width, height
   text = answers.without_thought(answer).replace('−', '-')
-  text = _KEYED.sub(_in_order, _LABEL.sub(r'<p>\1</p>', text))
+  text = _OBJECT.sub(_label_first, _LABEL.sub(r'<p>\1</p>', text))
+  text = _KEYED.sub(_in_order, text)
   text = _MARKED.sub(functools.partial(_rewrite_marked, size=size, form=form), text)
   if form != 'square':
     text = _BRACKET.sub(functools.partial(_rewrite_plain, size=size, form=form), text)
@@ -131,6 +142,8 @@ def _rewrite_marked(match: re.Match, size: tuple[int, int], form: str) -> str:
   if kind == 'patches':
     indices = [int(number) for number in numbers]
     fours = [_cells(*pair) for pair in zip(indices[0::2], indices[1::2])]
+  if kind == 'thousandths' and len(numbers) == 2 and 1 < max(numbers) <= 1000:
+    return _written([_to_square([number / 1000 for number in numbers], size, 'image')])
   if not fours or len(fours[-1]) != 4:
     return match[0]
   if kind == 'thousandths' and (max(numbers) <= 1 or max(numbers) > 1000):
@@ -148,6 +161,17 @@ def _rewrite_marked(match: re.Match, size: tuple[int, int], form: str) -> str:
   return label + _written(converted)
 
 
+def _label_first(match: re.Match) -> str:
+  """Rewrites '{"bbox_2d": [...], "label": "cat"}' as '<p>cat</p>[...]'."""
+  pair = _LABEL_PAIR.search(match[0])
+  rest = match[0].replace(pair[0], '') if pair else match[0]
+  brackets = _BRACKET.findall(rest)
+  if not pair and len(brackets) != 1:
+    return rest
+  label = pair['double'] or pair['single'] if pair else ''
+  return f'<p>{label or ""}</p>' + (f'[{brackets[0]}]' if len(brackets) == 1 else rest)
+
+
 def _in_order(match: re.Match) -> str:
   """Rewrites four named numbers as '[x1, y1, x2, y2]'."""
   pairs = [(key.lower(), number.strip()) for key, number in _PAIR.findall(match[0])]
@@ -163,18 +187,20 @@ def _in_order(match: re.Match) -> str:
 
 def _rewrite_plain(match: re.Match, size: tuple[int, int], form: str) -> str:
   groups = [numbers for _, group in coordinates.parse_groups(match[0]) for numbers in group]
-  if not groups or any(len(numbers) != 4 for numbers in groups):
+  if len({len(numbers) for numbers in groups}) != 1:
     return match[0]
   return _written([_to_square(numbers, size, form) for numbers in groups])
 
 
-def _written(converted: Sequence[boxes.Box]) -> str:
+def _written(converted: Sequence[Sequence[float]]) -> str:
   text = '; '.join(', '.join(f'{number:.6f}' for number in box) for box in converted)
   return _DONE[0] + text + _DONE[1]
 
 
-def _to_square(box: Sequence[float], size: tuple[int, int], form: str) -> boxes.Box:
-  return boxes.pad_box(FORMS[form](box, *size), *size)
+def _to_square(numbers: Sequence[float], size: tuple[int, int], form: str) -> tuple[float, ...]:
+  """Converts a box or a point to [0, 1] on the padded square."""
+  box = (*numbers, *numbers)[:4]
+  return boxes.pad_box(FORMS[form](box, *size), *size)[: len(numbers)]
 
 
 def _scaled(box: Sequence[float], x_scale: float, y_scale: float) -> boxes.Box:

@@ -16,6 +16,7 @@ import numpy as np
 
 from sphinx_jax.core import errors
 from sphinx_jax.models import attention, foreign, foreign_config, layers, narrow, vocabulary
+from sphinx_jax.models.adapters import Blocks
 from sphinx_jax.parallel import placement
 
 Cache = dict[str, jax.Array] | list[dict[str, jax.Array]] | None  # See `Llama.init_cache`.
@@ -195,7 +196,7 @@ class Llama(nn.Module):
       logits = jnp.concatenate([logits, hidden_states @ self.new_output], axis=-1)
     return logits.astype(jnp.float32)
 
-  def lm_head_matrices(self) -> tuple[jax.Array, ...]:
+  def lm_head_matrices(self) -> Blocks:
     """The matrix of the LM head [D,vocab] in the compute dtype, as blocks of its columns."""
     matrix = self.output.matrix(self.width)
     return (matrix, self.new_output) if self._new_tokens else (matrix,)

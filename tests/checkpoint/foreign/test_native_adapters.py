@@ -9,10 +9,11 @@ import pytest
 from huggingface_hub import ModelCard
 from safetensors.numpy import load_file, save_file
 
-from sphinx_jax import convert
+from sphinx_jax import convert, few_bits
 from sphinx_jax.checkpoint import adapter_runs, bundle, factors, merged, mixing, store, stream
 from sphinx_jax.checkpoint.foreign import adapters as peft, assemble, card, native_adapters, sources
 from sphinx_jax.core import errors, trees
+from sphinx_jax.generate import load
 from sphinx_jax.models import adapters
 from tests.checkpoint.foreign.recorded import GOLDEN, LLAMA, TOKENIZER
 from tests.generate import small
@@ -90,6 +91,24 @@ def test_a_mix_of_a_checkpoint_and_an_adapter_records_both(bases, tmp_path):
   convert.export_checkpoint(f'{ours}+{adapter}', str(tmp_path / 'hf'), 'hf')
   assert ModelCard.load(tmp_path / 'hf' / card.NAME).data.base_model == [*origins]
   assert_near(arrays(tmp_path / 'hf'), arrays(f'{ours}+{adapter}'), 0)
+
+
+def test_dora_on_few_bits_is_loaded_as_it_is_mixed(bases, tmp_path):
+  few_bits.quantize(few_bits.open_full(bases['llama'][1]), tmp_path / 'held', 'int8')
+  place = f'{tmp_path / "held"}+{ADAPTERS / "dora"}'
+  mixing.mix_checkpoints([place], (1.0,), tmp_path / 'mix')
+  loaded, mixed = (trees.flatten(load.load_model(at).params) for at in (place, tmp_path / 'mix'))
+  assert loaded.keys() == mixed.keys()
+  for path, leaf in mixed.items():
+    np.testing.assert_array_equal(loaded[path], leaf, err_msg=path)
+
+
+def test_a_checkpoint_is_opened_with_one_look_at_its_meta(bases, monkeypatch):
+  looked, read = [], store.load_meta
+  monkeypatch.setattr(store, 'load_meta', lambda place: looked.append(place) or read(place))
+  ours = str(bases['llama'][1])
+  merged.open_checkpoint(ours)
+  assert looked.count(ours) == 1  # Its arrays are those of a step, with one more.
 
 
 def as_run(folder, base, adapter, whole=(), **lora):
