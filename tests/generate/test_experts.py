@@ -12,7 +12,9 @@ from sphinx_jax.data import dialog
 from sphinx_jax.generate.model import Model
 from sphinx_jax.models import families
 from sphinx_jax.parallel import mesh as meshes, rules
+from sphinx_jax.serving import engine as engines
 from tests.generate import small
+from tests.serving import small as serving
 
 QUESTIONS = ['What is the color?', 'one two three', 'red', 'yes']
 
@@ -97,3 +99,18 @@ def test_weights_in_16_bits_answer_as_their_values():
   assert model(jax.device_put(half)).answers(*few, max_new_tokens=5) == model(wide).answers(
     *few, max_new_tokens=5
   )
+
+
+def test_a_running_batch_serves_the_same_answers_and_compiles_nothing():
+  """Requests come while others are answered, so that the experts of a step are always others."""
+  served = engines.Engine(model(params()), 2, 192)
+  served.warm_up()
+  served.start()
+  try:
+    before = len(serving.compiled)
+    pairs = zip(dialogs(), small.images(4))
+    asked = [serving.Asked(served, turns, [pixels], 6) for turns, pixels in pairs]
+    assert [one.wait() for one in asked] == answers()
+    assert serving.compiled[before:] == []
+  finally:
+    served.stop()
