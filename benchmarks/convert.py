@@ -61,7 +61,9 @@ def release(folder: pathlib.Path, gigabytes: float) -> None:
   folder.mkdir(parents=True)
   for rank, part in enumerate(shards.split(found, _SHARDS)):
     pth_writer.write_pth(folder / f'consolidated.{rank:02d}-of-{_SHARDS:02d}.model.pth', part)
-  (folder / 'config.json').write_text(json.dumps(variants.LLM.config({**llm, 'layers': layers})))
+  (folder / 'config.json').write_text(
+    json.dumps(variants.LLMS['llama'].config({**llm, 'layers': layers}))
+  )
   (folder / 'meta.json').write_text(json.dumps({'llama_type': 'llama_ens_light'}))
   words = [' '.join(f'{a}{b}{c}' for a in 'abcdefgh' for b in 'aeiou' for c in 'klmnopqrst')]
   (folder / 'tokenizer.model').write_bytes(tokenizers.train(words, _VOCAB))

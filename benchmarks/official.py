@@ -107,7 +107,9 @@ def write(folder: str) -> None:
   output = pathlib.Path(folder, 'official')
   output.mkdir()
   pth_writer.write_pth(output / 'consolidated.00-of-01.model.pth', tensors)
-  (output / 'config.json').write_text(json.dumps(variants.LLM.config(assembly.config.llm)))
+  (output / 'config.json').write_text(
+    json.dumps(variants.LLMS['llama'].config(assembly.config.llm))
+  )
 
 
 def load(root: str, folder: str, dtype: str, max_length: int) -> Any:

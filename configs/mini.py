@@ -12,6 +12,8 @@ Variants, which can be combined (`mini:quick,dataset_files`):
                         VQAv2, RefCOCO, ...) and trains on those files, as a run on the real
                         datasets does
     mini:siglip         adds SigLIP to the encoders of the mix
+    mini:moe            four experts of half the width in place of each feed-forward layer, two of
+                        which compute a position: as many active parameters
 
 The steps are those of the paper. No part is pretrained at this size, so stage 1 on real captions
 trains the encoders too, and they are frozen after it.
@@ -25,7 +27,7 @@ from ml_collections import ConfigDict, FieldReference
 from sphinx_jax.configs import sphinx
 from sphinx_jax.core import errors, renames
 
-WORDS = {'quick', 'dataset_files', 'siglip'}  # Of the config's argument.
+WORDS = {'quick', 'dataset_files', 'siglip', 'moe'}  # Of the config's argument.
 STEPS = ('data', 'real', 'synthetic', 'mix', 'stage2', 'evaluate', 'report')
 
 # Stage 2 trains all tasks jointly. Task -> weight: its share of the examples.
@@ -269,9 +271,10 @@ def get_config(arg: str = '') -> ConfigDict:
     evaluate=evaluation(TASKS),
     report=dict(kind='report', targets=TARGETS),
   )
-  if 'siglip' in words:
-    for stage in ('real', 'synthetic', 'stage2'):
-      config[stage]['model'] = sphinx.model('mini', 'mini_siglip', 'mini', scan_unroll=3).to_dict()
+  llm = 'mini_moe' if 'moe' in words else 'mini'
+  encoders = 'mini_siglip' if 'siglip' in words else 'mini'
+  for stage in ('real', 'synthetic', 'stage2'):
+    config[stage]['model'] = sphinx.model(llm, encoders, 'mini', scan_unroll=3).to_dict()
   if 'quick' in words:
     shorten(config)
   if 'dataset_files' in words:

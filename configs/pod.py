@@ -13,16 +13,20 @@ from sphinx_jax.configs import sphinx
 from sphinx_jax.core import errors
 from sphinx_jax.parallel.mesh import PRESETS
 
-SIZES = ('7b', '13b')
+DENSE = ('7b', '13b')
+SIZES = (*DENSE, 'moe')
 # Sequence length and image slots of a packed row, chosen so that most positions are used: an image
-# takes 291 (224), 1455 (1k) or 2910 (2k) of them. No example takes more than llm.max_length, 4096.
+# takes 291 (224, 512), 1455 (1k) or 2910 (2k) of them. No example takes more than llm.max_length,
+# 4096.
 PACKING = {
   '224': dict(seq_len=2048, images=6),
+  '512': dict(seq_len=2048, images=6),
   '1k': dict(seq_len=8192, images=5),
   '2k': dict(seq_len=12288, images=4),
 }
 # Config of this directory -> its arguments. Each is a row of the table in docs/pods.md.
-_SPHINX = [f'{size},{scale}' for size in SIZES for scale in PACKING]
+_SPHINX = [f'{size},{scale}' for size in DENSE for scale in sphinx.SCALES['llama']]
+_SPHINX += [f'moe,{scale}' for scale in sphinx.SCALES['mixtral']]
 SHIPPED = {'stage1': _SPHINX, 'stage2': _SPHINX, 'idefics2': ['whole', 'split']}
 # Encoders are pretrained and frozen. Their projections and the language model are trained
 # (docs/official_sphinx.md, "Training").
@@ -43,7 +47,8 @@ def parse(arg: str, default: str, config: str, words: tuple[str, ...] = ()) -> C
 
   Args:
     arg: the argument of the config.
-    default: size and scale if `arg` has none. The default mesh is 'fsdp', the default word ''.
+    default: size and scale if `arg` has none. The default mesh is 'fsdp', or 'experts' of a mixture
+      of experts; the default word is ''.
     config: name of the config, for the error message.
     words: other words that the config takes.
 
@@ -51,14 +56,15 @@ def parse(arg: str, default: str, config: str, words: tuple[str, ...] = ()) -> C
     SphinxError: a part of `arg` is in none of the tables.
   """
   choices = dict(size=SIZES, scale=PACKING, mesh=PRESETS, word=words)
-  choice = Choice(*default.split(','), 'fsdp', '')
+  choice = Choice(*default.split(','), '', '')
   for part in filter(None, arg.split(',')):
     fields = [field for field, names in choices.items() if part in names]
     if not fields:
       names = [name for group in choices.values() for name in group]
       raise errors.unknown(f'argument of config {config}', part, names)
     choice = choice._replace(**{fields[0]: part})
-  return choice
+  mesh = choice.mesh or ('fsdp' if choice.size in DENSE else 'experts')
+  return choice._replace(mesh=mesh)
 
 
 def entry(
@@ -99,13 +105,16 @@ def run(
     validation: name -> entry.
     batch_size: rows of a batch over all devices.
     steps: number of updates.
-    lr: peak learning rate.
+    lr: peak learning rate of a dense model. That of a mixture of experts is a quarter of it, as in
+      the official README (5e-6 in place of 2e-5).
     decay_to: final learning rate as a share of `lr`.
     warmup: updates until the peak.
     init_from: directory of the checkpoint to start from. Its tokenizer is used.
   """
   model = sphinx.model(choice.size, 'full', choice.scale, dtype='bfloat16', max_length=4096)
-  model.remat, model.attention = 'dots', 'auto'
+  # All products of two experts a position are four times as large as those of a dense model.
+  model.remat = 'dots' if choice.size in DENSE else 'attention'
+  model.attention = 'auto'
   config = ConfigDict(
     dict(
       name=name,
@@ -129,7 +138,7 @@ def run(
       # AdamW (0.9, 0.95), no weight decay, clip 8: docs/official_sphinx.md, "Fine-tuning recipe".
       optimizer=dict(
         name='adamw',
-        lr=lr,
+        lr=lr if choice.size in DENSE else lr / 4,
         warmup=warmup,
         decay_to=decay_to,
         betas=(0.9, 0.95),

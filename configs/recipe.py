@@ -2,7 +2,8 @@
 
     python -m sphinx_jax.recipe --config=recipe:13b,1k --workdir=workdir/13b
 
-Argument: the size (7b, 13b) and the scale of stage 2 (224, 1k, 2k). Stage 1 runs at 224.
+Argument: the size (7b, 13b, moe) and the scale of stage 2 (224, 1k, 2k; 512, 1k of moe). Stage 1
+runs at 224, of moe at 512.
 
 The recipe starts from weights/fresh and reads the datasets under data/, both in the current
 directory: configs/stage1.py and configs/stage2.py show how to make them. configs/mini.py is the
@@ -27,9 +28,10 @@ from sphinx_jax.configs import pod, stage1, stage2
 def get_config(arg: str = '') -> ConfigDict:
   """Returns the config of all steps. The default of `arg` is '13b,1k'."""
   size, scale, mesh, _ = pod.parse(arg, '13b,1k', 'recipe')
+  first = '224' if size in pod.DENSE else '512'
   stages = dict(
-    real=stage1.get_config(f'{size},224,{mesh},real'),
-    synthetic=stage1.get_config(f'{size},224,{mesh},synthetic'),
+    real=stage1.get_config(f'{size},{first},{mesh},real'),
+    synthetic=stage1.get_config(f'{size},{first},{mesh},synthetic'),
     stage2=stage2.get_config(f'{size},{scale},{mesh}'),
   )
   sections = {name: dict(kind='train', **stage.to_dict()) for name, stage in stages.items()}

@@ -10,13 +10,30 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from sphinx_jax.core import errors
 from sphinx_jax.models import variants
 from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer
-from sphinx_jax.models.llms import llama
+from sphinx_jax.models.llms import llama, mixtral
 
 LLMS = {
   'mini': dict(vocab=640, width=128, layers=3, heads=2, kv_heads=2, multiple_of=32),
+  # Experts of half the width: two of them are as large as the feed-forward layer of `mini`.
+  'mini_moe': dict(
+    name='mixtral',
+    vocab=640,
+    width=128,
+    layers=3,
+    heads=2,
+    kv_heads=2,
+    hidden=176,
+    experts=4,
+    experts_per_token=2,
+    balance_weight=0.01,
+    max_length=2048,
+    rope_theta=10000.0,
+  ),
   **llama.SIZES,
+  'moe': {'name': 'mixtral', **mixtral.SIZES['mixtral-8x7b']},
 }
 
 ENCODERS = {
@@ -50,8 +67,12 @@ ENCODERS['mini_siglip'] = ENCODERS['mini'] | dict(
   siglip=dict(view=32, patch=8, width=64, layers=2, heads=2, hidden=128)
 )
 
-# Scale -> the official variant with this image size and this number of sub-images.
-SCALES = {'224': 'llama_ens', '1k': 'llama_ens5', '2k': 'llama_ens10'}
+# Kind of language model -> scale -> the official variant with this image size and this number of
+# sub-images.
+SCALES = {
+  'llama': {'224': 'llama_ens', '1k': 'llama_ens5', '2k': 'llama_ens10'},
+  'mixtral': {'512': 'mixtral_sparse_ens', '1k': 'mixtral_sparse_ens5'},
+}
 MINI_SCALE = dict(image_size=64, grid=2, pool=2)
 
 
@@ -68,12 +89,15 @@ def model(
   Args:
     llm: row of LLMS.
     encoders: row of ENCODERS.
-    scale: row of SCALES, or 'mini'.
+    scale: row of SCALES for this kind of language model, or 'mini'.
     dtype: compute dtype.
     scan_unroll: layers that are unrolled in each iteration of the scan over layers.
     llm_settings: changes to the row of LLMS (`rope_scaling=0.5`).
+
+  Raises:
+    SphinxError: the kind of language model has no such scale.
   """
-  llm_row = {**LLMS[llm], **llm_settings}
+  llm_row = {'name': 'llama', **LLMS[llm], **llm_settings}
   if scale == 'mini':
     return ConfigDict(
       dict(
@@ -84,9 +108,12 @@ def model(
         attention='auto',
         scan_unroll=scan_unroll,
         encoders=ENCODERS[encoders],
-        llm={'name': 'llama', **llm_row},
+        llm=llm_row,
       )
     )
-  config = variants.model(SCALES[scale], llm_row, ENCODERS[encoders], dtype, half_round=False)
+  scales = SCALES[llm_row['name']]
+  if scale not in scales:
+    raise errors.unknown(f'scale of {llm}', scale, scales)
+  config = variants.model(scales[scale], llm_row, ENCODERS[encoders], dtype, half_round=False)
   config.scan_unroll = scan_unroll
   return config

@@ -6,8 +6,9 @@
     python -m sphinx_jax.train --config=stage1:13b,224 --workdir=workdir/real
     python -m sphinx_jax.train --config=stage1:13b,224,synthetic --workdir=workdir/synthetic
 
-Argument: the size (7b, 13b), the scale (224, 1k, 2k) and `synthetic` for the second domain. The
-second domain starts from the weights of the first, so that their weights can be mixed.
+Argument: the size (7b, 13b, moe), the scale (224, 1k, 2k; 512, 1k of moe) and `synthetic` for the
+second domain. The second domain starts from the weights of the first, so that their weights can be
+mixed.
 
 Data: data/laion400m, data/laion_coco and data/refinedweb, written by `sphinx_jax.prepare`. Some
 tars of each domain, prepared apart with --set=files=..., are held out as data/laion400m_heldout and
@@ -37,7 +38,7 @@ from sphinx_jax.configs import pod
 # Domain of the captions -> folder under data/.
 DOMAINS = {'real': 'laion400m', 'synthetic': 'laion_coco'}
 # Scale -> rows of a batch and updates.
-SCHEDULE = {'224': (256, 180_000), '1k': (64, 180_000), '2k': (64, 240_000)}
+SCHEDULE = {'224': (256, 180_000), '512': (256, 180_000), '1k': (64, 180_000), '2k': (64, 240_000)}
 
 
 def get_config(arg: str = '') -> ConfigDict:

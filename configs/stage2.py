@@ -4,7 +4,7 @@
       --coefficients=0.5,0.5 --output=workdir/mix
     python -m sphinx_jax.train --config=stage2:13b,1k --workdir=workdir/stage2
 
-Argument: the size (7b, 13b) and the scale (224, 1k, 2k).
+Argument: the size (7b, 13b, moe) and the scale (224, 1k, 2k; 512, 1k of moe).
 
 Data: every dataset is under data/ as it is downloaded; its file in sphinx_jax/datasets shows the
 directory tree. On a slice, `--data` of launch/tpu_queued.sh copies it there. This command shows the
@@ -65,7 +65,7 @@ MIXTURE = {
   'text': ('array_record', 'text', 'refinedweb', 'train', 0.02, {}),
 }
 # Scale -> rows of a batch and updates.
-SCHEDULE = {'224': (128, 30_000), '1k': (64, 15_000), '2k': (64, 20_000)}
+SCHEDULE = {'224': (128, 30_000), '512': (128, 30_000), '1k': (64, 15_000), '2k': (64, 20_000)}
 # Validation losses during training: mixture entry -> held-out split of the same files.
 VALIDATION = {
   'vqav2': 'val2014',

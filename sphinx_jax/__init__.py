@@ -80,7 +80,8 @@ def load(
       None: as in the checkpoint's config; True for official folders.
     clip_activation: 'gelu', which the official inference uses, or 'quick_gelu', with which OpenAI
       trained CLIP. None: that of the checkpoint's config or of the folder.
-    mesh: name of a mesh over all devices of this process: 'serving', 'fsdp' or 'fsdp_tensor'. None:
+    mesh: name of a mesh over all devices of this process: 'serving', 'fsdp',
+      'fsdp_tensor' or 'experts'. None:
       the model is on the first device.
     changes: settings of the model in place of its own, for instance {'perceiver.eps': 1e-5}; see
       docs/idefics2.md.

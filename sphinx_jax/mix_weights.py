@@ -3,9 +3,10 @@
     python -m sphinx_jax.mix_weights --inputs=REAL,SYNTHETIC --coefficients=0.5,0.5 --output=DIR
 
 `--rule='llm/layers/.*=0.7,0.3'` gives other coefficients to the parameters whose path matches; the
-first matching rule decides. `--base=DIR` switches to task arithmetic: base + sum of
-c_i * (input_i - base). `--method=slerp` rotates the first input to the second. Checkpoints of any
-size are mixed in at most 2 GiB of memory. Directories may be gs:// URLs.
+first matching rule decides. The path of a single expert ends with its number:
+`--rule='llm/layers/feed_forward/w[123]/kernel/3=1,0'`. `--base=DIR` switches to task arithmetic:
+base + sum of c_i * (input_i - base). `--method=slerp` rotates the first input to the second.
+Checkpoints of any size are mixed in at most 2 GiB of memory. Directories may be gs:// URLs.
 
 Folders of HF transformers, or names in the local hub cache, are mixed into such a folder without a
 conversion. BASE+ADAPTER is a folder with a LoRA adapter (PEFT) merged into it; one input alone is

@@ -319,10 +319,11 @@ class Program:
     return compiled
 
   def _count_flops(self, traced: jax.stages.Traced) -> flops.Flops:
-    """FLOP of an update, with plain attention, because an accelerator's kernel is opaque."""
-    if self.mesh.devices.flat[0].platform != 'cpu':
-      plain = plan.changed(self._config, {'model.attention': 'xla'})
-      traced = Program(plain, list(self.mesh.devices.flat)).trace()
+    """FLOP of an update, with plain kernels, because those of an accelerator are opaque."""
+    is_mixture = families.active_share(self._config.model) < 1
+    if is_mixture or self.mesh.devices.flat[0].platform != 'cpu':
+      plain = plan.changed(self._config, {**flops.PLAIN, **plan.ONE_DEVICE})
+      traced = Program(plain, [self.mesh.devices.flat[0]]).trace()
     return flops.count(traced, (), flops.loss_chunks(self._config))
 
   def evaluate(self, params: dict, validation: Mapping[str, list[dict]]) -> dict[str, float]:

@@ -150,6 +150,11 @@ RUN = {
       f'devices of the axis {axis}; -1: those that the other axes leave', low=-1, without=(0,)
     )
     for axis in ('data', 'fsdp', 'tensor')
+  }
+  | {
+    'expert': values.optional(
+      values.integer('devices over which experts are split; -1: see above', low=-1, without=(0,))
+    )
   },
   'init_from': values.nullable(values.text("checkpoint to start from; '' or None: fresh weights")),
 }

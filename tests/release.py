@@ -80,7 +80,9 @@ def official_shapes(variant='llama_ens_light'):
   """Returns name -> shape of a whole release, with the tensors that no model reads."""
   row = variants.variant(variant)
   encoders = {name: ENCODERS[name] for name in row['encoders']}
-  config = variants.model(variant, variants.LLM.settings(llama_shapes(), CONFIG), encoders)
+  config = variants.model(
+    variant, variants.LLMS['llama'].settings(llama_shapes(), CONFIG), encoders
+  )
   return {
     'llma.' + key: shape for key, shape in (variants.shapes(config) | _UNUSED[variant]).items()
   }

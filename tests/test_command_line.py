@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parent.parent
     (['--config=mni'], "did you mean 'mini'?"),
     (
       ['--config=mini:quik'],
-      "got 'quik', expected one of dataset_files, quick, siglip; did you mean 'quick'?",
+      "got 'quik', expected one of dataset_files, moe, quick, siglip; did you mean 'quick'?",
     ),
     (['stray'], "command line: got 'stray'"),
     (['--config.stage2.steps=3', 'stray'], "command line: got 'stray'"),

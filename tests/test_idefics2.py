@@ -124,7 +124,7 @@ def test_packed_rows_give_the_logits_of_single_examples(folder):
   settings = config(folder, True, **{'batch.seq_len': 192})
   batch = first_batch(settings)
   model, params = families.build(settings.model), golden.params()
-  hidden, (matrix,) = families.apply(model, params, batch)
+  hidden, (matrix,), _ = families.apply(model, params, batch)
   logits = np.asarray(hidden @ matrix)
   loaded = sphinx_jax.load(folder / 'release')
   row = int(np.argmax((batch['segments'] > 1).any(axis=1)))

@@ -133,6 +133,19 @@ def test_arguments_are_sizes_scales_and_meshes(get_config):
     get_config('14b')
 
 
+def test_a_mixture_of_experts_has_scales_and_a_mesh_of_its_own():
+  run = stage2.get_config('moe,512')
+  assert run.model.image_size == 512 and run.model.llm.name == 'mixtral' and run.mesh.expert == 8
+  assert run.optimizer.lr == pytest.approx(5e-6)  # As the official README advises.
+  assert stage1.get_config('moe,1k').model.image_size == 1024
+  assert 'expert' not in stage2.get_config('moe,512,fsdp').mesh
+  stages = recipe_config.get_config('moe,1k')
+  assert [stages[name].model.image_size for name in ('real', 'stage2')] == [512, 1024]
+  for arg in ('moe,224', '13b,512'):
+    with pytest.raises(errors.SphinxError, match='scale of .*expected one of'):
+      stage2.get_config(arg)
+
+
 def test_an_image_of_idefics2_is_whole_or_split():
   whole, split = idefics2.get_config(), idefics2.get_config('split,fsdp_tensor')
   assert (whole.model.image_size, split.model.image_size) == (980, 490)

@@ -113,7 +113,7 @@ def test_every_device_encodes_its_own_views():
     ({'model.remat': 'ful'}, "model.remat: got 'ful'.*did you mean 'full'"),
     ({'model.attention': 'splash'}, "'splash' on cpu.*auto"),
     ({'model.attention': 'flash'}, "attention kernel: got 'flash'"),
-    ({'mesh.fsdp': -1, 'mesh.tensor': 3}, 'fsdp=-1 tensor=3: got 8 cpu devices'),
+    ({'mesh.fsdp': -1, 'mesh.tensor': 3}, 'fsdp=-1 tensor=3 expert=1: got 8 cpu devices'),
     ({'mesh.fsdp': -1, 'mesh.data': -1}, 'at most one -1'),
   ],
 )

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import types
 
 import jax
 import numpy as np
@@ -64,6 +65,29 @@ def tiny(**changes) -> ConfigDict:
       validation=dict(real=source),
     )
   )
+  config.update_from_flattened_dict(changes)
+  return config.lock()
+
+
+MIXTURE = dict(
+  name='mixtral',
+  vocab=32,
+  width=16,
+  layers=2,
+  heads=4,
+  kv_heads=2,
+  hidden=8,
+  experts=4,
+  experts_per_token=2,
+  balance_weight=0.1,
+)
+
+
+def mixture(mesh=types.MappingProxyType({}), **changes) -> ConfigDict:
+  """`tiny` with a mixture of experts, on a mesh of these axes."""
+  config = tiny().unlock()
+  config.model.llm = MIXTURE
+  config.mesh.update({'expert': 1, **mesh})
   config.update_from_flattened_dict(changes)
   return config.lock()
 
@@ -147,8 +171,8 @@ def crash():
   raise RuntimeError('as if killed')
 
 
-def run(config, params=None, steps=20, batch_at=make_batch):
-  """Loss and gradient norm of every step, and the parameters after the last.
+def run(config, params=None, steps=20, batch_at=make_batch, names=('loss', 'grad_norm')):
+  """Some metrics of every step, and the parameters after the last.
 
   Writes no files but `config.cache_features`.
   """
@@ -169,5 +193,5 @@ def run(config, params=None, steps=20, batch_at=make_batch):
     for _ in range(steps):
       batch, _ = features.next(current.params) if config.cache_features else next(batches)
       current, metrics = update(current, placement.put(batch, program.batch_sharding))
-      losses.append((float(metrics['loss']), float(metrics['grad_norm'])))
+      losses.append(tuple(float(metrics[name]) for name in names))
   return losses, trees.flatten(jax.tree.map(np.asarray, current.params))

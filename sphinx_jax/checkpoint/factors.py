@@ -11,7 +11,7 @@ class Factors(NamedTuple):
   """The adapter of a matrix, or those of a stack of them: scale * a @ b.
 
   Attributes:
-    a: [...,in,r], with the layers of a stack in front.
+    a: [...,in,r], with the layers, and experts, of a stack in front.
     b: [...,r,*features].
     scale: [...].
     magnitude: float32[...,*features], the lengths that the columns of the sum get (DoRA, arXiv
@@ -68,16 +68,15 @@ class MergedArray(stream.Array):
     """The part of the merged matrix at an index, of that part of the matrix."""
     total = part.astype(np.float32) + self._factors.delta(index)
     if self._factors.magnitude is not None:
-      total *= self._gains()[_of_columns(index, self._factors.is_stacked)]
+      total *= self._gains()[_of_columns(index, self._factors.scale.ndim)]
     return total.astype(self.dtype)
 
   def _gains(self) -> np.ndarray:
     """The factors [...,*features] of DoRA, for which the whole matrix is read once."""
     if self._gain is None:
-      layers = [(i,) for i in range(len(self._factors.scale))] if self._factors.is_stacked else [()]
       lengths = [
         np.linalg.norm(self._matrix.read(i).astype(np.float32) + self._factors.delta(i), axis=0)
-        for i in layers
+        for i in np.ndindex(self._factors.scale.shape)
       ]
       magnitude = self._factors.magnitude
       gain = magnitude / np.reshape(lengths, magnitude.shape)
@@ -97,9 +96,8 @@ class _PendingMerge(NamedTuple):
     return self.array.merge(self.part.result(), self.index)
 
 
-def _of_columns(index: stream.Index, is_stacked: bool) -> stream.Index:
+def _of_columns(index: stream.Index, stack: int) -> stream.Index:
   """The index into numbers [...,*features] that are multiplied with a part [...,in,*features]."""
-  stack = 1 if is_stacked else 0
   full = (*index, *[slice(None)] * (stack + 1 - len(index)))
   rows = [] if isinstance(full[stack], int) else [None]
   return (*full[:stack], *rows, *full[stack + 1 :])

@@ -49,16 +49,18 @@ def place(
 
 def _quantized(array: Array, matrix: stored.Matrix) -> dict[str, Any]:
   """The arrays of a quantized kernel, of which one layer at a time is read."""
-  if not matrix.stacked:
+  if not matrix.stack:
     return quantize(array.read(()), matrix.form)
-  layers = [quantize(array.read((i,)), matrix.form) for i in range(array.shape[0])]
+  layers = [
+    quantize(array.read((i,)), matrix.form, matrix.stack - 1) for i in range(array.shape[0])
+  ]
   return {name: jnp.stack([layer[name] for layer in layers]) for name in layers[0]}
 
 
-@functools.partial(jax.jit, static_argnames='form')
-def quantize(kernel: np.ndarray, form: str) -> dict[str, jax.Array]:
-  """The arrays in place of a kernel float[in,...], see `quantized.quantize`."""
-  return quantized.quantize(kernel, form)
+@functools.partial(jax.jit, static_argnames=('form', 'stack'))
+def quantize(kernel: np.ndarray, form: str, stack: int = 0) -> dict[str, jax.Array]:
+  """The arrays in place of a kernel float[in,...], or of a stack of them: `quantized.quantize`."""
+  return stored.over_stack(functools.partial(quantized.quantize, form=form), stack)(kernel)
 
 
 def _put(value: Any, like: Any) -> jax.Array:

@@ -103,8 +103,8 @@ def _parts(
     matrix = forms.get(layer) if name == KERNEL else None
     whole = array.pieces()
     if matrix is not None:
-      layers = array.shape[0] if matrix.stacked else 1
-      whole = [((i,) if matrix.stacked else (), array.nbytes // layers) for i in range(layers)]
+      layers = array.shape[0] if matrix.stack else 1
+      whole = [((i,) if matrix.stack else (), array.nbytes // layers) for i in range(layers)]
     pieces += [(path, matrix, array, index, size) for index, size in whole]
   values = read_ahead(
     [(size, functools.partial(array.read, index)) for _, _, array, index, size in pieces]
@@ -116,7 +116,8 @@ def _parts(
         yield path, index, value
       else:
         _check_finite(path, value)
-        for name, leaf in placing.quantize(value, matrix.form).items():
+        of_layer = placing.quantize(value, matrix.form, max(matrix.stack - 1, 0))
+        for name, leaf in of_layer.items():
           yield f'{path.removesuffix(KERNEL)}{name}', index, np.asarray(leaf)
       del value  # It would be in memory while the next one is read.
       bar.update(size)

@@ -51,13 +51,13 @@ class _WideArray(stream.Array):
     matrix: stored.Matrix,
     dtype: np.dtype,
   ) -> None:
-    self._axis = 1 if matrix.stacked else 0
+    self._axis = matrix.stack
     self._height = codes.shape[self._axis] // scale.shape[self._axis]  # Of a tile, in bytes.
     self._tile = self._height * (2 if quantized.FORMS[matrix.form].pairs else 1)
     self._codes, self._scale, self._form = codes, scale, matrix.form
     shape = list(codes.shape)
     shape[self._axis] = self._tile * scale.shape[self._axis]
-    layers = shape[0] if matrix.stacked else 1
+    layers = shape[0] if matrix.stack else 1
     super().__init__(tuple(shape), dtype, self._read, layers)
 
   @property
@@ -70,7 +70,7 @@ class _WideArray(stream.Array):
   def start_read(self, index: stream.Index) -> '_PendingWide':
     """Starts reading a part: whole tiles of it, as they have one scale."""
     before, after = index[: self._axis], index[self._axis + 1 :]
-    before = before or (slice(None),) * self._axis
+    before += (slice(None),) * (self._axis - len(before))
     rows = index[self._axis] if len(index) > self._axis else slice(None)
     begin, end, _ = rows.indices(self.shape[self._axis])
     first, last = begin // self._tile, -(-end // self._tile)
@@ -79,19 +79,19 @@ class _WideArray(stream.Array):
       self._form: self._codes.start_read((*before, codes, *after)),
       quantized.SCALE: self._scale.start_read((*before, slice(first, last), *after)),
     }
-    is_stack = bool(before) and isinstance(before[0], slice)
+    stack = sum(isinstance(part, slice) for part in before)
     rows = slice(begin - first * self._tile, end - first * self._tile)
-    return _PendingWide(leaves, is_stack, rows, self.dtype)
+    return _PendingWide(leaves, stack, rows, self.dtype)
 
   def _read(self, index: stream.Index) -> np.ndarray:
     return self.start_read(index).result()
 
 
 class _PendingWide(NamedTuple):
-  """The arrays of a part that are being read, and which rows of their kernel it is."""
+  """The arrays of a part that are being read, and which rows of its kernels it is."""
 
   leaves: dict[str, stream.PendingRead]
-  is_stack: bool
+  stack: int
   rows: slice
   dtype: np.dtype
 
@@ -99,11 +99,10 @@ class _PendingWide(NamedTuple):
     """Waits for the part and returns it widened."""
     leaves = {name: read.result() for name, read in self.leaves.items()}
     with jax.default_device(jax.local_devices(backend='cpu')[0]):
-      wide = np.asarray(_widen(leaves, self.is_stack, self.dtype))
-    return wide[:, self.rows] if self.is_stack else wide[self.rows]
+      wide = np.asarray(_widen(leaves, self.stack, self.dtype))
+    return wide[(slice(None),) * self.stack + (self.rows,)]
 
 
-@functools.partial(jax.jit, static_argnames=('is_stack', 'dtype'))
-def _widen(leaves: dict[str, np.ndarray], is_stack: bool, dtype: np.dtype) -> jax.Array:
-  of_one = functools.partial(quantized.widen, dtype=dtype)
-  return jax.lax.map(of_one, leaves) if is_stack else of_one(leaves)
+@functools.partial(jax.jit, static_argnames=('stack', 'dtype'))
+def _widen(leaves: dict[str, np.ndarray], stack: int, dtype: np.dtype) -> jax.Array:
+  return stored.over_stack(functools.partial(quantized.widen, dtype=dtype), stack)(leaves)

@@ -10,6 +10,7 @@ section 3.1). Two other methods are task arithmetic, `base + sum of c_i * (W_i -
 """
 
 import re
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -270,7 +271,11 @@ def as_rules(
   return rules
 
 
-def match(rules: Rules, paths: Iterable[str]) -> dict[str, tuple[float, ...]]:
+def match(
+  rules: Rules,
+  paths: Iterable[str],
+  experts: Mapping[str, int] = types.MappingProxyType({}),
+) -> dict[str, tuple[float, ...]]:
   """Returns path -> coefficients by the first rule whose pattern matches the whole path.
 
   A rule that is never the first is logged.
@@ -278,14 +283,20 @@ def match(rules: Rules, paths: Iterable[str]) -> dict[str, tuple[float, ...]]:
   Args:
     rules: from `as_rules`.
     paths: paths of all leaves.
+    experts: path -> number of experts, of leaves that have some. A rule also matches 'PATH/N' for
+      expert N alone, and the result has these paths, too.
 
   Raises:
     SphinxError: no rule matches a path, or a rule matches none.
   """
   paths = list(paths)
-  trees.check_rules('mix of', rules, paths)
+  of_experts = {f'{path}/{n}': path for path, count in experts.items() for n in range(count)}
+  trees.check_rules('mix of', rules, [*paths, *of_experts])
   numbered = [(pattern, number) for number, (pattern, _) in enumerate(rules)]
   deciding = {path: trees.first_match(numbered, path) for path in paths}
+  for name, path in of_experts.items():
+    own = (number for pattern, number in numbered if re.fullmatch(pattern, name))
+    deciding[name] = min(next(own, deciding[path]), deciding[path])
   for number in range(len(rules) - 1):  # The last rule may be the default.
     if number not in deciding.values():
       log.warning("rule '%s' decides nothing: earlier rules match first", rules[number][0])

@@ -1,8 +1,8 @@
 """Adapters (LoRA, arXiv 2106.09685): small matrices that are trained beside frozen ones.
 
 An adapter of a layer with a kernel [in,...] is 'lora_a' [in,r], 'lora_b' [r,...] and 'lora_scale'
-[]. It adds lora_scale * lora_a @ lora_b to the kernel. Scanned layers have them stacked, like all
-parameters.
+[]. It adds lora_scale * lora_a @ lora_b to the kernel. Scanned layers and experts have them
+stacked, like all parameters.
 """
 
 import math
@@ -17,7 +17,7 @@ from sphinx_jax.core import errors, trees
 
 KERNEL = 'kernel'
 A, B, SCALE = LEAVES = ('lora_a', 'lora_b', 'lora_scale')
-STACKED = 'layers'  # Logical name of the first dimension of scanned layers.
+STACKS = ('layers', 'experts')  # Logical names of the first dimensions of stacks of matrices.
 NONE = 'none'  # As a target: no layer has an adapter.
 
 
@@ -43,6 +43,11 @@ def is_adapter(path: str) -> bool:
   return path.rpartition('/')[2] in LEAVES
 
 
+def stack_of(names: Sequence[str | None]) -> int:
+  """The number of dimensions in front of a matrix, by the names of all of them."""
+  return next(i for i, name in enumerate(names) if name not in STACKS)
+
+
 def matrices(logical_axes: Mapping) -> list[str]:
   """Paths of the layers with a matrix that adapters and quantization apply to (`layers.Dense`).
 
@@ -53,7 +58,7 @@ def matrices(logical_axes: Mapping) -> list[str]:
   found = []
   for path, names in trees.flatten(logical_axes).items():
     *layer, leaf = path.split('/')
-    if leaf == KERNEL and names[1 if names[0] == STACKED else 0] is not None:
+    if leaf == KERNEL and names[stack_of(names)] is not None:
       found.append('/'.join(layer))
   return found
 
@@ -88,7 +93,7 @@ def extend(shapes: Mapping, logical_axes: Mapping, ranks: Mapping[str, int]) -> 
   shapes, axes = trees.flatten(shapes), trees.flatten(logical_axes)
   for layer, rank in ranks.items():
     names = axes[f'{layer}/{KERNEL}']
-    stack = 1 if names[0] == STACKED else 0
+    stack = stack_of(names)
     shape = shapes[f'{layer}/{KERNEL}'].shape
     if rank > min(shape[stack], math.prod(shape[stack + 1 :])):
       raise errors.make(

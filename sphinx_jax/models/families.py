@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from sphinx_jax.core import tables, trees
-from sphinx_jax.models import attention, layers, multimodal, narrow
+from sphinx_jax.models import attention, experts, grouped, layers, multimodal, narrow
 from sphinx_jax.models.adapters import Blocks
 
 _VISUAL = 'visual'  # Field of a batch, in place of its images.
@@ -41,16 +41,37 @@ def build(
   """The module of a model config (`config.model` of a run).
 
   Args:
-    config: the model config. Its `attention` is a kernel of models/attention.py or 'auto'.
+    config: the model config. Its `attention` is a kernel of models/attention.py or 'auto'; so is
+      its `grouped`, of models/grouped.py.
     platform: where the module will run ('cpu', 'gpu', 'tpu'); None: JAX's default backend.
     separate: whether it takes parameters as `for_decoding` makes them.
 
   Raises:
     SphinxError: an unknown family, encoder, LLM, or setting of one of them.
   """
-  kernel = attention.choose(config.attention, platform or jax.default_backend())
-  settings = {**config.to_dict(), 'attention': kernel, 'separate': separate}
+  platform = platform or jax.default_backend()
+  kernels = dict(
+    attention=attention.choose(config.attention, platform),
+    grouped=grouped.choose(config.get('grouped', grouped.AUTO), platform),
+  )
+  settings = {**config.to_dict(), **kernels, 'separate': separate}
   return family(config)(ml_collections.FrozenConfigDict(settings))
+
+
+class Forward(NamedTuple):
+  """What a model makes of a batch.
+
+  Attributes:
+    hidden_states: [B,T,D] in the compute dtype, the input of the LM head.
+    matrices: the matrix of the LM head [D,vocab] as blocks of its columns, in the compute dtype.
+    router: of a mixture of experts, means over layers: 'balance', float32[], the balancing loss,
+      'penalty', float32[], the same times its weight, and 'share', float32[experts], the share of
+      the choices that each expert gets. {}: there are no experts.
+  """
+
+  hidden_states: jax.Array
+  matrices: Blocks
+  router: dict[str, jax.Array]
 
 
 def apply(
@@ -59,7 +80,7 @@ def apply(
   batch: Mapping[str, jax.Array],
   key: jax.Array | None = None,
   noise: layers.Noise = layers.QUIET,
-) -> tuple[jax.Array, Blocks]:
+) -> Forward:
   """Runs the model up to the logits, which the loss computes in chunks.
 
   Args:
@@ -68,10 +89,6 @@ def apply(
     batch: see core/batch.py; or the result of `encoded`.
     key: random key of an update; None: no noise.
     noise: of training.
-
-  Returns:
-    Hidden states [B,T,D], and the matrix of the LM head [D,vocab] as blocks of its columns, in the
-    compute dtype.
   """
   fields = [batch[name] for name in ('tokens', 'visual_index', 'positions', 'segments')]
   if _VISUAL in batch:
@@ -84,10 +101,27 @@ def apply(
   if key is not None:
     keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(layers.Noise._fields)}
   with layers.noisy(noise):
-    hidden_states = model.apply(
-      {'params': params}, *fields, **images, rngs=keys, method='hidden_states'
+    hidden_states, records = model.apply(
+      {'params': params},
+      *fields,
+      **images,
+      rngs=keys,
+      mutable=[experts.ROUTER],
+      method='hidden_states',
     )
-  return hidden_states, model.apply({'params': params}, method='lm_head_matrices')
+  matrices = model.apply({'params': params}, method='lm_head_matrices')
+  return Forward(hidden_states, matrices, _router(model, records))
+
+
+def _router(model: multimodal.Multimodal, records: Mapping) -> dict[str, jax.Array]:
+  """`Forward.router` of what the layers recorded."""
+  of_layers = trees.flatten(records.get(experts.ROUTER, {}))
+  found = {path.rpartition('/')[2]: values.mean(axis=0) for path, values in of_layers.items()}
+  if found:
+    llm = model.config.llm
+    weight = llm.get('balance_weight', multimodal.LLMS[llm.name].balance_weight)
+    found['penalty'] = weight * found['balance']
+  return found
 
 
 def encoded(
@@ -169,6 +203,7 @@ def for_decoding(config: ml_collections.ConfigDict, params: Mapping) -> dict:
 _INCIDENTAL = {
   *('dtype', 'remat', 'attention', 'scan_unroll', 'unroll', 'half_round', 'patches_per_row'),
   *('max_length', 'multiple_of', 'ffn_multiplier', 'parent', 'name'),
+  *('grouped', 'balance_weight', 'count_padding'),
   'slots',
 }
 
@@ -208,6 +243,19 @@ def part_names(config: ml_collections.ConfigDict) -> set[str]:
   groups = {path.split('.')[0] for path in family(config).parts(config) if '.' in path}
   names = (path.split('/') for path in trees.flatten(abstract_params(config)))
   return {name[1] if name[0] in groups else name[0] for name in names}
+
+
+def active_share(config: ml_collections.ConfigDict) -> float:
+  """The share of the experts that compute a position; 1 without experts."""
+  return config.llm.get('experts_per_token', 1) / config.llm.get('experts', 1)
+
+
+def count_active(config: ml_collections.ConfigDict) -> int:
+  """The number of parameters that compute a position of text, those of the embedding included."""
+  shapes = trees.flatten(abstract_params(config)['llm'])
+  axes = trees.flatten(logical_axes(config)['llm'])
+  share = lambda path: active_share(config) if 'experts' in axes[path] else 1
+  return round(sum(math.prod(leaf.shape) * share(path) for path, leaf in shapes.items()))
 
 
 def visual_tokens(config: ml_collections.ConfigDict) -> int:

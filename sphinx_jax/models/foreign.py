@@ -19,6 +19,8 @@ from sphinx_jax.core import errors
 from sphinx_jax.models import foreign_config
 
 Shapes = Mapping[str, tuple[int, ...]]  # Foreign name -> shape.
+# Pattern of names -> name of a piece -> function of the tensor.
+Pieces = Mapping[str, Mapping[str, Callable[[np.ndarray], np.ndarray]]]
 # (shapes of a file, its config or {}) -> settings of the part, as in a model config.
 ReadSettings = Callable[[Shapes, Mapping[str, Any]], dict[str, Any]]
 
@@ -54,6 +56,11 @@ class Weight:
   sizes: tuple[tuple[str, int], ...] = ()
   layers: tuple[int, ...] | None = None
   part: tuple[Any, ...] = ()
+
+  @property
+  def expert(self) -> int | None:
+    """The expert whose tensor it is; None: it is no tensor of a single expert."""
+    return self.part[0] if self.part and isinstance(self.part[0], int) else None
 
   def places(self) -> Iterator[tuple[tuple[Any, ...], str]]:
     """Yields (index into the native parameter, foreign name) of every tensor."""
@@ -126,6 +133,8 @@ class Form:
     configs: name of a config file -> its fields. The first one in the folder is read.
     beside: names of files that are read as sections of the config.
     carried: names of other files in a folder, which an export writes back.
+    pieces: config -> pattern of names of tensors that are several native parameters -> name in
+      brackets -> function of the tensor. The table has these pieces as 'NAME[PIECE]'.
   """
 
   kind: str
@@ -138,6 +147,7 @@ class Form:
   configs: Mapping[str, foreign_config.Fields] = dataclasses.field(default_factory=dict)
   beside: tuple[str, ...] = ()
   carried: tuple[str, ...] = ()
+  pieces: Callable[[Mapping[str, Any]], Pieces] = lambda config: {}
 
   def prefix(self, keys: Iterable[str]) -> str | None:
     """The prefix of the names in a file, or None if the file is of another form."""

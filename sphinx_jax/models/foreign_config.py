@@ -223,8 +223,10 @@ def size(config: Mapping[str, Any], name: str, default: int | None = None) -> in
   return value
 
 
-def number(config: Mapping[str, Any], name: str, default: float | None = None) -> float | None:
-  """A positive number of a foreign config, or `default` if it has none.
+def number(
+  config: Mapping[str, Any], name: str, default: float | None = None, zero: bool = False
+) -> float | None:
+  """A positive number of a foreign config, or 0 if `zero`; `default` if it has none.
 
   Raises:
     SphinxError: the field is not a positive number.
@@ -233,8 +235,8 @@ def number(config: Mapping[str, Any], name: str, default: float | None = None) -
   if value is None:
     return default
   is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  if not is_number or not 0 < value < math.inf:
-    raise wrong_value(name, value, 'a number above 0')
+  if not is_number or not 0 <= value < math.inf or not (value or zero):
+    raise wrong_value(name, value, 'a number from 0 on' if zero else 'a number above 0')
   return value
 
 

@@ -6,12 +6,12 @@ import ml_collections
 
 from sphinx_jax.models import foreign, idefics2
 from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer
-from sphinx_jax.models.llms import llama
+from sphinx_jax.models.llms import llama, mixtral
 
 # Part -> its forms. 'model' is a whole model; the official SPHINX is in variants.py.
 FORMS = {
   'model': idefics2.FORMS,
-  'llm': llama.FORMS,
+  'llm': {**mixtral.FORMS, **llama.FORMS},  # LLaMA has some of Mixtral's names.
   'clip': clip.FORMS,
   'convnext': convnext.FORMS,
   'dinov2': dinov2.FORMS,
@@ -24,9 +24,15 @@ def whole(config: ml_collections.ConfigDict) -> foreign.Form | None:
   return FORMS['model'].get(config.get('name'))
 
 
+# Kind of language model -> the form in which HF transformers has it.
+HUGGINGFACE = {'llama': llama.FORMS['hf'], 'mixtral': mixtral.FORMS['mixtral_hf']}
+
+
 def is_transformers(part: str, name: str) -> bool:
   """Whether HF transformers loads a folder of this form as a model."""
-  return name in (FORMS['model'] if part == 'model' else ('hf',) if part == 'llm' else ())
+  if part == 'llm':
+    return FORMS['llm'].get(name) in HUGGINGFACE.values()
+  return part == 'model' and name in FORMS['model']
 
 
 def each() -> Iterator[tuple[str, str, foreign.Form]]:

@@ -6,6 +6,7 @@ Logical names of dimensions, which `parallel/rules.py` maps to mesh axes:
     vocab, lookup, embed, heads, kv_heads, ffn                language model
     encoder_embed, encoder_heads, encoder_ffn, encoder_out    encoders
     visual                                                    input of the projections
+    experts, expert_embed                                     experts of a mixture, and their input
 
 A dimension named None is never sharded.
 """
@@ -53,6 +54,11 @@ def noisy(noise: Noise) -> Iterator[None]:
     yield
   finally:
     _noise.reset(token)
+
+
+def dropout() -> float:
+  """Share of the inputs of adapters that is 0, in this context."""
+  return _noise.get().dropout
 
 
 def neftune(module: nn.Module, embeddings: jax.Array, segments: jax.Array) -> jax.Array:
@@ -146,7 +152,7 @@ def param(
   if module.has_variable('params', name):
     # Flax would trace the initializer to learn the shape, a fifth of the time of tracing an update.
     value = nn.unbox(module.get_variable('params', name))
-    _check_shape((*module.path, name), value.shape, shape)
+    check_shape((*module.path, name), value.shape, shape)
   else:
     init = nn.with_logical_partitioning(
       nn.initializers.zeros if _shapes_only.get() else init, names
@@ -160,7 +166,7 @@ def param(
   return placement.gather(value.astype(dtype), names)
 
 
-def _check_shape(path: Sequence[str], got: Sequence[int], expected: Sequence[int]) -> None:
+def check_shape(path: Sequence[str], got: Sequence[int], expected: Sequence[int]) -> None:
   """Raises SphinxError if a parameter has another shape."""
   if tuple(got) != tuple(expected):
     raise errors.make(
@@ -242,10 +248,9 @@ class Dense(nn.Module):
   def _adapted(self, x: jax.Array) -> jax.Array:
     """What the adapter (models/adapters.py) adds to the product of x [rows,in]."""
     a, b, scale = self._adapter(x.shape[1])
-    dropout = _noise.get().dropout
-    if dropout and self.has_rng('dropout'):
-      kept = jax.random.bernoulli(self.make_rng('dropout'), 1 - dropout, x.shape)
-      x = jnp.where(kept, x / (1 - dropout), 0)
+    if dropout() and self.has_rng('dropout'):
+      kept = jax.random.bernoulli(self.make_rng('dropout'), 1 - dropout(), x.shape)
+      x = jnp.where(kept, x / (1 - dropout()), 0)
     return (x @ a) @ b.reshape(len(b), -1) * scale
 
   def _adapter(self, width: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -258,7 +263,7 @@ class Dense(nn.Module):
     return a, b, scale.astype(self.dtype)
 
   def _check_shape(self, name: str, array: jax.Array, shape: tuple[int, ...]) -> None:
-    _check_shape((*self.path, name), array.shape, shape)
+    check_shape((*self.path, name), array.shape, shape)
 
   def matrix(self, width: int) -> jax.Array | adapters.Adapted:
     """The kernel [width,*features] in `dtype`, with its adapter if it has one."""
@@ -425,6 +430,7 @@ def stack(
   remat: str,
   scanned: int = 0,
   broadcast: int = 0,
+  records: Sequence[str] = (),
 ) -> Callable:
   """Scans a layer `length` times over stacked parameters.
 
@@ -438,6 +444,7 @@ def stack(
       two of a gated MLP, 'attention' that of attention, 'dots_attention' both.
     scanned: number of arguments with a leading layer axis.
     broadcast: number of arguments that every layer gets whole.
+    records: collections in which a layer stores values, which are stacked.
 
   Returns:
     Constructor of modules called as (x, *scanned, *broadcast) -> (x, stacked outs).
@@ -451,7 +458,7 @@ def stack(
     layer = nn.remat(layer, prevent_cse=False, policy=REMAT[remat])
   return nn.scan(
     layer,
-    variable_axes={'params': 0},
+    variable_axes={'params': 0, **dict.fromkeys(records, 0)},
     split_rngs={'params': True, 'dropout': True},
     in_axes=(0,) * scanned + (nn.broadcast,) * broadcast,
     length=length,

@@ -10,10 +10,16 @@ import ml_collections
 import numpy as np
 
 from sphinx_jax.core import errors, tables
-from sphinx_jax.models import layers
+from sphinx_jax.models import grouped, layers
 from sphinx_jax.models.adapters import Blocks
 
-LLMS = tables.Table('llm', {'llama': 'sphinx_jax.models.llms.llama:Llama'})
+LLMS = tables.Table(
+  'llm',
+  {
+    'llama': 'sphinx_jax.models.llms.llama:Llama',
+    'mixtral': 'sphinx_jax.models.llms.mixtral:Mixtral',
+  },
+)
 
 
 class Multimodal(nn.Module):
@@ -305,6 +311,7 @@ def language_model(config: Any) -> nn.Module:
     unroll=config.scan_unroll,
     attention=config.attention,
     separate=config.get('separate', False),
+    grouped=config.get('grouped', grouped.AUTO),
   )
   return make(f'llm {config.llm.name}', LLMS[config.llm.name], settings, shared, 'llm')
 

@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 
 from sphinx_jax.core import config_values as values, errors, trees
-from sphinx_jax.models import attention, families, layers, multimodal
+from sphinx_jax.models import attention, families, grouped, layers, multimodal
 from sphinx_jax.models.encoders import siglip
 
 # Compute dtypes. float16 is for GPUs without bfloat16, such as the T4 (training/loss_scale.py).
@@ -83,7 +83,7 @@ ENCODERS = values.Sections(
   },
 )
 
-LLM = {
+_LLAMA = {
   'name': values.choice('kind of language model', multimodal.LLMS),
   'vocab': values.integer('token ids; at least those of the tokenizer'),
   'width': _WIDTH,
@@ -94,17 +94,31 @@ LLM = {
   'window': values.optional_or_none(
     values.integer('latest positions that a position sees; None: all')
   ),
-  'multiple_of': values.optional(
-    values.integer('the feed-forward width is rounded up to a multiple of it')
-  ),
-  'ffn_multiplier': values.optional_or_none(
-    values.number('factor of the feed-forward width', high=1e3, without=(0,))
-  ),
   'norm_eps': values.optional(values.number('epsilon of the norms', high=1, without=(0,))),
   'rope_theta': values.optional(values.positive('base of the rotary frequencies')),
   'rope_scaling': values.optional_or_none(values.positive('factor of positions; 0.5 halves them')),
   'max_length': values.optional(values.integer('most positions of a sequence that is decoded')),
 }
+LLM = values.Alternatives(
+  llama={
+    **_LLAMA,
+    'multiple_of': values.optional(
+      values.integer('the feed-forward width is rounded up to a multiple of it')
+    ),
+    'ffn_multiplier': values.optional_or_none(
+      values.number('factor of the feed-forward width', high=1e3, without=(0,))
+    ),
+    'attention_bias': values.optional(values.flag('the linear layers of attention have biases')),
+  },
+  mixtral={
+    **_LLAMA,
+    'hidden': values.integer('hidden width of an expert'),
+    'experts': values.integer('experts of a layer'),
+    'experts_per_token': values.integer('experts that compute a position'),
+    'balance_weight': values.optional(values.number('weight of the balancing loss of routers')),
+    'count_padding': values.optional(values.flag('padding counts in the balancing loss')),
+  },
+)
 
 # How a model is computed, whatever its family.
 _COMPUTED = {
@@ -112,6 +126,9 @@ _COMPUTED = {
   'remat': values.choice('what the backward pass recomputes', layers.REMAT),
   'attention': values.choice('attention kernel', (attention.AUTO, *attention.KERNELS)),
   'scan_unroll': values.integer('layers in one iteration of the loop over layers'),
+  'grouped': values.optional(
+    values.choice("kernel of the experts' products", (grouped.AUTO, *grouped.KERNELS))
+  ),
 }
 
 _SPHINX = {

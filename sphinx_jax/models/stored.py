@@ -5,7 +5,8 @@ the arrays of models/quantized.py, and beside it an adapter (models/adapters.py)
 computes with what it finds.
 """
 
-from collections.abc import Collection, Mapping
+import functools
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,16 +14,16 @@ import jax.numpy as jnp
 
 from sphinx_jax.core import trees
 from sphinx_jax.models import adapters, quantized
-from sphinx_jax.models.adapters import KERNEL, STACKED
+from sphinx_jax.models.adapters import KERNEL
 
 _WHOLE = ('llm/output',)  # The LM head, whose matrix the loss takes whole.
 
 
 class Matrix(NamedTuple):
-  """A layer whose kernel is quantized: name in `quantized.FORMS`, and whether it is a stack."""
+  """A layer whose kernel is quantized: name in `quantized.FORMS`, and dimensions of the stack."""
 
   form: str
-  stacked: bool
+  stack: int
 
 
 def matrices(logical_axes: Mapping, form: str, without: Collection[str] = ()) -> dict[str, Matrix]:
@@ -35,7 +36,7 @@ def matrices(logical_axes: Mapping, form: str, without: Collection[str] = ()) ->
   """
   axes = trees.flatten(logical_axes)
   return {
-    layer: Matrix(form, axes[f'{layer}/{KERNEL}'][0] == STACKED)
+    layer: Matrix(form, adapters.stack_of(axes[f'{layer}/{KERNEL}']))
     for layer in adapters.matrices(logical_axes)
     if f'{layer}/{KERNEL}' not in without and layer not in _WHOLE
   }
@@ -56,7 +57,7 @@ def extend(
   shapes, axes = trees.flatten(shapes), trees.flatten(logical_axes)
   for layer, matrix in forms.items():
     names, kernel = axes.pop(f'{layer}/{KERNEL}'), shapes.pop(f'{layer}/{KERNEL}')
-    stack = 1 if matrix.stacked else 0
+    stack = matrix.stack
     for leaf, shape in quantized.shapes(kernel.shape[stack:], matrix.form).items():
       shapes[f'{layer}/{leaf}'] = jax.ShapeDtypeStruct(
         (*kernel.shape[:stack], *shape.shape), shape.dtype
@@ -65,12 +66,12 @@ def extend(
   return trees.unflatten(shapes), trees.unflatten(axes)
 
 
-def merge(leaves: Mapping[str, jax.Array], is_stacked: bool) -> jax.Array:
+def merge(leaves: Mapping[str, jax.Array], stack: int) -> jax.Array:
   """The kernel float32[in,...] of a layer's arrays, with its adapter added.
 
   Args:
     leaves: 'kernel' or the arrays of a quantized form, and perhaps an adapter.
-    is_stacked: whether they are those of scanned layers.
+    stack: number of dimensions in front of a matrix.
   """
 
   def of_one(leaves: Mapping[str, jax.Array]) -> jax.Array:
@@ -82,7 +83,14 @@ def merge(leaves: Mapping[str, jax.Array], is_stacked: bool) -> jax.Array:
       return kernel
     return kernel + adapters.delta(leaves).reshape(kernel.shape)
 
-  return jax.lax.map(of_one, dict(leaves)) if is_stacked else of_one(leaves)
+  return over_stack(of_one, stack)(dict(leaves))
+
+
+def over_stack(of_one: Callable[[Any], Any], stack: int) -> Callable[[Any], Any]:
+  """A function of the arrays of one matrix as one of a stack, which it takes one by one."""
+  if not stack:
+    return of_one
+  return functools.partial(jax.lax.map, over_stack(of_one, stack - 1))
 
 
 def by_layer(params: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -11,27 +11,33 @@ from typing import Any
 import ml_collections
 
 from sphinx_jax.core import errors, trees
-from sphinx_jax.models import families, foreign, multimodal
+from sphinx_jax.models import families, foreign, foreign_config, multimodal
 from sphinx_jax.models.encoders import clip, convnext, dinov2, qformer
-from sphinx_jax.models.llms import llama
+from sphinx_jax.models.llms import llama, mixtral
 
-# Official name (llama_type in meta.json) -> pixels, views and encoders. The settings of ConvNeXt
-# differ: the light variants do not change the size of its views. `input` still rounds them to half
-# precision, which llama_ens5_light does not do.
-_ENS = dict(encoders=('clip', 'convnext', 'dinov2', 'qformer'), convnext=dict(view=224, input=256))
+# Official name (llama_type in meta.json) -> language model, pixels, views and encoders. The
+# settings of ConvNeXt differ: the light and the Mixtral variants do not change the size of its
+# views. `input` still rounds them to half precision, which those with several views do not do.
+_FOUR = ('clip', 'convnext', 'dinov2', 'qformer')
+_ENS = dict(llm=dict(name='llama'), encoders=_FOUR, convnext=dict(view=224, input=256))
 _LIGHT = ('convnext', 'dinov2')
+_512 = dict(image_size=512, grid=1, pool=1, convnext=dict(view=512, input=512))
+_1024 = dict(image_size=1024, grid=2, pool=1, convnext=dict(view=512))
+_LLAMA, _MIXTRAL = dict(llm=dict(name='llama')), dict(llm=dict(name='mixtral', balance_weight=0.1))
 VARIANTS = {
   'llama_ens': dict(image_size=224, grid=1, pool=1, **_ENS),
   'llama_ens5': dict(image_size=448, grid=2, pool=1, **_ENS),
   'llama_ens10': dict(image_size=672, grid=3, pool=1, **_ENS),
   'llama_ens5p2': dict(image_size=448, grid=2, pool=2, **_ENS),
-  'llama_ens_light': dict(
-    image_size=512, grid=1, pool=1, encoders=_LIGHT, convnext=dict(view=512, input=512)
-  ),
-  'llama_ens5_light': dict(
-    image_size=1024, grid=2, pool=1, encoders=_LIGHT, convnext=dict(view=512)
+  'llama_ens_light': dict(**_LLAMA, **_512, encoders=_LIGHT),
+  'llama_ens5_light': dict(**_LLAMA, **_1024, encoders=_LIGHT),
+  'mixtral_sparse_ens': dict(**_MIXTRAL, **_512, encoders=_FOUR),
+  'mixtral_sparse_ens5': dict(
+    llm=dict(name='mixtral', balance_weight=0.01), **_1024, encoders=_FOUR
   ),
 }
+# Official names of language models alone.
+TEXT = ('mixtral', 'mixtral_sparse')
 # Encoder -> prefix of its official names, and the form of the names after the prefix.
 ENCODERS = {
   'clip': ('clip.', clip.FORMS['open_clip']),
@@ -39,15 +45,21 @@ ENCODERS = {
   'dinov2': ('dinov2_vitg14.', dinov2.FORMS['original']),
   'qformer': ('qformer.', qformer.FORMS['hf']),
 }
-LLM = llama.FORMS['meta']
-CONFIG_FIELDS = dataclasses.replace(
-  llama.META_FIELDS,
-  neutral={
-    **llama.META_FIELDS.neutral,
-    'which parameters the official trainer updates': ('trainable_mode',),
-  },
-  only={**llama.META_FIELDS.only, 'load_pretrained_visual_encoder': (None, False, True)},
-)
+# Kind of language model -> its form in a release.
+LLMS = {'llama': llama.FORMS['meta'], 'mixtral': mixtral.FORMS['mixtral_sparse']}
+
+
+def config_fields(llm: str) -> foreign_config.Fields:
+  """The fields of the config.json of a release with this kind of language model."""
+  fields = LLMS[llm].configs['config.json']
+  trainer = {'which parameters the official trainer updates': ('trainable_mode',)}
+  return dataclasses.replace(
+    fields,
+    neutral={**fields.neutral, **trainer},
+    only={**fields.only, 'load_pretrained_visual_encoder': (None, False, True)},
+  )
+
+
 # Tensors of a release that the model does not use, with their full-size shapes: the text half of
 # CLIP, and DINOv2's mask token.
 UNUSED = {
@@ -84,7 +96,7 @@ def model(
 
   Args:
     name: a name in VARIANTS.
-    llm: settings of the language model.
+    llm: settings of the language model, LLaMA unless they name another kind.
     encoders: settings of at least the variant's encoders.
     dtype: compute dtype.
     half_round: round resized images to half precision, as the official code does.
@@ -104,7 +116,9 @@ def model(
   parts = {part: dict(encoders[part]) for part in row['encoders']}
   parts['convnext'] |= row['convnext']
   sizes = {key: row[key] for key in ('image_size', 'grid', 'pool')}
-  return _config(llm, parts, dtype, **sizes, half_round=half_round)
+  kind = llm.get('name', 'llama')
+  defaults = row['llm'] if row['llm']['name'] == kind else {}
+  return _config({**defaults, **llm}, parts, dtype, **sizes, half_round=half_round)
 
 
 def language_model(llm: Mapping[str, Any], dtype: str = 'float32') -> ml_collections.ConfigDict:
@@ -124,14 +138,15 @@ def name_of(config: ml_collections.ConfigDict) -> str:
   """The official name of a model config.
 
   Raises:
-    SphinxError: no official variant has these pixels, views and encoders.
+    SphinxError: no official variant has this language model, or these pixels, views and encoders.
   """
   for name, row in VARIANTS.items():
     if _matches(config, row):
       return name
   raise errors.make(
     'official form',
-    f'a model of {config.image_size} pixels, grid {config.grid}, pool {config.pool}, '
+    f'a {config.llm.name} with images of {config.image_size} pixels, grid {config.grid}, '
+    f'pool {config.pool}, '
     f'encoders {", ".join(config.encoders)}',
     f'one of {", ".join(VARIANTS)}',
     'the official code has no such model; --to=hf exports its language model',
@@ -139,7 +154,9 @@ def name_of(config: ml_collections.ConfigDict) -> str:
 
 
 def _matches(config: ml_collections.ConfigDict, row: Mapping[str, Any]) -> bool:
-  """Whether a model config has the pixels, views and encoders of a row of VARIANTS."""
+  """Whether a model config has the language model, pixels, views and encoders of a row."""
+  if config.llm.name != row['llm']['name']:
+    return False
   if set(config.encoders) != set(row['encoders']):
     return False
   if any(config[key] != row[key] for key in ('image_size', 'grid', 'pool')):
@@ -150,7 +167,7 @@ def _matches(config: ml_collections.ConfigDict, row: Mapping[str, Any]) -> bool:
 
 def weights(config: ml_collections.ConfigDict) -> list[foreign.Weight]:
   """The table of a whole model: native paths from the root, official names without 'llma.'."""
-  table = foreign.within('llm/', '', LLM.weights(config.llm))
+  table = foreign.within('llm/', '', LLMS[config.llm.name].weights(config.llm))
   if not config.encoders:
     return table
   for part, (key, form) in ENCODERS.items():

@@ -1,7 +1,6 @@
-"""Placement of batches and activations on the mesh. A batch is split over `data` and `fsdp`."""
+"""Placement of batches and activations on the mesh, where `rules.RULES` splits them."""
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,8 +27,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_ways() -> int:
   """The number of devices or groups of devices over which the mesh in context splits a batch."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return 1 if mesh.empty else mesh.shape['data'] * mesh.shape['fsdp']
+  return compute_ways('batch')
 
 
 def compute_ways(name: str | None) -> int:
@@ -37,7 +35,7 @@ def compute_ways(name: str | None) -> int:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or name is None:
     return 1
-  return math.prod(mesh.shape[axis] for axis in rules.RULES[name].compute)
+  return rules.ways(name, mesh)
 
 
 def constrain(x: jax.Array, names: Sequence[str | None], compute: bool = True) -> jax.Array:
@@ -155,13 +153,13 @@ def microbatches(rows: int, seq_len: int, accumulate: int, mesh: Mesh) -> int:
   Raises:
     SphinxError: they do not divide.
   """
-  ways = mesh.shape['data'] * mesh.shape['fsdp']
+  ways = rules.ways('batch', mesh)
   if rows % (max(accumulate, 1) * ways):
     microbatches = '' if accumulate == -1 else f'optimizer.accumulate {accumulate} x '
     raise errors.make(
       'batch.size',
       f'{rows}',
-      f'a multiple of {microbatches}mesh.data*fsdp {ways}',
+      f'a multiple of {microbatches}mesh.data*fsdp*expert {ways}',
       'change batch.size, optimizer.accumulate or the mesh',
     )
   if accumulate != -1:

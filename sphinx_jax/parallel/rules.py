@@ -4,7 +4,8 @@ Models name every dimension where a parameter is created. `tensor` splits the ar
 does (heads and feed-forward features). `fsdp` splits the model width of every matrix, so that no
 device stores a whole one. The matrices of a layer are all-gathered over `fsdp` when the layer is
 computed. This is stated explicitly because the partitioner would rather move activations between
-devices, and these are larger.
+devices, and these are larger. `expert` splits the experts of a mixture, which stay where they are,
+and everything else as `fsdp` does.
 """
 
 import math
@@ -37,19 +38,22 @@ def _storage_only(*axes: str) -> MeshAxes:
 # Encoders split their views over all devices, so their parameters, and those of the projections,
 # are whole during computation.
 RULES: dict[str, MeshAxes] = {
-  'batch': _always('data', 'fsdp'),
-  'views': _always('data', 'fsdp', 'tensor'),  # the views of all images, in the encoders
+  'batch': _always('data', 'fsdp', 'expert'),
+  'views': _always('data', 'fsdp', 'expert', 'tensor'),  # the views of all images, in the encoders
   'layers': _always(),  # leading axis of scanned layers
   'patches': _always('tensor'),  # packed patches of the images of a row
   'vocab': _always('tensor'),
-  'lookup': _always('fsdp'),  # width of the embedding table: each device looks up its channels
+  # Width of the embedding table: each device looks up its channels.
+  'lookup': _always('fsdp', 'expert'),
   'lookup_rows': _always('data'),  # the batch during this lookup
-  'embed': _storage_only('fsdp'),  # width of the language model
+  'embed': _storage_only('fsdp', 'expert'),  # width of the language model
   'heads': _always('tensor'),
   'kv_heads': _always('tensor'),
   'ffn': _always('tensor'),  # hidden features of a feed-forward layer
+  'experts': _always('expert'),
+  'expert_embed': _storage_only('fsdp'),  # width of the language model, of an expert
   'visual': _storage_only('tensor'),  # channels that the projections read
-  'encoder_embed': _storage_only('fsdp'),
+  'encoder_embed': _storage_only('fsdp', 'expert'),
   'encoder_heads': _storage_only('tensor'),
   'encoder_ffn': _storage_only('tensor'),
   'encoder_out': _storage_only('tensor'),
@@ -98,6 +102,11 @@ def _axes(name: str | None, compute: bool = False) -> tuple[str, ...]:
   if name is None:
     return ()
   return RULES[name].compute if compute else RULES[name].storage
+
+
+def ways(name: str, mesh: Mesh | jax.sharding.AbstractMesh) -> int:
+  """The number of parts into which a mesh splits a dimension during computation."""
+  return math.prod(mesh.shape[axis] for axis in RULES[name].compute)
 
 
 def shardings(logical_axes: Mapping, abstract: Mapping, mesh: Mesh) -> dict:
@@ -155,7 +164,7 @@ def _checked_partition(
       raise errors.make(
         f"sharding of '{path}'",
         f"shape {leaf.shape} whose '{name}' {size} is not divided by mesh axis "
-        f'{"*".join(axes)} of {ways}',
+        f'{"*".join(axis for axis in axes if mesh.shape[axis] > 1)} of {ways}',
         f'a multiple of {ways}',
         'change the mesh or the model width',
       )

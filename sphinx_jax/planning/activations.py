@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from sphinx_jax.core import trees
 from sphinx_jax.models import families
-from sphinx_jax.planning import flops, leaves
+from sphinx_jax.parallel import rules
+from sphinx_jax.planning import flops, leaves, roofline
 
 # Number of arrays [positions, width] and [positions, feed-forward width], in bfloat16, that are
 # live in the backward pass of one layer: the inputs and gradients of each product, six of them in
@@ -66,7 +67,8 @@ def estimate(config: ConfigDict, program: Any, needs: Needs) -> dict[str, int]:
       'lm_head': the logits of one chunk, their gradient, and the output matrix.
   """
   mesh, model = program.mesh.shape, config.model
-  batch_ways = mesh['data'] * mesh['fsdp']
+  axes = trees.flatten(program.layout.logical_axes['llm'])
+  batch_ways = rules.ways('batch', program.mesh)
   rows = config.batch.size // program.microbatches // batch_ways
   positions = rows * config.batch.seq_len
 
@@ -78,17 +80,18 @@ def estimate(config: ConfigDict, program: Any, needs: Needs) -> dict[str, int]:
     for path, leaf in trees.flatten(group.get('llm', {})).items():
       if path.startswith('layers/'):
         gathered = min(np.dtype(leaf.dtype).itemsize, _BFLOAT16_BYTES)
-        if mesh['fsdp'] > 1:
+        if roofline.gather_ways(path, axes, program) > 1:
           gathered = gathered * _GATHERED_LAYERS + bytes_of_gradient
-        weights += math.prod(leaf.shape[1:]) // mesh['tensor'] * gathered
+        weights += math.prod(leaf.shape[1:]) // roofline.split_ways(path, axes, program) * gathered
   llm = trees.flatten(families.abstract_params(model)['llm'])
   feed_forward_width = llm['layers/feed_forward/w1/kernel'].shape[-1]
+  copies = model.llm.get('experts_per_token', 1)  # Rows of a position in a feed-forward layer.
 
   trained = sum(leaves.local_bytes(leaf) for leaf in trees.flatten(program.state.trained).values())
   gradients = int(trained * (_ACCUMULATED if program.microbatches > 1 else 1))
 
   live = _LIVE_MODEL_WIDTH * model.llm.width
-  live += _LIVE_FEED_FORWARD_WIDTH * feed_forward_width // mesh['tensor']
+  live += _LIVE_FEED_FORWARD_WIDTH * feed_forward_width * copies // mesh['tensor']
 
   layer = positions * _BFLOAT16_BYTES * live
   images = needs.images * rows // mesh['tensor']  # Images are spread over all devices.
@@ -101,7 +104,7 @@ def estimate(config: ConfigDict, program: Any, needs: Needs) -> dict[str, int]:
     'gradients': gradients,
     'casts': trained // 2,
     'saved': sum(
-      _local_stack_bytes(*stack, rows, config.batch.seq_len, program.mesh.size)
+      _local_stack_bytes(*stack, rows, config.batch.seq_len, copies, program.mesh.size)
       for stack in needs.stacks
     ),
     'weights': weights,
@@ -112,15 +115,15 @@ def estimate(config: ConfigDict, program: Any, needs: Needs) -> dict[str, int]:
 
 
 def _local_stack_bytes(
-  shape: tuple[int, ...], itemsize: int, rows: int, seq_len: int, devices: int
+  shape: tuple[int, ...], itemsize: int, rows: int, seq_len: int, copies: int, devices: int
 ) -> int:
   """Returns the bytes on one device of a stack over layers that the forward pass keeps.
 
-  A stack of activations, [layers,1,...] or of products [layers,T,...], was traced with one row and
-  has `rows` rows on a device. A stack of weights is split over all devices.
+  A stack of activations, [layers,1,...] or of products [layers,T,...] or [layers,T*copies,...], was
+  traced with one row and has `rows` rows on a device. A stack of weights is split over all devices.
   """
   nbytes = math.prod(shape) * itemsize
-  is_activation = len(shape) > 2 and shape[1] in (1, seq_len)
+  is_activation = len(shape) > 2 and shape[1] in (1, seq_len, seq_len * copies)
   return nbytes * rows if is_activation else nbytes // devices
 
 

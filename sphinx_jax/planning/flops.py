@@ -12,7 +12,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-PRODUCTS = ('dot_general', 'conv_general_dilated')
+PRODUCTS = ('dot_general', 'conv_general_dilated', 'ragged_dot_general')
+
+# Settings with which all products can be seen.
+PLAIN = {'model.attention': 'xla', 'model.grouped': 'ragged'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,8 @@ def count(traced: Any, names: Collection[str], chunks: int) -> Flops:
 
   Matrix products and convolutions are counted, as MFU counts them. Attention is counted as its
   kernel computes it: plain attention of packed rows skips most of what the causal mask hides. A
-  custom kernel (splash) is opaque: trace the program with `model.attention='xla'` on one device.
+  custom kernel (splash) is opaque, and so are loops over groups of rows: trace the program with
+  `PLAIN` settings on one device.
 
   Args:
     traced: `Program.trace()`.
@@ -78,6 +82,8 @@ def _products(jaxpr: Any, trips: int, path: str, chunks: int) -> Iterator[tuple[
       out_axis = eqn.params['dimension_numbers'].rhs_spec[0]
       depth = math.prod(kernel) / kernel[out_axis]
       yield 2.0 * trips * depth * math.prod(eqn.outvars[0].aval.shape), eqn_path
+    elif name == 'ragged_dot_general':  # Every row meets one matrix.
+      yield 2.0 * trips * eqn.invars[0].aval.size * eqn.outvars[0].aval.shape[-1], eqn_path
     elif name == 'cond':  # One branch for each platform: the most expensive one counts.
       branches = [list(_products(b.jaxpr, trips, eqn_path, chunks)) for b in eqn.params['branches']]
       yield from max(branches, key=lambda products: sum(flops for flops, _ in products))

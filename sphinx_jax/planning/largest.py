@@ -20,7 +20,7 @@ def rows(plan: Plan, planner: Planner) -> int:
     plan: the plan of the config.
     planner: what made it.
   """
-  devices = plan.mesh['data'] * plan.mesh['fsdp']
+  devices = plan.batch_ways
   one, two = (
     planner.plan(at_once(plan.config, count, devices), plan.slice, compile_it=False)
     for count in (1, 2)

@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 
 from sphinx_jax.core import errors
 from sphinx_jax.models import families
+from sphinx_jax.parallel import rules
+from sphinx_jax.parallel.mesh import AXES
 from sphinx_jax.planning import activations, compiled as compiling, flops, leaves, roofline, slices
 
 # (config, devices) -> `sphinx_jax.run.Program`, which this package must not import.
@@ -45,6 +47,11 @@ class Plan:
   flops: flops.Flops
   roofline: roofline.Roofline | None
   compiled: compiling.Compiled | None
+
+  @property
+  def batch_ways(self) -> int:
+    """Devices or groups of devices over which the batch is split."""
+    return math.prod(self.mesh[axis] for axis in rules.RULES['batch'].compute)
 
   @property
   def resident_bytes(self) -> dict[str, int]:
@@ -167,7 +174,7 @@ class Planner:
     if key not in self._traces:
       devices = slices.absent_devices(slices.find('v5e:1x1'))
       single = changed(config, _ONE_ROW)
-      plain = changed(single, {'model.attention': 'xla'})
+      plain = changed(single, flops.PLAIN)
       names = families.part_names(config.model)
       self._traces[key] = _Traced(
         flops=flops.count(
@@ -178,13 +185,8 @@ class Planner:
     return self._traces[key]
 
 
-_ONE_ROW = {
-  'mesh.data': 1,
-  'mesh.fsdp': 1,
-  'mesh.tensor': 1,
-  'batch.size': 1,
-  'optimizer.accumulate': 1,
-}
+ONE_DEVICE = {f'mesh.{axis}': 1 for axis in AXES}
+_ONE_ROW = {**ONE_DEVICE, 'batch.size': 1, 'optimizer.accumulate': 1}
 
 
 def _trace_key(config: ConfigDict) -> str:

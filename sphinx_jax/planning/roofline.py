@@ -5,12 +5,15 @@ The largest of the three is the bound. It is never a measurement: well-tuned pro
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from sphinx_jax.core import trees
+from sphinx_jax.models.experts import MORE_ROUNDS
+from sphinx_jax.parallel import rules
 from sphinx_jax.planning.compiler_dumps import Collective
 from sphinx_jax.planning.flops import Flops
 from sphinx_jax.planning.slices import Slice
@@ -91,24 +94,54 @@ def hbm_bytes(resident: Mapping[str, int], weights: float, saved: float) -> floa
   return optimizer + resident['batch'] + 2 * weights + 2 * saved
 
 
+def split_ways(path: str, logical_axes: Mapping[str, tuple], program: Any) -> int:
+  """The number of parts of a parameter with which devices compute: over tensor, experts over both.
+
+  Args:
+    path: of the parameter.
+    logical_axes: path -> names of its dimensions.
+    program: a `sphinx_jax.run.Program`.
+  """
+  mesh = program.mesh.shape
+  return mesh['tensor'] * (mesh['expert'] if 'experts' in logical_axes[path] else 1)
+
+
+def gather_ways(path: str, logical_axes: Mapping[str, tuple], program: Any) -> int:
+  """The number of devices that gather a parameter; arguments as of `split_ways`."""
+  mesh = program.mesh.shape
+  return mesh['fsdp'] * (1 if 'experts' in logical_axes[path] else mesh['expert'])
+
+
 def weight_bytes(program: Any) -> tuple[float, float]:
   """Returns the bytes of (trained, frozen) weights that a device computes with in one pass.
 
-  They are in bfloat16, and split over the tensor axis only.
+  They are in bfloat16.
   """
-  tensor = program.mesh.shape['tensor']
-  trained = _BFLOAT16_BYTES * trees.count(program.state.trained) / tensor
-  frozen = _BFLOAT16_BYTES * trees.count(program.state.frozen) / tensor
-  return trained, frozen
+  totals = {True: 0.0, False: 0.0}
+  for is_trained, nbytes, _ in _weights(program):
+    totals[is_trained] += nbytes
+  return totals[True], totals[False]
+
+
+def _weights(program: Any) -> Iterator[tuple[bool, float, int]]:
+  """Yields (whether it is trained, bytes of `weight_bytes`, `gather_ways`) of every parameter."""
+  axes = trees.flatten(program.layout.logical_axes)
+  for is_trained, tree in ((True, program.state.trained), (False, program.state.frozen)):
+    for path, leaf in trees.flatten(tree).items():
+      nbytes = _BFLOAT16_BYTES * math.prod(leaf.shape) / split_ways(path, axes, program)
+      yield is_trained, nbytes, gather_ways(path, axes, program)
 
 
 def ici_bytes(collectives: Sequence[Collective]) -> float:
   """Returns the bytes that one device receives in an update, from the compiled collectives.
 
-  An all-reduce counts twice, because it scatters and gathers.
+  An all-reduce counts twice, because it scatters and gathers. The loops for uneven choices of
+  experts do not count.
   """
   total = 0.0
   for item in collectives:
+    if MORE_ROUNDS in item.loop:
+      continue
     passes = 2 if item.kind == 'all-reduce' else 1
     total += passes * item.trips * item.nbytes
   return total
@@ -117,22 +150,25 @@ def ici_bytes(collectives: Sequence[Collective]) -> float:
 def estimated_ici_bytes(config: ConfigDict, program: Any) -> float:
   """Estimates what `ici_bytes` returns for a well-partitioned program, without a compiler.
 
-  In every microbatch, over `fsdp`, trained weights are gathered for the forward and the backward
-  pass and their gradients scattered, all in bfloat16; frozen weights are gathered once. Over
-  `data`, gradients are summed. Over `tensor`, activations are summed after each of a layer's two
-  blocks, forward and backward, and once more if remat recomputes them.
+  In every microbatch, over `fsdp` and, but for experts, `expert`, trained weights are gathered for
+  the forward and the backward pass and their gradients scattered, all in bfloat16; frozen weights
+  are gathered once. Over `data`, gradients are summed. Over `tensor`, activations are summed after
+  each of a layer's two blocks, forward and backward, and once more if remat recomputes them. Over
+  `expert`, the rows of all choices go to their experts and back, as often.
   """
   mesh, model = program.mesh.shape, config.model
-  trained, frozen = weight_bytes(program)
   total = 0.0
-  if mesh['fsdp'] > 1:
-    gathers, scatter = 2 * trained + frozen, trained
-    total += program.microbatches * (gathers + scatter)
-  if mesh['data'] > 1:
-    total += program.microbatches * 2 * trained / mesh['fsdp']
+  for is_trained, nbytes, ways in _weights(program):
+    if ways > 1:
+      total += program.microbatches * nbytes * (3 if is_trained else 1)
+    if mesh['data'] > 1 and is_trained:
+      total += program.microbatches * 2 * nbytes / ways
+  positions = config.batch.size * config.batch.seq_len / rules.ways('batch', program.mesh)
+  activations = _BFLOAT16_BYTES * positions * model.llm.width
+  passes = 4 if model.remat == 'none' else 6  # Two blocks of a layer, or two ways of a row.
   if mesh['tensor'] > 1:
-    positions = config.batch.size * config.batch.seq_len / (mesh['data'] * mesh['fsdp'])
-    activations = _BFLOAT16_BYTES * positions * model.llm.width
-    sums_per_layer = 4 if model.remat == 'none' else 6
-    total += 2 * model.llm.layers * sums_per_layer * activations
+    total += 2 * model.llm.layers * passes * activations
+  if mesh['expert'] > 1:
+    away = model.llm.experts_per_token * (1 - 1 / mesh['expert'])
+    total += model.llm.layers * passes * away * activations
   return total

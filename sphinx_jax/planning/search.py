@@ -21,16 +21,20 @@ _BATCH_FACTORS = (0.5, 1, 2, 4)  # Times the config's batch size.
 
 
 def candidates(config: ConfigDict, tpu_slice: Slice) -> Iterator[dict[str, Any]]:
-  """Yields changes of a config: meshes that fill the slice, batch sizes that divide, remat."""
+  """Yields changes of a config: meshes that fill the slice, batch sizes that divide, remat.
+
+  The axis of experts stays as it is.
+  """
+  expert = config.mesh.get('expert', 1)
   for data, tensor, factor, remat in itertools.product(
     _DATA_SIZES, _TENSOR_SIZES, _BATCH_FACTORS, layers.REMAT
   ):
-    fsdp = tpu_slice.devices // (data * tensor)
+    fsdp = tpu_slice.devices // (data * tensor * expert)
     batch_size = int(config.batch.size * factor)
-    fills_slice = data * fsdp * tensor == tpu_slice.devices
+    fills_slice = data * fsdp * tensor * expert == tpu_slice.devices
     if not fills_slice or batch_size == 0:
       continue
-    if batch_size % (data * fsdp * max(config.optimizer.accumulate, 1)):
+    if batch_size % (data * fsdp * expert * max(config.optimizer.accumulate, 1)):
       continue
     yield {
       'mesh.data': data,

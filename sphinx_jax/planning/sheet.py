@@ -2,7 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
+from ml_collections import ConfigDict
+
+from sphinx_jax.core import trees
 from sphinx_jax.core.text import table
+from sphinx_jax.models import families
 from sphinx_jax.planning import leaves
 from sphinx_jax.planning.compiled import Compiled
 from sphinx_jax.planning.plan import MARGIN, Plan
@@ -55,15 +59,28 @@ def _bytes(nbytes: int) -> str:
 def _summary(plan: Plan) -> str:
   batch = plan.config.batch
   mesh = ' x '.join(f'{axis} {size}' for axis, size in plan.mesh.items())
-  rows_per_device = batch.size // (plan.mesh['data'] * plan.mesh['fsdp'])
+  rows_per_device = batch.size // plan.batch_ways
   return '\n'.join(
     [
       f'{plan.config.name} on {_device(plan)}: mesh {mesh}',
       f'batch of {batch.size} rows of {batch.seq_len} positions = '
       f'{batch.size * batch.seq_len:,} tokens per step, {rows_per_device} rows per device, '
       f'{plan.microbatches} microbatches; remat {plan.config.model.remat}',
+      *_active(plan.config.model),
     ]
   )
+
+
+def _active(model: ConfigDict) -> list[str]:
+  """A line about the parameters of a mixture of experts."""
+  if families.active_share(model) == 1:
+    return []
+  total = trees.count(families.abstract_params(model)['llm'])
+  return [
+    f'{model.llm.experts_per_token} of {model.llm.experts} experts compute a token: '
+    f'{families.count_active(model) / 1e9:.2f} B of the {total / 1e9:.2f} B parameters of the '
+    'language model'
+  ]
 
 
 def _largest_batch(plan: Plan, rows: int) -> str:
@@ -72,7 +89,7 @@ def _largest_batch(plan: Plan, rows: int) -> str:
       'Largest batch: none, one row does not fit. Train adapters (forkme:FILE,DIR,qlora), '
       'recompute more (--config.model.remat=full) or shorten rows (--config.batch.seq_len)'
     )
-  size = rows * plan.mesh['data'] * plan.mesh['fsdp']
+  size = rows * plan.batch_ways
   plural = 'row' if rows == 1 else 'rows'
   return (
     f'Largest batch at a time: {rows} {plural} a device '
@@ -244,6 +261,7 @@ def ranked(plans: Iterable[Plan]) -> str:
       'data',
       'fsdp',
       'tensor',
+      'expert',
       'batch',
       'remat',
       'GiB',
@@ -261,6 +279,7 @@ def ranked(plans: Iterable[Plan]) -> str:
         plan.mesh['data'],
         plan.mesh['fsdp'],
         plan.mesh['tensor'],
+        plan.mesh['expert'],
         plan.config.batch.size,
         plan.config.model.remat,
         f'{plan.total / _GIB:.2f}',
@@ -273,4 +292,4 @@ def ranked(plans: Iterable[Plan]) -> str:
       )
     )
   note = 'Step time, tokens/s and MFU are roofline bounds, not measurements.'
-  return f'{table(rows, "rrrrrrrrrrrl")}\n{note}'
+  return f'{table(rows, "rrrrrrrrrrrrl")}\n{note}'

@@ -12,6 +12,8 @@ from sphinx_jax.models.adapters import Adapted, Blocks
 from sphinx_jax.parallel import placement
 
 MEAN = 'mean/'  # Begins the name of a sum whose mean over the weight is a metric.
+PENALTY = 'penalty'  # Name of the sum over microbatches of what is added to the mean loss.
+ROUTER = f'{MEAN}router/'  # Begins the names of the metrics of routers.
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -80,6 +82,20 @@ def sums(
     'task_loss': jnp.einsum('bt,btk->k', losses, is_task),
     'task_weight': jnp.einsum('bt,btk->k', weight, is_task),
   }
+
+
+def of_router(router: Mapping[str, jax.Array], weight: jax.Array) -> dict[str, jax.Array]:
+  """The sums of the routers of a microbatch: the penalty, and means weighted by its loss weight.
+
+  Args:
+    router: see `families.Forward`.
+    weight: float32[], the loss weight of the microbatch.
+  """
+  if not router:
+    return {}
+  shares = {f'{ROUTER}share_{i}': share * weight for i, share in enumerate(router['share'])}
+  balance = jax.lax.stop_gradient(router['balance']) * weight
+  return {PENALTY: router['penalty'], f'{ROUTER}balance': balance, **shares}
 
 
 def per_position(

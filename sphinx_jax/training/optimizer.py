@@ -70,13 +70,13 @@ def _second_matrices(logical_axes: Mapping) -> dict:
 def muon_dimensions(logical_axes: Mapping) -> dict:
   """Tree of the (input, output) dimensions of the parameters of Muon; None for those of AdamW.
 
-  Muon moves kernels between two named dimensions. Dimensions without a name, and the stacked
-  'layers', count matrices. AdamW moves kernels that read or write the vocabulary, and kernels of
+  Muon moves kernels between two named dimensions. Dimensions without a name, and those of stacks,
+  count matrices. AdamW moves kernels that read or write the vocabulary, and kernels of
   patches.
   """
   dimensions = {}
   for path, names in trees.flatten(logical_axes).items():
-    named = [index for index, name in enumerate(names) if name not in (None, 'layers')]
+    named = [index for index, name in enumerate(names) if name not in (None, *adapters.STACKS)]
     is_matrix = path.endswith('kernel') and len(named) == 2 and 'vocab' not in names
     dimensions[path] = optax.contrib.MuonDimensionNumbers(*named) if is_matrix else None
   return trees.unflatten(dimensions)

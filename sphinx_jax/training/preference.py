@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from sphinx_jax.core import trees
 from sphinx_jax.models import adapters
+from sphinx_jax.models.families import Forward
 from sphinx_jax.training import loss as losses
 from sphinx_jax.training.step import Apply, Batch, Objective
 
@@ -41,12 +42,15 @@ def objective(
 
   def sums(params: dict, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
     batch = batch if encode is None else encode(params, batch)
-    policy = answers(losses.per_position(*apply(params, batch, key), batch, chunk), batch)
-    without = apply(_reference(params), batch, None)
-    reference = answers(losses.per_position(*without, batch, chunk), batch)
+    policy = answers(_losses(apply(params, batch, key), batch, chunk), batch)
+    reference = answers(_losses(apply(_reference(params), batch, None), batch, chunk), batch)
     return pair_sums(policy, jax.lax.stop_gradient(reference), batch, tasks, beta)
 
   return Objective(lambda batch: _is_pair(batch).sum().astype(jnp.float32), sums)
+
+
+def _losses(forward: Forward, batch: Batch, chunk: int) -> jax.Array:
+  return losses.per_position(forward.hidden_states, forward.matrices, batch, chunk)
 
 
 def _reference(params: dict) -> dict:

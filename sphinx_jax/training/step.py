@@ -7,15 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sphinx_jax.models.adapters import Blocks
+from sphinx_jax.models.families import Forward
 from sphinx_jax.parallel import placement
 from sphinx_jax.training import loss as losses, loss_scale
 from sphinx_jax.training.state import State, merge
 
 Batch = Mapping[str, jax.Array]
-# (parameters, batch, random key or None)
-# -> (hidden states [B,T,D], matrix of the LM head [D,vocab] as blocks of its columns).
-Apply = Callable[[dict, Batch, jax.Array | None], tuple[jax.Array, Blocks]]
+# (parameters, batch, random key or None) -> what the model makes of it.
+Apply = Callable[[dict, Batch, jax.Array | None], Forward]
 # (state, batch) -> (state, metrics).
 TrainStep = Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
 # (parameters, batch) -> sums of an objective.
@@ -29,7 +28,8 @@ class Objective(NamedTuple):
     weight: batch -> what the sum of its losses is divided by.
     sums: (parameters, batch, random key or None) -> sums over the batch, to be added over
       microbatches. `loss` is differentiated. `weight`, `task_loss` and `task_weight` are as of
-      `loss.sums`, and what begins with `loss.MEAN` is divided by `weight`, too.
+      `loss.sums`, and what begins with `loss.MEAN` is divided by `weight`, too. So is
+      `loss.PENALTY`, if there is one: its mean over microbatches is added to the loss.
   """
 
   weight: Callable[[Batch], jax.Array]
@@ -46,7 +46,9 @@ def likelihood(apply: Apply, tasks: int, chunk: int = 0) -> Objective:
   """
 
   def sums(params: dict, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
-    return losses.sums(*apply(params, batch, key), batch, tasks, chunk)
+    forward = apply(params, batch, key)
+    totals = losses.sums(forward.hidden_states, forward.matrices, batch, tasks, chunk)
+    return totals | losses.of_router(forward.router, totals['weight'])
 
   return Objective(lambda batch: batch['loss_weight'].astype(jnp.float32).sum(), sums)
 
@@ -79,12 +81,15 @@ def make_train_step(
     those of `loss_scale.metrics`, too.
   """
 
-  def gradients(state: State, batch: Batch, total_weight: jax.Array) -> tuple[dict, dict]:
+  def gradients(
+    state: State, batch: Batch, total_weight: jax.Array, factor: jax.Array | float = 1.0
+  ) -> tuple[dict, dict]:
     def mean_loss(
       trained: dict, microbatch: Batch, key: jax.Array | None
     ) -> tuple[jax.Array, dict]:
       sums = objective.sums(merge(trained, state.frozen), microbatch, key)
-      return losses.mean(sums['loss'], total_weight), sums
+      penalty = sums.get(losses.PENALTY, 0.0) * factor / accumulate
+      return losses.mean(sums['loss'], total_weight) + penalty, sums
 
     def gradient(part: tuple[Batch, jax.Array | None]) -> tuple[dict, dict]:
       return jax.grad(mean_loss, has_aux=True)(state.trained, *part)
@@ -99,7 +104,8 @@ def make_train_step(
     # The loss is scaled by its weights: the LM head rounds its gradient where it computes the loss.
     factor = losses.mean(state.opt_state.scale, total_weight)
     weight = batch['loss_weight'].astype(jnp.float32) * factor
-    gradient, sums = gradients(state, {**batch, 'loss_weight': weight}, jnp.float32(1))
+    scaled_batch = {**batch, 'loss_weight': weight}
+    gradient, sums = gradients(state, scaled_batch, jnp.float32(1), state.opt_state.scale)
     return gradient, jax.tree.map(lambda total: losses.mean(total, factor), sums)
 
   def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
@@ -132,11 +138,15 @@ def _microbatches(batch: Batch, count: int) -> dict[str, jax.Array]:
 
 
 def make_eval_step(objective: Objective) -> EvalStep:
-  """Builds the function `(parameters, batch) -> sums`, without those of tasks and without noise."""
+  """Builds the function `(parameters, batch) -> sums`, without noise.
+
+  The sums of tasks and of routers are left out.
+  """
+  left_out = 'task_', losses.PENALTY, losses.ROUTER
 
   def step(params: dict, batch: Batch) -> dict[str, jax.Array]:
     sums = objective.sums(params, batch, None)
-    return {name: total for name, total in sums.items() if not name.startswith('task_')}
+    return {name: total for name, total in sums.items() if not name.startswith(left_out)}
 
   return step
 

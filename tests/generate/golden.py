@@ -37,6 +37,8 @@ WORDS = {
   'llama_ens5p2': 687,
   'llama_ens_light': 259,
   'llama_ens5_light': 1295,
+  'mixtral_sparse_ens': 291,
+  'mixtral_sparse_ens5': 1455,
 }
 MEAN, STD = (
   np.array(x, np.float32)

@@ -15,7 +15,7 @@ import sphinx_jax
 from sphinx_jax.checkpoint.foreign import pth_writer, sources
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
 from sphinx_jax.core import batch, errors
-from sphinx_jax.models import families
+from sphinx_jax.models import experts, families
 from tests.generate import golden
 
 pytestmark = pytest.mark.usefixtures('optimized')
@@ -25,16 +25,20 @@ CASES = {
   'llama_ens': ('llama_ens/mp2', {}),
   'llama_ens5': ('llama_ens5/mp1', {}),
   'llama_ens_light': ('llama_ens_light/mp1', {}),
+  'mixtral_sparse_ens': ('mixtral_sparse_ens/mp2', {}),
   'llama_ens_float': ('llama_ens/mp1', dict(half_round=False)),
   'llama_ens_quickgelu': ('llama_ens/mp1', dict(clip_activation='quick_gelu')),
   'llama_ens5_float': ('llama_ens5/mp1', dict(half_round=False)),
   'llama_ens_light_float': ('llama_ens_light/mp1', dict(half_round=False)),
 }
 # The other forwards change one option, which tests/test_load.py and tests/models cover too.
-QUICK = ('llama_ens', 'llama_ens5', 'llama_ens_light')
+DENSE = ('llama_ens', 'llama_ens5', 'llama_ens_light')
+QUICK = (*DENSE, 'mixtral_sparse_ens')
 # For tests of fewer cases. pytest groups tests by the position of their case, so these must be the
 # first of CASES: every case is then made once.
 plain = pytest.mark.parametrize('case', QUICK, indirect=True)
+dense = pytest.mark.parametrize('case', DENSE, indirect=True)
+mixture = pytest.mark.parametrize('case', QUICK[-1:], indirect=True)
 first = pytest.mark.parametrize('case', QUICK[:1], indirect=True)
 FEATURES, LOGITS = 5e-5, 1e-4  # Absolute tolerances.
 
@@ -96,7 +100,7 @@ def test_image_tokens_are_the_official_ones(case):
   assert (
     case.actual.image_tokens.shape[1] == words == families.visual_tokens(case.actual.model.config)
   )
-  views = case.actual.image_tokens.reshape(2, *expected.shape[:-3], -1, 64)
+  views = case.actual.image_tokens.reshape(2, *expected.shape[:-3], -1, expected.shape[-1])
   if case.variant == 'llama_ens5':
     views, expected = views[:, :, 1:-1][:, :, ::3], expected.swapaxes(0, 1)
   else:
@@ -196,7 +200,38 @@ def test_pixels_reach_the_encoders_bit_equal(case):
   assert hashlib.sha256(seen.tobytes()).hexdigest() == case.expected['image_sha256']
 
 
-@plain
+@mixture
+def test_routers_choose_as_the_official_ones(case):
+  """At all positions: BOS, image, text and padding."""
+  module, words = families.build(case.actual.model.config), golden.WORDS[case.variant]
+
+  def choices(images_at, visual):
+    rows = [batch.interleave(tokens, images_at, words) for tokens in case.base['tokens']]
+    tokens, index = (np.stack(field) for field in zip(*rows))
+    positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+    fields = tokens, index, positions, np.ones_like(tokens), None, None, visual
+    run = functools.partial(module.apply, method='hidden_states', mutable=[experts.CHOICES])
+    _, records = jax.jit(run)({'params': case.actual.model.params}, *fields)
+    return records[experts.CHOICES]['llm']['layers']['feed_forward']
+
+  for prefix, arguments in (('', ((1,), case.actual.image_tokens)), ('text_', ((), None))):
+    found = choices(*arguments)
+    recorded = {
+      name: case.expected[f'{prefix}router_{name}'] for name in ('logits', 'index', 'weight')
+    }
+    np.testing.assert_array_equal(found['index'], recorded['index'])
+    close(found['logits'], recorded['logits'], LOGITS)
+    close(found['weight'], recorded['weight'], LOGITS)
+
+
+@mixture
+@pytest.mark.parametrize('folder', ['mixtral/mp2', 'mixtral_hf', 'mixtral_hf_fused'])
+def test_every_form_of_a_language_model_gives_its_numbers(case, folder):
+  model = sphinx_jax.load(MODELS / folder, dtype='float32')
+  close(model.logits(case.base['tokens']), case.expected['text_logits'], LOGITS)
+
+
+@dense
 def test_the_decoder_in_numpy_is_the_official_one(case):
   """The numpy decoder is the reference for the variants below, whose forwards are not recorded."""
   w, config, tokens = golden.weights(case.folder), golden.config(case.folder), case.base['tokens']

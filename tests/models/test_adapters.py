@@ -50,8 +50,8 @@ def merged(params, sign=1):
       plain[path] = leaf
   for layer, leaves in stored.by_layer(params).items():
     factor = {adapters.SCALE: sign * leaves[adapters.SCALE]} if adapters.A in leaves else {}
-    is_stacked = axes[f'{layer}/{adapters.KERNEL}'][0] == adapters.STACKED
-    plain[f'{layer}/{adapters.KERNEL}'] = stored.merge(leaves | factor, is_stacked)
+    stack = adapters.stack_of(axes[f'{layer}/{adapters.KERNEL}'])
+    plain[f'{layer}/{adapters.KERNEL}'] = stored.merge(leaves | factor, stack)
   return plain
 
 
@@ -78,7 +78,7 @@ def test_the_loss_gets_the_lm_head_with_its_adapter_beside_it():
   params = trees.unflatten({**trees.flatten(small.params()), **leaves})
   (block,) = families.build(config).apply({'params': params}, method='lm_head_matrices')
   assert isinstance(block, adapters.Adapted)
-  expected = stored.merge(params['llm']['output'], is_stacked=False)
+  expected = stored.merge(params['llm']['output'], 0)
   np.testing.assert_allclose(block.kernel + block.a @ block.b, expected, atol=1e-5)
 
 
@@ -98,7 +98,7 @@ def test_quantized_layers_with_adapters_give_the_logits_of_their_merged_weights(
   few = {**params}
   for layer, matrix in forms.items():
     kernel, of_one = few.pop(f'{layer}/kernel'), lambda one: quantized.quantize(one, form)
-    leaves = jax.lax.map(of_one, kernel) if matrix.stacked else of_one(kernel)
+    leaves = stored.over_stack(of_one, matrix.stack)(kernel)
     few |= {f'{layer}/{name}': leaf for name, leaf in leaves.items()}
   np.testing.assert_allclose(logits()(few), logits()(merged(few)), atol=2e-5)
 

@@ -71,7 +71,8 @@ OPEN_CLIP = {
 def opened(name: str) -> tuple:
   """Returns form, shapes, config and fields of a golden file."""
   if name == 'official':
-    return variants.LLM, release.llama_shapes(), release.CONFIG, variants.CONFIG_FIELDS
+    form, fields = variants.LLMS['llama'], variants.config_fields('llama')
+    return form, release.llama_shapes(), release.CONFIG, fields
   source = sources.open_source(
     idefics2_golden.FOLDER / 'model' if name == 'idefics2' else GOLDEN / name
   )

@@ -48,7 +48,9 @@ def test_settings_of_the_first_release_give_its_differences(case):
   """As far from today's logits as those of transformers 4.40 are; either setting shows."""
   arrays = golden.recorded(case)
   config = golden.config(**{'vision.patch_rule': 'any', 'perceiver.eps': 1e-5})
-  hidden, (matrix,) = families.apply(families.build(config), golden.params(), golden.batch(arrays))
+  hidden, (matrix,), _ = families.apply(
+    families.build(config), golden.params(), golden.batch(arrays)
+  )
   pairs = zip(
     golden.text_positions(hidden @ matrix, arrays), golden.unpadded(arrays['logits'], arrays)
   )

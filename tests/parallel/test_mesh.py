@@ -8,7 +8,12 @@ from sphinx_jax.parallel import mesh, placement
 
 def test_one_device_by_default_and_more_when_asked():
   assert mesh.make_mesh().size == 1
-  assert dict(mesh.make_mesh(2, 2, 2).shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
+  assert dict(mesh.make_mesh(2, 2, 2).shape) == {
+    'data': 2,
+    'fsdp': 2,
+    'tensor': 2,
+    'expert': 1,
+  }
 
 
 @pytest.mark.parametrize('shape', [(16, 1, 1), (0, 1, 1)])
@@ -34,7 +39,7 @@ def test_rows_are_split_over_data_and_fsdp():
 def test_rows_that_do_not_divide_are_refused():
   assert placement.microbatches(8, 16, 2, mesh.make_mesh(2, 2, 2)) == 2
   with pytest.raises(
-    errors.SphinxError, match='batch.size: got 8.*accumulate 4 x mesh.data.fsdp 4'
+    errors.SphinxError, match='batch.size: got 8.*accumulate 4 x mesh.data.fsdp.expert 4'
   ):
     placement.microbatches(8, 16, 4, mesh.make_mesh(2, 2, 2))
   with pytest.raises(errors.SphinxError, match='batch.size: got 6, expected a multiple of mesh'):

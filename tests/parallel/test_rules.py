@@ -21,7 +21,7 @@ def test_names_become_mesh_axes():
     shapes(up=(3, 8, 6), bias=(3, 4)),
     mesh.make_mesh(1, 4, 2),
   )
-  assert result['up'].spec == PartitionSpec(None, 'fsdp', 'tensor')
+  assert result['up'].spec == PartitionSpec(None, ('fsdp', 'expert'), 'tensor')
   assert result['bias'].shard_shape((3, 4)) == (3, 1)
   assert result['up'].shard_shape((3, 8, 6)) == (3, 2, 3)
 
@@ -59,13 +59,23 @@ def test_a_vocabulary_that_does_not_divide_is_stored_whole():
 def test_every_parameter_of_the_full_size_is_split_over_a_pod(fsdp, tensor):
   """Of Idefics2: 32003 tokens, 64 queries, 4 and 8 key/value heads."""
   config = idefics2.full_size()
-  pod = jax.sharding.AbstractMesh((1, fsdp, tensor), mesh.AXES)
+  pod = jax.sharding.AbstractMesh((1, fsdp, tensor, 1), mesh.AXES)
   params = families.abstract_params(config)
   found = rules.shardings(families.logical_axes(config), params, pod)
   for path, sharding in trees.flatten(found).items():
     leaf = trees.flatten(params)[path]
     parts = leaf.size / math.prod(sharding.shard_shape(leaf.shape))
     assert leaf.size < rules.LARGE / 4 or parts >= fsdp, path
+
+
+def test_experts_that_the_mesh_does_not_divide_are_refused():
+  names, pod = {'w1': ('layers', 'experts', 'expert_embed', 'ffn')}, mesh.make_mesh(1, 2, 1, 4)
+  found = rules.shardings(names, shapes(w1=(2, 8, 6, 5)), pod)['w1']
+  assert found.shard_shape((2, 8, 6, 5)) == (2, 2, 3, 5)
+  with pytest.raises(
+    errors.SphinxError, match="'experts' 6 is not divided by mesh axis expert of 4"
+  ):
+    rules.shardings(names, shapes(w1=(2, 6, 6, 5)), pod)
 
 
 def test_a_parameter_without_names_is_refused():

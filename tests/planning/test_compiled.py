@@ -45,27 +45,37 @@ def test_a_platform_that_is_asked_for_is_left_alone():
 def test_shipped_configs_are_lowered_for_their_slices_with_splash_attention():
   """Without compiling them: the loops over layers and the TPU's kernels are in the StableHLO."""
   code = """
-from sphinx_jax.configs import idefics2, stage1
+from sphinx_jax.configs import idefics2, stage1, stage2
 from sphinx_jax.core import accelerator
 from sphinx_jax.planning import slices
 from sphinx_jax.run import Program
 
 accelerator.quiet_libtpu()
 KERNELS = ('tpu_custom_call', 'splash_mha_fwd', 'splash_mha_dkv')
-one_encoder = stage1.get_config('13b,224')  # One is traced faster than four.
-with one_encoder.unlocked():
-  one_encoder.model.encoders = {'clip': one_encoder.model.encoders.clip}
+
+
+def one_encoder(config):
+  # One is traced faster than four.
+  with config.unlocked():
+    config.model.encoders = {'clip': config.model.encoders.clip}
+  return config
+
+
 for config, topology, loops in (
-  (one_encoder, 'v5p:2x2x4', {40: '5120x5120xf32'}),
+  (one_encoder(stage1.get_config('13b,224')), 'v5p:2x2x4', {40: '5120x5120xf32'}),
   (idefics2.get_config('whole'), 'v5e:4x8', {27: '1152x4304xbf16', 32: '4096x14336xf32'}),
 ):
   text = Program(config, slices.devices(slices.find(topology))).lower().as_text()
   print(*(name in text for name in KERNELS))
   for layers, weights in loops.items():
     print(f'dense<{layers}> : tensor<i32>' in text, f'tensor<{layers}x{weights}>' in text)
+for config in (stage1.get_config('moe,512'), stage2.get_config('moe,1k')):
+  program = Program(one_encoder(config), slices.devices(slices.find('v5p:2x4x4')))
+  text = program.lower().as_text()
+  print('32x8x4096x14336xf32' in text, 'all_to_all' in text, 'ragged_dot' in text)
 """
   done = run('-c', code)
-  assert done.stdout.split() == ['True'] * 12, done.stdout + done.stderr
+  assert done.stdout.split() == ['True'] * 18, done.stdout + done.stderr
 
 
 def check_compiled_plan(layers, *flags, **environment):

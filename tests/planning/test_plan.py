@@ -8,7 +8,7 @@ import pytest
 from sphinx_jax import plan as plan_command, run as run_lib, train
 from sphinx_jax.configs import forkme, recipe, stage2
 from sphinx_jax.core import errors
-from sphinx_jax.models import layers
+from sphinx_jax.models import families, layers
 from sphinx_jax.planning import (
   compiler_dumps,
   largest,
@@ -65,6 +65,26 @@ def test_a_plan_has_every_section_without_reading_a_weight(large):
     "pip install 'sphinx_jax[plan]'",
   ):
     assert words in text, words
+
+
+def test_a_plan_of_a_mixture_counts_what_computes_and_what_moves(planner):
+  config = with_one_encoder(stage2.get_config('moe,512'))
+  experts = planner.plan(config, slices.find('v5p:2x4x4'), compile_it=False)
+  assert experts.mesh['expert'] == 8 and experts.batch_ways == 32
+  assert '12.88 B of the 46.70 B parameters' in sheet.text(experts)
+  # Six FLOP for every parameter that computes a token, and those of attention.
+  positions = config.batch.size * config.batch.seq_len
+  computed = experts.flops.parts['llm'] + experts.flops.parts['lm_head']
+  active = families.count_active(config.model) - config.model.llm.vocab * config.model.llm.width
+  assert 6 * active * positions < computed < 1.1 * 6 * active * positions
+  whole = planner.plan(
+    plans.changed(config, {'mesh.expert': 1}), slices.find('v5p:2x4x4'), compile_it=False
+  )
+  # Positions move to experts that stay where they are, in place of all weights.
+  assert experts.roofline.ici < whole.roofline.ici / 2
+  assert experts.activations['weights'] < whole.activations['weights'] / 2
+  held = lambda plan: sum(leaf.local_nbytes for leaf in plan.leaves)
+  assert held(experts) == pytest.approx(held(whole), rel=0.01)
 
 
 def test_a_run_that_does_not_fit_is_marked(planner):
@@ -151,7 +171,7 @@ def test_search_ranks_what_fits_first(planner, few_candidates):
 
 def test_every_shipped_config_has_a_row_and_an_interrupted_table_resumes(planner, tmp_path):
   runs = plan_command.shipped()
-  assert len(runs) == 14
+  assert len(runs) == 18
   chosen = {run: with_one_encoder(runs[run]) for run in ('stage1.py:7b,224', 'stage2.py:13b,2k')}
   rows = smallest_slices.fill(chosen, planner, tmp_path / 'rows.json', compiler=False)
   assert {(row['run'], row['kind']) for row in rows} == {
@@ -204,7 +224,7 @@ def test_plan_compiles_what_train_runs(tmp_path, monkeypatch):
   monkeypatch.setattr(slices, 'devices', lambda where: jax.devices())
   with pytest.raises(Compiling):
     plans.Planner(Program).plan(config, slices.find('v5e:2x4'), compile_it=True)
-  assert texts[0] == texts[1] and 'mesh = <["data"=2, "fsdp"=2, "tensor"=2]>' in texts[0]
+  assert texts[0] == texts[1] and '"tensor"=2, "expert"=1]>' in texts[0]
 
 
 def test_a_step_of_a_recipe_is_planned_by_name():

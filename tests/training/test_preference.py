@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sphinx_jax.models.families import Forward
 from sphinx_jax.training import loss, preference
 
 VOCAB, WIDTH, LENGTH, TASKS, BETA = 11, 4, 16, 3, 0.3
@@ -21,7 +22,7 @@ def apply(params: dict, batch: dict, key: None):
   matrix = params['matrix']
   if 'lora_b' in params:  # The LM head has an adapter, too.
     matrix = matrix * (1 + params['lora_b'].sum())
-  return hidden, (matrix,)
+  return Forward(hidden, (matrix,), {})
 
 
 def make_params(is_fresh: bool = False) -> dict:
@@ -54,7 +55,7 @@ def make_batch(rows=ROWS) -> dict:
 
 def plain_answers(params: dict, batch: dict) -> list:
   """Log-probabilities of the answers of every pair in turn."""
-  hidden, (matrix,) = apply(params, batch, None)
+  hidden, (matrix,), _ = apply(params, batch, None)
   logp = jax.nn.log_softmax(hidden @ matrix)
   logp = jnp.take_along_axis(logp, batch['targets'][..., None], axis=-1)[..., 0]
   return [

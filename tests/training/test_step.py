@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sphinx_jax.models.families import Forward
 from sphinx_jax.training import loss_scale, optimizer, state, step
 
 VOCAB, BATCH_SIZE, LENGTH = 7, 8, 5
@@ -13,7 +14,7 @@ RATE = lambda count: jnp.float32(0.1)
 
 def apply(params: dict, batch: dict, key: None):
   hidden = jnp.take(params['frozen']['table'], batch['tokens'], axis=0) + params['trained']['b']
-  return hidden, (params['trained']['w'],)
+  return Forward(hidden, (params['trained']['w'],), {})
 
 
 def batch(seed: int = 0) -> dict:
@@ -133,8 +134,40 @@ def test_a_scaled_loss_gives_the_same_update():
 
 
 def half_apply(params: dict, batch: dict, key: None):
-  hidden, matrices = apply(params, batch, key)
-  return hidden.astype(jnp.float16), tuple(matrix.astype(jnp.float16) for matrix in matrices)
+  hidden, matrices, _ = apply(params, batch, key)
+  halved = tuple(matrix.astype(jnp.float16) for matrix in matrices)
+  return Forward(hidden.astype(jnp.float16), halved, {})
+
+
+def routed_apply(params: dict, batch: dict, key: None):
+  """A penalty with the gradient 0.5 for every bias, whatever the batch."""
+  router = {'balance': params['trained']['b'].sum(), 'share': jnp.array([0.25, 0.75])}
+  router['penalty'] = 0.5 * router['balance']
+  return apply(params, batch, key)._replace(router=router)
+
+
+def test_a_penalty_is_added_to_the_mean_loss_however_the_batch_is_divided():
+  def gradients(**options):
+    begin, update = make(**options)
+    new, metrics = update(begin, batch())
+    state_of_adam = new.opt_state.inner if options.get('scaled') else new.opt_state
+    (moments,) = (
+      part for part in jax.tree.leaves(state_of_adam, is_leaf=_is_adam) if _is_adam(part)
+    )
+    return moments.mu['trained']['b'] / 0.1 * jnp.maximum(metrics['grad_norm'], 1), metrics
+
+  plain, _ = gradients()
+  for options in ({}, {'accumulate': 4}, {'scaled': True}):
+    got, metrics = gradients(apply=routed_apply, **options)
+    np.testing.assert_allclose(got - plain, 0.5, rtol=1e-4)
+    assert metrics['mean/router/share_1'] / metrics['weight'] == pytest.approx(0.75)
+  evaluate = step.make_eval_step(step.likelihood(routed_apply, 2))
+  begin, _ = make()
+  assert evaluate(begin.params, batch()).keys() == {'loss', 'weight'}
+
+
+def _is_adam(part: object) -> bool:
+  return hasattr(part, 'mu')
 
 
 def test_gradients_that_overflow_skip_the_update_and_halve_the_scale():

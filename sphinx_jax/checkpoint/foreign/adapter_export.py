@@ -73,7 +73,7 @@ def to_peft(
         [dataclasses.replace(weight, path=f'{layer}/{adapters.B}')], arrays
       )
       for index, key in weight.places():
-        module, stack = key.removesuffix(WEIGHT), index[:1] if weight.layers else ()
+        module, stack = key.removesuffix(WEIGHT), index[: scales.ndim]
         modules.append(module)
         sizes[module] = rank, _alpha(scales[stack], math.sqrt(rank) if is_rslora else rank)
         name = f'{peft.WRAPPER}{module}.lora_'

@@ -21,7 +21,6 @@ from sphinx_jax.core import errors, trees
 from sphinx_jax.core.progress import log
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.models import families, foreign, variants
-from sphinx_jax.models.llms import llama
 
 _MAX_SHOWN = 20  # Differences named in an error.
 _ROW_MULTIPLES = (8, 16, 32, 64, 128)  # To which libraries pad embeddings.
@@ -74,8 +73,8 @@ def assemble(
 
   Args:
     sources: one whole SPHINX, or a language model with or without encoders, each part once.
-    variant: official name of the SPHINX that is made of parts. None: llama_ens, or a language model
-      alone.
+    variant: official name of the SPHINX that is made of parts. None: llama_ens or
+      mixtral_sparse_ens, or a language model alone.
     tokenizer: contents of a tokenizer.model, instead of the one beside the language model.
     strict: refuse files that differ from the model; False lists them in `differences`.
 
@@ -173,10 +172,12 @@ def _make_config(
       'add the language model, or leave out what is there twice',
     )
   llm = parts.pop('llm')
-  dtype = compute_dtype(llm.tensors, llama.FORMS[llm.form])
+  dtype = compute_dtype(llm.tensors)
   if not parts and variant is None:
     return variants.language_model(llm.settings, dtype), llm
-  variant = variant or 'llama_ens'
+  kind = llm.settings.get('name', 'llama')
+  of_kind = (name for name, row in variants.VARIANTS.items() if row['llm']['name'] == kind)
+  variant = variant or next(of_kind)
   encoders = {part: source.settings for part, source in parts.items()}
   config = variants.model(variant, llm.settings, encoders, dtype)
   unneeded = set(parts) - set(config.encoders)

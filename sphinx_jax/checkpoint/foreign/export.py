@@ -29,7 +29,6 @@ from sphinx_jax.checkpoint.stream import Array
 from sphinx_jax.core import errors, files, trees
 from sphinx_jax.core.progress import Progress, log
 from sphinx_jax.models import foreign, forms, variants
-from sphinx_jax.models.llms import llama
 
 # The checkpoint's item with the tensors that an import kept although the model does not use them.
 UNUSED_ITEM = 'carried'
@@ -86,12 +85,17 @@ def official_tensors(
   return {prefix + key: tensor for key, tensor in tensors.items()}
 
 
+def _huggingface_form(config: ml_collections.ConfigDict) -> foreign.Form:
+  """The form in which HF transformers has the language model of a config."""
+  return forms.HUGGINGFACE[config.llm.name]
+
+
 def huggingface_table(config: ml_collections.ConfigDict) -> list[foreign.Weight]:
   """The names of HF for a whole model if HF has it, or for its language model alone."""
   whole = forms.whole(config)
   if whole is not None:
     return whole.weights(config)
-  return foreign.within('llm/', '', llama.FORMS['hf'].weights(config.llm))
+  return foreign.within('llm/', '', _huggingface_form(config).weights(config.llm))
 
 
 def huggingface_tensors(
@@ -104,7 +108,7 @@ def huggingface_tensors(
 
   Arguments as of `official_tensors`.
   """
-  form = forms.whole(config) or llama.FORMS['hf']
+  form = forms.whole(config) or _huggingface_form(config)
   tensors = foreign_tensors(huggingface_table(config), arrays)
   return tensors | _unused_tensors(unused) if _is_of(form, origin) else tensors
 
@@ -149,7 +153,7 @@ def write_official(
     clip = config.encoders.get('clip')
     activation = 'gelu' if clip is None else clip.get('activation', 'gelu')
     settings = {
-      **variants.LLM.config(config.llm),
+      **variants.LLMS[config.llm.name].config(config.llm),
       'load_pretrained_visual_encoder': activation == 'quick_gelu',
     }
   parts = shards.split(tensors, count, config.llm.get('kv_heads') or config.llm.heads)
@@ -186,7 +190,7 @@ def write_huggingface(
     )
   config = bundle.config.model
   whole = forms.whole(config)
-  form = whole or llama.FORMS['hf']
+  form = whole or _huggingface_form(config)
   dtype = str(next(iter(tensors.values())).dtype)
   is_back = _is_of(form, origin)
   if is_back and 'config' in origin:  # Else settings were changed.

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,7 +62,9 @@ def mix_folders(
   opened = [_open(place) for place in places]
   assemblies = [assemble.assemble([source]) for source in opened]
   _check_same(places, opened, assemblies)
-  matched = weights.match(rules, assemblies[0].shapes)
+  # Slerp takes a stack of experts as one vector.
+  experts = _count_experts(assemblies[0]) if method == 'linear' else {}
+  matched = weights.match(rules, assemblies[0].shapes, experts)
   recipe = {
     'parents': [_identity(place) for place in inputs],
     'coefficients': weights.as_json(coefficients),
@@ -80,7 +82,8 @@ def mix_folders(
   ):
     if method == 'slerp':
       matched = weights.to_slerp(matched, _measured_parts(assemblies, matched))
-    with _mixed_tensors(opened, assemblies[0], has_base, matched, dtype) as tensors:
+    mixed = _mixed_tensors(opened, assemblies[0], has_base, matched, experts, dtype)
+    with mixed as tensors:
       safetensors.write_safetensors(folder, tensors)
     _copy_files(opened[0], folder, dtype)
     text = _card(pathlib.Path(output).name, places, recipe, rules)
@@ -88,6 +91,15 @@ def mix_folders(
     core_files.write_json(folder / RECIPE, recipe)
   log.info('%s: %s of %s', output, recipe['coefficients'], ', '.join(map(str, places)))
   return output
+
+
+def _count_experts(assembly: assemble.Assembly) -> dict[str, int]:
+  """Path -> number of experts, of parameters that consist of a tensor for each."""
+  counts: dict[str, int] = {}
+  for weight in assembly.table:
+    if weight.expert is not None:
+      counts[weight.path] = counts.get(weight.path, 0) + 1
+  return counts
 
 
 def _open(place: files.Path) -> sources.Source:
@@ -191,13 +203,19 @@ def _mixed_tensors(
   first: assemble.Assembly,
   has_base: bool,
   coefficients: Mapping[str, Sequence[Any]],
+  experts: Collection[str],
   dtype: str | None,
 ) -> Iterator[dict[str, Tensor]]:
   """Yields name -> mixed tensor. They must be read in order, each once.
 
   A parent with the coefficient 0 is not read. What the model does not use is the first parent's.
+  The experts of some paths have coefficients of their own.
   """
-  path_of = {key: weight.path for weight in first.table for _, key in weight.places()}
+  path_of = {
+    key: f'{weight.path}/{weight.expert}' if weight.path in experts else weight.path
+    for weight in first.table
+    for _, key in weight.places()
+  }
   mixed, reads = {}, []
   for key, tensor in opened[0].tensors.items():
     row = coefficients[path_of[key]] if key in path_of else (1,)

@@ -6,6 +6,7 @@ A is transposed, B is rearranged like the weight, and the layers of a stack are 
 `adapter_export` is the way back.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -90,12 +91,17 @@ def _factors(
     )
     for i in range(len(layers))
   ]
+  return _stacked(found, shape[2:])
+
+
+def _stacked(found: Sequence[Factors], features: Sequence[int]) -> Factors:
+  """The adapters of a stack from those of its layers or experts, each with these features."""
   rank = max(factors.a.shape[-1] for factors in found)
   has_magnitude = any(factors.magnitude is not None for factors in found)
-  own_length = np.full(shape[2:], np.nan, np.float32)
+  own_length = np.full(features, np.nan, np.float32)
   return Factors(
-    np.stack([_padded(factors.a, 1, rank) for factors in found]),
-    np.stack([_padded(factors.b, 0, rank) for factors in found]),
+    np.stack([_padded(factors.a, factors.a.ndim - 1, rank) for factors in found]),
+    np.stack([_padded(factors.b, factors.scale.ndim, rank) for factors in found]),
     np.stack([factors.scale for factors in found]),
     np.stack([own_length if f.magnitude is None else f.magnitude for f in found])
     if has_magnitude
@@ -117,8 +123,14 @@ def _factors_of_layer(
   Args:
     weights: the modules' rows in the table, with their names.
     modules: name -> (part -> matrix, scale).
-    shape: [in,*features] of the layer.
+    shape: [in,*features] of the layer, or [experts,in,out].
   """
+  if weights[0][0].expert is not None:  # An expert has a module of its own.
+    of_experts = [
+      _factors_of_layer([(dataclasses.replace(weight, part=()), key)], modules, shape[1:])
+      for weight, key in weights
+    ]
+    return _stacked(of_experts, shape[2:])
   a, b = [np.zeros((shape[0], 0), np.float32)], [np.zeros((0, *shape[1:]), np.float32)]
   scale, magnitude = np.float32(0), None
   for weight, key in weights:

@@ -1,7 +1,8 @@
 """Tensor-parallel shards of torch checkpoints: find, merge, split, and add deltas to a base.
 
 The splits are those of fairscale's ColumnParallelLinear, RowParallelLinear and ParallelEmbedding
-(docs/official_sphinx.md, "Shards").
+(docs/official_sphinx.md, "Shards"). Experts are split in one of two ways: every rank has some rows
+of each expert, in tensors of all experts, or whole experts, in tensors of their own.
 """
 
 import functools
@@ -36,6 +37,11 @@ _SPLIT = (
     1,
   ),
 )
+# Tensors [experts * rows, ...] of which a rank has some rows of every expert; the router, which has
+# a row for each expert; and the tensors of single experts, each of which one rank has.
+_EXPERTS = re.compile(r'(llma\.)?(layers\.\d+\.feed_forward)\.w[123]')
+_ROUTER = re.compile(r'(llma\.)?(layers\.\d+\.feed_forward)\.gate\.weight')
+_EXPERT = re.compile(r'(llma\.)?layers\.\d+\.feed_forward\.experts\.\d+\.w[123]\.weight')
 # Elements per step of sums and comparisons, so that they take little memory.
 _PIECE = 1 << 18
 
@@ -95,9 +101,16 @@ def merge(shards: list[dict[str, Tensor]], report: Callable[[str], None]) -> dic
   """
   if len(shards) == 1:
     return dict(shards[0])
-  _check_same_tensors(shards)
-  _check_width(shards)
-  return {key: _merge_tensor(key, [shard[key] for shard in shards], report) for key in shards[0]}
+  _check_one_kind(shards)
+  own = _single_experts(shards)
+  shared = [{key: value for key, value in shard.items() if key not in own} for shard in shards]
+  _check_same_tensors(shared)
+  _check_width(shared)
+  experts = _count_experts(shared[0])
+  merged = {
+    key: _merge_tensor(key, [shard[key] for shard in shared], experts, report) for key in shared[0]
+  }
+  return merged | own
 
 
 def split(
@@ -123,11 +136,16 @@ def split(
       'a number of shards that divides them',
       'choose fewer shards',
     )
+  experts = _count_experts(tensors)
   indivisible = [
     f'{key} {list(tensor.shape)} in dimension {dim}'
     for key, tensor in tensors.items()
     if (dim := parallel_dim(key)) is not None
     and (len(tensor.shape) <= dim or tensor.shape[dim] % count)
+  ] + [
+    f'{key} {list(tensor.shape)} of {experts} experts'
+    for key, tensor in tensors.items()
+    if _EXPERTS.fullmatch(key) and (not experts or tensor.shape[0] % (experts * count))
   ]
   if indivisible:
     raise errors.make(
@@ -137,7 +155,7 @@ def split(
       'choose another number of shards',
     )
   return [
-    {key: _rank_part(key, tensor, rank, count) for key, tensor in tensors.items()}
+    {key: _rank_part(key, tensor, rank, count, experts) for key, tensor in tensors.items()}
     for rank in range(count)
   ]
 
@@ -254,8 +272,56 @@ def _check_width(shards: list[dict[str, Tensor]]) -> None:
       )
 
 
-def _merge_tensor(key: str, parts: list[Tensor], report: Callable[[str], None]) -> Tensor:
+def _check_one_kind(shards: list[dict[str, Tensor]]) -> None:
+  """Checks that all ranks have their experts in the same form."""
+  kinds = [
+    {pattern for pattern in (_EXPERTS, _EXPERT) if any(map(pattern.fullmatch, shard))}
+    for shard in shards
+  ]
+  if len(set().union(*kinds)) > 1:
+    lines = [
+      f'shard {rank} {"has both" if len(kind) > 1 else _KIND_OF_EXPERTS[next(iter(kind))]}'
+      for rank, kind in enumerate(kinds)
+      if kind
+    ]
+    raise errors.make(
+      'shards',
+      f'experts in two forms: {files.first_names(lines)}',
+      'the files of one checkpoint, all sparse or all base',
+      'move the files of the other one to a folder of their own',
+    )
+
+
+_KIND_OF_EXPERTS = {_EXPERTS: 'sparse (w1 of all experts)', _EXPERT: 'base (a w1 for each expert)'}
+
+
+def _single_experts(shards: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+  """The tensors of single experts, each of which one rank has."""
+  own: dict[str, Tensor] = {}
+  for rank, shard in enumerate(shards):
+    for key in filter(_EXPERT.fullmatch, shard):
+      if key in own:
+        raise errors.make(
+          'shards',
+          f'{key} in shard {rank}, too',
+          'every expert in one shard',
+          'give the shards of one checkpoint',
+        )
+      own[key] = shard[key]
+  return own
+
+
+def _count_experts(tensors: Mapping[str, Tensor]) -> int:
+  """The number of experts of a layer, by the rows of a router; 0: there is no router."""
+  return next((value.shape[0] for key, value in tensors.items() if _ROUTER.fullmatch(key)), 0)
+
+
+def _merge_tensor(
+  key: str, parts: list[Tensor], experts: int, report: Callable[[str], None]
+) -> Tensor:
   dim, first = parallel_dim(key), parts[0]
+  if _EXPERTS.fullmatch(key):
+    return _merge_experts(key, parts, experts)
   if dim is None:
     read = functools.partial(_read_replica, key, parts, report)
     return Tensor(first.shape, first.dtype, read)
@@ -268,6 +334,27 @@ def _merge_tensor(key: str, parts: list[Tensor], report: Callable[[str], None]) 
     return array
 
   return Tensor(shape, first.dtype, read_parts)
+
+
+def _merge_experts(key: str, parts: list[Tensor], experts: int) -> Tensor:
+  """The tensor of all experts [experts * rows, ...], of which every rank has some rows of each."""
+  rows, *rest = parts[0].shape
+  if not experts or rows % experts:
+    raise errors.make(
+      'shards',
+      f'{key} {_describe(parts[0])} and a router of {experts} experts',
+      'as many rows for each expert',
+      'give the shards of one checkpoint',
+    )
+  of_rank = rows // experts
+
+  def read() -> np.ndarray:
+    array = np.empty((experts, len(parts), of_rank, *rest), parts[0].dtype)
+    for rank, part in enumerate(parts):
+      array[:, rank] = part.read().reshape(experts, of_rank, *rest)
+    return array.reshape(-1, *rest)
+
+  return Tensor((rows * len(parts), *rest), parts[0].dtype, read)
 
 
 def _rank_slice(dim: int, rank: int, size: int) -> tuple[slice, ...]:
@@ -301,8 +388,16 @@ def _largest_difference(a: np.ndarray, b: np.ndarray) -> float | None:
   return largest
 
 
-def _rank_part(key: str, tensor: Tensor, rank: int, count: int) -> Tensor:
+def _rank_part(key: str, tensor: Tensor, rank: int, count: int, experts: int) -> Tensor:
   dim = parallel_dim(key)
+  if _EXPERTS.fullmatch(key):
+    rest = tensor.shape[1:]
+
+    def read() -> np.ndarray:
+      parts = tensor.read().reshape(experts, count, -1, *rest)
+      return parts[:, rank].reshape(-1, *rest)
+
+    return Tensor((tensor.shape[0] // count, *rest), tensor.dtype, read)
   if dim is None:
     return tensor
   size = tensor.shape[dim] // count

@@ -4,6 +4,7 @@ Only names, shapes and config files are read.
 """
 
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.foreign import adapters, files, hub, names, pth, safetensors, shards
@@ -22,6 +24,7 @@ from sphinx_jax.models import foreign, foreign_config, forms, multimodal, varian
 # Written beside the files of an official folder that we export: the whole model config.
 SIDECAR = 'sphinx_jax.json'
 _MAX_SHOWN = 10  # Fields of a config in an error.
+_EMBEDDING = re.compile(r'(.*\.)?(tok_embeddings|embed_tokens|embedding)\.weight')
 _PICKLE_INDEX = 'pytorch_model.bin.index.json'
 _TRAINER_FILES = re.compile(
   r'(training_args|optimizer|scheduler|scaler|rng_state|random_states).*|.*optim_states\.pt'
@@ -112,7 +115,8 @@ def open_source(
   prefix = shards.PREFIX if any(key.startswith(shards.PREFIX) for key in tensors) else ''
   unprefixed = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
   meta = _read_json(folder / 'meta.json')
-  if 'start_img' in unprefixed or 'llama_type' in meta:
+  is_text = (variant or meta.get('llama_type')) in variants.TEXT
+  if 'start_img' in unprefixed or ('llama_type' in meta and not is_text):
     return _open_model(unprefixed, prefix, meta, variant, folders, shared)
   return _open_part(tensors, folders, shared)
 
@@ -313,17 +317,19 @@ def _open_model(
     )
   row = variants.variant(name)
   who = f"source '{folder}'"
+  form = variants.LLMS[row['llm']['name']]
+  fields_of_llm = variants.config_fields(row['llm']['name'])
   config, fields = _read_config(
-    folders, dict.fromkeys(('config.json', 'params.json'), variants.CONFIG_FIELDS)
+    folders, dict.fromkeys(('config.json', 'params.json'), fields_of_llm)
   )
-  llm = read_settings(variants.LLM, _shapes(tensors), config, fields, who)
+  llm = read_settings(form, _shapes(tensors), config, fields, who)
   sidecar = _read_json(folder / SIDECAR)
   if sidecar:
     model = ml_collections.ConfigDict(sidecar)
     _check_sidecar(model, name, llm, who)
   else:
     encoders = _encoder_settings(tensors, row, folder, config)
-    model = variants.model(name, llm, encoders, compute_dtype(tensors, variants.LLM))
+    model = variants.model(name, llm, encoders, compute_dtype(tensors))
   table = variants.weights(model)
   unused = _find_unused(tensors, table)
   _check_tensors(tensors, unused, table, _official_unused(row), who)
@@ -367,7 +373,7 @@ def _check_sidecar(
 
 def _official_unused(row: Mapping[str, Any]) -> tuple[str, ...]:
   """Patterns of the tensors of a release that no model reads."""
-  patterns = [*variants.LLM.unused]
+  patterns = [*variants.LLMS[row['llm']['name']].unused]
   for part in row['encoders']:
     prefix, form = variants.ENCODERS[part]
     patterns += [f'{re.escape(prefix)}(?:{pattern})' for pattern in form.unused]
@@ -458,12 +464,13 @@ def _settings(
     ) from None
 
 
-def compute_dtype(tensors: Mapping[str, Tensor], form: foreign.Form) -> str:
-  """Returns the default compute dtype of a language model.
+def compute_dtype(tensors: Mapping[str, Tensor]) -> str:
+  """Returns the default compute dtype of a model.
 
-  It is bfloat16 if the weights are stored in 16 bits, else float32.
+  It is bfloat16 if the embeddings are stored in 16 bits, else float32.
   """
-  embedding = tensors.get(form.mark)  # `assemble` reports a missing one.
+  names = (key for key in tensors if _EMBEDDING.fullmatch(key))
+  embedding = tensors.get(next(names, ''))  # `assemble` reports a missing one.
   return 'float32' if embedding is None or embedding.dtype.itemsize > 2 else 'bfloat16'
 
 
@@ -482,9 +489,10 @@ def _open_part(
     config, fields = _read_config(folders, form.configs)
     beside = {file: _read_json(folders[0] / file) for file in form.beside}
     config |= {file: contents for file, contents in beside.items() if contents}
+    inside = _in_pieces(inside, form.pieces(config))
     settings = read_settings(form, _shapes(inside), config, fields, who)
     if part == 'model':
-      settings = multimodal.model_config(settings, compute_dtype(tensors, form))
+      settings = multimodal.model_config(settings, compute_dtype(inside))
     table = form.weights(settings)
     unused = _find_unused(inside, table)
     _check_tensors(inside, unused, table, form.unused, who)
@@ -514,6 +522,25 @@ def _open_part(
     f'one of: official SPHINX; {kinds}',
     'see the table of formats in docs/weights.md',
   )
+
+
+def _in_pieces(tensors: Mapping[str, Tensor], pieces: foreign.Pieces) -> dict[str, Tensor]:
+  """Replaces tensors by their pieces, see `foreign.Form`."""
+  found = {}
+  for key, tensor in tensors.items():
+    names = next((value for name, value in pieces.items() if re.fullmatch(name, key)), None)
+    if names is None:
+      found[key] = tensor
+      continue
+    whole = np.broadcast_to(np.zeros((), tensor.dtype), tensor.shape)  # It takes no memory.
+    for name, take in names.items():
+      read = functools.partial(_read_piece, tensor, take)
+      found[f'{key}[{name}]'] = Tensor(take(whole).shape, tensor.dtype, read)
+  return found
+
+
+def _read_piece(tensor: Tensor, take: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+  return np.ascontiguousarray(take(tensor.read()))
 
 
 def _check_tensors(

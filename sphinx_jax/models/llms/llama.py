@@ -4,12 +4,15 @@ Rotary embeddings rotate adjacent pairs of channels, as in Meta's code
 (docs/official_sphinx.md, "LLaMA").
 """
 
+import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sphinx_jax.core import errors
 from sphinx_jax.models import attention, foreign, foreign_config, layers, narrow, vocabulary
@@ -34,6 +37,7 @@ class Llama(nn.Module):
     norm_eps: epsilon of the norms.
     rope_theta: base of the rotary frequencies.
     rope_scaling: factor of positions; 0.5 halves them.
+    attention_bias: whether the linear layers of attention have biases (InternLM 1).
     window: latest positions that a position sees, itself included (Mistral); None: all.
     max_length: most positions of a sequence.
     remat: see `layers.stack`.
@@ -55,6 +59,7 @@ class Llama(nn.Module):
   norm_eps: float = 1e-5
   rope_theta: float = 10000.0
   rope_scaling: float | None = None
+  attention_bias: bool = False
   window: int | None = None
   max_length: int = 2048
   remat: str = 'none'
@@ -81,24 +86,14 @@ class Llama(nn.Module):
       self.dtype,
       keep_bits=True,
     )
-    settings = (
-      self.heads,
-      self.kv_heads or self.heads,
-      self._channels,
-      self.ffn,
-      self.norm_eps,
-      (2 * self.layers) ** -0.5,
-      self.window,
-      self.attention,
-      self.dtype,
-    )
+    layer, settings = self._layer()
     if self.separate:
-      self.blocks = [Layer(*settings, name=f'layers_{i}') for i in range(self.layers)]
+      self.blocks = [layer(**settings, name=f'layers_{i}') for i in range(self.layers)]
     else:
       blocks = layers.stack(
-        self, Layer, self.layers, self.unroll, self.remat, scanned=1, broadcast=4
+        self, layer, self.layers, self.unroll, self.remat, 1, broadcast=4, records=self._records
       )
-      self.blocks = blocks(*settings, name='layers')
+      self.blocks = blocks(**settings, name='layers')
     self.norm = layers.RMSNorm(self.norm_eps, self.dtype)
     # The scale makes the first logits small, so that the loss starts at log(vocab).
     self.output = layers.Dense(
@@ -112,6 +107,23 @@ class Llama(nn.Module):
           (vocabulary.OUTPUT, (self.width, new), ('embed', None)),
         )
       )
+
+  _records = ()  # Collections in which layers store values.
+
+  def _layer(self) -> tuple[type['Layer'], dict[str, Any]]:
+    """The module of a layer, and its attributes."""
+    return Layer, dict(
+      heads=self.heads,
+      kv_heads=self.kv_heads or self.heads,
+      head_width=self._channels,
+      ffn=self.ffn,
+      eps=self.norm_eps,
+      scale=(2 * self.layers) ** -0.5,
+      bias=self.attention_bias,
+      window=self.window,
+      kernel=self.attention,
+      dtype=self.dtype,
+    )
 
   @property
   def _new_tokens(self) -> int:
@@ -254,6 +266,7 @@ class Layer(nn.Module):
   ffn: int
   eps: float
   scale: float
+  bias: bool
   window: int | None
   kernel: str
   dtype: Any
@@ -273,13 +286,11 @@ class Layer(nn.Module):
       self.kv_heads,
       self.head_width,
       self.scale,
+      self.bias,
       self.window,
       self.kernel,
       self.dtype,
       name='attention',
-    )
-    feed_forward = layers.GatedMlp(
-      self.ffn, self.scale, self.dtype, ('embed', 'ffn'), name='feed_forward'
     )
     attention_norm = layers.RMSNorm(self.eps, self.dtype, name='attention_norm')
     ffn_norm = layers.RMSNorm(self.eps, self.dtype, name='ffn_norm')
@@ -288,8 +299,14 @@ class Layer(nn.Module):
     x = placement.constrain(x, ('batch', None, None))
     attended, cache = attend(attention_norm(x), cache, layer, cos, sin, positions, segments)
     x = x + attended
-    x = x + feed_forward(ffn_norm(x))
+    x = x + self.mlp(ffn_norm(x), segments)
     return (x, cache), None
+
+  def mlp(self, x: jax.Array, segments: jax.Array | None) -> jax.Array:
+    """The feed-forward layer, [B,T,D] -> [B,T,D]."""
+    del segments
+    names = 'embed', 'ffn'
+    return layers.GatedMlp(self.ffn, self.scale, self.dtype, names, name='feed_forward')(x)
 
 
 class Attention(nn.Module):
@@ -299,6 +316,7 @@ class Attention(nn.Module):
   kv_heads: int
   head_width: int
   scale: float
+  bias: bool
   window: int | None
   kernel: str
   dtype: Any
@@ -318,7 +336,7 @@ class Attention(nn.Module):
 
     def project(name: str, heads: int, axis: str) -> jax.Array:
       dense = layers.Dense(
-        (heads * self.head_width,), ('embed', axis), bias=False, dtype=self.dtype, name=name
+        (heads * self.head_width,), ('embed', axis), self.bias, dtype=self.dtype, name=name
       )
       return dense(x).reshape(batch, length, heads, self.head_width)
 
@@ -342,9 +360,7 @@ class Attention(nn.Module):
       }
       keys, values = (cache[name][layer].swapaxes(1, 2) for name in ('k', 'v'))
       attended = attention.attend(query, keys, values, positions=positions, window=self.window)
-    out = layers.Dense(
-      (width,), ('heads', 'embed'), bias=False, scale=self.scale, dtype=self.dtype, name='wo'
-    )
+    out = layers.Dense((width,), ('heads', 'embed'), self.bias, self.scale, self.dtype, name='wo')
     return out(attended.reshape(batch, length, -1)), cache
 
 
@@ -373,18 +389,11 @@ SIZES = {
 }
 
 
-def _meta(settings: Any) -> list[foreign.Weight]:
-  block = []
-  for name in (
-    'attention/wq',
-    'attention/wk',
-    'attention/wv',
-    'attention/wo',
-    'feed_forward/w1',
-    'feed_forward/w2',
-    'feed_forward/w3',
-  ):
-    block += foreign.linear(name, name.replace('/', '.'), bias=False)
+def meta_weights(settings: Any, feed_forward: list[foreign.Weight]) -> list[foreign.Weight]:
+  """The table of Meta's names, with the rows of a feed-forward layer."""
+  block = [*feed_forward]
+  for name in ('wq', 'wk', 'wv', 'wo'):
+    block += foreign.linear(f'attention/{name}', f'attention.{name}', bias=False)
   for name in ('attention_norm', 'ffn_norm'):
     block += foreign.tensor(f'{name}/scale', f'{name}.weight', 'd -> d')
   return [
@@ -395,26 +404,25 @@ def _meta(settings: Any) -> list[foreign.Weight]:
   ]
 
 
+def _meta(settings: Any) -> list[foreign.Weight]:
+  feed_forward = []
+  for name in ('w1', 'w2', 'w3'):
+    feed_forward += foreign.linear(f'feed_forward/{name}', f'feed_forward.{name}', bias=False)
+  return meta_weights(settings, feed_forward)
+
+
 def _huggingface(settings: Any) -> list[foreign.Weight]:
-  block = []
-  # transformers rotates channel i with i + C/2. Meta's code and ours rotate adjacent channels.
-  for name, heads in (
-    ('q', settings['heads']),
-    ('k', settings.get('kv_heads') or settings['heads']),
-  ):
-    block += foreign.tensor(
-      f'attention/w{name}/kernel',
-      f'self_attn.{name}_proj.weight',
-      '(h two c) i -> i (h c two)',
-      h=heads,
-      two=2,
-    )
-  for path, key in (
-    ('attention/wv', 'self_attn.v_proj'),
-    ('attention/wo', 'self_attn.o_proj'),
-  ):
-    block += foreign.linear(path, key, bias=False)
-  block += foreign.gated_mlp('feed_forward', 'mlp')
+  return huggingface_weights(settings, foreign.gated_mlp('feed_forward', 'mlp'))
+
+
+def huggingface_weights(settings: Any, feed_forward: list[foreign.Weight]) -> list[foreign.Weight]:
+  """The table of the names of HF transformers, with the rows of a feed-forward layer."""
+  block = [*feed_forward]
+  bias = settings.get('attention_bias', False)
+  for name, heads in _rotated(settings):
+    block += _half_split(name, f'self_attn.{name}_proj.{{}}', heads, bias)
+  for name in ('v', 'o'):
+    block += foreign.linear(f'attention/w{name}', f'self_attn.{name}_proj', bias)
   for path, key in (
     ('attention_norm', 'input_layernorm'),
     ('ffn_norm', 'post_attention_layernorm'),
@@ -428,7 +436,122 @@ def _huggingface(settings: Any) -> list[foreign.Weight]:
   ]
 
 
-def _from_meta(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+def _rotated(settings: Any) -> tuple[tuple[str, int], ...]:
+  """(name, heads) of the matrices of attention whose outputs are rotated."""
+  return ('q', settings['heads']), ('k', settings.get('kv_heads') or settings['heads'])
+
+
+def _half_split(name: str, key: str, heads: int, bias: bool) -> list[foreign.Weight]:
+  """A matrix of attention of code that rotates channel i with i + C/2, and perhaps its bias.
+
+  Meta's code and ours rotate adjacent channels.
+
+  Args:
+    name: 'q' or 'k'.
+    key: name of the tensors, with '{}' for 'weight' and 'bias'.
+    heads: number of heads.
+    bias: whether there is one.
+  """
+  sizes = dict(h=heads, two=2)
+  table = foreign.tensor(
+    f'attention/w{name}/kernel', key.format('weight'), '(h two c) i -> i (h c two)', **sizes
+  )
+  if bias:
+    table += foreign.tensor(
+      f'attention/w{name}/bias', key.format('bias'), '(h two c) -> (h c two)', **sizes
+    )
+  return table
+
+
+def _internlm(settings: Any) -> list[foreign.Weight]:
+  block = []
+  for name in ('q', 'k'):
+    block += _half_split(name, f'mixer.Wqkv.{{}}[{name}]', settings['heads'], bias=True)
+  for leaf, kind, pattern in (('kernel', 'weight', 'o i -> i o'), ('bias', 'bias', 'o -> o')):
+    block += foreign.tensor(f'attention/wv/{leaf}', f'mixer.Wqkv.{kind}[v]', pattern)
+  block += foreign.linear('attention/wo', 'mixer.out_proj')
+  for path, key in (('w1', 'w1'), ('w2', 'w3'), ('w3', 'w2')):  # Its w2 is the way up.
+    block += foreign.linear(f'feed_forward/{path}', f'mlp.{key}', bias=False)
+  for path, key in (('attention_norm', 'norm1'), ('ffn_norm', 'norm2')):
+    block += foreign.tensor(f'{path}/scale', f'{key}.weight', 'd -> d')
+  return [
+    *foreign.tensor('embed', 'embedding.weight', 'v d -> v d'),
+    *foreign.within('layers/', 'layers.{}.', block, range(settings['layers'])),
+    *foreign.tensor('norm/scale', 'norm.weight', 'd -> d'),
+    *foreign.linear('output', 'head', bias=False),
+  ]
+
+
+def _internlm2(settings: Any) -> list[foreign.Weight]:
+  block = []
+  for name, heads in _rotated(settings):
+    block += _half_split(name, f'attention.wqkv.{{}}[{name}]', heads, bias=False)
+  block += foreign.tensor('attention/wv/kernel', 'attention.wqkv.weight[v]', 'o i -> i o')
+  block += foreign.linear('attention/wo', 'attention.wo', bias=False)
+  for name in ('w1', 'w2', 'w3'):
+    block += foreign.linear(f'feed_forward/{name}', f'feed_forward.{name}', bias=False)
+  for name in ('attention_norm', 'ffn_norm'):
+    block += foreign.tensor(f'{name}/scale', f'{name}.weight', 'd -> d')
+  return [
+    *foreign.tensor('embed', 'model.tok_embeddings.weight', 'v d -> v d'),
+    *foreign.within('layers/', 'model.layers.{}.', block, range(settings['layers'])),
+    *foreign.tensor('norm/scale', 'model.norm.weight', 'd -> d'),
+    *foreign.linear('output', 'output', bias=False),
+  ]
+
+
+def _pieces_of_internlm(config: Mapping[str, Any]) -> foreign.Pieces:
+  """The rows of Wqkv are those of q, k and v."""
+  del config
+  thirds = {name: functools.partial(_third, number=i) for i, name in enumerate('qkv')}
+  return {r'layers\.\d+\.mixer\.Wqkv\.(weight|bias)': thirds}
+
+
+def _third(rows: np.ndarray, number: int) -> np.ndarray:
+  size = len(rows) // 3
+  return rows[number * size : (number + 1) * size]
+
+
+def _pieces_of_internlm2(config: Mapping[str, Any]) -> foreign.Pieces:
+  """The rows of wqkv: of each key/value head its query heads, its key and its value."""
+  heads = foreign_config.size(config, 'num_attention_heads')
+  kv_heads = foreign_config.divisor(config, 'num_key_value_heads', heads)
+  queries = heads // kv_heads
+  parts = dict(q=slice(0, queries), k=slice(queries, queries + 1), v=slice(queries + 1, None))
+
+  def take(rows: np.ndarray, part: slice) -> np.ndarray:
+    groups = rows.reshape(kv_heads, queries + 2, -1, rows.shape[1])
+    return groups[:, part].reshape(-1, rows.shape[1])
+
+  pieces = {name: functools.partial(take, part=part) for name, part in parts.items()}
+  return {r'.*\.attention\.wqkv\.weight': pieces}
+
+
+def _settings_of_internlm(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+  width = foreign_config.size(config, 'hidden_size')
+  heads = foreign_config.divisor(config, 'num_attention_heads', width)
+  return dict(
+    vocab=foreign_config.size(config, 'vocab_size', shapes['embedding.weight'][0]),
+    width=width,
+    layers=foreign_config.size(config, 'num_layers'),
+    heads=heads,
+    kv_heads=heads,
+    **_ffn_settings(width, shapes['layers.0.mlp.w1.weight'][0]),
+    norm_eps=foreign_config.number(config, 'layer_norm_epsilon', 1e-5),
+    rope_theta=10000.0,
+    attention_bias=True,
+    max_length=foreign_config.size(config, 'max_seq_len', _CONTEXT),
+  )
+
+
+def settings_of_meta(
+  shapes: foreign.Shapes, config: Mapping[str, Any], rope_theta: float = 10000.0
+) -> dict[str, Any]:
+  """Settings from a config of Meta or of the official code; `rope_theta` is that of one without.
+
+  Raises:
+    SphinxError: a field is missing, or is none that the model computes.
+  """
   if config.get('use_scaled_rope'):
     raise errors.make(
       'params.json',
@@ -447,13 +570,25 @@ def _from_meta(shapes: foreign.Shapes, config: Mapping[str, Any]) -> dict[str, A
     multiple_of=foreign_config.size(config, 'multiple_of', 256),
     ffn_multiplier=foreign_config.number(config, 'ffn_dim_multiplier'),
     norm_eps=foreign_config.number(config, 'norm_eps', 1e-5),
-    rope_theta=float(foreign_config.number(config, 'rope_theta', 10000.0)),
+    rope_theta=float(foreign_config.number(config, 'rope_theta', rope_theta)),
     rope_scaling=foreign_config.number(config, 'rope_scaling'),
     max_length=foreign_config.size(config, 'max_seq_len', _CONTEXT),
   )
 
 
-def _to_meta(settings: Mapping[str, Any]) -> dict[str, Any]:
+def config_of_meta(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """The config of the official code.
+
+  Raises:
+    SphinxError: the official code does not compute this model.
+  """
+  if settings.get('attention_bias'):
+    raise errors.make(
+      'params.json',
+      'llm.attention_bias',
+      'attention without biases, as in the official code',
+      'write a language model alone with --to=hf',
+    )
   if settings.get('window') is not None:
     raise errors.make(
       'params.json',
@@ -476,8 +611,10 @@ def _to_meta(settings: Mapping[str, Any]) -> dict[str, Any]:
   )
 
 
-def settings_of_huggingface(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Settings from a config of LLaMA or Mistral.
+def settings_of_huggingface(
+  config: Mapping[str, Any], norm_eps: float = 1e-6, rope_theta: float = 10000.0
+) -> dict[str, Any]:
+  """Settings from a config of LLaMA or Mistral; without these numbers in it, the defaults.
 
   Raises:
     SphinxError: a field is missing, or is none that the model computes.
@@ -498,23 +635,29 @@ def settings_of_huggingface(config: Mapping[str, Any]) -> dict[str, Any]:
     'max_position_embeddings',
     foreign_config.size(config, 'max_sequence_length', _CONTEXT),  # Its name in the first files.
   )
-  rope_theta, rope_scaling = _rope(config)
-  ffn = dict(multiple_of=256, ffn_multiplier=None)
-  if ffn_width(width, 256, None) != hidden:  # Round up to a multiple that is the whole width.
-    ffn = dict(multiple_of=hidden, ffn_multiplier=min(1.0, hidden / int(8 * width / 3)))
+  rope_theta, rope_scaling = _rope(config, rope_theta)
   return dict(
     vocab=foreign_config.size(config, 'vocab_size'),
     width=width,
     layers=foreign_config.size(config, 'num_hidden_layers'),
     heads=heads,
     kv_heads=foreign_config.divisor(config, 'num_key_value_heads', heads),
-    **ffn,
-    norm_eps=foreign_config.number(config, 'rms_norm_eps', 1e-6),
+    **_ffn_settings(width, hidden),
+    **({'attention_bias': True} if foreign_config.flag(config, 'attention_bias') else {}),
+    norm_eps=foreign_config.number(config, 'rms_norm_eps', norm_eps),
     rope_theta=rope_theta,
     rope_scaling=rope_scaling,
     window=_window(config, context),
     max_length=context,
   )
+
+
+def _ffn_settings(width: int, hidden: int) -> dict[str, Any]:
+  """The settings of a feed-forward width."""
+  if ffn_width(width, 256, None) == hidden:
+    return dict(multiple_of=256, ffn_multiplier=None)
+  # Round up to a multiple that is the whole width.
+  return dict(multiple_of=hidden, ffn_multiplier=min(1.0, hidden / int(8 * width / 3)))
 
 
 def _window(config: Mapping[str, Any], context: int) -> int | None:
@@ -523,12 +666,12 @@ def _window(config: Mapping[str, Any], context: int) -> int | None:
   Raises:
     SphinxError: a shorter window of a LLaMA, which transformers does not compute.
   """
-  kinds = (config.get('model_type'), *(config.get('architectures') or ()))
-  is_mistral = not {'mistral', _MISTRAL}.isdisjoint(kinds)
+  kinds = {config.get('model_type'), *(config.get('architectures') or ())}
+  is_mistral = bool({'mistral', _MISTRAL} & kinds)
   window = config.get('sliding_window', _MISTRAL_WINDOW if is_mistral else None)
   if window is None or foreign_config.size({'sliding_window': window}, 'sliding_window') >= context:
     return None
-  if not is_mistral:
+  if not is_mistral and 'mixtral' not in kinds:
     raise errors.make(
       'config.json',
       f'sliding_window {window} of a LLaMA',
@@ -538,8 +681,12 @@ def _window(config: Mapping[str, Any], context: int) -> int | None:
   return window
 
 
-def _rope(config: Mapping[str, Any]) -> tuple[float, float | None]:
+def _rope(config: Mapping[str, Any], default: float) -> tuple[float, float | None]:
   """Returns the base of the rotary frequencies, and the factor of positions or None.
+
+  Args:
+    config: of transformers.
+    default: the base of a config without one.
 
   transformers 5 writes `rope_parameters`, which has theta too. Older releases wrote `rope_theta`
   and `rope_scaling`, whose `rope_type` was called `type`.
@@ -573,7 +720,7 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, float | None]:
       'this rotary embedding is not supported',
     )
   theta = foreign_config.number(
-    config, 'rope_theta', foreign_config.number(rope, 'rope_theta', 10000.0)
+    config, 'rope_theta', foreign_config.number(rope, 'rope_theta', default)
   )
   if kind == 'default':
     return float(theta), None
@@ -581,7 +728,8 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, float | None]:
   return float(theta), 1 / foreign_config.number(rope, 'factor')
 
 
-def _to_huggingface(settings: Mapping[str, Any]) -> dict[str, Any]:
+def config_of_huggingface(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """The config of HF transformers."""
   scaling, rope_scaling = settings.get('rope_scaling'), None
   if scaling is not None:
     rope_scaling = {'type': 'linear', 'rope_type': 'linear', 'factor': 1 / scaling}
@@ -593,7 +741,7 @@ def _to_huggingface(settings: Mapping[str, Any]) -> dict[str, Any]:
     **kind,
     hidden_act='silu',
     tie_word_embeddings=False,
-    attention_bias=False,
+    attention_bias=settings.get('attention_bias', False),
     vocab_size=settings['vocab'],
     hidden_size=settings['width'],
     num_hidden_layers=settings['layers'],
@@ -653,11 +801,11 @@ HUGGINGFACE_FIELDS = foreign_config.transformers_fields(
     'max_sequence_length',
     'sliding_window',
     'tie_word_embeddings',
+    'attention_bias',
   ),
   neutral={'the same products in slices': ('pretraining_tp',)},
   only={
     'hidden_act': (None, 'silu', 'swish'),
-    'attention_bias': (None, False),
     'mlp_bias': (None, False),
     'layer_types': (None, ['full_attention']),
     'partial_rotary_factor': (None, 1.0),
@@ -670,14 +818,68 @@ HUGGINGFACE_FIELDS = foreign_config.transformers_fields(
   sizes={'head_dim': lambda settings: settings['width'] // settings['heads']},
 )
 
+# But for the three sizes from memory (docs/official_sphinx.md, "InternLM").
+_INTERNLM_FIELDS = foreign_config.Fields(
+  used=(
+    'num_layers',
+    'hidden_size',
+    'num_attention_heads',
+    'vocab_size',
+    'layer_norm_epsilon',
+    'max_seq_len',
+  ),
+  neutral={
+    'sizes of tensors': ('mlp_ratio', 'multiple_of'),
+    'how it computes, not what': (
+      *('checkpoint', 'embed_split_hidden', 'parallel_output', 'dtype', 'use_flash_attn'),
+      *('num_chunks', 'max_batch_size', 'sequence_parallel'),
+    ),
+    'training only': ('embed_grad_scale', 'drop_rate', 'attn_drop_rate'),
+  },
+  only={
+    'norm_type': (None, 'rmsnorm'),
+    'apply_post_layer_norm': (None, False),
+    'use_swiglu': (None, True),
+    'no_bias': (None, True),
+  },
+)
+_INTERNLM2_FIELDS = dataclasses.replace(
+  HUGGINGFACE_FIELDS,
+  neutral={**HUGGINGFACE_FIELDS.neutral, 'its own code beside the weights': ('auto_map',)},
+  only={
+    **{name: values for name, values in HUGGINGFACE_FIELDS.only.items() if name != 'auto_map'},
+    'model_type': ('internlm2', None),
+    'architectures': (None, ['InternLM2ForCausalLM']),
+    'bias': (None, False),
+  },
+)
+
 FORMS = {
+  'internlm': foreign.Form(
+    'InternLM as the official code names it',
+    'layers.0.mixer.Wqkv.weight',
+    _internlm,
+    _settings_of_internlm,
+    prefixes=('', 'model.', 'llma.'),
+    configs={'config.json': _INTERNLM_FIELDS},
+    pieces=_pieces_of_internlm,
+  ),
+  'internlm2': foreign.Form(
+    'InternLM2',
+    'model.layers.0.attention.wqkv.weight',
+    _internlm2,
+    lambda _, config: settings_of_huggingface(config),
+    unused=(r'.*\.rotary_emb\.inv_freq',),
+    configs={'config.json': _INTERNLM2_FIELDS},
+    pieces=_pieces_of_internlm2,
+  ),
   'meta': foreign.Form(
     'LLaMA as Meta names it',
     'tok_embeddings.weight',
     _meta,
-    _from_meta,
+    settings_of_meta,
     unused=(r'rope\.freqs',),
-    config=_to_meta,
+    config=config_of_meta,
     configs={'params.json': META_FIELDS, 'config.json': META_FIELDS},
   ),
   'hf': foreign.Form(
@@ -686,7 +888,7 @@ FORMS = {
     _huggingface,
     lambda _, config: settings_of_huggingface(config),
     unused=(r'.*\.rotary_emb\.inv_freq',),
-    config=_to_huggingface,
+    config=config_of_huggingface,
     configs={'config.json': HUGGINGFACE_FIELDS},
   ),
 }

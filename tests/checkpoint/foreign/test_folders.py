@@ -47,7 +47,7 @@ def refused(path, **options) -> str:
     ({'architectures': ['LlamaForSequenceClassification']}, ['LlamaForSequenceClassification']),
     ({'model_type': None, 'architectures': None}, ['no model_type or architectures']),
     ({'hidden_act': 'gelu'}, ["hidden_act 'gelu'"]),
-    ({'attention_bias': True}, ['attention_bias True']),
+    ({'attention_bias': True}, ['missing model.layers.0.self_attn.q_proj.bias']),
     ({'mlp_bias': True}, ['mlp_bias True']),
     ({'head_dim': 16}, ['head_dim 16 (computed: 8)']),
     ({'partial_rotary_factor': 0.5}, ['partial_rotary_factor 0.5']),
