@@ -6,6 +6,7 @@ Each case compiles one program, which serves all tests of the case.
 import functools
 import hashlib
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -355,3 +356,22 @@ def test_logits_follow_from_the_image_tokens(derived):
   w, config = golden.weights(derived.folder), golden.config(derived.folder)
   expected = golden.logits(derived.tokens[0], derived.actual.image_tokens[0], w, config)
   close(derived.actual.logits[0], expected, LOGITS)
+
+
+def test_five_views_of_sphinx_moe_1k_see_their_own_part(tmp_path):
+  """No numbers of this variant were recorded. Its encoders and its views were, apart."""
+  folder = tmp_path / 'mixtral_sparse_ens5'
+  shutil.copytree(MODELS / 'mixtral_sparse_ens' / 'mp2', folder)
+  (folder / 'meta.json').write_text(json.dumps({'llama_type': 'mixtral_sparse_ens5'}))
+  model = sphinx_jax.load(folder)
+  noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+  images = [np.full((1024, 1024, 3), (100, 150, 30), np.uint8) for _ in range(3)]
+  images[1][600:900, 100:400], images[2][100:400, 600:900] = noise, noise
+  plain, lower_left, upper_right = np.asarray(model.encode_images(images)).reshape(3, 5, 291, -1)
+  # Views: all of the image, then its quarters, row by row. All of a plain image are alike.
+  np.testing.assert_allclose(plain, plain[:1].repeat(5, axis=0), atol=5e-3)
+  for changed, part in ((lower_left, 3), (upper_right, 2)):
+    moved = np.abs(changed - plain).max(axis=(1, 2)) > 0.1
+    assert np.flatnonzero(moved).tolist() == [0, part]
+    others = [view for view in range(5) if view not in (0, part)]
+    np.testing.assert_allclose(changed[others], plain[others], atol=1e-4)
