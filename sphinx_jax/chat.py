@@ -20,8 +20,7 @@ from absl import flags
 from sphinx_jax.core import cli, errors, paths, text
 from sphinx_jax.core.progress import log
 from sphinx_jax.data import images, record
-from sphinx_jax.generate import load
-from sphinx_jax.parallel import mesh as meshes
+from sphinx_jax.generate import load, model_flags
 from sphinx_jax.report import drawing
 
 FLAGS = flags.FLAGS
@@ -183,14 +182,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.define_path(
-    'checkpoint',
-    None,
-    'Directory of a run or of one of its checkpoints, or a folder of released weights or its name '
-    'in the local hub cache.',
-    required=True,
-  )
-  cli.define_path('adapter', None, 'LoRA adapter of the model: of a run, or a folder of PEFT.')
+  model_flags.define_model()
   cli.define_repeated_path(
     'image', 'Image to talk about; give it again for more. Without it, the chat is text only.'
   )
@@ -201,18 +193,5 @@ if __name__ == '__main__':
     "Image file for the boxes, points or pose of an answer; '' for none.",
     may_be_empty=True,
   )
-  flags.DEFINE_enum(
-    'mesh',
-    None,
-    list(meshes.PRESETS),
-    'Mesh over all devices. Without it, the model is on the first device.',
-  )
-  flags.DEFINE_float(
-    'temperature', 0.0, '0 takes the likeliest token; larger is more random.', lower_bound=0.0
-  )
-  flags.DEFINE_float(
-    'top_p', 1.0, 'Share of the probability sampled from.', lower_bound=1e-6, upper_bound=1.0
-  )
-  flags.DEFINE_integer('max_new_tokens', 512, 'Most tokens of an answer.', lower_bound=1)
-  cli.define_seed('Random seed for sampling.')
+  model_flags.define_sampling()
   cli.run(main)

@@ -37,8 +37,8 @@ from sphinx_jax.evaluation import (
 )
 from sphinx_jax.evaluation.items import Items, open_items
 from sphinx_jax.evaluation.protocols import box_forms
-from sphinx_jax.generate import load
-from sphinx_jax.parallel import hosts, mesh as meshes
+from sphinx_jax.generate import load, model_flags
+from sphinx_jax.parallel import hosts
 from sphinx_jax.report import answer_drawings
 
 FLAGS = flags.FLAGS
@@ -133,14 +133,7 @@ def write_output(items: Items, folder: epath.Path, upright: bool) -> None:
 
 
 if __name__ == '__main__':
-  cli.define_path(
-    'checkpoint',
-    None,
-    'Directory of a run or of one of its checkpoints, or a folder of released weights or its name '
-    'in the local hub cache.',
-    required=True,
-  )
-  cli.define_path('adapter', None, 'LoRA adapter of the model: of a run, or a folder of PEFT.')
+  model_flags.define_model()
   cli.define_path('input', None, 'Folder of images, glob pattern, or JSONL file.', required=True)
   flags.DEFINE_string('prompt', None, 'The question about every image, and every line without one.')
   cli.define_path('output', None, 'JSONL file for the answers.', required=True)
@@ -158,18 +151,5 @@ if __name__ == '__main__':
   cli.define_path('draw', None, 'Folder for the images with the boxes and points of their answers.')
   flags.DEFINE_integer('limit', None, 'Only the first items.', lower_bound=1)
   flags.DEFINE_integer('batch_size', 32, 'Most prompts decoded together.', lower_bound=1)
-  flags.DEFINE_enum(
-    'mesh',
-    None,
-    list(meshes.PRESETS),
-    "Mesh over the devices of a process. By default only the process's first device is used.",
-  )
-  flags.DEFINE_float(
-    'temperature', 0.0, '0 takes the likeliest token; larger is more random.', lower_bound=0.0
-  )
-  flags.DEFINE_float(
-    'top_p', 1.0, 'Share of the probability sampled from.', lower_bound=1e-6, upper_bound=1.0
-  )
-  flags.DEFINE_integer('max_new_tokens', 512, 'Most tokens of an answer.', lower_bound=1)
-  cli.define_seed('Random seed for sampling.')
+  model_flags.define_sampling()
   cli.run(main)

@@ -17,9 +17,8 @@ from sphinx_jax.checkpoint import identity
 from sphinx_jax.core import cli, errors, text
 from sphinx_jax.core.progress import log
 from sphinx_jax.evaluation.protocols import box_forms
-from sphinx_jax.generate import load
+from sphinx_jax.generate import load, model_flags
 from sphinx_jax.models import quantized
-from sphinx_jax.parallel import mesh as meshes
 
 FLAGS = flags.FLAGS
 
@@ -91,20 +90,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.define_path(
-    'checkpoint',
-    None,
-    'Directory of a run or of one of its checkpoints, or a folder of released weights or its name '
-    'in the local hub cache.',
-    required=True,
-  )
-  cli.define_path('adapter', None, 'LoRA adapter of the model: of a run, or a folder of PEFT.')
-  flags.DEFINE_enum(
-    'mesh',
-    None,
-    list(meshes.PRESETS),
-    'Mesh over all devices. Without it, the model is on the first device.',
-  )
+  model_flags.define_model()
   flags.DEFINE_enum('weights', None, list(quantized.FORMS), 'Hold matrices in few bits.')
   flags.DEFINE_string('host', '127.0.0.1', 'Address to listen at; 0.0.0.0 is all of this machine.')
   flags.DEFINE_integer('port', 8000, 'Port to listen at.', lower_bound=0, upper_bound=65535)
