@@ -3,6 +3,7 @@
     python -m benchmarks.serve
     python -m benchmarks.serve --model=mini
     python -m benchmarks.serve --model=mini --soak=10000
+    python -m benchmarks.serve --model=mini --flood=10000
 
 A model of random weights is served in a process of its own. `llama` is a language model of --width
 and --layers, and beside it HF transformers answers the same prompts in static batches of as many
@@ -15,6 +16,9 @@ one before it is complete.
 With --soak, so many requests are sent by --clients. A tenth is cancelled at some point, and a
 twentieth is hostile. Every other one must get the greedy answer that it gets alone. One that
 differs where the two likeliest tokens of the lone answer are closer than 1e-4 is a near tie.
+
+With --flood, so many connections are open at once, with a small request each. Each must get an
+answer or a status that asks it to wait, and a request after them is answered.
 """
 
 import argparse
@@ -413,6 +417,40 @@ async def soak(port: int, options: dict, count: int, workers: int, memory: Any =
   return dict(found=found, seconds=time.perf_counter() - began, memory=sizes)
 
 
+async def flood(port: int, options: dict, count: int, seconds: float = 120.0) -> Counter:
+  """Opens connections at once, each with a request; returns the number of each outcome.
+
+  Args:
+    port: of the server.
+    options: of `asks`.
+    count: connections.
+    seconds: in which all of them must end.
+  """
+  (ask,) = asks(options, 1)
+  body = json.dumps(dataclasses.replace(ask, tokens=1).body()).encode()
+  head = (
+    'POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n'
+    f'Content-Length: {len(body)}\r\nConnection: close\r\n\r\n'
+  )
+
+  async def send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+    writer.write(head.encode() + body)
+    status = (await reader.read()).split(b' ', 2)
+    writer.close()
+    return status[1].decode() if len(status) > 1 else 'closed without a response'
+
+  async def all_at_once() -> list:
+    opening = (asyncio.open_connection('127.0.0.1', port) for _ in range(count))
+    opened = await asyncio.gather(*opening, return_exceptions=True)
+    streams = [one for one in opened if not isinstance(one, BaseException)]
+    failed = [one for one in opened if isinstance(one, BaseException)]
+    sending = (send(*one) for one in streams)
+    return failed + await asyncio.gather(*sending, return_exceptions=True)
+
+  outcomes = await asyncio.wait_for(all_at_once(), seconds)
+  return Counter(one if isinstance(one, str) else type(one).__name__ for one in outcomes)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   numbers = dict(width=512, layers=8, vocab=32000, slots=16, length=384)
@@ -423,6 +461,7 @@ def main() -> None:
   parser.add_argument('--tokens', default='16,64', help='least and most tokens (%(default)s)')
   parser.add_argument('--streams', default='1,4,16,64', help='%(default)s')
   parser.add_argument('--soak', type=int, default=0, help='requests; 0 times streams instead')
+  parser.add_argument('--flood', type=int, default=0, help='connections at once')
   options = vars(parser.parse_args())
   os.environ['JAX_PLATFORMS'] = 'cpu'
   context = multiprocessing.get_context('spawn')
@@ -438,6 +477,8 @@ def main() -> None:
     print(f'{options["model"]}, {options["slots"]} slots; warm-up {seconds:.0f} s', flush=True)
     if options['soak']:
       report_soak(options, port, pipe)
+    elif options['flood']:
+      report_flood(options, port)
     else:
       report(options, port)
     pipe.send(None)
@@ -456,6 +497,20 @@ def report_soak(options: dict, port: int, pipe: Connection) -> None:
   page = httpx2.get(f'http://127.0.0.1:{port}/metrics', trust_env=False).text
   used = re.findall(r'^sphinx_jax_(queue|slots_used) (\S+)', page, re.MULTILINE)
   print(f'{done["seconds"]:.0f} s; MiB of the server over time: {mib}; afterwards {dict(used)}')
+
+
+def report_flood(options: dict, port: int) -> None:
+  began = time.perf_counter()
+  found = asyncio.run(flood(port, options, options['flood']))
+  seconds = time.perf_counter() - began
+  for name, count in sorted(found.items()):
+    print(f'{count:7} {name}')
+  (ask,) = asks(options, 1, seed=1)
+  began = time.perf_counter()
+  answer = httpx2.post(
+    f'http://127.0.0.1:{port}/v1/chat/completions', json=ask.body(), timeout=60, trust_env=False
+  )
+  print(f'{seconds:.0f} s; afterwards {answer.status_code} in {time.perf_counter() - began:.1f} s')
 
 
 def report(options: dict, port: int) -> None:

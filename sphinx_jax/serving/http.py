@@ -12,7 +12,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sphinx_jax.core import errors
 
-_CONNECTIONS = 4096  # Further ones get 503.
+# Open connections; while there are more, every request gets 503. The queue of requests is bounded
+# much earlier, with 429, so this protects the file descriptors.
+_CONNECTIONS = 16384
+_OTHER_FILES = 512  # Of weights, logs and the like.
+_BACKLOG = 4096  # Connections that the system holds until they are accepted.
 _HEADER_SECONDS = 20.0  # In which a client must have sent the head of a request.
 
 
@@ -73,11 +77,19 @@ def make_server(app: fastapi.FastAPI, drain: int) -> uvicorn.Server:
     log_level='warning',
     access_log=False,
     server_header=False,
-    limit_concurrency=_CONNECTIONS,
-    backlog=_CONNECTIONS,
+    limit_concurrency=_most_connections(),
+    backlog=_BACKLOG,
     timeout_graceful_shutdown=drain,
   )
   return uvicorn.Server(config)
+
+
+def _most_connections() -> int:
+  """Connections, with a file descriptor each, that the limit of the system has room for."""
+  _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  if hard == resource.RLIM_INFINITY:
+    return _CONNECTIONS
+  return min(_CONNECTIONS, max(hard - _OTHER_FILES, hard // 2))
 
 
 def run(server: uvicorn.Server, listener: socket.socket) -> None:
