@@ -1,5 +1,6 @@
 """A wrong command line or config file ends an entry point with one clear line and exit code 2."""
 
+import functools
 import os
 import pathlib
 import shlex
@@ -149,6 +150,8 @@ def _start(name, script=_SCRIPT, stdout=subprocess.PIPE, **environment):
     stdout=stdout,
     stderr=subprocess.PIPE,
     env=kept | environment,
+    # Tests may run in the background, where children ignore Ctrl-C.
+    preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
   )
 
 

@@ -142,8 +142,8 @@ SPOILED = {
     ["did you mean 'llama_ens_light'?"],
   ),
   'a type that the project lacks': (
-    text('meta.json', '{"llama_type": "mixtral_sparse_ens"}'),
-    ["'mixtral_sparse_ens'", 'one of llama_ens'],
+    text('meta.json', '{"llama_type": "llama_ens_peft"}'),
+    ["'llama_ens_peft'", 'one of llama_ens'],
   ),
   'a type that is no name': (text('meta.json', '{"llama_type": ["llama_ens"]}'), ['llama_type']),
   'another type than the weights': (text('meta.json', '{"llama_type": "llama_ens"}'), ['clip']),

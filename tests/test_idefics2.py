@@ -14,7 +14,7 @@ from sphinx_jax import convert, peek, run, train
 from sphinx_jax.configs import forkme
 from sphinx_jax.core import batch as batch_contract
 from sphinx_jax.models import families
-from sphinx_jax.parallel import mesh as meshes, placement
+from sphinx_jax.parallel import placement
 from tests.models import idefics2_golden as golden
 
 PATCHES = 'model.vision.patches_per_row'
@@ -163,7 +163,7 @@ def test_tuning_is_the_same_with_packed_images_on_any_mesh_and_after_a_stop(
   folder, tmp_path, monkeypatch
 ):
   train.train(config(folder), tmp_path / 'one')
-  on_mesh = {f'mesh.{axis}': 2 for axis in meshes.AXES}
+  on_mesh = dict.fromkeys(('mesh.data', 'mesh.fsdp', 'mesh.tensor'), 2)
   train.train(config(folder, **on_mesh, **{PATCHES: 98}), tmp_path / 'mesh')
   put, calls = placement.put, []
 
