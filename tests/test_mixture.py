@@ -14,16 +14,7 @@ from sphinx_jax.models import adapters, families, quantized, stored
 from tests import test_dpo
 from tests.tiny import in_memory, lines, make_batch, mixture, run as tiny_run
 
-LORA = dict(
-  rank=2,
-  alpha=4.0,
-  target='llm/layers/.*',
-  ranks=(),
-  rslora=False,
-  dropout=0.0,
-  neftune=0.0,
-  b_rate=1.0,
-)
+LORA = test_dpo.LORA | dict(rank=2, alpha=4.0)
 EXPERTS = 'llm/layers/feed_forward/w1'
 
 

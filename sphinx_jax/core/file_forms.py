@@ -2,6 +2,9 @@
 
 import re
 
+# Image formats of the OpenAI API. The MIME type of each is image/ and its name in lower case.
+API_IMAGES = ('PNG', 'JPEG', 'GIF', 'WebP')
+
 # First bytes -> what is often found in place of an image or of JSON.
 _FORMS = tuple(
   (re.compile(pattern, re.DOTALL | re.IGNORECASE), name)

@@ -19,7 +19,6 @@ _RETRIES = 8  # Of a request, if the server is busy or a connection fails. The c
 _SECONDS = 600.0  # In which a response must come.
 # Of a request that this server will refuse again: not valid, too large, or not to be processed.
 _REFUSALS = (400, 413, 422)
-_TYPES = {'PNG': 'png', 'JPEG': 'jpeg', 'GIF': 'gif', 'WebP': 'webp'}  # What such servers read.
 
 
 class ByServer:
@@ -78,9 +77,10 @@ class ByServer:
     """
     images_lib.decode(data)
     form = file_forms.name(data)
-    if form not in _TYPES:
-      raise BadExample('image of another format', f'{form}, expected one of {", ".join(_TYPES)}')
-    return f'data:image/{_TYPES[form]};base64,{base64.b64encode(data).decode()}'
+    if form not in file_forms.API_IMAGES:
+      expected = ', '.join(file_forms.API_IMAGES)
+      raise BadExample('image of another format', f'{form}, expected one of {expected}')
+    return f'data:image/{form.lower()};base64,{base64.b64encode(data).decode()}'
 
   def prompt(self, question: Question, images: int, prefix: str) -> list[dict[str, Any]]:
     """Returns the messages that ask a question, without its images."""

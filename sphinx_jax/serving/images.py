@@ -14,8 +14,6 @@ from sphinx_jax.serving import api_errors, fetch
 from sphinx_jax.serving.engine import Image, VisualCache
 
 _DATA_URL = re.compile(r'data:(?P<type>[\w.+/-]{0,100})(?P<options>(;[\w=.+-]{1,100}){0,4}),', re.A)
-# The formats of OpenAI's API. Pillow reads dozens more, some with the help of other programs.
-FORMATS = ('PNG', 'JPEG', 'GIF', 'WebP')
 
 
 class Limits(NamedTuple):
@@ -66,9 +64,13 @@ class Reader:
     """
     data = self._data(url)
     form = file_forms.name(data)
-    if form not in FORMATS:
+    # Pillow reads dozens more, some with the help of other programs.
+    if form not in file_forms.API_IMAGES:
       raise api_errors.make(
-        'image', form or f'{len(data)} bytes that are no image', ', '.join(FORMATS), 'convert it'
+        'image',
+        form or f'{len(data)} bytes that are no image',
+        ', '.join(file_forms.API_IMAGES),
+        'convert it',
       )
     try:
       frame = image_lib.frame(data)

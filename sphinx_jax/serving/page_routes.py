@@ -11,7 +11,8 @@ import fastapi
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from sphinx_jax.serving import images as images_lib, page_settings
+from sphinx_jax.core import file_forms
+from sphinx_jax.serving import page_settings
 
 _FOLDER = pathlib.Path(__file__).parent / 'page'
 _TYPES = {
@@ -56,7 +57,7 @@ def add(
   settings = dict(
     model=model,
     images=images,
-    image_types=[f'image/{form.lower()}' for form in images_lib.FORMATS],
+    image_types=[f'image/{form.lower()}' for form in file_forms.API_IMAGES],
     # A request with all of its images in base64, and the text, must not be too large.
     image_bytes=body_bytes * 7 // 10 // max(images, 1),
     max_tokens=max_tokens,

@@ -22,6 +22,15 @@ TEXTS = [
   'one two three ###',
 ]
 
+QUESTIONS = [
+  'What is the color?',
+  'one two three',
+  'red',
+  'What is the shape of the blue square, or of the circle?',
+  'yes',
+  'no',
+]
+
 
 @functools.cache
 def tokenizer():

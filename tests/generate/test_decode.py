@@ -13,15 +13,6 @@ from sphinx_jax.generate.model import Model
 from sphinx_jax.models import families, sphinx
 from tests.generate import small
 
-QUESTIONS = [
-  'What is the color?',
-  'one two three',
-  'red',
-  'What is the shape of the blue square, or of the circle?',
-  'yes',
-  'no',
-]
-
 
 @functools.cache
 def forward():
@@ -56,7 +47,9 @@ def full_forward(model, turns, image, count):
 
 def test_greedy_decoding_with_a_cache_equals_full_forward_passes():
   model, images = small.model(), [*small.images(2), None]
-  dialogs = [[(question, None)] for question in QUESTIONS[:2]] + [[('red', 'blue'), ('one', None)]]
+  dialogs = [[(question, None)] for question in small.QUESTIONS[:2]] + [
+    [('red', 'blue'), ('one', None)]
+  ]
   answers = model.answers(dialogs, images, max_new_tokens=7)
   assert answers == [full_forward(model, turns, image, 7) for turns, image in zip(dialogs, images)]
   assert len(set(answers)) == 3 and all(answers)  # Otherwise equality would prove little.
@@ -64,7 +57,10 @@ def test_greedy_decoding_with_a_cache_equals_full_forward_passes():
 
 @pytest.mark.parametrize('sampling', [{}, {'temperature': 1.0, 'top_p': 0.9, 'seed': 5}])
 def test_a_row_does_not_depend_on_its_neighbours(sampling):
-  dialogs, images = [[(question, None)] for question in QUESTIONS], [*small.images(4), None, None]
+  dialogs, images = (
+    [[(question, None)] for question in small.QUESTIONS],
+    [*small.images(4), None, None],
+  )
   limits = [9, 3, 12, 5, 7, 1]
   together = small.model().answers(dialogs, images, max_new_tokens=limits, batch_size=4, **sampling)
   other_batches = small.model(bucket=64).answers(
@@ -81,7 +77,7 @@ def test_a_row_does_not_depend_on_its_neighbours(sampling):
 
 
 def test_a_single_answer_can_be_read_along():
-  dialogs, pieces = [[(question, None)] for question in QUESTIONS[:2]], []
+  dialogs, pieces = [[(question, None)] for question in small.QUESTIONS[:2]], []
   model = small.model()
   (whole,) = model.answers(dialogs[:1], max_new_tokens=40)
   assert model.answers(dialogs[:1], max_new_tokens=40, deliver=pieces.append) == [whole]
@@ -92,7 +88,10 @@ def test_a_single_answer_can_be_read_along():
 
 
 def test_an_answer_does_not_depend_on_when_other_rows_leave_the_batch(monkeypatch):
-  dialogs, images = [[(question, None)] for question in QUESTIONS[:2] * 4], [*small.images(4)] * 2
+  dialogs, images = (
+    [[(question, None)] for question in small.QUESTIONS[:2] * 4],
+    [*small.images(4)] * 2,
+  )
   limits = [9, 1, 2, 1, 7, 1, 2, 3]
   whole = small.model().answers(dialogs, images, max_new_tokens=limits)
   sizes, choose = [], decode.choose

@@ -13,15 +13,6 @@ from tests.generate import small as tiny
 from tests.models import idefics2_golden as golden
 from tests.serving import small
 
-QUESTIONS = [
-  'What is the color?',
-  'one two three',
-  'red',
-  'What is the shape of the blue square, or of the circle?',
-  'yes',
-  'no',
-]
-
 
 def turns(question):
   return [(question, None)]
@@ -32,7 +23,7 @@ def test_answers_equal_those_of_the_model_alone_and_nothing_is_compiled(engine):
   images = tiny.images(3)
   cases = [
     (question, pixels, limit)
-    for question, limit in zip(QUESTIONS, (9, 3, 17, 5, 30, 1))
+    for question, limit in zip(tiny.QUESTIONS, (9, 3, 17, 5, 30, 1))
     for pixels in ([], images[:1], images[1:])
   ]
   marked = lambda question, pixels: '<image>' * (len(pixels) > 1) * len(pixels) + question
@@ -51,13 +42,13 @@ def test_answers_equal_those_of_the_model_alone_and_nothing_is_compiled(engine):
 
 def test_rows_sample_as_the_model_does_whatever_runs_beside_them(engine):
   asked = [
-    small.Asked(engine, turns(QUESTIONS[0]), limit=12, seed=7, stream=i, **options)
+    small.Asked(engine, turns(tiny.QUESTIONS[0]), limit=12, seed=7, stream=i, **options)
     for i, options in enumerate(
       [{'temperature': 1.0}, {}, {'temperature': 2.0, 'top_p': 0.5}, {'temperature': 1.0}]
     )
   ]
   texts = [one.wait() for one in asked]
-  model, same = small.model(), [turns(QUESTIONS[0])] * 4
+  model, same = small.model(), [turns(tiny.QUESTIONS[0])] * 4
   plain = model.answers(same, max_new_tokens=12, seed=7, temperature=1.0)
   narrow = model.answers(same, max_new_tokens=12, seed=7, temperature=2.0, top_p=0.5)
   greedy = model.answers(same[:1], max_new_tokens=12)
@@ -66,7 +57,7 @@ def test_rows_sample_as_the_model_does_whatever_runs_beside_them(engine):
 
 
 def test_a_cancelled_request_frees_its_row_and_the_next_answer_is_right(engine):
-  running = [small.Asked(engine, turns(q), limit=150) for q in QUESTIONS[: small.ROWS]]
+  running = [small.Asked(engine, turns(q), limit=150) for q in tiny.QUESTIONS[: small.ROWS]]
   for one in running:
     one.wait(tokens=2)
   waiting = small.Asked(engine, turns('yes'), limit=4)
@@ -81,10 +72,10 @@ def test_a_cancelled_request_frees_its_row_and_the_next_answer_is_right(engine):
 
 def test_the_next_turn_of_a_conversation_prefills_what_is_new(engine):
   (pixels,) = tiny.images(1)
-  first = small.Asked(engine, turns(QUESTIONS[3]), [pixels], limit=6)
+  first = small.Asked(engine, turns(tiny.QUESTIONS[3]), [pixels], limit=6)
   answer = first.wait()
   before, encoded = engine.reused, engine.images.misses
-  dialog = [(QUESTIONS[3], answer), ('one', None)]
+  dialog = [(tiny.QUESTIONS[3], answer), ('one', None)]
   second = small.Asked(engine, dialog, [pixels], limit=9)
   assert second.wait() == small.model().answers([dialog], [pixels], max_new_tokens=9)[0]
   length = len(first.request.prompt.ids) + small.model().visual_tokens
@@ -94,8 +85,8 @@ def test_the_next_turn_of_a_conversation_prefills_what_is_new(engine):
 
 def test_another_image_at_the_same_place_is_not_taken_for_the_first(engine):
   first, second = tiny.images(2)
-  asked = [small.Asked(engine, turns(QUESTIONS[3]), [pixels], 8) for pixels in (first, second)]
-  alone = small.model().answers([turns(QUESTIONS[3])] * 2, [first, second], max_new_tokens=8)
+  asked = [small.Asked(engine, turns(tiny.QUESTIONS[3]), [pixels], 8) for pixels in (first, second)]
+  alone = small.model().answers([turns(tiny.QUESTIONS[3])] * 2, [first, second], max_new_tokens=8)
   assert [one.wait() for one in asked] == alone and alone[0] != alone[1]
 
 
@@ -173,7 +164,7 @@ def test_models_on_a_mesh_quantized_or_with_an_adapter_answer_as_alone(options, 
   engine.warm_up()
   engine.start()
   (pixels,) = tiny.images(1)
-  dialogs = [turns(question) for question in QUESTIONS[:3]]
+  dialogs = [turns(question) for question in tiny.QUESTIONS[:3]]
   before = len(small.compiled)
   asked = [small.Asked(engine, dialog, [pixels], 5) for dialog in dialogs]
   texts = [one.wait() for one in asked]
@@ -225,12 +216,12 @@ def test_the_cache_of_images_keeps_those_used_last():
 
 
 def test_requests_of_many_threads_are_all_answered(engine):
-  expected = {q: small.model().answers([turns(q)], max_new_tokens=5)[0] for q in QUESTIONS}
+  expected = {q: small.model().answers([turns(q)], max_new_tokens=5)[0] for q in tiny.QUESTIONS}
   wrong = []
 
   def ask(number):
     for i in range(5):
-      question = QUESTIONS[(number + i) % len(QUESTIONS)]
+      question = tiny.QUESTIONS[(number + i) % len(tiny.QUESTIONS)]
       if small.Asked(engine, turns(question), limit=5).wait() != expected[question]:
         wrong.append(question)
 
