@@ -36,9 +36,16 @@ from sphinx_jax.checkpoint import (
 from sphinx_jax.checkpoint.bundle import Bundle, differences, load_bundle
 from sphinx_jax.core import batch as batch_contract, config as config_lib, errors, tensorflow, trees
 from sphinx_jax.core.progress import log
-from sphinx_jax.data import added_tokens, dialog, slots, tokenizer as tokenizers
+from sphinx_jax.data import (
+  added_tokens,
+  dialog,
+  mixture as mixtures,
+  slots,
+  tokenizer as tokenizers,
+)
 from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
 from sphinx_jax.data.record import MARK
+from sphinx_jax.mix import learned
 from sphinx_jax.models import adapters, families, layers, stored, vocabulary
 from sphinx_jax.parallel import hosts, mesh as meshes, placement, rules
 from sphinx_jax.planning import flops, plan
@@ -49,6 +56,7 @@ from sphinx_jax.training import (
   preference as preferences,
   state as states,
   step as steps,
+  writer,
 )
 
 # Settings that may change between starts of one run: a smaller slice needs more microbatches.
@@ -113,14 +121,20 @@ def completed(config: ConfigDict) -> ConfigDict:
   """The config of a run with what follows from its other settings.
 
   With `tokenizer_add`, the vocabulary has the size of the tokenizer with the new tokens, which are
-  read if they are in a file. Beside adapters, the rows of the new tokens are trained.
+  read if they are in a file. Beside adapters, the rows of the new tokens are trained. With
+  `sampling.learned.reference`, the reference losses are read from the metrics of that run.
 
   Raises:
     SphinxError: `init_from` has or is an adapter, the tokenizer or a file of tokens cannot be read,
-      or the tokenizer has one of the tokens.
+      the tokenizer has one of the tokens, or the reference lacks a loss.
   """
   if config.init_from:
     merged.check_whole(config.init_from, 'init_from')
+  if config.sampling.by == 'learned' and config.sampling.learned.reference:
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+      config.sampling.learned.reference_losses = _reference_losses(config)
+    config.lock()
   if not config.get('tokenizer_add'):
     return config
   complete = config.copy_and_resolve_references()
@@ -130,6 +144,28 @@ def completed(config: ConfigDict) -> ConfigDict:
     if config.get('lora') and vocabulary.TRAINED not in config.trainable:
       complete.trainable = (vocabulary.TRAINED, *config.trainable)
   return complete.lock()
+
+
+def _reference_losses(config: ConfigDict) -> dict[str, float]:
+  """Task -> the last held-out loss of the run `sampling.learned.reference`.
+
+  Raises:
+    SphinxError: the run has no loss of a task of the mixture.
+  """
+  reference = config.sampling.learned.reference
+  last: dict[str, float] = {}
+  for line in writer.read(reference):
+    last |= line
+  tasks = [name for name, entry in config.mixture.items() if entry.weight]
+  missing = [name for name in tasks if f'validation/{name}' not in last]
+  if missing:
+    raise errors.make(
+      f"sampling.learned.reference '{reference}'",
+      f'a {writer.FILE} without validation/{missing[0]}' if last else f'no {writer.FILE}',
+      f'held-out losses of {", ".join(tasks)}',
+      'name the workdir of a run with these validation sets, for example one with fixed weights',
+    )
+  return {name: last[f'validation/{name}'] for name in tasks}
 
 
 def claim(
@@ -488,6 +524,7 @@ class Data(NamedTuple):
     table: the mixture as text.
     summary: data position -> the mixture as text with the epochs so far and the skipped examples.
     files: path -> size and hash of the files that define the records of all sources.
+    set_stages: sets learned weights, see `Pipeline.set_stages`.
   """
 
   batches: Callable[[int], Iterator[tuple[dict[str, np.ndarray], int]]]
@@ -496,6 +533,7 @@ class Data(NamedTuple):
   table: str
   summary: Callable[[int], str]
   files: Mapping[str, str] = types.MappingProxyType({})
+  set_stages: Callable[[mixtures.Stages], None] = lambda stages: None
 
 
 def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Data:
@@ -589,7 +627,35 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
       for source in (*sources.values(), *validation_sources.values())
       for path, content in source.files.items()
     },
+    set_stages=mixture.set_stages,
   )
+
+
+def learns_weights(config: ConfigDict, step: int) -> bool:
+  """Whether the mixture gets new weights after an update."""
+  is_learned = config.sampling.by == 'learned' and step < config.steps
+  return is_learned and step % config.sampling.learned.every == 0
+
+
+def learned_weights(config: ConfigDict, losses: Mapping[str, float]) -> dict[str, float]:
+  """New weights of the mixture, the same on all processes; see mix/learned.py.
+
+  Args:
+    config: config of one training run whose `sampling.by` is 'learned'.
+    losses: name of a validation set -> its mean loss.
+
+  Raises:
+    SphinxError: a loss is not finite.
+  """
+  settings = config.sampling.learned
+  weights = learned.learned_weights(
+    {name: entry.weight for name, entry in config.mixture.items()},
+    losses,
+    settings.reference_losses,
+    settings.rate,
+    settings.floor,
+  )
+  return hosts.broadcast(weights)  # Kinds of processors differ in the last bit of exp.
 
 
 def _check_image_token(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:
@@ -673,14 +739,14 @@ def _open_given_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
 
 def restore_or_init(
   config: ConfigDict, program: Program, store: checkpoints.Store
-) -> tuple[states.State, int, dict]:
+) -> tuple[states.State, int, dict, mixtures.Stages]:
   """Returns the state to start from.
 
   It is the run's own newest undamaged checkpoint; without one, the parameters of `init_from`;
   without that, fresh parameters.
 
   Returns:
-    (state, data position, sums of the open window of metrics).
+    (state, data position, sums of the open window of metrics, learned stages of the mixture).
   """
   restored = store.restore_newest(program.saved(program.params), program.state.opt_state)
   if restored is not None:
@@ -690,6 +756,7 @@ def restore_or_init(
       base = trees.flatten(program.load(config.init_from))
       params = trees.unflatten(base | trees.flatten(params))
     step, position, sums = meta['step'], meta['data_position'], meta['window']
+    stages = meta.get('learned_stages', ())
     log.info('resuming from step %d', step)
   else:
     if config.init_from:
@@ -699,10 +766,10 @@ def restore_or_init(
       params = program.init()
     trained, _ = states.split(params, config.trainable)
     opt_state = program.init_optimizer(trained)
-    step, position, sums = 0, 0, {}
+    step, position, sums, stages = 0, 0, {}, ()
   trained, frozen = states.split(params, config.trainable)
   step = jax.device_put(jnp.int32(step), program.state.step.sharding)
-  return states.State(step, trained, frozen, opt_state), position, sums
+  return states.State(step, trained, frozen, opt_state), position, sums, stages
 
 
 def open_features(
