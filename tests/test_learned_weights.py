@@ -9,13 +9,15 @@ import signal
 import pytest
 import xxhash
 
-from sphinx_jax import run, settings, train
+from sphinx_jax import recipe, run, settings, train
 from sphinx_jax.checkpoint import store
+from sphinx_jax.configs import mini
 from sphinx_jax.core import errors
 from sphinx_jax.data import mixture
 from sphinx_jax.parallel import hosts
 from sphinx_jax.training import writer
 from tests.generate import small
+from tests.narrow import narrow_recipe
 from tests.tiny import crash, lines, tiny
 
 STEPS, EVERY = 16, 4
@@ -153,9 +155,9 @@ def test_a_run_that_is_stopped_around_new_weights_equals_an_unbroken_one(
 ):
   (workdir, expected), (notes, actions) = unbroken, noted
   stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
-  # Saves before new weights, with them, and after them. Then it is killed after the weights of step
-  # 8, of which the checkpoint of step 5 has no record.
-  for step in (3, 4, 5):
+  # Saves before new weights and with them. Then it is killed after the weights of step 8, of which
+  # no checkpoint has a record.
+  for step in (3, 4):
     actions[step] = stop
     with pytest.raises(SystemExit):
       train.train(config_of(folder), tmp_path)
@@ -164,7 +166,7 @@ def test_a_run_that_is_stopped_around_new_weights_equals_an_unbroken_one(
   actions[10] = crash
   with pytest.raises(RuntimeError, match='as if killed'):
     train.train(config_of(folder, **{'checkpoint.every': 100}), tmp_path)
-  assert store.latest(tmp_path) == 5
+  assert store.latest(tmp_path) == 4
   train.train(config_of(folder), tmp_path)
   assert notes == expected and stages_of(tmp_path) == stages_of(workdir)
   assert lines(tmp_path) == lines(workdir)
@@ -237,3 +239,19 @@ def test_settings_that_cannot_be_are_refused(learned, changes, words, folder):
 def test_the_section_is_needed():
   with pytest.raises(errors.SphinxError, match="'learned' without a section sampling.learned"):
     settings.check_run(tiny(**{'sampling.by': 'learned'}))
+
+
+@pytest.mark.slow  # Stand-in: test_settings.py checks the config, and the runs above learn.
+def test_the_laptop_recipe_learns_the_weights_of_all_tasks(tmp_path, monkeypatch):
+  monkeypatch.setattr(mixture, 'BLOCK', 1024)
+  config = narrow_recipe(mini.get_config('quick,learned'))
+  (tmp_path / 'data').mkdir()
+  recipe.data_step(config, 'data', tmp_path)
+  stage = run.training_run(config, 'stage2', tmp_path).copy_and_resolve_references()
+  with stage.unlocked():
+    stage.update(init_from=None, eval_batches=1)
+    stage.optimizer.name = 'adamw'  # Compiles faster than muon.
+  train.train(stage.lock(), tmp_path / 'stage2')
+  (line,) = [line for line in lines(tmp_path / 'stage2') if 'weight/vqa' in line]
+  assert line.keys() == {'step', *(f'weight/{task}' for task in mini.TASKS)} and line['step'] == 3
+  assert sum(line[f'weight/{task}'] for task in mini.TASKS) == pytest.approx(1)
