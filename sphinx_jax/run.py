@@ -121,20 +121,14 @@ def completed(config: ConfigDict) -> ConfigDict:
   """The config of a run with what follows from its other settings.
 
   With `tokenizer_add`, the vocabulary has the size of the tokenizer with the new tokens, which are
-  read if they are in a file. Beside adapters, the rows of the new tokens are trained. With
-  `sampling.learned.reference`, the reference losses are read from the metrics of that run.
+  read if they are in a file. Beside adapters, the rows of the new tokens are trained.
 
   Raises:
     SphinxError: `init_from` has or is an adapter, the tokenizer or a file of tokens cannot be read,
-      the tokenizer has one of the tokens, or the reference lacks a loss.
+      or the tokenizer has one of the tokens.
   """
   if config.init_from:
     merged.check_whole(config.init_from, 'init_from')
-  if config.sampling.by == 'learned' and config.sampling.learned.reference:
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-      config.sampling.learned.reference_losses = _reference_losses(config)
-    config.lock()
   if not config.get('tokenizer_add'):
     return config
   complete = config.copy_and_resolve_references()
@@ -146,12 +140,14 @@ def completed(config: ConfigDict) -> ConfigDict:
   return complete.lock()
 
 
-def _reference_losses(config: ConfigDict) -> dict[str, float]:
-  """Task -> the last held-out loss of the run `sampling.learned.reference`.
+def with_reference_losses(config: ConfigDict) -> ConfigDict:
+  """The config of a run with the last held-out losses of the run `sampling.learned.reference`.
 
   Raises:
-    SphinxError: the run has no loss of a task of the mixture.
+    SphinxError: that run has no loss of a task of the mixture.
   """
+  if config.sampling.by != 'learned' or not config.sampling.learned.reference:
+    return config
   reference = config.sampling.learned.reference
   last: dict[str, float] = {}
   for line in writer.read(reference):
@@ -165,7 +161,12 @@ def _reference_losses(config: ConfigDict) -> dict[str, float]:
       f'held-out losses of {", ".join(tasks)}',
       'name the workdir of a run with these validation sets, for example one with fixed weights',
     )
-  return {name: last[f'validation/{name}'] for name in tasks}
+  complete = config.copy_and_resolve_references()
+  with complete.unlocked():
+    complete.sampling.learned.reference_losses = {
+      name: last[f'validation/{name}'] for name in tasks
+    }
+  return complete.lock()
 
 
 def claim(
@@ -653,7 +654,7 @@ def learned_weights(config: ConfigDict, losses: Mapping[str, float]) -> dict[str
     losses,
     settings.reference_losses,
     settings.rate,
-    settings.floor,
+    settings.limit,
   )
   return hosts.broadcast(weights)  # Kinds of processors differ in the last bit of exp.
 

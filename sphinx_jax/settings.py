@@ -78,9 +78,7 @@ RUN = {
       {
         'every': values.integer('updates between new weights'),
         'rate': values.positive('change of weights by excess loss, see mix/learned.py'),
-        'floor': values.number(
-          'share of its first weight that every task keeps', high=1, without=(0,)
-        ),
+        'limit': values.number('largest factor of a weight; its inverse is the least', low=1),
         'reference': values.text(
           "workdir of a run whose last held-out losses become reference_losses; '': none"
         ),
@@ -343,13 +341,14 @@ def _learned_problems(run: Mapping[str, Any]) -> Problems:
       'lower it; the weights would never change',
     )
   least = min(weights, key=weights.get, default=None)
-  count = mixture.BLOCK * learned['floor'] * weights.get(least, 1) / (sum(weights.values()) or 1)
+  share = weights.get(least, 1) / (sum(weights.values()) or 1)
+  count = mixture.BLOCK * share / learned['limit'] ** 2
   if count < 1:
     yield (
-      'sampling.learned.floor',
-      f"{learned['floor']:g}, which may leave '{least}' {count:.2g} of {mixture.BLOCK} examples",
+      'sampling.learned.limit',
+      f"{learned['limit']:g}, which may leave '{least}' {count:.2g} of {mixture.BLOCK} examples",
       'at least one of them for every task',
-      f'raise it or mixture.{least}.weight, or set that weight to 0',
+      f'lower it, raise mixture.{least}.weight, or set that weight to 0',
     )
   references = learned.get('reference_losses', {})
   for name in references:

@@ -50,7 +50,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     SystemExit: after SIGTERM or Ctrl-C, once the run is saved.
   """
   settings.check_run(config)
-  config = run.completed(config)
+  config = run.with_reference_losses(run.completed(config))
   wandb_run.check(config.wandb)
   workdir = run.claim(config, workdir, ignore=run.RESIZABLE)
   latest = hosts.broadcast(checkpoints.latest(workdir))

@@ -271,7 +271,7 @@ def test_starts_with_other_numbers_of_processes_equal_the_single_run(
 @pytest.mark.slow  # Stand-in: test_learned_weights.py, with one process and two meshes.
 def test_two_processes_learn_weights_and_train_on_the_examples_of_one(folder, tmp_path):
   entry = "dict(source='jsonl', path='my.jsonl', root='', task='dialog', weight=1.0)"
-  learned = "dict(every=2, rate=1.0, floor=0.5, reference='', reference_losses=dict(a=9.0, b=0.0))"
+  learned = "dict(every=2, rate=1.0, limit=2.0, reference='', reference_losses=dict(a=9.0, b=0.0))"
   config = (folder / 'config.py').read_text()
   for old, new in (
     ('mixture=dict(mine=entry)', f'mixture=dict(a={entry}, b={entry})'),

@@ -22,7 +22,7 @@ from tests.tiny import crash, lines, tiny
 
 STEPS, EVERY = 16, 4
 WINDOW = 24  # New weights are learned inside windows, and blocks begin inside windows.
-LEARNED = dict(every=EVERY, rate=0.3, floor=0.25, reference='')
+LEARNED = dict(every=EVERY, rate=0.3, limit=4.0, reference='')
 ANSWERS = {
   'easy': lambda i: 'red circle',
   'hard': lambda i: ' '.join(f'{i * prime % 97}' for prime in (31, 59, 83)),
@@ -192,25 +192,25 @@ def test_all_processes_take_the_weights_of_process_0(folder, monkeypatch):
 
 def test_the_losses_of_a_finished_run_are_references(unbroken, folder, tmp_path):
   workdir, _ = unbroken
-  config = run.completed(config_of(folder, dict(reference=str(workdir))))
+  config = run.with_reference_losses(config_of(folder, dict(reference=str(workdir))))
   final = writer.read(workdir)[-1]
   assert config.sampling.learned.reference_losses.to_dict() == {
     name: final[f'validation/{name}'] for name in ANSWERS
   }
   with pytest.raises(errors.SphinxError, match="reference '.*': got no metrics.jsonl, expected he"):
-    run.completed(config_of(folder, dict(reference=str(tmp_path))))
+    run.with_reference_losses(config_of(folder, dict(reference=str(tmp_path))))
   (tmp_path / writer.FILE).write_text('{"step": 5, "validation/easy": 0.5}\n')
   with pytest.raises(errors.SphinxError, match='without validation/hard'):
-    run.completed(config_of(folder, dict(reference=str(tmp_path))))
+    run.with_reference_losses(config_of(folder, dict(reference=str(tmp_path))))
 
 
 @pytest.mark.parametrize(
   'learned, changes, words',
   [
     ({'every': STEPS}, {}, 'sampling.learned.every: got 16, expected less than steps, 16'),
-    ({'floor': 0.0}, {}, r'sampling.learned.floor: got 0.0, expected a number in \(0, 1'),
-    ({'floor': 0.02}, {}, "floor: got 0.02, which may leave 'easy' 0.64 of 64 examples"),
-    ({'flor': 0.1}, {}, "sampling.learned.flor: .*did you mean 'floor'"),
+    ({'limit': 0.9}, {}, r'sampling.learned.limit: got 0.9, expected a number in \[1, '),
+    ({'limit': 8.0}, {}, "limit: got 8, which may leave 'easy' 0.5 of 64 examples"),
+    ({'limt': 2.0}, {}, "sampling.learned.limt: .*did you mean 'limit'"),
     (
       {'reference_losses': {'easy': 0.1, 'hard': 0.1, 'haard': 0.1}},
       {},
