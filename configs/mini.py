@@ -259,7 +259,7 @@ def _learn_weights(config: dict[str, Any], parts: int) -> None:
     learned=dict(
       every=stage2['steps'] // parts + 1,  # Follows --config.stage2.steps.
       rate=5.0,  # A task that is 0.2 nats further behind its reference gets e times as much,
-      limit=2.0,  # but at most twice or half of its first weight, before they are scaled to 1.
+      limit=2.0,  # but at most twice, at least half of its first weight, before scaling.
       reference='',  # Workdir of a run whose losses take the place of the next line.
       reference_losses=REFERENCE_LOSSES,
     ),

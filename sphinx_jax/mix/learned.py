@@ -2,10 +2,10 @@
 
 The references are the losses of a finished run with fixed weights, as in DoReMi (arXiv 2305.10429).
 Without them, tasks whose answers cannot be predicted would get the most. As in Sheared LLaMA (arXiv
-2310.06694, section 2.2), the losses are held-out ones at a few steps of the run itself, so no
-second model is trained. Unlike both, new weights do not depend on earlier ones. An inexact loss is
-therefore forgotten at the next step, and a run that reaches its references returns to its first
-weights. And the change is limited, because early in a run a rare task may be far behind.
+2310.06694, section 2.2), the losses are held-out ones at a few updates of the run itself, so no
+second model is trained. Unlike there, new weights do not depend on earlier ones: an inexact loss
+acts only until the next weights, and a run that reaches its references returns to its first
+weights. The change is limited, because early in a run a rare task may be far behind.
 """
 
 import math
@@ -23,9 +23,9 @@ def learned_weights(
 ) -> dict[str, float]:
   """Returns new weights of the tasks.
 
-  With shares p of the first weights and excess losses e = max(loss - reference, 0), whose mean by p
-  is m, they are p * exp(rate * (e - m)), scaled to sum to 1. The factor exp(...) is kept in
-  [1 / limit, limit]. So no weight is below p / limit**2.
+  Let p be the shares of the first weights, e = max(loss - reference, 0) the excess losses and m
+  their mean, weighted by p. The new weights are p * exp(rate * (e - m)), scaled to sum to 1, with
+  the factor exp(...) clipped to [1 / limit, limit]. So no weight is below p / limit**2.
 
   Args:
     weights: task -> first weight, at any scale. A task of weight 0 keeps it and needs no loss.
