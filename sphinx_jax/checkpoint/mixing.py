@@ -18,11 +18,11 @@ from sphinx_jax.checkpoint.bundle import check_same_model
 from sphinx_jax.checkpoint.read_ahead import read_ahead
 from sphinx_jax.core import errors, trees
 from sphinx_jax.core.progress import Progress, log
-from sphinx_jax.mix import weights
+from sphinx_jax.mix import layers, weights
 from sphinx_jax.models import families
 
 Tree = Mapping[str, stream.StoredArray]  # Path -> array of an opened checkpoint.
-LeafCoefficients = Mapping[str, tuple[Any, ...]]  # Path -> one coefficient per parent.
+LeafCoefficients = Mapping[str, Any]  # Path -> coefficients, see `layers.nested`.
 
 _PART_BYTES = 96 << 20  # Of one part of all inputs together.
 _PENDING_BYTES = 128 << 20  # Waiting for the disk.
@@ -110,9 +110,14 @@ def mix_checkpoints(
       f"input '{directory}'",
       f"'{directories[0]}'",
     )
-  # Other methods take a stack of experts as one vector.
-  experts = _count_experts(bundles[0].config, opened[0]) if method == 'linear' else {}
-  leaf_coefficients, of_experts = _match(rules, opened[0], experts)
+  experts, stacks = {}, {}
+  if method == 'linear':  # Other methods take a stack of layers and experts as one vector.
+    experts, stacks = _count_parts(bundles[0].config, opened[0])
+  matched = weights.match(rules, opened[0], experts, stacks)
+  leaf_coefficients = {
+    path: layers.nested(matched, path, experts.get(path, 0), stacks.get(path, 0))
+    for path in opened[0]
+  }
   outputs = _plan_outputs(opened, dtype)
   meta = {**dataclasses.replace(bundles[0], weights='').to_meta(), **recipe}
   writer = stream.Writer(output, {'params': outputs}, meta, _PENDING_BYTES)
@@ -120,9 +125,7 @@ def mix_checkpoints(
     with jax.default_device(jax.local_devices(backend='cpu')[0]):
       if method == 'slerp':
         leaf_coefficients = _to_slerp_coefficients(opened, leaf_coefficients, outputs)
-      input_hashes, output_hash = _write_mix(
-        opened, has_base, leaf_coefficients, of_experts, outputs, writer
-      )
+      input_hashes, output_hash = _write_mix(opened, has_base, leaf_coefficients, outputs, writer)
     hashed = [{**source, 'hash': input_hash} for source, input_hash in zip(sources, input_hashes)]
     writer.finish(parents=hashed[: len(inputs)], base=hashed[len(inputs) :], hash=output_hash)
   except BaseException:
@@ -138,26 +141,14 @@ def mix_checkpoints(
   return output
 
 
-def _count_experts(config: ConfigDict, arrays: Tree) -> dict[str, int]:
-  """Path -> number of experts, of the stacks [layers,experts,...] of a mixture."""
+def _count_parts(config: ConfigDict, arrays: Tree) -> tuple[dict[str, int], dict[str, int]]:
+  """Path -> number of experts of stacks [layers,experts,...], and of layers of all stacks."""
   if 'model' not in config:
-    return {}
+    return {}, {}
   axes = trees.flatten(families.logical_axes(config.model))
-  return {path: array.shape[1] for path, array in arrays.items() if 'experts' in axes[path]}
-
-
-def _match(
-  rules: weights.Rules, paths: Iterable[str], experts: Mapping[str, int]
-) -> tuple[dict[str, tuple[float, ...]], dict[str, list[tuple[float, ...]]]]:
-  """Coefficients by path, and those of every expert of stacks whose experts differ in them."""
-  matched = weights.match(rules, paths, experts)
-  of_leaves, of_experts = {path: matched[path] for path in paths}, {}
-  for path, count in experts.items():
-    rows = [matched[f'{path}/{n}'] for n in range(count)]
-    of_leaves[path] = rows[0]
-    if len(set(rows)) > 1:
-      of_experts[path] = rows
-  return of_leaves, of_experts
+  experts = {path: array.shape[1] for path, array in arrays.items() if 'experts' in axes[path]}
+  stacks = {path: array.shape[0] for path, array in arrays.items() if 'layers' in axes[path]}
+  return experts, stacks
 
 
 def check_output(output: store.Path, inputs: Iterable[store.Path]) -> None:
@@ -234,7 +225,6 @@ def _write_mix(
   inputs: Sequence[Tree],
   has_base: bool,
   coefficients: LeafCoefficients,
-  of_experts: Mapping[str, Sequence[Sequence[float]]],
   outputs: Mapping[str, OutputArray],
   writer: stream.Writer,
 ) -> tuple[list[str], str]:
@@ -244,7 +234,6 @@ def _write_mix(
     inputs: the parents, then the base if there is one.
     has_base: whether the last input is the base.
     coefficients: of every leaf.
-    of_experts: of every expert of some leaves.
     outputs: what is written.
     writer: of the item 'params'.
 
@@ -259,10 +248,7 @@ def _write_mix(
       input_hash.update(path, tree[path], value)
     parent_values = values[:-1] if has_base else values
     base_value = values[-1] if has_base else None
-    if path in of_experts:
-      mixed = _mix_experts(parent_values, of_experts[path], base_value, output.dtype, index)
-    else:
-      mixed = weights.mix_leaf(parent_values, coefficients[path], base_value, output.dtype)
+    mixed = _mix_part(parent_values, coefficients[path], base_value, output.dtype, index)
     mixed = np.asarray(mixed).astype(output.dtype, copy=False)
     if not content.is_finite(mixed):
       broken = [str(i) for i, value in enumerate(values, 1) if not content.is_finite(value)]
@@ -277,26 +263,32 @@ def _write_mix(
   return [input_hash.hexdigest() for input_hash in input_hashes], output_hash.hexdigest()
 
 
-def _mix_experts(
+def _mix_part(
   values: Sequence[np.ndarray],
-  rows: Sequence[Sequence[float]],
+  coefficients: Any,
   base: np.ndarray | None,
   dtype: np.dtype,
   index: stream.Index,
-) -> np.ndarray:
-  """Mixes a part of stacks [layers,experts,...], each expert with coefficients of its own."""
-  own = index[1] if len(index) > 1 else slice(None)
-  if isinstance(own, int):
-    return weights.mix_leaf(values, rows[own], base, dtype)
-  axis = 0 if index and isinstance(index[0], int) else 1
-  numbers = range(len(rows))[own]
+) -> weights.Array:
+  """Mixes a part of a leaf.
 
-  def of_expert(place: int, number: int) -> np.ndarray:
-    at = (slice(None),) * axis + (place,)
-    of_base = None if base is None else base[at]
-    return np.asarray(weights.mix_leaf([x[at] for x in values], rows[number], of_base, dtype))
-
-  return np.stack([of_expert(place, number) for place, number in enumerate(numbers)], axis)
+  Args:
+    values: that part of every parent.
+    coefficients: of the leaf, see `layers.nested`.
+    base: that part of the base, or None.
+    dtype: of the result.
+    index: where the part is in the leaf.
+  """
+  if not isinstance(coefficients, list):
+    return weights.mix_leaf(values, coefficients, base, dtype)
+  own, rest = (index[0], index[1:]) if index else (slice(None), ())
+  if isinstance(own, int):  # The values are without this axis.
+    return _mix_part(values, coefficients[own], base, dtype, rest)
+  mixed = [
+    _mix_part([x[i] for x in values], row, None if base is None else base[i], dtype, rest)
+    for i, row in enumerate(coefficients[own])
+  ]
+  return np.stack(mixed)
 
 
 def _read_parts(

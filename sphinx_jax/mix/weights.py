@@ -20,6 +20,7 @@ import numpy as np
 
 from sphinx_jax.core import errors, trees
 from sphinx_jax.core.progress import log
+from sphinx_jax.mix import layers
 
 METHODS = ('linear', 'slerp')
 # Above this cosine slerp falls back to the straight line, as in mergekit.
@@ -39,6 +40,7 @@ def mix(
   base: Mapping | None = None,
   method: str = 'linear',
   dtype: Any = None,
+  stacks: Mapping[str, int] = types.MappingProxyType({}),
 ) -> dict:
   """Mixes several parameter trees into one.
 
@@ -58,6 +60,7 @@ def mix(
       stack of layers as one), from the first parent to the second; the second coefficient is the
       share of the angle.
     dtype: dtype of the result's floating-point leaves; None: the first parent's dtypes.
+    stacks: path -> number of layers, of the leaves that rules may take apart by layer.
 
   Returns:
     A tree like the first parent. The arithmetic is float32.
@@ -78,11 +81,15 @@ def mix(
   flat_parents = [trees.flatten(parent) for parent in parents]
   flat_base = None if base is None else trees.flatten(base)
 
-  matched = match(rules, flat_parents[0])
+  if method == 'slerp':  # It takes a stack as one vector.
+    stacks = {}
+  matched = match(rules, flat_parents[0], stacks=stacks)
 
   def mix_path(path: str) -> jax.Array:
     leaves = [parent[path] for parent in flat_parents]
-    leaf_coefficients = matched[path]
+    leaf_coefficients = layers.nested(matched, path, 0, stacks.get(path, 0))
+    if isinstance(leaf_coefficients, list):
+      leaf_coefficients = layers.columns(leaf_coefficients, leaves[0].ndim)
     if method == 'slerp' and needs_slerp(leaf_coefficients):
       leaf_coefficients = slerp_coefficients(leaf_coefficients, *dot_products(*leaves))
     base_leaf = None if flat_base is None else flat_base[path]
@@ -101,8 +108,8 @@ def mix_leaf(
 
   Args:
     leaves: one array per parent, all of one shape.
-    coefficients: one per parent, Python numbers or float32[]. A Python 0 leaves its parent unread,
-      and a single Python 1 returns its parent.
+    coefficients: one per parent, Python numbers, float32[], or float32 arrays that broadcast to the
+      leaf. A Python 0 leaves its parent unread, and a single Python 1 returns its parent.
     base: the leaf that the parents started from, or None.
     dtype: dtype of a floating-point result; None: the first leaf's.
 
@@ -275,6 +282,7 @@ def match(
   rules: Rules,
   paths: Iterable[str],
   experts: Mapping[str, int] = types.MappingProxyType({}),
+  stacks: Mapping[str, int] = types.MappingProxyType({}),
 ) -> dict[str, tuple[float, ...]]:
   """Returns path -> coefficients by the first rule whose pattern matches the whole path.
 
@@ -285,18 +293,32 @@ def match(
     paths: paths of all leaves.
     experts: path -> number of experts, of leaves that have some. A rule also matches 'PATH/N' for
       expert N alone, and the result has these paths, too.
+    stacks: path -> number of layers, of stacks of layers. The result has 'PATH@N' for each layer in
+      place of the path, and rules may name layers, see mix/layers.py.
 
   Raises:
     SphinxError: no rule matches a path, or a rule matches none.
   """
   paths = list(paths)
   of_experts = {f'{path}/{n}': path for path, count in experts.items() for n in range(count)}
-  trees.check_rules('mix of', rules, [*paths, *of_experts])
-  numbered = [(pattern, number) for number, (pattern, _) in enumerate(rules)]
-  deciding = {path: trees.first_match(numbered, path) for path in paths}
-  for name, path in of_experts.items():
-    own = (number for pattern, number in numbered if re.fullmatch(pattern, name))
-    deciding[name] = min(next(own, deciding[path]), deciding[path])
+  depths = {name: stacks[path] for name, path in of_experts.items() if path in stacks}
+  layers.check((pattern for pattern, _ in rules), {**stacks, **depths})
+  patterns = [layers.split(pattern) for pattern, _ in rules]
+  trees.check_rules('mix of', patterns, [*paths, *of_experts])
+
+  def decide(names: Sequence[str], layer: int | None) -> int:
+    for number, (pattern, span) in enumerate(patterns):
+      is_here = span is None or layer in span
+      if is_here and any(re.fullmatch(pattern, name) for name in names):
+        return number
+    where = names[0] if layer is None else f'{names[0]}@{layer}'
+    return trees.first_match(rules, where)  # Raises the error of a parameter without a rule.
+
+  deciding = {
+    name: decide(*part)
+    for path in paths
+    for name, part in layers.parts(path, experts.get(path, 0), stacks.get(path, 0)).items()
+  }
   for number in range(len(rules) - 1):  # The last rule may be the default.
     if number not in deciding.values():
       log.warning("rule '%s' decides nothing: earlier rules match first", rules[number][0])

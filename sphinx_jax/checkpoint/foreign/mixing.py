@@ -8,7 +8,7 @@ import contextlib
 import functools
 import pathlib
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,9 +62,10 @@ def mix_folders(
   opened = [_open(place) for place in places]
   assemblies = [assemble.assemble([source]) for source in opened]
   _check_same(places, opened, assemblies)
-  # Slerp takes a stack of experts as one vector.
-  experts = _count_experts(assemblies[0]) if method == 'linear' else {}
-  matched = weights.match(rules, assemblies[0].shapes, experts)
+  experts, stacks = {}, {}
+  if method == 'linear':  # Slerp takes a stack of layers and experts as one vector.
+    experts, stacks = _count_experts(assemblies[0]), _count_layers(assemblies[0])
+  matched = weights.match(rules, assemblies[0].shapes, experts, stacks)
   recipe = {
     'parents': [_identity(place) for place in inputs],
     'coefficients': weights.as_json(coefficients),
@@ -82,7 +83,7 @@ def mix_folders(
   ):
     if method == 'slerp':
       matched = weights.to_slerp(matched, _measured_parts(assemblies, matched))
-    mixed = _mixed_tensors(opened, assemblies[0], has_base, matched, experts, dtype)
+    mixed = _mixed_tensors(opened, assemblies[0], has_base, matched, dtype)
     with mixed as tensors:
       safetensors.write_safetensors(folder, tensors)
     _copy_files(opened[0], folder, dtype)
@@ -100,6 +101,11 @@ def _count_experts(assembly: assemble.Assembly) -> dict[str, int]:
     if weight.expert is not None:
       counts[weight.path] = counts.get(weight.path, 0) + 1
   return counts
+
+
+def _count_layers(assembly: assemble.Assembly) -> dict[str, int]:
+  """Path -> number of layers, of stacked parameters."""
+  return {weight.path: len(weight.layers) for weight in assembly.table if weight.layers is not None}
 
 
 def _open(place: files.Path) -> sources.Source:
@@ -203,18 +209,17 @@ def _mixed_tensors(
   first: assemble.Assembly,
   has_base: bool,
   coefficients: Mapping[str, Sequence[Any]],
-  experts: Collection[str],
   dtype: str | None,
 ) -> Iterator[dict[str, Tensor]]:
   """Yields name -> mixed tensor. They must be read in order, each once.
 
   A parent with the coefficient 0 is not read. What the model does not use is the first parent's.
-  The experts of some paths have coefficients of their own.
+  Experts and layers may have coefficients of their own.
   """
   path_of = {
-    key: f'{weight.path}/{weight.expert}' if weight.path in experts else weight.path
+    key: next(name for name in _names(weight, index) if name in coefficients)
     for weight in first.table
-    for _, key in weight.places()
+    for index, key in weight.places()
   }
   mixed, reads = {}, []
   for key, tensor in opened[0].tensors.items():
@@ -239,6 +244,20 @@ def _mixed_tensors(
       name: Tensor(tensor.shape, tensor.dtype, functools.partial(read, tensor.read))
       for name, tensor in mixed.items()
     }
+
+
+def _names(weight: foreign.Weight, index: Sequence[int]) -> Iterator[str]:
+  """Yields the names that a tensor may have in a match: as a part of a parameter, or as all of it.
+
+  Args:
+    weight: a parameter, or an expert of one.
+    index: place of the tensor in it.
+  """
+  name = weight.path if weight.expert is None else f'{weight.path}/{weight.expert}'
+  if weight.layers is not None:
+    yield f'{name}@{index[0]}'
+  yield name
+  yield weight.path
 
 
 def _read_all(tensors: Mapping[int, Tensor]) -> dict[int, np.ndarray]:
