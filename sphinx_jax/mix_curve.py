@@ -33,6 +33,7 @@ from sphinx_jax.parallel import hosts
 from sphinx_jax.report import plots
 
 FLAGS = flags.FLAGS
+METHODS = ('linear', 'slerp')  # Those of two inputs alone, without a base or statistics.
 
 
 def draw_curve(
@@ -53,7 +54,7 @@ def draw_curve(
     output: directory, made if absent. Answers that it already has are used again.
     config, tasks, split: as of `mix_measure.open_inputs`.
     examples: most questions per task.
-    method: how to mix, one of `mix.weights.METHODS`.
+    method: how to mix, one of `METHODS`.
 
   Returns:
     The points of the curve, see `weight_curve.measure`. Scores are called 'task/NAME'.
@@ -116,14 +117,15 @@ def draw_sensitivity(
   Args:
     inputs: two or more checkpoints of one model and tokenizer.
     output, config, tasks, examples, split: as of `draw_curve`.
-    patterns: groups in the order in which they decide, see mix/groups.py; the rest becomes one
-      more. None: the groups of the model.
+    patterns: groups in the order in which they decide; the rest becomes one more. None: the groups
+      of the model (mix/groups.py). Parameters that are equal in all inputs are in no group.
     blocks: number of blocks of layers of the language model among the groups of the model.
 
   Returns:
-    {'inputs': directories, 'uniform': losses and scores of the uniform mix, 'groups': [{'group':
-    pattern, 'parameters': their number, 'input': number from 0, 'values': of the mix in which this
-    group is wholly from this input, 'change': 'values' less those of the uniform mix}, ...]}.
+    Content of the file: 'inputs'; 'uniform', losses and scores of the uniform mix; 'groups', for
+    each group and input a dictionary of 'group' (pattern), 'parameters' (number of those in which
+    the inputs differ), 'input' (number from 0), 'values' of the mix in which the group is wholly
+    from this input, and 'change', the values less those of the uniform mix.
 
   Raises:
     SphinxError: as `mix_measure.open_inputs`, or a pattern has no parameters.
@@ -284,7 +286,7 @@ if __name__ == '__main__':
   flags.DEFINE_integer(
     'blocks', 4, 'Blocks of layers of the language model for --sensitivity.', lower_bound=1
   )
-  flags.DEFINE_enum('method', 'linear', weights.METHODS, 'How to mix two inputs.')
+  flags.DEFINE_enum('method', 'linear', METHODS, 'How to mix two inputs.')
   flags.DEFINE_list('tasks', [], "Tasks of the run's mixture to score as well.")
   flags.DEFINE_integer('examples', 100, 'Most questions per task.', lower_bound=1)
   flags.DEFINE_string('split', 'test', 'Split of the tasks.')

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -37,8 +38,9 @@ class Inputs(NamedTuple):
     config: config of the run with the validation sets.
     parents: see `run.Parents`.
     sources: {task: held-out records}.
-    leaves: path -> number of parameters.
-    stacks: path -> number of layers, of stacks of layers.
+    stacked: path -> number of leading axes along which tensors are stacked.
+    leaves: path -> number of parameters, of the leaves in which the inputs differ.
+    stacks: path -> number of layers, of those of them that are stacks.
   """
 
   directories: tuple[checkpoints.Path, ...]
@@ -47,12 +49,13 @@ class Inputs(NamedTuple):
   config: ConfigDict
   parents: run.Parents
   sources: dict[str, Source]
+  stacked: dict[str, int]
   leaves: dict[str, int]
   stacks: dict[str, int]
 
   def mix(self, coefficients: weights.Coefficients, method: str = 'linear') -> dict:
     """Returns a mix as parameters on the devices, see `weights.mix`."""
-    return weights.mix(self.parents.params, coefficients, method=method, stacks=self.stacks)
+    return weights.mix(self.parents.params, coefficients, method=method, stacked=self.stacked)
 
 
 def open_inputs(
@@ -114,8 +117,9 @@ def open_inputs(
     held_out.tasks_with_metric(config, tasks)
   sources = held_out.open_split(config, tasks, split)
   parents = run.open_parents(config, directories)
-  leaves = trees.flatten(parents.params[0])
-  axes = trees.flatten(families.logical_axes(config.model))
+  leaves, stacked = _differing(parents.params), families.stacked(config.model)
+  if not leaves:
+    raise errors.make(who, 'inputs of equal weights', 'others', 'check --inputs')
   return Inputs(
     directories=tuple(directories),
     names=tuple(f'{place} at step {meta["step"]}' for place, meta in zip(directories, metas)),
@@ -123,9 +127,22 @@ def open_inputs(
     config=config,
     parents=parents,
     sources=sources,
+    stacked=stacked,
     leaves={path: math.prod(leaf.shape) for path, leaf in leaves.items()},
-    stacks={path: leaf.shape[0] for path, leaf in leaves.items() if 'layers' in axes[path]},
+    stacks=weights.count_layers(leaves, stacked),
   )
+
+
+def _differing(parents: Sequence[dict]) -> dict[str, jax.Array]:
+  """Path -> leaf of the first tree, of the leaves in which a tree differs."""
+  first, *others = map(trees.flatten, parents)
+  equal = {path: [_all_equal(leaf, tree[path]) for tree in others] for path, leaf in first.items()}
+  return {path: leaf for path, leaf in first.items() if not all(equal[path])}
+
+
+@jax.jit
+def _all_equal(first: jax.Array, second: jax.Array) -> jax.Array:
+  return (first == second).all()
 
 
 def scorer(inputs: Inputs, examples: int, folder: epath.Path, identity: str) -> Scorer:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sphinx_jax import mix_curve, run as run_lib
+from sphinx_jax import mix_curve, mix_measure, run as run_lib
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.bundle import Bundle
 from sphinx_jax.core import config as config_lib, errors
@@ -89,18 +89,13 @@ def test_tasks_are_scored_with_every_mix(runs, memory, tmp_path, monkeypatch):
   folder, *_ = runs
   calls = []
 
-  def evaluate(model, sources, examples, mean_image, folder, run, params):
+  def score(model, sources, examples, folder, run, params):
     calls.append((list(sources), examples, folder.name, run))
     squares = (jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in jax.tree.leaves(params))
-    norm = float(sum(squares))
-    return {task: {'final': norm} for task in sources}
+    return dict.fromkeys(sources, float(sum(squares)))
 
-  def mean_image(sources, size, alpha):
-    return np.zeros((size, size, 3), np.uint8)
-
-  monkeypatch.setattr(mix_curve, 'Model', lambda *parts: parts)
-  monkeypatch.setattr(held_out, 'evaluate', evaluate)
-  monkeypatch.setattr(held_out, 'mean_image', mean_image)
+  monkeypatch.setattr(mix_measure, 'Model', lambda *parts: parts)
+  monkeypatch.setattr(held_out, 'score', score)
   monkeypatch.setattr(held_out, 'open_split', lambda config, names, split: dict.fromkeys(names))
   monkeypatch.setattr(run_lib, 'open_tokenizer', lambda config: 'pieces')
   points = mix_curve.draw_curve(

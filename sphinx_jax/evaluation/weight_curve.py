@@ -1,6 +1,7 @@
 """Measures weight mixes of models that are in memory. The mixes exist only in memory."""
 
 import itertools
+import types
 from collections.abc import Callable, Mapping, Sequence
 
 from sphinx_jax.core.progress import Progress
@@ -14,6 +15,7 @@ def measure(
   coefficients: Sequence[float],
   evaluate: Callable[[dict, float], Mapping[str, float]],
   method: str = 'linear',
+  stacked: Mapping[str, int] = types.MappingProxyType({}),
 ) -> list[dict[str, float]]:
   """Evaluates mixes along the line between two trees. A mix has the sharding of the parents.
 
@@ -22,13 +24,14 @@ def measure(
     coefficients: shares b of the first tree. The mix is b * first + (1 - b) * second, or the slerp
       between them.
     evaluate: (parameters, share) -> {name: value}, for example validation losses.
-    method: how to mix, one of `mix.weights.METHODS`.
+    method: how to mix, 'linear' or 'slerp'.
+    stacked: path -> number of leading axes along which tensors are stacked, see `weights.mix`.
 
   Returns:
     One dictionary per coefficient: 'coefficient' and the values of `evaluate`.
   """
   measured = measure_each(
-    lambda row: weights.mix(parents, row, method=method),
+    lambda row: weights.mix(parents, row, method=method, stacked=stacked),
     [(share, 1 - share) for share in coefficients],
     lambda params, number: evaluate(params, coefficients[number]),
   )
@@ -80,7 +83,8 @@ def moved(groups: Sequence[str], inputs: int) -> list[tuple[str, int, weights.Co
   """Returns mixes for a study of sensitivity: the uniform mix with one group from one input.
 
   Args:
-    groups: patterns of parameter paths; the first that matches a path decides.
+    groups: patterns of parameter paths; the first that matches a path decides. What none matches
+      stays uniform.
     inputs: number of inputs.
 
   Returns:
@@ -91,5 +95,5 @@ def moved(groups: Sequence[str], inputs: int) -> list[tuple[str, int, weights.Co
   for group, number in itertools.product(groups, range(inputs)):
     whole = tuple(float(i == number) for i in range(inputs))
     rules = [(pattern, whole if pattern == group else uniform) for pattern in groups]
-    mixes.append((group, number, rules))
+    mixes.append((group, number, [*rules, ('.*', uniform)]))
   return mixes

@@ -1,10 +1,11 @@
 """Groups of parameters that get coefficients of their own: patterns as in the rules of a mix."""
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 
 from sphinx_jax.core import errors
-from sphinx_jax.mix import weights
+from sphinx_jax.mix import layers, weights
 
 _LLM = 'llm'  # The section of the language model, in every family.
 
@@ -16,7 +17,7 @@ def of_model(leaves: Mapping[str, int], stacks: Mapping[str, int], blocks: int) 
   of the model, or each of its parts if several of them have layers; and what belongs to no section.
 
   Args:
-    leaves: path -> number of parameters, of all leaves.
+    leaves: path -> number of parameters, of the leaves to group.
     stacks: path -> number of layers, of stacks of layers.
     blocks: number of blocks of the language model; fewer if it has fewer layers.
   """
@@ -61,6 +62,15 @@ def sizes(
     SphinxError: a leaf is in no group, a pattern matches none, or earlier ones decide all that it
       matches.
   """
+  for pattern in groups:
+    of_paths, _ = layers.split(pattern)
+    if not any(re.fullmatch(of_paths, path) for path in leaves):
+      raise errors.make(
+        f"group '{pattern}'",
+        'no parameters in which the inputs differ',
+        f'a pattern of whole paths such as {", ".join([*leaves][:3])}',
+        'correct it, or leave it out',
+      )
   numbered = [(pattern, (float(number),)) for number, pattern in enumerate(groups)]
   counts = dict.fromkeys(groups, 0)
   for name, (number,) in weights.match(numbered, leaves, stacks=stacks).items():

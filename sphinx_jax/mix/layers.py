@@ -7,7 +7,6 @@ the stacks whose path matches 'llm/layers/.*'. No path has an '@'. The same name
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -76,41 +75,16 @@ def parts(path: str, experts: int, layers: int) -> dict[str, tuple[tuple[str, ..
   return {f'{name}@{n}': (matched, n) for name, matched in names.items() for n in range(layers)}
 
 
-def nested(matched: Mapping[str, tuple[float, ...]], path: str, experts: int, layers: int) -> Any:
-  """Returns the coefficients of a leaf as nested lists over its leading axes.
+def columns(rows: Sequence[Sequence[float]], shape: Sequence[int], depth: int) -> list[np.ndarray]:
+  """Returns the coefficients of the tensors in a stack as one array per parent.
 
   Args:
-    matched: name of a part -> its coefficients, as `weights.match` returns them.
-    path: path of the leaf.
-    experts, layers: as of `parts`.
+    rows: of each tensor, in row-major order: one number per parent.
+    shape: of the stack.
+    depth: number of leading axes along which tensors are stacked.
 
   Returns:
-    A tuple with one number per parent if it holds for the whole leaf; a list of such by layer; or,
-    by layer, lists of them by expert.
+    float32[layers,1,...] or float32[layers,experts,1,...] for each parent.
   """
-
-  def of_layer(suffix: str) -> Any:
-    rows = [matched[f'{path}/{n}{suffix}'] for n in range(experts)]
-    return _joined(rows) if rows else matched[f'{path}{suffix}']
-
-  return _joined([of_layer(f'@{n}') for n in range(layers)]) if layers else of_layer('')
-
-
-def columns(rows: Sequence[Sequence[float]], axes: int) -> list[np.ndarray]:
-  """Returns the coefficients of layers as one array per parent.
-
-  Args:
-    rows: by layer, one number per parent.
-    axes: number of axes of the stack.
-
-  Returns:
-    float32[layers,1,...] for each parent, which broadcast to the stack.
-  """
-  shape = (len(rows), *(1,) * (axes - 1))
-  return [np.float32(column).reshape(shape) for column in zip(*rows)]
-
-
-def _joined(rows: Sequence[Any]) -> Any:
-  """The rows, or one of them if all are equal and it is not a list itself."""
-  alike = isinstance(rows[0], tuple) and all(row == rows[0] for row in rows)
-  return rows[0] if alike else list(rows)
+  broadcast = (*shape[:depth], *(1,) * (len(shape) - depth))
+  return [np.float32(column).reshape(broadcast) for column in zip(*rows)]

@@ -11,7 +11,7 @@ from sphinx_jax.mix import weights
 from sphinx_jax.models import families
 from tests.tiny import mixture
 
-STACKS = {'llm/layers/w': 3, 'llm/layers/kernel': 3}
+STACKED = {'llm/layers/w': 1, 'llm/layers/kernel': 1}
 
 
 def tree(value: float) -> dict:
@@ -28,7 +28,7 @@ def tree(value: float) -> dict:
 
 def test_a_rule_names_layers_of_the_stacks_that_it_matches():
   rules = [('llm/layers/w@1', (1, 0)), ('llm/layers/.*@0-1', (0, 1)), ('.*', (0.5, 0.5))]
-  mixed = trees.flatten(weights.mix([tree(1), tree(3)], rules, stacks=STACKS))
+  mixed = trees.flatten(weights.mix([tree(1), tree(3)], rules, stacked=STACKED))
   assert [row[0] for row in mixed['llm/layers/w']] == [3, 1, 2]
   assert [row[0, 0] for row in mixed['llm/layers/kernel']] == [3, 3, 2]
   assert (mixed['llm/embed'] == 2).all()
@@ -45,13 +45,7 @@ def test_a_rule_names_layers_of_the_stacks_that_it_matches():
 )
 def test_layers_that_are_not_there_are_refused(rules, message):
   with pytest.raises(errors.SphinxError, match=message):
-    weights.mix([tree(1), tree(3)], rules, stacks=STACKS)
-
-
-def test_slerp_takes_a_stack_as_a_whole():
-  rules = [('llm/layers/.*@0', (1, 0)), ('.*', (0.5, 0.5))]
-  with pytest.raises(errors.SphinxError, match='matches no stack of layers'):
-    weights.mix([tree(1), tree(3)], rules, method='slerp', stacks=STACKS)
+    weights.mix([tree(1), tree(3)], rules, stacked=STACKED)
 
 
 @pytest.mark.parametrize('part_bytes', [mixing._PART_BYTES, 256])
