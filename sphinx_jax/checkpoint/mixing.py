@@ -59,6 +59,7 @@ def mix_checkpoints(
   dtype: str | None = None,
   options: Mapping[str, float | None] = types.MappingProxyType({}),
   statistics: Sequence[store.Path] = (),
+  choice: Mapping[str, Any] | None = None,
 ) -> store.Path:
   """Writes the mix of several checkpoints. An output that already holds the same mix is kept.
 
@@ -77,6 +78,7 @@ def mix_checkpoints(
       bfloat16 if its kernels are in few bits.
     options: name -> value of the method's options; None: the default.
     statistics: one directory per input, in the form of a checkpoint, for a method that needs them.
+    choice: how the coefficients were chosen, for the meta.
 
   Returns:
     The output directory.
@@ -130,6 +132,8 @@ def mix_checkpoints(
   mix = _Mix(method, options, matched, stacked, opened, len(inputs), measured)
   outputs = mix.plan(dtype)
   meta = {**dataclasses.replace(bundles[0], weights='').to_meta(), **recipe}
+  if choice is not None:
+    meta['choice'] = choice
   writer = stream.Writer(output, {'params': outputs}, meta, _PENDING_BYTES)
   try:
     with jax.default_device(jax.local_devices(backend='cpu')[0]):
