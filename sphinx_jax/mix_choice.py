@@ -22,7 +22,6 @@ from sphinx_jax.evaluation import halves, predictions
 from sphinx_jax.mix import groups, search, soup, weights
 from sphinx_jax.parallel import hosts
 
-METHODS = ('greedy_soup', 'search')
 FOLDER = 'choice'
 
 
@@ -42,7 +41,7 @@ def mix_chosen(
   """Chooses coefficients, prints what they are worth, and writes the mix as a checkpoint.
 
   Args:
-    method: one of `METHODS`.
+    method: 'greedy_soup' or 'search'.
     inputs: two or more checkpoints of one model and tokenizer.
     output: directory of the mixed checkpoint.
     patterns: groups of parameters that get coefficients of their own in a search, in the order in
@@ -225,7 +224,7 @@ class Evaluations:
 def _compare(
   measured: Evaluations, chosen: weights.Coefficients, count: int
 ) -> dict[str, dict[str, float]]:
-  """Returns half -> name of a mix -> its loss or score, of the inputs, their mean and the choice."""
+  """Returns half -> name of a mix -> its loss or score: inputs alone, uniform and chosen."""
   mixes: dict[str, weights.Coefficients] = {
     f'input {i + 1}': soup.average([i], count) for i in range(count)
   }

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from sphinx_jax.checkpoint import content, merged, store, stream
 from sphinx_jax.checkpoint.bundle import check_same_model
@@ -121,13 +122,9 @@ def mix_checkpoints(
       f"input '{directory}'",
       f"'{directories[0]}'",
     )
-  config = bundles[0].config
-  stacked = families.stacked(config.model) if 'model' in config else {}
-  experts, layers = (
-    weights.count_experts(opened[0], stacked),
-    weights.count_layers(opened[0], stacked),
-  )
-  matched = weights.match(rules, opened[0], experts, layers)
+  stacked = _stacked(bundles[0].config)
+  experts = weights.count_experts(opened[0], stacked)
+  matched = weights.match(rules, opened[0], experts, weights.count_layers(opened[0], stacked))
   measured = [stream.read(place, mapped=True) for place in statistics]
   mix = _Mix(method, options, matched, stacked, opened, len(inputs), measured)
   outputs = mix.plan(dtype)
@@ -151,6 +148,10 @@ def mix_checkpoints(
     f', from {base}' if has_base else '',
   )
   return output
+
+
+def _stacked(config: ConfigDict) -> dict[str, int]:
+  return families.stacked(config.model) if 'model' in config else {}
 
 
 def _source(directory: store.Path) -> dict[str, Any]:
