@@ -118,14 +118,23 @@ def _choose(
     )
     return made.coefficients
   names = groups.complete(record['groups'], opened.leaves, opened.stacks)
-  uniform = (1 / count,) * count
-  # Rules must cover the parameters that are equal in all inputs, too.
-  rest = [('.*', uniform)] if names[-1] != '.*' else []
+
+  def covering(rules: search.Rules) -> weights.Coefficients:
+    rows = [row for _, row in rules]
+    if len({*rows}) == 1:
+      return rows[0]
+    # Any row does for the parameters that are equal in all inputs.
+    return rules if names[-1] == '.*' else (*rules, ('.*', rows[-1]))
+
   found = search.search(
-    names, count, lambda rules: measure([*rules, *rest]), record['evaluations'], record['seed']
+    names,
+    count,
+    lambda rules: measure(covering(rules)),
+    record['evaluations'],
+    record['seed'],
   )
   log.info('search: the best of %d mixes has %s %.4f', found.measured, *measured.shown(found.loss))
-  return [*found.coefficients, *rest]
+  return covering(found.coefficients)
 
 
 class Evaluations:

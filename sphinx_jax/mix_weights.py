@@ -5,9 +5,10 @@
 `--rule='llm/layers/.*=0.7,0.3'` gives other coefficients to the parameters whose path matches; the
 first matching rule decides. The path of a single expert ends with its number:
 `--rule='llm/layers/feed_forward/w[123]/kernel/3=1,0'`. A pattern that ends in `@LAYER` or
-`@FIRST-LAST` is for these layers: `--rule='llm/layers/.*@0-15=1,0'`. `--base=DIR` switches to task arithmetic:
-base + sum of c_i * (input_i - base). `--method=slerp` rotates the first input to the second.
-Checkpoints of any size are mixed in at most 2 GiB of memory. Directories may be gs:// URLs.
+`@FIRST-LAST` is for these layers: `--rule='llm/layers/.*@0-15=1,0'`. `--base=DIR` switches to task
+arithmetic: base + sum of c_i * (input_i - base). `--method=slerp` rotates the first input to the
+second. Checkpoints of any size are mixed in at most 2 GiB of memory. Directories may be gs://
+URLs.
 
 Folders of HF transformers, or names in the local hub cache, are mixed into such a folder without a
 conversion. BASE+ADAPTER is a folder with a LoRA adapter (PEFT) merged into it; one input alone is
@@ -21,8 +22,8 @@ error is printed:
     python -m sphinx_jax.mix_weights --inputs=A,B --coefficients=0.5,0.5 --rank=16 --output=DIR
 
 Two methods choose the coefficients by held-out data of the run, see mix_choice.py. A greedy soup
-(arXiv 2203.05482) averages those inputs that lower the loss. A search (CMA-ES) gives coefficients of
-their own to the parameters whose path matches a --rule, here without numbers:
+(arXiv 2203.05482) averages those inputs that lower the loss. A search (CMA-ES) finds coefficients
+for all parameters, and others for those whose path matches a --rule, here without numbers:
 
     python -m sphinx_jax.mix_weights --method=greedy_soup --inputs=A,B,C --output=DIR
     python -m sphinx_jax.mix_weights --method=search --inputs=A,B --rule='llm/layers/.*@0-15' \

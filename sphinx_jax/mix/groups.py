@@ -55,12 +55,11 @@ def sizes(
   """Returns the number of parameters in each group; the first pattern that matches decides.
 
   Args:
-    groups: patterns that cover all leaves.
+    groups: patterns.
     leaves, stacks: as of `of_model`.
 
   Raises:
-    SphinxError: a leaf is in no group, a pattern matches none, or earlier ones decide all that it
-      matches.
+    SphinxError: a pattern matches no leaf, or earlier ones decide all that it matches.
   """
   for pattern in groups:
     of_paths, _ = layers.split(pattern)
@@ -71,11 +70,12 @@ def sizes(
         f'a pattern of whole paths such as {", ".join([*leaves][:3])}',
         'correct it, or leave it out',
       )
-  numbered = [(pattern, (float(number),)) for number, pattern in enumerate(groups)]
+  numbered = [(pattern, (number,)) for number, pattern in enumerate(groups)]
   counts = dict.fromkeys(groups, 0)
-  for name, (number,) in weights.match(numbered, leaves, stacks=stacks).items():
+  for name, (number,) in weights.match([*numbered, ('.*', (-1,))], leaves, stacks=stacks).items():
     path = name.partition('@')[0]
-    counts[groups[int(number)]] += leaves[path] // stacks.get(path, 1)
+    if number >= 0:
+      counts[groups[number]] += leaves[path] // stacks.get(path, 1)
   empty = [pattern for pattern, count in counts.items() if not count]
   if empty:
     raise errors.make(
@@ -99,10 +99,5 @@ def complete(
   Raises:
     SphinxError: as of `sizes`.
   """
-  groups = list(dict.fromkeys([*patterns, '.*']))
-  try:
-    sizes(groups, leaves, stacks)
-  except errors.SphinxError:
-    groups = list(patterns)
-    sizes(groups, leaves, stacks)  # Raises the error of a pattern of the user.
-  return groups
+  grouped = sum(sizes(patterns, leaves, stacks).values())
+  return [*patterns] if grouped == sum(leaves.values()) else [*patterns, '.*']
