@@ -32,7 +32,7 @@ for all parameters, and others for those whose path matches a --rule, here witho
 They need the memory of a training run's weights for every input, and use its devices. The same
 command goes on where it was killed.
 
-`python -m sphinx_jax.mix_curve` measures mixes of two checkpoints without writing any.
+`python -m sphinx_jax.mix_curve` measures mixes without writing any.
 """
 
 from collections.abc import Callable, Iterable, Sequence

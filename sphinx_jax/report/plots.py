@@ -242,9 +242,11 @@ def _triangle_panel(
     drawn = axes.tricontourf(*places.T, values, levels=14, cmap=colors)
     axes.tricontour(*places.T, values, levels=7, colors='white', linewidths=0.5)
     figure.colorbar(drawn, ax=axes, shrink=0.75)
-  axes.plot(*places.T, '.', ms=3, color=AVERAGE_COLOR)
+  axes.plot(*places.T, '.', ms=3, color=AVERAGE_COLOR, clip_on=False)
   best = int(values.argmax() if is_score else values.argmin())
-  axes.plot(*places[best], '*', ms=15, color=_CHOSEN_COLOR, label=f'best: {values[best]:.4g}')
+  axes.plot(
+    *places[best], '*', ms=15, color=_CHOSEN_COLOR, label=f'best: {values[best]:.4g}', clip_on=False
+  )
   axes.legend(fontsize=8, loc='upper left', bbox_to_anchor=(-0.05, 1))
 
 
