@@ -11,8 +11,7 @@ Directories may be gs:// URLs.
 `--method` names another method (mix/methods.py). slerp rotates the first input to the second. TIES,
 DARE, model breadcrumbs and model stock need the base:
 
-    python -m sphinx_jax.mix_weights --method=ties --inputs=A,B,C --coefficients=1,1,1 --base=BASE \\
-      --density=0.2 --output=DIR
+    python -m sphinx_jax.mix_weights --method=model_stock --inputs=A,B,C --base=BASE --output=DIR
 
 Folders of HF transformers, or names in the local hub cache, are mixed into such a folder without a
 conversion. BASE+ADAPTER is a folder with a LoRA adapter (PEFT) merged into it; one input alone is
