@@ -7,6 +7,7 @@ scores. The other half reports: each input alone, the uniform mix and the chosen
 """
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -188,7 +189,7 @@ class Evaluations:
       self._score = mix_measure.scorer(opened, examples, folder / 'answers', identity)
 
   def loss(self, coefficients: weights.Coefficients, half: str) -> float:
-    """Returns what is to be low: the mean loss, or the negative mean score.
+    """Returns what is to be low: the mean loss, or the negative mean score; infinity for NaN.
 
     Args:
       coefficients: of the mix.
@@ -197,7 +198,8 @@ class Evaluations:
     values = self.values(coefficients, half)
     if self._opened.sources:
       return -statistics.fmean(values[f'task/{task}'] for task in self._opened.sources)
-    return statistics.fmean(values[name] for name in self._opened.config.validation)
+    loss = statistics.fmean(values[name] for name in self._opened.config.validation)
+    return math.inf if math.isnan(loss) else loss
 
   def shown(self, loss: float) -> tuple[str, float]:
     """Returns (`what`, value) of a `loss`, for the user."""

@@ -39,6 +39,7 @@ command goes on where it was killed.
 `python -m sphinx_jax.mix_curve` measures mixes without writing any.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -114,17 +115,22 @@ def _choose_mix(places: Sequence[str]) -> Callable[..., Any]:
   return foreign_mixing.mix_folders if folders else mixing.mix_checkpoints
 
 
+def _refuse(names: Iterable[str], what: str) -> None:
+  """Raises SphinxError if one of some flags is given, with what it has no effect."""
+  for name in names:
+    if FLAGS[name].value != FLAGS[name].default:
+      raise errors.make(
+        f'--{name}', f'{FLAGS[name].value} with {what}', 'none: it has no effect', 'leave it out'
+      )
+
+
 def _mix_adapters(rules: weights.Coefficients) -> None:
   """Mixes adapters into one, and prints what is lost.
 
   Raises:
     SphinxError: a flag has no effect on such a mix, or as `adapter_mixing.mix_adapters`.
   """
-  for name in ('method', 'dtype', 'stats', *methods.OPTIONS):
-    if FLAGS[name].value != FLAGS[name].default:
-      raise errors.make(
-        f'--{name}', f'{FLAGS[name].value} with --rank', 'none: a mix of adapters', 'leave it out'
-      )
+  _refuse(('method', 'dtype', 'stats', *methods.OPTIONS), '--rank')
   losses = adapter_mixing.mix_adapters(
     FLAGS.inputs, rules, FLAGS.output, FLAGS.rank, FLAGS.unnormalized, FLAGS.base
   )
@@ -144,7 +150,7 @@ def _mix_chosen() -> None:
   if FLAGS.method == 'search':
     without.discard('seed')
     options |= {'evaluations': FLAGS.evaluations, 'seed': FLAGS.seed or 0, 'patterns': FLAGS.rule}
-    named = next((pattern for pattern in FLAGS.rule if '=' in pattern), None)
+    named = next((rule for rule in FLAGS.rule if re.search(r'=[\d.,+-]*$', rule)), None)
     if named is not None:
       raise errors.make(
         '--rule', named, 'a pattern alone: the search finds the numbers', 'leave them out'
@@ -157,18 +163,9 @@ def _mix_chosen() -> None:
   # It takes seconds to import what runs a model, and other methods do without.
   from sphinx_jax import mix_choice
 
-  facts = {name: FLAGS[name].value for name in ('inputs', 'method', 'evaluations', 'rule')}
+  facts = {name: FLAGS[name].value for name in ('inputs', 'method', 'evaluations', 'rule', 'seed')}
   with hosts.session(facts), files.writing(FLAGS.output, 'output'):
     mix_choice.mix_chosen(FLAGS.method, FLAGS.inputs, FLAGS.output, **options)
-
-
-def _refuse(names: Iterable[str], what: str) -> None:
-  """Raises SphinxError if one of some flags is given, with what it has no effect."""
-  for name in names:
-    if FLAGS[name].value != FLAGS[name].default:
-      raise errors.make(
-        f'--{name}', f'{FLAGS[name].value} with {what}', 'none: it has no effect', 'leave it out'
-      )
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ def search(
     nonlocal best, measured
     rules = tuple(zip(groups, rows))
     loss = measure(rules)
-    loss = loss if math.isfinite(loss) else math.inf
+    loss = math.inf if math.isnan(loss) else loss
     measured += 1
     if best is None or loss < best[0]:
       best = loss, rules
