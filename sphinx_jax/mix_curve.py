@@ -17,7 +17,7 @@ wholly from one input. Groups are derived from the model, with the layers of the
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from absl import flags
 from etils import epath
@@ -63,7 +63,7 @@ def draw_curve(
     SphinxError: as `mix_measure.open_inputs`.
   """
   opened = mix_measure.open_inputs('curve', inputs, config, tasks, split)
-  rows = {f'{share:g}': (share, 1 - share) for share in coefficients}
+  rows = [(f'{share:g}', (share, 1 - share)) for share in coefficients]
   measured = _measure(opened, rows, output, examples, method)
   points = [{'coefficient': float(share), **row} for share, row in zip(coefficients, measured)]
   _write(output, 'curve', points, plots.line_between(points, [str(place) for place in inputs]))
@@ -93,9 +93,9 @@ def draw_triangle(
     SphinxError: as `mix_measure.open_inputs`.
   """
   opened = mix_measure.open_inputs('curve', inputs, config, tasks, split)
-  rows = {','.join(f'{share:.4g}' for share in row): row for row in weight_curve.triangle(side)}
+  rows = [(','.join(f'{c:g}' for c in row), row) for row in weight_curve.triangle(side)]
   measured = _measure(opened, rows, output, examples, 'linear')
-  points = [{'coefficients': list(row), **values} for row, values in zip(rows.values(), measured)]
+  points = [{'coefficients': list(row), **values} for (_, row), values in zip(rows, measured)]
   _write(output, 'curve', points, plots.triangle_between(points, [str(place) for place in inputs]))
   return points
 
@@ -117,7 +117,7 @@ def draw_sensitivity(
   Args:
     inputs: two or more checkpoints of one model and tokenizer.
     output, config, tasks, examples, split: as of `draw_curve`.
-    patterns: groups in the order in which they decide; the rest becomes one more. None: the groups
+    patterns: groups in the order in which they decide; the rest becomes one more. Without any: those
       of the model (mix/groups.py). Parameters that are equal in all inputs are in no group.
     blocks: number of blocks of layers of the language model among the groups of the model.
 
@@ -138,9 +138,8 @@ def draw_sensitivity(
   sizes = groups.sizes(names, opened.leaves, opened.stacks)
   moved = weight_curve.moved(names, len(inputs))
   uniform = (1 / len(inputs),) * len(inputs)
-  mixes = {'uniform': uniform} | {
-    f'{names.index(group)}-{number}': rules for group, number, rules in moved
-  }
+  mixes: list[tuple[str, weights.Coefficients]] = [('uniform', uniform)]
+  mixes += [(f'{names.index(group)}-{number}', rules) for group, number, rules in moved]
   base, *measured = _measure(opened, mixes, output, examples, 'linear')
   result = {
     'inputs': [str(place) for place in inputs],
@@ -162,14 +161,14 @@ def draw_sensitivity(
 
 def _measure(
   opened: mix_measure.Inputs,
-  mixes: Mapping[str, weights.Coefficients],
+  mixes: Sequence[tuple[str, weights.Coefficients]],
   output: epath.Path,
   examples: int,
   method: str,
 ) -> list[dict[str, float]]:
-  """Returns losses and scores of mixes, by the names of their folders of answers."""
+  """Returns losses and scores of mixes: (name of the folder of answers, coefficients)."""
   identity = f'{method} of {" and ".join(opened.names)}'
-  score, names = None, list(mixes)
+  score = None
   if opened.sources:
     score = mix_measure.scorer(opened, examples, output / 'answers', identity)
     run = {'curves': {identity: {'weights': list(opened.identities)}}}
@@ -178,12 +177,12 @@ def _measure(
   def evaluate(params: dict, number: int) -> dict[str, float]:
     values = opened.parents.program.evaluate(params, opened.parents.data.validation())
     if score is not None:
-      values |= score(params, opened.sources, names[number])
+      values |= score(params, opened.sources, mixes[number][0])
     return values
 
   hosts.on_process_0(lambda: paths.make_folder(output, 'output'))
   mix = functools.partial(opened.mix, method=method)
-  return weight_curve.measure_each(mix, list(mixes.values()), evaluate)
+  return weight_curve.measure_each(mix, [coefficients for _, coefficients in mixes], evaluate)
 
 
 def _write(output: epath.Path, name: str, values: object, figure: Figure) -> None:

@@ -70,9 +70,10 @@ def memory(monkeypatch, runs):
 def test_losses_along_the_line_are_drawn_and_no_checkpoint_is_written(runs, memory, tmp_path):
   folder, losses, _ = runs
   points = mix_curve.draw_curve(
-    [folder / 'real', folder / 'synthetic'], (0, 0.25, 1), tmp_path / 'curve'
+    [folder / 'real', folder / 'synthetic'], (0, 0.25, 1, 0), tmp_path / 'curve'
   )
-  assert [point['coefficient'] for point in points] == [0, 0.25, 1]
+  assert [point['coefficient'] for point in points] == [0, 0.25, 1, 0]
+  assert points[3] == points[0]  # Asked for twice.
   assert points[0]['real'] == losses['synthetic'] and points[2]['real'] == losses['real']
   assert points[1]['real'] not in losses.values()
   assert json.loads((tmp_path / 'curve' / 'curve.json').read_text()) == points

@@ -52,7 +52,7 @@ def check(patterns: Iterable[str], stacks: Mapping[str, int]) -> None:
       raise errors.make(
         f"mix of '{pattern}'",
         f'layer {span[-1]} of {depth}' if depth else 'a pattern that matches no stack of layers',
-        f'layers 0 to {depth - 1}' if depth else 'a stack that this kind of mix can take apart',
+        f'layers 0 to {depth - 1}' if depth else 'one that does',
         'correct the rule',
       )
 
