@@ -117,8 +117,8 @@ def draw_sensitivity(
   Args:
     inputs: two or more checkpoints of one model and tokenizer.
     output, config, tasks, examples, split: as of `draw_curve`.
-    patterns: groups in the order in which they decide; the rest becomes one more. Without any: those
-      of the model (mix/groups.py). Parameters that are equal in all inputs are in no group.
+    patterns: groups in the order in which they decide; the rest becomes one more. Without any, they
+      are those of the model (mix/groups.py). Equal parameters of all inputs are in no group.
     blocks: number of blocks of layers of the language model among the groups of the model.
 
   Returns:
