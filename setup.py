@@ -26,6 +26,7 @@ setuptools.setup(
   install_requires=[
     'absl-py',
     'array_record',
+    'cma',  # The search of mix_weights.
     'einops',
     'etils[epath]',
     'filelock',

@@ -1,7 +1,7 @@
 """One training run, from its config: which run, its compiled update, its data and its first state.
 
-The entry points train, recipe, peek, plan and mix_curve share this file. `Program` makes large
-arrays only in `init`, and nothing else here reads a weight before `restore_or_init`.
+The entry points train, recipe, peek and plan, and mix_measure.py share this file. `Program` makes
+large arrays only in `init`, and nothing else here reads a weight before `restore_or_init`.
 """
 
 import contextlib
@@ -857,7 +857,7 @@ def check_parent(config: ConfigDict, program: Program, data: Data) -> None:
 
 
 class Parents(NamedTuple):
-  """Two checkpoints to mix in memory, and what measures the mixes.
+  """Checkpoints to mix in memory, and what measures the mixes.
 
   Attributes:
     program: program of the config.
