@@ -75,7 +75,8 @@ def test_a_wrong_list_of_steps_is_refused_before_the_first_runs(ran, tmp_path):
 def test_a_stage_finds_what_earlier_steps_left(tmp_path):
   stage = run.training_run(mini.get_config(), 'stage2', tmp_path)
   assert stage.init_from == str(tmp_path / 'mix') and stage.data_dir == str(tmp_path / 'data')
-  assert run.training_run(mini.get_config(), 'real', tmp_path).init_from is None
+  first = run.training_run(mini.get_config(), 'real', tmp_path)
+  assert first.init_from == str(tmp_path / 'encoders')
   in_bucket = run.training_run(mini.get_config(), 'stage2', 'gs://bucket/run')
   assert in_bucket.tokenizer == 'gs://bucket/run/data/tokenizer.model'
 
@@ -119,9 +120,10 @@ def test_the_mix_of_a_recipe_refuses_two_models_before_it_measures(tmp_path, mon
     recipe.KINDS['mix'](config, 'mix', tmp_path)
 
 
-def test_stages_share_the_model_and_freeze_the_encoders_after_the_first():
-  for arg in ('', 'quick'):
+def test_stages_share_the_model_and_freeze_the_encoders():
+  for arg in ('', 'quick', 'siglip'):
     config = mini.get_config(arg)
     assert config.real.model == config.synthetic.model == config.stage2.model
-    assert config.real.trainable == (('.*', 'train'),)
-    assert config.synthetic.trainable[0] == config.stage2.trainable[0] == ('encoders/.*', 'frozen')
+    assert config.encoders.model.encoders == config.real.model.encoders
+    for name in ('real', 'synthetic', 'stage2'):
+      assert config[name].trainable[0] == ('encoders/.*', 'frozen')
