@@ -245,10 +245,17 @@ def _report(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
 
   evaluate_steps = [step for step in others if config[step].kind == 'evaluate']
   metrics = {step: workdir / step / 'metrics.jsonl' for step in run.training_steps(config)}
+  objectives = {
+    name: workdir / step / name / 'metrics.jsonl'
+    for step in others
+    if config[step].kind == 'pretrain'
+    for name in config[step].objectives
+  }
   recipe_page.write(
     workdir,
     evaluation=workdir / evaluate_steps[-1],
     metrics=metrics,
+    pretraining=objectives,
     curve=curve,
     mixed=coefficient,
     seconds=seconds,

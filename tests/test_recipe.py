@@ -11,7 +11,7 @@ from sphinx_jax import recipe, run
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.bundle import Bundle
 from sphinx_jax.configs import mini
-from sphinx_jax.core import config as config_lib, errors
+from sphinx_jax.core import config as config_lib, errors, trees
 
 
 def _config(**sections):
@@ -98,6 +98,17 @@ def test_a_finished_recipe_is_left_as_it_is(finished_recipe, monkeypatch):
   monkeypatch.setattr(recipe, 'KINDS', dict.fromkeys(recipe.KINDS))
   assert recipe.run_recipe(config, finished_recipe) == finished_recipe / 'report.html'
   assert files == {path: path.stat().st_mtime_ns for path in finished_recipe.rglob('*')}
+
+
+def test_the_encoders_are_pretrained_and_stay_as_they_are(finished_recipe):
+  given = trees.flatten(store.load_params(finished_recipe / 'encoders'))
+  assert {path.split('/')[1] for path in given} == {'clip', 'convnext', 'dinov2', 'qformer'}
+  for name in ('real', 'synthetic', 'mix', 'stage2'):
+    params = trees.flatten(store.load_params(finished_recipe / name))
+    kept = {path: leaf for path, leaf in params.items() if path.startswith('encoders/')}
+    assert kept.keys() == given.keys()
+    assert all(np.array_equal(kept[path], given[path]) for path in given), name
+  assert 'The encoders were pretrained first' in (finished_recipe / 'report.html').read_text()
 
 
 def test_the_mix_of_a_recipe_is_the_best_coefficient_of_its_choice(finished_recipe):

@@ -310,11 +310,13 @@ def abstract_params(config: ml_collections.ConfigDict) -> dict:
 
 def logical_axes(config: ml_collections.ConfigDict) -> dict:
   """The tree of `init` with a tuple of logical names (see layers.py) for every parameter."""
-  return jax.tree.map(
-    lambda box: tuple(box.names),
-    _abstract(_key(config)),
-    is_leaf=lambda box: isinstance(box, nn.LogicallyPartitioned),
-  )
+  return names_of(_abstract(_key(config)))
+
+
+def names_of(boxes: dict) -> dict:
+  """The tuple of logical names of every parameter, of a tree of flax boxes."""
+  is_box = lambda box: isinstance(box, nn.LogicallyPartitioned)
+  return jax.tree.map(lambda box: tuple(box.names), boxes, is_leaf=is_box)
 
 
 @functools.cache

@@ -22,7 +22,7 @@ class Captioner(nn.Module):
 
   Attributes:
     model: the model config.
-    name: the encoder.
+    name_of_encoder: the encoder.
     text: width, layers and heads of the decoder.
   """
 
@@ -34,7 +34,8 @@ class Captioner(nn.Module):
   def __call__(self, images: jax.Array, tokens: jax.Array) -> jax.Array:
     """Logits float32[B,L,vocab] of captions int32[B,L] of images uint8[B,Y,X,3]."""
     dtype = jnp.dtype(self.model.dtype)
-    queries = objectives.encode(self.model, self.name_of_encoder, images)
+    name = self.name_of_encoder
+    queries = objectives.queries(objectives.encode(self.model, name, images), name)
     prefix = layers.Dense(
       (self.text.width,), ('encoder_embed', 'encoder_out'), dtype=dtype, name='project'
     )(queries.reshape(len(images), -1, queries.shape[-1]))

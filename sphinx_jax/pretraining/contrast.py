@@ -56,8 +56,9 @@ class Contrast(nn.Module):
     for name in self.names:
       # The language model will read the class token and the feature map of every view. Without the
       # map in the loss, nothing would train the last block to put anything there.
-      class_token, feature_map = objectives.encode(self.model, name, images)
-      mean = feature_map.astype(jnp.float32).mean(axis=(2, 3)).astype(class_token.dtype)
+      output = objectives.encode(self.model, name, images)
+      class_token, cells = objectives.class_and_cells(output, name)
+      mean = cells.astype(jnp.float32).mean(axis=(2, 3)).astype(class_token.dtype)
       views = jnp.concatenate([class_token, mean], axis=-1)
       embedded[name] = self._project(f'project_{name}', views.reshape(len(images), -1))
     scale = layers.param(self, 'scale', nn.initializers.constant(jnp.log(_FIRST_SCALE)), (), ())

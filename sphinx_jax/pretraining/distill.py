@@ -60,9 +60,9 @@ class Distill(nn.Module):
   @nn.compact
   def __call__(self, views: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Scores float32[B,V,K] of class tokens, float32[B,V,G,G,K] of cells, of normalized views."""
-    class_token, cells = objectives.encode_views(
-      families.encoder(self.model, self.name_of_encoder), views
-    )
+    name = self.name_of_encoder
+    output = objectives.encode_views(families.encoder(self.model, name), views)
+    class_token, cells = objectives.class_and_cells(output, name)
     width, dtype = class_token.shape[-1], jnp.dtype(self.model.dtype)
     names = ('encoder_embed', 'encoder_out')
     hidden = layers.Dense((2 * width,), names, dtype=dtype, name='hidden')
@@ -191,8 +191,7 @@ def objective(model: FrozenConfigDict, section: ConfigDict, length: int) -> obje
     view = jnp.zeros((1, 1, encoder.view, encoder.view, 3))
     student = module.init(rng, view)['params']
     center = nn.LogicallyPartitioned(jnp.zeros((2, section.prototypes)), (None, None))
-    # A copy, because an update gives the memory of its arguments away.
-    return {'student': student, 'teacher': jax.tree.map(jnp.copy, student), 'center': center}
+    return {'student': student, 'teacher': student, 'center': center}
 
   def sums(params: dict, batch: steps.Batch, key: jax.Array | None) -> objectives.Sums:
     images = families.normalized(model, batch['images'][:, 0])

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from sphinx_jax.core import tables
+from sphinx_jax.core import errors, tables
 from sphinx_jax.models import families
 from sphinx_jax.parallel import placement
 from sphinx_jax.training import step as steps
@@ -77,6 +77,32 @@ def encode_views(encoder: nn.Module, views: jax.Array) -> Any:
   """The output of an encoder for normalized views [B,V,Y,X,3]: arrays [B,V,...]."""
   merged = placement.constrain(views.reshape(-1, *views.shape[2:]), ('views', None, None, None))
   return jax.tree.map(lambda out: out.reshape(*views.shape[:2], *out.shape[1:]), encoder(merged))
+
+
+def class_and_cells(output: Any, name: str) -> tuple[jax.Array, jax.Array]:
+  """An encoder's class tokens [B,V,E] and cells of its feature maps [B,V,G,G,E].
+
+  Raises:
+    SphinxError: it is a Q-Former, whose output is query tokens.
+  """
+  if not isinstance(output, tuple):
+    raise _unfit(name, 'an encoder that returns queries', 'one that returns a feature map')
+  return output
+
+
+def queries(output: Any, name: str) -> jax.Array:
+  """An encoder's query tokens [B,V,Q,E].
+
+  Raises:
+    SphinxError: it has none.
+  """
+  if isinstance(output, tuple):
+    raise _unfit(name, 'an encoder that returns a feature map', 'one that returns queries')
+  return output
+
+
+def _unfit(name: str, got: str, expected: str) -> errors.SphinxError:
+  return errors.make(f"objective that trains '{name}'", got, expected, 'change its setting trains')
 
 
 def answers(batch: steps.Batch, length: int) -> tuple[jax.Array, jax.Array]:
