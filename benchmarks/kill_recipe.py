@@ -19,7 +19,8 @@ from typing import Any
 
 from sphinx_jax.training import writer
 
-STAGES = ('real', 'synthetic', 'stage2')
+OBJECTIVES = ('contrast', 'distill', 'captions')
+STAGES = (*(f'encoders/{name}' for name in OBJECTIVES), 'real', 'synthetic', 'stage2')
 
 
 def start(workdir: pathlib.Path, arguments: Sequence[str]) -> subprocess.Popen:

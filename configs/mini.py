@@ -16,8 +16,10 @@ Variants, which can be combined (`mini:quick,dataset_files`):
                         which compute a position: as many active parameters
     mini:learned        stage 2 learns the weights of its tasks from held-out losses, seven times
 
-The steps are those of the paper. No part is pretrained at this size, so stage 1 on real captions
-trains the encoders too, and they are frozen after it.
+The steps are those of the paper. There are no released weights of this size, so the step `encoders`
+pretrains the encoders, each in the way of the released one: CLIP and ConvNeXt by image-text
+contrast, DINOv2 by self-distillation, the branch of BLIP-2 by captioning. They are frozen from
+then on.
 """
 
 from collections.abc import Iterable
@@ -29,7 +31,7 @@ from sphinx_jax.configs import sphinx
 from sphinx_jax.core import errors, renames
 
 WORDS = {'quick', 'dataset_files', 'siglip', 'moe', 'learned'}  # Of the config's argument.
-STEPS = ('data', 'real', 'synthetic', 'mix', 'stage2', 'evaluate', 'report')
+STEPS = ('data', 'encoders', 'real', 'synthetic', 'mix', 'stage2', 'evaluate', 'report')
 
 # Stage 2 trains all tasks jointly. Task -> weight: its share of the examples.
 TASKS = {
@@ -122,6 +124,53 @@ def caption(domain: str, split: str, weight: float = 1.0) -> dict[str, Any]:
   return dict(source='miniworld', task='caption', domain=domain, split=split, weight=weight)
 
 
+def pretraining(encoders: str) -> dict[str, Any]:
+  """Returns the section that pretrains the encoders, a row of `sphinx.ENCODERS`."""
+  of_text = tuple(
+    name for name in ('clip', 'convnext', 'siglip') if name in sphinx.ENCODERS[encoders]
+  )
+  text = dict(width=64, layers=2, heads=2)
+
+  def objective(names: tuple[str, ...], steps: int, lr: float, **own: Any) -> dict[str, Any]:
+    updates = FieldReference(steps)
+    return dict(
+      trains=names,
+      data=caption('real', 'train'),
+      optimizer=dict(
+        name='adamw',
+        lr=lr,
+        warmup=updates // 20,
+        decay_to=0.05,
+        betas=(0.9, 0.98),
+        weight_decay=0.05,
+        clip=1.0,
+        moment_dtype='float32',
+      ),
+      steps=updates,
+      **own,
+    )
+
+  return dict(
+    kind='pretrain',
+    seed=0,
+    model=sphinx.model('mini', encoders, 'mini').to_dict(),
+    tokenizer='data/tokenizer.model',
+    dialog=dict(system=''),
+    data_dir='data',
+    image=dict(alpha='drop'),
+    max_skipped=0.5,
+    batch=dict(size=64, seq_len=112, text=72, window=256),
+    objectives=dict(
+      contrast=objective(of_text, 200, 2e-3, width=64, text=text),
+      distill=objective(('dinov2',), 200, 1e-3, prototypes=256, momentum=0.99, small=4, hidden=0.4),
+      captions=objective(('qformer',), 200, 2e-3, text=text),
+    ),
+    log_every=10,
+    checkpoint=dict(every=100, keep=1),
+    mesh=dict(data=1, fsdp=1, tensor=1),
+  )
+
+
 def training(
   name: str,
   steps: int,
@@ -209,6 +258,8 @@ def evaluation(tasks: Iterable[str]) -> dict[str, Any]:
 def _read_dataset_files(config: dict[str, Any]) -> None:
   """Changes a recipe: its data are written as dataset files, and every mixture reads those."""
   config['data']['dataset_files'] = True
+  for objective in config['encoders']['objectives'].values():
+    objective['data'] = _laion('real', 'train')
   text = _from_files('text') | dict(weight=0.1)
   for domain in ('real', 'synthetic'):
     config[domain]['mixture'] = dict(caption=_laion(domain, 'train', 0.9), text=text)
@@ -229,6 +280,11 @@ def shorten(config: dict[str, Any]) -> None:
   config['data'] |= dict(train=dict(objects=400, words=200, page=200, figure=200), heldout=60)
   for stage in config['steps']:
     run = config[stage]
+    if run['kind'] == 'pretrain':
+      run['batch']['size'] = 8
+      for objective in run['objectives'].values():
+        objective['steps'] = 2
+        objective['optimizer']['warmup'] = 1
     if run['kind'] != 'train':
       continue
     steps = 4 if stage == 'stage2' else 3
@@ -285,7 +341,6 @@ def get_config(arg: str = '') -> ConfigDict:
       'one of them, because the reference losses are those of other data',
       'leave one out',
     )
-  everything = (('.*', 'train'),)
   frozen_encoders = (('encoders/.*', 'frozen'), ('.*', 'train'))
   text = dict(source='miniworld', task='text', split='train', weight=0.1)
   tasks = {
@@ -293,15 +348,19 @@ def get_config(arg: str = '') -> ConfigDict:
     for task, weight in TASKS.items()
   }
   tasks['caption'] = caption('synthetic', 'train', TASKS['caption'])
+  llm = 'mini_moe' if 'moe' in words else 'mini'
+  encoders = 'mini_siglip' if 'siglip' in words else 'mini'
   config = dict(
     steps=STEPS,
     data=data(vocab=640),
+    encoders=pretraining(encoders),
     real=training(
       'real',
       130,
       2e-3,
       dict(caption=caption('real', 'train', 0.9), text=text),
-      everything,
+      frozen_encoders,
+      init_from='encoders',
     ),
     synthetic=training(
       'synthetic',
@@ -318,8 +377,6 @@ def get_config(arg: str = '') -> ConfigDict:
     evaluate=evaluation(TASKS),
     report=dict(kind='report', targets=TARGETS),
   )
-  llm = 'mini_moe' if 'moe' in words else 'mini'
-  encoders = 'mini_siglip' if 'siglip' in words else 'mini'
   for stage in ('real', 'synthetic', 'stage2'):
     config[stage]['model'] = sphinx.model(llm, encoders, 'mini', scan_unroll=3).to_dict()
   if 'quick' in words:

@@ -4,6 +4,7 @@ The config lists the names of the steps in order. Each name has a section in the
 section's `kind` selects the work:
 
     data      builds miniworld (also as dataset files) and trains the tokenizer on its texts
+    pretrain  trains encoders alone, each by an objective of its own
     train     one training run (a stage), as `sphinx_jax.train` does it
     mix       interpolates the weights of two runs and measures the validation loss between them
     evaluate  answers the held-out split of every task, with the image and blind, and scores it
@@ -35,6 +36,7 @@ from sphinx_jax.evaluation import held_out, weight_curve
 from sphinx_jax.generate import load as loading
 from sphinx_jax.miniworld import builder, export
 from sphinx_jax.parallel import hosts
+from sphinx_jax.pretraining import loop as pretraining
 from sphinx_jax.report import recipe_page
 
 FLAGS = flags.FLAGS
@@ -150,6 +152,11 @@ def _corpus(config: ConfigDict, workdir: pathlib.Path, lines: int) -> Iterator[s
         yield text
 
 
+def _pretrain(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
+  """Trains encoders in the directory of the step."""
+  pretraining.pretrain(run.section(config, name, workdir), workdir / name)
+
+
 def _train(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   """Trains one stage in the directory of its step."""
   ENTRY_POINTS['train'](run.training_run(config, name, workdir), workdir / name)
@@ -238,10 +245,17 @@ def _report(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
 
   evaluate_steps = [step for step in others if config[step].kind == 'evaluate']
   metrics = {step: workdir / step / 'metrics.jsonl' for step in run.training_steps(config)}
+  objectives = {
+    name: workdir / step / name / 'metrics.jsonl'
+    for step in others
+    if config[step].kind == 'pretrain'
+    for name in config[step].objectives
+  }
   recipe_page.write(
     workdir,
     evaluation=workdir / evaluate_steps[-1],
     metrics=metrics,
+    pretraining=objectives,
     curve=curve,
     mixed=coefficient,
     seconds=seconds,
@@ -253,12 +267,17 @@ def _report(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
 
 KINDS: dict[str, Callable[[ConfigDict, str, pathlib.Path], None]] = {
   'data': data_step,
+  'pretrain': _pretrain,
   'train': _train,
   'mix': _mix,
   'evaluate': _evaluate,
   'report': _report,
 }
-ON_ALL_PROCESSES = ('train', 'mix')  # Process 0 does the other kinds while the others wait.
+ON_ALL_PROCESSES = (
+  'pretrain',
+  'train',
+  'mix',
+)  # Process 0 does the other kinds while the others wait.
 
 
 def _peak_rss() -> int:

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from sphinx_jax import datasets, settings as settings_lib
@@ -106,15 +105,18 @@ def training_run(
   if step not in choices:
     raise errors.unknown('training run of the recipe', step or '', choices)
   settings_lib.check_run(config[step], step)
+  return completed(section(config, step, workdir))
+
+
+def section(config: ConfigDict, step: str, workdir: str | os.PathLike | None = None) -> ConfigDict:
+  """The section of a recipe's step, with paths that other steps write; see `training_run`."""
   settings = config[step].to_dict()
   del settings['kind']
-  run_config = ConfigDict(settings)
-  if workdir is not None:
-    for name in ('data_dir', 'tokenizer', 'init_from'):
-      path = run_config[name]
-      if path and path.split('/')[0] in config.steps:
-        run_config[name] = str(epath.Path(workdir) / path)
-  return completed(run_config.lock())
+  for name in ('data_dir', 'tokenizer', 'init_from'):
+    path = settings.get(name)
+    if workdir is not None and path and path.split('/')[0] in config.steps:
+      settings[name] = str(epath.Path(workdir) / path)
+  return ConfigDict(settings).lock()
 
 
 def completed(config: ConfigDict) -> ConfigDict:
@@ -128,7 +130,7 @@ def completed(config: ConfigDict) -> ConfigDict:
       or the tokenizer has one of the tokens.
   """
   if config.init_from:
-    merged.check_whole(config.init_from, 'init_from')
+    merged.check_whole(config.init_from, 'init_from', part=True)
   if not config.get('tokenizer_add'):
     return config
   complete = config.copy_and_resolve_references()
@@ -243,7 +245,7 @@ class Program:
     self._features = functools.partial(families.features, model)
     self.layout = layouts.layout(config)
     shapes, axes = self.layout.shapes, self.layout.logical_axes
-    self.params = _with_shardings(shapes, rules.shardings(axes, shapes, self.mesh))
+    self.params = placement.with_shardings(shapes, rules.shardings(axes, shapes, self.mesh))
 
     fields = batch_contract.spec(
       config.batch.size, config.batch.seq_len, config.batch.images, config.model.image_size
@@ -252,7 +254,7 @@ class Program:
       _check_frozen_encoders(config, axes)
       features = jax.eval_shape(self._features, self.params, fields['images'])
       fields = batch_contract.with_features(fields, features)
-    self.batch = _with_shardings(fields, dict.fromkeys(fields, self.batch_sharding))
+    self.batch = placement.with_shardings(fields, dict.fromkeys(fields, self.batch_sharding))
 
     settings = config.optimizer
     self.learning_rate = optimizers.schedule(
@@ -290,13 +292,15 @@ class Program:
   def _abstract_state(self) -> states.State:
     trained, frozen = states.split(self.params, self._config.trainable)
     opt_shardings = optimizers.state_shardings(
-      self.optimizer, trained, _shardings(trained), self._replicated
+      self.optimizer, trained, placement.shardings(trained), self._replicated
     )
     return states.State(
       step=jax.ShapeDtypeStruct((), jnp.int32, sharding=self._replicated),
       trained=trained,
       frozen=frozen,
-      opt_state=_with_shardings(jax.eval_shape(self.optimizer.init, trained), opt_shardings),
+      opt_state=placement.with_shardings(
+        jax.eval_shape(self.optimizer.init, trained), opt_shardings
+      ),
     )
 
   def _on_mesh(self) -> contextlib.AbstractContextManager:
@@ -316,7 +320,7 @@ class Program:
       seed=self._config.seed if any(self._noise) else None,
       scaled=self._scaled,
     )
-    out_shardings = _shardings(self.state), self._replicated
+    out_shardings = placement.shardings(self.state), self._replicated
     with self._on_mesh():
       return jax.jit(update, donate_argnums=0, out_shardings=out_shardings).trace(
         self.state, self.batch
@@ -386,7 +390,7 @@ class Program:
 
     compiled_make = jax.jit(
       make,
-      out_shardings=_shardings(self.params),
+      out_shardings=placement.shardings(self.params),
       compiler_options=placement.fast_compile_options(),
     )
     return compiled_make(jax.random.key(self._config.seed))
@@ -398,7 +402,10 @@ class Program:
     """
     flat = trees.flatten(self.params)
     shapes = {path: leaf for path, leaf in flat.items() if not adapters.is_adapter(path)}
-    held = load_bundle(directory).forms
+    parent = load_bundle(directory)
+    if parent.part:
+      return self._load_part(directory, parent.part)
+    held = parent.forms
     _check_form(self._config, directory, held)
     new_tokens = len(self._config.get('tokenizer_add', ()))
     if self.layout.forms or held or new_tokens:
@@ -411,6 +418,13 @@ class Program:
     else:
       params = checkpoints.load_params(directory, trees.unflatten(shapes))
     return trees.unflatten(trees.flatten(params) | self._fresh_adapters())
+
+  def _load_part(self, directory: checkpoints.Path, part: str) -> dict:
+    """Fresh parameters with those of a checkpoint of a part of the tree in their place."""
+    used = _of_part(trees.flatten(self.params), part)
+    stored_arrays = {path: array for path, array in stream.read(directory).items() if path in used}
+    given = placing.place(stored_arrays, trees.unflatten(used))
+    return trees.unflatten(trees.flatten(self.init()) | trees.flatten(given))
 
   def _fresh_adapters(self) -> dict[str, jax.Array]:
     if not self.layout.scales:
@@ -435,7 +449,9 @@ class Program:
 
   def init_optimizer(self, trained: dict) -> Any:
     """Makes the optimizer's first state, directly in its sharding."""
-    return jax.jit(self.optimizer.init, out_shardings=_shardings(self.state.opt_state))(trained)
+    return jax.jit(self.optimizer.init, out_shardings=placement.shardings(self.state.opt_state))(
+      trained
+    )
 
 
 def _check_form(
@@ -484,20 +500,6 @@ def _check_only_adapters(trained: dict) -> None:
         'adapters alone, because the model without them is the reference',
         "take (('.*/lora_[ab]', 'train'), ('.*', 'frozen'))",
       )
-
-
-def _with_shardings(shapes: Any, shardings: Any) -> Any:
-  """Adds shardings to a tree of ShapeDtypeStruct."""
-
-  def add(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-  return jax.tree.map(add, shapes, shardings)
-
-
-def _shardings(tree: Any) -> Any:
-  """The shardings of a tree of ShapeDtypeStruct."""
-  return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
 def _describe_memory(compiled: jax.stages.Compiled) -> str:
@@ -832,6 +834,9 @@ def check_parent(config: ConfigDict, program: Program, data: Data) -> None:
     SphinxError: it is no checkpoint, or its leaves or its tokenizer differ.
   """
   parent = load_bundle(config.init_from)
+  if parent.part:
+    _check_part(config, parent)
+    return
   _check_form(config, config.init_from, parent.forms)
   model, tokenizer, ignored = config.model, data.bundle.tokenizer, ()
   if config.get('tokenizer_add'):
@@ -853,6 +858,45 @@ def check_parent(config: ConfigDict, program: Program, data: Data) -> None:
       'another tokenizer',
       f"that of '{config.tokenizer}'",
       'train with the tokenizer that the checkpoint carries',
+    )
+
+
+def _of_part(flat: Mapping[str, Any], part: str) -> dict[str, Any]:
+  """The leaves of a flat tree under one name at its top."""
+  return {path: leaf for path, leaf in flat.items() if path.split('/')[0] == part}
+
+
+def _check_part(config: ConfigDict, parent: Bundle) -> None:
+  """Checks that a checkpoint of a part of the tree has all of this part of the run's model.
+
+  It may have more: encoders that the model leaves out.
+
+  Raises:
+    SphinxError: leaves are missing or of another shape, or the run adds to parameters that the
+      checkpoint does not have.
+  """
+  where = f"init_from '{config.init_from}'"
+  if config.get('lora') or config.get('tokenizer_add'):
+    raise errors.make(
+      where,
+      f'{parent.part} alone',
+      'all weights, to which adapters or tokens are added',
+      'train the rest first',
+    )
+  wanted = _of_part(trees.flatten(families.abstract_params(config.model)), parent.part)
+  found = checkpoints.stored_leaves(checkpoints.locate(config.init_from))
+  shape_of = lambda leaf: 'nothing' if leaf is None else f'{list(leaf.shape)}'
+  wrong = [
+    f'{path}: {shape_of(found.get(path))}, expected {shape_of(leaf)}'
+    for path, leaf in wanted.items()
+    if shape_of(found.get(path)) != shape_of(leaf)
+  ]
+  if wrong or not wanted:
+    raise errors.make(
+      where,
+      f'{len(wrong)} differences: ' + '; '.join(wrong[:20]) if wrong else parent.part,
+      f'the {parent.part} of the model config',
+      'use the model config with which they were pretrained',
     )
 
 

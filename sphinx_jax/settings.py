@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from sphinx_jax.core import config_values as values, errors
 from sphinx_jax.data import dialog, images, mixture, packing, record
 from sphinx_jax.mix import tasks
-from sphinx_jax.models import quantized
+from sphinx_jax.models import families, quantized
 from sphinx_jax.models.settings import MODEL
 from sphinx_jax.training import optimizer, state
 
@@ -39,6 +39,20 @@ ENTRY = {
   'words': values.optional(values.integer('words of a record of plain text')),
   'frames': values.optional(values.integer('images that a video becomes', low=1)),
   '*': values.texts('setting of the source'),
+}
+
+# Of one update without microbatches.
+OPTIMIZER = {
+  'name': values.choice('optimizer', optimizer.NAMES),
+  'lr': values.positive('peak learning rate'),
+  'warmup': values.integer('updates until the peak', low=0),
+  'decay_to': values.share('final learning rate as a share of lr'),
+  'betas': values.sequence(
+    "decay rates of AdamW's two moments", values.number('', high=1, without=(1,)), 2, 2
+  ),
+  'weight_decay': values.number('factor of decayed parameters; lr times it is subtracted'),
+  'clip': values.positive('largest norm of the gradient; a large one does not clip'),
+  'moment_dtype': values.choice('dtype of the first moment', optimizer.MOMENT_DTYPES),
 }
 
 RUN = {
@@ -123,22 +137,13 @@ RUN = {
   'frozen_dtype': values.optional(
     values.choice("frozen matrices at rest; '': the compute dtype", ['', *quantized.STORED])
   ),
-  'optimizer': {
-    'name': values.choice('optimizer', optimizer.NAMES),
-    'lr': values.positive('peak learning rate'),
-    'warmup': values.integer('updates until the peak', low=0),
-    'decay_to': values.share('final learning rate as a share of lr'),
-    'betas': values.sequence(
-      "decay rates of AdamW's two moments", values.number('', high=1, without=(1,)), 2, 2
-    ),
-    'weight_decay': values.number('factor of decayed parameters; lr times it is subtracted'),
-    'clip': values.positive('largest norm of the gradient; a large one does not clip'),
+  'optimizer': OPTIMIZER
+  | {
     'accumulate': values.integer(
       'microbatches of a batch; -1: so many that a device has few positions at a time',
       low=-1,
       without=(0,),
     ),
-    'moment_dtype': values.choice('dtype of the first moment', optimizer.MOMENT_DTYPES),
   },
   'steps': values.integer('updates'),
   'log_every': values.integer('updates between lines of metrics'),
@@ -174,6 +179,49 @@ RUN = {
 
 # Kind of a recipe step -> the table of its section.
 _KIND = values.text('kind of the step')
+_OBJECTIVE = {
+  'trains': values.sequence('names of encoders', values.text('')),
+  'data': ENTRY,
+  'optimizer': OPTIMIZER,
+  'steps': values.integer('updates'),
+}
+_TEXT = {
+  'width': values.integer('channels'),
+  'layers': values.integer('layers'),
+  'heads': values.integer('attention heads'),
+}
+_PRETRAIN = {
+  'kind': _KIND,
+  **{
+    name: RUN[name]
+    for name in (
+      *('seed', 'model', 'tokenizer', 'dialog', 'data_dir', 'image', 'max_skipped'),
+      *('log_every', 'mesh'),
+    )
+  },
+  'batch': {
+    'size': values.integer('images of a batch over all devices', low=2),
+    'seq_len': values.integer('positions of a caption with its dialog', low=2),
+    'text': values.integer('longest caption in tokens; of a longer one the rest is cut off'),
+    'window': RUN['batch']['window'],
+  },
+  'objectives': {
+    'contrast': values.OptionalSection(
+      {**_OBJECTIVE, 'width': values.integer('channels of the common space'), 'text': _TEXT}
+    ),
+    'distill': values.OptionalSection(
+      {
+        **_OBJECTIVE,
+        'prototypes': values.integer('outputs of the head', low=2),
+        'momentum': values.share('share of its old weights that the teacher keeps in an update'),
+        'small': values.integer('small crops of an image', low=0),
+        'hidden': values.share('share of the cells that the student does not see'),
+      }
+    ),
+    'captions': values.OptionalSection({**_OBJECTIVE, 'text': _TEXT}),
+  },
+  'checkpoint': {name: RUN['checkpoint'][name] for name in ('every', 'keep')},
+}
 STEPS = {
   'data': {
     'kind': _KIND,
@@ -190,6 +238,7 @@ STEPS = {
     },
     'heldout': values.integer('scenes of each kind in the validation and test splits'),
   },
+  'pretrain': _PRETRAIN,
   'train': RUN,
   'mix': {
     'kind': _KIND,
@@ -415,13 +464,66 @@ def _of_kind(config: ConfigDict, names: Sequence[str], kind: str) -> list[str]:
   return [name for name in names if config[name].kind == kind]
 
 
+def _path_problems(config: ConfigDict, name: str, before: Sequence[str], *keys: str) -> Problems:
+  """Yields paths of a section that a later step writes."""
+  for key in keys:
+    step = (config[name][key] or '').split('/')[0]
+    if step in config.steps and step not in before:
+      yield (
+        key,
+        f"'{config[name][key]}'",
+        f'what a step before {name} writes',
+        'change the order of steps',
+      )
+
+
+def _pretrain_problems(config: ConfigDict, name: str, before: Sequence[str]) -> Problems:
+  """Yields paths that a later step writes, and objectives that do not fit the model."""
+  section = config[name]
+  yield from _path_problems(config, name, before, 'data_dir', 'tokenizer')
+  known, taken = families.encoder_names(section.model), {}
+  if not section.objectives:
+    yield 'objectives', 'none', 'at least one', 'name one, or leave the step out'
+  for key, objective in section.objectives.items():
+    where = f'objectives.{key}'
+    for encoder in objective.trains:
+      if encoder not in known:
+        yield (
+          f'{where}.trains',
+          f"'{encoder}'",
+          f'encoders of the model: {", ".join(known) or "none"}',
+          'correct it',
+        )
+      if encoder in taken:
+        yield (
+          f'{where}.trains',
+          f"'{encoder}', which {taken[encoder]} trains",
+          'every encoder once',
+          'leave one out',
+        )
+      taken[encoder] = key
+    if key != 'contrast' and len(objective.trains) > 1:
+      yield f'{where}.trains', f'{len(objective.trains)}', 'one encoder', 'leave the others out'
+    if objective.optimizer.warmup > objective.steps:
+      yield (
+        f'{where}.optimizer.warmup',
+        f'{objective.optimizer.warmup}',
+        f'at most steps, {objective.steps}',
+        'lower it or raise steps',
+      )
+  if section.batch.text > section.batch.seq_len:
+    yield (
+      'batch.text',
+      f'{section.batch.text}',
+      f'at most batch.seq_len, {section.batch.seq_len}',
+      'lower it',
+    )
+
+
 def _train_problems(config: ConfigDict, name: str, before: Sequence[str]) -> Problems:
   """Yields paths of a training run that a later step writes, and a tokenizer that is too large."""
   run = config[name]
-  for key in ('data_dir', 'tokenizer', 'init_from'):
-    step = (run[key] or '').split('/')[0]
-    if step in config.steps and step not in before:
-      yield key, f"'{run[key]}'", f'what a step before {name} writes', 'change the order of steps'
+  yield from _path_problems(config, name, before, 'data_dir', 'tokenizer', 'init_from')
   step = (run.tokenizer or '').split('/')[0]
   if step in _of_kind(config, before, 'data') and config[step].vocab > run.model.llm.vocab:
     yield (
@@ -479,6 +581,7 @@ def _report_problems(config: ConfigDict, name: str, before: Sequence[str]) -> Pr
 
 _ORDER = {
   'data': lambda config, name, before: (),
+  'pretrain': _pretrain_problems,
   'train': _train_problems,
   'mix': _mix_problems,
   'evaluate': _evaluate_problems,

@@ -47,6 +47,10 @@ def narrow_recipe(config: ConfigDict) -> ConfigDict:
       stage.optimizer.warmup = 1
       stage.batch.update(size=8, seq_len=512, images=16, window=256)
       stage.checkpoint.every = 4
+    narrow_model(config.encoders, config.data.vocab)
+    objectives = config.encoders.objectives
+    del objectives.distill, objectives.captions  # Of encoders that the narrow model has not.
+    objectives.contrast.trains = ('clip',)
     config.data.train = dict(objects=24, words=12, page=12, figure=12)
     config.data.heldout = 6
     config.evaluate.examples = 3

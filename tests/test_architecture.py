@@ -20,7 +20,7 @@ LAYERS = [
   {'tasks'},
   {'miniworld'},
   {'datasets'},
-  {'generate'},
+  {'generate', 'pretraining'},
   {'evaluation', 'preparation'},
   {'report'},
   {'serving'},

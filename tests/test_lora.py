@@ -237,7 +237,7 @@ def test_the_mini_recipe_with_adapters_trains_them_and_the_projections_alone():
 
 @pytest.mark.slow  # The tests of its parts stand in: this config, and answers with adapters.
 def test_the_mini_recipe_with_adapters_runs_to_its_report(finished_recipe, tmp_path):
-  for name in ('data', 'real', 'synthetic', 'mix'):
+  for name in ('data', 'encoders', 'real', 'synthetic', 'mix'):
     shutil.copytree(finished_recipe / name, tmp_path / name)
   command = ['-m', 'sphinx_jax.recipe', '--config=mini_lora:quick', f'--workdir={tmp_path}']
   done = subprocess.run([sys.executable, *command], env=xla.environment(), capture_output=True)

@@ -11,7 +11,7 @@ from sphinx_jax import recipe, run
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.bundle import Bundle
 from sphinx_jax.configs import mini
-from sphinx_jax.core import config as config_lib, errors
+from sphinx_jax.core import config as config_lib, errors, trees
 
 
 def _config(**sections):
@@ -75,7 +75,8 @@ def test_a_wrong_list_of_steps_is_refused_before_the_first_runs(ran, tmp_path):
 def test_a_stage_finds_what_earlier_steps_left(tmp_path):
   stage = run.training_run(mini.get_config(), 'stage2', tmp_path)
   assert stage.init_from == str(tmp_path / 'mix') and stage.data_dir == str(tmp_path / 'data')
-  assert run.training_run(mini.get_config(), 'real', tmp_path).init_from is None
+  first = run.training_run(mini.get_config(), 'real', tmp_path)
+  assert first.init_from == str(tmp_path / 'encoders')
   in_bucket = run.training_run(mini.get_config(), 'stage2', 'gs://bucket/run')
   assert in_bucket.tokenizer == 'gs://bucket/run/data/tokenizer.model'
 
@@ -99,6 +100,17 @@ def test_a_finished_recipe_is_left_as_it_is(finished_recipe, monkeypatch):
   assert files == {path: path.stat().st_mtime_ns for path in finished_recipe.rglob('*')}
 
 
+def test_the_encoders_are_pretrained_and_stay_as_they_are(finished_recipe):
+  given = trees.flatten(store.load_params(finished_recipe / 'encoders'))
+  assert {path.split('/')[1] for path in given} == {'clip', 'convnext', 'dinov2', 'qformer'}
+  for name in ('real', 'synthetic', 'mix', 'stage2'):
+    params = trees.flatten(store.load_params(finished_recipe / name))
+    kept = {path: leaf for path, leaf in params.items() if path.startswith('encoders/')}
+    assert kept.keys() == given.keys()
+    assert all(np.array_equal(kept[path], given[path]) for path in given), name
+  assert 'The encoders were pretrained first' in (finished_recipe / 'report.html').read_text()
+
+
 def test_the_mix_of_a_recipe_is_the_best_coefficient_of_its_choice(finished_recipe):
   curve = json.loads((finished_recipe / 'mix' / 'curve.json').read_text())
   choice = json.loads((finished_recipe / 'mix' / 'choice.json').read_text())
@@ -119,9 +131,10 @@ def test_the_mix_of_a_recipe_refuses_two_models_before_it_measures(tmp_path, mon
     recipe.KINDS['mix'](config, 'mix', tmp_path)
 
 
-def test_stages_share_the_model_and_freeze_the_encoders_after_the_first():
-  for arg in ('', 'quick'):
+def test_stages_share_the_model_and_freeze_the_encoders():
+  for arg in ('', 'quick', 'siglip'):
     config = mini.get_config(arg)
     assert config.real.model == config.synthetic.model == config.stage2.model
-    assert config.real.trainable == (('.*', 'train'),)
-    assert config.synthetic.trainable[0] == config.stage2.trainable[0] == ('encoders/.*', 'frozen')
+    assert config.encoders.model.encoders == config.real.model.encoders
+    for name in ('real', 'synthetic', 'stage2'):
+      assert config[name].trainable[0] == ('encoders/.*', 'frozen')

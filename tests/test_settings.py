@@ -95,6 +95,20 @@ def test_a_config_of_another_command_names_the_command():
     ({'steps': ('data', 'synthetic', 'real')}, "synthetic.init_from: got 'real'"),
     ({'steps': ('data', 'real', 'report')}, 'report.kind: got report after data, real'),
     ({'steps': ('data', 'data')}, "steps: got 'data' twice"),
+    ({'steps': ('encoders', 'data')}, "encoders.data_dir: got 'data', expected what a step before"),
+    ({'encoders.objectives': {}}, 'encoders.objectives: got none'),
+    ({'encoders.objectives.contrast.trains': ('clpi',)}, "contrast.trains: got 'clpi', expected"),
+    (
+      {'encoders.objectives.distill.trains': ('clip',)},
+      "distill.trains: got 'clip', which contrast trains",
+    ),
+    (
+      {'encoders.objectives.captions.trains': ('qformer', 'dinov2')},
+      'captions.trains: got 2, expected one encoder',
+    ),
+    ({'encoders.objectives.distill.momentum': 1.5}, 'distill.momentum: got 1.5, expected a number'),
+    ({'encoders.objectives.distill.optimizer.warmup': 10**6}, 'warmup: got 1000000, expected at'),
+    ({'encoders.batch.text': 10**6}, 'encoders.batch.text: got 1000000, expected at most'),
   ],
 )
 def test_a_recipe_whose_steps_contradict_each_other_is_refused(changes, words):

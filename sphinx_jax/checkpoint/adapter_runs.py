@@ -61,24 +61,32 @@ def base_of(directory: store.Path) -> str:
   return path
 
 
-def check_whole(directory: store.Path, who: str = 'checkpoint') -> None:
+def check_whole(directory: store.Path, who: str = 'checkpoint', part: bool = False) -> None:
   """Checks that a checkpoint has all weights.
 
   Args:
     directory: a run's directory or one step's.
     who: what the checkpoint is, for the message.
+    part: whether one of a part of the parameters will do.
 
   Raises:
-    SphinxError: it holds adapters alone.
+    SphinxError: it holds adapters or a part alone.
   """
   if store.is_checkpoint(directory):
-    check_whole_meta(store.load_meta(directory), directory, who)
+    check_whole_meta(store.load_meta(directory), directory, who, part)
 
 
 def check_whole_meta(
-  meta: Mapping[str, Any], directory: store.Path, who: str = 'checkpoint'
+  meta: Mapping[str, Any], directory: store.Path, who: str = 'checkpoint', part: bool = False
 ) -> None:
   """As `check_whole`, of a checkpoint with this meta."""
+  if meta.get('part') and not part:
+    raise errors.make(
+      f"{who} '{directory}'",
+      f'the {meta["part"]} alone',
+      'all weights',
+      'train a model that begins with them (init_from)',
+    )
   if _BASE in meta:
     raise not_merged(f"{who} '{directory}'", 'a run that holds adapters alone')
 

@@ -1,7 +1,7 @@
 """What a checkpoint carries beside its arrays so that the model can be used from it alone.
 
 `Bundle` is the only writer and reader of the keys `config`, `tokenizer`, `dialog`, `added_tokens`,
-`ids` and `weights` of a checkpoint's meta.
+`ids`, `weights` and `part` of a checkpoint's meta.
 """
 
 import base64
@@ -32,6 +32,7 @@ class Bundle:
     added_tokens: text -> id of the special tokens beside a tokenizer.model.
     ids: see `data.tokenizer.IDS`.
     weights: the form of the kernels (`models.quantized.STORED`); '': not quantized.
+    part: name at the top of the parameter tree, of all that the checkpoint has; '': the whole tree.
   """
 
   config: ConfigDict
@@ -40,6 +41,7 @@ class Bundle:
   added_tokens: dict[str, int] = dataclasses.field(default_factory=dict)
   ids: str = 'v4'
   weights: str = ''
+  part: str = ''
 
   @property
   def forms(self) -> dict[str, stored.Matrix]:
@@ -64,6 +66,7 @@ class Bundle:
       **({'added_tokens': self.added_tokens} if self.added_tokens else {}),
       **({'ids': self.ids} if self.ids != 'v4' else {}),
       **({'weights': self.weights} if self.weights else {}),
+      **({'part': self.part} if self.part else {}),
     }
 
   @classmethod
@@ -90,7 +93,7 @@ class Bundle:
       ) from error
     dialog, added = (dict(meta.get(key) or {}) for key in ('dialog', 'added_tokens'))
     ids, weights = meta.get('ids', 'v4'), meta.get('weights', '')
-    return cls(config, tokenizer, dialog, added, ids, weights)
+    return cls(config, tokenizer, dialog, added, ids, weights, meta.get('part', ''))
 
 
 def load_bundle(directory: store.Path) -> Bundle:

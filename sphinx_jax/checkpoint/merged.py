@@ -50,15 +50,16 @@ def _is_adapter(place: str) -> bool:
   return store.is_checkpoint(place) or peft.is_adapter(place)
 
 
-def check_whole(place: store.Path, who: str) -> None:
+def check_whole(place: store.Path, who: str, part: bool = False) -> None:
   """Checks that a place is one checkpoint with all weights, or none.
 
   Args:
     place: a checkpoint, or BASE+ADAPTER.
     who: what it is, for the message.
+    part: whether a checkpoint of a part of the parameters will do.
 
   Raises:
-    SphinxError: it has or is an adapter.
+    SphinxError: it has or is an adapter, or a part.
   """
   base, adapter = split(place)
   if adapter is not None:
@@ -71,7 +72,7 @@ def check_whole(place: store.Path, who: str) -> None:
       'a checkpoint',
       'import it first: python -m sphinx_jax.convert --source=BASE+ADAPTER --output=DIR',
     )
-  adapter_runs.check_whole(base, who)
+  adapter_runs.check_whole(base, who, part)
 
 
 def open_checkpoint(place: store.Path) -> Opened:

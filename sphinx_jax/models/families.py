@@ -151,6 +151,26 @@ def feature_params(config: ml_collections.ConfigDict) -> str | None:
   return family(config).feature_params(config)
 
 
+def encoder_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """The encoders that can be trained alone, names under `feature_params`; (): none."""
+  return family(config).encoder_names(config)
+
+
+def encoder(config: ml_collections.ConfigDict, name: str) -> nn.Module:
+  """The module of one encoder, with its name: normalized views [B,y,x,3] -> its features."""
+  return family(config).encoder(config, name)
+
+
+def normalized(config: ml_collections.ConfigDict, images: jax.Array) -> jax.Array:
+  """Images uint8[B,Y,X,3] as float32, as encoders take them."""
+  return family(config).normalized(config, images)
+
+
+def encoder_views(config: ml_collections.ConfigDict, name: str, images: jax.Array) -> jax.Array:
+  """The normalized views [B,V,y,x,3] of images uint8[B,Y,X,3] that one encoder sees."""
+  return family(config).encoder_views(config, name, images)
+
+
 def features(model: multimodal.Multimodal, params: dict, images: jax.Array) -> jax.Array:
   """What the encoders make of images, as one vector an image: [B,N,F] in the compute dtype.
 
@@ -290,11 +310,13 @@ def abstract_params(config: ml_collections.ConfigDict) -> dict:
 
 def logical_axes(config: ml_collections.ConfigDict) -> dict:
   """The tree of `init` with a tuple of logical names (see layers.py) for every parameter."""
-  return jax.tree.map(
-    lambda box: tuple(box.names),
-    _abstract(_key(config)),
-    is_leaf=lambda box: isinstance(box, nn.LogicallyPartitioned),
-  )
+  return names_of(_abstract(_key(config)))
+
+
+def names_of(boxes: dict) -> dict:
+  """The tuple of logical names of every parameter, of a tree of flax boxes."""
+  is_box = lambda box: isinstance(box, nn.LogicallyPartitioned)
+  return jax.tree.map(lambda box: tuple(box.names), boxes, is_leaf=is_box)
 
 
 def stacked(config: ml_collections.ConfigDict) -> dict[str, int]:

@@ -137,6 +137,26 @@ class Multimodal(nn.Module):
     """The rest of `encode`: visual tokens [B,N*L,D] of what `features` returned."""
     raise NotImplementedError
 
+  @classmethod
+  def encoder_names(cls, config: Any) -> tuple[str, ...]:
+    """Names under `feature_params` of the encoders that can be trained alone; (): none."""
+    return ()
+
+  @classmethod
+  def encoder(cls, config: Any, name: str) -> nn.Module:
+    """The module of one of `encoder_names`, with this name: normalized views -> features."""
+    raise NotImplementedError
+
+  @classmethod
+  def normalized(cls, config: Any, images: jax.Array) -> jax.Array:
+    """Images uint8[B,Y,X,3] as float32, as encoders take them."""
+    raise NotImplementedError
+
+  @classmethod
+  def encoder_views(cls, config: Any, name: str, images: jax.Array) -> jax.Array:
+    """The normalized views [B,V,y,x,3] of images uint8[B,Y,X,3] that an encoder sees."""
+    raise NotImplementedError
+
   def __call__(
     self,
     tokens: jax.Array,

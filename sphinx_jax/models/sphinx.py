@@ -179,6 +179,23 @@ class Sphinx(multimodal.Multimodal):
   def feature_params(cls, config: Any) -> str | None:
     return 'encoders' if cls.sees_images(config) else None
 
+  @classmethod
+  def encoder_names(cls, config: Any) -> tuple[str, ...]:
+    return _present(config) if cls.sees_images(config) else ()
+
+  @classmethod
+  def encoder(cls, config: Any, name: str) -> nn.Module:
+    return _encoder(config, name)
+
+  @classmethod
+  def normalized(cls, config: Any, images: jax.Array) -> jax.Array:
+    return pixels.normalize(images, MEAN, STD)
+
+  @classmethod
+  def encoder_views(cls, config: Any, name: str, images: jax.Array) -> jax.Array:
+    view, grid = config.encoders[name].view, config.grid
+    return scales.views(cls.normalized(config, images), grid, view, config.half_round)
+
   def features(self, images: jax.Array) -> Any:
     merged = self._encode(images)
     return jax.tree.map(lambda x: x.reshape(*images.shape[:2], *x.shape[1:]), merged)

@@ -25,6 +25,20 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, rules.partition(()))
 
 
+def with_shardings(shapes: Any, shardings_of: Any) -> Any:
+  """Adds shardings to a tree of ShapeDtypeStruct."""
+
+  def add(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  return jax.tree.map(add, shapes, shardings_of)
+
+
+def shardings(tree: Any) -> Any:
+  """The shardings of a tree of ShapeDtypeStruct or arrays."""
+  return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
 def batch_ways() -> int:
   """The number of devices or groups of devices over which the mesh in context splits a batch."""
   return compute_ways('batch')

@@ -44,12 +44,13 @@ def to_png(figure: Figure, dpi: int = 130) -> bytes:
   return buffer.getvalue()
 
 
-def loss_curves(steps: Mapping[str, Lines]) -> Figure:
+def loss_curves(steps: Mapping[str, Lines], ylabel: str = 'loss per answer token') -> Figure:
   """Plots loss against step: one panel for each training step of a recipe, one line per task.
 
   Args:
     steps: {step of the recipe: [{'step': int, 'loss': float, 'loss/<task>': float, ...}, ...]}. A
       line may lack a task.
+    ylabel: what the losses are.
   """
   with matplotlib.rc_context(_STYLE):
     height = 3.9 if len(steps) > 1 else 4.4
@@ -58,7 +59,7 @@ def loss_curves(steps: Mapping[str, Lines]) -> Figure:
     widths = [1.6 if len(_task_keys(lines)) > 4 else 1.0 for lines in steps.values()] or [1]
     panels = np.atleast_1d(figure.subplots(1, len(widths), width_ratios=widths))
     for axes, (name, lines) in zip(panels, steps.items()):
-      _loss_panel(axes, name, lines)
+      _loss_panel(axes, name, lines, ylabel)
   return figure
 
 
@@ -67,7 +68,7 @@ def _task_keys(lines: Lines) -> list[str]:
   return sorted({key for line in lines for key in line if key.startswith('loss/')})
 
 
-def _loss_panel(axes: Axes, name: str, lines: Lines) -> None:
+def _loss_panel(axes: Axes, name: str, lines: Lines, ylabel: str) -> None:
   keys = _task_keys(lines)
   colors = matplotlib.colormaps['tab20' if len(keys) > 10 else 'tab10'].colors
   for number, key in enumerate(keys):
@@ -77,7 +78,7 @@ def _loss_panel(axes: Axes, name: str, lines: Lines) -> None:
   x, y = _series(lines, 'loss')
   axes.plot(x, y, lw=0.7, color=AVERAGE_COLOR, alpha=0.25)
   axes.plot(x, smooth(y), lw=2.0, color=AVERAGE_COLOR, label='all')
-  axes.set(title=_name(name), xlabel='step', ylabel='loss per answer token', ylim=(0, None))
+  axes.set(title=_name(name), xlabel='step', ylabel=ylabel, ylim=(0, None))
   axes.legend(fontsize=7.5, ncols=2 if len(keys) > 5 else 1, loc='upper right')
 
 

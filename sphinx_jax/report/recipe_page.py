@@ -5,10 +5,11 @@
     evaluation   directory of `held_out.evaluate`: results.json, <task>.final.jsonl, images/
     metrics      {step of the recipe: metrics.jsonl}, lines {"step": int, "loss": float,
                  "loss/<task>": float, ...}
+    pretraining  {objective: metrics.jsonl}, with the same lines, and "accuracy/<encoder>" of some
     curve        [{"coefficient", "real", "synthetic"}], or a JSON file of it. The coefficient is
                  the share of the real parent
 
-It writes report.html, metrics.json, report/{scores,loss,mix_curve,overview}.png and
+It writes report.html, metrics.json, report/{scores,loss,pretraining,mix_curve,overview}.png and
 report/samples/*.png into the recipe's workdir.
 """
 
@@ -49,6 +50,7 @@ def write(
   config: Mapping[str, Any],
   mixed: float = 0.5,
   targets: Mapping[str, float] | None = None,
+  pretraining: Mapping[str, str | os.PathLike] | None = None,
 ) -> pathlib.Path:
   """Writes the page, its images and metrics.json.
 
@@ -62,6 +64,7 @@ def write(
     config: the resolved config as a plain dict.
     mixed: the coefficient of the real parent with which the recipe continued.
     targets: {task: the score to reach}.
+    pretraining: see above. None: the recipe pretrains no encoders.
 
   Returns:
     The path of report.html.
@@ -76,6 +79,7 @@ def write(
   if not isinstance(curve, (list, tuple)):
     curve = _read_json(pathlib.Path(curve))
   logs = {name: _read_lines(pathlib.Path(path)) for name, path in metrics.items()}
+  objectives = {name: _read_lines(pathlib.Path(path)) for name, path in (pretraining or {}).items()}
   samples = {task: _samples(evaluation, task, folder / 'samples') for task in results}
 
   summary = {
@@ -91,6 +95,8 @@ def write(
   (workdir / 'metrics.json').write_text(json.dumps(summary, indent=2))
 
   figures = {'scores': plots.score_bars(results), 'loss': plots.loss_curves(logs)}
+  if objectives:
+    figures['pretraining'] = plots.loss_curves(objectives, ylabel='loss')
   if curve:
     figures['mix_curve'] = plots.mix_curve(curve, mixed)
   figures['overview'] = plots.overview(results, curve, mixed, _highlights(samples))
@@ -103,6 +109,7 @@ def write(
     tasks=_task_rows(results, targets or {}),
     images={name: html.data_url(png, 'png') for name, png in pngs.items()},
     curve=curve_verdict(curve, mixed) if curve else None,
+    objectives=_objective_rows(objectives),
     samples=samples,
     speeds=_speeds(logs),
     speed_names=_SPEEDS,
@@ -156,6 +163,25 @@ def _task_rows(
         'reached': task in targets and result['final'] >= targets[task],
       }
     )
+  return rows
+
+
+def _objective_rows(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> list[dict[str, Any]]:
+  """Returns the rows of the page's table of pretraining: first and last values of every loss."""
+  rows = []
+  for name, lines in logs.items():
+    for key in sorted(key for key in lines[-1] if key.startswith('loss/')):
+      part = key.removeprefix('loss/')
+      rows.append(
+        {
+          'name': name,
+          'part': part,
+          'updates': lines[-1]['step'],
+          'first': lines[0][key],
+          'last': lines[-1][key],
+          'accuracy': lines[-1].get(f'accuracy/{part}'),
+        }
+      )
   return rows
 
 

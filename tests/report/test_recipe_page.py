@@ -70,6 +70,13 @@ def finished(tmp_path_factory):
     )
     + '{"step": 30, "lo'
   )  # The last line was cut off by a kill.
+  contrast = work / 'contrast.jsonl'
+  contrast.write_text(
+    ''.join(
+      json.dumps({'step': s, 'loss': 4 / s, 'loss/clip': 4 / s, 'accuracy/clip': s / 40}) + '\n'
+      for s in (1, 10)
+    )
+  )
   arguments = dict(
     evaluation=evaluation,
     metrics={'stage2': log},
@@ -79,6 +86,7 @@ def finished(tmp_path_factory):
     peak_rss_bytes=3 * 2**30,
     config={'name': 'tiny <config>', 'steps': ['data', 'stage2']},
     targets={'vqa': 0.8, 'rec': 0.6},
+    pretraining={'contrast': contrast},
   )
   file = recipe_page.write(work, **arguments)
   return arguments, work, file.read_text()
@@ -127,6 +135,19 @@ def test_the_page_shows_scores_targets_and_samples(finished):
   ):
     assert words in text, words
   assert re.search(r'1 of 2</b>tasks beat', text)  # The intervals of rec overlap.
+
+
+def test_the_page_shows_how_the_encoders_were_pretrained(finished):
+  _, work, text = finished
+  assert 'The encoders were pretrained first' in text and 'loss of pretraining against' in text
+  row = re.search(r'<tr><td>contrast.*?</tr>', text).group()
+  assert re.findall(r'>([^<>]+)<', row) == ['contrast', 'clip', '10', '4.000', '0.400', '0.250']
+  assert (work / 'report' / 'pretraining.png').exists()
+
+
+def test_a_page_without_pretraining_does_not_speak_of_it(finished, tmp_path):
+  page = recipe_page.write(tmp_path, **finished[0] | {'pretraining': None})
+  assert 'pretrain' not in page.read_text()
 
 
 def test_every_task_has_images_with_prediction_and_truth(finished):
