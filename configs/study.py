@@ -89,6 +89,8 @@ def _mini(quick: bool) -> Section:
     for stage, steps in (('real', REAL), ('synthetic', SYNTHETIC), ('stage2', STAGE2)):
       _set_steps(base[stage], steps)
     base['evaluate']['examples'] = EXAMPLES
+  else:
+    base['evaluate']['tasks'] = ('caption', 'vqa', 'rec')
   base['evaluate']['blind'] = False
   return base
 

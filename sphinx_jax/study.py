@@ -34,6 +34,7 @@ FLAGS = flags.FLAGS
 ENTRY_POINTS = tables.Table('entry point', {'run_step': 'sphinx_jax.recipe:run_step'})
 
 _POLL_SECONDS = 5.0  # Between looks at the steps of other processes.
+_DRAW_SECONDS = 60.0  # Between pages of a process.
 _MAY_CHANGE = ('title', 'seeds', 'changes', 'pairs', 'lease_seconds')
 
 
@@ -56,6 +57,7 @@ def run_study(study: ConfigDict, workdir: str, command: str) -> epath.Path:
   plan = study_plan.plan(study)
   workdir = _claim(study, workdir)
   failed: dict[str, str] = {}
+  drawn = time.monotonic()
   while True:
     with contextlib.ExitStack() as stack:
       name, waits = None, False
@@ -74,12 +76,13 @@ def run_study(study: ConfigDict, workdir: str, command: str) -> epath.Path:
             raise
           failed[name] = str(error)
           log.error('study: %s failed: %s', name, error)
-    if name is not None:
-      hosts.on_process_0(lambda: draw(study, plan, workdir, command, wait=False))
-    elif waits:
-      time.sleep(_POLL_SECONDS)
-    else:
+    if name is None and not waits:
       break
+    if name is None:
+      time.sleep(_POLL_SECONDS)
+    elif time.monotonic() - drawn > _DRAW_SECONDS:
+      hosts.on_process_0(lambda: draw(study, plan, workdir, command, wait=False))
+      drawn = time.monotonic()
   hosts.on_process_0(lambda: draw(study, plan, workdir, command))
   if failed:
     raise errors.SphinxError('\n'.join(f'{name}: {line}' for name, line in failed.items()))
