@@ -18,7 +18,10 @@ setuptools.setup(
     'sphinx_jax.configs',
   ],
   package_dir={'sphinx_jax.configs': 'configs'},
-  package_data={'sphinx_jax.report': ['*.html'], 'sphinx_jax.serving': ['page/*']},
+  package_data={
+    'sphinx_jax.report': ['*.html', 'studies/*.json'],
+    'sphinx_jax.serving': ['page/*'],
+  },
   python_requires='>=3.11',
   classifiers=[
     'Programming Language :: Python :: 3.11',  # The version that is tested.

@@ -269,7 +269,7 @@ def get_config(arg: str = '') -> ConfigDict:
     ),
     stage2=training('stage2', 2250, 2.5e-3, tasks, frozen_encoders, init_from='mix'),
     evaluate=evaluation(TASKS),
-    report=dict(kind='report', targets=TARGETS),
+    report=dict(kind='report', targets=TARGETS, studies=('embeddings', 'scales')),
   )
   llm = 'mini_moe' if 'moe' in words else 'mini'
   encoders = 'mini_siglip' if 'siglip' in words else 'mini'

@@ -282,6 +282,7 @@ def _report(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
     peak_rss_bytes=max([_peak_rss(), *peaks]),
     config=config_lib.to_dict(config),
     targets=config[name].targets.to_dict(),
+    studies=config[name].get('studies', ()),
   )
 
 

@@ -208,7 +208,13 @@ STEPS = {
     'examples': values.integer('most questions of a task'),
     'batch_size': values.integer('prompts that are decoded together'),
   },
-  'report': {'kind': _KIND, 'targets': {'*': values.share('score to reach')}},
+  'report': {
+    'kind': _KIND,
+    'targets': {'*': values.share('score to reach')},
+    'studies': values.optional(
+      values.sequence('studies whose results are shown, if there are any', values.text(''), least=0)
+    ),
+  },
 }
 
 STUDY = {

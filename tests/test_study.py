@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 import threading
 import time
 
@@ -300,9 +301,10 @@ def test_a_task_alone_sees_as_many_of_its_positions_as_among_all():
     assert list(alone.mixture) == [task] and alone.steps == joint.steps // len(joint.mixture)
 
 
-def test_the_quick_study_runs_from_first_to_last(capsys, tmp_path):
+def test_the_quick_study_runs_from_first_to_last(capsys, tmp_path, monkeypatch):
   """What a user starts, with real steps: two changes, two seeds."""
   arguments = ('--config=study:tasks,quick', f'--workdir={tmp_path}')
+  monkeypatch.setattr(sys, 'argv', ['study', *arguments])  # Where the page has its command from.
   code, out, err = command.run(capsys, 'study', *arguments)
   assert code == 0 and out == f'result: {tmp_path / "report.html"}\n', err
   results = results_of(tmp_path)

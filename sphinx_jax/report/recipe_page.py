@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from sphinx_jax.core import errors, files
-from sphinx_jax.report import drawing, html, plots
+from sphinx_jax.report import drawing, html, plots, study_page
 
 Curve = Sequence[Mapping[str, float]]
 
@@ -49,6 +49,7 @@ def write(
   config: Mapping[str, Any],
   mixed: float = 0.5,
   targets: Mapping[str, float] | None = None,
+  studies: Sequence[str] = (),
 ) -> pathlib.Path:
   """Writes the page, its images and metrics.json.
 
@@ -62,6 +63,7 @@ def write(
     config: the resolved config as a plain dict.
     mixed: the coefficient of the real parent with which the recipe continued.
     targets: {task: the score to reach}.
+    studies: studies whose results the page shows, if this package has them.
 
   Returns:
     The path of report.html.
@@ -104,6 +106,7 @@ def write(
     images={name: html.data_url(png, 'png') for name, png in pngs.items()},
     curve=curve_verdict(curve, mixed) if curve else None,
     samples=samples,
+    studies=study_page.finished(studies),
     speeds=_speeds(logs),
     speed_names=_SPEEDS,
     seconds=seconds,

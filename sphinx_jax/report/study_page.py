@@ -1,6 +1,11 @@
-"""The page of a study, and its tables in Markdown. Both are made of `results.json` alone."""
+"""The page of a study, and its tables in Markdown. Both are made of `results.json` alone.
+
+The results of studies that ran to their end are in the folder `studies` of this package, so that
+the report of a recipe can show them: `cp DIR/results.json sphinx_jax/report/studies/NAME.json`.
+"""
 
 import os
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +16,8 @@ from sphinx_jax.report import html, study_plots
 from sphinx_jax.report.plots import to_png
 
 Comparison = Mapping[str, Any]
+
+_FINISHED = pathlib.Path(__file__).with_name('studies')
 
 
 def write(folder: os.PathLike, results: Mapping[str, Any]) -> None:
@@ -35,12 +42,15 @@ def write(folder: os.PathLike, results: Mapping[str, Any]) -> None:
     'study_page.html',
     results=results,
     images={name: html.data_url(to_png(figure), 'png') for name, figure in figures.items()},
-    number=_number,
-    signed=_signed,
-    small=_small,
   )
   files.write_atomic(folder / 'report.html', page)
   files.write_atomic(folder / 'study.md', '\n'.join(markdown(results)) + '\n')
+
+
+def finished(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+  """Returns {study: its results} of those studies that this package has results of."""
+  places = {name: _FINISHED / f'{name}.json' for name in names}
+  return {name: files.read_json(place) for name, place in places.items() if place.exists()}
 
 
 def markdown(results: Mapping[str, Any]) -> Iterator[str]:
