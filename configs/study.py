@@ -18,16 +18,19 @@ Words: `quick` (one comparison, two seeds, few updates: whether it runs, without
 a size and a scale of configs/recipe.py, which is then the base: `weights,7b,224`. A study of a
 pod measures losses on the validation sets; `embeddings` needs miniworld.
 
-On 2 cores a study of the base `mini` takes, with 3 seeds:
+Each study has 3 seeds; `--config.seeds=5` adds two. By the seconds of the steps in docs/results.md,
+on 2 cores that nothing else uses, with one process:
 
-    study       runs  minutes (about)
-    weights       18
-    tasks          9
-    embeddings    24
-    scales        18
-    unfreeze       6
+    study       runs  minutes
+    weights       18       70
+    tasks          9       45
+    embeddings    24      120
+    scales        18       90
+    unfreeze       6       35
 
-`--config.seeds=5` adds two seeds. Start the command twice to use both cores better.
+The same command, started a second time, takes half of the steps. A setting of the base can be
+changed by `--config.base.stage2.steps=900`; the runs `alone` of `tasks` and `apart_long` of
+`weights` have lengths of their own, which do not follow.
 """
 
 import itertools
@@ -174,42 +177,36 @@ def _weights(base: Section, is_pod: bool) -> Section:
   else:
     sets = real['validation']
   base['mix']['coefficients'] = (0.0, 0.25, 0.5, 0.75, 1.0)
-  tasks = _tasks_of(base, is_pod)
 
-  def measured(start: str) -> Change:
-    """The steps that measure a checkpoint of stage 1."""
-    rows = [
-      ('stage2', base['stage2'] | dict(init_from=start)),
-      ('losses', _losses(start, 'real', sets, 4 if quick else 16)),
-    ]
-    if not is_pod:
-      rows.append(
-        ('captions', _measure(base, is_pod, start, 'stage2', ('caption_real', 'caption')))
-      )
-    return rows
-
-  stage1 = (
-    ('losses', 'stage2', 'evaluate') if is_pod else ('losses', 'stage2', 'captions', 'evaluate')
-  )
-  base['evaluate'] = _measure(base, is_pod, 'stage2', 'stage2', tasks)
-  for name, section in measured('mix'):
-    base[name] = section
+  measures = ['losses', 'stage2', 'evaluate']
+  base['losses'] = _losses('mix', 'real', sets, 4 if quick else 16)
+  base['evaluate'] = _measure(base, is_pod, 'stage2', 'stage2', _tasks_of(base, is_pod))
+  if not is_pod:
+    measures.insert(2, 'captions')
+    base['captions'] = _measure(base, is_pod, 'mix', 'stage2', ('caption_real', 'caption'))
   before = base['steps'][: base['steps'].index('real')]
-  steps = lambda *names: [('steps', (*before, *names, *stage1))]
-  _take(base, ('real', 'synthetic', 'mix', *stage1))
-  apart = dict(init_from=real['init_from'], trainable=real['trainable'])
+  _take(base, ('real', 'synthetic', 'mix', *measures))
+
+  def instead_of_mix(start: str, *stage1: str) -> Change:
+    """Stage 1 without a mix, and `start` in its place."""
+    return [
+      ('steps', (*before, *stage1, *measures)),
+      ('stage2.init_from', start),
+      *((f'{name}.checkpoint', start) for name in ('losses', 'captions') if name in base),
+    ]
+
+  apart = [(f'synthetic.{key}', real[key]) for key in ('init_from', 'trainable')]
   long = _with_steps(synthetic, real['steps'] + synthetic['steps'])
   changes = {
     'mix': [],
-    'real': steps('real') + measured('real'),
-    'synthetic': steps('real', 'synthetic') + measured('synthetic'),
+    'real': instead_of_mix('real', 'real'),
+    'synthetic': instead_of_mix('synthetic', 'real', 'synthetic'),
     'joint': [
-      *steps('real', 'synthetic'),
+      *instead_of_mix('synthetic', 'real', 'synthetic'),
       *_of(('real', 'synthetic'), 'mixture', both),
-      *measured('synthetic'),
     ],
-    'apart': [('synthetic', synthetic | apart)],
-    'apart_long': [('synthetic', long | apart)],
+    'apart': apart,
+    'apart_long': [('synthetic', long), *apart],
   }
   others = ('joint', 'real', 'synthetic', 'apart', 'apart_long')
   return dict(
