@@ -90,7 +90,7 @@ def run_study(study: ConfigDict, workdir: str, command: str) -> epath.Path:
 
 
 def _claim(study: ConfigDict, workdir: str) -> epath.Path:
-  """Claims the workdir for the study. Changes, seeds and their number may differ between starts."""
+  """Claims the workdir for the study, whose changes and seeds may differ between starts."""
   resizable = [f'base.{step}.{setting}' for step in study.base.steps for setting in run.RESIZABLE]
   return run.claim(study, workdir, ignore=(*_MAY_CHANGE, *resizable))
 
