@@ -48,8 +48,8 @@ def write(
   peak_rss_bytes: float,
   config: Mapping[str, Any],
   mixed: float = 0.5,
-  targets: Mapping[str, float] | None = None,
   studies: Sequence[str] = (),
+  targets: Mapping[str, float] | None = None,
 ) -> pathlib.Path:
   """Writes the page, its images and metrics.json.
 
@@ -62,8 +62,8 @@ def write(
     peak_rss_bytes: largest resident host memory of the recipe.
     config: the resolved config as a plain dict.
     mixed: the coefficient of the real parent with which the recipe continued.
-    targets: {task: the score to reach}.
     studies: studies whose results the page shows, if this package has them.
+    targets: {task: the score to reach}.
 
   Returns:
     The path of report.html.
