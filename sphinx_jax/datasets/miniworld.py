@@ -104,7 +104,7 @@ class Miniworld(Source):
         raise errors.unknown(f'miniworld {kind}', value, choices)
     self.task, self.split, self.domain = task, split, domain
     self.seed, self.max_turns = seed, max_turns
-    self._task, self._is_common = tasks.TASKS[task], instructions == 'common'
+    self._turns, self._is_common = tasks.TASKS[task].turns, instructions == 'common'
     self._scenes = StoredScenes(data_dir, split, kinds or KINDS[task])
     record_opened(*(location(data_dir, part) / 'metadata.json' for part in ('scenes', 'text')))
 
@@ -135,13 +135,14 @@ class Miniworld(Source):
   def __getitem__(self, index: int) -> Record:
     """Returns record `index`. Raises BadExample if the task has nothing to ask about the scene."""
     name, images, annotation, rng = self._read(index)
-    turns = self._task.turns(annotation, rng, self.max_turns)
+    turns = self._turns(annotation, rng, self.max_turns)
     if not turns:
       raise BadExample(
         'no turns', f"miniworld {name}: task '{self.task}' has nothing to ask about it"
       )
     if self._is_common:
-      turns = [common.with_common_instruction(turn, self._task.instructions) for turn in turns]
+      phrasings = tasks.TASKS[self.task].instructions
+      turns = [common.with_common_instruction(turn, phrasings) for turn in turns]
     return Record(
       id=name,
       task=self.task,
