@@ -18,7 +18,10 @@ setuptools.setup(
     'sphinx_jax.configs',
   ],
   package_dir={'sphinx_jax.configs': 'configs'},
-  package_data={'sphinx_jax.report': ['*.html'], 'sphinx_jax.serving': ['page/*']},
+  package_data={
+    'sphinx_jax.report': ['*.html', 'studies/*.json'],
+    'sphinx_jax.serving': ['page/*'],
+  },
   python_requires='>=3.11',
   classifiers=[
     'Programming Language :: Python :: 3.11',  # The version that is tested.
@@ -48,6 +51,7 @@ setuptools.setup(
     'pyyaml',
     'qwix',  # Quantized weights.
     'safetensors>=0.8',  # The first release that reads bfloat16 into numpy.
+    'scipy',
     'sentencepiece>=0.2.3',
     'tensorboard',  # tf.summary imports it.
     'tensorflow',

@@ -375,7 +375,7 @@ def get_config(arg: str = '') -> ConfigDict:
     ),
     stage2=training('stage2', 2250, 2.5e-3, tasks, frozen_encoders, init_from='mix'),
     evaluate=evaluation(TASKS),
-    report=dict(kind='report', targets=TARGETS),
+    report=dict(kind='report', targets=TARGETS, studies=('embeddings', 'scales')),
   )
   for stage in ('real', 'synthetic', 'stage2'):
     config[stage]['model'] = sphinx.model(llm, encoders, 'mini', scan_unroll=3).to_dict()

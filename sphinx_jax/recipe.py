@@ -7,6 +7,7 @@ section's `kind` selects the work:
     pretrain  trains encoders alone, each by an objective of its own
     train     one training run (a stage), as `sphinx_jax.train` does it
     mix       interpolates the weights of two runs and measures the validation loss between them
+    losses    measures the losses of a checkpoint on held-out sets, batch by batch
     evaluate  answers the held-out split of every task, with the image and blind, and scores it
     report    draws the page
 
@@ -95,15 +96,18 @@ def _run_steps(config: ConfigDict, workdir: pathlib.Path) -> None:
       log.info('%s: already finished in %.0f s', title, files.read_json(done)['seconds'])
       continue
     log.info('%s', title)
-    began = time.monotonic()
-    _run_step(config, name, workdir)
-    seconds = time.monotonic() - began
-    _write_json(done, {'seconds': seconds, 'peak_rss_bytes': _peak_rss()})
-    log.info('%s: %.0f s', title, seconds)
+    log.info('%s: %.0f s', title, run_step(config, name, workdir))
 
 
-def _run_step(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
-  """Runs one step on all processes, or on process 0 while the others wait."""
+def run_step(config: ConfigDict, name: str, workdir: pathlib.Path) -> float:
+  """Runs one step, whose predecessors are finished, and leaves its `done.json`.
+
+  It runs on all processes, or on process 0 while the others wait.
+
+  Returns:
+    The seconds that it took.
+  """
+  began = time.monotonic()
   folder = workdir / name
   hosts.on_process_0(lambda: paths.make_folder(folder))
   kind = config[name].kind
@@ -113,6 +117,9 @@ def _run_step(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
       step()
     else:
       hosts.on_process_0(step)
+  seconds = time.monotonic() - began
+  _write_json(folder / 'done.json', {'seconds': seconds, 'peak_rss_bytes': _peak_rss()})
+  return seconds
 
 
 def data_step(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
@@ -125,6 +132,7 @@ def data_step(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
     {'train': train_sizes, 'validation': heldout_sizes, 'test': heldout_sizes},
     section.image_size,
     section.seed,
+    scale=section.get('scale', 1.0),
   )
   if section.dataset_files:
     export.write(workdir / name, workdir / name / 'official')
@@ -209,10 +217,35 @@ def _mix(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   )
 
 
+def _losses(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
+  """Measures the losses of a checkpoint on the sets of the section.
+
+  The examples and their order are those of the section's seed, so that checkpoints of training runs
+  with other seeds are compared on the same batches.
+  """
+  section = config[name]
+  stage = run.training_run(config, section.like, workdir).copy_and_resolve_references()
+  with stage.unlocked():
+    stage.validation, stage.eval_batches = section.sets, section.batches
+    stage.seed = section.seed
+  opened = run.open_parents(stage, [workdir / section.checkpoint])
+  batches = {
+    (held_out_set, number): [batch]
+    for held_out_set, group in opened.data.validation().items()
+    for number, batch in enumerate(group)
+  }
+  losses = opened.program.evaluate(opened.params[0], batches)
+  by_set = {
+    held_out_set: [losses[key] for key in batches if key[0] == held_out_set]
+    for held_out_set in section.sets
+  }
+  _write_json(workdir / name / 'losses.json', by_set)
+
+
 def _evaluate(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   """Answers and scores every task of the section with its checkpoint, with the image and blind."""
   section = config[name]
-  stage = run.training_run(config, section.checkpoint, workdir)
+  stage = run.training_run(config, section.get('like', section.checkpoint), workdir)
   model, meta, _ = loading.load_run(workdir / section.checkpoint)
   mean = held_out.mean_image(
     held_out.open_split(stage, section.tasks, 'train'), stage.model.image_size, stage.image.alpha
@@ -226,6 +259,7 @@ def _evaluate(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
     run=f'{section.checkpoint} at step {meta["step"]}',
     weights=checkpoints.identity(workdir / section.checkpoint),
     batch_size=section.batch_size,
+    blind=section.get('blind', True),
   )
 
 
@@ -262,6 +296,7 @@ def _report(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
     peak_rss_bytes=max([_peak_rss(), *peaks]),
     config=config_lib.to_dict(config),
     targets=config[name].targets.to_dict(),
+    studies=config[name].get('studies', ()),
   )
 
 
@@ -270,14 +305,12 @@ KINDS: dict[str, Callable[[ConfigDict, str, pathlib.Path], None]] = {
   'pretrain': _pretrain,
   'train': _train,
   'mix': _mix,
+  'losses': _losses,
   'evaluate': _evaluate,
   'report': _report,
 }
-ON_ALL_PROCESSES = (
-  'pretrain',
-  'train',
-  'mix',
-)  # Process 0 does the other kinds while the others wait.
+# Process 0 does the other kinds while the others wait.
+ON_ALL_PROCESSES = ('pretrain', 'train', 'mix', 'losses')
 
 
 def _peak_rss() -> int:

@@ -1,7 +1,7 @@
-"""Every setting of a training run and of a recipe: its meaning, its type and its range.
+"""Every setting of a training run, a recipe and a study: its meaning, its type and its range.
 
-`check_run` and `check_recipe` compare a config with the tables below, before anything is opened or
-compiled. The settings of a model are in models/settings.py.
+`check_run`, `check_recipe` and `check_study` compare a config with the tables below, before
+anything is opened or compiled. The settings of a model are in models/settings.py.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -227,6 +227,9 @@ STEPS = {
     'kind': _KIND,
     'image_size': values.integer('pixels along one side of a drawn image', low=32, high=8192),
     'seed': values.integer('of the drawn scenes', low=0, high=_SEEDS - 1),
+    'scale': values.optional(
+      values.number('size of drawn objects and words over the usual one', high=1, without=(0,))
+    ),
     'vocab': values.integer(
       'ids of the tokenizer: 256 bytes, 3 control ids, 4 symbols and the letters', low=264
     ),
@@ -247,15 +250,50 @@ STEPS = {
       'shares of the first input', values.number('', low=-values.LARGEST)
     ),
   },
+  'losses': {
+    'kind': _KIND,
+    'checkpoint': values.text('training run or mix that is measured'),
+    'like': values.text('training run with its model, tokenizer and batches'),
+    'sets': {'*': ENTRY},
+    'batches': values.integer('batches of each set'),
+    'seed': values.integer('of the order of examples', low=-_SEEDS, high=_SEEDS - 1),
+  },
   'evaluate': {
     'kind': _KIND,
-    'checkpoint': values.text('training run that answers'),
-    'tasks': values.sequence('entries of its mixture', values.text('')),
+    'checkpoint': values.text('training run, or mix with `like`, that answers'),
+    'like': values.optional(
+      values.text('training run whose mixture has the tasks; absent: the checkpoint')
+    ),
+    'blind': values.optional(values.flag('ask without the image, too')),
+    'tasks': values.sequence('entries of the mixture', values.text('')),
     'split': values.text('split of the questions'),
     'examples': values.integer('most questions of a task'),
     'batch_size': values.integer('prompts that are decoded together'),
   },
-  'report': {'kind': _KIND, 'targets': {'*': values.share('score to reach')}},
+  'report': {
+    'kind': _KIND,
+    'targets': {'*': values.share('score to reach')},
+    'studies': values.optional(
+      values.sequence('studies whose results are shown, if there are any', values.text(''), least=0)
+    ),
+  },
+}
+
+STUDY = {
+  'title': values.text('the question'),
+  'changes': {
+    '*': values.sequence(
+      'changes of the base, which is a recipe: dotted setting, value',
+      values.record('', values.text(''), values.anything('')),
+      least=0,
+    )
+  },
+  'pairs': values.sequence(
+    'comparisons: change, baseline', values.record('', values.text(''), values.text(''))
+  ),
+  'seeds': values.integer('runs of each change; run i adds i to the seeds of training'),
+  'common': values.sequence('training runs whose seed stays', values.text(''), least=0),
+  'lease_seconds': values.positive('time after which the step of a process that is gone is free'),
 }
 
 
@@ -460,6 +498,26 @@ def check_recipe(config: ConfigDict) -> None:
       raise errors.make(f'{name}.{key}', got, expected, do)
 
 
+def check_study(config: ConfigDict) -> None:
+  """Checks the config of a study, except what its changes make of the base.
+
+  Raises:
+    SphinxError: it is none, or a setting is wrong or contradicts another.
+  """
+  if 'base' not in config:
+    raise errors.make(
+      'config',
+      f'the settings {", ".join(config)}',
+      'those of a study, with a base and changes',
+      'take --config=study:NAME',
+    )
+  check_recipe(config.base)
+  values.check({key: value for key, value in config.items() if key != 'base'}, STUDY)
+  for name in (name for pair in config.pairs for name in pair):
+    if name not in config.changes:
+      raise errors.unknown('pairs', name, config.changes)
+
+
 def _of_kind(config: ConfigDict, names: Sequence[str], kind: str) -> list[str]:
   return [name for name in names if config[name].kind == kind]
 
@@ -559,13 +617,37 @@ def _mix_problems(config: ConfigDict, name: str, before: Sequence[str]) -> Probl
 
 def _evaluate_problems(config: ConfigDict, name: str, before: Sequence[str]) -> Problems:
   """Yields a checkpoint that is no earlier run, and tasks that its mixture lacks."""
-  run, runs = config[name].checkpoint, _of_kind(config, before, 'train')
-  if run not in runs:
-    yield 'checkpoint', f"'{run}'", f'a training run before {name}: {", ".join(runs)}', 'correct it'
-  for task in config[name].tasks:
+  section, runs = config[name], _of_kind(config, before, 'train')
+  if 'like' in section:
+    yield from _like_problems(config, name, before)
+  elif section.checkpoint not in runs:
+    yield (
+      'checkpoint',
+      f"'{section.checkpoint}'",
+      f'a training run before {name}: {", ".join(runs)}',
+      'correct it',
+    )
+  run = section.get('like', section.checkpoint)
+  for task in section.tasks:
     if task not in config[run].mixture:
       mixture = ', '.join(config[run].mixture)
       yield 'tasks', f"'{task}'", f'entries of {run}.mixture: {mixture}', 'leave it out'
+
+
+def _like_problems(config: ConfigDict, name: str, before: Sequence[str]) -> Problems:
+  """Yields a checkpoint that no earlier step writes, and a `like` that is no training run."""
+  section = config[name]
+  checkpoints = _of_kind(config, before, 'train') + _of_kind(config, before, 'mix')
+  if section.checkpoint not in checkpoints:
+    yield (
+      'checkpoint',
+      f"'{section.checkpoint}'",
+      f'a training run or a mix before {name}: {", ".join(checkpoints)}',
+      'correct it',
+    )
+  runs = _of_kind(config, config.steps, 'train')
+  if section.like not in runs:
+    yield 'like', f"'{section.like}'", f'a training run: {", ".join(runs)}', 'correct it'
 
 
 def _report_problems(config: ConfigDict, name: str, before: Sequence[str]) -> Problems:
@@ -584,6 +666,7 @@ _ORDER = {
   'pretrain': _pretrain_problems,
   'train': _train_problems,
   'mix': _mix_problems,
+  'losses': _like_problems,
   'evaluate': _evaluate_problems,
   'report': _report_problems,
 }

@@ -31,6 +31,7 @@ ELSEWHERE = {
   'python -m sphinx_jax.mix_weights': 'tests/checkpoint/foreign/test_mixing.py',
   f'{CHAT}BASE --adapter=DIR': 'tests/test_adapter_commands.py',
   'python -m sphinx_jax.prepare': 'tests/test_prepare.py',
+  'python -m sphinx_jax.study': 'tests/test_study.py',
   'python -m sphinx_jax.upcycle': 'tests/checkpoint/test_upcycled.py',
   'python -m sphinx_jax.serve': 'tests/test_serve.py',
   'python -m tests.serving.screenshot': 'tests/serving/test_page.py',

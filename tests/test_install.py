@@ -49,6 +49,9 @@ def test_the_wheel_has_every_module_config_and_page(wheel):
   expected |= {f'sphinx_jax/configs/{file.name}' for file in (ROOT / 'configs').glob('*.py')}
   expected |= {f'sphinx_jax/report/{file.name}' for file in ROOT.glob('sphinx_jax/report/*.html')}
   expected |= {f'sphinx_jax/serving/page/{file.name}' for file in PAGE.iterdir()}
+  expected |= {
+    file.relative_to(ROOT).as_posix() for file in ROOT.glob('sphinx_jax/report/studies/*.json')
+  }
   with zipfile.ZipFile(wheel) as archive:
     packed = {name for name in archive.namelist() if '.dist-info/' not in name}
   assert packed == expected

@@ -1,13 +1,14 @@
 """Steps of a recipe run in order. A finished step never runs again, an interrupted one does."""
 
 import json
+import pathlib
 import shutil
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from sphinx_jax import recipe, run
+from sphinx_jax import recipe, run, settings
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.bundle import Bundle
 from sphinx_jax.configs import mini
@@ -116,6 +117,34 @@ def test_the_mix_of_a_recipe_is_the_best_coefficient_of_its_choice(finished_reci
   choice = json.loads((finished_recipe / 'mix' / 'choice.json').read_text())
   assert [sorted(point) for point in curve] == [['coefficient', 'real', 'synthetic']] * 3
   assert choice['coefficient'] in {point['coefficient'] for point in curve}
+
+
+def test_losses_of_a_mix_are_measured_batch_by_batch_on_the_order_of_their_own_seed(
+  finished_recipe, tmp_path
+):
+  for folder in filter(pathlib.Path.is_dir, finished_recipe.iterdir()):
+    (tmp_path / folder.name).symlink_to(folder)
+  config = mini.get_config('quick').unlock()
+  sets = {domain: mini.caption(domain, 'test') for domain in ('real', 'synthetic')}
+  section = dict(kind='losses', checkpoint='mix', like='real', sets=sets, batches=2, seed=0)
+  found = []
+  for number, seed in enumerate((0, 7)):
+    config.real.seed, name = seed, f'losses{number}'
+    config[name], config.steps = ConfigDict(section), (*config.steps[:-2], name)
+    settings.check_recipe(config)
+    recipe.run_step(config, name, tmp_path)
+    found.append(json.loads((tmp_path / name / 'losses.json').read_text()))
+    config.steps = mini.STEPS
+  assert found[0] == found[1] and list(found[0]) == ['real', 'synthetic']
+  assert all(len(losses) == 2 and min(losses) > 0 for losses in found[0].values())
+  for change, words in (
+    (dict(checkpoint='evaluate'), "losses0.checkpoint: got 'evaluate', expected a training run or"),
+    (dict(like='mix'), "losses0.like: got 'mix', expected a training run"),
+  ):
+    config.losses0 = ConfigDict(section | change)
+    config.steps = (*mini.STEPS[:-1], 'losses0')
+    with pytest.raises(errors.SphinxError, match=words):
+      settings.check_recipe(config)
 
 
 def test_the_mix_of_a_recipe_refuses_two_models_before_it_measures(tmp_path, monkeypatch):

@@ -113,6 +113,11 @@ def text(meaning: str) -> Setting:
   return Setting(meaning, 'a text', lambda value: isinstance(value, str))
 
 
+def anything(meaning: str) -> Setting:
+  """Returns a setting that takes any value."""
+  return Setting(meaning, 'a value', lambda value: True)
+
+
 def choice(meaning: str, names: Iterable[str]) -> Setting:
   """Returns a setting that takes one of some names."""
   names = tuple(names)

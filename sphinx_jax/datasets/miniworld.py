@@ -17,6 +17,7 @@ from sphinx_jax.datasets.files import record_opened
 from sphinx_jax.miniworld import pairs
 from sphinx_jax.miniworld.reader import StoredScenes, location
 from sphinx_jax.miniworld.scene import SPLITS
+from sphinx_jax.tasks import common
 
 # Task -> the kinds of scenes that it can ask about.
 KINDS = {
@@ -37,19 +38,21 @@ KINDS = {
 PAIRED = ('difference',)  # Tasks about two images.
 _UNRELATED = 0.5  # Share of pairs of two scenes of their own; one thing differs in the others.
 DOMAINS = ('real', 'synthetic')
+INSTRUCTIONS = ('own', 'common')
 
 
 def open_source(entry: Mapping[str, Any], data_dir: str | pathlib.Path) -> 'Miniworld':
   """Opens the source of a mixture entry.
 
   Args:
-    entry: {task, split?, seed?, max_turns?, domain?}, see `Miniworld`.
+    entry: {task, split?, seed?, max_turns?, domain?, instructions?}, see `Miniworld`.
     data_dir: directory of `miniworld.builder.build`.
 
   Raises:
     SphinxError: a key is missing or unknown; unknown names or missing data.
   """
-  entries.check(entry, 'miniworld', required=('task',), optional=('split', 'seed', 'domain'))
+  optional = ('split', 'seed', 'domain', 'instructions')
+  entries.check(entry, 'miniworld', required=('task',), optional=optional)
   return Miniworld(
     task=entry['task'],
     data_dir=data_dir,
@@ -57,6 +60,7 @@ def open_source(entry: Mapping[str, Any], data_dir: str | pathlib.Path) -> 'Mini
     seed=entry.get('seed', 0),
     max_turns=entry.get('max_turns', 1),
     domain=entry.get('domain', 'real'),
+    instructions=entry.get('instructions', 'own'),
   )
 
 
@@ -71,6 +75,7 @@ class Miniworld(Source):
     max_turns: the largest number of questions about one image.
     domain: the captions to use, 'real' or 'synthetic'.
     kinds: kinds of scenes; (): all that the task can ask about.
+    instructions: 'own' instructions of the task, or the 'common' one of tasks/common.py.
 
   Raises:
     SphinxError: unknown names or missing data.
@@ -87,17 +92,19 @@ class Miniworld(Source):
     max_turns: int = 1,
     domain: str = 'real',
     kinds: Sequence[str] = (),
+    instructions: str = 'own',
   ) -> None:
     for kind, value, choices in (
       ('task', task, KINDS),
       ('split', split, SPLITS),
       ('caption domain', domain, DOMAINS),
+      ('instructions', instructions, INSTRUCTIONS),
     ):
       if value not in choices:
         raise errors.unknown(f'miniworld {kind}', value, choices)
     self.task, self.split, self.domain = task, split, domain
     self.seed, self.max_turns = seed, max_turns
-    self._turns = tasks.TASKS[task].turns
+    self._turns, self._is_common = tasks.TASKS[task].turns, instructions == 'common'
     self._scenes = StoredScenes(data_dir, split, kinds or KINDS[task])
     record_opened(*(location(data_dir, part) / 'metadata.json' for part in ('scenes', 'text')))
 
@@ -133,6 +140,9 @@ class Miniworld(Source):
       raise BadExample(
         'no turns', f"miniworld {name}: task '{self.task}' has nothing to ask about it"
       )
+    if self._is_common:
+      phrasings = tasks.TASKS[self.task].instructions
+      turns = [common.with_common_instruction(turn, phrasings) for turn in turns]
     return Record(
       id=name,
       task=self.task,

@@ -48,6 +48,7 @@ def evaluate(
   batch_size: int = BATCH_SIZE,
   params: dict | None = None,
   weights: Any = None,
+  blind: bool = True,
 ) -> dict[str, dict[str, Any]]:
   """Answers and scores every task, with the image and blind. One process does the work.
 
@@ -62,6 +63,7 @@ def evaluate(
     batch_size: most prompts decoded together.
     params: parameters used in place of the model's own, see `Model.complete`.
     weights: see `predictions.claim`.
+    blind: whether the blind pass is made, too.
 
   Returns:
     {name: result as of `summary`}, which is also written to `results.json`.
@@ -72,12 +74,15 @@ def evaluate(
   folder = _claim(folder, sources, examples, run, weights)
   results = {}
   for name, source in sources.items():
-    paths = {kind: folder / f'{name}.{kind}.jsonl' for kind in PASSES}
-    final = open_task(name, source, examples, model.tokenizer)
-    for benchmark in (final, blinded(final, name, mean_image)):
+    benchmarks = [open_task(name, source, examples, model.tokenizer)]
+    if blind:
+      benchmarks.append(blinded(benchmarks[0], name, mean_image))
+    for benchmark in benchmarks:
       if not _is_finished(benchmark, folder, examples):
         _answer_and_score(model, benchmark, folder, batch_size, params)
-    results[name] = summary(*(files.read_jsonl(paths[kind]) for kind in PASSES))
+    results[name] = summary(
+      *(files.read_jsonl(folder / f'{benchmark.name}.jsonl') for benchmark in benchmarks)
+    )
     log.info('%s', format_result(name, results[name]))
   files.write_json(folder / 'results.json', results)
   return results
@@ -402,26 +407,29 @@ def mean_image(
 
 
 def summary(
-  final: Sequence[Mapping[str, Any]], blind: Sequence[Mapping[str, Any]]
+  final: Sequence[Mapping[str, Any]], blind: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
   """Returns the result of one task from the scored lines of its two passes.
 
   Args:
     final: lines of the pass with images.
-    blind: lines of the blind pass.
+    blind: lines of the blind pass; (): it was not made.
 
   Returns:
     {'metric': str, 'blind', 'blind_low', 'blind_high', 'final', 'low', 'high': float,
     'examples': int}. 'low' and 'high' bound the 95 % bootstrap interval, resampled over records.
+    What belongs to the blind pass is absent without it.
   """
-  final_sums, blind_sums = _sums_by_record(final), _sums_by_record(blind)
+  of_blind = {}
+  if blind:
+    blind_sums = _sums_by_record(blind)
+    low, high = bootstrap.interval(*blind_sums)
+    of_blind = {'blind': bootstrap.ratio(*blind_sums), 'blind_low': low, 'blind_high': high}
+  final_sums = _sums_by_record(final)
   low, high = bootstrap.interval(*final_sums)
-  blind_low, blind_high = bootstrap.interval(*blind_sums)
   return {
     'metric': TASKS[final[0]['task']].metric,
-    'blind': bootstrap.ratio(*blind_sums),
-    'blind_low': blind_low,
-    'blind_high': blind_high,
+    **of_blind,
     'final': bootstrap.ratio(*final_sums),
     'low': low,
     'high': high,
@@ -429,21 +437,26 @@ def summary(
   }
 
 
-def _sums_by_record(lines: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-  """Returns numerators and denominators float64[records], summed over the questions of a record."""
-  sums: dict[str, list[float]] = {}
+def by_record(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+  """Returns {record: (numerator, denominator)}, summed over the questions of a record."""
+  sums: dict[str, tuple[float, float]] = {}
   for line in lines:
-    pair = sums.setdefault(line['id'], [0.0, 0.0])
-    pair[0] += line['numerator']
-    pair[1] += line['denominator']
-  numerators, denominators = np.array(list(sums.values())).T
+    above, below = sums.get(line['id'], (0.0, 0.0))
+    sums[line['id']] = above + line['numerator'], below + line['denominator']
+  return sums
+
+
+def _sums_by_record(lines: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+  """Returns numerators and denominators float64[records] of `by_record`."""
+  numerators, denominators = np.array(list(by_record(lines).values())).T
   return numerators, denominators
 
 
 def format_result(name: str, result: Mapping[str, Any]) -> str:
   """Returns one result as a line of text."""
   interval = f'[{result["low"]:.3f}, {result["high"]:.3f}]'
+  blind = f', blind {result["blind"]:.3f}' if 'blind' in result else ''
   return (
-    f'{name:18s} {result["metric"]:28s} {result["final"]:.3f} {interval}, '
-    f'blind {result["blind"]:.3f}, {result["examples"]} examples'
+    f'{name:18s} {result["metric"]:28s} {result["final"]:.3f} {interval}{blind}, '
+    f'{result["examples"]} examples'
   )

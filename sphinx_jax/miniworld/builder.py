@@ -37,6 +37,7 @@ class Miniworld(tfds.core.GeneratorBasedBuilder):
     sizes: {split: {kind or 'text': number}}.
     image_size: edge of the images in pixels.
     seed: seed of everything.
+    scale: size of objects and words, as a factor of the usual one.
     executor: draws the scenes, see `workers.open_pool`. None: this process.
     advance: called with 1 for each finished scene.
     **kwargs: arguments of the TFDS builder.
@@ -54,11 +55,13 @@ class Miniworld(tfds.core.GeneratorBasedBuilder):
     sizes: Sizes | None = None,
     image_size: int = 64,
     seed: int = 0,
+    scale: float = 1.0,
     executor: Executor | None = None,
     advance: Callable[[int], None] = lambda units: None,
     **kwargs: Any,
   ) -> None:
     self._sizes, self._image_size, self._seed = sizes or SIZES, image_size, seed
+    self._scale = scale
     self._executor, self._advance = executor, advance
     super().__init__(**kwargs)
 
@@ -77,7 +80,9 @@ class Miniworld(tfds.core.GeneratorBasedBuilder):
       description='Scenes that draw themselves: shapes, words, pages, stick figures.',
       features=tfds.features.FeaturesDict(features),
       disable_shuffling=True,
-      metadata=tfds.core.MetadataDict(_identity(self._sizes, self._image_size, self._seed)),
+      metadata=tfds.core.MetadataDict(
+        _identity(self._sizes, self._image_size, self._seed, self._scale)
+      ),
     )
 
   def _split_generators(
@@ -101,14 +106,17 @@ class Miniworld(tfds.core.GeneratorBasedBuilder):
 
   def _scenes(self, split: str, kind: str) -> Iterator[dict]:
     count = self._sizes[split][kind]
-    for row in workers.draw_rows(kind, split, count, self._seed, self._image_size, self._executor):
+    for row in workers.draw_rows(
+      kind, split, count, self._seed, self._image_size, self._executor, self._scale
+    ):
       yield row | {'image': io.BytesIO(row['image'])}
       self._advance(1)
 
 
-def _identity(sizes: Sizes, image_size: int, seed: int) -> dict[str, Any]:
+def _identity(sizes: Sizes, image_size: int, seed: int, scale: float) -> dict[str, Any]:
   """The arguments that a build depends on. They are stored in its metadata."""
-  return {'sizes': sizes, 'image_size': int(image_size), 'seed': int(seed)}
+  scaled = {} if scale == 1 else {'scale': scale}  # Older builds have no scale.
+  return {'sizes': sizes, 'image_size': int(image_size), 'seed': int(seed), **scaled}
 
 
 def _complete_sizes(sizes: Sizes) -> dict[str, dict[str, int]]:
@@ -167,6 +175,7 @@ def build(
   image_size: int = 64,
   seed: int = 0,
   processes: int | None = None,
+  scale: float = 1.0,
 ) -> pathlib.Path:
   """Builds miniworld under `data_dir`, unless it is there already.
 
@@ -178,6 +187,8 @@ def build(
     image_size: edge of the images in pixels.
     seed: seed of everything.
     processes: processes that draw; None: up to 2. The result does not depend on it.
+    scale: size of objects and words, as a factor of the usual one. At half of it, they are readable
+      in views of twice the resolution only.
 
   Returns:
     The directory of the build.
@@ -187,7 +198,7 @@ def build(
   """
   sizes = _complete_sizes(sizes or {})
   _check(image_size, seed)
-  identity = _identity(sizes, image_size, seed)
+  identity = _identity(sizes, image_size, seed, scale)
   missing = [
     config for config in CONFIGS if not _is_finished(reader.location(data_dir, config), identity)
   ]
@@ -207,6 +218,7 @@ def build(
           sizes=sizes,
           image_size=image_size,
           seed=seed,
+          scale=scale,
           executor=executor,
           advance=bar.update,
         )

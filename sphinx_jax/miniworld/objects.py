@@ -177,14 +177,14 @@ def _place(rng: np.random.Generator, sides: Sequence[tuple[float, float]]) -> li
   return centers
 
 
-def _sides(rng: np.random.Generator, name: str, size: str) -> tuple[float, float]:
+def _sides(rng: np.random.Generator, name: str, size: str, scale: float) -> tuple[float, float]:
   """Returns (width, height) of an object."""
-  longer = rng.uniform(*SIZES[size])
+  longer = rng.uniform(*SIZES[size]) * scale
   aspect = ASPECT[name] * rng.uniform(0.98, 1.02)
   return (longer, longer / aspect) if aspect >= 1 else (longer * aspect, longer)
 
 
-def draw(rng: np.random.Generator, size: int) -> tuple[Canvas, list[dict]]:
+def draw(rng: np.random.Generator, size: int, scale: float = 1.0) -> tuple[Canvas, list[dict]]:
   """Draws one scene; returns (canvas, [{'name', 'color', 'size', 'box'}])."""
   count = int(rng.choice(3, p=(0.3, 0.5, 0.2))) + 1
   kinds = [
@@ -193,7 +193,7 @@ def draw(rng: np.random.Generator, size: int) -> tuple[Canvas, list[dict]]:
   names = [NAMES[n] for _, n in kinds]
   while True:
     sizes = [('small', 'big')[int(rng.random() < 0.45)] for _ in names]
-    sides = [_sides(rng, name, kind) for name, kind in zip(names, sizes)]
+    sides = [_sides(rng, name, kind, scale) for name, kind in zip(names, sizes)]
     centers = _place(rng, sides)
     if centers is not None:
       break

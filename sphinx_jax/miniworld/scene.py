@@ -23,6 +23,7 @@ _DRAW = {
   'figure': (figures.draw, 'people'),
 }
 KINDS = tuple(_DRAW)
+SCALED = ('objects', 'words')  # Kinds whose things may be drawn smaller.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,9 @@ def png(pixels: np.ndarray) -> bytes:
   return file.getvalue()
 
 
-def make(kind: str, split: str, index: int, seed: int = 0, size: int = 64) -> Scene:
+def make(
+  kind: str, split: str, index: int, seed: int = 0, size: int = 64, scale: float = 1.0
+) -> Scene:
   """Makes scene `index` of a split. It depends on the arguments alone.
 
   Args:
@@ -62,6 +65,7 @@ def make(kind: str, split: str, index: int, seed: int = 0, size: int = 64) -> Sc
     index: number of the scene.
     seed: seed of the dataset.
     size: edge of the image in pixels.
+    scale: size of objects and words, as a factor of the usual one.
 
   Raises:
     SphinxError: an unknown kind or split.
@@ -72,7 +76,7 @@ def make(kind: str, split: str, index: int, seed: int = 0, size: int = 64) -> Sc
     raise errors.unknown('split', split, SPLITS)
   rng = np.random.default_rng((seed, SPLITS.index(split), KINDS.index(kind), index))
   draw_things, list_name = _DRAW[kind]
-  canvas, things = draw_things(rng, size)
+  canvas, things = draw_things(rng, size, scale) if kind in SCALED else draw_things(rng, size)
   pixels = canvas.finish(draw.background(rng, size))
   annotation = {'kind': kind, 'objects': [], 'words': [], 'blocks': [], 'people': []}
   annotation[list_name] = things
@@ -81,9 +85,17 @@ def make(kind: str, split: str, index: int, seed: int = 0, size: int = 64) -> Sc
   return Scene(f'{split}_{kind}/{index:06d}', pixels, annotation)
 
 
-def rows(kind: str, split: str, start: int, stop: int, seed: int = 0, size: int = 64) -> list[dict]:
+def rows(
+  kind: str,
+  split: str,
+  start: int,
+  stop: int,
+  seed: int = 0,
+  size: int = 64,
+  scale: float = 1.0,
+) -> list[dict]:
   """Scenes start to stop-1 as they are stored: {'id', 'image' (PNG bytes), 'annotation' (JSON)}."""
-  scenes = (make(kind, split, index, seed, size) for index in range(start, stop))
+  scenes = (make(kind, split, index, seed, size, scale) for index in range(start, stop))
   return [
     {'id': scene.id, 'image': scene.png(), 'annotation': json.dumps(scene.annotation)}
     for scene in scenes

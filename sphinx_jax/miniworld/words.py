@@ -56,10 +56,12 @@ _INK = {
 CELL = (1 / 24, 1 / 29)
 
 
-def write(canvas: Canvas, text: str, corner: Point, color: Color) -> list[float]:
+def write(
+  canvas: Canvas, text: str, corner: Point, color: Color, scale: float = 1.0
+) -> list[float]:
   """Draws a word with its upper left corner at `corner`; returns its tight box."""
   canvas.begin()
-  across, down = CELL
+  across, down = (side * scale for side in CELL)
   for k, letter in enumerate(text):
     left = corner[0] + 6 * k * across
     for row, bits in enumerate(_GLYPHS[letter]):
@@ -71,12 +73,12 @@ def write(canvas: Canvas, text: str, corner: Point, color: Color) -> list[float]
   return canvas.box()
 
 
-def draw(rng: np.random.Generator, size: int) -> tuple[Canvas, list[dict]]:
+def draw(rng: np.random.Generator, size: int, scale: float = 1.0) -> tuple[Canvas, list[dict]]:
   """Draws one scene; returns (canvas, [{'text', 'color', 'box'}] from top to bottom)."""
   count = 1 + int(rng.random() < 0.2)
   texts = [LEXICON[k] for k in rng.choice(len(LEXICON), count, replace=False)]
   inks = [list(COLORS)[int(k)] for k in rng.choice(len(COLORS), count, replace=False)]
-  across, down = CELL
+  across, down = (side * scale for side in CELL)
   while True:
     tops = sorted(lattice(rng, 7 * down) for _ in texts)
     if count == 1 or tops[1] - tops[0] > 0.3:
@@ -84,6 +86,6 @@ def draw(rng: np.random.Generator, size: int) -> tuple[Canvas, list[dict]]:
   canvas, words = Canvas(size), []
   for text, ink, top in zip(texts, inks, tops):
     corner = (lattice(rng, (6 * len(text) - 1) * across), top)
-    box = write(canvas, text, corner, jitter(_INK[ink], rng, 8))
+    box = write(canvas, text, corner, jitter(_INK[ink], rng, 8), scale)
     words.append({'text': text, 'color': ink, 'box': box})
   return canvas, words

@@ -41,13 +41,14 @@ def draw_rows(
   seed: int,
   size: int,
   executor: concurrent.futures.Executor | None = None,
+  scale: float = 1.0,
 ) -> Iterator[dict]:
   """Yields rows 0 to count-1 of `scene.rows`, drawn by the executor of `open_pool`.
 
   Without an executor this process draws them.
   """
   chunks = (
-    (kind, split, start, min(start + _CHUNK, count), seed, size)
+    (kind, split, start, min(start + _CHUNK, count), seed, size, scale)
     for start in range(0, count, _CHUNK)
   )
   if executor is None:

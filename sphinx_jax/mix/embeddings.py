@@ -77,6 +77,21 @@ def channel_mix(encoded: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array:
   return jnp.concatenate([class_tokens[:, None], patches], axis=1)
 
 
+def class_tokens(mixed: jax.Array, count: int) -> jax.Array:
+  """Returns copies of the class token, which fill the place of query tokens that are left out.
+
+  A mix without a Q-Former then has as many positions as one with it, and no more information.
+
+  Args:
+    mixed: projected channel-mixed tokens [B,L,D], the class token first.
+    count: number of copies.
+
+  Returns:
+    [B,count,D].
+  """
+  return jnp.repeat(mixed[:, :1], count, axis=1)
+
+
 def sequence_mix(query_tokens: jax.Array | None, mixed: jax.Array) -> jax.Array:
   """Concatenates query tokens and channel-mixed tokens by sequence, queries first.
 

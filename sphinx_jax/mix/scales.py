@@ -13,6 +13,8 @@ from sphinx_jax.core import errors
 # Index int[n_out] and weight float32[n_out] of one of the samples that make an output.
 Tap = tuple[np.ndarray, np.ndarray]
 
+SHOWN = ('both', 'global', 'sub')  # What the views of an image show.
+
 # The coefficient "A" of the bicubic kernel (docs/official_sphinx.md, "Interpolation").
 _CUBIC = np.float32(-0.75)
 
@@ -157,7 +159,9 @@ def _weighted_sum(images: jax.Array, axis: int, taps: list[Tap]) -> jax.Array:
   return total
 
 
-def views(images: jax.Array, grid: int, view: int, half_round: bool = False) -> jax.Array:
+def views(
+  images: jax.Array, grid: int, view: int, half_round: bool = False, shown: str = 'both'
+) -> jax.Array:
   """Returns the global view and the sub-images of each image.
 
   An image that already has the required size is used as it is, without rounding
@@ -168,6 +172,9 @@ def views(images: jax.Array, grid: int, view: int, half_round: bool = False) -> 
     grid: sub-images per side; 1: only the global view.
     view: pixels per side of a view. The sub-images are cut from the image at grid * view pixels.
     half_round: see `resize`.
+    shown: 'both'; 'global': the global view in place of every sub-image; 'sub': the mean color in
+      place of the global view. The number of views is the same, so that studies compare scales at
+      equal positions.
 
   Returns:
     float32[B,V,view,view,C]: the global view, then the grid x grid sub-images row by row.
@@ -179,6 +186,10 @@ def views(images: jax.Array, grid: int, view: int, half_round: bool = False) -> 
   global_view = resized(view)[:, None]
   if grid == 1:
     return global_view
+  if shown == 'global':
+    return jnp.repeat(global_view, 1 + grid**2, axis=1)
+  if shown == 'sub':
+    global_view = jnp.zeros_like(global_view)
   batch, channels = images.shape[0], images.shape[-1]
   cells = resized(grid * view).reshape(batch, grid, view, grid, view, channels).swapaxes(2, 3)
   sub_images = cells.reshape(batch, grid * grid, view, view, channels)

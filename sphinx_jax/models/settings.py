@@ -10,6 +10,7 @@ from typing import Any
 import ml_collections
 
 from sphinx_jax.core import config_values as values, errors, trees
+from sphinx_jax.mix import scales
 from sphinx_jax.models import attention, families, grouped, layers, multimodal
 from sphinx_jax.models.encoders import siglip
 
@@ -139,6 +140,12 @@ _SPHINX = {
     'patches of sub-images along one side that are averaged', high=_LARGEST_SIDE
   ),
   'half_round': values.flag('round resized images to half precision'),
+  'shown': values.optional(
+    values.choice('what the views show: the whole image, its parts, or both', scales.SHOWN)
+  ),
+  'class_repeats': values.optional(
+    values.integer('copies of the class token in place of query tokens, without a Q-Former', low=0)
+  ),
   **_COMPUTED,
   'encoders': ENCODERS,
   'llm': LLM,

@@ -79,7 +79,8 @@ class Encoders(nn.Module):
   def _encode(self, name: str, images: jax.Array) -> Any:
     """One encoder's output for all views, each array [B,V,...]."""
     config, module = self.config, _encoder(self.config, name)
-    views = scales.views(images, config.grid, module.view, config.half_round)
+    shown = config.get('shown', 'both')
+    views = scales.views(images, config.grid, module.view, config.half_round, shown)
     # Views are spread over all devices, those that share a row's arithmetic included.
     spread = placement.constrain(_merge(views), ('views', None, None, None))
     return jax.tree.map(lambda out: out.reshape(*views.shape[:2], *out.shape[1:]), module(spread))
@@ -123,7 +124,7 @@ class Sphinx(multimodal.Multimodal):
   def visual_tokens(cls, config: Any) -> int:
     used = {name: _encoder(config, name) for name in _present(config)}
     side = max(used[name].side for name in CHANNEL_ORDER if name in used)
-    queries = used['qformer'].queries if 'qformer' in used else 0
+    queries = used['qformer'].queries if 'qformer' in used else config.get('class_repeats', 0)
     length = lambda side: 1 + queries + 1 + side**2 + 1  # Start, queries, class, patches, end.
     sub_images = config.grid**2 if config.grid > 1 else 0
     return length(side) + sub_images * length(side // config.pool)
@@ -229,11 +230,13 @@ class Sphinx(multimodal.Multimodal):
       queries = self.qformer_proj(queries)
     parts, first_view = [], 0
     for tokens in mixed:
-      tokens, views = self.visual_proj(tokens), tokens.shape[1]
+      tokens, views = _merge(self.visual_proj(tokens)), tokens.shape[1]
       view_queries = None
       if queries is not None:
         view_queries = _merge(queries[:, first_view : first_view + views])
-      tokens = embeddings.sequence_mix(view_queries, _merge(tokens))
+      elif repeats := self.config.get('class_repeats', 0):
+        view_queries = embeddings.class_tokens(tokens, repeats)
+      tokens = embeddings.sequence_mix(view_queries, tokens)
       tokens = _with_edges(self.start_img, tokens, self.end_img)
       parts.append(tokens.reshape(-1, views * tokens.shape[-2], tokens.shape[-1]))
       first_view += views

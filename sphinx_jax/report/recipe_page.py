@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from sphinx_jax.core import errors, files
-from sphinx_jax.report import drawing, html, plots
+from sphinx_jax.report import drawing, html, plots, study_page
 
 Curve = Sequence[Mapping[str, float]]
 
@@ -49,6 +49,7 @@ def write(
   peak_rss_bytes: float,
   config: Mapping[str, Any],
   mixed: float = 0.5,
+  studies: Sequence[str] = (),
   targets: Mapping[str, float] | None = None,
   pretraining: Mapping[str, str | os.PathLike] | None = None,
 ) -> pathlib.Path:
@@ -63,6 +64,7 @@ def write(
     peak_rss_bytes: largest resident host memory of the recipe.
     config: the resolved config as a plain dict.
     mixed: the coefficient of the real parent with which the recipe continued.
+    studies: studies whose results the page shows, if this package has them.
     targets: {task: the score to reach}.
     pretraining: see above. None: the recipe pretrains no encoders.
 
@@ -111,6 +113,7 @@ def write(
     curve=curve_verdict(curve, mixed) if curve else None,
     objectives=_objective_rows(objectives),
     samples=samples,
+    studies=study_page.finished(studies),
     speeds=_speeds(logs),
     speed_names=_SPEEDS,
     seconds=seconds,

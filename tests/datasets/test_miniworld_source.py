@@ -152,3 +152,14 @@ def test_a_scene_with_nothing_to_ask_is_a_bad_example(data_dir, monkeypatch):
   with pytest.raises(record.BadExample) as caught:
     source[3]
   assert caught.value.reason == 'no turns' and 'train_objects/000003' in caught.value.message
+
+
+def test_the_common_instruction_changes_the_questions_alone(data_dir):
+  own, shared = (
+    open_source({**entry('rec'), 'instructions': name}, data_dir) for name in ('own', 'common')
+  )
+  for index in range(6):
+    first, second = own[index], shared[index]
+    assert (first.id, first.truth, first.images) == (second.id, second.truth, second.images)
+    assert [answer for _, answer in first.turns] == [answer for _, answer in second.turns]
+    assert all(question.startswith('Answer about the image. ') for question, _ in second.turns)

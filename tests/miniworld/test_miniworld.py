@@ -137,6 +137,20 @@ def test_things_lie_in_whole_cells_of_a_grid_of_four():
         assert np.array_equal(last - first, np.ceil((box[2:] - box[:2]) * 4)), (made.id, thing)
 
 
+def test_smaller_objects_and_words_have_the_same_names_and_lie_inside_the_image():
+  for kind, name in (('objects', 'name'), ('words', 'text')):
+    usual, half = (
+      [thing for made in scenes(kind, 30, scale=scale) for thing in made.annotation[FIELD[kind]]]
+      for scale in (1.0, 0.5)
+    )
+    edges = [np.mean([np.ptp(np.reshape(t['box'], (2, 2)), 0) for t in ts]) for ts in (usual, half)]
+    assert edges[1] == pytest.approx(edges[0] / 2, rel=0.15)
+    assert len({thing[name] for thing in half}) > 5
+    assert all(0 <= min(thing['box']) and max(thing['box']) <= 1 for thing in half)
+  page = scene.make('page', 'train', 3, scale=0.5)
+  assert np.array_equal(page.pixels, scene.make('page', 'train', 3).pixels)
+
+
 def test_the_color_of_an_object_is_in_its_pixels():
   for made in scenes('objects', 30):
     for thing in made.annotation['objects']:
@@ -330,7 +344,7 @@ def test_a_build_is_recognized_resumed_and_never_mistaken(tmp_path, monkeypatch)
       builder.Miniworld, 'download_and_prepare', None
     )  # a finished build needs no building
     builder.build(first, SIZES, seed=5)
-    for other in (dict(seed=6), dict(seed=5, image_size=96)):
+    for other in (dict(seed=6), dict(seed=5, image_size=96), dict(seed=5, scale=0.5)):
       with pytest.raises(errors.SphinxError, match='name another data_dir'):
         builder.build(first, SIZES, **other)
 

@@ -111,3 +111,13 @@ def test_one_view_is_the_image_itself():
 def test_an_unknown_method_is_refused():
   with pytest.raises(errors.SphinxError, match="did you mean 'bicubic'"):
     scales.resize_matrix(4, 8, method='bicubik')
+
+
+def test_scales_are_left_out_at_an_equal_number_of_views():
+  image = jax.random.normal(jax.random.key(0), (1, 4, 4, 3))
+  both = scales.views(image, grid=2, view=2)
+  whole = scales.views(image, grid=2, view=2, shown='global')
+  parts = scales.views(image, grid=2, view=2, shown='sub')
+  np.testing.assert_array_equal(whole, np.repeat(both[:, :1], 5, axis=1))
+  np.testing.assert_array_equal(parts[:, 1:], both[:, 1:])
+  assert not parts[:, 0].any()

@@ -218,6 +218,21 @@ def test_pooled_sub_images_keep_the_class_token_and_the_global_view():
   assert np.abs(pooled[VIEW + 4 : VIEW + 8] - full[VIEW + 4 : VIEW + 8]).max() > 1e-2
 
 
+def test_copies_of_the_class_token_take_the_place_of_query_tokens():
+  """A mix without the Q-Former then has as many tokens as with it."""
+  params, encoder = everything()
+  without = small.config().unlock() if small.config().is_locked else small.config()
+  without.encoders.qformer, without.class_repeats = None, 2
+  left = {name: tree for name, tree in params.items() if name != 'qformer_proj'}
+  left['encoders'] = {n: tree for n, tree in params['encoders'].items() if n != 'qformer'}
+  full = np.asarray(encoder(params, small.images())[0])
+  visual = np.asarray(encode(without, left, small.images())[0])
+  assert len(visual) == families.visual_tokens(without) == families.visual_tokens(small.config())
+  mixed = slice(3, VIEW)
+  np.testing.assert_allclose(visual[mixed], full[mixed], **CLOSE)
+  np.testing.assert_array_equal(visual[1:3], np.repeat(visual[3:4], 2, axis=0))
+
+
 def test_order_of_encoders_in_the_config_changes_nothing():
   params, encoder = everything()
   config = small.config()

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sphinx_jax.core import errors
-from sphinx_jax.report import recipe_page
+from sphinx_jax.report import recipe_page, study_page
 from tests.report import texts
 
 CURVE = [
@@ -111,6 +111,32 @@ def test_the_page_needs_nothing_from_outside(finished):
   sources = re.findall(r'(?:src|href)="([^"]*)"', finished[2])
   assert sources and all(source.startswith(('data:image/png;base64,', '#')) for source in sources)
   assert 'url(' not in finished[2] and '<script' not in finished[2] and '@import' not in finished[2]
+
+
+def test_the_page_shows_the_results_of_studies_that_there_are(finished, tmp_path, monkeypatch):
+  mean = {
+    'baseline': 0.5,
+    'changed': 0.4,
+    'difference': -0.1,
+    'low': -0.15,
+    'high': -0.05,
+    'p_corrected': 0.02,
+    'verdict': 'worse by 0.100',
+  }
+  pairs = [
+    {'change': 'clip', 'baseline': 'all', 'mean': mean},
+    {'change': 'dinov2', 'baseline': 'all', 'mean': None},
+  ]
+  study = {'title': 'Is it better?', 'command': 'python -m mine', 'seeds': 3}
+  study['groups'] = {'evaluate': {'pairs': pairs}}
+  (tmp_path / 'embeddings.json').write_text(json.dumps(study))
+  monkeypatch.setattr(study_page, '_FINISHED', tmp_path)
+  arguments = finished[0] | {'studies': ('embeddings', 'scales')}
+  text = recipe_page.write(tmp_path, **arguments).read_text()
+  for words in ('Is it better?', 'python -m mine', '-0.100</b> [-0.150, -0.050]', 'not finished'):
+    assert words in text, words
+  assert re.search(r'class="bad">worse by 0.100', text) and 'id="studies"' in text
+  assert 'id="studies"' not in finished[2]
 
 
 def test_every_link_of_the_page_has_a_target(finished):
