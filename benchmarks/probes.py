@@ -1,18 +1,19 @@
-"""What linear probes read out of frozen encoders: kinds, colors and places of objects, and letters.
+"""What linear probes read out of frozen encoders: kinds, colors and boxes of objects, and letters.
 
     python -m benchmarks.probes --data=workdir/mini/data workdir/mini/encoders OTHER_CHECKPOINT
     python -m benchmarks.probes --data=DIR --encoders=clip,dinov2 --images=500 CHECKPOINT
 
 Every checkpoint is compared with random encoders of its config. A probe is a ridge regression of
-all class tokens, cells and queries that the language model would read: of the kinds, colors and
-places (a grid of 4 x 4 cells) that occur in a scene of objects, and of the letters in a scene of
-words. Trained on images of the training split, it is scored on as many of the test split by the
-area under the ROC curve, mean over labels: 0.5 is chance, 1 is perfect.
+what an encoder makes of one place: its cell (of a Q-Former, its queries) at the center of an object
+or word, in the global view and in the sub-image there. It is trained on images of the training
+split and scored on as many of the test split. Scores of kind and color are accuracies, that of
+boxes is the explained share of the variance of their four edges, seen from the center of the cell,
+and that of text is the area under the ROC curve of the letters that occur in a word (0.5 is
+chance).
 """
 
 import argparse
 import pathlib
-from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
@@ -30,38 +31,10 @@ from sphinx_jax.models import families
 from sphinx_jax.parallel import placement
 
 _BATCH = 64
-_RIDGES = (1e-1, 1.0, 1e1, 1e2, 1e3)  # The best on a fifth of the training images is taken.
-_CELLS = 4  # Of the grid of places, along each side.
+_RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # The best on a fifth of the training images is taken.
 _LETTERS = 'abcdefghijklmnopqrstuvwxyz'
-# Probe -> kind of its scenes, number of labels, and the labels that an annotation has.
-PROBES = {
-  'kind': ('objects', len(objects.NAMES), lambda scene: _of(scene, 'name', objects.NAMES)),
-  'color': ('objects', len(COLORS), lambda scene: _of(scene, 'color', list(COLORS))),
-  'place': (
-    'objects',
-    _CELLS**2,
-    lambda scene: [_cell(thing['box']) for thing in scene['objects']],
-  ),
-  'text': (
-    'words',
-    len(_LETTERS),
-    lambda scene: [
-      _LETTERS.index(letter)
-      for word in scene['words']
-      for letter in word['text'].lower()
-      if letter in _LETTERS
-    ],
-  ),
-}
-
-
-def _of(scene: dict, key: str, names: list[str]) -> list[int]:
-  return [list(names).index(thing[key]) for thing in scene['objects']]
-
-
-def _cell(box: list[float]) -> int:
-  x, y = (min(int(value * _CELLS), _CELLS - 1) for value in places.center(box))
-  return y * _CELLS + x
+# Probe -> the list of an annotation that it is about.
+PROBES = {'kind': 'objects', 'color': 'objects', 'box': 'objects', 'text': 'words'}
 
 
 def read(data: pathlib.Path, split: str, kind: str, count: int, size: int) -> tuple:
@@ -84,61 +57,98 @@ def fresh(config: FrozenConfigDict, name: str) -> dict:
   return jax.jit(init, compiler_options=options)(jax.random.key(0))['params']
 
 
-def features(config: FrozenConfigDict, name: str, params: dict, pixels: np.ndarray) -> np.ndarray:
-  """What an encoder makes of images: float32[N,F]."""
+def features(
+  config: FrozenConfigDict, name: str, params: dict, pixels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """What an encoder makes of every place: (global view, sub-images side by side).
+
+  Returns:
+    Both float32[N,G,G,E], G cells along a side; of a Q-Former all queries of a view are one cell.
+  """
 
   @jax.jit
-  def encode(batch: jax.Array) -> list[jax.Array]:
+  def encode(batch: jax.Array) -> jax.Array:
     views = families.encoder_views(config, name, batch)
     merged = views.reshape(-1, *views.shape[2:])
-    return jax.tree.leaves(families.encoder(config, name).apply({'params': params}, merged))
+    output = families.encoder(config, name).apply({'params': params}, merged)
+    cells = output[1] if isinstance(output, tuple) else output.reshape(len(merged), 1, 1, -1)
+    return cells.reshape(*views.shape[:2], *cells.shape[1:])
 
-  def batches() -> Iterator[np.ndarray]:
-    for begin in range(0, len(pixels), _BATCH):
-      batch = pixels[begin : begin + _BATCH]
-      padded = np.resize(batch, (_BATCH, *batch.shape[1:]))
-      parts = [np.asarray(part).reshape(_BATCH, -1) for part in encode(padded)]
-      yield np.concatenate(parts, axis=1)[: len(batch)]
+  parts = []
+  for begin in range(0, len(pixels), _BATCH):
+    batch = pixels[begin : begin + _BATCH]
+    padded = np.resize(batch, (_BATCH, *batch.shape[1:]))
+    parts.append(np.asarray(encode(padded))[: len(batch)])
+  cells = np.concatenate(parts)
+  count, _, side, _, width = cells.shape
+  grid = config.grid
+  fine = cells[:, 1:].reshape(count, grid, grid, side, side, width)
+  fine = fine.transpose(0, 1, 3, 2, 4, 5).reshape(count, grid * side, grid * side, width)
+  return cells[:, 0], fine
 
-  return np.concatenate(list(batches()))
+
+def at(maps: tuple[np.ndarray, np.ndarray], things: list[tuple[int, dict]]) -> np.ndarray:
+  """The features float32[things,F] of the place of every (number of its image, thing)."""
+  rows = []
+  for number, thing in things:
+    x, y = places.center(thing['box'])
+    rows.append(np.concatenate([cells[number, _cell(y, cells), _cell(x, cells)] for cells in maps]))
+  return np.stack(rows)
 
 
-def area(scores: np.ndarray, labels: np.ndarray) -> float:
-  """The area under the ROC curve, mean over labels that occur and are not everywhere."""
+def _cell(coordinate: float, cells: np.ndarray) -> int:
+  return min(int(coordinate * cells.shape[1]), cells.shape[1] - 1)
+
+
+def targets(name: str, things: list[tuple[int, dict]], side: int) -> np.ndarray:
+  """float64[things,outputs]; `side` is the number of cells along an image, for boxes."""
+  if name == 'box':
+    centers = [np.floor(np.array(places.center(thing['box'])) * side) for _, thing in things]
+    corners = np.array([thing['box'] for _, thing in things])
+    return corners - np.tile((np.stack(centers) + 0.5) / side, 2)
+  choices = {'kind': list(objects.NAMES), 'color': list(COLORS), 'text': _LETTERS}[name]
+  of_thing = {
+    'kind': lambda thing: [thing['name']],
+    'color': lambda thing: [thing['color']],
+    'text': lambda thing: thing['text'].lower(),
+  }[name]
+  return np.array([[float(choice in of_thing(thing)) for choice in choices] for _, thing in things])
+
+
+def score(name: str, predicted: np.ndarray, truth: np.ndarray) -> float:
+  """The score of a probe, see above."""
+  if name in ('kind', 'color'):
+    return float((predicted.argmax(axis=1) == truth.argmax(axis=1)).mean())
+  if name == 'box':
+    return float(1 - ((predicted - truth) ** 2).sum() / ((truth - truth.mean(axis=0)) ** 2).sum())
   areas = []
-  for score, label in zip(scores.T, labels.T):
-    positive, negative = label.sum(), (~label).sum()
+  for values, labels in zip(predicted.T, truth.T > 0):
+    positive, negative = labels.sum(), (~labels).sum()
     if positive and negative:
-      ranks = np.empty(len(score))
-      ranks[np.argsort(score, kind='stable')] = np.arange(1, len(score) + 1)
-      areas.append((ranks[label].sum() - positive * (positive + 1) / 2) / (positive * negative))
+      ranks = np.argsort(np.argsort(values, kind='stable')) + 1
+      areas.append((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * negative))
   return float(np.mean(areas))
 
 
-def probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray, truth: np.ndarray) -> float:
+def probe(
+  name: str, train: np.ndarray, labels: np.ndarray, test: np.ndarray, truth: np.ndarray
+) -> float:
   """The score of a ridge regression, whose strength is chosen on a fifth of the images."""
-  mean, deviation = train.mean(axis=0), train.std(axis=0) + 1e-3
-  scale = deviation * np.sqrt(train.shape[1])
-  train, test = (train - mean) / scale, (test - mean) / scale
-  targets = labels.astype(np.float64) - labels.mean(axis=0)
-  gram = (train @ train.T).astype(np.float64)
+  mean, deviation = train.mean(axis=0), train.std(axis=0) + 1e-6
+  train, test = ((x.astype(np.float64) - mean) / deviation for x in (train, test))
 
-  def fit(rows: slice, ridge: float) -> np.ndarray:
-    part = gram[rows, rows]
-    return np.linalg.solve(part + ridge * 1e-2 * np.eye(len(part)), targets[rows])
+  def predict(x: np.ndarray, y: np.ndarray, ridge: float, of: np.ndarray) -> np.ndarray:
+    gram = x.T @ x / len(x) + ridge * np.eye(x.shape[1])
+    return of @ np.linalg.solve(gram, x.T @ (y - y.mean(axis=0)) / len(x)) + y.mean(axis=0)
 
-  first, held = slice(None, len(train) * 4 // 5), slice(len(train) * 4 // 5, None)
-  best = max(_RIDGES, key=lambda ridge: area(gram[held, first] @ fit(first, ridge), labels[held]))
-  return area((test @ train.T) @ fit(slice(None), best), truth)
-
-
-def multi_hot(annotations: list[dict], name: str) -> np.ndarray:
-  """bool[N,labels] of a probe."""
-  _, count, labels_of = PROBES[name]
-  hot = np.zeros((len(annotations), count), bool)
-  for row, annotation in zip(hot, annotations):
-    row[labels_of(annotation)] = True
-  return hot
+  first = len(train) * 4 // 5
+  chosen = max(
+    _RIDGES,
+    key=lambda ridge: score(
+      name, predict(train[:first], labels[:first], ridge, train[first:]), labels[first:]
+    ),
+  )
+  return score(name, predict(train, labels, chosen, test), truth)
 
 
 def main() -> None:
@@ -170,13 +180,17 @@ def main() -> None:
         key: features(config, name, params[name], pixels) for key, (pixels, _) in scenes.items()
       }
       row = [name, label]
-      for key, (kind, _, _) in PROBES.items():
-        sides = [
-          side
-          for split in ('train', 'test')
-          for side in (found[split, kind], multi_hot(scenes[split, kind][1], key))
-        ]
-        row.append(f'{probe(*sides):.3f}')
+      for key, kind in PROBES.items():
+        sides = []
+        for split in ('train', 'test'):
+          maps, annotations = found[split, kind], scenes[split, kind][1]
+          things = [
+            (number, thing)
+            for number, annotation in enumerate(annotations)
+            for thing in annotation[kind]
+          ]
+          sides += [at(maps, things), targets(key, things, maps[1].shape[1])]
+        row.append(f'{probe(key, *sides):.3f}')
       rows.append(row)
   print(table(rows, align='ll' + 'r' * len(PROBES)))
 

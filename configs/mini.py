@@ -131,13 +131,15 @@ def pretraining(encoders: str) -> dict[str, Any]:
   )
   text = dict(width=64, layers=2, heads=2)
 
-  def objective(names: tuple[str, ...], steps: int, lr: float, **own: Any) -> dict[str, Any]:
+  def objective(
+    names: tuple[str, ...], steps: int, optimizer: str, lr: float, **own: Any
+  ) -> dict[str, Any]:
     updates = FieldReference(steps)
     return dict(
       trains=names,
       data=caption('real', 'train'),
       optimizer=dict(
-        name='adamw',
+        name=optimizer,
         lr=lr,
         warmup=updates // 20,
         decay_to=0.05,
@@ -161,9 +163,11 @@ def pretraining(encoders: str) -> dict[str, Any]:
     max_skipped=0.5,
     batch=dict(size=64, seq_len=112, text=72, window=256),
     objectives=dict(
-      contrast=objective(of_text, 200, 2e-3, width=64, text=text),
-      distill=objective(('dinov2',), 200, 1e-3, prototypes=256, momentum=0.99, small=4, hidden=0.4),
-      captions=objective(('qformer',), 200, 2e-3, text=text),
+      contrast=objective(of_text, 240, 'muon', 2e-3, width=64, text=text),
+      distill=objective(
+        ('dinov2',), 160, 'adamw', 1e-3, prototypes=256, momentum=0.99, small=4, hidden=0.4
+      ),
+      captions=objective(('qformer',), 160, 'muon', 2e-3, text=text),
     ),
     log_every=10,
     checkpoint=dict(every=100, keep=1),
@@ -284,7 +288,7 @@ def shorten(config: dict[str, Any]) -> None:
       run['batch']['size'] = 8
       for objective in run['objectives'].values():
         objective['steps'] = 2
-        objective['optimizer']['warmup'] = 1
+        objective['optimizer'] |= dict(name='adamw', warmup=1)
     if run['kind'] != 'train':
       continue
     steps = 4 if stage == 'stage2' else 3

@@ -2,7 +2,7 @@
 
 "synthetic" captions are clean and templated and name everything with its place. "real" captions are
 like alt-texts on web pages: partial, rambling, in lower case, with file names and shop talk, and
-sometimes with a wrong fact. The encoders learn from captions alone, so real ones stay informative.
+sometimes with a wrong fact. Encoders learn from real captions, so these stay informative.
 They have rough and fine places, written words, limbs, and numbers as in the metadata of content
 management systems: focal points and crops.
 """

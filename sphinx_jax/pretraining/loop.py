@@ -65,7 +65,8 @@ def pretrain(config: ConfigDict, workdir: str | os.PathLike) -> None:
     config, tokenizer.model_bytes, config.dialog.to_dict(), tokenizer.added, part=part
   )
   with checkpoints.Store(workdir) as store:
-    store.save(updates, {part: trained}, None, bundle.to_meta())
+    if store.latest() != updates:  # It may have been written just before a kill.
+      store.save(updates, {part: trained}, None, bundle.to_meta())
   log.info('%s: pretrained %s', workdir, ', '.join(trained))
 
 

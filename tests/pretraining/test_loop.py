@@ -43,22 +43,24 @@ class Colors(Source):
 
 
 @pytest.fixture(autouse=True)
-def colors(monkeypatch, tmp_path):
+def colors(monkeypatch):
   monkeypatch.setattr(datasets, 'open_source', lambda entry, data_dir: Colors())
-  (tmp_path / 'tokenizer.model').write_bytes(texts.tokenizer().model_bytes)
 
 
-def config(tmp_path, *names, **changes) -> ConfigDict:
-  """The section of these objectives, at a tiny width."""
+def config(folder, *names, **changes) -> ConfigDict:
+  """The section of these objectives, at a tiny width; its tokenizer is written into the folder."""
+  (folder / 'tokenizer.model').write_bytes(texts.tokenizer().model_bytes)
   shipped = ConfigDict(mini.pretraining('mini')).copy_and_resolve_references()
   del shipped.kind
   shipped.model = small.config(grid=1)
   shipped.model.llm.vocab = 320
-  shipped.tokenizer = str(tmp_path / 'tokenizer.model')
+  shipped.tokenizer = str(folder / 'tokenizer.model')
   shipped.batch = dict(size=8, seq_len=40, text=8, window=16)
   shipped.objectives = {name: shipped.objectives[name] for name in names}
   for objective in shipped.objectives.values():
     objective.steps, objective.optimizer.warmup, objective.optimizer.lr = UPDATES, 1, 1e-2
+    if 'text' in objective:
+      objective.text = dict(width=8, layers=1, heads=2)
   if 'distill' in names:
     shipped.objectives.distill.update(prototypes=8, momentum=0.9, small=1)
   shipped.log_every, shipped.checkpoint.every = 1, 2
@@ -133,18 +135,19 @@ def test_eight_devices_train_as_one(name, tmp_path):
     )
 
 
-@pytest.fixture
-def pretrained(tmp_path):
-  """A checkpoint of CLIP and the branch of BLIP-2, of the model of `tiny`, and its section."""
-  changes = {'objectives.contrast.trains': ('clip',), 'objectives.contrast.steps': 2}
-  section = config(tmp_path, 'contrast', **changes)
-  with section.unlocked():
-    section.model = tiny().model.to_dict()
-    section.model.llm.vocab = 320
-    section.model.encoders.dinov2 = small.config().encoders.dinov2
-    section.objectives.contrast.trains = ('clip', 'dinov2')
-  loop.pretrain(section, tmp_path / 'pretrained')
-  return tmp_path / 'pretrained'
+@pytest.fixture(scope='module')
+def pretrained(tmp_path_factory):
+  """A checkpoint of two encoders, of which the model of `tiny` has one."""
+  workdir = tmp_path_factory.mktemp('encoders')
+  section = config(workdir, 'contrast').copy_and_resolve_references()
+  section.model = tiny().model.to_dict()
+  section.model.llm.vocab = 320
+  section.model.encoders.dinov2 = small.config().encoders.dinov2
+  section.objectives.contrast.trains = ('clip', 'dinov2')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(datasets, 'open_source', lambda entry, data_dir: Colors())
+    loop.pretrain(section, workdir)
+  return workdir
 
 
 def test_a_run_begins_with_the_encoders_it_has(pretrained, tmp_path, monkeypatch):
@@ -163,11 +166,12 @@ def test_encoders_alone_are_no_whole_model(pretrained, tmp_path, monkeypatch):
   monkeypatch.setattr(run, 'open_data', in_memory())
   with pytest.raises(errors.SphinxError, match='got the encoders alone, expected all weights'):
     merged.open_checkpoint(pretrained)
-  other = tiny(init_from=str(pretrained)).copy_and_resolve_references()
+  other = tiny(init_from=str(pretrained)).unlock()
   other.model.encoders.clip.layers = 2
   with pytest.raises(errors.SphinxError, match=r'clip/trunk.*expected \[2, .*the encoders of the'):
-    train.train(other, tmp_path / 'run')
-  other.model.encoders = small.config(grid=1).encoders
+    train.train(other, tmp_path / 'first')
+  other.model.encoders.convnext = small.config().encoders.convnext
+  other.model.encoders.clip.layers = 1
   with pytest.raises(errors.SphinxError, match='encoders/convnext/.*: nothing, expected'):
     train.train(other, tmp_path / 'run')
 
@@ -190,6 +194,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(changes, words,
 
 def test_examples_without_an_image_are_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(Colors, 'has_images', False)
-  section = config(tmp_path, 'captions')
-  with pytest.raises(errors.SphinxError, match='captions.data: got .* rows without exactly one'):
+  section = config(tmp_path, 'contrast', **{'objectives.contrast.trains': ('clip',)})
+  with pytest.raises(errors.SphinxError, match='contrast.data: got .* rows without exactly one'):
     loop.pretrain(section, tmp_path / 'run')
