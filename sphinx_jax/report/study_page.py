@@ -60,7 +60,7 @@ def markdown(results: Mapping[str, Any]) -> Iterator[str]:
   yield ''
   yield f'`{results["command"]}`'
   yield ''
-  yield f'Seeds: {results["seeds"]}. Finished steps: {done} of {steps}, in {seconds / 60:.0f} minutes.'
+  yield f'Seeds: {results["seeds"]}. Steps: {done} of {steps}, in {seconds / 60:.0f} minutes.'
   yield ''
   yield from _table(
     ('change', 'updates', 'visual tokens', 'minutes a run', 'seeds'),
