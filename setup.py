@@ -29,6 +29,7 @@ setuptools.setup(
   install_requires=[
     'absl-py',
     'array_record',
+    'cma',  # The search of mix_weights.
     'einops',
     'etils[epath]',
     'filelock',

@@ -66,9 +66,9 @@ def train_with_hook(notes: str) -> None:
   restore_or_init, put = run.restore_or_init, placement.put
 
   def noted_restore(*args: Any) -> tuple:
-    state, position, sums = restore_or_init(*args)
+    state, *others = restore_or_init(*args)
     file.write(json.dumps({'start': int(state.step)}) + '\n')
-    return state, position, sums
+    return state, *others
 
   def noted_put(batch: dict, sharding: Any) -> dict:
     hashes = []

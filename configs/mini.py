@@ -14,6 +14,7 @@ Variants, which can be combined (`mini:quick,dataset_files`):
     mini:siglip         adds SigLIP to the encoders of the mix
     mini:moe            four experts of half the width in place of each feed-forward layer, two of
                         which compute a position: as many active parameters
+    mini:learned        stage 2 learns the weights of its tasks from held-out losses, seven times
 
 The steps are those of the paper. No part is pretrained at this size, so stage 1 on real captions
 trains the encoders too, and they are frozen after it.
@@ -27,7 +28,7 @@ from ml_collections import ConfigDict, FieldReference
 from sphinx_jax.configs import sphinx
 from sphinx_jax.core import errors, renames
 
-WORDS = {'quick', 'dataset_files', 'siglip', 'moe'}  # Of the config's argument.
+WORDS = {'quick', 'dataset_files', 'siglip', 'moe', 'learned'}  # Of the config's argument.
 STEPS = ('data', 'real', 'synthetic', 'mix', 'stage2', 'evaluate', 'report')
 
 # Stage 2 trains all tasks jointly. Task -> weight: its share of the examples.
@@ -56,6 +57,23 @@ TARGETS = {
   'layout': 0.6,
   'pose': 0.6,
   'relation': 0.6,
+}
+
+# Held-out losses of stage 2 with the weights above, the references of `mini:learned`. They are the
+# last ones in stage2/metrics.jsonl of
+#   python -m sphinx_jax.recipe --config=mini:learned --config.stage2.sampling.by=examples
+REFERENCE_LOSSES = {
+  'caption': 0.286,
+  'vqa': 0.154,
+  'ocr': 0.405,
+  'rec': 0.358,
+  'reg': 0.304,
+  'grounded_caption': 0.239,
+  'detection': 0.399,
+  'relation': 0.359,
+  'layout': 0.179,
+  'pose': 0.562,
+  'text': 1.731,
 }
 
 # The same tasks in published file formats. Task -> (source, training folder and split, held-out
@@ -226,6 +244,28 @@ def shorten(config: dict[str, Any]) -> None:
   config['evaluate']['examples'] = 4
 
 
+def _learn_weights(config: dict[str, Any], parts: int) -> None:
+  """Changes a recipe: the weights of tasks are learned between `parts` parts of stage 2."""
+  stage2 = config['stage2']
+  stage2['validation'] = {
+    name: {**entry, 'split': 'validation', 'weight': 1.0}
+    for name, entry in stage2['mixture'].items()
+  }
+  stage2['eval_batches'] = 4
+  stage2['sampling'] = dict(
+    by='learned',
+    temperature=1.0,
+    stages=(),
+    learned=dict(
+      every=stage2['steps'] // parts + 1,  # Follows --config.stage2.steps.
+      rate=5.0,  # A task that is 0.2 nats further behind its reference gets e times as much,
+      limit=2.0,  # but at most twice, at least half of its first weight, before scaling.
+      reference='',  # Workdir of a run whose losses take the place of the next line.
+      reference_losses=REFERENCE_LOSSES,
+    ),
+  )
+
+
 def get_config(arg: str = '') -> ConfigDict:
   """Returns the recipe's config.
 
@@ -233,11 +273,18 @@ def get_config(arg: str = '') -> ConfigDict:
     arg: '' or words of WORDS with commas between them.
 
   Raises:
-    SphinxError: another word in `arg`.
+    SphinxError: another word in `arg`, or 'learned' with 'dataset_files'.
   """
   words = {renames.config_argument('mini', word) for word in arg.split(',') if word}
   for word in words - WORDS:
     raise errors.unknown('argument of config mini', word, WORDS)
+  if {'learned', 'dataset_files'} <= words:
+    raise errors.make(
+      'argument of config mini',
+      'learned with dataset_files',
+      'one of them, because the reference losses are those of other data',
+      'leave one out',
+    )
   everything = (('.*', 'train'),)
   frozen_encoders = (('encoders/.*', 'frozen'), ('.*', 'train'))
   text = dict(source='miniworld', task='text', split='train', weight=0.1)
@@ -277,6 +324,8 @@ def get_config(arg: str = '') -> ConfigDict:
     config[stage]['model'] = sphinx.model(llm, encoders, 'mini', scan_unroll=3).to_dict()
   if 'quick' in words:
     shorten(config)
+  if 'learned' in words:
+    _learn_weights(config, parts=2 if 'quick' in words else 8)
   if 'dataset_files' in words:
     _read_dataset_files(config)
   return ConfigDict(config).lock()

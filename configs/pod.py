@@ -127,7 +127,8 @@ def run(
       validation=validation,
       # `by` is 'examples', 'tokens' or 'temperature', see sphinx_jax/mix/tasks.py. With
       # 'temperature' an entry may have a `cap`. `stages` is ((position, {name: weight}), ...): the
-      # weights from this position of the order of examples on.
+      # weights from this position of the order of examples on. 'learned' needs a section `learned`
+      # (docs/data.md, "Weights of tasks").
       sampling=dict(by='examples', temperature=1.0, stages=()),
       max_skipped=0.2,
       image=dict(alpha='drop'),  # As the official code does.

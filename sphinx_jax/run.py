@@ -1,7 +1,7 @@
 """One training run, from its config: which run, its compiled update, its data and its first state.
 
-The entry points train, recipe, peek, plan and mix_curve share this file. `Program` makes large
-arrays only in `init`, and nothing else here reads a weight before `restore_or_init`.
+The entry points train, recipe, peek and plan, and mix_measure.py share this file. `Program` makes
+large arrays only in `init`, and nothing else here reads a weight before `restore_or_init`.
 """
 
 import contextlib
@@ -36,9 +36,16 @@ from sphinx_jax.checkpoint import (
 from sphinx_jax.checkpoint.bundle import Bundle, differences, load_bundle
 from sphinx_jax.core import batch as batch_contract, config as config_lib, errors, tensorflow, trees
 from sphinx_jax.core.progress import log
-from sphinx_jax.data import added_tokens, dialog, slots, tokenizer as tokenizers
+from sphinx_jax.data import (
+  added_tokens,
+  dialog,
+  mixture as mixtures,
+  slots,
+  tokenizer as tokenizers,
+)
 from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
 from sphinx_jax.data.record import MARK
+from sphinx_jax.mix import learned
 from sphinx_jax.models import adapters, families, layers, stored, vocabulary
 from sphinx_jax.parallel import hosts, mesh as meshes, placement, rules
 from sphinx_jax.planning import flops, plan
@@ -49,6 +56,7 @@ from sphinx_jax.training import (
   preference as preferences,
   state as states,
   step as steps,
+  writer,
 )
 
 # Settings that may change between starts of one run: a smaller slice needs more microbatches.
@@ -129,6 +137,35 @@ def completed(config: ConfigDict) -> ConfigDict:
     complete.model.llm.vocab = open_tokenizer(complete).vocab_size
     if config.get('lora') and vocabulary.TRAINED not in config.trainable:
       complete.trainable = (vocabulary.TRAINED, *config.trainable)
+  return complete.lock()
+
+
+def with_reference_losses(config: ConfigDict) -> ConfigDict:
+  """The config of a run with the last held-out losses of the run `sampling.learned.reference`.
+
+  Raises:
+    SphinxError: that run has no loss of a task of the mixture.
+  """
+  if config.sampling.by != 'learned' or not config.sampling.learned.reference:
+    return config
+  reference = config.sampling.learned.reference
+  last: dict[str, float] = {}
+  for line in writer.read(reference):
+    last |= line
+  tasks = [name for name, entry in config.mixture.items() if entry.weight]
+  missing = [name for name in tasks if f'validation/{name}' not in last]
+  if missing:
+    raise errors.make(
+      f"sampling.learned.reference '{reference}'",
+      f'a {writer.FILE} without validation/{missing[0]}' if last else f'no {writer.FILE}',
+      f'held-out losses of {", ".join(tasks)}',
+      'name the workdir of a run with these validation sets, for example one with fixed weights',
+    )
+  complete = config.copy_and_resolve_references()
+  with complete.unlocked():
+    complete.sampling.learned.reference_losses = {
+      name: last[f'validation/{name}'] for name in tasks
+    }
   return complete.lock()
 
 
@@ -488,6 +525,7 @@ class Data(NamedTuple):
     table: the mixture as text.
     summary: data position -> the mixture as text with the epochs so far and the skipped examples.
     files: path -> size and hash of the files that define the records of all sources.
+    set_stages: sets learned weights, see `Pipeline.set_stages`.
   """
 
   batches: Callable[[int], Iterator[tuple[dict[str, np.ndarray], int]]]
@@ -496,6 +534,7 @@ class Data(NamedTuple):
   table: str
   summary: Callable[[int], str]
   files: Mapping[str, str] = types.MappingProxyType({})
+  set_stages: Callable[[mixtures.Stages], None] = lambda stages: None
 
 
 def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Data:
@@ -589,7 +628,35 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
       for source in (*sources.values(), *validation_sources.values())
       for path, content in source.files.items()
     },
+    set_stages=mixture.set_stages,
   )
+
+
+def learns_weights(config: ConfigDict, step: int) -> bool:
+  """Whether the mixture gets new weights after an update."""
+  is_learned = config.sampling.by == 'learned' and step < config.steps
+  return is_learned and step % config.sampling.learned.every == 0
+
+
+def learned_weights(config: ConfigDict, losses: Mapping[str, float]) -> dict[str, float]:
+  """New weights of the mixture, the same on all processes; see mix/learned.py.
+
+  Args:
+    config: config of one training run whose `sampling.by` is 'learned'.
+    losses: name of a validation set -> its mean loss.
+
+  Raises:
+    SphinxError: a loss is not finite.
+  """
+  settings = config.sampling.learned
+  weights = learned.learned_weights(
+    {name: entry.weight for name, entry in config.mixture.items()},
+    losses,
+    settings.reference_losses,
+    settings.rate,
+    settings.limit,
+  )
+  return hosts.broadcast(weights)  # Kinds of processors differ in the last bit of exp.
 
 
 def _check_image_token(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:
@@ -673,14 +740,14 @@ def _open_given_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
 
 def restore_or_init(
   config: ConfigDict, program: Program, store: checkpoints.Store
-) -> tuple[states.State, int, dict]:
+) -> tuple[states.State, int, dict, mixtures.Stages]:
   """Returns the state to start from.
 
   It is the run's own newest undamaged checkpoint; without one, the parameters of `init_from`;
   without that, fresh parameters.
 
   Returns:
-    (state, data position, sums of the open window of metrics).
+    (state, data position, sums of the open window of metrics, learned stages of the mixture).
   """
   restored = store.restore_newest(program.saved(program.params), program.state.opt_state)
   if restored is not None:
@@ -690,6 +757,7 @@ def restore_or_init(
       base = trees.flatten(program.load(config.init_from))
       params = trees.unflatten(base | trees.flatten(params))
     step, position, sums = meta['step'], meta['data_position'], meta['window']
+    stages = meta.get('learned_stages', ())
     log.info('resuming from step %d', step)
   else:
     if config.init_from:
@@ -699,10 +767,10 @@ def restore_or_init(
       params = program.init()
     trained, _ = states.split(params, config.trainable)
     opt_state = program.init_optimizer(trained)
-    step, position, sums = 0, 0, {}
+    step, position, sums, stages = 0, 0, {}, ()
   trained, frozen = states.split(params, config.trainable)
   step = jax.device_put(jnp.int32(step), program.state.step.sharding)
-  return states.State(step, trained, frozen, opt_state), position, sums
+  return states.State(step, trained, frozen, opt_state), position, sums, stages
 
 
 def open_features(
@@ -789,7 +857,7 @@ def check_parent(config: ConfigDict, program: Program, data: Data) -> None:
 
 
 class Parents(NamedTuple):
-  """Two checkpoints to mix in memory, and what measures the mixes.
+  """Checkpoints to mix in memory, and what measures the mixes.
 
   Attributes:
     program: program of the config.

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sphinx_jax.core import config_values as values, errors
-from sphinx_jax.data import dialog, images, packing, record
+from sphinx_jax.data import dialog, images, mixture, packing, record
 from sphinx_jax.mix import tasks
 from sphinx_jax.models import quantized
 from sphinx_jax.models.settings import MODEL
@@ -73,6 +73,19 @@ RUN = {
       'weights from a position of the order of examples on',
       values.record('', values.integer('', high=_SEEDS - 1), values.by_name('', values.number(''))),
       least=0,
+    ),
+    'learned': values.OptionalSection(
+      {
+        'every': values.integer('updates between new weights'),
+        'rate': values.positive('change of weights by excess loss, see mix/learned.py'),
+        'limit': values.number('largest factor of a weight; its inverse is the least', low=1),
+        'reference': values.text(
+          "workdir of a run whose last held-out losses become reference_losses; '': none"
+        ),
+        'reference_losses': values.OptionalSection(
+          {'*': values.number('held-out loss that a task should reach')}
+        ),
+      }
     ),
   },
   'max_skipped': values.share('share of unusable examples above which a run stops'),
@@ -345,6 +358,52 @@ def _contradictions(run: Mapping[str, Any]) -> Problems:
       'at least 1',
       'raise it, or leave the validation sets out',
     )
+  if run['sampling']['by'] == 'learned':
+    yield from _learned_problems(run)
+
+
+def _learned_problems(run: Mapping[str, Any]) -> Problems:
+  """Yields what keeps the weights of the mixture from being learned."""
+  sampling, learned = run['sampling'], run['sampling'].get('learned')
+  weights = {name: entry['weight'] for name, entry in run['mixture'].items() if entry['weight']}
+  if not learned:
+    yield 'sampling.by', "'learned' without a section sampling.learned", 'one', 'see docs/data.md'
+    return
+  if sampling['stages']:
+    yield 'sampling.stages', "stages with by 'learned'", '(), because they are learned', 'remove it'
+  if learned['every'] >= run['steps']:
+    yield (
+      'sampling.learned.every',
+      f'{learned["every"]}',
+      f'less than steps, {run["steps"]}',
+      'lower it; the weights would never change',
+    )
+  least = min(weights, key=weights.get, default=None)
+  share = weights.get(least, 1) / (sum(weights.values()) or 1)
+  count = mixture.BLOCK * share / learned['limit'] ** 2
+  if count < 1:
+    yield (
+      'sampling.learned.limit',
+      f"{learned['limit']:g}, which may leave '{least}' {count:.2g} of {mixture.BLOCK} examples",
+      'at least one of them for every task',
+      f'lower it, raise mixture.{least}.weight, or set that weight to 0',
+    )
+  references = learned.get('reference_losses', {})
+  for name in references:
+    if name not in run['mixture']:
+      raise errors.unknown('sampling.learned.reference_losses', name, run['mixture'])
+  needed = {'validation': run['validation']}
+  if not learned['reference']:
+    needed['sampling.learned.reference_losses'] = references
+  for section, given in needed.items():
+    missing = [name for name in weights if name not in given]
+    if missing:
+      yield (
+        section,
+        f'none for {", ".join(missing)}, only for {", ".join(given) or "no entry"}',
+        "one for each entry of the mixture, because sampling.by is 'learned'",
+        'add the missing ones, or take fixed weights',
+      )
 
 
 def check_steps(config: ConfigDict) -> None:

@@ -22,6 +22,7 @@ from sphinx_jax import run, settings
 from sphinx_jax.checkpoint import adapter_runs, store as checkpoints
 from sphinx_jax.core import batch as batch_contract, cli, config as config_lib, errors
 from sphinx_jax.core.progress import Progress, log
+from sphinx_jax.data import mixture
 from sphinx_jax.models import families
 from sphinx_jax.parallel import hosts, placement
 from sphinx_jax.planning import peak
@@ -49,7 +50,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     SystemExit: after SIGTERM or Ctrl-C, once the run is saved.
   """
   settings.check_run(config)
-  config = run.completed(config)
+  config = run.with_reference_losses(run.completed(config))
   wandb_run.check(config.wandb)
   workdir = run.claim(config, workdir, ignore=run.RESIZABLE)
   latest = hosts.broadcast(checkpoints.latest(workdir))
@@ -78,7 +79,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     store = stack.enter_context(
       checkpoints.Store(workdir, config.checkpoint.keep, config.checkpoint.keep_every)
     )
-    state, position, sums = run.restore_or_init(config, program, store)
+    state, position, sums, stages = run.restore_or_init(config, program, store)
     first = int(state.step)
     base = adapter_runs.base(config.init_from) if config.get('lora') else {}
     is_writer, also = hosts.process_index() == 0, None
@@ -89,7 +90,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     writer = stack.enter_context(
       contextlib.closing(writers.Writer(workdir, first, is_writer, also))
     )
-    batches = stack.enter_context(contextlib.closing(data.batches(position)))
+    if stages:
+      data.set_stages(stages)
+    batches = data.batches(position)
+    stack.callback(lambda: batches.close())  # Learned weights replace the iterator.
     if config.cache_features:
       features = stack.enter_context(run.open_features(config, program, state.params, batches))
     bar = stack.enter_context(
@@ -114,14 +118,29 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       window.add(step, metrics)  # Reads the metrics of the step before while this one runs.
 
       # Metrics and validation.
-      last = step == config.steps
+      last, learns = step == config.steps, run.learns_weights(config, step)
       if last or step % config.log_every == 0:
         window.read()
         writer.write(step, window.close())
-      if validation and (last or (config.eval_every and step % config.eval_every == 0)):
+      evaluates = last or learns or (config.eval_every and step % config.eval_every == 0)
+      if validation and evaluates:
         with window.pause():
           losses = program.evaluate(state.params, validation)
         writer.write(step, {f'validation/{name}': value for name, value in losses.items()})
+
+      # Learned weights of the mixture.
+      if learns:
+        window.read()  # Raises if the loss is not finite.
+        weights = run.learned_weights(config, losses)
+        shown = ', '.join(f'{name} {weight:.3f}' for name, weight in weights.items())
+        log.info('step %d: new weights: %s', step, shown)
+        writer.write(step, {f'weight/{name}': weight for name, weight in weights.items()})
+        stages = mixture.add_stage(stages, position, config.batch.window, weights)
+        batches.close()
+        data.set_stages(stages)
+        batches = data.batches(position)
+        if config.cache_features:
+          features.restart(batches)
 
       # Checkpoint.
       stop = stopping.after(step, last)
@@ -132,6 +151,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
           **base,
           'data_position': position,
           'data_files': dict(data.files),
+          'learned_stages': stages,
           'window': window.state(),
           'metrics': writer.last,
         }

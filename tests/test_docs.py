@@ -36,6 +36,7 @@ ELSEWHERE = {
   'python -m sphinx_jax.serve': 'tests/test_serve.py',
   'python -m tests.serving.screenshot': 'tests/serving/test_page.py',
   'python -m sphinx_jax.recipe --config=mini_idefics': 'tests/test_mini_idefics.py',
+  'python -m sphinx_jax.recipe --config=mini:learned': 'tests/test_learned_weights.py',
   'python -m sphinx_jax.peek --config=stage2': 'tests/test_peek.py',
   f'{EVALUATE}DIR --benchmarks': 'tests/test_evaluate.py',
   f'{EVALUATE}BASE --adapter=ADAPTER --output=SCORES': 'tests/test_adapter_commands.py',

@@ -268,6 +268,35 @@ def test_starts_with_other_numbers_of_processes_equal_the_single_run(
     assert line == pytest.approx(single_line, rel=2e-4)
 
 
+@pytest.mark.slow  # Stand-in: test_learned_weights.py, with one process and two meshes.
+def test_two_processes_learn_weights_and_train_on_the_examples_of_one(folder, tmp_path):
+  entry = "dict(source='jsonl', path='my.jsonl', root='', task='dialog', weight=1.0)"
+  learned = "dict(every=2, rate=1.0, limit=2.0, reference='', reference_losses=dict(a=9.0, b=0.0))"
+  config = (folder / 'config.py').read_text()
+  for old, new in (
+    ('mixture=dict(mine=entry)', f'mixture=dict(a={entry}, b={entry})'),
+    ('validation=dict()', f'validation=dict(a={entry}, b={entry})'),
+    ("by='examples'", f"by='learned', learned={learned}"),
+  ):
+    assert old in config
+    config = config.replace(old, new)
+  (tmp_path / 'config.py').write_text(config)
+  code = f'import sphinx_jax.data.mixture as mixture; mixture.BLOCK = 16\n{HOOKED_TRAIN}'
+  results = []
+  for processes in (1, 2):
+    workdir = tmp_path / f'{processes}'
+    flags = f'--config={tmp_path}/config.py', f'--workdir={workdir}'
+    with Run(folder, workdir, processes, code=(code, *flags)) as run:
+      assert run.exit_codes() == [0] * processes, run.output(0)
+    stages = store.load_meta(workdir)['learned_stages']
+    results.append((stages, metrics(workdir), examples(workdir, 0)))
+  (stages, lines, trained), (other_stages, other_lines, other_trained) = results
+  assert len(stages) >= 2 and [stage[0] for stage in stages] == [stage[0] for stage in other_stages]
+  assert trained == other_trained
+  for line, other_line in zip(lines, other_lines, strict=True):
+    assert other_line == pytest.approx(line, rel=2e-4)
+
+
 @pytest.mark.slow  # Stand-in: test_run.py keeps features on a mesh of one process.
 def test_two_processes_keep_features_and_equal_one_without(folder, tmp_path):
   frozen = "--config.trainable=(('encoders/.*', 'frozen'), ('.*', 'train'))"

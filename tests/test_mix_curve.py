@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sphinx_jax import mix_curve, run as run_lib
+from sphinx_jax import mix_curve, mix_measure, run as run_lib
 from sphinx_jax.checkpoint import store
 from sphinx_jax.checkpoint.bundle import Bundle
-from sphinx_jax.core import config as config_lib, errors
+from sphinx_jax.core import config as config_lib, errors, trees
 from sphinx_jax.evaluation import held_out, weight_curve
+from sphinx_jax.models import families
+from tests import command
 from tests.tiny import make_batch, tiny
 
 
@@ -68,9 +70,10 @@ def memory(monkeypatch, runs):
 def test_losses_along_the_line_are_drawn_and_no_checkpoint_is_written(runs, memory, tmp_path):
   folder, losses, _ = runs
   points = mix_curve.draw_curve(
-    [folder / 'real', folder / 'synthetic'], (0, 0.25, 1), tmp_path / 'curve'
+    [folder / 'real', folder / 'synthetic'], (0, 0.25, 1, 0), tmp_path / 'curve'
   )
-  assert [point['coefficient'] for point in points] == [0, 0.25, 1]
+  assert [point['coefficient'] for point in points] == [0, 0.25, 1, 0]
+  assert points[3] == points[0]  # Asked for twice.
   assert points[0]['real'] == losses['synthetic'] and points[2]['real'] == losses['real']
   assert points[1]['real'] not in losses.values()
   assert json.loads((tmp_path / 'curve' / 'curve.json').read_text()) == points
@@ -89,18 +92,13 @@ def test_tasks_are_scored_with_every_mix(runs, memory, tmp_path, monkeypatch):
   folder, *_ = runs
   calls = []
 
-  def evaluate(model, sources, examples, mean_image, folder, run, params):
+  def score(model, sources, examples, folder, run, params):
     calls.append((list(sources), examples, folder.name, run))
     squares = (jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in jax.tree.leaves(params))
-    norm = float(sum(squares))
-    return {task: {'final': norm} for task in sources}
+    return dict.fromkeys(sources, float(sum(squares)))
 
-  def mean_image(sources, size, alpha):
-    return np.zeros((size, size, 3), np.uint8)
-
-  monkeypatch.setattr(mix_curve, 'Model', lambda *parts: parts)
-  monkeypatch.setattr(held_out, 'evaluate', evaluate)
-  monkeypatch.setattr(held_out, 'mean_image', mean_image)
+  monkeypatch.setattr(mix_measure, 'Model', lambda *parts: parts)
+  monkeypatch.setattr(held_out, 'score', score)
   monkeypatch.setattr(held_out, 'open_split', lambda config, names, split: dict.fromkeys(names))
   monkeypatch.setattr(run_lib, 'open_tokenizer', lambda config: 'pieces')
   points = mix_curve.draw_curve(
@@ -124,3 +122,73 @@ def test_a_curve_without_anything_to_measure_is_an_error(runs, memory, tmp_path)
     mix_curve.draw_curve([converted, converted], (0, 1), tmp_path)
   with pytest.raises(errors.SphinxError, match='another tokenizer'):
     mix_curve.draw_curve([tmp_path / 'foreign', inputs[0]], (0, 1), tmp_path)
+
+
+@pytest.fixture
+def three(runs, tmp_path):
+  """Returns the two checkpoints and a third, whose language model alone differs from the first."""
+  folder, _, program = runs
+  shapes = families.abstract_params(tiny().model)
+  first = store.load_params(folder / 'real', shapes)
+  third = first | {'llm': jax.tree.map(lambda leaf: -leaf, first['llm'])}
+  meta = store.load_meta(folder / 'real')
+  with store.Store(tmp_path / 'third') as run:
+    run.save(3, third, None, {key: meta[key] for key in ('config', 'tokenizer', 'dialog')})
+  return [folder / 'real', folder / 'synthetic', tmp_path / 'third']
+
+
+def test_three_inputs_are_measured_on_a_triangle(runs, three, memory, tmp_path):
+  _, losses, program = runs
+  points = mix_curve.draw_triangle(three, 3, tmp_path / 'curve')
+  by_row = {tuple(point['coefficients']): point['real'] for point in points}
+  assert set(by_row) == {
+    (1, 0, 0), (0, 1, 0), (0, 0, 1), (0.5, 0.5, 0), (0.5, 0, 0.5), (0, 0.5, 0.5),
+  }  # fmt: skip
+  assert by_row[1, 0, 0] == losses['real'] and by_row[0, 1, 0] == losses['synthetic']
+  assert len(set(by_row.values())) == 6
+  assert json.loads((tmp_path / 'curve' / 'curve.json').read_text()) == points
+  assert (tmp_path / 'curve' / 'curve.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_the_sensitivity_moves_one_group_at_a_time(runs, three, memory, tmp_path):
+  *_, program = runs
+  inputs = [three[0], three[2]]
+  result = mix_curve.draw_sensitivity(inputs, tmp_path / 'drawn', blocks=2)
+  moved = [(entry['group'], entry['input']) for entry in result['groups']]
+  names = [
+    'llm/embed', 'llm/layers/.*@0', 'llm/layers/.*@1', 'llm/norm/.*', 'llm/output/.*',
+  ]  # fmt: skip
+  # The encoders and the projection are the same in both: there is nothing to move.
+  assert moved == [(name, number) for name in names for number in (0, 1)]
+  assert json.loads((tmp_path / 'drawn' / 'sensitivity.json').read_text()) == result
+  assert (tmp_path / 'drawn' / 'sensitivity.png').read_bytes().startswith(b'\x89PNG')
+
+  # The second layer from the third checkpoint, the rest from the middle.
+  shapes = program.params
+  first, third = (store.load_params(place, shapes) for place in inputs)
+  mixed = jax.tree.map(lambda a, b: (a + b) / 2, first, third)
+  layers = jax.tree.map(
+    lambda middle, own: middle.at[1].set(own[1]), mixed['llm']['layers'], third['llm']['layers']
+  )
+  mixed['llm'] = mixed['llm'] | {'layers': layers}
+  loss = program.evaluate(mixed, {'real': [make_batch(tiny(), 10**6)]})['real']
+  entry = next(e for e in result['groups'] if (e['group'], e['input']) == (names[2], 1))
+  assert entry['values']['real'] == pytest.approx(loss, rel=1e-5)
+  assert entry['change']['real'] == entry['values']['real'] - result['uniform']['real']
+  size = trees.count(third['llm']['layers'])
+  assert entry['parameters'] == size // 2
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (['--inputs=a,b,c,d'], '--inputs: got 4 inputs, expected two for a line, or three'),
+    (['--inputs=a'], '--inputs: got 1 inputs'),
+    (['--inputs=a,b,c', '--method=slerp'], '--method: got slerp with three inputs'),
+    (['--inputs=a,b,c', '--coefficients=0,1'], 'with three inputs'),
+    (['--inputs=a,b', '--blocks=2'], '--blocks: got 2 with a line'),
+    (['--inputs=a,b', '--sensitivity', '--points=3'], '--points: got 3 with --sensitivity'),
+  ],
+)
+def test_what_cannot_be_drawn_is_refused(capsys, arguments, message):
+  assert message in command.error(capsys, 'mix_curve', *arguments, '--output=c')

@@ -114,6 +114,7 @@ def test_an_unknown_stage_of_a_recipe_is_refused():
 def test_one_entry_of_a_mixture_is_shown_without_the_data_of_the_others(config, tmp_path):
   plain = config.to_dict() | {'tokenizer': '', 'init_from': 'nowhere'}
   plain['mixture']['other'] = dict(source='refcoco', root='not/here', weight=1.0)
+  plain['sampling'] |= dict(by='learned', learned={})  # Begins with the weights of the mixture.
   alone = peek.narrowed(
     ml_collections.ConfigDict(plain), ['mine'], str(tmp_path / 'tokenizer.model')
   )

@@ -249,3 +249,20 @@ def test_accepted_values_of_pod_configs_are_traced(config):
       run.Program(with_change(config, *change)).trace()
     except errors.SphinxError as error:
       assert '\n' not in str(error)
+
+
+@pytest.mark.parametrize('words', ['learned', 'quick,learned', 'learned,moe'])
+def test_the_laptop_recipe_can_learn_its_weights(words):
+  config = mini.get_config(words)
+  settings.check_recipe(config)
+  stage = run.training_run(config, 'stage2')
+  assert any(run.learns_weights(stage, step) for step in range(1, stage.steps))
+  losses = dict(stage.sampling.learned.reference_losses) | {'relation': 0.559}
+  weights = run.learned_weights(stage, losses)
+  assert weights['relation'] > 1.4 * mini.TASKS['relation']
+  assert all(weights[task] > 0.5 * share for task, share in mini.TASKS.items())
+
+
+def test_the_references_of_the_laptop_recipe_are_not_those_of_dataset_files():
+  with pytest.raises(errors.SphinxError, match='got learned with dataset_files'):
+    mini.get_config('dataset_files,learned')

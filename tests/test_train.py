@@ -243,9 +243,9 @@ def test_init_from_takes_the_parameters_only(unbroken, tmp_path):
   config = tiny(init_from=str(unbroken))
   program = run.Program(config)
   with store.Store(tmp_path) as own:
-    begun, position, sums = run.restore_or_init(config, program, own)
+    begun, position, sums, stages = run.restore_or_init(config, program, own)
   jax.tree.map(np.testing.assert_array_equal, begun.params, store.load_params(unbroken))
-  assert int(begun.step) == 0 and position == 0 and sums == {}
+  assert int(begun.step) == 0 and position == 0 and sums == {} and not stages
   fresh = program.optimizer.init(begun.trained)
   jax.tree.map(np.testing.assert_array_equal, begun.opt_state, fresh)
 

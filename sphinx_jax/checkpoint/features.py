@@ -246,6 +246,11 @@ class Features:
     item = self._ahead.popleft()
     return batch_contract.with_features(item.batch, item.features), item.position
 
+  def restart(self, batches: Iterator[tuple[dict[str, np.ndarray], int]]) -> None:
+    """Continues with other batches. Those that were read ahead are dropped."""
+    self._batches, self._error = batches, None
+    self._ahead.clear()
+
   def _look_ahead(self) -> bool:
     """Reads one more batch and the features of its images. Returns False if there is none."""
     if self._error is None:

@@ -16,7 +16,9 @@ from sphinx_jax.mix import tasks
 
 BLOCK = 1024  # Positions in which the shares of tasks are exact.
 MEASURED = 64  # Examples of each task that are read for its mean length.
-SETTINGS = ('by', 'temperature', 'stages')
+SETTINGS = ('by', 'temperature', 'stages', 'learned')
+
+Stages = Sequence[tuple[int, Mapping[str, float]]]  # ((position, {task: weight}), ...).
 
 
 class Sampling(NamedTuple):
@@ -75,10 +77,10 @@ def make_sampling(
     sources: task name -> source.
     weights: task name -> weight.
     seed: seed of the order.
-    settings: `config.sampling`, {by, temperature, stages}. None: weights are shares of examples.
-      `by` is a rule of `mix.tasks.shares`. `stages` is ((position, {task: weight}), ...): the
-      weights from a position in the order of examples on. Tasks that a stage does not name keep
-      their weight.
+    settings: `config.sampling`, {by, temperature, stages, learned}. None: weights are shares of
+      examples. `by` is a rule of `mix.tasks.shares`. `stages` are the weights from a position in
+      the order of examples on. Tasks that a stage does not name keep their weight. `learned` is
+      what train.py learns weights by; the mixture does not depend on it.
     caps: task name -> largest number of examples that counts under the rule 'temperature'.
     measure: (task, example) -> positions that the example takes. It may raise BadExample.
     threads: threads that read if lengths are measured.
@@ -125,9 +127,31 @@ def make_sampling(
   return Sampling(make_mixture(rule, tokens), names, source_names, first_weights, tokens)
 
 
+def add_stage(
+  stages: Stages, data_position: int, window: int, weights: Mapping[str, float]
+) -> Stages:
+  """Adds weights that apply as soon as they can without a change of rows that are packed already.
+
+  The stage begins with the first block after the window of `data_position`. A stage that would
+  begin there too has not begun, and is replaced.
+
+  Args:
+    stages: the stages so far, the positions of examples rounded up to blocks.
+    data_position: number of the next row, see pipeline.py.
+    window: examples that are packed together.
+    weights: task -> weight.
+
+  Returns:
+    All stages.
+  """
+  packed = -(-data_position // window) * window
+  begin = -(-packed // BLOCK) * BLOCK
+  return (*(stage for stage in stages if stage[0] < begin), (begin, dict(weights)))
+
+
 def _stages(
   weights: Mapping[str, float],
-  changes: Sequence[tuple[int, Mapping[str, float]]],
+  changes: Stages,
   names: Sequence[str],
 ) -> list[tuple[int, tuple[float, ...]]]:
   """(first position, weights of all tasks) of every stage, the first at position 0."""

@@ -9,6 +9,7 @@ lengths of examples, but reads and decodes images only for its own, where length
 
 import contextlib
 import dataclasses
+import functools
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from sphinx_jax.core import errors
 from sphinx_jax.core.prefetch import Prefetch
 from sphinx_jax.data import images, packing, sampler, slots as slots_lib
 from sphinx_jax.data.dialog import Template
-from sphinx_jax.data.mixture import make_sampling
+from sphinx_jax.data.mixture import Stages, make_sampling
 from sphinx_jax.data.packing import Example
 from sphinx_jax.data.record import MARK, BadExample, Record, Source, Unread, check_unicode
 from sphinx_jax.data.skips import Skips
@@ -126,7 +127,7 @@ class Pipeline:
     template: dialog template, which turns records into ids and labels.
     config: shapes and rules.
     local_rows: the rows of each batch that this process assembles, ascending. None: all.
-    sampling: {by, temperature, stages} or None, see `mixture.make_sampling`.
+    sampling: {by, temperature, stages, learned} or None, see `mixture.make_sampling`.
     caps: task name -> largest number of examples that counts, see `mixture.make_sampling`.
 
   Attributes:
@@ -161,11 +162,30 @@ class Pipeline:
     self._config = config
     self._local_rows = tuple(range(config.batch_size) if local_rows is None else local_rows)
     self._check_pairs()
-    self._sampling = make_sampling(
-      sources, weights, config.seed, sampling, caps, self._measure, config.threads
+    self._make_sampling = functools.partial(
+      make_sampling,
+      sources,
+      weights,
+      config.seed,
+      caps=caps,
+      measure=self._measure,
+      threads=config.threads,
     )
+    self._settings = dict(sampling or {})
+    self._sampling = self._make_sampling(self._settings)
     if not config.visual_tokens:
       self._check_text_only()
+
+  def set_stages(self, stages: Stages) -> None:
+    """Sets the weights from positions of the order of examples on, for iterators made after it.
+
+    An iterator may have read beyond the first position: close it, and make one where it ended.
+    Unusable examples that it has read ahead are counted again.
+
+    Args:
+      stages: take the place of `stages` in the settings of the sampling.
+    """
+    self._sampling = self._make_sampling({**self._settings, 'stages': stages})
 
   def batches(self, position: int = 0, examples: int | None = None) -> Prefetch:
     """Iterates over (batch, position of the next batch).

@@ -71,16 +71,7 @@ def evaluate(
   Raises:
     SphinxError: the folder belongs to another run, or a source has no usable example.
   """
-  sizes = {name: len(source) for name, source in sources.items()}
-  opened = {  # By their names: the folder of the data may have moved.
-    name: {os.path.basename(path): value for path, value in source.files.items()}
-    for name, source in sources.items()
-  }
-  folder = predictions.claim_folder(
-    folder,
-    {'run': run, 'weights': weights, 'examples': examples, 'sources': sizes, 'files': opened},
-  )
-  paths_lib.make_folder(folder / 'images')
+  folder = _claim(folder, sources, examples, run, weights)
   results = {}
   for name, source in sources.items():
     benchmarks = [open_task(name, source, examples, model.tokenizer)]
@@ -95,6 +86,51 @@ def evaluate(
     log.info('%s', format_result(name, results[name]))
   files.write_json(folder / 'results.json', results)
   return results
+
+
+def score(
+  model: Model,
+  sources: Mapping[str, Source],
+  examples: int,
+  folder: predictions.Path,
+  run: str = '',
+  batch_size: int = BATCH_SIZE,
+  params: dict | None = None,
+  weights: Any = None,
+) -> dict[str, float]:
+  """Answers every task with the image alone, for many models that are compared with each other.
+
+  Args, errors: as of `evaluate`.
+
+  Returns:
+    {name: score}.
+  """
+  folder = _claim(folder, sources, examples, run, weights)
+  scores = {}
+  for name, source in sources.items():
+    benchmark = open_task(name, source, examples, model.tokenizer)
+    if not _is_finished(benchmark, folder, examples):
+      _answer_and_score(model, benchmark, folder, batch_size, params)
+    lines = files.read_jsonl(folder / f'{benchmark.name}.jsonl')
+    scores[name] = bootstrap.ratio(*_sums_by_record(lines))
+  return scores
+
+
+def _claim(
+  folder: predictions.Path, sources: Mapping[str, Source], examples: int, run: str, weights: Any
+) -> epath.Path:
+  """Claims the folder of an evaluation, and makes its folder of images."""
+  sizes = {name: len(source) for name, source in sources.items()}
+  opened = {  # By their names: the folder of the data may have moved.
+    name: {os.path.basename(path): value for path, value in source.files.items()}
+    for name, source in sources.items()
+  }
+  folder = predictions.claim_folder(
+    folder,
+    {'run': run, 'weights': weights, 'examples': examples, 'sources': sizes, 'files': opened},
+  )
+  paths_lib.make_folder(folder / 'images')
+  return folder
 
 
 def open_task(name: str, source: Source, examples: int, tokenizer: Tokenizer) -> Benchmark:

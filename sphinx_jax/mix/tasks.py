@@ -11,7 +11,7 @@ import numpy as np
 
 from sphinx_jax.core import errors
 
-RULES = ('examples', 'tokens', 'temperature')
+RULES = ('examples', 'tokens', 'temperature', 'learned')
 
 # Four rounds make a Feistel network pseudorandom. More are needed here, because the halves of small
 # domains have few bits.
@@ -35,7 +35,8 @@ def shares(
     rule: the meaning of a weight. 'examples': a share of the examples. 'tokens': a share of the
       sequence positions, so tasks with long examples get fewer of them. 'temperature': a factor of
       min(size, cap) ** (1 / temperature), the mixing of T5 (arXiv 1910.10683, section 3.5.2):
-      temperature 1 is proportional to the sizes, and a high temperature is uniform.
+      temperature 1 is proportional to the sizes, and a high temperature is uniform. 'learned': as
+      'examples'; later stages get their weights while the run goes on, see mix/learned.py.
     weights: one per task; a task of weight 0 is left out.
     sizes: number of examples of each task.
     tokens: mean length of each task's examples in positions; for 'tokens'.

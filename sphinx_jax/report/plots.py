@@ -162,12 +162,7 @@ def line_between(points: Points, names: Sequence[str]) -> Figure:
     points: [{'coefficient': float, '<validation set>': loss, 'task/<task>': score, ...}, ...].
     names: names of the two checkpoints. The coefficient is the share of the first.
   """
-  keys = [key for key in points[0] if key != 'coefficient']
-  losses = [key for key in keys if not key.startswith('task/')]
-  scores = [key for key in keys if key.startswith('task/')]
-  panels = {
-    title: group for title, group in (('validation loss', losses), ('score', scores)) if group
-  }
+  panels = _kinds(points[0], 'coefficient')
   points = sorted(points, key=lambda point: point['coefficient'])
   x = [point['coefficient'] for point in points]
   with matplotlib.rc_context(STYLE):
@@ -186,6 +181,123 @@ def line_between(points: Points, names: Sequence[str]) -> Figure:
     ]
     figure.suptitle('\n'.join(titles), fontsize=9)
   return figure
+
+
+def triangle_between(points: Points, names: Sequence[str]) -> Figure:
+  """Plots losses, and scores of tasks if there are any, in the triangle of three checkpoints.
+
+  There is a panel for the average, and one for each loss or score if these are at most three.
+
+  Args:
+    points: [{'coefficients': three floats, '<validation set>': loss, 'task/<task>': score, ...},
+      ...].
+    names: names of the three checkpoints.
+  """
+  panels = []
+  for kind, keys in _kinds(points[0], 'coefficients').items():
+    values = {key: np.array([point[key] for point in points]) for key in keys}
+    title = kind if len(keys) == 1 else f'{kind}, average'
+    panels.append((title, kind, np.mean(list(values.values()), axis=0)))
+    if 1 < len(keys) <= 3:
+      panels += [(_name(key.removeprefix('task/')), kind, values[key]) for key in keys]
+  corners = np.array([(0.5, math.sqrt(3) / 2), (0, 0), (1, 0)])
+  places = np.array([point['coefficients'] for point in points]) @ corners
+  rows = math.ceil(len(panels) / 3)
+  columns = min(len(panels), 3)
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(4.6 * columns + 0.6, 4.2 * rows + 0.9), layout='constrained')
+    cells = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axes in cells:
+      axes.axis('off')
+      axes.set_aspect('equal')
+    for axes, (title, kind, values) in zip(cells, panels):
+      _triangle_panel(figure, axes, places, values, kind == 'score')
+      for place, label, align in zip(
+        corners, ('first', 'second', 'third'), ('bottom', 'top', 'top')
+      ):
+        axes.annotate(
+          label,
+          place,
+          (0, 6 if align == 'bottom' else -6),
+          textcoords='offset points',
+          ha='center',
+          va=align,
+          color=_TEXT_COLOR,
+        )
+      axes.set_title(title, pad=22)
+    titles = [
+      f'{place}: {one_line(str(name), 90)}'
+      for place, name in zip(('first', 'second', 'third'), names)
+    ]
+    figure.suptitle('\n'.join(titles), fontsize=9)
+  return figure
+
+
+def _triangle_panel(
+  figure: Figure, axes: Axes, places: np.ndarray, values: np.ndarray, is_score: bool
+) -> None:
+  """Draws one value over the triangle, with contours and a star at the best mix."""
+  colors = 'viridis' if is_score else 'viridis_r'  # Yellow is good.
+  if np.ptp(values) > 0:
+    drawn = axes.tricontourf(*places.T, values, levels=14, cmap=colors)
+    axes.tricontour(*places.T, values, levels=7, colors='white', linewidths=0.5)
+    figure.colorbar(drawn, ax=axes, shrink=0.75)
+  axes.plot(*places.T, '.', ms=3, color=AVERAGE_COLOR, clip_on=False)
+  best = int(values.argmax() if is_score else values.argmin())
+  axes.plot(
+    *places[best], '*', ms=15, color=_CHOSEN_COLOR, label=f'best: {values[best]:.4g}', clip_on=False
+  )
+  axes.legend(fontsize=8, loc='upper left', bbox_to_anchor=(-0.05, 1))
+
+
+def sensitivity(result: Mapping[str, Any]) -> Figure:
+  """Plots how losses and scores change if one group of parameters is wholly from one input.
+
+  Args:
+    result: content of sensitivity.json, see `mix_curve.draw_sensitivity`. The average of the
+      validation losses is shown, and that of the scores.
+  """
+  groups = list(dict.fromkeys(entry['group'] for entry in result['groups']))
+  names = result['inputs']
+  panels = _kinds(result['uniform'])
+  colors = matplotlib.colormaps['tab10'].colors
+  y, height = np.arange(len(groups)), 0.8 / len(names)
+  with matplotlib.rc_context(_STYLE):
+    size = (2.6 + 4.4 * len(panels), (0.24 * len(names) + 0.12) * len(groups) + 1.4)
+    figure = Figure(figsize=size, layout='constrained')
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (kind, keys) in zip(row, panels.items()):
+      for number, name in enumerate(names):
+        changes = [
+          np.mean([entry['change'][key] for key in keys])
+          for entry in result['groups']
+          if entry['input'] == number
+        ]
+        axes.barh(
+          y + (number - (len(names) - 1) / 2) * height,
+          changes,
+          height,
+          color=colors[number % len(colors)],
+          label=f'all from {one_line(name, 60)}',
+        )
+      uniform = np.mean([result['uniform'][key] for key in keys])
+      better = 'less is better' if kind == 'validation loss' else 'more is better'
+      axes.axvline(0, lw=1, color=AVERAGE_COLOR)
+      axes.set(xlabel=f'change of {kind} from {uniform:.4g} ({better})')
+      axes.grid(False, axis='y')
+    row[0].set_yticks(y, [_name(group) for group in groups])
+    row[0].invert_yaxis()
+    figure.legend(*row[0].get_legend_handles_labels(), fontsize=8, loc='outside upper left')
+  return figure
+
+
+def _kinds(values: Mapping[str, Any], *others: str) -> dict[str, list[str]]:
+  """Returns 'validation loss' and 'score' -> keys, without a kind that has none or other keys."""
+  kinds: dict[str, list[str]] = {'validation loss': [], 'score': []}
+  for key in values:
+    if key not in others:
+      kinds['score' if key.startswith('task/') else 'validation loss'].append(key)
+  return {kind: keys for kind, keys in kinds.items() if keys}
 
 
 def score_bars(tasks: Results, axes: Axes | None = None) -> Figure | None:

@@ -120,6 +120,22 @@ def test_a_stage_changes_the_weights_that_it_names():
   assert _cells(sampling)[2][3:7] == ['1', '0.250', '0.250', '1.000']
 
 
+def test_learned_weights_begin_after_the_window_in_use():
+  first = mixture.add_stage((), 1, 256, {'a': 1.0})
+  assert first == ((1024, {'a': 1.0}),)
+  # As long as no example of the block is packed, later weights take their place.
+  assert mixture.add_stage(first, 1024, 256, {'a': 2.0}) == ((1024, {'a': 2.0}),)
+  assert mixture.add_stage(first, 1025, 256, {'a': 2.0}) == (*first, (2048, {'a': 2.0}))
+  # A window that ends inside a block.
+  assert mixture.add_stage(first, 1000, 1000, {'a': 2.0}) == ((1024, {'a': 2.0}),)
+  assert mixture.add_stage(first, 1001, 1000, {'a': 2.0}) == (*first, (2048, {'a': 2.0}))
+
+
+def test_a_learned_mixture_begins_with_its_weights_as_shares_of_examples():
+  learned = _make([Sized('a', 10), Sized('b', 10)], [3, 1], {'by': 'learned', 'learned': {}})
+  assert learned.mixture.counts == (768, 256)
+
+
 def test_stages_by_tokens():
   sampling = _make(
     [Sized('a', 9, mean=30), Sized('b', 9)], [1, 0], {'by': 'tokens', 'stages': ((1024, {'b': 1}),)}

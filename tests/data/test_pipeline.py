@@ -14,7 +14,7 @@ from PIL import Image
 
 from sphinx_jax.core import batch as contract
 from sphinx_jax.core.errors import SphinxError
-from sphinx_jax.data import geometry, images, tokenizer as tokenizers
+from sphinx_jax.data import geometry, images, mixture, tokenizer as tokenizers
 from sphinx_jax.data.dialog import Template
 from sphinx_jax.data.pipeline import Pipeline, PipelineConfig
 from sphinx_jax.data.record import BadExample, Record, Source
@@ -127,6 +127,28 @@ def test_resuming_at_any_position_gives_the_same_batches():
     again = _take(_pipeline(), 2, position=whole[i][1])
     for (batch, position), (other, other_position) in zip(again, whole[i + 1 :]):
       assert position == other_position and _equal(batch, other)
+
+
+def test_new_weights_keep_the_rows_that_are_packed_and_are_the_same_on_all_hosts():
+  def restarted(position, stages, **more):
+    pipeline = _pipeline(sampling={'by': 'learned'}, **more)
+    pipeline.set_stages(stages)
+    return _take(pipeline, 8, position)
+
+  # Rows of the last window before a block: some are used, some are not.
+  near = next(position for _, position in _take(_pipeline(), 40, 1000) if position > 1010)
+  assert near % 16 and near < 1024
+  stages = mixture.add_stage((), near, 16, {'a': 0.0, 'b': 1.0, 'c': 0.0})
+  assert [begin for begin, _ in stages] == [1024]
+  whole, old = restarted(near, stages), _take(_pipeline(), 8, near)
+  assert _equal(whole[0][0], old[0][0]) and not _equal(whole[-1][0], old[-1][0])
+  assert set(np.unique(whole[-1][0]['task'][whole[-1][0]['segments'] > 0])) == {1}
+  parts = [restarted(near, stages, local_rows=rows) for rows in ((0, 2), (1, 3))]
+  for i, (batch, position) in enumerate(whole):
+    for part, rows in zip(parts, ((0, 2), (1, 3))):
+      assert part[i][1] == position and np.array_equal(
+        part[i][0]['tokens'], batch['tokens'][[*rows]]
+      )
 
 
 def test_seed_changes_the_order():

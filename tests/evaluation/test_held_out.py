@@ -117,6 +117,13 @@ def test_a_model_that_sees_is_right_with_the_image_and_wrong_blind(tmp_path, sou
   assert json.loads((tmp_path / 'results.json').read_text()) == {'vqa': result}
 
 
+def test_models_that_are_compared_are_not_asked_blind(tmp_path, sources):
+  assert held_out.score(Painter(), sources, 100, tmp_path, 'a') == {'vqa': 1}
+  assert not (tmp_path / 'vqa.blind.jsonl').exists()
+  # A full evaluation of the same run goes on from there.
+  assert run(tmp_path, sources, Painter())['vqa']['final'] == 1
+
+
 def test_scored_lines_hold_all_that_scoring_needs(tmp_path, sources):
   run(tmp_path, sources, Painter())
   lines = files.read_jsonl(tmp_path / 'vqa.final.jsonl')

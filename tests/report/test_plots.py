@@ -54,6 +54,38 @@ def test_losses_and_scores_between_two_checkpoints_have_a_panel_each():
   }
 
 
+def test_a_triangle_marks_the_best_mix_of_each_panel():
+  rows = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0.5, 0.5, 0)]
+  points = [
+    {'coefficients': list(row), 'real': 3 - row[0], 'synthetic': 1 + row[0], 'task/vqa': row[1]}
+    for row in rows
+  ]
+  figure = plots.triangle_between(points, ['a', 'b', 'c'])
+  panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+  assert list(panels) == ['validation loss, average', 'real', 'synthetic', 'score']
+  best = {name: axes.lines[-1].get_xydata()[0].tolist() for name, axes in panels.items()}
+  assert best['real'] == pytest.approx([0.5, math.sqrt(3) / 2])  # The first input is on top.
+  assert best['score'] == [0, 0]
+  assert panels['real'].get_legend().get_texts()[0].get_text() == 'best: 2'
+
+
+def test_bars_show_how_each_group_changes_the_loss():
+  result = {
+    'inputs': ['a', 'b'],
+    'uniform': {'real': 1.0, 'synthetic': 2.0},
+    'groups': [
+      {'group': group, 'input': number, 'change': {'real': change, 'synthetic': 0.0}}
+      for group, number, change in (
+        ('llm/.*', 0, 0.2), ('llm/.*', 1, -0.4), ('.*', 0, 0.0), ('.*', 1, 0.6),
+      )
+    ],
+  }  # fmt: skip
+  (axes,) = plots.sensitivity(result).axes
+  assert [label.get_text() for label in axes.get_yticklabels()] == ['llm/.*', '.*']
+  assert [bar.get_width() for bar in axes.patches] == [0.1, 0.0, -0.2, 0.3]
+  assert 'from 1.5' in axes.get_xlabel()
+
+
 def test_bars_show_the_blind_and_the_final_score():
   tasks = {
     'vqa': {'final': 0.8, 'low': 0.7, 'high': 0.85, 'blind': 0.3},
@@ -81,11 +113,13 @@ def test_any_name_and_text_is_drawn():
   image = np.zeros((4, 4, 3), np.uint8)
   points = [{'coefficient': c, **{f'task/{name}': c for name in names}} for c in (0, 1)]
   samples = [(name, name, name, image) for name in names]
+  moved = [{'group': name, 'input': i, 'change': {'a': 0.1}} for name in names for i in (0, 1)]
   figures = [
     plots.loss_curves({names[i]: lines for i in (0, -1)}),
     plots.line_between(points, [texts.HOSTILE['formula'], texts.HOSTILE['surrogate']]),
     plots.score_bars({name: scores for name in names}),
     plots.overview({}, CURVE, 0.5, samples[::2]),
+    plots.sensitivity({'inputs': names[:2], 'uniform': {'a': 1.0}, 'groups': moved}),
   ]
   for figure in figures:
     assert plots.to_png(figure, dpi=20).startswith(b'\x89PNG')

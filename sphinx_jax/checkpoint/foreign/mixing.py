@@ -1,13 +1,15 @@
 """Mixes the weights of folders of HF transformers into a new folder, without a conversion.
 
-The result has the bits of a mix of the converted folders (checkpoint/mixing.py). A shard and the
-same tensor of all inputs are in memory together.
+The result is that of a mix of the converted folders (checkpoint/mixing.py). A shard and the same
+tensor of all inputs are in memory together.
 """
 
 import contextlib
 import functools
+import math
 import pathlib
 import shutil
+import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,11 +24,12 @@ from sphinx_jax.checkpoint.read_ahead import read_ahead
 from sphinx_jax.core import errors, files as core_files, paths, trees
 from sphinx_jax.core.progress import Progress, log
 from sphinx_jax.data.tokenizer import Tokenizer
-from sphinx_jax.mix import weights
+from sphinx_jax.mix import linear, methods, tensors as mix_tensors, weights
 from sphinx_jax.models import foreign, forms
 
 RECIPE = 'mix.json'
 _PIECE = 1 << 23  # Numbers that are mixed at a time.
+_HELD_BYTES = 512 << 20  # Of a tensor of all inputs that is read as a whole, if rows can be read.
 
 
 def mix_folders(
@@ -37,6 +40,8 @@ def mix_folders(
   base: files.Path | None = None,
   method: str = 'linear',
   dtype: str | None = None,
+  options: Mapping[str, float | None] = types.MappingProxyType({}),
+  statistics: Sequence[files.Path] = (),
 ) -> files.Path:
   """Writes the mix of several folders. An output that already holds the same mix is kept.
 
@@ -45,32 +50,38 @@ def mix_folders(
 
   Args:
     inputs: folders of HF transformers, names in the local hub cache, or BASE+ADAPTER.
-    coefficients, unnormalized, base, method, dtype: as of `checkpoint.mixing.mix_checkpoints`.
+    coefficients, unnormalized, base, method, dtype, options: as of
+      `checkpoint.mixing.mix_checkpoints`.
     output: folder to create.
+    statistics: none; they belong to checkpoints.
 
   Returns:
     The output folder.
 
   Raises:
     SphinxError: an input is no folder of HF transformers, the inputs differ in architecture,
-      settings, tokenizer or shapes, the coefficients are wrong, a rule matches nothing, the mix is
-      not finite, or the output holds something else or cannot be written.
+      settings, tokenizer or shapes, the coefficients are wrong, a rule matches nothing, the method
+      lacks what it needs or needs statistics, the mix is not finite, or the output holds something
+      else or cannot be written.
   """
   has_base = base is not None
-  rules = weights.as_rules(coefficients, len(inputs), unnormalized or has_base, method, has_base)
+  _check_statistics(method)
+  methods.check(method, len(inputs), has_base, len(statistics))
+  options = methods.settle(method, options)
+  rules = weights.as_rules(coefficients, len(inputs), unnormalized, method, has_base)
   places = [*inputs, base] if has_base else [*inputs]
   opened = [_open(place) for place in places]
   assemblies = [assemble.assemble([source]) for source in opened]
   _check_same(places, opened, assemblies)
-  # Slerp takes a stack of experts as one vector.
-  experts = _count_experts(assemblies[0]) if method == 'linear' else {}
-  matched = weights.match(rules, assemblies[0].shapes, experts)
+  experts = _count_experts(assemblies[0])
+  matched = weights.match(rules, assemblies[0].shapes, experts, _count_layers(assemblies[0]))
   recipe = {
     'parents': [_identity(place) for place in inputs],
     'coefficients': weights.as_json(coefficients),
     'base': _identity(base) if has_base else None,
     'method': method,
     'dtype': dtype,
+    **({'options': options} if options else {}),
   }
   stored = pathlib.Path(output, RECIPE)
   if stored.is_file() and core_files.read_json(stored) == recipe:
@@ -80,9 +91,9 @@ def mix_folders(
     paths.new_folder(output) as folder,
     jax.default_device(jax.local_devices(backend='cpu')[0]),
   ):
-    if method == 'slerp':
-      matched = weights.to_slerp(matched, _measured_parts(assemblies, matched))
-    mixed = _mixed_tensors(opened, assemblies[0], has_base, matched, experts, dtype)
+    mixed = _mixed_tensors(
+      opened, assemblies[0], has_base, matched, experts, method, options, dtype
+    )
     with mixed as tensors:
       safetensors.write_safetensors(folder, tensors)
     _copy_files(opened[0], folder, dtype)
@@ -93,6 +104,17 @@ def mix_folders(
   return output
 
 
+def _check_statistics(method: str) -> None:
+  """Raises SphinxError if a method needs statistics: they are measured of checkpoints."""
+  if methods.find(method).statistics is not None:
+    raise errors.make(
+      f'--method={method}',
+      'folders of HF transformers',
+      'checkpoints of sphinx_jax, which have statistics',
+      'import them first (python -m sphinx_jax.convert)',
+    )
+
+
 def _count_experts(assembly: assemble.Assembly) -> dict[str, int]:
   """Path -> number of experts, of parameters that consist of a tensor for each."""
   counts: dict[str, int] = {}
@@ -100,6 +122,11 @@ def _count_experts(assembly: assemble.Assembly) -> dict[str, int]:
     if weight.expert is not None:
       counts[weight.path] = counts.get(weight.path, 0) + 1
   return counts
+
+
+def _count_layers(assembly: assemble.Assembly) -> dict[str, int]:
+  """Path -> number of layers, of stacked parameters."""
+  return {weight.path: len(weight.layers) for weight in assembly.table if weight.layers is not None}
 
 
 def _open(place: files.Path) -> sources.Source:
@@ -186,53 +213,46 @@ def _name(place: files.Path) -> str:
   return ' + '.join(hub.name_of(hub.locate(part)) for part in hub.split(place) if part)
 
 
-def _measured_parts(
-  assemblies: Sequence[assemble.Assembly], coefficients: Mapping[str, Sequence[float]]
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-  """Yields (path, part of the first parent, part of the second) of the leaves that need slerp."""
-  first, second = (assemble.arrays(assembly) for assembly in assemblies)
-  for path, array in first.items():
-    if weights.needs_slerp(coefficients[path]):
-      for index, _ in array.pieces():
-        yield path, array.read(index), second[path].read(index)
-
-
 @contextlib.contextmanager
 def _mixed_tensors(
   opened: Sequence[sources.Source],
   first: assemble.Assembly,
   has_base: bool,
-  coefficients: Mapping[str, Sequence[Any]],
+  coefficients: Mapping[str, Sequence[float]],
   experts: Collection[str],
+  method: str,
+  options: methods.Options,
   dtype: str | None,
 ) -> Iterator[dict[str, Tensor]]:
   """Yields name -> mixed tensor. They must be read in order, each once.
 
   A parent with the coefficient 0 is not read. What the model does not use is the first parent's.
-  The experts of some paths have coefficients of their own.
+  Experts and layers may have coefficients of their own.
   """
   path_of = {
-    key: f'{weight.path}/{weight.expert}' if weight.path in experts else weight.path
+    key: (f'{weight.path}/{weight.expert}' if weight.path in experts else weight.path)
+    + (f'@{index[0]}' if weight.layers is not None else '')
     for weight in first.table
-    for _, key in weight.places()
+    for index, key in weight.places()
   }
-  mixed, reads = {}, []
+  mixed, reads, total = {}, [], 0
   for key, tensor in opened[0].tensors.items():
     row = coefficients[path_of[key]] if key in path_of else (1,)
-    used = [(i, c) for i, c in enumerate(row) if not (isinstance(c, float) and c == 0)]
-    used = used or [(0, 0.0)]
-    numbers = [i for i, _ in used] + [len(opened) - 1] * (has_base and key in path_of)
+    used = methods.used(row)
+    numbers = used + [len(opened) - 1] * (has_base and key in path_of)
     leaves = {i: opened[i].tensors[key] for i in numbers}
-    reads.append((trees.nbytes(leaves), functools.partial(_read_all, leaves)))
-    out_dtype = weights.out_dtype(tensor.dtype, dtype)
-    mix = functools.partial(_mix, key, [c for _, c in used], out_dtype)
+    reads.append(_plan_read(leaves))
+    total += trees.nbytes(leaves)
+    out_dtype = linear.out_dtype(tensor.dtype, dtype)
+    settings = (method, options) if key in path_of else ('linear', {})
+    mix = functools.partial(_mix, *settings, key, used, [row[i] for i in used], out_dtype)
     mixed[opened[0].prefix + key] = Tensor(tensor.shape, out_dtype, mix)
   values = read_ahead(reads)
-  with Progress(total=sum(size for size, _ in reads), what='mixing', unit='B') as bar:
+  with Progress(total=total, what='mixing', unit='B') as bar:
 
     def read(mix: Callable[[dict[int, np.ndarray]], np.ndarray]) -> np.ndarray:
       of_inputs = next(values)
-      bar.update(trees.nbytes(of_inputs))
+      bar.update(sum(value.nbytes for value in of_inputs.values()))
       return mix(of_inputs)
 
     yield {
@@ -241,34 +261,50 @@ def _mixed_tensors(
     }
 
 
-def _read_all(tensors: Mapping[int, Tensor]) -> dict[int, np.ndarray]:
-  return {number: tensor.read() for number, tensor in tensors.items()}
+def _plan_read(tensors: Mapping[int, Tensor]) -> tuple[int, Callable[[], Mapping[int, Any]]]:
+  """Returns the bytes of a read and its function; large tensors are left to be read by rows."""
+  size = sum(tensor.nbytes for tensor in tensors.values())
+  if size > _HELD_BYTES and all(tensor.read_rows for tensor in tensors.values()):
+    return 0, lambda: tensors
+  return size, lambda: {number: tensor.read() for number, tensor in tensors.items()}
 
 
 def _mix(
-  key: str, coefficients: Sequence[Any], dtype: np.dtype, values: Mapping[int, np.ndarray]
+  method: str,
+  options: methods.Options,
+  key: str,
+  used: Sequence[int],
+  coefficients: Sequence[float],
+  dtype: np.dtype,
+  values: Mapping[int, np.ndarray | Tensor],
 ) -> np.ndarray:
   """Mixes one tensor piece by piece, so that copies of the whole are not needed.
 
   Args:
+    method, options: see mix/methods.py.
     key: name of the tensor.
-    coefficients: of the parents.
+    used: positions of the parents that are used.
+    coefficients: of these parents.
     dtype: of the result.
-    values: number of the input -> its tensor: of the parents, then of the base if there is one.
+    values: number of the input -> its tensor, read or not: of the parents, then of the base if
+      there is one.
 
   Raises:
     SphinxError: the mix is not finite.
   """
-  flat = [value.reshape(-1) for value in values.values()]
-  parents, base = flat[: len(coefficients)], flat[len(coefficients) :]
-  mixed = np.empty(next(iter(values.values())).shape, dtype)
-  for start in range(0, mixed.size, _PIECE):
-    part = slice(start, start + _PIECE)
-    leaves = [value[part] for value in parents]
-    base_leaf = base[0][part] if base else None
-    mixed.reshape(-1)[part] = weights.mix_leaf(leaves, coefficients, base_leaf, dtype)
+  first, count = next(iter(values.values())), len(used)
+
+  def pieces() -> Iterator[mix_tensors.Part]:
+    for start, leaves in _pieces(list(values.values())):
+      yield mix_tensors.Part(leaves[:count], leaves[count] if leaves[count:] else None, start)
+
+  tensor = mix_tensors.Tensor(key, math.prod(first.shape), used, coefficients, pieces)
+  mixed = np.empty(first.shape, dtype)
+  for part, of_part in zip(pieces(), methods.mix_tensor(method, tensor, options, dtype)):
+    mixed.reshape(-1)[part.start : part.start + part.size] = of_part
   if not content.is_finite(mixed):
-    broken = [str(i + 1) for i, value in values.items() if not content.is_finite(value)]
+    read = {i: value.read() if isinstance(value, Tensor) else value for i, value in values.items()}
+    broken = [str(i + 1) for i, value in read.items() if not content.is_finite(value)]
     raise errors.make(
       'mix_weights',
       f'NaN or infinity in {key}' + (f' of input {", ".join(broken)}' if broken else ''),
@@ -276,6 +312,23 @@ def _mix(
       'check the inputs, or take a --dtype of more range',
     )
   return mixed
+
+
+def _pieces(
+  values: Sequence[np.ndarray] | Sequence[Tensor],
+) -> Iterator[tuple[int, list[np.ndarray]]]:
+  """Yields (position, numbers from there on of every value), in row-major order."""
+  shape = values[0].shape
+  if not isinstance(values[0], Tensor):
+    flat = [value.reshape(-1) for value in values]
+    for start in range(0, flat[0].size, _PIECE):
+      yield start, [value[start : start + _PIECE] for value in flat]
+    return
+  row = math.prod(shape[1:])
+  count = max(_PIECE // row, 1)
+  for start in range(0, shape[0], count):
+    rows = slice(start, min(start + count, shape[0]))
+    yield start * row, [value.read_rows(rows).reshape(-1) for value in values]
 
 
 def _copy_files(first: sources.Source, folder: pathlib.Path, dtype: str | None) -> None:
@@ -306,6 +359,7 @@ def _card(
   folders = [hub.locate(part) for place in places for part in hub.split(place) if part]
   models = [(hub.name_of(folder), card.licence(folder)) for folder in dict.fromkeys(folders)]
   licences = {licence for _, licence in models if licence}
+  options = (f'{name} {value:g}' for name, value in recipe.get('options', {}).items())
   lines = [
     'The weights of several models, mixed by sphinx_jax (`python -m sphinx_jax.mix_weights`).',
     '',
@@ -313,7 +367,7 @@ def _card(
     '|---|---|',
     *(f'| {_name(place)} | {c:g} |' for place, c in zip(places, rules[-1][1])),
     '',
-    f'Method: {recipe["method"]}, sums in float32.',
+    f'Method: {", ".join([recipe["method"], *options])}; sums in float32.',
   ]
   for pattern, row in rules[:-1]:
     lines.append(f'Parameters `{pattern}`: {", ".join(f"{c:g}" for c in row)}.')
