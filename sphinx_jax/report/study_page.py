@@ -55,15 +55,12 @@ def finished(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def markdown(results: Mapping[str, Any]) -> Iterator[str]:
   """Yields the lines of the tables."""
-  finished, steps, seconds = results['steps']
+  done, steps, seconds = results['steps']
   yield f'{results["title"]}'
   yield ''
   yield f'`{results["command"]}`'
   yield ''
-  yield (
-    f'{results["seeds"]} seeds; {finished} of {steps} steps are finished, in '
-    f'{seconds / 60:.0f} minutes.'
-  )
+  yield f'Seeds: {results["seeds"]}. Steps: {done} of {steps}, in {seconds / 60:.0f} minutes.'
   yield ''
   yield from _table(
     ('change', 'updates', 'visual tokens', 'minutes a run', 'seeds'),
