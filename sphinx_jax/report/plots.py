@@ -1,5 +1,6 @@
 """Figures of the report: losses, the curve of weight mixes, scores with and without images."""
 
+import contextlib
 import io
 import math
 import textwrap
@@ -16,7 +17,7 @@ from sphinx_jax.core.text import one_line, printable
 BLIND_COLOR, FINAL_COLOR = '#b4bac4', '#2f6fde'
 REAL_COLOR, SYNTHETIC_COLOR, AVERAGE_COLOR = '#d9822b', '#2a9d6f', '#1f2733'
 _CHOSEN_COLOR, _INTERVAL_COLOR, _TEXT_COLOR = '#e6194b', '#16336b', '#2b313b'
-STYLE = {
+_STYLE = {
   'font.size': 9.5,
   'axes.spines.top': False,
   'axes.spines.right': False,
@@ -37,6 +38,11 @@ Points = Sequence[Mapping[str, float]]  # Points of a curve of weight mixes.
 Results = Mapping[str, Mapping[str, Any]]  # Task -> its scores, as in metrics.json.
 
 
+def styled() -> contextlib.AbstractContextManager:
+  """The context in which figures have the look of the reports."""
+  return matplotlib.rc_context(_STYLE)
+
+
 def to_png(figure: Figure, dpi: int = 130) -> bytes:
   """Returns a figure as a PNG file."""
   buffer = io.BytesIO()
@@ -52,7 +58,7 @@ def loss_curves(steps: Mapping[str, Lines], ylabel: str = 'loss per answer token
       line may lack a task.
     ylabel: what the losses are.
   """
-  with matplotlib.rc_context(STYLE):
+  with matplotlib.rc_context(_STYLE):
     height = 3.9 if len(steps) > 1 else 4.4
     figure = Figure(figsize=(11, height), layout='constrained')
     # A panel with many tasks is wider.
@@ -112,7 +118,7 @@ def mix_curve(points: Points, chosen: float, axes: Axes | None = None) -> Figure
     chosen: the coefficient with which the recipe continued.
     axes: where to draw, or None to make a figure and return it.
   """
-  with matplotlib.rc_context(STYLE):
+  with matplotlib.rc_context(_STYLE):
     figure = None
     if axes is None:
       figure = Figure(figsize=(7.2, 3.9), layout='constrained')
@@ -166,7 +172,7 @@ def line_between(points: Points, names: Sequence[str]) -> Figure:
   panels = _kinds(points[0], 'coefficient')
   points = sorted(points, key=lambda point: point['coefficient'])
   x = [point['coefficient'] for point in points]
-  with matplotlib.rc_context(STYLE):
+  with matplotlib.rc_context(_STYLE):
     figure = Figure(figsize=(7.2, 3.9 * len(panels)), layout='constrained')
     for axes, (title, group) in zip(np.atleast_1d(figure.subplots(len(panels), 1)), panels.items()):
       for key in group:
@@ -308,7 +314,7 @@ def score_bars(tasks: Results, axes: Axes | None = None) -> Figure | None:
     tasks: as in metrics.json.
     axes: where to draw, or None to make a figure and return it.
   """
-  with matplotlib.rc_context(STYLE):
+  with matplotlib.rc_context(_STYLE):
     figure = None
     if axes is None:
       figure = Figure(figsize=(7.2, 0.42 * len(tasks) + 1), layout='constrained')
@@ -351,7 +357,7 @@ def overview(
     chosen: see `mix_curve`.
     samples: [(task, question, answer, image uint8[Y,X,3]), ...]. At most ten are shown.
   """
-  with matplotlib.rc_context(STYLE):
+  with matplotlib.rc_context(_STYLE):
     figure = Figure(figsize=(15, 7.4), layout='constrained')
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.9], wspace=0.02)
     ratios = [1.55, 1] if points else [1]

@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from sphinx_jax.report.plots import AVERAGE_COLOR, BLIND_COLOR, FINAL_COLOR, STYLE, smooth
+from sphinx_jax.report.plots import AVERAGE_COLOR, BLIND_COLOR, FINAL_COLOR, smooth, styled
 
 
 def differences(group: Mapping[str, Any]) -> Figure:
@@ -17,7 +17,7 @@ def differences(group: Mapping[str, Any]) -> Figure:
     group: a group of `results.json`.
   """
   pairs = [pair for pair in group['pairs'] if pair['mean']]
-  with matplotlib.rc_context(STYLE):
+  with styled():
     figure = Figure(figsize=(9, 0.5 * len(pairs) + 1.3), layout='constrained')
     axes = figure.subplots()
     for row, pair in enumerate(pairs):
@@ -47,7 +47,7 @@ def curves(step: str, losses: Mapping[str, Sequence[Sequence[float]]]) -> Figure
     losses: {change: [[update, loss]]}.
   """
   colors = matplotlib.colormaps['tab20' if len(losses) > 10 else 'tab10'].colors
-  with matplotlib.rc_context(STYLE):
+  with styled():
     figure = Figure(figsize=(9, 3.6), layout='constrained')
     axes = figure.subplots()
     for number, (change, points) in enumerate(losses.items()):
