@@ -14,6 +14,7 @@ benchmark needs 5 times the size on disk under --workdir, and 9 times with merge
 import json
 import os
 import pathlib
+import re
 import shutil
 import statistics
 import subprocess
@@ -147,11 +148,21 @@ def timed(*command: str) -> Timing:
   process = subprocess.Popen(
     command, stdout=subprocess.DEVNULL, stderr=None if FLAGS.verbose else subprocess.DEVNULL
   )
-  _, status, usage = os.wait4(process.pid, 0)
+  peak = 0.0
+  while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+    peak = max(peak, _peak_gib(process.pid))
+    time.sleep(0.02)
+  _, status, usage = ended
   process.returncode = os.waitstatus_to_exitcode(status)
   if status:
     raise SystemExit(f'{" ".join(command)} failed; --verbose shows its output')
-  return Timing(time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20)
+  return Timing(time.monotonic() - start, usage.ru_utime + usage.ru_stime, peak)
+
+
+def _peak_gib(pid: int) -> float:
+  """Peak memory of a process so far. ru_maxrss would start at that of this process."""
+  found = re.search(r'VmHWM:\s+(\d+) kB', pathlib.Path(f'/proc/{pid}/status').read_text())
+  return int(found[1]) / 2**20 if found else 0.0
 
 
 def copy_and_read(work: pathlib.Path) -> Timing:
