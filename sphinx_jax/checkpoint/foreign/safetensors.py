@@ -7,8 +7,9 @@ models (model.safetensors.index.json, as Hugging Face writes it).
 import contextlib
 import functools
 import json
+import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -141,7 +142,7 @@ def _open_folder(folder: pathlib.Path) -> dict[str, Tensor]:
 def _open_file(path: pathlib.Path) -> dict[str, Tensor]:
   # pread, not mmap: reading a mapped file that was cut short would kill the process (SIGBUS).
   file = safe_open(path, framework='numpy', backend='pread')
-  tensors = {}
+  begins, tensors = _first_bytes(path), {}
   for key in file.offset_keys():
     header = file.get_slice(key)
     name = header.get_dtype()
@@ -153,8 +154,9 @@ def _open_file(path: pathlib.Path) -> dict[str, Tensor]:
         'if it is quantized, ' + files.DEQUANTIZE,
       )
     read = functools.partial(_read_tensor, path, file, key)
-    read_rows = functools.partial(_read_rows, path, file, key)
-    tensors[key] = Tensor(tuple(header.get_shape()), _DTYPES[name], read, read_rows)
+    shape, dtype = tuple(header.get_shape()), _DTYPES[name]
+    read_rows = functools.partial(_read_rows, path, begins[key], shape, dtype)
+    tensors[key] = Tensor(shape, dtype, read, read_rows if shape else None)
   return tensors
 
 
@@ -163,9 +165,28 @@ def _read_tensor(path: pathlib.Path, file: safe_open, key: str) -> np.ndarray:
     return file.get_tensor(key)
 
 
-def _read_rows(path: pathlib.Path, file: safe_open, key: str, rows: slice) -> np.ndarray:
+def _read_rows(
+  path: pathlib.Path, begin: int, shape: Sequence[int], dtype: np.dtype, rows: slice
+) -> np.ndarray:
+  """Reads some rows of a tensor whose first byte is at `begin`.
+
+  With pread, `get_slice` of the library reads the whole tensor.
+  """
+  row_bytes = math.prod(shape[1:]) * dtype.itemsize
+  first, last, _ = rows.indices(shape[0])
+  count = (last - first) * row_bytes
   with files.explain_damage(path):
-    return file.get_slice(key)[rows]
+    value = np.fromfile(path, np.uint8, count, offset=begin + first * row_bytes)
+    return value.view(dtype).reshape(last - first, *shape[1:])
+
+
+def _first_bytes(path: pathlib.Path) -> dict[str, int]:
+  """Name of a tensor -> position of its first byte in a file whose header was checked."""
+  with open(path, 'rb') as file:
+    length = int.from_bytes(file.read(8), 'little')
+    header = json.loads(file.read(length))
+  header.pop('__metadata__', None)
+  return {key: 8 + length + entry['data_offsets'][0] for key, entry in header.items()}
 
 
 def _assign_shards(tensors: Mapping[str, Tensor], shard_bytes: float) -> dict[str, list[str]]:

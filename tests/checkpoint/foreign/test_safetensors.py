@@ -318,3 +318,17 @@ def test_opening_a_file_reads_only_its_header(tmp_path):
     file.truncate(path.stat().st_size + size)
   tensor = ours.open_safetensors(path)['a']
   assert (tensor.shape, tensor.dtype) == ((size,), np.uint8)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, ml_dtypes.bfloat16, np.int8])
+def test_rows_are_read_alone(tmp_path, dtype):
+  values = {name: np.arange(60).reshape(10, 3, 2).astype(dtype) + i for i, name in enumerate('ab')}
+  ours.write_safetensors(tmp_path, {key: tensor(value) for key, value in values.items()})
+  for key, opened in ours.open_safetensors(tmp_path).items():
+    for rows in (slice(0, 4), slice(9, 10), slice(0, 10)):
+      np.testing.assert_array_equal(opened.read_rows(rows), values[key][rows])
+  file = next(tmp_path.glob('*.safetensors'))
+  with open(file, 'rb+') as shortened:
+    shortened.truncate(file.stat().st_size - 1)
+  with pytest.raises(errors.SphinxError, match='damaged or incomplete'):
+    opened.read_rows(slice(8, 10))
