@@ -47,6 +47,7 @@ setuptools.setup(
     'pyyaml',
     'qwix',  # Quantized weights.
     'safetensors>=0.8',  # The first release that reads bfloat16 into numpy.
+    'scipy',
     'sentencepiece>=0.2.3',
     'tensorboard',  # tf.summary imports it.
     'tensorflow',
