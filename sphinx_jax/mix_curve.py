@@ -21,11 +21,12 @@ from sphinx_jax.data import dialog
 from sphinx_jax.data.record import Source
 from sphinx_jax.evaluation import held_out, predictions, weight_curve
 from sphinx_jax.generate.model import Model
-from sphinx_jax.mix import weights
+from sphinx_jax.models import families
 from sphinx_jax.parallel import hosts
 from sphinx_jax.report import plots
 
 FLAGS = flags.FLAGS
+METHODS = ('linear', 'slerp')  # Those of two inputs alone, without a base or statistics.
 
 
 def draw_curve(
@@ -48,7 +49,7 @@ def draw_curve(
     tasks: entries of the config's mixture to score as well (evaluation/held_out.py).
     examples: most questions per task.
     split: split of the tasks.
-    method: how to mix, one of `mix.weights.METHODS`.
+    method: how to mix, one of `METHODS`.
 
   Returns:
     The points of the curve, see `weight_curve.measure`. Scores are called 'task/NAME'.
@@ -116,7 +117,8 @@ def draw_curve(
     return values
 
   hosts.on_process_0(lambda: paths.make_folder(output, 'output'))
-  points = weight_curve.measure(parents.params, coefficients, evaluate, method)
+  stacked = families.stacked(config.model)
+  points = weight_curve.measure(parents.params, coefficients, evaluate, method, stacked)
   if hosts.process_index() == 0:
     files.write_json(output / 'curve.json', points)
     figure = plots.line_between(points, [str(directory) for directory in inputs])
@@ -225,7 +227,7 @@ if __name__ == '__main__':
     lower_bound=2,
     upper_bound=10_000,
   )
-  flags.DEFINE_enum('method', 'linear', weights.METHODS, 'How to mix the two inputs.')
+  flags.DEFINE_enum('method', 'linear', METHODS, 'How to mix the two inputs.')
   flags.DEFINE_list('tasks', [], "Tasks of the run's mixture to score as well.")
   flags.DEFINE_integer('examples', 100, 'Most questions per task.', lower_bound=1)
   flags.DEFINE_string('split', 'test', 'Split of the tasks.')

@@ -31,7 +31,7 @@ from absl import flags
 from sphinx_jax.checkpoint import adapter_mixing, adapter_runs, merged, mixing, store
 from sphinx_jax.checkpoint.foreign import hub, mixing as foreign_mixing
 from sphinx_jax.core import cli, errors, text as text_lib
-from sphinx_jax.mix import weights
+from sphinx_jax.mix import methods, weights
 
 FLAGS = flags.FLAGS
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -99,7 +99,7 @@ def _mix_adapters(rules: weights.Coefficients) -> None:
   Raises:
     SphinxError: a flag has no effect on such a mix, or as `adapter_mixing.mix_adapters`.
   """
-  for name in ('method', 'dtype'):
+  for name in ('method', 'dtype', 'stats', *methods.OPTIONS):
     if FLAGS[name].value != FLAGS[name].default:
       raise errors.make(
         f'--{name}', f'{FLAGS[name].value} with --rank', 'none: a mix of adapters', 'leave it out'
@@ -113,8 +113,9 @@ def _mix_adapters(rules: weights.Coefficients) -> None:
 
 
 def main() -> None:
-  is_single = len(FLAGS.inputs) == 1
-  for name in ('inputs', *(() if is_single else ('coefficients',)), 'output'):
+  count = len(FLAGS.inputs or ())
+  has_default = count == 1 or methods.find(FLAGS.method).coefficients == 'equal'
+  for name in ('inputs', *(() if has_default else ('coefficients',)), 'output'):
     if not FLAGS[name].value:
       raise errors.make(
         f'--{name}',
@@ -123,7 +124,7 @@ def main() -> None:
         'for instance --inputs=A,B --coefficients=0.5,0.5 --output=DIR',
       )
   jax.config.update('jax_platforms', 'cpu')  # Leaves the accelerator to other programs.
-  coefficients = _parse_numbers(FLAGS.coefficients or ['1'], '--coefficients')
+  coefficients = _parse_numbers(FLAGS.coefficients, '--coefficients') or (1 / count,) * count
   rules = _parse_rules(FLAGS.rule, coefficients) if FLAGS.rule else coefficients
   if FLAGS.rank is not None:
     _mix_adapters(rules)
@@ -137,6 +138,8 @@ def main() -> None:
     base=FLAGS.base,
     method=FLAGS.method,
     dtype=FLAGS.dtype,
+    options={name: FLAGS[name].value for name in methods.OPTIONS},
+    statistics=FLAGS.stats,
   )
 
 
@@ -160,7 +163,15 @@ if __name__ == '__main__':
     None,
     'Checkpoint that the inputs started from: the result is base + sum of c * (input - base).',
   )
-  flags.DEFINE_enum('method', 'linear', weights.METHODS, 'How to mix; slerp takes two inputs.')
+  flags.DEFINE_enum('method', 'linear', [*methods.METHODS], 'How to mix; see docs/weights.md.')
+  for name, option in methods.OPTIONS.items():
+    define = flags.DEFINE_integer if option.kind is int else flags.DEFINE_float
+    having = {key: row.options[name] for key, row in methods.METHODS.items() if name in row.options}
+    defaults = ', '.join(f'{key} {value:g}' for key, value in having.items())
+    define(name, None, f'{option.help} Of {defaults} (the defaults).')
+  cli.define_paths(
+    'stats', 'One place of statistics (mix_stats) for each input, for the methods that need them.'
+  )
   flags.DEFINE_integer(
     'rank',
     None,

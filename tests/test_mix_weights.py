@@ -350,12 +350,12 @@ def test_a_full_disk_is_reported_and_left_clean(written, tmp_path):
 SLOW = """
 import time
 from sphinx_jax.checkpoint import mixing
-add = mixing.weights.mix_leaf
+add = mixing.linear.mix_leaf
 def slow(*arguments):
   print('mixing', flush=True)
   time.sleep(0.3)
   return add(*arguments)
-mixing.weights.mix_leaf = slow
+mixing.linear.mix_leaf = slow
 import sys
 mixing.mix_checkpoints(sys.argv[1:3], (0.5, 0.5), sys.argv[3])
 """

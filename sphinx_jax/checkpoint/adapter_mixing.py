@@ -11,7 +11,7 @@ from sphinx_jax.checkpoint import adapter_runs, content, merged, mixing, store, 
 from sphinx_jax.checkpoint.bundle import Bundle, check_same_model
 from sphinx_jax.core import errors
 from sphinx_jax.core.progress import Progress, log
-from sphinx_jax.mix import low_rank, weights
+from sphinx_jax.mix import linear, low_rank, weights
 from sphinx_jax.models import adapters
 
 Tree = Mapping[str, stream.StoredArray]  # Path -> array of an adapter's checkpoint.
@@ -176,5 +176,5 @@ def _mix_whole(
     base = open_base() if needs_base and not base else base
     start = base[path].read(()) if needs_base else None
     leaves = [tree[path].read(()) if path in tree else start for tree in inputs]
-    mixed[path] = np.asarray(weights.mix_leaf(leaves, row, start, np.float32))
+    mixed[path] = np.asarray(linear.mix_leaf(leaves, row, start, np.float32))
   return mixed

@@ -1,30 +1,33 @@
 """Mixes the weights of checkpoints into a new checkpoint of any size in at most 2 GiB of memory.
 
-`mix_checkpoints` cuts every parameter into parts. It reads, mixes (mix/weights.py) and writes
-different parts at the same time.
+`mix_checkpoints` cuts every parameter into parts. It reads, mixes (mix/methods.py) and writes
+different parts at the same time. A method that must know a whole tensor gets it in one part, or if
+it is too large for that, reads its parts once more.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from sphinx_jax.checkpoint import content, merged, store, stream
 from sphinx_jax.checkpoint.bundle import check_same_model
 from sphinx_jax.checkpoint.read_ahead import read_ahead
 from sphinx_jax.core import errors, trees
 from sphinx_jax.core.progress import Progress, log
-from sphinx_jax.mix import weights
+from sphinx_jax.mix import linear, methods, weights
+from sphinx_jax.mix.tensors import Part, Tensor
 from sphinx_jax.models import families
 
 Tree = Mapping[str, stream.StoredArray]  # Path -> array of an opened checkpoint.
-LeafCoefficients = Mapping[str, tuple[Any, ...]]  # Path -> one coefficient per parent.
 
 _PART_BYTES = 96 << 20  # Of one part of all inputs together.
+_TENSOR_BYTES = 512 << 20  # Of a tensor of all inputs that is held as a whole.
 _PENDING_BYTES = 128 << 20  # Waiting for the disk.
 _LARGE_CHUNK = 128 << 20  # A compressed chunk above this size is decompressed alone.
 _THREADS = 4  # Buckets answer late.
@@ -36,17 +39,14 @@ class OutputArray:
 
   Attributes:
     shape, dtype: of the array.
-    part: shape of the parts in which it is mixed and written.
+    part: shape of the parts in which it is mixed.
+    chunk: the chunks that `stream.Writer` is asked for. It also cuts a stack by layer.
   """
 
   shape: tuple[int, ...]
   dtype: np.dtype
   part: tuple[int, ...]
-
-  @property
-  def chunk(self) -> tuple[int, ...]:
-    """The chunks that `stream.Writer` is asked for: the parts. It also cuts a stack by layer."""
-    return self.part
+  chunk: tuple[int, ...]
 
 
 def mix_checkpoints(
@@ -57,11 +57,13 @@ def mix_checkpoints(
   base: store.Path | None = None,
   method: str = 'linear',
   dtype: str | None = None,
+  options: Mapping[str, float | None] = types.MappingProxyType({}),
+  statistics: Sequence[store.Path] = (),
 ) -> store.Path:
   """Writes the mix of several checkpoints. An output that already holds the same mix is kept.
 
   The config, tokenizer and dialog are those of the first input. The meta records the parents, their
-  identities, their content hashes and the coefficients.
+  identities, their content hashes, the coefficients, and the method with its options.
 
   Args:
     inputs: directories of runs (their newest checkpoint) or of single steps; BASE+ADAPTER is one
@@ -69,22 +71,26 @@ def mix_checkpoints(
     coefficients: one per input, or ordered rules `(pattern, coefficients)`; see mix/weights.py.
     output: directory of the mixed checkpoint, in the form of a run's directory.
     unnormalized: allow coefficients that do not sum to 1.
-    base: the checkpoint that the inputs started from, for task arithmetic.
-    method: 'linear' or 'slerp'.
+    base: the checkpoint that the inputs started from, for methods that mix differences to it.
+    method: a name in `mix.methods.METHODS`.
     dtype: numpy name of the dtype of floating-point parameters; None: the first input's, or
       bfloat16 if its kernels are in few bits.
+    options: name -> value of the method's options; None: the default.
+    statistics: one directory per input, in the form of a checkpoint, for a method that needs them.
 
   Returns:
     The output directory.
 
   Raises:
     SphinxError: an input is no checkpoint, the inputs differ in leaves, settings of the model or
-      tokenizer, the coefficients are wrong, a rule matches nothing, the mix is not finite, or the
-      output is an input, holds another checkpoint (the mix of inputs that changed since, for
-      instance) or cannot be written.
+      tokenizer, the coefficients are wrong, a rule matches nothing, the method lacks what it needs,
+      the mix is not finite, or the output is an input, holds another checkpoint (the mix of inputs
+      that changed since, for instance) or cannot be written.
   """
   has_base = base is not None
-  rules = weights.as_rules(coefficients, len(inputs), unnormalized or has_base, method, has_base)
+  methods.check(method, len(inputs), has_base, len(statistics))
+  options = methods.settle(method, options)
+  rules = weights.as_rules(coefficients, len(inputs), unnormalized, method, has_base)
   directories = [*inputs, base] if has_base else [*inputs]
   opened_inputs = [merged.open_checkpoint(directory) for directory in directories]
   places = [place for pair in map(merged.split, directories) for place in pair if place]
@@ -98,6 +104,9 @@ def mix_checkpoints(
     'base': sources[len(inputs) :],
     'method': method,
     'dtype': dtype,
+    # Only if there are some, as mixes of older versions have neither.
+    **({'options': options} if options else {}),
+    **({'statistics': [_source(place) for place in statistics]} if statistics else {}),
   }
   if holds_mix(output, recipe):
     log.info('%s: this mix was written before', output)
@@ -110,19 +119,17 @@ def mix_checkpoints(
       f"input '{directory}'",
       f"'{directories[0]}'",
     )
-  # Other methods take a stack of experts as one vector.
-  experts = _count_experts(bundles[0].config, opened[0]) if method == 'linear' else {}
-  leaf_coefficients, of_experts = _match(rules, opened[0], experts)
-  outputs = _plan_outputs(opened, dtype)
+  config = bundles[0].config
+  stacked = families.stacked(config.model) if 'model' in config else {}
+  matched = weights.match(rules, opened[0], weights.count_experts(opened[0], stacked))
+  measured = [stream.read(place, mapped=True) for place in statistics]
+  mix = _Mix(method, options, matched, stacked, opened, len(inputs), measured)
+  outputs = mix.plan(dtype)
   meta = {**dataclasses.replace(bundles[0], weights='').to_meta(), **recipe}
   writer = stream.Writer(output, {'params': outputs}, meta, _PENDING_BYTES)
   try:
     with jax.default_device(jax.local_devices(backend='cpu')[0]):
-      if method == 'slerp':
-        leaf_coefficients = _to_slerp_coefficients(opened, leaf_coefficients, outputs)
-      input_hashes, output_hash = _write_mix(
-        opened, has_base, leaf_coefficients, of_experts, outputs, writer
-      )
+      input_hashes, output_hash = _write_mix(mix, outputs, writer)
     hashed = [{**source, 'hash': input_hash} for source, input_hash in zip(sources, input_hashes)]
     writer.finish(parents=hashed[: len(inputs)], base=hashed[len(inputs) :], hash=output_hash)
   except BaseException:
@@ -138,26 +145,8 @@ def mix_checkpoints(
   return output
 
 
-def _count_experts(config: ConfigDict, arrays: Tree) -> dict[str, int]:
-  """Path -> number of experts, of the stacks [layers,experts,...] of a mixture."""
-  if 'model' not in config:
-    return {}
-  axes = trees.flatten(families.logical_axes(config.model))
-  return {path: array.shape[1] for path, array in arrays.items() if 'experts' in axes[path]}
-
-
-def _match(
-  rules: weights.Rules, paths: Iterable[str], experts: Mapping[str, int]
-) -> tuple[dict[str, tuple[float, ...]], dict[str, list[tuple[float, ...]]]]:
-  """Coefficients by path, and those of every expert of stacks whose experts differ in them."""
-  matched = weights.match(rules, paths, experts)
-  of_leaves, of_experts = {path: matched[path] for path in paths}, {}
-  for path, count in experts.items():
-    rows = [matched[f'{path}/{n}'] for n in range(count)]
-    of_leaves[path] = rows[0]
-    if len(set(rows)) > 1:
-      of_experts[path] = rows
-  return of_leaves, of_experts
+def _source(directory: store.Path) -> dict[str, Any]:
+  return merged.source_of(directory, store.load_meta(directory))
 
 
 def check_output(output: store.Path, inputs: Iterable[store.Path]) -> None:
@@ -205,65 +194,172 @@ def holds_mix(output: store.Path, recipe: Mapping[str, Any]) -> bool:
   return True
 
 
-def _plan_outputs(inputs: Sequence[Tree], dtype: Any) -> dict[str, OutputArray]:
-  """Returns dtype and parts of every array of a mix; None as dtype: the first input's dtypes."""
-  limit = min(_PART_BYTES // len(inputs), 32 << 20)
-  outputs = {}
-  for path, array in inputs[0].items():
-    out_dtype = weights.out_dtype(array.dtype, dtype)
-    itemsize = max(out_dtype.itemsize, *(tree[path].dtype.itemsize for tree in inputs))
-    # The chunks of a small array do not matter, and asking for them would open it.
-    stored_chunk = None if array.nbytes <= limit else array.chunk
-    part = stream.chunk_shape(array.shape, itemsize, limit, stored_chunk)
-    outputs[path] = OutputArray(array.shape, out_dtype, part)
-  return outputs
+class _Mix:
+  """Computes the parts of a mix.
+
+  Args:
+    method: name of the method.
+    options: of the method.
+    coefficients: path, or 'PATH/N' of expert N -> one per parent.
+    stacked: path -> number of leading axes along which tensors are stacked.
+    inputs: the parents, then the base if there is one.
+    parents: the number of parents.
+    statistics: of the parents, for a method that needs them.
+  """
+
+  def __init__(
+    self,
+    method: str,
+    options: methods.Options,
+    coefficients: Mapping[str, tuple[float, ...]],
+    stacked: Mapping[str, int],
+    inputs: Sequence[Tree],
+    parents: int,
+    statistics: Sequence[Tree],
+  ) -> None:
+    self.method, self.inputs = method, inputs
+    self._options, self._coefficients, self._stacked = options, coefficients, stacked
+    self._parents = parents
+    is_fisher = methods.METHODS[method].statistics == 'fisher'
+    self._grams = () if is_fisher else statistics
+    self.trees = [*inputs, *(statistics if is_fisher else ())]  # They are read part by part.
+    self._last_measured: tuple[str, Any] = '', None  # Of a tensor that comes in several parts.
+
+  def plan(self, dtype: Any) -> dict[str, OutputArray]:
+    """Returns the dtype, parts and chunks of every array; None: the first input's dtypes."""
+    limit = min(_PART_BYTES // len(self.trees), 32 << 20)
+    outputs = {}
+    for path, array in self.inputs[0].items():
+      out_dtype = linear.out_dtype(array.dtype, dtype)
+      itemsize = max(out_dtype.itemsize, *(tree[path].dtype.itemsize for tree in self.trees))
+      # The chunks of a small array do not matter, and asking for them would open it.
+      stored = None if array.nbytes <= limit else array.chunk
+      chunk = part = stream.chunk_shape(array.shape, itemsize, limit, stored)
+      size = math.prod(array.shape[self._stacked.get(path, 0) :]) * itemsize
+      if methods.METHODS[self.method].measure and size * len(self.trees) <= _TENSOR_BYTES:
+        part = stream.chunk_shape(array.shape, itemsize, max(limit, size))
+      outputs[path] = OutputArray(array.shape, out_dtype, part, chunk)
+    return outputs
+
+  def mix(
+    self, path: str, index: stream.Index, values: Sequence[np.ndarray], output: OutputArray
+  ) -> np.ndarray:
+    """Mixes a part of a parameter.
+
+    Args:
+      path: of the parameter.
+      index: of the part.
+      values: that part of every tree.
+      output: how the parameter is cut.
+    """
+    shape, depth = values[0].shape, self._stacked.get(path, 0)
+    tensors = list(_tensors_of(index, shape, depth))
+    rows = [weights.row_of(self._coefficients, path, at) for _, at in tensors]
+    if methods.METHODS[self.method].measure is None and len(set(rows)) == 1:
+      tensors = [((), tensors[0][1])]  # All numbers are mixed alike.
+    mixed = []
+    for (place, at), row in zip(tensors, rows):
+      used = methods.used(row)
+      part = self._part([value[place] for value in values], used, _start(index, output, depth))
+      tensor = Tensor(
+        weights.tensor_name(path, at),
+        math.prod(output.shape[depth:]),
+        used,
+        [row[i] for i in used],
+        functools.partial(self._parts, path, at, part, used, output),
+        self._read_grams(path, at, used),
+      )
+      mixed.append(
+        methods.mix_part(
+          self.method,
+          part,
+          tensor.coefficients,
+          self._measure(tensor, part),
+          self._options,
+          output.dtype,
+        )
+      )
+    mixed = [np.asarray(value).astype(output.dtype, copy=False) for value in mixed]
+    return mixed[0].reshape(shape) if len(mixed) == 1 else np.stack(mixed).reshape(shape)
+
+  def _part(self, values: Sequence[np.ndarray], used: Sequence[int], start: int) -> Part:
+    base = values[self._parents] if len(self.inputs) > self._parents else None
+    fishers = values[len(self.inputs) :]
+    return Part(
+      [values[i] for i in used], base, start, [fishers[i] for i in used] if fishers else ()
+    )
+
+  def _read_grams(
+    self, path: str, at: tuple[int, ...], used: Sequence[int]
+  ) -> list[Callable[[], np.ndarray]]:
+    grams = [self._grams[i] for i in used] if self._grams else []
+    return [functools.partial(tree[path].read, at) for tree in grams if path in tree]
+
+  def _parts(
+    self, path: str, at: tuple[int, ...], part: Part, used: Sequence[int], output: OutputArray
+  ) -> Iterator[Part]:
+    """Yields a tensor: the part itself if it is whole, or what is read again."""
+    depth = len(at)
+    if part.size == math.prod(output.shape[depth:]):
+      yield part
+      return
+    for index in stream.part_indices(output.shape, output.part):
+      if index[:depth] == at:
+        yield self._part(_read_part(self.trees, path, index), used, _start(index, output, depth))
+
+  def _measure(self, tensor: Tensor, part: Part) -> Any:
+    """What the method must know of a tensor; measured once if it comes in several parts."""
+    if part.size == tensor.size:
+      return methods.measure(self.method, tensor, self._options)
+    if self._last_measured[0] != tensor.name:
+      measured = methods.measure(self.method, tensor, self._options)
+      self._last_measured = tensor.name, measured
+    return self._last_measured[1]
 
 
-def _to_slerp_coefficients(
-  parents: Sequence[Tree], coefficients: LeafCoefficients, outputs: Mapping[str, OutputArray]
-) -> LeafCoefficients:
-  """Returns the factors of slerp for every leaf; a first pass over the parents measures angles."""
-  measured = {
-    path: output for path, output in outputs.items() if weights.needs_slerp(coefficients[path])
-  }
-  read = _read_parts(parents, measured, 'measuring')
-  return weights.to_slerp(coefficients, ((path, *values) for path, _, values in read))
+def _tensors_of(
+  index: stream.Index, shape: Sequence[int], depth: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+  """Yields (place in a part, numbers of layer and expert) of the tensors that a part has.
+
+  Args:
+    index: of the part.
+    shape: of the part.
+    depth: number of leading axes of the parameter along which tensors are stacked.
+  """
+  fixed = tuple(number for number in index[:depth] if isinstance(number, int))
+  begin = index[len(fixed)].start if len(fixed) < min(depth, len(index)) else 0
+  for place in np.ndindex(*shape[: depth - len(fixed)]):
+    yield place, (*fixed, *(place[:1] and (begin + place[0],)), *place[1:])
+
+
+def _start(index: stream.Index, output: OutputArray, depth: int) -> int:
+  """Position of a part's first number in its tensor, in row-major order."""
+  begins = [number.start if isinstance(number, slice) else number for number in index[depth:]]
+  strides = [math.prod(output.shape[axis + 1 :]) for axis in range(depth, len(output.shape))]
+  return sum(begin * stride for begin, stride in zip(begins, strides))
 
 
 def _write_mix(
-  inputs: Sequence[Tree],
-  has_base: bool,
-  coefficients: LeafCoefficients,
-  of_experts: Mapping[str, Sequence[Sequence[float]]],
-  outputs: Mapping[str, OutputArray],
-  writer: stream.Writer,
+  mix: _Mix, outputs: Mapping[str, OutputArray], writer: stream.Writer
 ) -> tuple[list[str], str]:
   """Reads, mixes and writes every part.
 
   Args:
-    inputs: the parents, then the base if there is one.
-    has_base: whether the last input is the base.
-    coefficients: of every leaf.
-    of_experts: of every expert of some leaves.
+    mix: how.
     outputs: what is written.
     writer: of the item 'params'.
 
   Returns:
     Content hashes of the inputs, and of the mix.
   """
-  input_hashes = [content.ContentHash() for _ in inputs]
+  input_hashes = [content.ContentHash() for _ in mix.inputs]
   output_hash = content.ContentHash()
-  for path, index, values in _read_parts(inputs, outputs, 'mixing'):
+  for path, index, values in _read_parts(mix.trees, outputs):
     output = outputs[path]
-    for input_hash, value, tree in zip(input_hashes, values, inputs):
+    for input_hash, value, tree in zip(input_hashes, values, mix.inputs):
       input_hash.update(path, tree[path], value)
-    parent_values = values[:-1] if has_base else values
-    base_value = values[-1] if has_base else None
-    if path in of_experts:
-      mixed = _mix_experts(parent_values, of_experts[path], base_value, output.dtype, index)
-    else:
-      mixed = weights.mix_leaf(parent_values, coefficients[path], base_value, output.dtype)
-    mixed = np.asarray(mixed).astype(output.dtype, copy=False)
+    mixed = mix.mix(path, index, values, output)
     if not content.is_finite(mixed):
       broken = [str(i) for i, value in enumerate(values, 1) if not content.is_finite(value)]
       raise errors.make(
@@ -277,30 +373,8 @@ def _write_mix(
   return [input_hash.hexdigest() for input_hash in input_hashes], output_hash.hexdigest()
 
 
-def _mix_experts(
-  values: Sequence[np.ndarray],
-  rows: Sequence[Sequence[float]],
-  base: np.ndarray | None,
-  dtype: np.dtype,
-  index: stream.Index,
-) -> np.ndarray:
-  """Mixes a part of stacks [layers,experts,...], each expert with coefficients of its own."""
-  own = index[1] if len(index) > 1 else slice(None)
-  if isinstance(own, int):
-    return weights.mix_leaf(values, rows[own], base, dtype)
-  axis = 0 if index and isinstance(index[0], int) else 1
-  numbers = range(len(rows))[own]
-
-  def of_expert(place: int, number: int) -> np.ndarray:
-    at = (slice(None),) * axis + (place,)
-    of_base = None if base is None else base[at]
-    return np.asarray(weights.mix_leaf([x[at] for x in values], rows[number], of_base, dtype))
-
-  return np.stack([of_expert(place, number) for place, number in enumerate(numbers)], axis)
-
-
 def _read_parts(
-  inputs: Sequence[Tree], outputs: Mapping[str, OutputArray], what: str
+  inputs: Sequence[Tree], outputs: Mapping[str, OutputArray]
 ) -> Iterator[tuple[str, stream.Index, list[np.ndarray]]]:
   """Yields (path, index, that part of every input) in order, and reads the next parts meanwhile."""
   pieces = [
@@ -313,7 +387,7 @@ def _read_parts(
     for path, index in pieces
   ]
   values = read_ahead(reads, _THREADS)
-  with Progress(total=sum(trees.nbytes(tree) for tree in inputs), what=what, unit='B') as bar:
+  with Progress(total=sum(trees.nbytes(tree) for tree in inputs), what='mixing', unit='B') as bar:
     for path, index in pieces:
       part = next(values)
       size = sum(value.nbytes for value in part)

@@ -17,7 +17,7 @@ from sphinx_jax.checkpoint import content, merged, mixing, store, stream
 from sphinx_jax.checkpoint.bundle import check_same_model
 from sphinx_jax.core import errors, trees
 from sphinx_jax.core.progress import Progress
-from sphinx_jax.mix import weights
+from sphinx_jax.mix import linear
 from sphinx_jax.models import families
 from sphinx_jax.models.adapters import KERNEL
 from sphinx_jax.models.llms import llama
@@ -129,4 +129,4 @@ def _parts(
     else:
       for index, _ in inputs[0][path].pieces():
         values = [arrays[path].read(index) for arrays in inputs]
-        yield path, index, np.asarray(weights.mix_leaf(values, equal, None, leaf.dtype))
+        yield path, index, np.asarray(linear.mix_leaf(values, equal, None, leaf.dtype))

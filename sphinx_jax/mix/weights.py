@@ -1,12 +1,11 @@
-"""The mix of weights: several models of one shape become one, leaf by leaf.
+"""The mix of weights: several models of one shape become one, tensor by tensor.
 
 The paper trains the LLM on real-world captions and on synthetic captions, the second run starting
 from the first, and mixes them as `W = b * W_real + (1 - b) * W_synthetic` (arXiv 2311.07575,
-section 3.1). Two other methods are task arithmetic, `base + sum of c_i * (W_i - base)`
-(arXiv 2212.04089), and slerp.
+section 3.1). mix/methods.py has this and the other methods.
 
-`mix` mixes whole trees on any mesh. `checkpoint/mixing.py` streams checkpoints of any size through
-`mix_leaf`.
+`mix` mixes whole trees. `checkpoint/mixing.py` streams checkpoints of any size through the same
+functions.
 """
 
 import re
@@ -20,15 +19,13 @@ import numpy as np
 
 from sphinx_jax.core import errors, trees
 from sphinx_jax.core.progress import log
-
-METHODS = ('linear', 'slerp')
-# Above this cosine slerp falls back to the straight line, as in mergekit.
-PARALLEL = 0.9995
+from sphinx_jax.mix import linear, methods
+from sphinx_jax.mix.tensors import Array
 
 # One coefficient per tree, or an ordered list of (pattern of parameter paths, one per tree).
 Coefficients = Sequence[float] | Sequence[tuple[str, Sequence[float]]]
 Rules = list[tuple[str, tuple[float, ...]]]
-Array = jax.Array | np.ndarray
+_EMPTY: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def mix(
@@ -38,25 +35,33 @@ def mix(
   *,
   base: Mapping | None = None,
   method: str = 'linear',
+  options: Mapping[str, float] = _EMPTY,
+  statistics: Sequence[Mapping] = (),
+  stacked: Mapping[str, int] = _EMPTY,
   dtype: Any = None,
 ) -> dict:
   """Mixes several parameter trees into one.
 
-  Coefficients are Python numbers, so the function works inside `jax.jit` with traced trees on any
-  mesh. Every sum is leaf by leaf; only the three dot products of slerp cross devices. A parent
+  Coefficients are Python numbers, so linear mixes, slerp and model stock work inside `jax.jit` with
+  traced trees on any mesh. Every sum is leaf by leaf; only the dot products of a method cross
+  devices. Methods that compare magnitudes or draw at random read the leaves to the host. A parent
   whose coefficient is 0 is not read, and a single coefficient of 1 returns that parent's leaf bit
-  for bit.
+  for bit if the method is linear or slerp.
 
   Args:
     parents: trees of arrays with equal paths and shapes.
     coefficients: one number per parent; or ordered rules `(pattern, coefficients)`. The first
-      pattern that matches the whole path of a leaf decides, and every leaf must be covered.
+      pattern that matches the whole path of a leaf decides, and every leaf must be covered. A path
+      with the number of an expert, 'PATH/N', is that expert alone.
     unnormalized: allow coefficients that do not sum to 1.
-    base: the tree that the parents started from. The result is then
-      `base + sum of c_i * (parent_i - base)`, for any coefficients.
-    method: 'linear', or 'slerp' for two parents. Slerp rotates each leaf, taken as one vector (a
-      stack of layers as one), from the first parent to the second; the second coefficient is the
-      share of the angle.
+    base: the tree that the parents started from. The coefficients may then have any sum. A linear
+      mix becomes `base + sum of c_i * (parent_i - base)`.
+    method: a name in `methods.METHODS`.
+    options: of the method, see `methods.settle`.
+    statistics: one tree per parent, for a method that needs them: 'fisher' has the paths and
+      shapes of the parents, 'gram' has float32[...,in,in] at paths of kernels, stacked like them.
+    stacked: path -> number of leading axes along which tensors are stacked: 1 of layers, 2 of
+      layers and experts (`models.families.stacked`). Other leaves are one tensor.
     dtype: dtype of the result's floating-point leaves; None: the first parent's dtypes.
 
   Returns:
@@ -64,167 +69,68 @@ def mix(
 
   Raises:
     SphinxError: the parents differ (the leaves are named), the number of coefficients is wrong,
-      their sum is not 1, no pattern matches a leaf, or a pattern matches none.
+      their sum is not 1, no pattern matches a leaf, a pattern matches none, or the method lacks
+      what it needs.
   """
   if not parents:
     raise errors.make('mix', 'no parents', 'at least one tree', 'name the checkpoints to mix')
-  rules = as_rules(
-    coefficients, len(parents), unnormalized or base is not None, method, base is not None
-  )
+  methods.check(method, len(parents), base is not None, len(statistics))
+  options = methods.settle(method, options)
+  rules = as_rules(coefficients, len(parents), unnormalized, method, base is not None)
   for index, other in enumerate(parents[1:], start=1):
     check_same_leaves(parents[0], other, f'parent {index}', 'the first parent')
   if base is not None:
     check_same_leaves(parents[0], base, 'base', 'the first parent')
   flat_parents = [trees.flatten(parent) for parent in parents]
-  flat_base = None if base is None else trees.flatten(base)
+  flat_base = {} if base is None else trees.flatten(base)
+  flat_statistics = [trees.flatten(tree) for tree in statistics]
+  matched = match(rules, flat_parents[0], count_experts(flat_parents[0], stacked))
 
-  matched = match(rules, flat_parents[0])
+  def mix_tensor(path: str, at: tuple[int, ...]) -> Array:
+    row = row_of(matched, path, at)
+    leaves = [_take(parent[path], at) for parent in flat_parents]
+    base_leaf = _take(flat_base[path], at) if flat_base else None
+    measured = [_take(tree[path], at) for tree in flat_statistics if path in tree]
+    tensor = methods.whole_tensor(method, tensor_name(path, at), row, leaves, base_leaf, measured)
+    (mixed,) = methods.mix_tensor(method, tensor, options, linear.out_dtype(leaves[0].dtype, dtype))
+    return mixed
 
   def mix_path(path: str) -> jax.Array:
-    leaves = [parent[path] for parent in flat_parents]
-    leaf_coefficients = matched[path]
-    if method == 'slerp' and needs_slerp(leaf_coefficients):
-      leaf_coefficients = slerp_coefficients(leaf_coefficients, *dot_products(*leaves))
-    base_leaf = None if flat_base is None else flat_base[path]
-    return jnp.asarray(mix_leaf(leaves, leaf_coefficients, base_leaf, dtype))
+    shape = flat_parents[0][path].shape
+    places = list(np.ndindex(shape[: stacked.get(path, 0)]))
+    is_alike = len({row_of(matched, path, at) for at in places}) == 1
+    if is_alike and methods.METHODS[method].measure is None:
+      return jnp.asarray(mix_tensor(path, ()))
+    return jnp.stack([mix_tensor(path, at) for at in places]).reshape(shape)
 
   return trees.unflatten({path: mix_path(path) for path in flat_parents[0]})
 
 
-def mix_leaf(
-  leaves: Sequence[Array],
-  coefficients: Sequence[Any],
-  base: Array | None = None,
-  dtype: Any = None,
-) -> Array:
-  """Mixes one leaf linearly, or a part of it: the operation is elementwise.
+def _take(leaf: Array, at: tuple[int, ...]) -> Array:
+  return leaf[at] if at else leaf
+
+
+def tensor_name(path: str, at: Sequence[int]) -> str:
+  """Returns the name of a tensor of a stack: the path, then the numbers of layer and expert."""
+  return '/'.join([path, *map(str, at)])
+
+
+def count_experts(shapes: Mapping[str, Any], stacked: Mapping[str, int]) -> dict[str, int]:
+  """Path -> number of experts, of stacks [layers,experts,...]; arguments as of `mix`."""
+  return {path: leaf.shape[1] for path, leaf in shapes.items() if stacked.get(path) == 2}
+
+
+def row_of(
+  matched: Mapping[str, tuple[float, ...]], path: str, at: Sequence[int]
+) -> tuple[float, ...]:
+  """Returns the coefficients of a tensor: of its expert, if the stack has some.
 
   Args:
-    leaves: one array per parent, all of one shape.
-    coefficients: one per parent, Python numbers or float32[]. A Python 0 leaves its parent unread,
-      and a single Python 1 returns its parent.
-    base: the leaf that the parents started from, or None.
-    dtype: dtype of a floating-point result; None: the first leaf's.
-
-  Returns:
-    The float32 sum, cast to the dtype. The compiler may fuse a multiplication and an addition on a
-    CPU into one operation that rounds once.
+    matched: from `match`.
+    path: of the stack.
+    at: numbers of the layer and of the expert.
   """
-  dtype = out_dtype(leaves[0].dtype, dtype)
-  used = [
-    (leaf, coefficient)
-    for leaf, coefficient in zip(leaves, coefficients)
-    if not _is_plain(coefficient, 0)
-  ]
-  if base is not None and not used:
-    used = [(base, 1)]
-  if len(used) == 1 and _is_plain(used[0][1], 1):
-    leaf = used[0][0]
-    return leaf if leaf.dtype == dtype else jnp.asarray(leaf).astype(dtype)
-  if not used:
-    return jnp.zeros(leaves[0].shape, dtype)
-  used_leaves = [leaf for leaf, _ in used]
-  used_coefficients = [jnp.float32(coefficient) for _, coefficient in used]
-  return _weighted_sum(used_leaves, used_coefficients, base, dtype)
-
-
-def _is_plain(coefficient: Any, value: int) -> bool:
-  """Whether a coefficient is a Python number (not a traced or computed one) of this value."""
-  return isinstance(coefficient, (int, float)) and coefficient == value
-
-
-def _sum(
-  leaves: Sequence[jax.Array],
-  coefficients: Sequence[jax.Array],
-  base: jax.Array | None,
-  dtype: Any,
-) -> jax.Array:
-  wide = [leaf.astype(jnp.float32) for leaf in leaves]
-  if base is None:
-    return sum(c * leaf for leaf, c in zip(wide, coefficients)).astype(dtype)
-  start = base.astype(jnp.float32)
-  return (start + sum(c * (leaf - start) for leaf, c in zip(wide, coefficients))).astype(dtype)
-
-
-# Compiled for every caller, so that rounding is the same everywhere; one pass over memory.
-_weighted_sum = jax.jit(_sum, static_argnums=3)
-
-
-def out_dtype(stored: Any, requested: Any = None) -> np.dtype:
-  """Returns the dtype of a mixed leaf: the requested one if the leaf is floating-point."""
-  is_cast = requested is not None and jnp.issubdtype(stored, jnp.floating)
-  return np.dtype(requested if is_cast else stored)
-
-
-@jax.jit
-def dot_products(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Returns the dot products that slerp needs, of two leaves or of equal parts of them.
-
-  Returns:
-    (first . first, first . second, second . second), each float32[].
-  """
-
-  def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    # Sum each row first: one long float32 sum would lose its small terms.
-    rows = (a * b).sum(-1) if a.ndim else a * b
-    return rows.sum()
-
-  a, b = (leaf.astype(jnp.float32) for leaf in (first, second))
-  return product(a, a), product(a, b), product(b, b)
-
-
-def needs_slerp(coefficients: Sequence[float]) -> bool:
-  """Whether slerp with these coefficients is more than one of its parents."""
-  return 0 not in coefficients
-
-
-def slerp_coefficients(
-  coefficients: Sequence[float], aa: Any, ab: Any, bb: Any
-) -> tuple[jax.Array, jax.Array]:
-  """Returns the factors by which slerp multiplies its two parents, as mergekit computes them.
-
-  Args:
-    coefficients: of the two parents, with sum 1.
-    aa, ab, bb: from `dot_products`.
-
-  Returns:
-    Two float32[]: the sines of the shares of the angle, over the sine of the angle. If the parents
-    are parallel, the coefficients themselves.
-  """
-  first, second = (jnp.float32(coefficient) for coefficient in coefficients)
-  lengths = [jnp.sqrt(jnp.float32(square)) for square in (aa, bb)]
-  cosine = jnp.float32(ab)
-  for length in lengths:
-    cosine /= jnp.where(length > 1e-8, length, 1)
-  is_parallel = jnp.abs(cosine) > PARALLEL
-  angle = jnp.arccos(jnp.where(is_parallel, 0, cosine))
-  return (
-    jnp.where(is_parallel, first, jnp.sin(first * angle) / jnp.sin(angle)),
-    jnp.where(is_parallel, second, jnp.sin(second * angle) / jnp.sin(angle)),
-  )
-
-
-def to_slerp(
-  coefficients: Mapping[str, Sequence[float]], parts: Iterable[tuple[str, Array, Array]]
-) -> dict[str, Sequence[Any]]:
-  """Replaces coefficients by the factors of slerp.
-
-  Args:
-    coefficients: path -> coefficients of the two parents.
-    parts: (path, part of the first parent's leaf, the same of the second) until they cover the
-      leaves that need slerp.
-
-  Returns:
-    Path -> factors; the coefficients themselves for leaves without parts.
-  """
-  products: dict[str, np.ndarray] = {}
-  for path, first, second in parts:
-    sums = [float(product) for product in dot_products(first, second)]
-    products[path] = products.get(path, np.zeros(3)) + sums
-  return {
-    path: slerp_coefficients(row, *products[path]) if path in products else row
-    for path, row in coefficients.items()
-  }
+  return matched[f'{path}/{at[1]}' if len(at) == 2 else path]
 
 
 def as_json(coefficients: Coefficients) -> list:
@@ -246,28 +152,24 @@ def as_rules(
   Args:
     coefficients: as in `mix`.
     parents: the number of parents.
-    unnormalized: allow linear coefficients that do not sum to 1.
-    method: 'linear' or 'slerp'.
+    unnormalized: allow coefficients that do not sum to 1.
+    method: a name in `methods.METHODS`.
     has_base: whether the mix has a base.
 
   Raises:
-    SphinxError: a pattern is no regular expression, the number of coefficients is wrong, their sum
-      is not 1, the method is unknown, or slerp does not have exactly two parents.
+    SphinxError: a pattern is no regular expression, the number of coefficients is wrong, or they
+      are none that the method takes.
   """
-  if method not in METHODS:
-    raise errors.unknown('method of mixing', method, METHODS)
-  if method == 'slerp' and (parents != 2 or has_base):
+  kind = methods.find(method).coefficients
+  if unnormalized and kind != 'weights':
     raise errors.make(
-      'slerp',
-      f'{parents} inputs and a base' if has_base else f'{parents} inputs',
-      'two inputs and no base',
-      'use the linear method',
+      '--unnormalized', f'--method={method}', 'a method that takes any sum', 'leave it out'
     )
   if all(isinstance(item, (int, float)) for item in coefficients):
     coefficients = [('.*', coefficients)]
   rules = [(pattern, tuple(float(c) for c in row)) for pattern, row in coefficients]
   for pattern, row in rules:
-    _check_coefficients(pattern, row, parents, unnormalized and method == 'linear')
+    _check_coefficients(pattern, row, parents, kind, unnormalized or has_base)
   return rules
 
 
@@ -304,7 +206,7 @@ def match(
 
 
 def _check_coefficients(
-  pattern: str, coefficients: Sequence[float], parents: int, unnormalized: bool
+  pattern: str, coefficients: Sequence[float], parents: int, kind: str, any_sum: bool
 ) -> None:
   who = f"mix of '{pattern}'"
   try:
@@ -323,8 +225,17 @@ def _check_coefficients(
   described = f'coefficients {list(coefficients)} of sum {sum(coefficients):g}'
   if not np.all(np.isfinite(coefficients)):
     raise errors.make(who, described, 'finite numbers', 'correct them')
-  if not unnormalized and not abs(sum(coefficients) - 1) < 1e-6:
-    raise errors.make(who, described, 'a sum of 1', 'correct them, or set unnormalized')
+  if kind == 'equal':
+    if len({*coefficients} - {0}) != 1:
+      raise errors.make(
+        who,
+        described,
+        'the same number for every input that is used, and 0 for the others',
+        'correct them, or leave them out',
+      )
+  elif not any_sum and not abs(sum(coefficients) - 1) < 1e-6:
+    advice = 'correct them, or set unnormalized' if kind == 'weights' else 'correct them'
+    raise errors.make(who, described, 'a sum of 1', advice)
 
 
 def check_same_leaves(first: Mapping, other: Mapping, name: str, reference: str) -> None:

@@ -318,6 +318,17 @@ def logical_axes(config: ml_collections.ConfigDict) -> dict:
   )
 
 
+def stacked(config: ml_collections.ConfigDict) -> dict[str, int]:
+  """Path -> number of leading axes along which matrices and vectors are stacked.
+
+  It is 1 of layers, 2 of layers and experts, and 0 of a parameter that is no stack.
+  """
+  return {
+    path: sum(name in ('layers', 'experts') for name in names[:2])
+    for path, names in trees.flatten(logical_axes(config)).items()
+  }
+
+
 @functools.cache
 def _abstract(config: ml_collections.FrozenConfigDict) -> dict:
   """Shapes and logical names of the parameters; cached, as tracing a large model takes a second."""

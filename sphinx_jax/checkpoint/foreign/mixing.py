@@ -1,13 +1,14 @@
 """Mixes the weights of folders of HF transformers into a new folder, without a conversion.
 
-The result has the bits of a mix of the converted folders (checkpoint/mixing.py). A shard and the
-same tensor of all inputs are in memory together.
+The result is that of a mix of the converted folders (checkpoint/mixing.py). A shard and the same
+tensor of all inputs are in memory together.
 """
 
 import contextlib
 import functools
 import pathlib
 import shutil
+import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from sphinx_jax.checkpoint.read_ahead import read_ahead
 from sphinx_jax.core import errors, files as core_files, paths, trees
 from sphinx_jax.core.progress import Progress, log
 from sphinx_jax.data.tokenizer import Tokenizer
-from sphinx_jax.mix import weights
+from sphinx_jax.mix import linear, methods, tensors as mix_tensors, weights
 from sphinx_jax.models import foreign, forms
 
 RECIPE = 'mix.json'
@@ -37,6 +38,8 @@ def mix_folders(
   base: files.Path | None = None,
   method: str = 'linear',
   dtype: str | None = None,
+  options: Mapping[str, float | None] = types.MappingProxyType({}),
+  statistics: Sequence[files.Path] = (),
 ) -> files.Path:
   """Writes the mix of several folders. An output that already holds the same mix is kept.
 
@@ -45,25 +48,30 @@ def mix_folders(
 
   Args:
     inputs: folders of HF transformers, names in the local hub cache, or BASE+ADAPTER.
-    coefficients, unnormalized, base, method, dtype: as of `checkpoint.mixing.mix_checkpoints`.
+    coefficients, unnormalized, base, method, dtype, options: as of
+      `checkpoint.mixing.mix_checkpoints`.
     output: folder to create.
+    statistics: none; they belong to checkpoints.
 
   Returns:
     The output folder.
 
   Raises:
     SphinxError: an input is no folder of HF transformers, the inputs differ in architecture,
-      settings, tokenizer or shapes, the coefficients are wrong, a rule matches nothing, the mix is
-      not finite, or the output holds something else or cannot be written.
+      settings, tokenizer or shapes, the coefficients are wrong, a rule matches nothing, the method
+      lacks what it needs or needs statistics, the mix is not finite, or the output holds something
+      else or cannot be written.
   """
   has_base = base is not None
-  rules = weights.as_rules(coefficients, len(inputs), unnormalized or has_base, method, has_base)
+  _check_statistics(method)
+  methods.check(method, len(inputs), has_base, len(statistics))
+  options = methods.settle(method, options)
+  rules = weights.as_rules(coefficients, len(inputs), unnormalized, method, has_base)
   places = [*inputs, base] if has_base else [*inputs]
   opened = [_open(place) for place in places]
   assemblies = [assemble.assemble([source]) for source in opened]
   _check_same(places, opened, assemblies)
-  # Slerp takes a stack of experts as one vector.
-  experts = _count_experts(assemblies[0]) if method == 'linear' else {}
+  experts = _count_experts(assemblies[0])
   matched = weights.match(rules, assemblies[0].shapes, experts)
   recipe = {
     'parents': [_identity(place) for place in inputs],
@@ -71,6 +79,7 @@ def mix_folders(
     'base': _identity(base) if has_base else None,
     'method': method,
     'dtype': dtype,
+    **({'options': options} if options else {}),
   }
   stored = pathlib.Path(output, RECIPE)
   if stored.is_file() and core_files.read_json(stored) == recipe:
@@ -80,9 +89,9 @@ def mix_folders(
     paths.new_folder(output) as folder,
     jax.default_device(jax.local_devices(backend='cpu')[0]),
   ):
-    if method == 'slerp':
-      matched = weights.to_slerp(matched, _measured_parts(assemblies, matched))
-    mixed = _mixed_tensors(opened, assemblies[0], has_base, matched, experts, dtype)
+    mixed = _mixed_tensors(
+      opened, assemblies[0], has_base, matched, experts, method, options, dtype
+    )
     with mixed as tensors:
       safetensors.write_safetensors(folder, tensors)
     _copy_files(opened[0], folder, dtype)
@@ -91,6 +100,17 @@ def mix_folders(
     core_files.write_json(folder / RECIPE, recipe)
   log.info('%s: %s of %s', output, recipe['coefficients'], ', '.join(map(str, places)))
   return output
+
+
+def _check_statistics(method: str) -> None:
+  """Raises SphinxError if a method needs statistics: they are measured of checkpoints."""
+  if methods.find(method).statistics is not None:
+    raise errors.make(
+      f'--method={method}',
+      'folders of HF transformers',
+      'checkpoints of sphinx_jax, which have statistics',
+      'import them first (python -m sphinx_jax.convert)',
+    )
 
 
 def _count_experts(assembly: assemble.Assembly) -> dict[str, int]:
@@ -186,24 +206,15 @@ def _name(place: files.Path) -> str:
   return ' + '.join(hub.name_of(hub.locate(part)) for part in hub.split(place) if part)
 
 
-def _measured_parts(
-  assemblies: Sequence[assemble.Assembly], coefficients: Mapping[str, Sequence[float]]
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-  """Yields (path, part of the first parent, part of the second) of the leaves that need slerp."""
-  first, second = (assemble.arrays(assembly) for assembly in assemblies)
-  for path, array in first.items():
-    if weights.needs_slerp(coefficients[path]):
-      for index, _ in array.pieces():
-        yield path, array.read(index), second[path].read(index)
-
-
 @contextlib.contextmanager
 def _mixed_tensors(
   opened: Sequence[sources.Source],
   first: assemble.Assembly,
   has_base: bool,
-  coefficients: Mapping[str, Sequence[Any]],
+  coefficients: Mapping[str, Sequence[float]],
   experts: Collection[str],
+  method: str,
+  options: methods.Options,
   dtype: str | None,
 ) -> Iterator[dict[str, Tensor]]:
   """Yields name -> mixed tensor. They must be read in order, each once.
@@ -219,13 +230,13 @@ def _mixed_tensors(
   mixed, reads = {}, []
   for key, tensor in opened[0].tensors.items():
     row = coefficients[path_of[key]] if key in path_of else (1,)
-    used = [(i, c) for i, c in enumerate(row) if not (isinstance(c, float) and c == 0)]
-    used = used or [(0, 0.0)]
-    numbers = [i for i, _ in used] + [len(opened) - 1] * (has_base and key in path_of)
+    used = methods.used(row)
+    numbers = used + [len(opened) - 1] * (has_base and key in path_of)
     leaves = {i: opened[i].tensors[key] for i in numbers}
     reads.append((trees.nbytes(leaves), functools.partial(_read_all, leaves)))
-    out_dtype = weights.out_dtype(tensor.dtype, dtype)
-    mix = functools.partial(_mix, key, [c for _, c in used], out_dtype)
+    out_dtype = linear.out_dtype(tensor.dtype, dtype)
+    settings = (method, options) if key in path_of else ('linear', {})
+    mix = functools.partial(_mix, *settings, key, used, [row[i] for i in used], out_dtype)
     mixed[opened[0].prefix + key] = Tensor(tensor.shape, out_dtype, mix)
   values = read_ahead(reads)
   with Progress(total=sum(size for size, _ in reads), what='mixing', unit='B') as bar:
@@ -246,13 +257,21 @@ def _read_all(tensors: Mapping[int, Tensor]) -> dict[int, np.ndarray]:
 
 
 def _mix(
-  key: str, coefficients: Sequence[Any], dtype: np.dtype, values: Mapping[int, np.ndarray]
+  method: str,
+  options: methods.Options,
+  key: str,
+  used: Sequence[int],
+  coefficients: Sequence[float],
+  dtype: np.dtype,
+  values: Mapping[int, np.ndarray],
 ) -> np.ndarray:
   """Mixes one tensor piece by piece, so that copies of the whole are not needed.
 
   Args:
+    method, options: see mix/methods.py.
     key: name of the tensor.
-    coefficients: of the parents.
+    used: positions of the parents that are used.
+    coefficients: of these parents.
     dtype: of the result.
     values: number of the input -> its tensor: of the parents, then of the base if there is one.
 
@@ -260,13 +279,19 @@ def _mix(
     SphinxError: the mix is not finite.
   """
   flat = [value.reshape(-1) for value in values.values()]
-  parents, base = flat[: len(coefficients)], flat[len(coefficients) :]
+  parents, base = flat[: len(used)], flat[len(used) :]
+
+  def pieces() -> Iterator[mix_tensors.Part]:
+    for start in range(0, parents[0].size, _PIECE):
+      piece = slice(start, start + _PIECE)
+      yield mix_tensors.Part(
+        [value[piece] for value in parents], base[0][piece] if base else None, start
+      )
+
+  tensor = mix_tensors.Tensor(key, parents[0].size, used, coefficients, pieces)
   mixed = np.empty(next(iter(values.values())).shape, dtype)
-  for start in range(0, mixed.size, _PIECE):
-    part = slice(start, start + _PIECE)
-    leaves = [value[part] for value in parents]
-    base_leaf = base[0][part] if base else None
-    mixed.reshape(-1)[part] = weights.mix_leaf(leaves, coefficients, base_leaf, dtype)
+  for part, of_part in zip(pieces(), methods.mix_tensor(method, tensor, options, dtype)):
+    mixed.reshape(-1)[part.start : part.start + part.size] = of_part
   if not content.is_finite(mixed):
     broken = [str(i + 1) for i, value in values.items() if not content.is_finite(value)]
     raise errors.make(
