@@ -99,7 +99,7 @@ def _mix_adapters(rules: weights.Coefficients) -> None:
   Raises:
     SphinxError: a flag has no effect on such a mix, or as `adapter_mixing.mix_adapters`.
   """
-  for name in ('method', 'dtype', 'stats', *methods.OPTIONS):
+  for name in ('method', 'dtype', 'statistics', *methods.OPTIONS):
     if FLAGS[name].value != FLAGS[name].default:
       raise errors.make(
         f'--{name}', f'{FLAGS[name].value} with --rank', 'none: a mix of adapters', 'leave it out'
@@ -139,7 +139,7 @@ def main() -> None:
     method=FLAGS.method,
     dtype=FLAGS.dtype,
     options={name: FLAGS[name].value for name in methods.OPTIONS},
-    statistics=FLAGS.stats,
+    statistics=FLAGS.statistics,
   )
 
 
@@ -170,7 +170,7 @@ if __name__ == '__main__':
     defaults = ', '.join(f'{key} {value:g}' for key, value in having.items())
     define(name, None, f'{option.help} Of {defaults} (the defaults).')
   cli.define_paths(
-    'stats', 'One place of statistics (mix_stats) for each input, for the methods that need them.'
+    'statistics', 'Statistics (mix_stats) of every input, in their order, for fisher and regmean.'
   )
   flags.DEFINE_integer(
     'rank',

@@ -11,6 +11,7 @@ import numpy as np
 
 from sphinx_jax.checkpoint import content, store, stream
 from sphinx_jax.core import errors
+from sphinx_jax.core.progress import log
 
 KINDS = ('fisher', 'gram')
 _KEY, _ITEM = 'statistics', 'params'
@@ -92,34 +93,50 @@ def check_kind(directory: store.Path, kind: str) -> dict[str, Any]:
   return found
 
 
+def shapes(
+  kind: str, arrays: Mapping[str, stream.Array], stacked: Mapping[str, int]
+) -> dict[str, tuple[int, ...]]:
+  """The shapes that statistics of a model have, where it has them.
+
+  Args:
+    kind: one of KINDS.
+    arrays: path -> array, of the model.
+    stacked: path -> number of leading axes along which tensors are stacked.
+  """
+  if kind == 'fisher':
+    return {path: array.shape for path, array in arrays.items()}
+  found = {}
+  for path, array in arrays.items():
+    ends = stacked.get(path, 0)
+    found[path] = (*array.shape[:ends], *array.shape[ends : ends + 1] * 2)
+  return found
+
+
 def open_statistics(
   directories: Sequence[store.Path],
   kind: str,
   inputs: Sequence[store.Path],
   sources: Sequence[Mapping[str, Any]],
+  expected: Mapping[str, tuple[int, ...]],
 ) -> list[dict[str, stream.StoredArray]]:
-  """Opens the statistics of every input of a mix; nothing is read yet.
+  """Opens the statistics of the inputs of a mix; nothing is read yet.
+
+  A parameter that some input did not train has no statistics there. It is logged, and left out.
 
   Args:
     directories: of the statistics, one for each input.
     kind: one of KINDS.
     inputs: the inputs, for messages.
     sources: what `merged.Opened.source` is of them.
+    expected: from `shapes`, of the model.
 
   Returns:
-    For each input, path -> array; all have the same paths and shapes.
+    For each input, path -> array; all have the same paths.
 
   Raises:
-    SphinxError: there are more or fewer than inputs, one is of another kind or of other weights, or
-      they differ in leaves.
+    SphinxError: statistics are of another kind, of other weights or of another model, or they have
+      no parameter in common.
   """
-  if len(directories) != len(inputs):
-    raise errors.make(
-      '--statistics',
-      f'{len(directories)} directories for {len(inputs)} inputs',
-      'one for each input, in their order',
-      f'for instance --statistics={",".join(f"STATS{i}" for i in range(1, len(inputs) + 1))}',
-    )
   for directory, place, source in zip(directories, inputs, sources):
     of = check_kind(directory, kind)['of']
     if of['identity'] != source['identity'] or 'adapter' in source:
@@ -130,17 +147,27 @@ def open_statistics(
         'give them in the order of the inputs, or make them again (python -m sphinx_jax.mix_stats)',
       )
   opened = [stream.read(directory) for directory in directories]
-  shapes = [{path: array.shape for path, array in arrays.items()} for arrays in opened]
-  for directory, own in zip(directories[1:], shapes[1:]):
-    different = sorted(
-      path for path in shapes[0].keys() | own if own.get(path) != shapes[0].get(path)
+  for directory, arrays in zip(directories, opened):
+    for path, array in arrays.items():
+      if expected.get(path) != array.shape:
+        raise errors.make(
+          f"statistics '{directory}'",
+          f'{path} of shape {array.shape}',
+          f'{expected.get(path, "no such parameter")}, as the inputs have it',
+          'make them again (python -m sphinx_jax.mix_stats)',
+        )
+  common = set.intersection(*map(set, opened))
+  if not common:
+    raise errors.make(
+      f'statistics {", ".join(map(str, directories))}',
+      'no parameter in common',
+      'some that all inputs trained',
+      'make them with one --config, whose `trainable` names the parameters',
     )
-    if different:
-      raise errors.make(
-        f"statistics '{directory}'",
-        f"other leaves than those of '{directories[0]}', {len(different)} of them, such as "
-        f'{different[0]}',
-        'the same leaves',
-        'give both runs one --config, so that the same parameters count as trained',
-      )
-  return opened
+  if apart := sorted(set.union(*map(set, opened)) - common):
+    log.warning(
+      'mixed linearly, as not all inputs have statistics of them: %d parameters, such as %s',
+      len(apart),
+      apart[0],
+    )
+  return [{path: arrays[path] for path in arrays if path in common} for arrays in opened]

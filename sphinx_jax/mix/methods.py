@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sphinx_jax.core import errors
-from sphinx_jax.mix import linear, slerp
+from sphinx_jax.mix import fisher, linear, regmean, slerp
 from sphinx_jax.mix.tensors import Array, Part, Tensor
 
 Options = Mapping[str, float]
@@ -37,7 +37,14 @@ class Option:
   help: str
 
 
-OPTIONS: Mapping[str, Option] = {}
+OPTIONS: Mapping[str, Option] = {
+  'alpha': Option(
+    float,
+    lambda value: 0 <= value <= 1,
+    'a number from 0 to 1',
+    'Factor of what is beside the diagonal of Gram matrices.',
+  ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +59,8 @@ class Method:
     base: whether the model that the parents started from must be there.
     inputs: the least and the largest number of inputs.
     coefficients: 'weights' have the sum 1 unless there is a base or another sum is allowed;
-      'shares' have it always; 'equal' ones choose among the inputs, and by default all are chosen.
+      'shares' have it always, and so do 'portions', of which none is negative; 'equal' ones choose
+      among the inputs, and by default all are chosen.
     options: name in OPTIONS -> default.
     statistics: what `mix_stats` must have measured of every input: 'fisher' comes with the parts,
       'gram' with the tensors. None: nothing.
@@ -62,7 +70,7 @@ class Method:
   measure: Callable[[Tensor, Options], Any] | None = None
   base: Literal['none', 'optional', 'required'] = 'none'
   inputs: tuple[int, float] = (1, math.inf)
-  coefficients: Literal['weights', 'shares', 'equal'] = 'weights'
+  coefficients: Literal['weights', 'shares', 'portions', 'equal'] = 'weights'
   options: Options = dataclasses.field(default_factory=dict)
   statistics: Literal['fisher', 'gram'] | None = None
 
@@ -70,6 +78,14 @@ class Method:
 METHODS: dict[str, Method] = {
   'linear': Method(linear.mix, base='optional'),
   'slerp': Method(slerp.mix, slerp.measure, inputs=(2, 2), coefficients='shares'),
+  'fisher': Method(fisher.mix, coefficients='portions', statistics='fisher'),
+  'regmean': Method(
+    regmean.mix,
+    regmean.measure,
+    coefficients='portions',
+    options={'alpha': regmean.ALPHA},
+    statistics='gram',
+  ),
 }
 
 
@@ -108,13 +124,13 @@ def check(name: str, parents: int, has_base: bool, statistics: int = 0) -> None:
       who, 'no base', 'the model that the inputs started from', 'give it with --base'
     )
   if statistics and method.statistics is None:
-    raise errors.make(who, 'statistics', 'none', 'leave --stats out, or give another method')
+    raise errors.make(who, 'statistics', 'none', 'leave --statistics out, or give another method')
   if method.statistics is not None and statistics != parents:
     raise errors.make(
       who,
       f'{statistics} places of statistics',
       f'{method.statistics} statistics of each of {parents} inputs',
-      'measure them (python -m sphinx_jax.mix_stats) and give them with --stats',
+      'measure them (python -m sphinx_jax.mix_stats) and give them with --statistics',
     )
 
 
