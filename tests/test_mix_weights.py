@@ -15,7 +15,7 @@ import pytest
 from sphinx_jax import convert, mix_weights
 from sphinx_jax.checkpoint import content, mixing, store, stream
 from sphinx_jax.core import errors, trees
-from sphinx_jax.mix import weights
+from sphinx_jax.mix import methods, weights
 from tests import command, release
 from tests.checkpoint import bucket
 
@@ -184,6 +184,56 @@ def test_a_streamed_mix_equals_the_mix_of_whole_trees(
     )
 
 
+STACKED = {'llm/layers/w': 1, 'llm/layers/scale': 1, 'encoders/kernel': 2}
+EXACT = ('linear', 'ties', 'dare_linear', 'dare_ties', 'breadcrumbs')
+
+
+@pytest.mark.parametrize('is_held', [True, False])
+@pytest.mark.parametrize('method', methods.METHODS)
+def test_a_streamed_mix_of_every_method_equals_that_of_whole_trees(
+  written, tmp_path, small_parts, monkeypatch, method, is_held
+):
+  """With layers and experts that have coefficients of their own, in one part or in several."""
+  if not is_held:
+    monkeypatch.setattr(mixing, '_TENSOR_BYTES', 0)
+  monkeypatch.setattr(mixing, '_stacked', lambda config: STACKED)
+  base = None if methods.METHODS[method].base == 'none' else 2
+  rules = [('encoders/kernel/1', (1, 0)), ('encoders/b', (0, 1)), ('.*', (0.5, 0.5))]
+  mixing.mix_checkpoints(
+    written[:2], rules, tmp_path / 'mix', base=base and written[base], method=method
+  )
+  a, b, start = (trees.unflatten(drawn(seed)) for seed in range(3))
+  mixed = weights.mix([a, b], rules, base=base and start, method=method, stacked=STACKED)
+  whole = {path: np.asarray(leaf) for path, leaf in trees.flatten(mixed).items()}
+  streamed = load(tmp_path / 'mix')
+  if is_held or method in EXACT:
+    assert same_bits(streamed, whole)
+    return
+  for path, leaf in streamed.items():  # The sums over a tensor are rounded part by part.
+    np.testing.assert_allclose(
+      leaf.astype(np.float32),
+      whole[path].astype(np.float32),
+      rtol=1e-2 if leaf.dtype.itemsize < 4 else 1e-5,
+      atol=1e-6,
+    )
+
+
+def test_options_are_recorded_and_another_one_is_another_mix(written, tmp_path):
+  def mix(**options):
+    mixing.mix_checkpoints(
+      written[:2], (1, 1), tmp_path / 'mix', base=written[2], method='dare_ties', options=options
+    )
+
+  mix(density=0.5)
+  assert store.load_meta(tmp_path / 'mix')['options'] == {'density': 0.5, 'lambda': 1, 'seed': 0}
+  before = store.load_meta(tmp_path / 'mix')
+  mix(density=0.5, seed=0)  # It is kept.
+  assert store.load_meta(tmp_path / 'mix') == before
+  for options in ({'density': 0.6}, {'density': 0.5, 'seed': 1}, {'density': 0.5, 'lambda': 2}):
+    with pytest.raises(errors.SphinxError, match="'options'.*--output"):
+      mix(**options)
+
+
 @pytest.mark.parametrize('method, base', [('linear', None), ('slerp', None), ('linear', 2)])
 def test_one_and_zero_give_the_first_back_bit_for_bit(written, tmp_path, small_parts, method, base):
   mixing.mix_checkpoints(
@@ -301,7 +351,9 @@ def test_other_leaves_are_named_before_anything_is_read(written, tmp_path, monke
     ),
     (dict(coefficients=[('llm/[', (1, 0)), ('.*', (0, 1))]), 'no regular expression'),
     (dict(method='slerp', base=0), 'slerp'),
-    (dict(method='cubic'), 'linear, slerp'),
+    (dict(method='cubic'), 'linear, model_stock, slerp'),
+    (dict(method='ties'), 'no base'),
+    (dict(method='linear', options={'density': 0.5}), 'density: got 0.5 with --method=linear'),
   ],
 )
 def test_wrong_arguments_leave_no_output(written, tmp_path, changed, words):

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from sphinx_jax.checkpoint import (
   content,
@@ -125,8 +126,7 @@ def mix_checkpoints(
       f"input '{directory}'",
       f"'{directories[0]}'",
     )
-  config = bundles[0].config
-  stacked = families.stacked(config.model) if 'model' in config else {}
+  stacked = _stacked(bundles[0].config)
   matched = weights.match(rules, opened[0], weights.count_experts(opened[0], stacked))
   kind, measured = methods.find(method).statistics, []
   if kind is not None:
@@ -153,6 +153,10 @@ def mix_checkpoints(
     f', from {base}' if has_base else '',
   )
   return output
+
+
+def _stacked(config: ConfigDict) -> dict[str, int]:
+  return families.stacked(config.model) if 'model' in config else {}
 
 
 def check_output(output: store.Path, inputs: Iterable[store.Path]) -> None:

@@ -14,7 +14,16 @@ from typing import Any, Literal
 import numpy as np
 
 from sphinx_jax.core import errors
-from sphinx_jax.mix import fisher, linear, regmean, slerp
+from sphinx_jax.mix import (
+  breadcrumbs,
+  dare,
+  fisher,
+  linear,
+  model_stock,
+  regmean,
+  slerp,
+  ties,
+)
 from sphinx_jax.mix.tensors import Array, Part, Tensor
 
 Options = Mapping[str, float]
@@ -37,12 +46,28 @@ class Option:
   help: str
 
 
-OPTIONS: Mapping[str, Option] = {
+OPTIONS: dict[str, Option] = {
   'alpha': Option(
     float,
     lambda value: 0 <= value <= 1,
     'a number from 0 to 1',
     'Factor of what is beside the diagonal of Gram matrices.',
+  ),
+  'density': Option(
+    float,
+    lambda value: 0 < value <= 1,
+    'a number above 0 and at most 1',
+    'Share of the differences of every input to the base that is kept.',
+  ),
+  'gamma': Option(
+    float,
+    lambda value: 0 <= value < 1,
+    'a number of at least 0 and below 1',
+    'Share of the differences, the largest ones, that is left out.',
+  ),
+  'lambda': Option(float, math.isfinite, 'a finite number', 'Factor of the merged differences.'),
+  'seed': Option(
+    int, lambda value: value >= 0, 'a number of at least 0', 'Seed of what is kept at random.'
   ),
 }
 
@@ -78,6 +103,29 @@ class Method:
 METHODS: dict[str, Method] = {
   'linear': Method(linear.mix, base='optional'),
   'slerp': Method(slerp.mix, slerp.measure, inputs=(2, 2), coefficients='shares'),
+  'ties': Method(ties.mix, ties.measure, base='required', options={'density': 0.2, 'lambda': 1.0}),
+  'dare_linear': Method(
+    dare.mix_linear, dare.measure, base='required', options={'density': 0.1, 'seed': 0}
+  ),
+  'dare_ties': Method(
+    dare.mix_ties,
+    dare.measure,
+    base='required',
+    options={'density': 0.1, 'lambda': 1.0, 'seed': 0},
+  ),
+  'breadcrumbs': Method(
+    breadcrumbs.mix,
+    breadcrumbs.measure,
+    base='required',
+    options={'density': 0.9, 'gamma': 0.01},
+  ),
+  'model_stock': Method(
+    model_stock.mix,
+    model_stock.measure,
+    base='required',
+    inputs=(2, math.inf),
+    coefficients='equal',
+  ),
   'fisher': Method(fisher.mix, coefficients='portions', statistics='fisher'),
   'regmean': Method(
     regmean.mix,
@@ -161,6 +209,13 @@ def settle(name: str, given: Mapping[str, float | None]) -> dict[str, float]:
   for option, value in settled.items():
     if not OPTIONS[option].is_valid(value):
       raise errors.make(f'--{option}', f'{value:g}', OPTIONS[option].expected, 'correct it')
+  if settled.get('density', 0) + settled.get('gamma', 0) > 1:
+    raise errors.make(
+      f'--method={name}',
+      f'a density of {settled["density"]:g} and a gamma of {settled["gamma"]:g}',
+      'a sum of at most 1',
+      'keep or leave out fewer differences',
+    )
   return settled
 
 

@@ -44,14 +44,15 @@ def dot_products(first: Array, second: Array) -> tuple[jax.Array, jax.Array, jax
   Returns:
     (first . first, first . second, second . second), each float32[].
   """
-
-  def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    # Sum each row first: one long float32 sum would lose its small terms.
-    rows = (a * b).sum(-1) if a.ndim else a * b
-    return rows.sum()
-
   a, b = (leaf.astype(jnp.float32) for leaf in (first, second))
-  return product(a, a), product(a, b), product(b, b)
+  return dot(a, a), dot(a, b), dot(b, b)
+
+
+def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Returns the dot product of two arrays of one shape, taken as vectors."""
+  # Sum each row first: one long float32 sum would lose its small terms.
+  rows = (a * b).sum(-1) if a.ndim else a * b
+  return rows.sum()
 
 
 def factors(
