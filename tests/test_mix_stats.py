@@ -10,9 +10,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from sphinx_jax import mix_stats, run as run_lib
-from sphinx_jax.checkpoint import statistics, store, stream
+from sphinx_jax.checkpoint import merged, mixing, statistics, store, stream
 from sphinx_jax.checkpoint.bundle import Bundle
 from sphinx_jax.core import errors, trees
+from sphinx_jax.mix import weights
 from sphinx_jax.models import families, layers
 from tests import tiny
 
@@ -209,3 +210,97 @@ def test_what_cannot_be_measured_is_refused(trained, data, tmp_path):
   )
   (tmp_path / 'empty').mkdir()
   assert "expected a run's directory" in refused(trained, tmp_path, checkpoint=tmp_path / 'empty')
+
+
+@pytest.fixture(scope='module')
+def measured(tmp_path_factory):
+  """Two checkpoints and statistics of them, drawn at random."""
+  folder, config = tmp_path_factory.mktemp('measured'), tiny.tiny()
+  shapes = trees.flatten(families.abstract_params(config.model))
+  stacked = families.stacked(config.model)
+  for number, name in enumerate('ab'):
+    rng = np.random.default_rng(number)
+    params = {path: rng.standard_normal(leaf.shape) for path, leaf in shapes.items()}
+    save(folder / name, config, trees.unflatten(jax.tree.map(jnp.float32, params)), seed=number)
+    source = merged.source_of(folder / name, store.load_meta(folder / name))
+    for kind in statistics.KINDS:
+      of_kind = statistics.shapes(kind, shapes, stacked)
+      values = {}
+      for path, shape in of_kind.items():
+        if kind == 'gram' and not path.endswith('kernel') or path.startswith('encoders/'):
+          continue
+        rows = rng.standard_normal(shape).astype(np.float32)
+        values[path] = rows @ rows.swapaxes(-1, -2) if kind == 'gram' else np.square(rows)
+      if name == 'b':
+        del values['visual_proj/linear/kernel']  # As if it were frozen in that run.
+      with statistics.Writer(folder / f'{name}_{kind}', kind, source, values) as writer:
+        for path, value in values.items():
+          writer.write(path, value, ())
+        writer.finish(examples=1)
+  return folder
+
+
+def mix(folder, output, method='regmean', kind='gram', names='ab', **arguments):
+  places = [folder / f'{name}_{kind}' for name in names]
+  inputs = arguments.pop('inputs', [folder / name for name in 'ab'])
+  arguments = {'statistics': places, 'method': method, **arguments}
+  mixing.mix_checkpoints(inputs, (0.4, 0.6), output, **arguments)
+  return load(output)
+
+
+@pytest.mark.parametrize('method, kind', [('fisher', 'fisher'), ('regmean', 'gram')])
+def test_checkpoints_are_mixed_by_their_statistics(
+  measured, tmp_path, monkeypatch, caplog, method, kind
+):
+  monkeypatch.setattr(mixing, '_PART_BYTES', 2048)  # Cuts leaves, as those of a 13B model are.
+  if method == 'regmean':
+    monkeypatch.setattr(mixing, '_TENSOR_BYTES', 2048)
+  mixed = mix(measured, tmp_path / 'mix', method, kind)
+  parents = [trees.unflatten(load(measured / name)) for name in 'ab']
+  tables = [load(measured / f'{name}_{kind}') for name in 'ab']
+  del tables[0]['visual_proj/linear/kernel']
+  expected = weights.mix(
+    parents,
+    (0.4, 0.6),
+    method=method,
+    statistics=[trees.unflatten(table) for table in tables],
+    stacked=families.stacked(tiny.tiny().model),
+  )
+  linear = trees.flatten(weights.mix(parents, (0.4, 0.6)))
+  for path, leaf in trees.flatten(expected).items():
+    np.testing.assert_allclose(mixed[path], leaf, rtol=1e-4, atol=1e-5, err_msg=path)
+    assert np.allclose(mixed[path], linear[path], atol=1e-5) == (path not in tables[0]), path
+  assert 'not all inputs have statistics of them: 1 parameters, such as visual_proj' in caplog.text
+  meta = store.load_meta(tmp_path / 'mix')
+  assert meta['method'] == method and meta['statistics'] == [
+    store.identity(measured / f'{name}_{kind}') for name in 'ab'
+  ]
+  assert Bundle.from_meta(meta, '').config.model == tiny.tiny().model
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (
+      dict(names='ba'),
+      "those of '.*/b' at step 3, whose weights are others, expected those of inp",
+    ),
+    (dict(kind='fisher'), 'statistics of kind fisher, expected statistics of kind gram'),
+    (dict(statistics=()), '0 places of statistics, expected gram statistics of each of 2 inputs'),
+    (dict(method='linear'), 'got statistics, expected none'),
+    (dict(options={'alpha': 2.0}), '--alpha: got 2, expected a number from 0 to 1'),
+  ],
+)
+def test_statistics_that_do_not_fit_are_refused(measured, tmp_path, arguments, message):
+  with pytest.raises(errors.SphinxError, match=message):
+    mix(measured, tmp_path / 'mix', **arguments)
+  assert not (tmp_path / 'mix').exists()
+
+
+def test_checkpoints_are_no_statistics_and_statistics_no_checkpoints(measured, tmp_path):
+  with pytest.raises(errors.SphinxError, match='a checkpoint of weights, expected statistics of'):
+    mix(measured, tmp_path / 'mix', statistics=[measured / 'a', measured / 'b'])
+  with pytest.raises(errors.SphinxError, match='without a readable config'):
+    mix(measured, tmp_path / 'mix', inputs=[measured / 'a_gram', measured / 'b_gram'])
+  with pytest.raises(errors.SphinxError, match='without a readable config'):
+    mix_stats.measure(measured / 'a_gram', 'gram', tmp_path / 'out')

@@ -1,9 +1,11 @@
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
 from sphinx_jax.core import errors
-from sphinx_jax.mix import regmean
+from sphinx_jax.mix import linear, methods, regmean, weights
+from sphinx_jax.mix.tensors import Part, Tensor
 
 
 def drawn(inputs: int = 6, outputs: int = 4, rows: int = 40, seed: int = 0):
@@ -81,9 +83,46 @@ def test_equal_parents_keep_the_bits(dtype):
   assert mixed.astype(dtype).tobytes() == matrix.tobytes()
 
 
+def tensor(matrices, reads, parts=1) -> Tensor:
+  cut = [np.array_split(matrix, parts) for matrix in matrices]
+  starts = np.cumsum([0, *(piece.size for piece in cut[0])])
+  pieces = [Part(leaves, start=start) for leaves, start in zip(zip(*cut), starts)]
+  numbers = list(range(len(matrices)))
+  shares = [1 / len(matrices)] * len(matrices)
+  return Tensor('kernel', matrices[0].size, numbers, shares, lambda: pieces, reads)
+
+
+@pytest.mark.parametrize('parts', [1, 3])
+def test_a_kernel_with_heads_is_mixed_as_a_matrix(parts):
+  data, matrices = drawn(outputs=6)
+  expected = regmean.mix_matrix(matrices, (0.5, 0.5), grams(data))
+  whole = tensor([w.reshape(6, 2, 3) for w in matrices], grams(data), parts)
+  mixed = [*methods.mix_tensor('regmean', whole, {'alpha': regmean.ALPHA}, np.float32)]
+  assert len(mixed) == parts and mixed[0].shape[1:] == (2, 3)
+  np.testing.assert_array_equal(np.concatenate(mixed).reshape(6, 6), expected)
+
+
+def test_what_has_no_gram_matrix_is_mixed_linearly():
+  _, matrices = drawn()
+  (mixed,) = methods.mix_tensor('regmean', tensor(matrices, ()), {'alpha': 0.9}, np.float32)
+  np.testing.assert_array_equal(mixed, linear.mix_leaf(matrices, (0.5, 0.5)))
+
+
 def test_a_singular_sum_is_refused():
   gram = np.ones((64, 64), np.float32) * 1e4
   gram[0, 0] = 9.9e3  # Not positive.
   matrices = drawn(64)[1]
-  with pytest.raises(errors.SphinxError, match='singular'):
-    regmean.mix_matrix(matrices, (0.5, 0.5), [lambda: gram] * 2, alpha=1.0)
+  with pytest.raises(errors.SphinxError, match='RegMean of kernel: got .* singular'):
+    regmean.measure(tensor(matrices, [lambda: gram] * 2), {'alpha': 1.0})
+
+
+def test_every_layer_of_a_stack_has_its_own_gram_matrix():
+  data, matrices = zip(drawn(seed=0), drawn(seed=1))  # Of two layers; of each, of two parents.
+  parents = [{'w': jnp.asarray([layer[i] for layer in matrices])} for i in range(2)]
+  statistics = [{'w': np.stack([layer[i].T @ layer[i] for layer in data])} for i in range(2)]
+  mixed = weights.mix(
+    parents, (0.3, 0.7), method='regmean', statistics=statistics, stacked={'w': 1}
+  )['w']
+  for layer in range(2):
+    alone = regmean.mix_matrix(matrices[layer], (0.3, 0.7), grams(data[layer]))
+    np.testing.assert_array_equal(mixed[layer], alone)
