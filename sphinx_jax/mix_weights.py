@@ -5,8 +5,13 @@
 `--rule='llm/layers/.*=0.7,0.3'` gives other coefficients to the parameters whose path matches; the
 first matching rule decides. The path of a single expert ends with its number:
 `--rule='llm/layers/feed_forward/w[123]/kernel/3=1,0'`. `--base=DIR` switches to task arithmetic:
-base + sum of c_i * (input_i - base). `--method=slerp` rotates the first input to the second.
-Checkpoints of any size are mixed in at most 2 GiB of memory. Directories may be gs:// URLs.
+base + sum of c_i * (input_i - base). Checkpoints of any size are mixed in at most 2 GiB of memory.
+Directories may be gs:// URLs.
+
+`--method` names another method (mix/methods.py). slerp rotates the first input to the second. TIES,
+DARE, model breadcrumbs and model stock need the base:
+
+    python -m sphinx_jax.mix_weights --method=model_stock --inputs=A,B,C --base=BASE --output=DIR
 
 Folders of HF transformers, or names in the local hub cache, are mixed into such a folder without a
 conversion. BASE+ADAPTER is a folder with a LoRA adapter (PEFT) merged into it; one input alone is
@@ -161,14 +166,15 @@ if __name__ == '__main__':
   cli.define_path(
     'base',
     None,
-    'Checkpoint that the inputs started from: the result is base + sum of c * (input - base).',
+    'What the inputs started from, for methods that mix the differences to it. With linear: base + '
+    'sum of c * (input - base).',
   )
   flags.DEFINE_enum('method', 'linear', [*methods.METHODS], 'How to mix; see docs/weights.md.')
   for name, option in methods.OPTIONS.items():
     define = flags.DEFINE_integer if option.kind is int else flags.DEFINE_float
     having = {key: row.options[name] for key, row in methods.METHODS.items() if name in row.options}
     defaults = ', '.join(f'{key} {value:g}' for key, value in having.items())
-    define(name, None, f'{option.help} Of {defaults} (the defaults).')
+    define(name, None, f'{option.help} Defaults: {defaults}.')
   cli.define_paths(
     'statistics', 'Statistics (mix_stats) of every input, in their order, for fisher and regmean.'
   )

@@ -1,5 +1,6 @@
 import os
 import pathlib
+import re
 import resource
 import shutil
 import signal
@@ -498,6 +499,40 @@ def test_the_command_with_rules(parents, capsys):
   assert float(mixed['llm']['w'][0, 0]) == 2 and float(mixed['encoders']['w'][0]) == 3
   assert mixed['encoders']['w'].dtype == jnp.float32
   assert store.load_meta(parents / 'mix')['coefficients'][0] == ['encoders/.*', [0, 1]]
+
+
+def test_the_command_with_a_method(parents, capsys):
+  inputs = [f'--inputs={parents}/real,{parents}/synthetic', f'--output={parents}/mix']
+  based = [*inputs, f'--base={parents}/real', '--method=ties']
+  options = ['--coefficients=1,1', '--density=0.5', '--lambda=0.5']
+  code, _, stderr = command.run(capsys, 'mix_weights', *based, *options)
+  assert code == 0, stderr
+  assert float(store.load_params(parents / 'mix')['llm']['w'][0, 0]) == 2  # 1 + 0.5 * (3 - 1)
+  assert store.load_meta(parents / 'mix')['options'] == {'density': 0.5, 'lambda': 0.5}
+  for wrong, words in (
+    (based, '--coefficients: got nothing'),
+    ([*based, *options, '--gamma=0.1'], '--gamma: got 0.1 with --method=ties.*breadcrumbs'),
+    ([*based, *options, '--stats=a,b'], 'statistics, expected none'),
+    ([*based, *options, '--rank=4'], '--method: got ties with --rank'),
+    (
+      [*inputs, '--coefficients=1,0', '--rank=4', '--density=0.5'],
+      '--density: got 0.5 with --rank',
+    ),
+  ):
+    assert re.search(words, command.error(capsys, 'mix_weights', *wrong))
+
+
+def test_the_command_needs_no_coefficients_if_the_method_finds_them(parents, capsys):
+  code, _, stderr = command.run(
+    capsys,
+    'mix_weights',
+    f'--inputs={parents}/synthetic,{parents}/synthetic',
+    f'--base={parents}/real',
+    '--method=model_stock',
+    f'--output={parents}/mix',
+  )
+  assert code == 0, stderr
+  np.testing.assert_allclose(store.load_params(parents / 'mix')['llm']['w'], 3, rtol=1e-6)
 
 
 def test_the_command_reports_an_error_in_one_line(parents, capsys):

@@ -6,6 +6,7 @@ tensor of all inputs are in memory together.
 
 import contextlib
 import functools
+import math
 import pathlib
 import shutil
 import types
@@ -28,6 +29,7 @@ from sphinx_jax.models import foreign, forms
 
 RECIPE = 'mix.json'
 _PIECE = 1 << 23  # Numbers that are mixed at a time.
+_HELD_BYTES = 512 << 20  # Of a tensor of all inputs that is read as a whole, if rows can be read.
 
 
 def mix_folders(
@@ -227,23 +229,24 @@ def _mixed_tensors(
     for weight in first.table
     for _, key in weight.places()
   }
-  mixed, reads = {}, []
+  mixed, reads, total = {}, [], 0
   for key, tensor in opened[0].tensors.items():
     row = coefficients[path_of[key]] if key in path_of else (1,)
     used = methods.used(row)
     numbers = used + [len(opened) - 1] * (has_base and key in path_of)
     leaves = {i: opened[i].tensors[key] for i in numbers}
-    reads.append((trees.nbytes(leaves), functools.partial(_read_all, leaves)))
+    reads.append(_plan_read(leaves))
+    total += trees.nbytes(leaves)
     out_dtype = linear.out_dtype(tensor.dtype, dtype)
     settings = (method, options) if key in path_of else ('linear', {})
     mix = functools.partial(_mix, *settings, key, used, [row[i] for i in used], out_dtype)
     mixed[opened[0].prefix + key] = Tensor(tensor.shape, out_dtype, mix)
   values = read_ahead(reads)
-  with Progress(total=sum(size for size, _ in reads), what='mixing', unit='B') as bar:
+  with Progress(total=total, what='mixing', unit='B') as bar:
 
     def read(mix: Callable[[dict[int, np.ndarray]], np.ndarray]) -> np.ndarray:
       of_inputs = next(values)
-      bar.update(trees.nbytes(of_inputs))
+      bar.update(sum(value.nbytes for value in of_inputs.values()))
       return mix(of_inputs)
 
     yield {
@@ -252,8 +255,12 @@ def _mixed_tensors(
     }
 
 
-def _read_all(tensors: Mapping[int, Tensor]) -> dict[int, np.ndarray]:
-  return {number: tensor.read() for number, tensor in tensors.items()}
+def _plan_read(tensors: Mapping[int, Tensor]) -> tuple[int, Callable[[], Mapping[int, Any]]]:
+  """Returns the bytes of a read and its function; large tensors are left to be read by rows."""
+  size = sum(tensor.nbytes for tensor in tensors.values())
+  if size > _HELD_BYTES and all(tensor.read_rows for tensor in tensors.values()):
+    return 0, lambda: tensors
+  return size, lambda: {number: tensor.read() for number, tensor in tensors.items()}
 
 
 def _mix(
@@ -263,7 +270,7 @@ def _mix(
   used: Sequence[int],
   coefficients: Sequence[float],
   dtype: np.dtype,
-  values: Mapping[int, np.ndarray],
+  values: Mapping[int, np.ndarray | Tensor],
 ) -> np.ndarray:
   """Mixes one tensor piece by piece, so that copies of the whole are not needed.
 
@@ -273,27 +280,25 @@ def _mix(
     used: positions of the parents that are used.
     coefficients: of these parents.
     dtype: of the result.
-    values: number of the input -> its tensor: of the parents, then of the base if there is one.
+    values: number of the input -> its tensor, read or not: of the parents, then of the base if
+      there is one.
 
   Raises:
     SphinxError: the mix is not finite.
   """
-  flat = [value.reshape(-1) for value in values.values()]
-  parents, base = flat[: len(used)], flat[len(used) :]
+  first, count = next(iter(values.values())), len(used)
 
   def pieces() -> Iterator[mix_tensors.Part]:
-    for start in range(0, parents[0].size, _PIECE):
-      piece = slice(start, start + _PIECE)
-      yield mix_tensors.Part(
-        [value[piece] for value in parents], base[0][piece] if base else None, start
-      )
+    for start, leaves in _pieces(list(values.values())):
+      yield mix_tensors.Part(leaves[:count], leaves[count] if leaves[count:] else None, start)
 
-  tensor = mix_tensors.Tensor(key, parents[0].size, used, coefficients, pieces)
-  mixed = np.empty(next(iter(values.values())).shape, dtype)
+  tensor = mix_tensors.Tensor(key, math.prod(first.shape), used, coefficients, pieces)
+  mixed = np.empty(first.shape, dtype)
   for part, of_part in zip(pieces(), methods.mix_tensor(method, tensor, options, dtype)):
     mixed.reshape(-1)[part.start : part.start + part.size] = of_part
   if not content.is_finite(mixed):
-    broken = [str(i + 1) for i, value in values.items() if not content.is_finite(value)]
+    read = {i: value.read() if isinstance(value, Tensor) else value for i, value in values.items()}
+    broken = [str(i + 1) for i, value in read.items() if not content.is_finite(value)]
     raise errors.make(
       'mix_weights',
       f'NaN or infinity in {key}' + (f' of input {", ".join(broken)}' if broken else ''),
@@ -301,6 +306,23 @@ def _mix(
       'check the inputs, or take a --dtype of more range',
     )
   return mixed
+
+
+def _pieces(
+  values: Sequence[np.ndarray] | Sequence[Tensor],
+) -> Iterator[tuple[int, list[np.ndarray]]]:
+  """Yields (position, numbers from there on of every value), in row-major order."""
+  shape = values[0].shape
+  if not isinstance(values[0], Tensor):
+    flat = [value.reshape(-1) for value in values]
+    for start in range(0, flat[0].size, _PIECE):
+      yield start, [value[start : start + _PIECE] for value in flat]
+    return
+  row = math.prod(shape[1:])
+  count = max(_PIECE // row, 1)
+  for start in range(0, shape[0], count):
+    rows = slice(start, min(start + count, shape[0]))
+    yield start * row, [value.read_rows(rows).reshape(-1) for value in values]
 
 
 def _copy_files(first: sources.Source, folder: pathlib.Path, dtype: str | None) -> None:
@@ -331,6 +353,7 @@ def _card(
   folders = [hub.locate(part) for place in places for part in hub.split(place) if part]
   models = [(hub.name_of(folder), card.licence(folder)) for folder in dict.fromkeys(folders)]
   licences = {licence for _, licence in models if licence}
+  options = (f'{name} {value:g}' for name, value in recipe.get('options', {}).items())
   lines = [
     'The weights of several models, mixed by sphinx_jax (`python -m sphinx_jax.mix_weights`).',
     '',
@@ -338,7 +361,7 @@ def _card(
     '|---|---|',
     *(f'| {_name(place)} | {c:g} |' for place, c in zip(places, rules[-1][1])),
     '',
-    f'Method: {recipe["method"]}, sums in float32.',
+    f'Method: {", ".join([recipe["method"], *options])}; sums in float32.',
   ]
   for pattern, row in rules[:-1]:
     lines.append(f'Parameters `{pattern}`: {", ".join(f"{c:g}" for c in row)}.')

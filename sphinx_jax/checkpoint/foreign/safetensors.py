@@ -153,13 +153,19 @@ def _open_file(path: pathlib.Path) -> dict[str, Tensor]:
         'if it is quantized, ' + files.DEQUANTIZE,
       )
     read = functools.partial(_read_tensor, path, file, key)
-    tensors[key] = Tensor(tuple(header.get_shape()), _DTYPES[name], read)
+    read_rows = functools.partial(_read_rows, path, file, key)
+    tensors[key] = Tensor(tuple(header.get_shape()), _DTYPES[name], read, read_rows)
   return tensors
 
 
 def _read_tensor(path: pathlib.Path, file: safe_open, key: str) -> np.ndarray:
   with files.explain_damage(path):
     return file.get_tensor(key)
+
+
+def _read_rows(path: pathlib.Path, file: safe_open, key: str, rows: slice) -> np.ndarray:
+  with files.explain_damage(path):
+    return file.get_slice(key)[rows]
 
 
 def _assign_shards(tensors: Mapping[str, Tensor], shard_bytes: float) -> dict[str, list[str]]:
