@@ -70,7 +70,8 @@ def measure(
       it or has no validation sets; data or mesh are wrong; a statistic is not finite; or the output
       cannot be written.
   """
-  config, source = _configured(checkpoint, config, batches, split)
+  with hosts.exclusive(output, 'output'):  # Before the work: it can be written.
+    config, source = _configured(checkpoint, config, batches, split)
   opened = run.open_parents(config, [checkpoint])
   program, replicated = opened.program, placement.replicated(opened.program.mesh)
   statistic, shapes = (_fisher if kind == 'fisher' else _grams)(config, program)

@@ -1,6 +1,7 @@
 """Statistics of checkpoints, with the real model at a tiny width and batches in memory."""
 
 import collections
+import json
 
 import flax.linen as nn
 import jax
@@ -9,13 +10,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+import sphinx_jax
 from sphinx_jax import mix_stats, run as run_lib
 from sphinx_jax.checkpoint import merged, mixing, statistics, store, stream
 from sphinx_jax.checkpoint.bundle import Bundle
 from sphinx_jax.core import errors, trees
 from sphinx_jax.mix import weights
 from sphinx_jax.models import families, layers
-from tests import tiny
+from tests import command, tiny
+from tests.generate import small
 
 FIELDS = ('tokens', 'visual_index', 'positions', 'segments', 'images', 'image_size')
 
@@ -304,3 +307,39 @@ def test_checkpoints_are_no_statistics_and_statistics_no_checkpoints(measured, t
     mix(measured, tmp_path / 'mix', inputs=[measured / 'a_gram', measured / 'b_gram'])
   with pytest.raises(errors.SphinxError, match='without a readable config'):
     mix_stats.measure(measured / 'a_gram', 'gram', tmp_path / 'out')
+
+
+def test_the_commands_make_a_model_that_answers(tmp_path, capsys):
+  turns = [{'from': 'human', 'value': 'What color?'}, {'from': 'gpt', 'value': 'red'}]
+  (tmp_path / 'my.jsonl').write_text(f'{json.dumps({"conversations": turns})}\n' * 3)
+  entry = dict(source='jsonl', path='my.jsonl', task='dialog', weight=1.0)
+  config = tiny.tiny(**{'batch.seq_len': 64, 'batch.images': 0}).to_dict()
+  config |= dict(data_dir=str(tmp_path), mixture=dict(mine=entry), validation={})
+  del config['model']
+  base = small.save(tmp_path / 'base', **config)
+  run = lambda *words: command.run(capsys, *words)
+  mix_command = ['mix_weights', f'--output={tmp_path / "other"}', f'--inputs={base},{base}']
+  assert run(*mix_command, '--coefficients=0.5,0.6', '--unnormalized')[0] == 0
+  for name in ('base', 'other'):
+    code, _, log = run(
+      'mix_stats',
+      f'--checkpoint={tmp_path / name}',
+      '--statistics=gram',
+      '--batches=1',
+      f'--output={tmp_path / name}_gram',
+    )
+    assert code == 0, log
+  code, _, log = run(
+    'mix_weights',
+    f'--inputs={base},{tmp_path / "other"}',
+    '--coefficients=0.5,0.5',
+    '--method=regmean',
+    '--alpha=0.8',
+    f'--statistics={base}_gram,{tmp_path / "other"}_gram',
+    f'--output={tmp_path / "mix"}',
+  )
+  assert code == 0, log
+  model = sphinx_jax.load(tmp_path / 'mix')
+  assert isinstance(model.chat([('What is the color?', None)], max_new_tokens=4), str)
+  meta = store.load_meta(tmp_path / 'mix')
+  assert meta['options'] == {'alpha': 0.8} and meta['method'] == 'regmean'

@@ -133,7 +133,8 @@ def make_train_step(
 def microbatches(batch: Batch, count: int) -> dict[str, jax.Array]:
   """[B,...] -> [count,B/count,...]. Row i goes to i % count, so every device keeps its own rows."""
   return {
-    name: field.reshape(-1, count, *field.shape[1:]).swapaxes(0, 1) for name, field in batch.items()
+    name: field.reshape(len(field) // count, count, *field.shape[1:]).swapaxes(0, 1)
+    for name, field in batch.items()
   }
 
 
