@@ -75,19 +75,14 @@ def measure(
   opened = run.open_parents(config, [checkpoint])
   program, replicated = opened.program, placement.replicated(opened.program.mesh)
   statistic, shapes = (_fisher if kind == 'fisher' else _grams)(config, program)
-  add = _compile(statistic, shapes, replicated)
-  trained, frozen = states.split(opened.params[0], config.trainable)
-  sums, examples = _zeros(shapes), 0
   names = config.mixture if split == 'train' else config.validation
-  with contextlib.ExitStack() as stack:
-    writer = None
-    if hosts.process_index() == 0:
-      writer = stack.enter_context(
-        stored_statistics.Writer(output, kind, source, shapes, split=split, data=[*names])
-      )
-    with Progress(
-      total=batches * (1 if split == 'train' else len(names)), what=kind, unit='batch'
-    ) as bar:
+  facts = dict(split=split, data=[*names])
+  with stored_statistics.Writer(output, kind, source, shapes, **facts) as writer:
+    add = _compile(statistic, shapes, replicated)
+    trained, frozen = states.split(opened.params[0], config.trainable)
+    sums, examples = _zeros(shapes), 0
+    total = batches * (1 if split == 'train' else len(names))
+    with Progress(total=total, what=kind, unit='batch') as bar:
       for batch in _batches(opened.data, batches, split):
         batch_contract.check(batch, families.visual_tokens(config.model))
         with jax.sharding.use_abstract_mesh(program.mesh.abstract_mesh):
@@ -98,10 +93,8 @@ def measure(
     if not examples:
       raise errors.make(f"data of '{checkpoint}'", 'no example', 'some', 'check data_dir')
     for path, index, value in _parts(sums, replicated):
-      if writer is not None:
-        writer.write(path, value / np.float32(examples), index)
-    if writer is not None:
-      writer.finish(examples=examples)
+      writer.write(path, value / np.float32(examples), index)
+    writer.finish(examples=examples)
   log.info('%s: %s of %s on %d examples', output, kind, checkpoint, examples)
 
 
@@ -209,10 +202,10 @@ def _compile(
 ) -> Callable[..., tuple[dict[str, jax.Array], jax.Array]]:
   """A function that adds the sums of a batch to the first argument, and counts its examples."""
 
-  def add(sums: dict, trained: dict, frozen: dict, batch: dict) -> tuple[dict, jax.Array]:
+  def measure_batch(sums: dict, trained: dict, frozen: dict, batch: dict) -> tuple[dict, jax.Array]:
     return statistic.add(sums, trained, frozen, batch), statistic.examples(batch)
 
-  return jax.jit(add, donate_argnums=0, out_shardings=(_shardings(shapes), replicated))
+  return jax.jit(measure_batch, donate_argnums=0, out_shardings=(_shardings(shapes), replicated))
 
 
 def _batches(data: run.Data, count: int, split: str) -> Iterator[dict[str, np.ndarray]]:

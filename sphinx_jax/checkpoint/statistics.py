@@ -12,6 +12,7 @@ import numpy as np
 from sphinx_jax.checkpoint import content, store, stream
 from sphinx_jax.core import errors
 from sphinx_jax.core.progress import log
+from sphinx_jax.parallel import hosts
 
 KINDS = ('fisher', 'gram')
 _KEY, _ITEM = 'statistics', 'params'
@@ -19,6 +20,8 @@ _KEY, _ITEM = 'statistics', 'params'
 
 class Writer:
   """Writes statistics part by part, in a context; see `stream.Writer`.
+
+  All processes of a run make one and call its methods alike. Process 0 writes.
 
   Args:
     output: a new directory.
@@ -40,13 +43,18 @@ class Writer:
     **facts: Any,
   ) -> None:
     self._entry, self._shapes = {'kind': kind, 'of': dict(of), **facts}, shapes
-    self._writer, self._hash = stream.Writer(output, {_ITEM: shapes}, {}), content.ContentHash()
+    self._hash, self._writer = content.ContentHash(), None
+
+    def open_writer() -> None:
+      self._writer = stream.Writer(output, {_ITEM: shapes}, {})
+
+    hosts.on_process_0(open_writer)
 
   def __enter__(self) -> 'Writer':
     return self
 
   def __exit__(self, *error: object) -> None:
-    if error[0] is not None:
+    if error[0] is not None and self._writer is not None:
       self._writer.abandon()
 
   def write(self, path: str, value: np.ndarray, index: stream.Index) -> None:
@@ -55,6 +63,8 @@ class Writer:
     Raises:
       SphinxError: it is not finite, or cannot be written.
     """
+    if self._writer is None:
+      return
     if not content.is_finite(value):
       raise errors.make(
         'statistics',
@@ -67,12 +77,8 @@ class Writer:
 
   def finish(self, **facts: Any) -> None:
     """Records further facts, and makes the directory complete."""
-    self._writer.finish(**{_KEY: {**self._entry, **facts}, 'hash': self._hash.hexdigest()})
-
-
-def is_statistics(directory: store.Path) -> bool:
-  """Whether a directory holds statistics."""
-  return store.is_checkpoint(directory) and _KEY in store.load_meta(directory)
+    entry = {_KEY: {**self._entry, **facts}, 'hash': self._hash.hexdigest()}
+    hosts.on_process_0(lambda: self._writer.finish(**entry))
 
 
 def check_kind(directory: store.Path, kind: str) -> dict[str, Any]:
