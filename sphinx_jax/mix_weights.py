@@ -13,6 +13,12 @@ DARE, model breadcrumbs and model stock need the base:
 
     python -m sphinx_jax.mix_weights --method=model_stock --inputs=A,B,C --base=BASE --output=DIR
 
+Fisher merging and RegMean look at data: they need statistics of every input, which
+`python -m sphinx_jax.mix_stats` measures (fisher: --statistics=fisher, regmean: gram):
+
+    python -m sphinx_jax.mix_weights --method=regmean --inputs=A,B --coefficients=0.5,0.5 \\
+        --statistics=A_STATS,B_STATS --output=DIR
+
 Folders of HF transformers, or names in the local hub cache, are mixed into such a folder without a
 conversion. BASE+ADAPTER is a folder with a LoRA adapter (PEFT) merged into it; one input alone is
 allowed:

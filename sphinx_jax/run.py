@@ -1,7 +1,7 @@
 """One training run, from its config: which run, its compiled update, its data and its first state.
 
-The entry points train, recipe, peek, plan and mix_curve share this file. `Program` makes large
-arrays only in `init`, and nothing else here reads a weight before `restore_or_init`.
+The entry points train, recipe, peek, plan, mix_stats and mix_curve share this file. `Program` makes
+large arrays only in `init`, and nothing else here reads a weight before `restore_or_init`.
 """
 
 import contextlib
