@@ -1,15 +1,20 @@
-"""Times mixing two synthetic checkpoints, against `cp` and mergekit: `python -m benchmarks.mix`.
+"""Times mixing checkpoints, against `cp` and mergekit: `python -m benchmarks.mix`.
 
-The tensors are random bfloat16 with 7B's widths, and as many decoder layers as make the size. `cp`
-of the output plus `cat` of both inputs is timed before and after each mix, with the same page
-cache. Then mergekit merges the same tensors as safetensors. It gets an environment of its own
-beside --workdir, because it needs other versions than sphinx_jax. All times are from the start of a
-process to its exit. The benchmark needs about 4 times the size on disk under --workdir.
+The tensors are random bfloat16 of a LLaMA of 7B's widths with as many layers as make the size: two
+inputs and a base. In every round each method is run by sphinx_jax and then by mergekit, on the same
+tensors as safetensors. mergekit gets an environment of its own beside --workdir, because it needs
+other versions than sphinx_jax. Around a linear mix, `cp` of the output plus `cat` of both inputs is
+timed, with the same page cache.
+
+Times are from the start of a process to its exit; the start-up is that of a mix of a few numbers.
+CPU seconds are of all threads, and change less than others while programs share the machine. The
+benchmark needs 5 times the size on disk under --workdir, and 9 times with mergekit.
 """
 
 import json
 import os
 import pathlib
+import re
 import shutil
 import statistics
 import subprocess
@@ -17,85 +22,105 @@ import sys
 import time
 import venv
 import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from sphinx_jax.checkpoint import store, stream
 from sphinx_jax.checkpoint.foreign import safetensors
 from sphinx_jax.checkpoint.foreign.tensors import Tensor
-from sphinx_jax.core import cli
+from sphinx_jax.core import cli, trees
+from sphinx_jax.mix import methods
+from sphinx_jax.models import families, variants
 from sphinx_jax.models.llms import llama
 
 FLAGS = flags.FLAGS
 _COEFFICIENTS = (0.3, 0.7)
+_DENSITY = 0.5
 _MERGEKIT = ('mergekit==0.1.5', 'torch==2.13.0')
-_VOCAB, _WIDTH, _HIDDEN = 32000, llama.SIZES['7b']['width'], 11008
-_LAYER = {
-  'self_attn.q_proj': (_WIDTH, _WIDTH),
-  'self_attn.k_proj': (_WIDTH, _WIDTH),
-  'self_attn.v_proj': (_WIDTH, _WIDTH),
-  'self_attn.o_proj': (_WIDTH, _WIDTH),
-  'mlp.gate_proj': (_HIDDEN, _WIDTH),
-  'mlp.up_proj': (_HIDDEN, _WIDTH),
-  'mlp.down_proj': (_WIDTH, _HIDDEN),
-  'input_layernorm': (_WIDTH,),
-  'post_attention_layernorm': (_WIDTH,),
-}
-_OTHER = {
-  'model.embed_tokens': (_VOCAB, _WIDTH),
-  'model.norm': (_WIDTH,),
-  'lm_head': (_VOCAB, _WIDTH),
+_INPUTS, _BASE = ('first', 'second'), 'base'
+_DTYPE = np.dtype(ml_dtypes.bfloat16)
+_NAMES = {
+  'attention/wq/kernel': 'self_attn.q_proj',
+  'attention/wk/kernel': 'self_attn.k_proj',
+  'attention/wv/kernel': 'self_attn.v_proj',
+  'attention/wo/kernel': 'self_attn.o_proj',
+  'feed_forward/w1/kernel': 'mlp.gate_proj',
+  'feed_forward/w3/kernel': 'mlp.up_proj',
+  'feed_forward/w2/kernel': 'mlp.down_proj',
+  'attention_norm/scale': 'input_layernorm',
+  'ffn_norm/scale': 'post_attention_layernorm',
+  'llm/embed': 'model.embed_tokens',
+  'llm/norm/scale': 'model.norm',
+  'llm/output/kernel': 'lm_head',
 }
 
 
-def shapes(layers: int) -> dict[str, tuple[int, ...]]:
-  """Returns path -> shape in our checkpoints, with stacked layers."""
-  return {f'llm/layers/{name}': (layers, *shape) for name, shape in _LAYER.items()} | {
-    f'llm/{name}': shape for name, shape in _OTHER.items()
-  }
+class Timing(NamedTuple):
+  """What a process took: seconds from its start to its exit, CPU seconds, peak GiB."""
+
+  seconds: float
+  cpu: float
+  gib: float
+
+
+def config(layers: int, **settings: int) -> ConfigDict:
+  """Returns the model config of a language model of 7B's widths."""
+  return variants.language_model({**llama.SIZES['7b'], 'layers': layers, **settings}, str(_DTYPE))
+
+
+def layers_of(gigabytes: float) -> int:
+  """Returns how many layers make the size, at least 2."""
+  one, two = (trees.count(families.abstract_params(config(count))) for count in (1, 2))
+  return max(2, round((gigabytes * 1e9 / _DTYPE.itemsize - one) / (two - one)) + 1)
 
 
 def _random(name: str, shape: tuple[int, ...]) -> np.ndarray:
   """Returns bfloat16 numbers of the size of weights, cheap to draw."""
   rng = np.random.default_rng(zlib.crc32(name.encode()))
-  return ((rng.integers(0, 2**15, shape, np.uint16) & 0x81FF) | 0x3C00).view(ml_dtypes.bfloat16)
+  return ((rng.integers(0, 2**15, shape, np.uint16) & 0x81FF) | 0x3C00).view(_DTYPE)
 
 
-def write_ours(folder: pathlib.Path, layers: int) -> None:
+def write_ours(folder: pathlib.Path, model: ConfigDict) -> None:
   """Writes a checkpoint of sphinx_jax, one layer in memory at a time."""
+  stacked = families.stacked(model)
   arrays = {
-    path: stream.Array(shape, np.dtype(ml_dtypes.bfloat16), None, layers if 'layers' in path else 1)
-    for path, shape in shapes(layers).items()
+    path: stream.Array(leaf.shape, _DTYPE, None, leaf.shape[0] if stacked[path] else 1)
+    for path, leaf in trees.flatten(families.abstract_params(model)).items()
   }
-  meta = {'config': '{}', 'tokenizer': '', 'dialog': {}}
+  meta = {'config': ConfigDict({'model': model}).to_json(), 'tokenizer': None, 'dialog': {}}
   writer = stream.Writer(folder, {'params': arrays}, meta)
   for path, array in arrays.items():
-    for i in range(array.layers):
-      part = array.shape[1:] if array.layers > 1 else array.shape
-      writer.write(
-        'params', path, _random(f'{folder.name} {path} {i}', part), (i,) if array.layers > 1 else ()
-      )
+    for index in np.ndindex(*array.shape[: stacked[path]]):
+      value = _random(f'{folder.name} {path} {index}', array.shape[stacked[path] :])
+      writer.write('params', path, value, index)
   writer.finish()
 
 
-def write_safetensors(source: pathlib.Path, folder: pathlib.Path) -> None:
+def foreign_name(path: str, index: Sequence[int]) -> str:
+  """Returns the name of transformers of a parameter, or of a layer of it."""
+  if not index:
+    return f'{_NAMES[path]}.weight'
+  return f'model.layers.{index[0]}.{_NAMES[path.removeprefix("llm/layers/")]}.weight'
+
+
+def layer_indices(path: str, array: stream.Array) -> list[tuple[int, ...]]:
+  """Returns the indices of the tensors that a parameter has for transformers."""
+  return list(np.ndindex(*(array.shape[:1] if path.startswith('llm/layers/') else ())))
+
+
+def write_safetensors(source: pathlib.Path, folder: pathlib.Path, model: ConfigDict) -> None:
   """Writes the same tensors under the names of transformers, with a config for mergekit."""
-  arrays, dtype, layers = stream.read(source), np.dtype(ml_dtypes.bfloat16), 0
   tensors = {}
-  for path, array in arrays.items():
-    if path.startswith('llm/layers/'):
-      layers, name = array.shape[0], path.removeprefix('llm/layers/')
-      tensors |= {
-        f'model.layers.{i}.{name}.weight': Tensor(
-          array.shape[1:], dtype, lambda array=array, i=i: array.read((i,))
-        )
-        for i in range(layers)
-      }
-    else:
-      tensors[path.removeprefix('llm/') + '.weight'] = Tensor(
-        array.shape, dtype, lambda array=array: array.read(())
+  for path, array in stream.read(source).items():
+    for index in layer_indices(path, array):
+      shape = array.shape[len(index) :]
+      tensors[foreign_name(path, index)] = Tensor(
+        shape, _DTYPE, lambda array=array, index=index: array.read(index)
       )
   folder.mkdir(parents=True)
   safetensors.write_safetensors(folder, tensors)
@@ -104,12 +129,12 @@ def write_safetensors(source: pathlib.Path, folder: pathlib.Path) -> None:
       {
         'architectures': ['LlamaForCausalLM'],
         'model_type': 'llama',
-        'hidden_size': _WIDTH,
-        'intermediate_size': _HIDDEN,
-        'num_hidden_layers': layers,
+        'hidden_size': model.llm.width,
+        'intermediate_size': 11008,
+        'num_hidden_layers': model.llm.layers,
         'num_attention_heads': 32,
         'num_key_value_heads': 32,
-        'vocab_size': _VOCAB,
+        'vocab_size': model.llm.vocab,
         'torch_dtype': 'bfloat16',
         'tie_word_embeddings': False,
       }
@@ -117,27 +142,73 @@ def write_safetensors(source: pathlib.Path, folder: pathlib.Path) -> None:
   )
 
 
-def timed(*command: str) -> tuple[float, float]:
-  """Runs a process and returns (seconds from start to exit, peak resident memory in GiB)."""
+def timed(*command: str) -> Timing:
+  """Runs a process to its end."""
   start = time.monotonic()
   process = subprocess.Popen(
     command, stdout=subprocess.DEVNULL, stderr=None if FLAGS.verbose else subprocess.DEVNULL
   )
-  _, status, usage = os.wait4(process.pid, 0)
+  peak = 0.0
+  while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+    peak = max(peak, _peak_gib(process.pid))
+    time.sleep(0.02)
+  _, status, usage = ended
   process.returncode = os.waitstatus_to_exitcode(status)
   if status:
     raise SystemExit(f'{" ".join(command)} failed; --verbose shows its output')
-  return time.monotonic() - start, usage.ru_maxrss / 2**20
+  return Timing(time.monotonic() - start, usage.ru_utime + usage.ru_stime, peak)
 
 
-def compared(inputs: list[pathlib.Path], written: pathlib.Path, copy: pathlib.Path) -> float:
-  """Returns the seconds of `cp` of the output plus `cat` of the inputs."""
-  copying, _ = timed('cp', '-r', str(written), str(copy))
+def _peak_gib(pid: int) -> float:
+  """Peak memory of a process so far. ru_maxrss would start at that of this process."""
+  found = re.search(r'VmHWM:\s+(\d+) kB', pathlib.Path(f'/proc/{pid}/status').read_text())
+  return int(found[1]) / 2**20 if found else 0.0
+
+
+def copy_and_read(work: pathlib.Path) -> Timing:
+  """Times `cp` of a checkpoint as large as the mix, plus `cat` of both inputs."""
+  inputs, copy = [str(work / name) for name in _INPUTS], work / 'copy'
+  copying = timed('cp', '-r', inputs[0], str(copy))
   shutil.rmtree(copy)
-  reading, _ = timed(
-    'sh', '-c', f'find {" ".join(map(str, inputs))} -type f -print0 | xargs -0 cat'
+  reading = timed('sh', '-c', f'find {" ".join(inputs)} -type f -print0 | xargs -0 cat')
+  return Timing(copying.seconds + reading.seconds, copying.cpu + reading.cpu, 0)
+
+
+def mix(work: pathlib.Path, method: str, output: pathlib.Path) -> Timing:
+  """Times a mix by sphinx_jax."""
+  shutil.rmtree(output, ignore_errors=True)
+  row = methods.METHODS[method]
+  return timed(
+    sys.executable,
+    '-m',
+    'sphinx_jax.mix_weights',
+    f'--inputs={",".join(str(work / name) for name in _INPUTS)}',
+    f'--output={output}',
+    f'--coefficients={",".join(map(str, _COEFFICIENTS))}',
+    f'--method={method}',
+    *([f'--base={work / _BASE}'] if row.base == 'required' else []),
+    *([f'--density={_DENSITY}'] if 'density' in row.options else []),
   )
-  return copying + reading
+
+
+def merge(work: pathlib.Path, method: str, output: pathlib.Path, program: pathlib.Path) -> Timing:
+  """Times a merge by mergekit, with the same method and parameters."""
+  shutil.rmtree(output, ignore_errors=True)
+  has_base = methods.METHODS[method].base == 'required'
+  places = {name: str(work / f'{name}_hf') for name in (*_INPUTS, _BASE)}
+  settings = {'merge_method': method, 'dtype': 'bfloat16'}
+  if method == 'slerp':
+    settings |= {'base_model': places[_INPUTS[0]], 'parameters': {'t': _COEFFICIENTS[1]}}
+  elif has_base:
+    settings |= {'base_model': places[_BASE]}
+  density = {'density': _DENSITY} if has_base else {}
+  weights = [{} if method == 'slerp' else {'weight': c, **density} for c in _COEFFICIENTS]
+  settings['models'] = [
+    {'model': places[name], 'parameters': parameters} for name, parameters in zip(_INPUTS, weights)
+  ]
+  recipe = work / 'merge.json'  # JSON is YAML.
+  recipe.write_text(json.dumps(settings))
+  return timed(str(program), str(recipe), str(output), '--no-copy-tokenizer')
 
 
 def mergekit(work: pathlib.Path) -> pathlib.Path:
@@ -150,117 +221,88 @@ def mergekit(work: pathlib.Path) -> pathlib.Path:
   return home / 'bin' / 'mergekit-yaml'
 
 
-def merge(
-  work: pathlib.Path, inputs: list[pathlib.Path], mixed: pathlib.Path
-) -> list[tuple[float, float]]:
-  """Times mergekit and compares its tensors with ours.
-
-  They must be equal but for the last bit, because mergekit rounds a sum twice.
-
-  Returns:
-    (seconds, peak GiB) of each round.
-  """
-  program = mergekit(work)
-  folders = [work / f'{source.name}_hf' for source in inputs]
-  for source, folder in zip(inputs, folders):
-    write_safetensors(source, folder)
-    shutil.rmtree(source)  # The benchmark promises a bound on the disk space.
-  config = work / 'merge.json'  # JSON is YAML.
-  config.write_text(
-    json.dumps(
-      {
-        'merge_method': 'linear',
-        'dtype': 'bfloat16',
-        'models': [
-          {'model': str(folder), 'parameters': {'weight': number}}
-          for folder, number in zip(folders, _COEFFICIENTS)
-        ],
-      }
-    )
-  )
-  rounds, output = [], work / 'merged'
-  for _ in range(FLAGS.rounds):
-    shutil.rmtree(output, ignore_errors=True)
-    rounds.append(timed(str(program), str(config), str(output), '--no-copy-tokenizer'))
-  print(f'mergekit against sphinx_jax: {differences(output, mixed)}')
-  return rounds
-
-
 def differences(merged: pathlib.Path, mixed: pathlib.Path) -> str:
   """Describes how many numbers differ, and by how many steps of bfloat16 at most."""
   merged_tensors = safetensors.open_safetensors(merged)
   different, total, largest = 0, 0, 0
   for path, array in stream.read(mixed).items():
-    for index, _ in array.pieces():
-      if 'layers' in path and not index:
-        continue  # Small vectors, which are read as one stack.
-      if index:
-        name = f'model.layers.{index[0]}.{path.removeprefix("llm/layers/")}.weight'
-      else:
-        name = f'{path.removeprefix("llm/")}.weight'
+    for index in layer_indices(path, array):
       ours = array.read(index).view(np.int16).astype(np.int32)
-      steps = np.abs(ours - merged_tensors[name].read().view(np.int16))
+      theirs = merged_tensors[foreign_name(path, index)].read().view(np.int16)
+      steps = np.abs(ours - theirs)
       different += np.count_nonzero(steps)
       total += steps.size
       largest = max(largest, int(steps.max()))
   return f'{different} of {total} numbers differ, by at most {largest} steps of bfloat16'
 
 
+def medians(timings: Sequence[Timing]) -> Timing:
+  """Returns the medians of times, and the largest peak."""
+  seconds, cpu, gib = zip(*timings)
+  return Timing(statistics.median(seconds), statistics.median(cpu), max(gib))
+
+
+def show(name: str, timing: Timing) -> None:
+  """Prints one line of the result."""
+  print(
+    f'{name:<24} {timing.seconds:8.1f} s {timing.cpu:8.1f} CPU s {timing.gib:6.2f} GiB', flush=True
+  )
+
+
 def main() -> None:
   work = pathlib.Path(FLAGS.workdir).absolute()
-  inputs, output = [work / 'first', work / 'second'], work / 'mixed'
   shutil.rmtree(work, ignore_errors=True)
-  layer_bytes, other_bytes = (
-    2 * sum(int(np.prod(shape)) for shape in group.values()) for group in (_LAYER, _OTHER)
-  )
-  layers = max(2, round((FLAGS.gigabytes * 1e9 - other_bytes) / layer_bytes))
-  size = (layers * layer_bytes + other_bytes) / 1e9
-  print(f'making two checkpoints of {size:.2f} GB ...', flush=True)
-  for folder in inputs:
-    write_ours(folder, layers)
-  rounds = []
-  written = inputs[0]  # It has as many bytes as the mix.
-  for number in range(1, FLAGS.rounds + 1):
-    before = compared(inputs, written, work / 'copy')
-    shutil.rmtree(output, ignore_errors=True)
-    seconds, memory = timed(
-      sys.executable,
-      '-m',
-      'sphinx_jax.mix_weights',
-      f'--inputs={inputs[0]},{inputs[1]}',
-      f'--output={output}',
-      f'--coefficients={",".join(map(str, _COEFFICIENTS))}',
-      f'--method={FLAGS.method}',
-    )
-    copying = (before + compared(inputs, written, work / 'copy')) / 2
-    rounds.append((seconds, copying, memory))
-    print(
-      f'round {number}: mix {seconds:.1f} s, cp and cat {copying:.1f} s, '
-      f'ratio {seconds / copying:.2f}, peak {memory:.2f} GiB',
-      flush=True,
-    )
-  ours = statistics.median(seconds for seconds, _, _ in rounds)
-  copying = statistics.median(seconds for _, seconds, _ in rounds)
-  peak = max(memory for _, _, memory in rounds)
-  print(
-    f'medians: mix {ours:.1f} s, cp of the output and cat of the inputs {copying:.1f} s: '
-    f'{ours / copying:.2f} times; peak {peak:.2f} GiB; hash {store.load_meta(output)["hash"]}',
-    flush=True,
-  )
-  if FLAGS.mergekit != 'none':
-    merges = merge(work, inputs, output)
-    median = statistics.median(seconds for seconds, _ in merges)
-    print(
-      f'mergekit: {", ".join(f"{seconds:.1f}" for seconds, _ in merges)} s, median {median:.1f}, '
-      f'peak {max(peak for _, peak in merges):.2f} GiB; it takes {median / ours:.2f} times as long'
-    )
+  model = config(layers_of(FLAGS.gigabytes))
+  size = trees.count(families.abstract_params(model)) * _DTYPE.itemsize / 1e9
+  chosen = FLAGS.methods
+  needs_base = any(methods.METHODS[name].base == 'required' for name in chosen)
+  folders = (*_INPUTS, _BASE) if needs_base else _INPUTS
+  print(f'making {len(folders)} checkpoints of {size:.2f} GB ...', flush=True)
+  small = config(1, vocab=8, width=32, heads=1, kv_heads=1, multiple_of=8)
+  for name in folders:
+    write_ours(work / name, model)
+    write_ours(work / 'small' / name, small)
+  program = None if FLAGS.mergekit == 'none' else mergekit(work)
+  if program is not None:
+    for name in folders:
+      write_safetensors(work / name, work / f'{name}_hf', model)
+  mixed, merged = work / 'mixed', work / 'merged'
+  for method in chosen:
+    start = medians([mix(work / 'small', method, mixed) for _ in range(3)])
+    ours, theirs, copies = [], [], []
+    for _ in range(FLAGS.rounds):
+      copies += [copy_and_read(work)] if method == 'linear' else []
+      ours.append(mix(work, method, mixed))
+      copies += [copy_and_read(work)] if method == 'linear' else []
+      if program is not None:
+        theirs.append(merge(work, method, merged, program))
+    show(f'{method}', medians(ours))
+    show(f'{method}, start-up', start)
+    if copies:
+      net, copy = medians(ours).seconds - start.seconds, medians(copies)
+      show('cp and cat', copy)
+      print(f'without start-up {net / copy.seconds:.2f} times cp and cat')
+    if theirs:
+      theirs_median, ours_median = medians(theirs), medians(ours)
+      show(f'{method}, mergekit', theirs_median)
+      print(
+        f'mergekit takes {theirs_median.seconds / ours_median.seconds:.2f} times as long, and '
+        f'{theirs_median.cpu / ours_median.cpu:.2f} times the CPU seconds'
+      )
+      if method in ('linear', 'slerp'):
+        print(differences(merged, mixed))
+    print(f'hash {store.load_meta(mixed)["hash"]}', flush=True)
+    shutil.rmtree(mixed)
+    shutil.rmtree(merged, ignore_errors=True)
   shutil.rmtree(work)
 
 
 if __name__ == '__main__':
   flags.DEFINE_float('gigabytes', 4.0, 'Size of each checkpoint.', lower_bound=1.4)
   flags.DEFINE_integer('rounds', 3, 'Number of rounds; the median counts.', lower_bound=1)
-  flags.DEFINE_enum('method', 'linear', ['linear', 'slerp'], 'Method of sphinx_jax.')
+  flags.DEFINE_list(
+    'methods', ['linear', 'slerp', 'ties', 'dare_linear', 'dare_ties'], 'Methods to time.'
+  )
   flags.DEFINE_string(
     'workdir', 'workdir/mix_benchmark', 'Folder of the files; emptied before and removed after.'
   )

@@ -13,9 +13,11 @@ import contextlib
 import dataclasses
 import json
 import math
+import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -122,9 +124,12 @@ class StoredArray(Array):
     super().__init__(shape, dtype, self._read_part, shape[0] if _is_stack(shape) else 1)
     self._folder, self._path, self._context = folder, path, context
     self._opened: tensorstore.TensorStore | None = None
+    self._plain: bool | None = None  # Not asked for yet.
 
-  def start_read(self, index: Index) -> 'PendingRead':
-    """Starts reading a part of the array."""
+  def start_read(self, index: Index) -> 'PendingRead | _Held':
+    """Starts reading a part of the array. What is mapped into memory cannot be written to."""
+    if (mapped := self._map(index)) is not None:
+      return _Held(mapped)
     part = self._open()[index]
     value = empty_aligned(part.shape, self.dtype)
     # tensorstore keeps the origin of a slice; the target starts at 0.
@@ -138,6 +143,33 @@ class StoredArray(Array):
 
   def _read_part(self, index: Index) -> np.ndarray:
     return self.start_read(index).result()
+
+  def _map(self, index: Index) -> np.ndarray | None:
+    """Returns a part that is one file as it is, without a copy; None if it is no such file."""
+    if self._context is not _MAPPING or not self._is_plain():
+      return None
+    places = _whole_chunks(self.shape, self.chunk, index)
+    if places is None or len(places) > 1:
+      return None
+    file = self._folder / self._path.replace('/', '.') / next(iter(places))
+    if not file.exists() or file.stat().length != math.prod(self.chunk) * self.dtype.itemsize:
+      return None  # tensorstore raises the error.
+    with open(file, 'rb') as opened:
+      # In a thread that reads ahead, the pages are read from the disk now.
+      flags = mmap.MAP_SHARED | getattr(mmap, 'MAP_POPULATE', 0)
+      content = mmap.mmap(opened.fileno(), 0, flags=flags, prot=mmap.PROT_READ)
+    return np.frombuffer(content, np.uint8).view(self.dtype).reshape(self._open()[index].shape)
+
+  def _is_plain(self) -> bool:
+    """Whether chunks are files with the numbers of this machine, in row-major order."""
+    if self._plain is None:
+      array = self._open()
+      spec = array.spec().to_json()
+      metadata, driver = spec['metadata'], spec['kvstore']['driver']
+      is_encoded = metadata['compressor'] or metadata.get('filters') or metadata['order'] != 'C'
+      is_native = array.dtype.numpy_dtype == self.dtype and not metadata['dtype'].startswith('>')
+      self._plain = driver == 'file' and not is_encoded and is_native
+    return self._plain
 
   def _open(self) -> tensorstore.TensorStore:
     if self._opened is None:
@@ -289,6 +321,8 @@ class Writer:
     self._partial = self._final if files.is_remote(root) else root / 'partial'
     self._max_pending = max_pending
     self._pending = collections.deque()  # (bytes, future) of each write.
+    # One thread, which copies into the page cache as fast as two.
+    self._pool = None if files.is_remote(root) else ThreadPoolExecutor(1)
     try:
       with self._explain_write_errors():
         _remove(self._partial)  # An interrupted call may have left it.
@@ -327,13 +361,26 @@ class Writer:
       SphinxError: this write, or an earlier one, failed.
     """
     with self._explain_write_errors():
-      future = self._arrays[item, path][index].write(
-        value, can_reference_source_data_indefinitely=True
-      )
-      self._pending.append((value.nbytes, future))
+      self._pending.append((value.nbytes, self._start_write(item, path, value, index)))
       while sum(size for size, _ in self._pending) > self._max_pending:
         self._pending[0][1].result()
         self._pending.popleft()
+
+  def _start_write(self, item: str, path: str, value: np.ndarray, index: Index) -> Any:
+    """Returns a future of a write; tensorstore would copy chunks that are files as they are."""
+    array = self._arrays[item, path]
+    chunk = array.chunk_layout.write_chunk.shape
+    places = None
+    if self._pool is not None and value.dtype == array.dtype.numpy_dtype:
+      places = _whole_chunks(array.shape, chunk, index)
+    if places is None:
+      return array[index].write(value, can_reference_source_data_indefinitely=True)
+    folder = self._partial / item / path.replace('/', '.')
+    # With an axis for every number in the index.
+    whole = value.reshape([max(place.stop for place in axis) for axis in zip(*places.values())])
+    return self._pool.submit(
+      _write_files, {folder / name: whole[place] for name, place in places.items()}
+    )
 
   def finish(self, **meta: Any) -> None:
     """Waits for all writes, adds entries to the meta, and makes the checkpoint appear."""
@@ -345,7 +392,7 @@ class Writer:
       (self._partial / _COMPLETE).write_text('')
       if self._partial != self._final:
         self._partial.rename(self._final)
-    self._lock.close()
+    self._close()
 
   def abandon(self) -> None:
     """Removes the unfinished checkpoint, and the directory if it is empty then."""
@@ -355,10 +402,15 @@ class Writer:
     try:
       _remove(self._partial)
     finally:
-      self._lock.close()
+      self._close()
     for folder in (self._final.parent, self._final.parent.parent):
       if not files.is_remote(folder) and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
+
+  def _close(self) -> None:
+    if self._pool is not None:
+      self._pool.shutdown()
+    self._lock.close()
 
   @contextlib.contextmanager
   def _explain_write_errors(self) -> Iterator[None]:
@@ -424,6 +476,41 @@ def _creation_spec(leaf: Any) -> dict[str, Any]:
     'dimension_separator': '.',
   }
   return {'metadata': metadata, 'create': True, 'delete_existing': True}
+
+
+def _whole_chunks(
+  shape: Sequence[int], chunk: Sequence[int], index: Index
+) -> dict[str, tuple[slice, ...]] | None:
+  """Name of the file of a chunk -> its place in a part that consists of whole chunks, or None.
+
+  Args:
+    shape: shape of the array.
+    chunk: shape of its chunks.
+    index: where the part is.
+  """
+  index = (*index, *(slice(None) for _ in shape[len(index) :]))
+  bounds = [
+    number.indices(size)[:2] if isinstance(number, slice) else (number, number + 1)
+    for number, size in zip(index, shape)
+  ]
+  if not shape or any(n % size for pair, size in zip(bounds, chunk) for n in pair):
+    return None
+  firsts = [begin // size for (begin, _), size in zip(bounds, chunk)]
+  counts = [(end - begin) // size for (begin, end), size in zip(bounds, chunk)]
+  return {
+    '.'.join(str(first + n) for first, n in zip(firsts, number)): tuple(
+      slice(n * size, (n + 1) * size) for n, size in zip(number, chunk)
+    )
+    for number in np.ndindex(*counts)
+  }
+
+
+def _write_files(contents: Mapping[epath.Path, np.ndarray]) -> None:
+  for file, value in contents.items():
+    with open(file, 'wb', buffering=0) as opened:
+      rest = memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+      while rest:  # The system writes 2 GiB at most.
+        rest = rest[opened.write(rest) :]
 
 
 def _write_frame(folder: epath.Path, items: Mapping[str, Shapes]) -> None:

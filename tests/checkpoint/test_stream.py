@@ -294,3 +294,47 @@ def test_killed_while_writing_leaves_no_checkpoint(tmp_path):
   assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['0'] and list(
     stream.read(tmp_path)
   ) == ['v']
+
+
+def test_whole_chunks_are_files_that_are_written_and_mapped_without_a_copy(tmp_path):
+  """Other parts, and those of a padded chunk, are written and read by tensorstore."""
+  value = np.random.default_rng(0).standard_normal((3, 10, 6)).astype(ml_dtypes.bfloat16)
+  leaf = stream.Array(value.shape, value.dtype, None)
+  leaf.chunk = (1, 4, 6)
+  writer = stream.Writer(tmp_path / 'run', {'params': {'a/w': leaf}}, META)
+  for index in (
+    np.index_exp[0, 0:8],  # Two chunks.
+    np.index_exp[0, 8:10],
+    np.index_exp[1:3, 0:4],
+    np.index_exp[1, 4:10],
+    np.index_exp[2, 4:8],
+    np.index_exp[2, 8:],
+  ):
+    writer.write('params', 'a/w', value[index], index)
+  writer.finish()
+  for mapped in (True, False):
+    (array,) = stream.read(tmp_path / 'run', mapped=mapped).values()
+    for index in (
+      np.index_exp[1, 4:8],  # One chunk.
+      np.index_exp[2:3, :4],
+      np.index_exp[1, 3:5],
+      np.index_exp[0, 8:],
+      np.index_exp[2],
+      (),
+    ):
+      assert same_bits(array.start_read(index).result(), value[index])
+    assert array.start_read(np.index_exp[1, 4:8]).result().flags.writeable != mapped
+  loaded = store.load_params(tmp_path / 'run')
+  assert same_bits(loaded['a']['w'], value)
+
+
+def test_a_mapped_file_that_is_too_short_is_named(tmp_path):
+  value = np.ones((8, 4), np.float32)
+  writer = stream.Writer(tmp_path / 'run', {'params': {'w': value}}, META)
+  writer.write('params', 'w', value)
+  writer.finish()
+  (file,) = (tmp_path / 'run').glob('checkpoints/0/params/w/0.0')
+  file.write_bytes(file.read_bytes()[:-4])
+  (array,) = stream.read(tmp_path / 'run', mapped=True).values()
+  with pytest.raises(errors.SphinxError, match='what was saved'):
+    array.start_read(()).result()
