@@ -34,7 +34,7 @@ from sphinx_jax.checkpoint import (
 from sphinx_jax.checkpoint.bundle import Bundle, check_same_model
 from sphinx_jax.core import batch as batch_contract, cli, errors, trees
 from sphinx_jax.core.progress import Progress, log
-from sphinx_jax.models import families
+from sphinx_jax.models import families, layers
 from sphinx_jax.parallel import hosts, placement, rules
 from sphinx_jax.training import state as states, statistics
 
@@ -53,8 +53,8 @@ def measure(
 ) -> None:
   """Writes statistics of a checkpoint.
 
-  They take as much memory on the devices as float32 moments of the trained parameters or, of kind
-  'gram', twice the Gram matrices of all layers. They are split over the mesh like the parameters.
+  On the devices they take twice their size in float32: the sums, and those of an example or a
+  microbatch. They are split over the mesh as parameters are.
 
   Args:
     checkpoint: a run, one of its checkpoints, or a mix of checkpoints.
@@ -172,8 +172,13 @@ def _grams(config: ConfigDict, program: run.Program) -> tuple[statistics.Statist
   experts = [path for path in trained if 'experts' in axes[path]]
   if experts:
     log.warning('experts have no Gram matrices and are mixed linearly: %s', ', '.join(experts))
-  # Rows are split like those of the kernel, columns are not.
-  names = {path: (*axes[path][: leaf.ndim - 1], None) for path, leaf in kept.items()}
+  names = {
+    path: (*axes[path][: leaf.ndim - 2], *layers.gram_names(axes[path][leaf.ndim - 2]))
+    for path, leaf in kept.items()
+  }
+  for path, (*others, columns) in names.items():
+    if columns and kept[path].shape[-1] % rules.storage_ways(columns, program.mesh):
+      names[path] = (*others, None)
   shardings = rules.shardings(trees.unflatten(names), trees.unflatten(kept), program.mesh)
   flat = trees.flatten(shardings)
   shapes = {path: _float32(leaf.shape, flat[path]) for path, leaf in kept.items()}

@@ -25,7 +25,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from sphinx_jax.core import errors
 from sphinx_jax.models import adapters, narrow, quantized
-from sphinx_jax.parallel import placement
+from sphinx_jax.parallel import placement, rules
 
 Names = tuple[str | None, ...]
 
@@ -95,6 +95,13 @@ def counted(mask: jax.Array | None) -> Iterator[None]:
     yield
   finally:
     _counted.reset(token)
+
+
+def gram_names(name: str | None) -> tuple[str | None, str | None]:
+  """Logical names of a Gram matrix of inputs with this name: all mesh axes split it in storage."""
+  if name is None:
+    return None, None
+  return name, 'heads' if 'fsdp' in rules.RULES[name].storage else 'embed'
 
 
 _shapes_only = contextvars.ContextVar('shapes_only', default=False)
@@ -256,8 +263,7 @@ class Dense(nn.Module):
     gram = jnp.einsum(
       'ri,rj->ij', x, x, preferred_element_type=jnp.float32, precision=jax.lax.Precision.HIGHEST
     )
-    # In storage, it is split like the rows of the kernel.
-    gram = placement.constrain(gram, (self.names[0], None), compute=False)
+    gram = placement.constrain(gram, gram_names(self.names[0]), compute=False)
     add = lambda before, new: new if before is None else before + new  # Several calls of one layer.
     self.sow(GRAMS, adapters.KERNEL, gram, init_fn=lambda: None, reduce_fn=add)
 
