@@ -14,6 +14,12 @@ DARE, model breadcrumbs and model stock need the base:
 
     python -m sphinx_jax.mix_weights --method=model_stock --inputs=A,B,C --base=BASE --output=DIR
 
+Fisher merging and RegMean look at data: they need statistics of every input, which
+`python -m sphinx_jax.mix_stats` measures (fisher: --statistics=fisher, regmean: gram):
+
+    python -m sphinx_jax.mix_weights --method=regmean --inputs=A,B --coefficients=0.5,0.5 \\
+        --statistics=A_STATS,B_STATS --output=DIR
+
 Folders of HF transformers, or names in the local hub cache, are mixed into such a folder without a
 conversion. BASE+ADAPTER is a folder with a LoRA adapter (PEFT) merged into it; one input alone is
 allowed:
@@ -130,7 +136,7 @@ def _mix_adapters(rules: weights.Coefficients) -> None:
   Raises:
     SphinxError: a flag has no effect on such a mix, or as `adapter_mixing.mix_adapters`.
   """
-  _refuse(('method', 'dtype', 'stats', *methods.OPTIONS), '--rank')
+  _refuse(('method', 'dtype', 'statistics', *methods.OPTIONS), '--rank')
   losses = adapter_mixing.mix_adapters(
     FLAGS.inputs, rules, FLAGS.output, FLAGS.rank, FLAGS.unnormalized, FLAGS.base
   )
@@ -146,7 +152,7 @@ def _mix_chosen() -> None:
     SphinxError: a flag has no effect on such a mix, or as `mix_choice.mix_chosen`.
   """
   options = {name: FLAGS[name].value for name in ('tasks', 'examples', 'split', 'config', 'dtype')}
-  without = {*methods.OPTIONS, 'coefficients', 'base', 'unnormalized', 'stats', 'rank'}
+  without = {*methods.OPTIONS, 'coefficients', 'base', 'unnormalized', 'statistics', 'rank'}
   if FLAGS.method == 'search':
     without.discard('seed')
     options |= {'evaluations': FLAGS.evaluations, 'seed': FLAGS.seed or 0, 'patterns': FLAGS.rule}
@@ -200,7 +206,7 @@ def main() -> None:
     method=FLAGS.method,
     dtype=FLAGS.dtype,
     options={name: FLAGS[name].value for name in methods.OPTIONS},
-    statistics=FLAGS.stats,
+    statistics=FLAGS.statistics,
   )
 
 
@@ -234,7 +240,7 @@ if __name__ == '__main__':
     defaults = ', '.join(f'{key} {value:g}' for key, value in having.items())
     define(name, None, f'{option.help} Defaults: {defaults}.')
   cli.define_paths(
-    'stats', 'One place of statistics (mix_stats) for each input, for the methods that need them.'
+    'statistics', 'Statistics (mix_stats) of every input, in their order, for fisher and regmean.'
   )
   flags.DEFINE_integer(
     'rank',

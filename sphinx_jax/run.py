@@ -1,7 +1,8 @@
 """One training run, from its config: which run, its compiled update, its data and its first state.
 
-The entry points train, recipe, peek and plan, and mix_measure.py share this file. `Program` makes
-large arrays only in `init`, and nothing else here reads a weight before `restore_or_init`.
+The entry points train, recipe, peek, plan and mix_stats, and mix_measure.py share this file.
+`Program` makes large arrays only in `init`, and nothing else here reads a weight before
+`restore_or_init`.
 """
 
 import contextlib

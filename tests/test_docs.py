@@ -28,6 +28,7 @@ ELSEWHERE = {
   'bash launch/tpu_queued.sh': 'tests/launch/test_tpu.py',
   'python -m sphinx_jax.convert': 'tests/test_convert.py',
   'python -m sphinx_jax.mix_curve': 'tests/test_mix_curve.py',
+  'python -m sphinx_jax.mix_stats': 'tests/test_mix_stats.py',
   'python -m sphinx_jax.mix_weights': 'tests/checkpoint/foreign/test_mixing.py',
   f'{CHAT}BASE --adapter=DIR': 'tests/test_adapter_commands.py',
   'python -m sphinx_jax.prepare': 'tests/test_prepare.py',

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint import statistics, store, stream
 from sphinx_jax.core import errors
 from sphinx_jax.parallel import hosts
 from sphinx_jax.training import writer
@@ -400,3 +400,21 @@ def test_processes_that_do_not_join_are_not_waited_for(folder, tmp_path):
     assert run.exit_codes() == [ABORTED]
     expected = 'process 1 of 2: joining the other processes at 127.0.0.1:9, for at most 2 s'
     assert expected in run.output(0)
+
+
+@pytest.mark.slow  # Stand-in: test_mix_stats.py measures on a mesh of one process.
+@pytest.mark.parametrize('kind', statistics.KINDS)
+def test_two_processes_measure_what_one_does(folder, tmp_path, kind):
+  with Run(folder, tmp_path / 'run', 1, '--config.steps=2') as run:
+    assert run.exit_codes() == [0], run.output(0)
+  code = "import runpy; runpy.run_module('sphinx_jax.mix_stats', run_name='__main__')"
+  flags = f'--checkpoint={tmp_path / "run"}', f'--statistics={kind}', '--batches=2'
+  found = []
+  for processes in (1, 2):
+    output = tmp_path / f'of_{processes}'
+    with Run(folder, output, processes, code=(code, *flags, f'--output={output}')) as run:
+      assert run.exit_codes() == [0] * processes, run.output(0)
+    found.append({path: array.read(()) for path, array in stream.read(output).items()})
+  assert found[0].keys() == found[1].keys()
+  for path, value in found[0].items():
+    np.testing.assert_allclose(found[1][path], value, rtol=1e-4, atol=1e-7, err_msg=path)

@@ -90,6 +90,7 @@ FOLDERS = {
     '--output={}',
   ],
   'mix_curve': ['mix_curve', '--inputs={run},{run}', '--output={}'],
+  'mix_stats': ['mix_stats', '--checkpoint={run}', '--statistics=gram', '--output={}'],
   'prepare': ['prepare', '--source=sharegpt', '--root={root}', '--output={}'],
   'evaluate tasks': ['evaluate', '--checkpoint={run}', '--output={}'],
   'evaluate benchmarks': [
@@ -129,6 +130,19 @@ INPUTS = {
     '--coefficients=0.5,0.5',
     '--inputs={run},{run}',
     '--base={}',
+  ],
+  'statistics of mix': [
+    'mix_weights',
+    '--output={out}',
+    '--method=fisher',
+    '--inputs={run}',
+    '--statistics={}',
+  ],
+  'checkpoint of mix_stats': [
+    'mix_stats',
+    '--output={out}',
+    '--statistics=gram',
+    '--checkpoint={}',
   ],
   'inputs of curve': ['mix_curve', '--output={out}', '--inputs={},{run}'],
   'root of prepare': ['prepare', '--source=coco', '--output={out}', '--root={}'],

@@ -16,7 +16,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from sphinx_jax.checkpoint import content, merged, store, stream
+from sphinx_jax.checkpoint import (
+  content,
+  merged,
+  statistics as statistics_lib,
+  store,
+  stream,
+)
 from sphinx_jax.checkpoint.bundle import check_same_model
 from sphinx_jax.checkpoint.read_ahead import read_ahead
 from sphinx_jax.core import errors, trees
@@ -78,7 +84,7 @@ def mix_checkpoints(
     dtype: numpy name of the dtype of floating-point parameters; None: the first input's, or
       bfloat16 if its kernels are in few bits.
     options: name -> value of the method's options; None: the default.
-    statistics: one directory per input, in the form of a checkpoint, for a method that needs them.
+    statistics: one directory of `mix_stats` per input, for a method that needs them.
     choice: how the coefficients were chosen, for the meta.
 
   Returns:
@@ -109,7 +115,7 @@ def mix_checkpoints(
     'dtype': dtype,
     # Only if there are some, as mixes of older versions have neither.
     **({'options': options} if options else {}),
-    **({'statistics': [_source(place) for place in statistics]} if statistics else {}),
+    **({'statistics': list(map(store.identity, statistics))} if statistics else {}),
   }
   if holds_mix(output, recipe):
     log.info('%s: this mix was written before', output)
@@ -125,7 +131,11 @@ def mix_checkpoints(
   stacked = _stacked(bundles[0].config)
   experts = weights.count_experts(opened[0], stacked)
   matched = weights.match(rules, opened[0], experts, weights.count_layers(opened[0], stacked))
-  measured = [stream.read(place, mapped=True) for place in statistics]
+  kind, measured = methods.find(method).statistics, []
+  if kind is not None:
+    measured = statistics_lib.open_statistics(
+      statistics, kind, inputs, sources, statistics_lib.shapes(kind, opened[0], stacked)
+    )
   mix = _Mix(method, options, matched, stacked, opened, len(inputs), measured)
   outputs = mix.plan(dtype)
   meta = {**dataclasses.replace(bundles[0], weights='').to_meta(), **recipe}
@@ -152,10 +162,6 @@ def mix_checkpoints(
 
 def _stacked(config: ConfigDict) -> dict[str, int]:
   return families.stacked(config.model) if 'model' in config else {}
-
-
-def _source(directory: store.Path) -> dict[str, Any]:
-  return merged.source_of(directory, store.load_meta(directory))
 
 
 def check_output(output: store.Path, inputs: Iterable[store.Path]) -> None:
@@ -213,7 +219,7 @@ class _Mix:
     stacked: path -> number of leading axes along which tensors are stacked.
     inputs: the parents, then the base if there is one.
     parents: the number of parents.
-    statistics: of the parents, for a method that needs them.
+    statistics: of the parents, for a method that needs them; all have the same paths.
   """
 
   def __init__(
@@ -240,7 +246,8 @@ class _Mix:
     outputs = {}
     for path, array in self.inputs[0].items():
       out_dtype = linear.out_dtype(array.dtype, dtype)
-      itemsize = max(out_dtype.itemsize, *(tree[path].dtype.itemsize for tree in self.trees))
+      stored_dtypes = [tree[path].dtype for tree in _having(self.trees, path)]
+      itemsize = max(dtype.itemsize for dtype in (out_dtype, *stored_dtypes))
       # The chunks of a small array do not matter, and asking for them would open it.
       stored = None if array.nbytes <= limit else array.chunk
       chunk = part = stream.chunk_shape(array.shape, itemsize, limit, stored)
@@ -404,7 +411,13 @@ def _read_parts(
       bar.update(size)
 
 
+def _having(inputs: Sequence[Tree], path: str) -> list[Tree]:
+  """The trees with a path: statistics are of some parameters only."""
+  return [tree for tree in inputs if path in tree]
+
+
 def _read_part(inputs: Sequence[Tree], path: str, index: stream.Index) -> list[np.ndarray]:
+  inputs = _having(inputs, path)
   if any(_has_large_chunks(tree[path]) for tree in inputs):
     return [tree[path].read(index) for tree in inputs]  # One after the other, to save memory.
   pending = [tree[path].start_read(index) for tree in inputs]
@@ -424,6 +437,7 @@ def _read_bytes(inputs: Sequence[Tree], path: str, output: OutputArray) -> int:
 
   It is the part of each input. A large chunk adds its compressed and its decompressed bytes.
   """
+  inputs = _having(inputs, path)
   part_bytes = int(np.prod(output.part)) * sum(tree[path].dtype.itemsize for tree in inputs)
   chunk_bytes = [2 * _chunk_bytes(tree[path]) for tree in inputs if _has_large_chunks(tree[path])]
   return part_bytes + max(chunk_bytes, default=0)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
@@ -517,12 +518,20 @@ def _write_frame(folder: epath.Path, items: Mapping[str, Shapes]) -> None:
   placeholders = {
     name: ocp.args.StandardSave(_placeholders(shapes)) for name, shapes in items.items() if shapes
   }
+  # One process writes, also in a run of several, which Orbax would wait for.
+  number = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(number, {number}, 'frame')
+  options = dict(multiprocessing_options=alone)
   # Without OCDBT each chunk is a file. An OCDBT store is written at half the speed.
   handler = ocp.CompositeCheckpointHandler(
-    meta=ocp.JsonCheckpointHandler(),
-    **{name: ocp.StandardCheckpointHandler(use_ocdbt=False) for name in placeholders},
+    composite_options=ocp.CompositeOptions(**options),
+    meta=ocp.JsonCheckpointHandler(**options),
+    **{name: ocp.StandardCheckpointHandler(use_ocdbt=False, **options) for name in placeholders},
   )
-  with tempfile.TemporaryDirectory() as temporary, ocp.Checkpointer(handler) as checkpointer:
+  with (
+    tempfile.TemporaryDirectory() as temporary,
+    ocp.Checkpointer(handler, **options) as checkpointer,
+  ):
     frame = epath.Path(temporary) / 'frame'
     args = ocp.args.Composite(meta=ocp.args.JsonSave({}), **placeholders)
     checkpointer.save(frame, args=args)

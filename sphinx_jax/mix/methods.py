@@ -14,7 +14,16 @@ from typing import Any, Literal
 import numpy as np
 
 from sphinx_jax.core import errors
-from sphinx_jax.mix import breadcrumbs, dare, linear, model_stock, slerp, ties
+from sphinx_jax.mix import (
+  breadcrumbs,
+  dare,
+  fisher,
+  linear,
+  model_stock,
+  regmean,
+  slerp,
+  ties,
+)
 from sphinx_jax.mix.tensors import Array, Part, Tensor
 
 Options = Mapping[str, float]
@@ -38,6 +47,12 @@ class Option:
 
 
 OPTIONS: dict[str, Option] = {
+  'alpha': Option(
+    float,
+    lambda value: 0 <= value <= 1,
+    'a number from 0 to 1',
+    'Factor of what is beside the diagonal of Gram matrices.',
+  ),
   'density': Option(
     float,
     lambda value: 0 < value <= 1,
@@ -69,7 +84,8 @@ class Method:
     base: whether the model that the parents started from must be there.
     inputs: the least and the largest number of inputs.
     coefficients: 'weights' have the sum 1 unless there is a base or another sum is allowed;
-      'shares' have it always; 'equal' ones choose among the inputs, and by default all are chosen.
+      'shares' have it always, and so do 'portions', of which none is negative; 'equal' ones choose
+      among the inputs, and by default all are chosen.
     options: name in OPTIONS -> default.
     statistics: what `mix_stats` must have measured of every input: 'fisher' comes with the parts,
       'gram' with the tensors. None: nothing.
@@ -79,7 +95,7 @@ class Method:
   measure: Callable[[Tensor, Options], Any] | None = None
   base: Literal['none', 'optional', 'required'] = 'none'
   inputs: tuple[int, float] = (1, math.inf)
-  coefficients: Literal['weights', 'shares', 'equal'] = 'weights'
+  coefficients: Literal['weights', 'shares', 'portions', 'equal'] = 'weights'
   options: Options = dataclasses.field(default_factory=dict)
   statistics: Literal['fisher', 'gram'] | None = None
 
@@ -109,6 +125,14 @@ METHODS: dict[str, Method] = {
     base='required',
     inputs=(2, math.inf),
     coefficients='equal',
+  ),
+  'fisher': Method(fisher.mix, coefficients='portions', statistics='fisher'),
+  'regmean': Method(
+    regmean.mix,
+    regmean.measure,
+    coefficients='portions',
+    options={'alpha': regmean.ALPHA},
+    statistics='gram',
   ),
 }
 
@@ -148,13 +172,13 @@ def check(name: str, parents: int, has_base: bool, statistics: int = 0) -> None:
       who, 'no base', 'the model that the inputs started from', 'give it with --base'
     )
   if statistics and method.statistics is None:
-    raise errors.make(who, 'statistics', 'none', 'leave --stats out, or give another method')
+    raise errors.make(who, 'statistics', 'none', 'leave --statistics out, or give another method')
   if method.statistics is not None and statistics != parents:
     raise errors.make(
       who,
       f'{statistics} places of statistics',
       f'{method.statistics} statistics of each of {parents} inputs',
-      'measure them (python -m sphinx_jax.mix_stats) and give them with --stats',
+      'measure them (python -m sphinx_jax.mix_stats) and give them with --statistics',
     )
 
 

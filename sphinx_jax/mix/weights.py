@@ -263,6 +263,8 @@ def _check_coefficients(
   elif not any_sum and not abs(sum(coefficients) - 1) < 1e-6:
     advice = 'correct them, or set unnormalized' if kind == 'weights' else 'correct them'
     raise errors.make(who, described, 'a sum of 1', advice)
+  if kind == 'portions' and min(coefficients) < 0:
+    raise errors.make(who, described, 'none below 0', 'correct them')
 
 
 def check_same_leaves(first: Mapping, other: Mapping, name: str, reference: str) -> None:

@@ -124,6 +124,27 @@ def _router(model: multimodal.Multimodal, records: Mapping) -> dict[str, jax.Arr
   return found
 
 
+def grams(
+  model: multimodal.Multimodal, params: dict, batch: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+  """Gram matrices X^T X of the inputs X of every `layers.Dense`, without padding.
+
+  Those of experts are not among them.
+
+  Args:
+    model: from `build`.
+    params: its parameters.
+    batch: see core/batch.py.
+
+  Returns:
+    Path of the kernel -> float32[in,in], or [layers,in,in] of a stack.
+  """
+  names = ('tokens', 'visual_index', 'positions', 'segments', 'images', 'image_size')
+  fields = [batch[name] for name in names]
+  _, records = model.apply({'params': params}, *fields, mutable=[layers.GRAMS])
+  return trees.flatten(records[layers.GRAMS])
+
+
 def encoded(
   model: multimodal.Multimodal, params: dict, batch: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:

@@ -113,7 +113,8 @@ class Idefics2(multimodal.Multimodal):
     packed = siglip.pack(images, image_size, vision.patch, _rule(vision), vision.pos_grid, length)
     length_axis = None if count == 1 else 'patches'
     patches = placement.constrain(packed.patches, (rows_axis, length_axis, None, None, None))
-    encoded = self.projection(self.vision(patches, packed.positions, packed.segments))
+    with layers.counted(packed.segments > 0):
+      encoded = self.projection(self.vision(patches, packed.positions, packed.segments))
     visual = self.perceiver(encoded, packed.segments, count)
     visual = jnp.where(packed.fits[:, None, None], visual, jnp.nan)
     visual = visual.reshape(rows, -1, visual.shape[-1])

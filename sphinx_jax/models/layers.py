@@ -25,7 +25,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from sphinx_jax.core import errors
 from sphinx_jax.models import adapters, narrow, quantized
-from sphinx_jax.parallel import placement
+from sphinx_jax.parallel import placement, rules
 
 Names = tuple[str | None, ...]
 
@@ -76,6 +76,32 @@ def neftune(module: nn.Module, embeddings: jax.Array, segments: jax.Array) -> ja
   bound = alpha / jnp.sqrt(same.sum(axis=-1) * embeddings.shape[-1])
   noise = jax.random.uniform(module.make_rng('neftune'), embeddings.shape, minval=-1, maxval=1)
   return embeddings + (bound[..., None] * noise).astype(embeddings.dtype)
+
+
+GRAMS = 'grams'  # Collection of the Gram matrices of the inputs of every `Dense`.
+_counted: contextvars.ContextVar[jax.Array | None] = contextvars.ContextVar('counted', default=None)
+
+
+@contextlib.contextmanager
+def counted(mask: jax.Array | None) -> Iterator[None]:
+  """A context in which Gram matrices leave out padding.
+
+  Args:
+    mask: bool[...], of the leading dimensions of the inputs of every `Dense` in the context, or of
+      the first of them: [B] or [B,T] of inputs [B,T,in]. None: nothing is padding.
+  """
+  token = _counted.set(mask)
+  try:
+    yield
+  finally:
+    _counted.reset(token)
+
+
+def gram_names(name: str | None) -> tuple[str | None, str | None]:
+  """Logical names of a Gram matrix of inputs with this name: all mesh axes split it in storage."""
+  if name is None:
+    return None, None
+  return name, 'heads' if 'fsdp' in rules.RULES[name].storage else 'embed'
 
 
 _shapes_only = contextvars.ContextVar('shapes_only', default=False)
@@ -214,6 +240,8 @@ class Dense(nn.Module):
         'raise the width that the model config gives it',
       )
     flat = x.astype(self.dtype).reshape(-1, width)
+    if self.is_mutable_collection(GRAMS) and not self.is_initializing():
+      self._record_gram(flat)
     held = self.variables.get('params', {})
     if quantized.form_of(held):
       product = self._quantized_product(flat)
@@ -226,6 +254,18 @@ class Dense(nn.Module):
     if self.bias:
       out += param(self, 'bias', nn.initializers.zeros, self.features, self.names[1:], self.dtype)
     return out
+
+  def _record_gram(self, x: jax.Array) -> None:
+    """Adds float32[in,in], the sum of the outer products of inputs x [rows,in], to `GRAMS`."""
+    mask = _counted.get()
+    if mask is not None:
+      x = jnp.where(jnp.repeat(mask.reshape(-1), len(x) // mask.size)[:, None], x, 0)
+    gram = jnp.einsum(
+      'ri,rj->ij', x, x, preferred_element_type=jnp.float32, precision=jax.lax.Precision.HIGHEST
+    )
+    gram = placement.constrain(gram, gram_names(self.names[0]), compute=False)
+    add = lambda before, new: new if before is None else before + new  # Several calls of one layer.
+    self.sow(GRAMS, adapters.KERNEL, gram, init_fn=lambda: None, reduce_fn=add)
 
   def _held(self, name: str) -> jax.Array:
     """An array in place of the kernel or beside it."""
@@ -458,7 +498,7 @@ def stack(
     layer = nn.remat(layer, prevent_cse=False, policy=REMAT[remat])
   return nn.scan(
     layer,
-    variable_axes={'params': 0, **dict.fromkeys(records, 0)},
+    variable_axes=dict.fromkeys(('params', GRAMS, *records), 0),
     split_rngs={'params': True, 'dropout': True},
     in_axes=(0,) * scanned + (nn.broadcast,) * broadcast,
     length=length,

@@ -179,9 +179,9 @@ class Multimodal(nn.Module):
     Returns:
       float32[B,T,vocab].
     """
-    return self.lm_head(
-      self.hidden_states(tokens, visual_index, positions, segments, images, image_size)
-    )
+    states = self.hidden_states(tokens, visual_index, positions, segments, images, image_size)
+    with layers.counted(segments > 0):
+      return self.lm_head(states)
 
   def hidden_states(
     self,

@@ -60,8 +60,9 @@ class Perceiver(nn.Module):
     x = jnp.broadcast_to(jnp.tile(latents, (images, 1)), (batch, images * self.queries, width))
     of_vectors = jnp.repeat(jnp.arange(1, images + 1), self.queries)
     of_vectors = jnp.broadcast_to(of_vectors, x.shape[:2])
-    blocks = layers.stack(self, Layer, self.layers, self.unroll, self.remat, broadcast=3)
-    x, _ = blocks(
+    is_used = (segments[:, None] == of_vectors[..., None]).any(axis=-1)  # Their image has patches.
+    blocks = layers.stack(self, Layer, self.layers, self.unroll, self.remat, broadcast=4)
+    apply = blocks(
       self.heads,
       self.kv_heads,
       self.head_width,
@@ -69,7 +70,9 @@ class Perceiver(nn.Module):
       (2 * self.layers) ** -0.5,
       self.dtype,
       name='layers',
-    )(x, patches, of_vectors, jnp.concatenate([segments, of_vectors], axis=1))
+    )
+    key_segments = jnp.concatenate([segments, of_vectors], axis=1)
+    x, _ = apply(x, patches, of_vectors, key_segments, is_used)
     return layers.RMSNorm(self.eps, self.dtype, name='norm')(x)
 
 
@@ -85,7 +88,12 @@ class Layer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, patches: jax.Array, segments: jax.Array, key_segments: jax.Array
+    self,
+    x: jax.Array,
+    patches: jax.Array,
+    segments: jax.Array,
+    key_segments: jax.Array,
+    is_used: jax.Array,
   ) -> tuple[jax.Array, None]:
     norm = lambda name: layers.RMSNorm(self.eps, self.dtype, name=name)
     vectors = norm('latents_norm')(x)
@@ -98,13 +106,9 @@ class Layer(nn.Module):
       )
       return dense(inputs).reshape(*inputs.shape[:2], heads, self.head_width)
 
-    attended = attention.attend(
-      project('wq', vectors, self.heads),
-      project('wk', context, self.kv_heads),
-      project('wv', context, self.kv_heads),
-      segments=segments,
-      key_segments=key_segments,
-    )
+    is_used_key = jnp.concatenate([key_segments[:, : patches.shape[1]] > 0, is_used], axis=1)
+    with layers.counted(is_used_key):
+      key, value = (project(name, context, self.kv_heads) for name in ('wk', 'wv'))
     out = layers.Dense(
       (x.shape[-1],),
       ('encoder_heads', 'encoder_embed'),
@@ -113,9 +117,12 @@ class Layer(nn.Module):
       dtype=self.dtype,
       name='wo',
     )
-    x = x + out(attended.reshape(*x.shape[:2], -1))
     mlp = layers.GatedMlp(_RATIO * x.shape[-1], self.scale, self.dtype, name='mlp')
-    return x + mlp(norm('mlp_norm')(x)), None
+    with layers.counted(is_used):
+      query = project('wq', vectors, self.heads)
+      attended = attention.attend(query, key, value, segments=segments, key_segments=key_segments)
+      x = x + out(attended.reshape(*x.shape[:2], -1))
+      return x + mlp(norm('mlp_norm')(x)), None
 
 
 def weights(layers: int) -> list[foreign.Weight]:

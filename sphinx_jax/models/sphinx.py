@@ -164,7 +164,7 @@ class Sphinx(multimodal.Multimodal):
 
     Args:
       images: uint8[B,N,Y,X,3], padded squares, Y = X = image_size.
-      image_size: unused; the padding belongs to the image.
+      image_size: int32[B,N,2]; only whether a slot has an image. Padding belongs to the image.
       length: unused; all images are of one size.
 
     Returns:
@@ -173,8 +173,9 @@ class Sphinx(multimodal.Multimodal):
     Raises:
       SphinxError: a model without encoders, or images of another size.
     """
-    del image_size, length
-    return self._project(*self._encode(images), rows=images.shape[0])
+    del length
+    with layers.counted(None if image_size is None else image_size[..., 0] > 0):
+      return self._project(*self._encode(images), rows=images.shape[0])
 
   @classmethod
   def feature_params(cls, config: Any) -> str | None:

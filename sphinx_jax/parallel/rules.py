@@ -109,6 +109,11 @@ def ways(name: str, mesh: Mesh | jax.sharding.AbstractMesh) -> int:
   return math.prod(mesh.shape[axis] for axis in RULES[name].compute)
 
 
+def storage_ways(name: str, mesh: Mesh) -> int:
+  """The number of parts into which a mesh splits a dimension in storage."""
+  return math.prod(mesh.shape[axis] for axis in RULES[name].storage)
+
+
 def shardings(logical_axes: Mapping, abstract: Mapping, mesh: Mesh) -> dict:
   """The storage sharding of every leaf of a parameter tree.
 

@@ -98,7 +98,7 @@ def make_train_step(
     if accumulate == 1:
       return gradient((batch, key))
     keys = None if key is None else jax.random.split(key, accumulate)
-    return losses.sum_over(gradient, (_microbatches(batch, accumulate), keys))
+    return losses.sum_over(gradient, (microbatches(batch, accumulate), keys))
 
   def scaled_gradients(state: State, batch: Batch, total_weight: jax.Array) -> tuple[dict, dict]:
     # The loss is scaled by its weights: the LM head rounds its gradient where it computes the loss.
@@ -130,10 +130,11 @@ def make_train_step(
   return step
 
 
-def _microbatches(batch: Batch, count: int) -> dict[str, jax.Array]:
+def microbatches(batch: Batch, count: int) -> dict[str, jax.Array]:
   """[B,...] -> [count,B/count,...]. Row i goes to i % count, so every device keeps its own rows."""
   return {
-    name: field.reshape(-1, count, *field.shape[1:]).swapaxes(0, 1) for name, field in batch.items()
+    name: field.reshape(len(field) // count, count, *field.shape[1:]).swapaxes(0, 1)
+    for name, field in batch.items()
   }
 
 

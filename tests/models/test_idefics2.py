@@ -282,3 +282,19 @@ def test_images_beyond_the_patches_of_a_row_are_not_a_number():
   assert most == 32 and patches == [34, 30]
   visual, _ = encode(images, size, 32)
   assert np.isnan(visual[0]).all() and np.isfinite(visual[1]).all()
+
+
+def test_a_slot_without_an_image_is_not_in_gram_matrices():
+  batch = golden.batch(golden.recorded('two_images'))
+  unused = {
+    'images': np.full_like(batch['images'][:, :1], 255),
+    'image_size': np.zeros_like(batch['image_size'][:, :1]),
+  }
+  more = {name: np.concatenate([batch[name], slot], axis=1) for name, slot in unused.items()}
+  model = families.build(golden.config())
+  params = golden.params()
+  measure = jax.jit(lambda batch: families.grams(model, params, batch))
+  one, other = measure(batch), measure({**batch, **more})
+  assert 'perceiver/layers/wk/kernel' in one and 'vision/trunk/layers/mlp/up/kernel' in one
+  for path, gram in one.items():
+    np.testing.assert_allclose(gram, other[path], rtol=1e-4, atol=1e-4, err_msg=path)

@@ -179,14 +179,15 @@ class Llama(nn.Module):
     """
     angles = rotary_angles(positions, self._channels, self.rope_theta, self.rope_scaling)
     shared = jnp.cos(angles), jnp.sin(angles), positions, segments
-    if self.separate:
-      caches = []
-      for block, own in zip(self.blocks, cache or [None] * self.layers):
-        (x, own), _ = block((x, own), 0, *shared)
-        caches.append(own)
-      cache = cache and caches
-    else:
-      (x, cache), _ = self.blocks((x, cache), jnp.arange(self.layers), *shared)
+    with layers.counted(None if segments is None else segments > 0):
+      if self.separate:
+        caches = []
+        for block, own in zip(self.blocks, cache or [None] * self.layers):
+          (x, own), _ = block((x, own), 0, *shared)
+          caches.append(own)
+        cache = cache and caches
+      else:
+        (x, cache), _ = self.blocks((x, cache), jnp.arange(self.layers), *shared)
     return self.norm(x), cache
 
   def lm_head(self, hidden_states: jax.Array) -> jax.Array:
