@@ -211,7 +211,7 @@ def triangle_between(points: Points, names: Sequence[str]) -> Figure:
   places = np.array([point['coefficients'] for point in points]) @ corners
   rows = math.ceil(len(panels) / 3)
   columns = min(len(panels), 3)
-  with matplotlib.rc_context(STYLE):
+  with matplotlib.rc_context(_STYLE):
     figure = Figure(figsize=(4.6 * columns + 0.6, 4.2 * rows + 0.9), layout='constrained')
     cells = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axes in cells:
@@ -269,7 +269,7 @@ def sensitivity(result: Mapping[str, Any]) -> Figure:
   panels = _kinds(result['uniform'])
   colors = matplotlib.colormaps['tab10'].colors
   y, height = np.arange(len(groups)), 0.8 / len(names)
-  with matplotlib.rc_context(STYLE):
+  with matplotlib.rc_context(_STYLE):
     size = (2.6 + 4.4 * len(panels), (0.24 * len(names) + 0.12) * len(groups) + 1.4)
     figure = Figure(figsize=size, layout='constrained')
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
