@@ -127,7 +127,7 @@ def prepare(folder: pathlib.Path, steps: int) -> None:
     recipe.data_step(config, 'data', folder)
     stage = run.training_run(config, 'real', folder).copy_and_resolve_references()
     with stage.unlocked():
-      stage.update(steps=steps, log_every=1, eval_every=10 * steps)
+      stage.update(steps=steps, log_every=1, eval_every=10 * steps, init_from=None)
       stage.validation = {}
       stage.batch.update(size=2, seq_len=128, images=1, window=64)
       stage.checkpoint.update(every=2, keep=3, keep_every=0)

@@ -163,11 +163,11 @@ def pretraining(encoders: str) -> dict[str, Any]:
     max_skipped=0.5,
     batch=dict(size=64, seq_len=112, text=72, window=256),
     objectives=dict(
-      contrast=objective(of_text, 240, 'muon', 2e-3, width=64, text=text),
+      contrast=objective(of_text, 200, 'muon', 2e-3, width=64, text=text),
       distill=objective(
-        ('dinov2',), 160, 'adamw', 1e-3, prototypes=256, momentum=0.99, small=4, hidden=0.4
+        ('dinov2',), 150, 'adamw', 1e-3, prototypes=256, momentum=0.99, small=4, hidden=0.4
       ),
-      captions=objective(('qformer',), 160, 'muon', 2e-3, text=text),
+      captions=objective(('qformer',), 150, 'muon', 2e-3, text=text),
     ),
     log_every=10,
     checkpoint=dict(every=100, keep=1),
