@@ -13,6 +13,7 @@ from sphinx_jax import few_bits, run, settings, train
 from sphinx_jax.checkpoint import adapter_runs, mixing, store
 from sphinx_jax.configs import mini, mini_lora
 from sphinx_jax.core import errors, trees
+from sphinx_jax.mix import methods
 from sphinx_jax.models import adapters
 from sphinx_jax.training import layout, state as states
 from tests import xla
@@ -204,10 +205,21 @@ def test_a_merged_checkpoint_has_the_sum_of_base_and_adapter(runs, tmp_path):
   assert not adapter_runs.is_adapter(tmp_path / 'merged')
 
 
-def test_an_adapter_mixed_with_itself_is_itself(runs, tmp_path):
+@pytest.mark.parametrize(
+  'method, coefficients, options',
+  [
+    ('linear', (0.3, 0.7), {}),
+    ('ties', (0.3, 0.7), {'density': 1}),
+    ('model_stock', (1, 1), {}),
+  ],
+)
+def test_an_adapter_mixed_with_itself_is_itself(runs, tmp_path, method, coefficients, options):
   place = '+'.join(map(str, runs))
   mixing.mix_checkpoints([place], (1.0,), tmp_path / 'one')
-  mixing.mix_checkpoints([place, place], (0.3, 0.7), tmp_path / 'two')
+  base = None if methods.METHODS[method].base == 'none' else runs[0]
+  mixing.mix_checkpoints(
+    [place, place], coefficients, tmp_path / 'two', base=base, method=method, options=options
+  )
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
     *(store.load_params(tmp_path / name) for name in ('one', 'two')),

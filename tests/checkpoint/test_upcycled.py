@@ -9,6 +9,7 @@ from sphinx_jax.checkpoint import bundle, mixing, store, upcycled
 from sphinx_jax.checkpoint.foreign import mixing as foreign_mixing, safetensors
 from sphinx_jax.core import errors, trees
 from sphinx_jax.generate import load
+from sphinx_jax.mix import weights
 from sphinx_jax.models import families
 from tests import command
 from tests.checkpoint.foreign.recorded import GOLDEN, LLAMA, TOKENIZER
@@ -79,6 +80,22 @@ def test_a_rule_mixes_a_single_expert_or_the_router(dense, tmp_path):
   with pytest.raises(errors.SphinxError, match='a rule that matches no parameter'):
     wrong = [('.*/w1/kernel/4', (1.0, 0.0)), rules[-1]]
     mixing.mix_checkpoints(places, wrong, tmp_path / 'wrong')
+
+
+@pytest.mark.parametrize('method', ['ties', 'dare_linear', 'model_stock'])
+def test_every_layer_and_expert_of_a_model_is_mixed_alone(dense, tmp_path, method):
+  """The streamed mix has the bits of that of whole trees with the stacks of the config."""
+  places = [tmp_path / name for name in 'abc']
+  for place, parent in zip(places, (*dense, dense[0])):
+    upcycled.upcycle([str(parent)], place, experts=4, per_token=2, seed=len(place.name))
+  rules = [('llm/layers/feed_forward/w[123]/kernel/2', (1.0, 0.0)), ('.*', (0.5, 0.5))]
+  mixing.mix_checkpoints(places[:2], rules, tmp_path / 'mix', base=places[2], method=method)
+  stacked = families.stacked(bundle.load_bundle(places[0]).config.model)
+  assert stacked[W1] == 2 and stacked['llm/embed'] == 0
+  parents = [store.load_params(place) for place in places]
+  mixed = weights.mix(parents[:2], rules, base=parents[2], method=method, stacked=stacked)
+  for path, value in read(tmp_path / 'mix').items():
+    np.testing.assert_array_equal(value, trees.flatten(mixed)[path], err_msg=path)
 
 
 def test_folders_of_transformers_take_rules_of_single_experts(dense, tmp_path):
