@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parent.parent
     (['--config=mni'], "did you mean 'mini'?"),
     (
       ['--config=mini:quik'],
-      "got 'quik', expected one of dataset_files, moe, quick, siglip; did you mean 'quick'?",
+      "got 'quik', expected one of dataset_files, learned, moe, quick, siglip; did you mean 'quick'?",
     ),
     (['stray'], "command line: got 'stray'"),
     (['--config.stage2.steps=3', 'stray'], "command line: got 'stray'"),
@@ -102,8 +102,11 @@ def test_help_shows_the_flags_and_what_the_command_does():
 
 
 _SCRIPT = """
-import sys, threading, time
+import os, sys, threading, time
 from sphinx_jax.core import cli
+
+def ready():  # Unbuffered: Ctrl-C inside of a flush would leave the line in the buffer.
+  os.write(1, b'ready\\n')
 
 def lines():
   for i in range(100_000): print(i)
@@ -117,7 +120,7 @@ def refuse():
 
 def slow_end():
   try:
-    print('ready', flush=True)
+    ready()
     time.sleep(600)
   finally:
     print('ending', flush=True)
@@ -125,7 +128,7 @@ def slow_end():
 
 def thread_at_the_end():
   threading.Thread(target=time.sleep, args=(600,)).start()
-  print('ready', flush=True)
+  ready()
   time.sleep(600)
 
 cli.run(globals()[sys.argv.pop()])
@@ -133,10 +136,10 @@ cli.run(globals()[sys.argv.pop()])
 
 
 _IMPORTS = """
-import sys, time
+import os, sys, time
 sys.argv = ['-m']  # As Python has it while `python -m sphinx_jax.NAME` imports the package.
 import sphinx_jax
-print('ready', flush=True)
+os.write(1, b'ready\\n')
 time.sleep(600)
 """
 

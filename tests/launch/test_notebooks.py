@@ -61,7 +61,7 @@ def execute(finished_recipe, monkeypatch):
       'colab_recipe.ipynb',
       ROOT,
       6,
-      {'sphinx_jax.recipe': 'step 7/7 report', 'metrics.json': '(blind ', 'model.chat': ' ->'},
+      {'sphinx_jax.recipe': 'step 8/8 report', 'metrics.json': '(blind ', 'model.chat': ' ->'},
     ),
     pytest.param(
       'colab_finetune.ipynb',
