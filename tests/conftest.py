@@ -43,8 +43,10 @@ SLOWEST = (
   *RECIPE,
   'tests/planning/test_plan.py',
   'tests/generate/test_golden.py',
+  'tests/test_study.py',
   'tests/test_docs.py',
   'tests/test_hosts.py',
+  'tests/pretraining/test_loop.py',
   'tests/test_run.py',
   'tests/test_evaluate.py',
   'tests/test_predict.py',
@@ -52,6 +54,8 @@ SLOWEST = (
   'tests/planning/test_compiled.py',
   'tests/models/test_sphinx.py',
   'tests/test_train.py',
+  'tests/test_learned_weights.py',
+  'tests/test_mix_choice.py',
   'tests/test_convert.py',
 )
 
