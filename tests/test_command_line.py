@@ -26,7 +26,8 @@ ROOT = pathlib.Path(__file__).parent.parent
     (['--config=mni'], "did you mean 'mini'?"),
     (
       ['--config=mini:quik'],
-      "got 'quik', expected one of dataset_files, learned, moe, quick, siglip; did you mean 'quick'?",
+      "got 'quik', expected one of dataset_files, learned, moe, quick, siglip; "
+      "did you mean 'quick'?",
     ),
     (['stray'], "command line: got 'stray'"),
     (['--config.stage2.steps=3', 'stray'], "command line: got 'stray'"),
