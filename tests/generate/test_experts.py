@@ -1,18 +1,24 @@
-"""Decoding with a mixture of experts: cache, batch, 16-bit weights, a mesh, and one program."""
+"""A mixture of experts answers: cache, batch, 16-bit weights, a mesh, one program, predict."""
 
 import functools
+import json
 
 import jax
+import ml_collections
 import ml_dtypes
 import numpy as np
 import pytest
+from PIL import Image
 
+from sphinx_jax.checkpoint import store
+from sphinx_jax.checkpoint.bundle import Bundle
 from sphinx_jax.core import batch
 from sphinx_jax.data import dialog
 from sphinx_jax.generate.model import Model
 from sphinx_jax.models import families
 from sphinx_jax.parallel import mesh as meshes, rules
 from sphinx_jax.serving import engine as engines
+from tests import command
 from tests.generate import small
 from tests.serving import small as serving
 
@@ -114,3 +120,30 @@ def test_a_running_batch_serves_the_same_answers_and_compiles_nothing():
     assert serving.compiled[before:] == []
   finally:
     served.stop()
+
+
+def test_predict_labels_a_folder_of_images(tmp_path, capsys):
+  carried = Bundle(
+    ml_collections.ConfigDict({'model': config().to_dict()}),
+    small.tokenizer().model_bytes,
+    {'system': 'Be brief.'},
+  )
+  with store.Store(tmp_path / 'run') as saver:
+    saver.save(7, params(), None, carried.to_meta())
+  photos = tmp_path / 'photos'
+  photos.mkdir()
+  for number, pixels in enumerate(small.images(4)):
+    Image.fromarray(pixels).save(photos / f'{number}.png')
+  code, _, log = command.run(
+    capsys,
+    'predict',
+    f'--checkpoint={tmp_path / "run"}',
+    f'--input={photos}',
+    f'--output={tmp_path / "out.jsonl"}',
+    f'--prompt={QUESTIONS[0]}',
+    '--max_new_tokens=6',
+  )
+  assert code == 0, log
+  found = [json.loads(line)['answer'] for line in (tmp_path / 'out.jsonl').read_text().splitlines()]
+  asked = dialogs(QUESTIONS[:1] * 4)
+  assert found == model(params()).answers(asked, small.images(4), max_new_tokens=6)
