@@ -552,13 +552,7 @@ def open_data(config: ConfigDict, local_rows: Sequence[int] | None = None) -> Da
   """
   tokenizer = open_tokenizer(config)
   _check_image_token(config, tokenizer)
-  if tokenizer.vocab_size > config.model.llm.vocab:
-    raise errors.make(
-      f"tokenizer '{config.tokenizer}'",
-      f'{tokenizer.vocab_size} ids',
-      f'at most model.llm.vocab {config.model.llm.vocab}',
-      'raise the vocabulary or take another tokenizer',
-    )
+  tokenizers.check_fits(tokenizer, config.tokenizer, config.model.llm.vocab)
 
   family = families.family(config.model)
 

@@ -361,6 +361,26 @@ def load(path: str | Path) -> Tokenizer:
   return Tokenizer(Path(path).read_bytes())
 
 
+def check_fits(tokenizer: Tokenizer, path: str, vocab: int) -> None:
+  """Checks that a model has a row for every id of its tokenizer.
+
+  Args:
+    tokenizer: the tokenizer.
+    path: where it comes from, for the message.
+    vocab: number of ids of the model.
+
+  Raises:
+    SphinxError: there are more ids.
+  """
+  if tokenizer.vocab_size > vocab:
+    raise errors.make(
+      f"tokenizer '{path}'",
+      f'{tokenizer.vocab_size} ids',
+      f'at most model.llm.vocab {vocab}',
+      'raise the vocabulary or take another tokenizer',
+    )
+
+
 def train(
   lines: Iterable[str], vocab_size: int, user_symbols: Sequence[str] = COORDINATE_SYMBOLS
 ) -> bytes:

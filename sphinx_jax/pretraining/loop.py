@@ -242,13 +242,7 @@ def open_tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
   """
   specials = dialog.Template(**config.dialog).special_tokens
   tokenizer = tokenizers.load(config.tokenizer).with_specials(specials)
-  if tokenizer.vocab_size > config.model.llm.vocab:
-    raise errors.make(
-      f"tokenizer '{config.tokenizer}'",
-      f'{tokenizer.vocab_size} ids',
-      f'at most model.llm.vocab {config.model.llm.vocab}',
-      'raise the vocabulary or take another tokenizer',
-    )
+  tokenizers.check_fits(tokenizer, config.tokenizer, config.model.llm.vocab)
   return tokenizer
 
 
