@@ -77,11 +77,8 @@ def evaluate(
     benchmarks = [open_task(name, source, examples, model.tokenizer)]
     if blind:
       benchmarks.append(blinded(benchmarks[0], name, mean_image))
-    for benchmark in benchmarks:
-      if not _is_finished(benchmark, folder, examples):
-        _answer_and_score(model, benchmark, folder, batch_size, params)
     results[name] = summary(
-      *(files.read_jsonl(folder / f'{benchmark.name}.jsonl') for benchmark in benchmarks)
+      *(_lines(model, one, folder, examples, batch_size, params) for one in benchmarks)
     )
     log.info('%s', format_result(name, results[name]))
   files.write_json(folder / 'results.json', results)
@@ -109,9 +106,7 @@ def score(
   scores = {}
   for name, source in sources.items():
     benchmark = open_task(name, source, examples, model.tokenizer)
-    if not _is_finished(benchmark, folder, examples):
-      _answer_and_score(model, benchmark, folder, batch_size, params)
-    lines = files.read_jsonl(folder / f'{benchmark.name}.jsonl')
+    lines = _lines(model, benchmark, folder, examples, batch_size, params)
     scores[name] = bootstrap.ratio(*_sums_by_record(lines))
   return scores
 
@@ -210,6 +205,20 @@ def blinded(benchmark: Benchmark, name: str, mean_image: np.ndarray) -> Benchmar
     for question in benchmark.questions
   ]
   return dataclasses.replace(benchmark, name=f'{name}.blind', questions=questions)
+
+
+def _lines(
+  model: Model,
+  benchmark: Benchmark,
+  folder: epath.Path,
+  examples: int,
+  batch_size: int,
+  params: dict | None,
+) -> list[dict[str, Any]]:
+  """Returns the scored lines of a pass, and answers it before if it is not finished."""
+  if not _is_finished(benchmark, folder, examples):
+    _answer_and_score(model, benchmark, folder, batch_size, params)
+  return files.read_jsonl(folder / f'{benchmark.name}.jsonl')
 
 
 def _is_finished(benchmark: Benchmark, folder: epath.Path, examples: int) -> bool:
