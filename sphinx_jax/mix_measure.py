@@ -3,7 +3,6 @@
 The entry points mix_curve and mix_weights share this file.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -12,7 +11,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from sphinx_jax import run, settings
+from sphinx_jax import run
 from sphinx_jax.checkpoint import merged, store as checkpoints
 from sphinx_jax.checkpoint.bundle import Bundle, check_same_model
 from sphinx_jax.core import errors, trees
@@ -82,23 +81,8 @@ def open_inputs(
     merged.check_whole(directory, f'{who}, input')
   metas = [checkpoints.load_meta(directory) for directory in directories]
   bundles = [Bundle.from_meta(meta, directory) for meta, directory in zip(metas, directories)]
-  names = list(directories)
-  if config is not None:  # Its model computes with the weights of the inputs.
-    names.append('--config')
-    bundles.append(dataclasses.replace(bundles[0], config=config))
-  check_same_model(who, names, bundles)
-  config = bundles[-1 if config else 0].config.copy_and_resolve_references()
-  if 'mixture' not in config:
-    raise errors.make(
-      who,
-      f"'{directories[0]}' without the config of a training run",
-      'a config with validation sets',
-      'give --config',
-    )
-  settings.check_run(config)
-  with config.unlocked():  # The checkpoint has the tokenizer. Its file may be gone.
-    config.tokenizer, config.init_from = '', str(directories[0])
-    config.tokenizer_add = ()
+  check_same_model(who, directories, bundles)
+  config = run.config_for(who, directories[0], bundles[0], config)
   if tasks and hosts.process_count() > 1:
     raise errors.make(
       who,

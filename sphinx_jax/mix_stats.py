@@ -11,7 +11,6 @@ the parameters that the run trained, in float32. `mix_weights --method=fisher` a
 """
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -24,14 +23,14 @@ from absl import flags
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from sphinx_jax import run, settings
+from sphinx_jax import run
 from sphinx_jax.checkpoint import (
   merged,
   statistics as stored_statistics,
   store as checkpoints,
   stream,
 )
-from sphinx_jax.checkpoint.bundle import Bundle, check_same_model
+from sphinx_jax.checkpoint.bundle import Bundle
 from sphinx_jax.core import batch as batch_contract, cli, errors, trees
 from sphinx_jax.core.progress import Progress, log
 from sphinx_jax.models import families, layers
@@ -112,19 +111,7 @@ def _configured(
       'kernels that were trained',
       'widen it first: python -m sphinx_jax.mix_weights --inputs=DIR --output=WIDE',
     )
-  if config is not None:  # Its model computes with the weights of the checkpoint.
-    other = dataclasses.replace(bundle, config=config)
-    check_same_model('statistics', [checkpoint, '--config'], [bundle, other])
-    bundle = other
-  config = bundle.config.copy_and_resolve_references()
-  if 'mixture' not in config:
-    raise errors.make(
-      f"statistics of '{checkpoint}'",
-      'a checkpoint without the config of a training run',
-      'a config with data',
-      'give --config',
-    )
-  settings.check_run(config)
+  config = run.config_for('statistics', checkpoint, bundle, config)
   if split == 'validation' and not config.validation:
     raise errors.make(
       f"statistics of '{checkpoint}'",
@@ -132,8 +119,7 @@ def _configured(
       'validation sets for --split=validation',
       'leave --split out, or give --config with `validation`',
     )
-  with config.unlocked():  # The checkpoint has the tokenizer. Its file may be gone.
-    config.tokenizer, config.init_from, config.tokenizer_add = '', str(checkpoint), ()
+  with config.unlocked():
     config.cache_features, config.eval_batches = '', batches
     if split == 'train':
       config.validation = ConfigDict()

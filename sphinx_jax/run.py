@@ -6,6 +6,7 @@ The entry points train, recipe, peek, plan and mix_stats, and mix_measure.py sha
 """
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import os
@@ -33,7 +34,7 @@ from sphinx_jax.checkpoint import (
   stream,
   widened,
 )
-from sphinx_jax.checkpoint.bundle import Bundle, differences, load_bundle
+from sphinx_jax.checkpoint.bundle import Bundle, check_same_model, differences, load_bundle
 from sphinx_jax.core import batch as batch_contract, config as config_lib, errors, tensorflow, trees
 from sphinx_jax.core.progress import log
 from sphinx_jax.data import (
@@ -170,6 +171,38 @@ def with_reference_losses(config: ConfigDict) -> ConfigDict:
       name: last[f'validation/{name}'] for name in tasks
     }
   return complete.lock()
+
+
+def config_for(
+  who: str, directory: checkpoints.Path, bundle: Bundle, config: ConfigDict | None = None
+) -> ConfigDict:
+  """Returns the config of a run that computes with the weights of a checkpoint.
+
+  Args:
+    who: the command, for messages.
+    directory: of the checkpoint.
+    bundle: that of the checkpoint.
+    config: of a training run with the same model. None means the config inside the checkpoint.
+
+  Raises:
+    SphinxError: the model is another one, or there is no config of a training run.
+  """
+  if config is not None:
+    other = dataclasses.replace(bundle, config=config)
+    check_same_model(who, [directory, '--config'], [bundle, other])
+    bundle = other
+  config = bundle.config.copy_and_resolve_references()
+  if 'mixture' not in config:
+    raise errors.make(
+      who,
+      f"'{directory}' without the config of a training run",
+      'a config with its data',
+      'give --config',
+    )
+  settings_lib.check_run(config)
+  with config.unlocked():  # The checkpoint has the tokenizer. Its file may be gone.
+    config.tokenizer, config.init_from, config.tokenizer_add = '', str(directory), ()
+  return config
 
 
 def claim(
