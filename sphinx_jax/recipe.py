@@ -33,7 +33,7 @@ from sphinx_jax.core import cli, config as config_lib, errors, files, paths, tab
 from sphinx_jax.core.progress import log
 from sphinx_jax.data import dialog, tokenizer as tokenizers
 from sphinx_jax.data.record import BadExample
-from sphinx_jax.evaluation import held_out, weight_curve
+from sphinx_jax.evaluation import halves, held_out, weight_curve
 from sphinx_jax.generate import load as loading
 from sphinx_jax.miniworld import builder, export
 from sphinx_jax.parallel import hosts
@@ -182,25 +182,26 @@ def _mix(config: ConfigDict, name: str, workdir: pathlib.Path) -> None:
   check_same_model(name, inputs, [load_bundle(directory) for directory in inputs])
   parents = run.open_parents(stage, inputs)
   domains = parents.data.validation()
-  halves = {}
-  for domain, batches in domains.items():
-    halves[f'choice/{domain}'] = batches[0::2]
-    halves[f'curve/{domain}'] = batches[1::2]
+  sets = {
+    f'{half}/{domain}': batches
+    for half in (halves.CHOICE, halves.REPORT)
+    for domain, batches in halves.of_batches(domains, half).items()
+  }
   points = weight_curve.measure(
     parents.params,
     section.coefficients,
-    lambda params, _: parents.program.evaluate(params, halves),
+    lambda params, _: parents.program.evaluate(params, sets),
   )
 
   def choice_loss(point: dict[str, float]) -> float:
-    return sum(point[f'choice/{domain}'] for domain in domains) / len(domains)
+    return sum(point[f'{halves.CHOICE}/{domain}'] for domain in domains) / len(domains)
 
   share = min(points, key=choice_loss)['coefficient']
   hosts.on_process_0(lambda: mixing.mix_checkpoints(inputs, (share, 1 - share), workdir / name))
 
   curve = []
   for point in points:
-    losses = {domain: point[f'curve/{domain}'] for domain in domains}
+    losses = {domain: point[f'{halves.REPORT}/{domain}'] for domain in domains}
     curve.append({'coefficient': point['coefficient'], **losses})
   _write_json(workdir / name / 'curve.json', curve)
   _write_json(workdir / name / 'choice.json', {'coefficient': share})
