@@ -61,6 +61,9 @@ TARGETS = {
   'relation': 0.6,
 }
 
+# Studies whose results the report shows, once they are in sphinx_jax/report/studies.
+STUDIES = ('embeddings', 'scales', 'weights', 'tasks', 'unfreeze')
+
 # Held-out losses of stage 2 with the weights above, the references of `mini:learned`. They are the
 # last ones in stage2/metrics.jsonl of
 #   python -m sphinx_jax.recipe --config=mini:learned --config.stage2.sampling.by=examples
@@ -380,7 +383,7 @@ def get_config(arg: str = '') -> ConfigDict:
     ),
     stage2=training('stage2', 2250, 2.5e-3, tasks, frozen_encoders, init_from='mix'),
     evaluate=evaluation(TASKS),
-    report=dict(kind='report', targets=TARGETS, studies=('embeddings', 'scales')),
+    report=dict(kind='report', targets=TARGETS, studies=STUDIES),
   )
   for stage in ('real', 'synthetic', 'stage2'):
     config[stage]['model'] = sphinx.model(llm, encoders, 'mini', scan_unroll=3).to_dict()

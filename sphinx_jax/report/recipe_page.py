@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from sphinx_jax.core import errors, files
-from sphinx_jax.report import drawing, html, plots, study_page
+from sphinx_jax.report import drawing, html, plots, study_page, study_plots
 
 Curve = Sequence[Mapping[str, float]]
 
@@ -101,6 +101,9 @@ def write(
     figures['pretraining'] = plots.loss_curves(objectives, ylabel='loss')
   if curve:
     figures['mix_curve'] = plots.mix_curve(curve, mixed)
+  found = study_page.finished(studies)
+  if found:
+    figures['studies'] = study_plots.overview(found)
   figures['overview'] = plots.overview(results, curve, mixed, _highlights(samples))
   pngs = {name: plots.to_png(figure) for name, figure in figures.items()}
   for name, png in pngs.items():
@@ -113,7 +116,7 @@ def write(
     curve=curve_verdict(curve, mixed) if curve else None,
     objectives=_objective_rows(objectives),
     samples=samples,
-    studies=study_page.finished(studies),
+    studies=found,
     speeds=_speeds(logs),
     speed_names=_SPEEDS,
     seconds=seconds,

@@ -120,6 +120,7 @@ def test_the_page_shows_the_results_of_studies_that_there_are(finished, tmp_path
     'difference': -0.1,
     'low': -0.15,
     'high': -0.05,
+    'by_seed': [-0.12, -0.1, -0.08],
     'p_corrected': 0.02,
     'verdict': 'worse by 0.100',
   }
@@ -136,6 +137,7 @@ def test_the_page_shows_the_results_of_studies_that_there_are(finished, tmp_path
   for words in ('Is it better?', 'python -m mine', '-0.100</b> [-0.150, -0.050]', 'not finished'):
     assert words in text, words
   assert re.search(r'class="bad">worse by 0.100', text) and 'id="studies"' in text
+  assert (tmp_path / 'report' / 'studies.png').exists()
   assert 'id="studies"' not in finished[2]
 
 
