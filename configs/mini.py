@@ -68,17 +68,17 @@ STUDIES = ('embeddings', 'scales', 'weights', 'tasks', 'unfreeze')
 # last ones in stage2/metrics.jsonl of
 #   python -m sphinx_jax.recipe --config=mini:learned --config.stage2.sampling.by=examples
 REFERENCE_LOSSES = {
-  'caption': 0.241,
-  'vqa': 0.141,
-  'ocr': 0.200,
-  'rec': 0.426,
-  'reg': 0.265,
-  'grounded_caption': 0.280,
-  'detection': 0.469,
-  'relation': 0.313,
-  'layout': 0.136,
-  'pose': 0.553,
-  'text': 1.705,
+  'caption': 0.233,
+  'vqa': 0.089,
+  'ocr': 0.209,
+  'rec': 0.395,
+  'reg': 0.282,
+  'grounded_caption': 0.265,
+  'detection': 0.449,
+  'relation': 0.325,
+  'layout': 0.125,
+  'pose': 0.559,
+  'text': 1.652,
 }
 
 # The same tasks in published file formats. Task -> (source, training folder and split, held-out
