@@ -44,7 +44,9 @@ def overview(studies: Mapping[str, Mapping[str, Any]]) -> Figure:
     for axes, (name, pairs) in zip(panels, groups.items(), strict=True):
       _intervals(axes, pairs)
       axes.set_title(studies[name]['title'], loc='left', fontsize=9)
-    panels[-1].set_xlabel('difference of the average score; line: 95 %, dots: seeds')
+    panels[-1].set_xlabel(
+      'difference of the average score; line: 95 %, dots: seeds, blue: seen after correction'
+    )
   return figure
 
 
