@@ -18,19 +18,20 @@ Words: `quick` (one comparison, two seeds, few updates: whether it runs, without
 a size and a scale of configs/recipe.py, which is then the base: `weights,7b,224`. A study of a
 pod measures losses on the validation sets; `embeddings` needs miniworld.
 
-Each study has 3 seeds; `--config.seeds=5` adds two. By the seconds of the steps in docs/results.md,
-on 2 cores that nothing else uses, with one process:
+Each study has 3 seeds; `--config.seeds=5` adds two. The minutes of its steps with one core for each
+process, measured for embeddings and unfreeze (docs/study.md), and estimated for the others:
 
     study       runs  minutes
-    weights       18       70
-    tasks          9       45
-    embeddings    24      120
-    scales        18       90
-    unfreeze       6       35
+    weights       18      100
+    tasks          9       65
+    embeddings    24      162
+    scales        18      125
+    unfreeze       6       55
 
-The same command, started a second time, takes half of the steps. A setting of the base can be
-changed by `--config.base.stage2.steps=900`; the runs `alone` of `tasks` and `apart_long` of
-`weights` have lengths of their own, which do not follow.
+The same command, started a second time, takes half of the steps; `taskset -c 0` and `taskset -c 1`
+before them give each a core. A setting of the base can be changed by
+`--config.base.stage2.steps=900`; the runs `alone` of `tasks` and `apart_long` of `weights` have
+lengths of their own, which do not follow.
 """
 
 import itertools
