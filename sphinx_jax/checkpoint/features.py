@@ -128,7 +128,6 @@ class Store:
       files.write_atomic(path, safetensors.numpy.save(tensors, self._about))
     except (OSError, errors.SphinxError) as error:
       log.warning('features of more images are not kept: %s', error)
-      path.with_name(f'{path.name}.tmp').unlink(missing_ok=True)
       self._is_full = True
     else:
       self._add_shard(path, list(self._pending), sums)

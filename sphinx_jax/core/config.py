@@ -87,11 +87,13 @@ def claim(
   """
   workdir = epath.Path(workdir)
   file = workdir / 'config.json'
+  # Another process may write it at any time, so it is looked for after other files.
+  is_new = paths.is_empty(workdir)
   if file.exists():
     stored = renames.upgrade_config(_read(file))
     _check_same(workdir, renames.upgrade_config(to_dict(config)), stored, ignore)
     return workdir
-  if not paths.is_empty(workdir):
+  if not is_new:
     raise errors.make(
       f"workdir '{workdir}'",
       f'a directory without config.json but with {sorted(p.name for p in workdir.iterdir())[:3]}',

@@ -10,6 +10,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import uuid
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
@@ -58,8 +59,9 @@ def _is_related(first: Path, second: Path) -> bool:
 def write_atomic(path: Path, content: str | bytes) -> None:
   """Writes a file so that it is complete or absent, also after a kill.
 
-  A local file is written under the temporary name `NAME.tmp` and then renamed. An object in a
-  bucket appears only when it is complete, so it is written directly.
+  A local file is written under a temporary name, `NAME.0c1d2e3f.tmp`, and then renamed. The name is
+  another one in each process, as several may write the same file at once. An object in a bucket
+  appears only when it is complete, so it is written directly.
 
   Raises:
     SphinxError: it cannot be written.
@@ -78,7 +80,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
     SphinxError: it cannot be written.
   """
   path = epath.Path(path)
-  temporary = path.with_name(f'{path.name}.tmp')
+  temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex[:8]}.tmp')
   try:
     if is_remote(path):
       with tempfile.TemporaryFile() as pieces:
@@ -87,9 +89,13 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
         with path.open('wb') as file:
           shutil.copyfileobj(pieces, file)
     else:
-      with temporary.open('wb') as file:
-        yield file
-      temporary.replace(path)
+      try:
+        with temporary.open('wb') as file:
+          yield file
+        temporary.replace(path)
+      except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
   except OSError as error:
     if error.filename not in (None, os.fspath(path), os.fspath(temporary)):
       raise  # Of a file that the block reads.

@@ -1,3 +1,6 @@
+import threading
+from concurrent import futures
+
 import ml_collections
 import pytest
 
@@ -38,3 +41,15 @@ def test_a_workdir_may_be_in_a_bucket(tmp_path):
     with pytest.raises(errors.SphinxError, match='optimizer.lr: 0.1 there, 0.2 here'):
       config_lib.claim('gs://bucket/run', _config(optimizer={'lr': 0.2, 'betas': (0.9, 0.95)}))
   assert config_lib.from_json((tmp_path / 'bucket/run/config.json').read_text()) == _config()
+
+
+def test_processes_that_start_at_once_share_a_new_workdir(tmp_path):
+  start = threading.Barrier(3)
+
+  def claim(workdir):
+    start.wait()
+    config_lib.claim(workdir, _config())
+
+  with futures.ThreadPoolExecutor(3) as pool:
+    for number in range(20):
+      list(pool.map(claim, [tmp_path / str(number)] * 3))

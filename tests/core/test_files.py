@@ -1,5 +1,7 @@
 import gzip
 import json
+import threading
+from concurrent import futures
 
 import pytest
 from etils import epath
@@ -15,6 +17,29 @@ def test_a_file_is_replaced_at_once(tmp_path):
   assert path.read_text() == '{"b": 2}'
   files.write_atomic(path, b'bytes')
   assert path.read_bytes() == b'bytes' and list(tmp_path.iterdir()) == [path]
+
+
+def test_several_write_one_file_at_once(tmp_path):
+  path, opened = tmp_path / 'a.json', threading.Barrier(4)
+
+  def write(text):
+    with files.open_atomic(path) as file:
+      opened.wait()
+      file.write(text)
+
+  with futures.ThreadPoolExecutor(4) as pool:
+    list(pool.map(write, [b'one', b'two', b'three', b'four']))
+  assert path.read_bytes() in (b'one', b'two', b'three', b'four')
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_leaves_the_file_as_it_was(tmp_path):
+  path = tmp_path / 'a.json'
+  files.write_atomic(path, 'old')
+  with pytest.raises(KeyboardInterrupt), files.open_atomic(path) as file:
+    file.write(b'ne')
+    raise KeyboardInterrupt
+  assert path.read_text() == 'old' and list(tmp_path.iterdir()) == [path]
 
 
 def test_an_object_in_a_bucket_is_written_directly(tmp_path):
