@@ -8,46 +8,42 @@ of an image are those of its grounded caption.
 """
 
 import argparse
-import json
 import pathlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sphinx_jax.core import boxes, coordinates
+from sphinx_jax.core import files
 from sphinx_jax.core.text import table
+from sphinx_jax.tasks import TASKS
 
 _AXIS = {'above': 'y', 'below': 'y', 'left of': 'x', 'right of': 'x'}
 
 
 def read(folder: pathlib.Path, task: str) -> list[dict[str, Any]]:
   """The answers to the questions of a task."""
-  return [json.loads(line) for line in (folder / f'{task}.final.jsonl').open()]
+  return files.read_jsonl(folder / f'{task}.final.jsonl')
 
 
-def of_rec(answer: dict[str, Any], objects: dict[str, Any]) -> str:
-  """Whose box an answer is."""
+def about_an_object(answer: Mapping[str, Any], objects: Mapping[str, Any]) -> str:
+  """Which of the objects of an image the box or the name in an answer belongs to."""
   if answer['numerator']:
     return 'right'
-  groups = coordinates.parse_groups(answer['prediction'])
-  found = [box for _, parts in groups for box in parts if len(box) == 4]
-  hit = any(boxes.iou(box, other) >= 0.5 for box in found[:1] for other in objects['boxes'])
-  return 'another object' if hit else 'no object'
+  score = TASKS[answer['task']].score
+  truths = [
+    {'answer': label, 'box': box}
+    for label, box in zip(objects['labels'], objects['boxes'], strict=True)
+  ]
+  is_one = any(score(answer['prediction'], truth)[0] for truth in truths)
+  return 'another object' if is_one else 'no object'
 
 
-def of_reg(answer: dict[str, Any], objects: dict[str, Any]) -> str:
-  """Whose name an answer is."""
+def about_a_direction(answer: Mapping[str, Any]) -> str:
+  """What is right about the direction in an answer."""
   if answer['numerator']:
     return 'right'
-  return 'another object' if answer['prediction'] in objects['labels'] else 'no object'
-
-
-def of_relation(answer: dict[str, Any]) -> str:
-  """What is right about a direction."""
-  if answer['numerator']:
-    return 'right'
-  axes = [_AXIS.get(answer[side]) for side in ('prediction', 'answer')]
-  return 'right axis, wrong direction' if axes[0] == axes[1] else 'wrong axis'
+  is_axis = _AXIS.get(answer['prediction']) == _AXIS[answer['answer']]
+  return 'right axis, wrong direction' if is_axis else 'wrong axis'
 
 
 def row(task: str, kinds: Sequence[str]) -> list[str]:
@@ -64,11 +60,11 @@ def main() -> None:
   folder = parser.parse_args().evaluation
   objects = {answer['id']: answer['truth'] for answer in read(folder, 'grounded_caption')}
   rows = [['task', 'questions', 'share of the answers']]
-  for task, kind_of in (('rec', of_rec), ('reg', of_reg)):
-    answers = [answer for answer in read(folder, task) if len(objects[answer['id']]['boxes']) > 1]
-    rows.append(row(task, [kind_of(answer, objects[answer['id']]) for answer in answers]))
+  for task in ('rec', 'reg'):
+    pairs = [(answer, objects[answer['id']]) for answer in read(folder, task)]
+    rows.append(row(task, [about_an_object(*pair) for pair in pairs if len(pair[1]['boxes']) > 1]))
   words = [answer for answer in read(folder, 'relation') if answer['answer'] in _AXIS]
-  rows.append(row('relation', [of_relation(answer) for answer in words]))
+  rows.append(row('relation', [about_a_direction(answer) for answer in words]))
   print(table(rows, align='lrl'))
 
 

@@ -87,21 +87,19 @@ def claim(
   """
   workdir = epath.Path(workdir)
   file = workdir / 'config.json'
-  # Another process may write it at any time, so it is looked for after other files.
-  is_new = paths.is_empty(workdir)
-  if file.exists():
-    stored = renames.upgrade_config(_read(file))
-    _check_same(workdir, renames.upgrade_config(to_dict(config)), stored, ignore)
+  if not file.exists() and paths.is_empty(workdir):
+    paths.make_folder(workdir, 'workdir')
+    files.write_atomic(file, to_json(config))
     return workdir
-  if not is_new:
+  if not file.exists():  # Asked again, as another process may have written it just now.
     raise errors.make(
       f"workdir '{workdir}'",
       f'a directory without config.json but with {sorted(p.name for p in workdir.iterdir())[:3]}',
       'an empty directory or an earlier run',
       'give another --workdir',
     )
-  paths.make_folder(workdir, 'workdir')
-  files.write_atomic(file, to_json(config))
+  stored = renames.upgrade_config(_read(file))
+  _check_same(workdir, renames.upgrade_config(to_dict(config)), stored, ignore)
   return workdir
 
 
