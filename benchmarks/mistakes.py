@@ -4,7 +4,7 @@
 
 A box (REC) or a name (REG) can be that of another object in the image. A relation can be on the
 right axis and in the wrong direction. Reads the answers of an evaluation on miniworld. The objects
-of an image are those of its grounded caption.
+of an image are those of its grounded caption; `at random` is the score of one of them at random.
 """
 
 import argparse
@@ -12,6 +12,8 @@ import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from sphinx_jax.core import files
 from sphinx_jax.core.text import table
@@ -46,10 +48,10 @@ def about_a_direction(answer: Mapping[str, Any]) -> str:
   return 'right axis, wrong direction' if is_axis else 'wrong axis'
 
 
-def row(task: str, kinds: Sequence[str]) -> list[str]:
+def row(task: str, kinds: Sequence[str], at_random: Sequence[float]) -> list[str]:
   """A line of the table, the most frequent kind first."""
   shares = [f'{count / len(kinds):.3f} {kind}' for kind, count in Counter(kinds).most_common()]
-  return [task, str(len(kinds)), '; '.join(shares)]
+  return [task, str(len(kinds)), f'{np.mean(at_random):.3f}', '; '.join(shares)]
 
 
 def main() -> None:
@@ -59,13 +61,16 @@ def main() -> None:
   parser.add_argument('evaluation', type=pathlib.Path, help='step `evaluate` of the recipe')
   folder = parser.parse_args().evaluation
   objects = {answer['id']: answer['truth'] for answer in read(folder, 'grounded_caption')}
-  rows = [['task', 'questions', 'share of the answers']]
+  rows = [['task', 'questions', 'at random', 'share of the answers']]
   for task in ('rec', 'reg'):
     pairs = [(answer, objects[answer['id']]) for answer in read(folder, task)]
-    rows.append(row(task, [about_an_object(*pair) for pair in pairs if len(pair[1]['boxes']) > 1]))
+    pairs = [(answer, those) for answer, those in pairs if len(those['boxes']) > 1]
+    at_random = [1 / len(those['boxes']) for _, those in pairs]
+    rows.append(row(task, [about_an_object(*pair) for pair in pairs], at_random))
   words = [answer for answer in read(folder, 'relation') if answer['answer'] in _AXIS]
-  rows.append(row('relation', [about_a_direction(answer) for answer in words]))
-  print(table(rows, align='lrl'))
+  directions = [about_a_direction(answer) for answer in words]
+  rows.append(row('relation', directions, [1 / len(_AXIS)]))
+  print(table(rows, align='lrrl'))
 
 
 if __name__ == '__main__':

@@ -302,6 +302,10 @@ def test_a_task_alone_sees_as_many_of_its_positions_as_among_all():
     assert list(alone.mixture) == [task] and alone.steps == joint.steps // len(joint.mixture)
 
 
+def test_the_recipe_reports_every_study():
+  assert set(mini.STUDIES) == set(studies.STUDIES)
+
+
 def test_the_quick_study_runs_from_first_to_last(capsys, tmp_path, monkeypatch):
   """What a user starts, with real steps: two changes, two seeds."""
   arguments = ('--config=study:tasks,quick', f'--workdir={tmp_path}')
