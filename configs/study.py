@@ -71,6 +71,8 @@ def get_config(arg: str = 'embeddings') -> ConfigDict:
       if word != 'quick':
         raise errors.unknown('argument of config study', word, ('quick', *pod.SIZES))
     base = _mini('quick' in words)
+  base.pop('report', None)  # A study has its own page.
+  base['steps'] = tuple(step for step in base['steps'] if step != 'report')
   study = dict(base=base, seeds=3, common=(), lease_seconds=300.0)
   study |= STUDIES[name](base, is_pod)
   if 'quick' in words:
@@ -87,7 +89,7 @@ def get_config(arg: str = 'embeddings') -> ConfigDict:
 
 
 def _mini(quick: bool) -> Section:
-  """The recipe at laptop size with fewer updates, without its report."""
+  """The recipe at laptop size with fewer updates."""
   base = mini.get_config('quick' if quick else '').to_dict()
   if not quick:
     for stage, steps in (('real', REAL), ('synthetic', SYNTHETIC), ('stage2', STAGE2)):

@@ -266,6 +266,7 @@ def test_every_shipped_study_has_a_plan(name, words):
   settings.check_study(config)
   plan = study_plan.plan(config)
   assert len(plan.runs) == config.seeds * len(config.changes)
+  assert 'report' not in config.base  # Its settings would tell a study from one that is begun.
   # What is measured is measured of both sides of a pair.
   for each in plan.runs:
     assert {'evaluate', 'losses'} & {each.recipe[step].kind for step in each.recipe.steps}
