@@ -62,7 +62,7 @@ TARGETS = {
 }
 
 # Studies whose results the report shows, once they are in sphinx_jax/report/studies.
-STUDIES = ('embeddings', 'scales', 'weights', 'tasks', 'unfreeze')
+STUDIES = ('embeddings', 'scales', 'weights', 'tasks', 'sampling', 'unfreeze')
 
 # Held-out losses of stage 2 with the weights above, the references of `mini:learned`. They are the
 # last ones in stage2/metrics.jsonl of
@@ -308,9 +308,8 @@ def shorten(config: dict[str, Any]) -> None:
   config['evaluate']['examples'] = 4
 
 
-def _learn_weights(config: dict[str, Any], parts: int) -> None:
-  """Changes a recipe: the weights of tasks are learned between `parts` parts of stage 2."""
-  stage2 = config['stage2']
+def learn_weights(stage2: dict[str, Any], parts: int) -> None:
+  """Changes a run: the weights of its tasks are learned between `parts` parts of it."""
   stage2['validation'] = {
     name: {**entry, 'split': 'validation', 'weight': 1.0}
     for name, entry in stage2['mixture'].items()
@@ -390,7 +389,7 @@ def get_config(arg: str = '') -> ConfigDict:
   if 'quick' in words:
     shorten(config)
   if 'learned' in words:
-    _learn_weights(config, parts=2 if 'quick' in words else 8)
+    learn_weights(config['stage2'], parts=2 if 'quick' in words else 8)
   if 'dataset_files' in words:
     _read_dataset_files(config)
   return ConfigDict(config).lock()

@@ -12,11 +12,13 @@ Argument: the name of a study, then words with commas between them.
                 visual tokens
     scales      the global view, the sub-images, or both, at equal visual tokens; on the usual
                 scenes, and on scenes whose objects and words are half as large
+    sampling    weights of tasks that are learned from held-out losses against fixed ones, from the
+                weights of the recipe and from equal ones
     unfreeze    a language model that is trained in stage 1 against a frozen one
 
 Words: `quick` (one comparison, two seeds, few updates: whether it runs, without useful scores), or
 a size and a scale of configs/recipe.py, which is then the base: `weights,7b,224`. A study of a
-pod measures losses on the validation sets; `embeddings` needs miniworld.
+pod measures losses on the validation sets; `embeddings` and `sampling` need miniworld.
 
 Each study has 3 seeds; `--config.seeds=5` adds two. The minutes of its steps with one core for each
 process, measured for embeddings and unfreeze (docs/study.md), and estimated for the others:
@@ -26,6 +28,7 @@ process, measured for embeddings and unfreeze (docs/study.md), and estimated for
     tasks          9       65
     embeddings    24      162
     scales        18      125
+    sampling      12       80
     unfreeze       6       55
 
 The same command, started a second time, takes half of the steps; `taskset -c 0` and `taskset -c 1`
@@ -303,6 +306,38 @@ def _scales(base: Section, is_pod: bool) -> Section:
   )
 
 
+def _sampling(base: Section, is_pod: bool) -> Section:
+  """Learned weights of tasks against fixed ones.
+
+  The weights of the recipe were chosen by hand. `equal` are those of somebody who knows nothing
+  about the tasks; plain text keeps its share. The learned ones begin at either.
+  """
+  if is_pod:
+    raise errors.make(
+      'study sampling',
+      'a base without reference losses',
+      'the base mini, which has them',
+      'train stage 2 with fixed weights, and give its workdir as sampling.learned.reference',
+    )
+  _stage2_alone(base, is_pod)
+  stage2, tasks = base['stage2'], _tasks_of(base, is_pod)
+  run = dict(stage2)
+  mini.learn_weights(run, 2 if stage2['steps'] < 10 else 8)
+  learned = [(f'stage2.{key}', run[key]) for key in ('validation', 'eval_batches', 'sampling')]
+  share = sum(stage2['mixture'][task]['weight'] for task in tasks) / len(tasks)
+  equal = [(f'stage2.mixture.{task}.weight', share) for task in tasks]
+  return dict(
+    title='Sampling: do learned weights of the tasks help?',
+    changes={
+      'fixed': [],
+      'learned': learned,
+      'equal': equal,
+      'equal_learned': [*equal, *learned],
+    },
+    pairs=(('learned', 'fixed'), ('equal_learned', 'equal'), ('equal', 'fixed')),
+  )
+
+
 def _unfreeze(base: Section, is_pod: bool) -> Section:
   """Stage 1 with and without training of the language model; stage 2 trains it in both.
 
@@ -340,5 +375,6 @@ STUDIES = {
   'tasks': _tasks,
   'embeddings': _embeddings,
   'scales': _scales,
+  'sampling': _sampling,
   'unfreeze': _unfreeze,
 }

@@ -258,7 +258,7 @@ def test_a_step_that_fails_stops_only_those_that_need_it(steps, tmp_path):
 @pytest.mark.parametrize('words', ['', ',quick', ',7b,224'])
 @pytest.mark.parametrize('name', studies.STUDIES)
 def test_every_shipped_study_has_a_plan(name, words):
-  if name == 'embeddings' and '7b' in words:
+  if name in ('embeddings', 'sampling') and '7b' in words:
     with pytest.raises(errors.SphinxError, match='the base mini'):
       studies.get_config(name + words)
     return
@@ -301,6 +301,15 @@ def test_a_task_alone_sees_as_many_of_its_positions_as_among_all():
   for task in joint.mixture:
     alone = recipes['alone'][f'stage2_{task}']
     assert list(alone.mixture) == [task] and alone.steps == joint.steps // len(joint.mixture)
+
+
+def test_weights_are_learned_from_those_that_they_are_compared_with():
+  config = studies.get_config('sampling')
+  stage2 = {each.change: each.recipe.stage2 for each in study_plan.plan(config).runs}
+  for change, baseline in config.pairs[:2]:
+    assert stage2[change].sampling.by == 'learned' != stage2[baseline].sampling.by
+    assert stage2[change].mixture == stage2[baseline].mixture
+  assert len({entry.weight for entry in stage2['equal'].mixture.values()}) == 2  # And the text's.
 
 
 def test_the_recipe_reports_every_study():
