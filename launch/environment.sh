@@ -21,7 +21,9 @@ wanted="$(cat setup.py constraints.txt | sha256sum | cut -d' ' -f1)"
 if ! grep -qsx "$wanted" "$stamp" "$stamp",*; then
   echo "installing into $VENV (about 700 MB, a minute or two) ..."
   [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$EXTRAS]"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[$EXTRAS]"
+  # pip would compile on one core. What is written for another Python fails, there as well.
+  "$VENV/bin/python" -m compileall -qq -j 0 "$VENV/lib" || true
   echo "$wanted" > "$stamp"
 fi
 export PATH="$PWD/$VENV/bin:$PATH"
