@@ -157,27 +157,14 @@ class Evaluations:
   def __init__(
     self, opened: mix_measure.Inputs, folder: epath.Path, examples: int, split: str
   ) -> None:
-    self._opened, self._file = opened, folder / 'evaluations.jsonl'
+    self._opened = opened
     self.what = 'score' if opened.sources else 'validation loss'
-    config, data = opened.config, opened.parents.data
-    run = {
-      'inputs': list(opened.identities),
-      'tasks': [*opened.sources],
-      'split': split,
-      'examples': examples,
-      'validation': config.validation.to_dict(),
-      'eval_batches': config.eval_batches,
-      'batch': config.batch.to_dict(),
-      'files': dict(data.files),
-    }
+    run = opened.identity(examples, split)
     hosts.on_process_0(
       lambda: predictions.claim_folder(folder, run, who=f"measured mixes in '{folder}'")
     )
-    lines = files.read_jsonl(self._file) if self._file.exists() else []
-    self._lines: list[dict[str, Any]] = hosts.broadcast(lines)
-    if self._lines:
-      log.info('%d mixes were measured before', len(self._lines))
-    validation, names = data.validation(), (halves.CHOICE, halves.REPORT)
+    self._measured = mix_measure.Measured(folder / 'evaluations.jsonl')
+    validation, names = opened.parents.data.validation(), (halves.CHOICE, halves.REPORT)
     self._batches = {half: halves.of_batches(validation, half) for half in names}
     self._sources = {
       half: {task: halves.Half(source, half) for task, source in opened.sources.items()}
@@ -212,24 +199,17 @@ class Evaluations:
       coefficients, half: as of `loss`.
     """
     key = {'half': half, 'coefficients': weights.as_json(coefficients)}
-    for line in self._lines:
-      if key.items() <= line.items():
-        return line['values']
-    params = self._opened.mix(coefficients)
-    values = self._opened.parents.program.evaluate(params, self._batches[half])
-    if self._score is not None:
-      name = f'{half}/{text_lib.digest(json.dumps(key))}'
-      values |= self._score(params, self._sources[half], name)
-    self._lines.append({**key, 'values': values})
-    log.info(
-      'mix %d: %s',
-      len(self._lines),
-      ' '.join(f'{name} {value:.4f}' for name, value in values.items()),
-    )
-    # The whole file: a line is never cut, and an object in a bucket cannot grow.
-    lines = ''.join(f'{json.dumps(line)}\n' for line in self._lines)
-    hosts.on_process_0(lambda: files.write_atomic(self._file, lines))
-    return values
+
+    def measure() -> dict[str, float]:
+      params = self._opened.mix(coefficients)
+      values = self._opened.parents.program.evaluate(params, self._batches[half])
+      if self._score is not None:
+        name = f'{half}/{text_lib.digest(json.dumps(key))}'
+        values |= self._score(params, self._sources[half], name)
+      log.info('mix: %s', ' '.join(f'{name} {value:.4f}' for name, value in values.items()))
+      return values
+
+    return self._measured.values(key, measure)
 
 
 def _compare(

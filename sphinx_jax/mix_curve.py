@@ -9,14 +9,15 @@ parameters want which input:
 
 The mixes exist only in memory. Each is measured by its validation losses on the validation sets of
 the run, and by its scores on --tasks. --output gets curve.json and curve.png, or sensitivity.json
-and sensitivity.png, and the answers.
+and sensitivity.png, and the answers. measured.jsonl keeps every measured mix: the same command goes
+on where it was stopped, and more points measure only what is new.
 
 For the sensitivity, the uniform mix is measured, and then mixes in which one group of parameters is
 wholly from one input. Groups are derived from the model, with the layers of the language model in
 --blocks; or --rule names them: --rule='llm/layers/.*@0-3' --rule='llm/.*'.
 """
 
-import functools
+import json
 from collections.abc import Sequence
 
 from absl import flags
@@ -26,7 +27,7 @@ from ml_collections import ConfigDict
 
 from sphinx_jax import mix_measure
 from sphinx_jax.checkpoint import store as checkpoints
-from sphinx_jax.core import cli, errors, files, paths
+from sphinx_jax.core import cli, errors, files, paths, text
 from sphinx_jax.evaluation import predictions, weight_curve
 from sphinx_jax.mix import groups, weights
 from sphinx_jax.parallel import hosts
@@ -64,7 +65,7 @@ def draw_curve(
   """
   opened = mix_measure.open_inputs('curve', inputs, config, tasks, split)
   rows = [(f'{share:g}', (share, 1 - share)) for share in coefficients]
-  measured = _measure(opened, rows, output, examples, method)
+  measured = _measure(opened, rows, output, examples, split, method)
   points = [{'coefficient': float(share), **row} for share, row in zip(coefficients, measured)]
   _write(output, 'curve', points, plots.line_between(points, [str(place) for place in inputs]))
   return points
@@ -94,7 +95,7 @@ def draw_triangle(
   """
   opened = mix_measure.open_inputs('curve', inputs, config, tasks, split)
   rows = [(','.join(f'{c:g}' for c in row), row) for row in weight_curve.triangle(side)]
-  measured = _measure(opened, rows, output, examples, 'linear')
+  measured = _measure(opened, rows, output, examples, split)
   points = [{'coefficients': list(row), **values} for (_, row), values in zip(rows, measured)]
   _write(output, 'curve', points, plots.triangle_between(points, [str(place) for place in inputs]))
   return points
@@ -140,7 +141,7 @@ def draw_sensitivity(
   uniform = (1 / len(inputs),) * len(inputs)
   mixes: list[tuple[str, weights.Coefficients]] = [('uniform', uniform)]
   mixes += [(f'{names.index(group)}-{number}', rules) for group, number, rules in moved]
-  base, *measured = _measure(opened, mixes, output, examples, 'linear')
+  base, *measured = _measure(opened, mixes, output, examples, split)
   result = {
     'inputs': [str(place) for place in inputs],
     'uniform': base,
@@ -164,7 +165,8 @@ def _measure(
   mixes: Sequence[tuple[str, weights.Coefficients]],
   output: epath.Path,
   examples: int,
-  method: str,
+  split: str,
+  method: str = 'linear',
 ) -> list[dict[str, float]]:
   """Returns losses and scores of mixes: (name of the folder of answers, coefficients)."""
   identity = f'{method} of {" and ".join(opened.names)}'
@@ -173,16 +175,25 @@ def _measure(
     score = mix_measure.scorer(opened, examples, output / 'answers', identity)
     run = {'curves': {identity: {'weights': list(opened.identities)}}}
     hosts.on_process_0(lambda: predictions.claim_folder(output, run, extensible='curves'))
-
-  def evaluate(params: dict, number: int) -> dict[str, float]:
-    values = opened.parents.program.evaluate(params, opened.parents.data.validation())
-    if score is not None:
-      values |= score(params, opened.sources, mixes[number][0])
-    return values
-
   hosts.on_process_0(lambda: paths.make_folder(output, 'output'))
-  mix = functools.partial(opened.mix, method=method)
-  return weight_curve.measure_each(mix, [coefficients for _, coefficients in mixes], evaluate)
+  kept = mix_measure.Measured(output / 'measured.jsonl')
+  data = text.digest(json.dumps(opened.identity(examples, split), sort_keys=True))
+
+  def value(mix: tuple[str, weights.Coefficients]) -> dict[str, float]:
+    name, coefficients = mix
+
+    def measure() -> dict[str, float]:
+      params = opened.mix(coefficients, method)
+      values = opened.parents.program.evaluate(params, opened.parents.data.validation())
+      if score is not None:
+        values |= score(params, opened.sources, name)
+      return values
+
+    # `data` is of the inputs, too.
+    key = {'data': data, 'method': method, 'coefficients': weights.as_json(coefficients)}
+    return kept.values(key, measure)
+
+  return weight_curve.measure_each(mixes, value)
 
 
 def _write(output: epath.Path, name: str, values: object, figure: Figure) -> None:

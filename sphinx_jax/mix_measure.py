@@ -1,11 +1,12 @@
-"""Checkpoints opened to be mixed in memory, and the scores of their mixes.
+"""Checkpoints opened to be mixed in memory; losses and scores of their mixes, kept in a file.
 
 The entry points mix_curve and mix_weights share this file.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -14,7 +15,8 @@ from ml_collections import ConfigDict
 from sphinx_jax import run
 from sphinx_jax.checkpoint import merged, store as checkpoints
 from sphinx_jax.checkpoint.bundle import Bundle, check_same_model
-from sphinx_jax.core import errors, trees
+from sphinx_jax.core import errors, files, trees
+from sphinx_jax.core.progress import log
 from sphinx_jax.data import dialog
 from sphinx_jax.data.record import Source
 from sphinx_jax.evaluation import held_out
@@ -55,6 +57,58 @@ class Inputs(NamedTuple):
   def mix(self, coefficients: weights.Coefficients, method: str = 'linear') -> dict:
     """Returns a mix as parameters on the devices, see `weights.mix`."""
     return weights.mix(self.parents.params, coefficients, method=method, stacked=self.stacked)
+
+  def identity(self, examples: int, split: str) -> dict[str, Any]:
+    """Returns what changes if a mix would have other losses or scores, as plain JSON.
+
+    Args:
+      examples: most questions per task.
+      split: split of the tasks.
+    """
+    return {
+      'inputs': list(self.identities),
+      'tasks': [*self.sources],
+      'split': split,
+      'examples': examples,
+      'validation': self.config.validation.to_dict(),
+      'eval_batches': self.config.eval_batches,
+      'batch': self.config.batch.to_dict(),
+      'files': dict(self.parents.data.files),
+    }
+
+
+class Measured:
+  """Losses and scores of mixes in a file, so that no mix is measured again after a restart.
+
+  Args:
+    file: JSON lines, made with the first mix.
+  """
+
+  def __init__(self, file: epath.Path) -> None:
+    self._file = file
+    lines = files.read_jsonl(file) if file.exists() else []
+    self._lines: list[dict[str, Any]] = hosts.broadcast(lines)
+    if self._lines:
+      log.info("%d mixes were measured before: '%s'", len(self._lines), file)
+
+  def values(
+    self, key: Mapping[str, Any], measure: Callable[[], dict[str, float]]
+  ) -> dict[str, float]:
+    """Returns losses and scores by name, from the file or else from `measure`.
+
+    Args:
+      key: identifies the mix and its data, as plain JSON.
+      measure: measures them.
+    """
+    for line in self._lines:
+      if key.items() <= line.items():
+        return line['values']
+    values = measure()
+    self._lines.append({**key, 'values': values})
+    # The whole file: a line is never cut, and an object in a bucket cannot grow.
+    lines = ''.join(f'{json.dumps(line)}\n' for line in self._lines)
+    hosts.on_process_0(lambda: files.write_atomic(self._file, lines))
+    return values
 
 
 def open_inputs(

@@ -78,7 +78,8 @@ def test_losses_along_the_line_are_drawn_and_no_checkpoint_is_written(runs, memo
   assert points[1]['real'] not in losses.values()
   assert json.loads((tmp_path / 'curve' / 'curve.json').read_text()) == points
   assert (tmp_path / 'curve' / 'curve.png').read_bytes().startswith(b'\x89PNG')
-  assert {path.name for path in (tmp_path / 'curve').iterdir()} == {'curve.json', 'curve.png'}
+  written = {path.name for path in (tmp_path / 'curve').iterdir()}
+  assert written == {'curve.json', 'curve.png', 'measured.jsonl'}
 
 
 def test_a_config_of_another_model_is_refused(runs, memory, tmp_path):
@@ -148,6 +149,31 @@ def test_three_inputs_are_measured_on_a_triangle(runs, three, memory, tmp_path):
   assert len(set(by_row.values())) == 6
   assert json.loads((tmp_path / 'curve' / 'curve.json').read_text()) == points
   assert (tmp_path / 'curve' / 'curve.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_stopped_triangle_measures_only_what_is_missing(
+  runs, three, memory, tmp_path, monkeypatch
+):
+  *_, program = runs
+  evaluate, calls = program.evaluate, []
+
+  def stopped(params, validation):
+    calls.append(params)
+    if len(calls) == 4:
+      raise KeyboardInterrupt
+    return evaluate(params, validation)
+
+  monkeypatch.setattr(program, 'evaluate', stopped)
+  with pytest.raises(KeyboardInterrupt):
+    mix_curve.draw_triangle(three, 3, tmp_path / 'stopped')
+  points = mix_curve.draw_triangle(three, 3, tmp_path / 'stopped')
+  assert len(calls) == 7  # Six, and the one that was under way.
+  assert points == mix_curve.draw_triangle(three, 3, tmp_path / 'whole')
+  # The same mixes by another method, or of other data, are other points.
+  line = [mix_curve.draw_curve(three[:2], (0.5,), tmp_path / 'stopped', method='slerp')]
+  line += [mix_curve.draw_curve(three[1::-1], (0.25,), tmp_path / 'stopped')]
+  assert len(calls) == 15
+  assert json.loads((tmp_path / 'stopped' / 'curve.json').read_text()) == line[1]
 
 
 def test_the_sensitivity_moves_one_group_at_a_time(runs, three, memory, tmp_path):

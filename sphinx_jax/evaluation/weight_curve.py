@@ -3,11 +3,12 @@
 import itertools
 import types
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from sphinx_jax.core.progress import Progress
 from sphinx_jax.mix import weights
 
-Mix = Callable[[weights.Coefficients], dict]  # Coefficients -> parameters.
+T = TypeVar('T')
 
 
 def measure(
@@ -30,33 +31,31 @@ def measure(
   Returns:
     One dictionary per coefficient: 'coefficient' and the values of `evaluate`.
   """
-  measured = measure_each(
-    lambda row: weights.mix(parents, row, method=method, stacked=stacked),
-    [(share, 1 - share) for share in coefficients],
-    lambda params, number: evaluate(params, coefficients[number]),
-  )
+
+  def value(share: float) -> Mapping[str, float]:
+    mixed = weights.mix(parents, (share, 1 - share), method=method, stacked=stacked)
+    return evaluate(mixed, share)
+
+  measured = measure_each(coefficients, value)
   return [{'coefficient': float(share), **values} for share, values in zip(coefficients, measured)]
 
 
 def measure_each(
-  mix: Mix,
-  mixes: Sequence[weights.Coefficients],
-  evaluate: Callable[[dict, int], Mapping[str, float]],
+  mixes: Sequence[T], evaluate: Callable[[T], Mapping[str, float]]
 ) -> list[dict[str, float]]:
-  """Evaluates several mixes, one after the other.
+  """Evaluates several mixes, one after the other, with progress.
 
   Args:
-    mix: makes one in memory.
-    mixes: coefficients of each.
-    evaluate: (parameters, number of the mix) -> {name: value}.
+    mixes: what identifies each.
+    evaluate: makes and measures one: {name: value}.
 
   Returns:
     The values of each mix.
   """
   measured = []
   with Progress(total=len(mixes), what='weight mixes', unit='mix') as progress:
-    for number, coefficients in enumerate(mixes):
-      values = dict(evaluate(mix(coefficients), number))
+    for mix in mixes:
+      values = dict(evaluate(mix))
       measured.append(values)
       progress.update(note=' '.join(f'{name} {value:.4f}' for name, value in values.items()))
   return measured
