@@ -160,10 +160,11 @@ def test_the_mix_of_a_recipe_refuses_two_models_before_it_measures(tmp_path, mon
     recipe.KINDS['mix'](config, 'mix', tmp_path)
 
 
-def test_stages_share_the_model_and_freeze_the_encoders():
+def test_stages_share_the_model_and_only_the_first_trains_the_encoders():
   for arg in ('', 'quick', 'siglip'):
     config = mini.get_config(arg)
     assert config.real.model == config.synthetic.model == config.stage2.model
     assert config.encoders.model.encoders == config.real.model.encoders
-    for name in ('real', 'synthetic', 'stage2'):
+    assert config.real.trainable == (('.*', 'train'),)
+    for name in ('synthetic', 'stage2'):
       assert config[name].trainable[0] == ('encoders/.*', 'frozen')
