@@ -2,7 +2,7 @@
 
     python -m sphinx_jax.recipe --config=mini --workdir=workdir/mini
 
-On 2 CPU cores it takes about 20 minutes and 2.4 GiB of memory. The results are in
+On 2 CPU cores it takes about 20 minutes and 2.5 GiB of memory. The results are in
 workdir/mini/report.html. `bash launch/local.sh` installs the package and runs the recipe.
 
 Variants, which can be combined (`mini:quick,dataset_files`):
