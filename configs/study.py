@@ -75,8 +75,6 @@ def get_config(arg: str = 'embeddings') -> ConfigDict:
       if word != 'quick':
         raise errors.unknown('argument of config study', word, ('quick', *pod.SIZES))
     base = _mini('quick' in words)
-  base.pop('report', None)  # A study has its own page.
-  base['steps'] = tuple(step for step in base['steps'] if step != 'report')
   study = dict(base=base, seeds=3, common=(), lease_seconds=300.0)
   study |= STUDIES[name](base, is_pod)
   if 'quick' in words:

@@ -91,8 +91,11 @@ def run_study(study: ConfigDict, workdir: str, command: str) -> epath.Path:
 
 def _claim(study: ConfigDict, workdir: str) -> epath.Path:
   """Claims the workdir for the study, whose changes and seeds may differ between starts."""
-  resizable = [f'base.{step}.{setting}' for step in study.base.steps for setting in run.RESIZABLE]
-  return run.claim(study, workdir, ignore=(*_MAY_CHANGE, *resizable))
+  base = study.base
+  sections = [name for name, value in base.items() if isinstance(value, ConfigDict)]
+  unused = [f'base.{name}' for name in sections if base[name].get('kind') == 'report']
+  resizable = [f'base.{step}.{setting}' for step in base.steps for setting in run.RESIZABLE]
+  return run.claim(study, workdir, ignore=(*_MAY_CHANGE, *unused, *resizable))
 
 
 def _is_done(workdir: epath.Path, name: str) -> bool:

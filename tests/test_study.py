@@ -183,6 +183,16 @@ def test_more_seeds_and_changes_add_only_what_is_missing(steps, tmp_path):
     study.run_study(other, tmp_path, '')
 
 
+def test_settings_of_the_report_of_the_base_may_change(steps, tmp_path):
+  """A study has a page of its own."""
+  study.run_study(make(1), tmp_path, '')
+  steps.ran.clear()
+  other = make(1)
+  other.unlock().base.report.studies = ()
+  study.run_study(other, tmp_path, '')
+  assert not steps.ran
+
+
 def test_an_interrupted_study_resumes_and_its_page_shows_what_is_finished(
   steps, tmp_path, monkeypatch
 ):
@@ -266,7 +276,6 @@ def test_every_shipped_study_has_a_plan(name, words):
   settings.check_study(config)
   plan = study_plan.plan(config)
   assert len(plan.runs) == config.seeds * len(config.changes)
-  assert 'report' not in config.base  # Its settings would tell a study from one that is begun.
   # What is measured is measured of both sides of a pair.
   for each in plan.runs:
     assert {'evaluate', 'losses'} & {each.recipe[step].kind for step in each.recipe.steps}
