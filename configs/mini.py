@@ -284,6 +284,7 @@ def _read_dataset_files(config: dict[str, Any]) -> None:
   )
   stage2['validation'] = {task: _from_files(task, held_out=True) for task in TASKS}
   stage2['eval_batches'] = 2
+  config['evaluate']['split'] = 'validation'  # The entries above: each dataset names its own.
 
 
 def shorten(config: dict[str, Any]) -> None:

@@ -279,7 +279,9 @@ if __name__ == '__main__':
   flags.DEFINE_list(
     'tasks', None, "Names of tasks in the checkpoint's mixture. Default: all that have a metric."
   )
-  flags.DEFINE_string('split', 'test', 'Split of the data of --tasks.')
+  flags.DEFINE_string(
+    'split', None, "Split of the data of --tasks. None: the run's validation sets, or else 'test'."
+  )
   flags.DEFINE_integer('examples', 200, 'Most questions per task.', lower_bound=1)
   cli.define_path(
     'data_dir', None, "Directory of the data of --tasks. Default: that in the checkpoint's config."

@@ -44,7 +44,7 @@ def draw_curve(
   config: ConfigDict | None = None,
   tasks: Sequence[str] = (),
   examples: int = 100,
-  split: str = 'test',
+  split: str | None = None,
   method: str = 'linear',
 ) -> list[dict[str, float]]:
   """Measures the line between two checkpoints and writes `curve.json`, `curve.png` and answers.
@@ -78,7 +78,7 @@ def draw_triangle(
   config: ConfigDict | None = None,
   tasks: Sequence[str] = (),
   examples: int = 100,
-  split: str = 'test',
+  split: str | None = None,
 ) -> list[dict]:
   """Measures the triangle between three checkpoints, and writes the same files as `draw_curve`.
 
@@ -109,7 +109,7 @@ def draw_sensitivity(
   config: ConfigDict | None = None,
   tasks: Sequence[str] = (),
   examples: int = 100,
-  split: str = 'test',
+  split: str | None = None,
 ) -> dict:
   """Moves one group of parameters at a time from the uniform mix to each input.
 
@@ -165,7 +165,7 @@ def _measure(
   mixes: Sequence[tuple[str, weights.Coefficients]],
   output: epath.Path,
   examples: int,
-  split: str,
+  split: str | None,
   method: str = 'linear',
 ) -> list[dict[str, float]]:
   """Returns losses and scores of mixes: (name of the folder of answers, coefficients)."""
@@ -299,6 +299,8 @@ if __name__ == '__main__':
   flags.DEFINE_enum('method', 'linear', METHODS, 'How to mix two inputs.')
   flags.DEFINE_list('tasks', [], "Tasks of the run's mixture to score as well.")
   flags.DEFINE_integer('examples', 100, 'Most questions per task.', lower_bound=1)
-  flags.DEFINE_string('split', 'test', 'Split of the tasks.')
+  flags.DEFINE_string(
+    'split', None, "Split of the tasks. None: the run's validation sets, or else 'test'."
+  )
   cli.define_path('output', None, 'Directory of the curve.')
   cli.run(main)

@@ -58,12 +58,12 @@ class Inputs(NamedTuple):
     """Returns a mix as parameters on the devices, see `weights.mix`."""
     return weights.mix(self.parents.params, coefficients, method=method, stacked=self.stacked)
 
-  def identity(self, examples: int, split: str) -> dict[str, Any]:
+  def identity(self, examples: int, split: str | None) -> dict[str, Any]:
     """Returns what changes if a mix would have other losses or scores, as plain JSON.
 
     Args:
       examples: most questions per task.
-      split: split of the tasks.
+      split: split of the tasks, see `held_out.open_split`.
     """
     return {
       'inputs': list(self.identities),
@@ -116,7 +116,7 @@ def open_inputs(
   directories: Sequence[checkpoints.Path],
   config: ConfigDict | None = None,
   tasks: Sequence[str] = (),
-  split: str = 'test',
+  split: str | None = None,
 ) -> Inputs:
   """Opens checkpoints, validation sets and tasks.
 
@@ -125,7 +125,7 @@ def open_inputs(
     directories: checkpoints of one model and tokenizer.
     config: config of a run with the validation sets. None means the config inside the first input.
     tasks: entries of the config's mixture to score as well (evaluation/held_out.py).
-    split: split of the tasks.
+    split: split of the tasks, see `held_out.open_split`.
 
   Raises:
     SphinxError: inputs or a config do not fit together, a task is unknown, or there is nothing to

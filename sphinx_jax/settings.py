@@ -266,7 +266,7 @@ STEPS = {
     ),
     'blind': values.optional(values.flag('ask without the image, too')),
     'tasks': values.sequence('entries of the mixture', values.text('')),
-    'split': values.text('split of the questions'),
+    'split': values.text("split of the questions; 'validation': the validation sets of the run"),
     'examples': values.integer('most questions of a task'),
     'batch_size': values.integer('prompts that are decoded together'),
   },

@@ -13,7 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sphinx_jax import run
-from sphinx_jax.core import files
+from sphinx_jax.core import errors, files
 from sphinx_jax.evaluation import held_out, paired
 from sphinx_jax.models import families
 from sphinx_jax.study_plan import Plan, Run
@@ -40,6 +40,9 @@ def collect(study: ConfigDict, plan: Plan, folder: epath.Path, command: str) -> 
     'tasks': {task: comparison}, 'mean': comparison}]}}, a comparison being the fields of
     `paired.Difference`, 'p_corrected' and 'verdict';
     'curves': {training step: {change: [[update, loss averaged over seeds]]}}.
+
+  Raises:
+    SphinxError: both changes of a pair are finished, and have no question in common.
   """
   seconds = {
     name: files.read_json(folder / name / 'done.json')['seconds']
@@ -125,11 +128,13 @@ def _pairs(study: ConfigDict, scores: Scores, lower_is_better: bool) -> list[dic
     ]
     pair = {'change': change, 'baseline': baseline, 'seeds': len(seeds), 'tasks': {}, 'mean': None}
     if tasks and seeds:
-      found = paired.compare(
-        *(
-          {task: [side[task][seed] for seed in seeds] for task in tasks} for side in (first, second)
-        )
+      sides = (
+        {task: [side[task][seed] for seed in seeds] for task in tasks} for side in (first, second)
       )
+      try:
+        found = paired.compare(*sides)
+      except errors.SphinxError as error:
+        raise errors.SphinxError(f"changes '{change}' and '{baseline}': {error}") from error
       corrected = paired.holm({task: found[task].p for task in tasks})
       pair['tasks'] = {
         task: _comparison(found[task], corrected[task], lower_is_better) for task in tasks

@@ -1,5 +1,6 @@
 """A study shares common steps, resumes, is shared by processes, and states what it has measured."""
 
+import collections
 import json
 import pathlib
 import sys
@@ -9,9 +10,10 @@ import time
 import pytest
 from ml_collections import ConfigDict
 
-from sphinx_jax import run, settings, study, study_plan
+from sphinx_jax import datasets, run, settings, study, study_plan
 from sphinx_jax.configs import mini, study as studies
 from sphinx_jax.core import config as config_lib, errors, leases
+from sphinx_jax.evaluation import held_out
 from tests import command
 
 TASKS = ('vqa', 'rec')
@@ -319,6 +321,28 @@ def test_weights_are_learned_from_those_that_they_are_compared_with():
     assert stage2[change].sampling.by == 'learned' != stage2[baseline].sampling.by
     assert stage2[change].mixture == stage2[baseline].mixture
   assert len({entry.weight for entry in stage2['equal'].mixture.values()}) == 2  # And the text's.
+
+
+@pytest.mark.parametrize('name', studies.STUDIES)
+def test_both_sides_of_a_pair_are_asked_the_same_questions(name, monkeypatch):
+  monkeypatch.setattr(datasets, 'open_source', lambda entry, data_dir: entry)
+  config = studies.get_config(name)
+  asked = collections.defaultdict(dict)
+  for change in config.changes:
+    recipe = study_plan.changed(config, change)
+    for step in recipe.steps:
+      section = recipe[step]
+      if section.kind == 'evaluate':
+        stage = recipe[section.get('like', section.checkpoint)]
+        sources = held_out.open_split(stage, section.tasks, section.split)
+        asked[change] |= {
+          (step.partition('_')[0], task): {
+            key: entry.get(key) for key in ('source', 'task', 'domain', 'split')
+          }
+          for task, entry in sources.items()
+        }
+  for change, baseline in config.pairs:
+    assert asked[change] == asked[baseline]
 
 
 def test_the_recipe_reports_every_study():

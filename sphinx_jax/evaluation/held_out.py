@@ -308,15 +308,17 @@ def scored_line(question: Question, predicted: Mapping[str, Any]) -> dict[str, A
 
 
 def open_split(
-  config: ConfigDict, names: Sequence[str], split: str, data_dir: str | None = None
+  config: ConfigDict, names: Sequence[str], split: str | None, data_dir: str | None = None
 ) -> dict[str, Source]:
   """Opens the records of some tasks of a run's mixture, one question per record.
 
   Args:
-    config: the run's config. If `config.validation` has a task's name, its entry is the held-out
-      split. Otherwise it is another split of the task's source.
+    config: the run's config.
     names: names of entries of the mixture.
-    split: name of the split; 'train' is what the run trains on.
+    split: 'train' is what the run trains on. 'validation' is the entry of `config.validation` with
+      the task's name, or if there is none, that split of the task's source. Any other name is that
+      split of the source; a source without splits has the entry of `config.validation` alone.
+      None: the entry of `config.validation`, or the split 'test'.
     data_dir: directory of the data, or None for the config's.
 
   Returns:
@@ -332,24 +334,28 @@ def open_split(
   return sources
 
 
-def _split_entry(config: ConfigDict, name: str, split: str) -> dict[str, Any]:
+def _split_entry(config: ConfigDict, name: str, split: str | None) -> dict[str, Any]:
   """Returns the mixture entry with which the split of a task is opened."""
   if name not in config.mixture:
     raise errors.unknown(f"task of '{config.name}'", name, config.mixture)
   entry = config.mixture[name].to_dict()
   if split == 'train':
     return entry
-  if name in config.validation:
-    return config.validation[name].to_dict()
-  # The held-out records of these sources are in another file or folder.
-  if 'split' not in entry or entry['source'] == 'array_record':
+  is_held_out = name in config.validation
+  if is_held_out:
+    entry = config.validation[name].to_dict()
+  # The held-out records of other sources are in another file or folder.
+  has_splits = 'split' in entry and entry['source'] != 'array_record'
+  if is_held_out and (split in (None, 'validation') or not has_splits):
+    return entry
+  if not has_splits:
     raise errors.make(
       f"task '{name}'",
-      f"a source without a split '{split}'",
+      f"a source without a split '{split or 'test'}'",
       'records that are not trained on',
       f'name them in config.validation.{name}',
     )
-  return {**entry, 'split': split}
+  return {**entry, 'split': split or 'test'}
 
 
 def tasks_with_metric(config: ConfigDict, names: Sequence[str] | None = None) -> list[str]:

@@ -19,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from sphinx_jax.core import errors
+
 MEAN = 'mean'  # The name of the average over tasks in a result.
 LEVEL = 0.95
 _LEAST_SEEDS = 2  # One seed has no noise of training, so it allows no verdict.
@@ -65,6 +67,9 @@ def compare(
 
   Returns:
     {task: difference}, and that of the average over tasks as MEAN if there are several.
+
+  Raises:
+    SphinxError: a seed has no example that both sides have.
   """
   examples = sorted({key for seeds in baseline.values() for answers in seeds for key in answers})
   number = {example: column for column, example in enumerate(examples)}
@@ -75,6 +80,14 @@ def compare(
   result, parts = {}, []
   for task in changed:
     shared = [set(one) & set(two) for one, two in zip(changed[task], baseline[task])]
+    for one, two, common in zip(changed[task], baseline[task], shared):
+      if not common:
+        raise errors.make(
+          f"comparison of task '{task}'",
+          f'no example in common (like {min(one, default=None)!r} and {min(two, default=None)!r})',
+          'answers to the same questions',
+          'give both the same data and the same split of it',
+        )
     sums = [_sums(side[task], shared, number) for side in (changed, baseline)]
     # Scores [resamples, seeds] of both sides.
     resampled = [_scores(times, side) for side in sums]

@@ -6,6 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from sphinx_jax import datasets
 from sphinx_jax.core import errors, files
 from sphinx_jax.data.record import BadExample, Record
 from sphinx_jax.evaluation import held_out
@@ -59,6 +60,23 @@ def test_records_that_are_trained_on_are_never_asked_about(tmp_path):
     held_out.open_split(config, ['other'], 'test')
   with pytest.raises(errors.SphinxError, match="did you mean 'mine'"):
     held_out.open_split(config, ['min'], 'test')
+
+
+def test_a_split_that_is_asked_for_is_not_the_validation_set(monkeypatch):
+  """Weights that are learned on validation sets are scored on another split."""
+  drawn = dict(source='miniworld', task='vqa', split='train')
+  published = dict(source='coco', root='coco', task='pose', split='train2014')
+  validation = dict(
+    drawn=dict(drawn, split='validation'), published=dict(published, split='val2014')
+  )
+  mixture = dict(drawn=drawn, published=published, alone=dict(drawn))
+  config = ConfigDict(dict(name='run', data_dir='', mixture=mixture, validation=validation))
+  monkeypatch.setattr(datasets, 'open_source', lambda entry, data_dir: entry['split'])
+  opened = lambda split: held_out.open_split(config, list(mixture), split)
+  assert opened('train') == dict(drawn='train', published='train2014', alone='train')
+  assert opened('validation') == dict(drawn='validation', published='val2014', alone='validation')
+  assert opened(None) == dict(drawn='validation', published='val2014', alone='test')
+  assert opened('test') == dict(drawn='test', published='test', alone='test')
 
 
 def test_a_mixture_without_a_metric_is_refused_with_the_way_to_score_it():

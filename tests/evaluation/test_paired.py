@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from sphinx_jax.core import errors
 from sphinx_jax.evaluation import paired
 
 
@@ -50,6 +51,16 @@ def test_noise_that_both_sides_share_cancels():
   result = paired.compare({'vqa': [answers(hard + 0.1)] * 2}, {'vqa': [answers(hard)] * 2})['vqa']
   assert result.difference == pytest.approx(0.1)
   assert result.high - result.low < 1e-6 and result.p < 1e-6
+
+
+def test_answers_to_other_questions_are_not_compared():
+  other = {'validation/0': (1.0, 1.0)}
+  with pytest.raises(
+    errors.SphinxError, match="'rec': got no example in common .like 'validation.0' and 'q0'"
+  ):
+    paired.compare(
+      {'vqa': [answers([1])], 'rec': [other]}, {'vqa': [answers([1])], 'rec': [answers([0])]}
+    )
 
 
 def test_ratios_of_sums_weight_questions_and_the_mean_weights_tasks_equally():
