@@ -21,15 +21,14 @@ a size and a scale of configs/recipe.py, which is then the base: `weights,7b,224
 pod measures losses on the validation sets; `embeddings` and `sampling` need miniworld.
 
 Each study has 3 seeds; `--config.seeds=5` adds two. The minutes of its steps with one core for each
-process, measured for weights, embeddings, scales and unfreeze (docs/study.md), and estimated for
-the others:
+process (docs/study.md):
 
     study       runs  minutes
     weights       18      129
-    tasks          9       65
+    tasks          9       62
     embeddings    24      162
     scales        18      104
-    sampling      12       80
+    sampling      12       62
     unfreeze       6       55
 
 The same command, started a second time, takes half of the steps; `taskset -c 0` and `taskset -c 1`
