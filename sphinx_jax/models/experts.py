@@ -23,7 +23,7 @@ CHOICES = 'choices'  # Collection of the choices themselves.
 MORE_ROUNDS = 'more_rounds'  # Scope of loops that an even choice does not enter.
 _NAMES = ('experts', 'expert_embed', 'ffn')
 # Rows that a device sends to another one at a time, over those of an even choice.
-_ROOM = 1.25
+ROOM = 1.25
 Matrices = Mapping[str, Mapping[str, jax.Array]]  # 'w1', 'w2', 'w3' -> arrays of `Stack`.
 
 
@@ -262,7 +262,7 @@ def _exchanged(
   devices = jax.lax.axis_size('expert')
   order = _Order.of(index.reshape(-1), devices * _count(matrices))
   rows = _spread(_flat(x), order, 0)
-  room = min(math.ceil(len(rows) / devices * _ROOM), len(rows))
+  room = min(math.ceil(len(rows) / devices * ROOM), len(rows))
   exchange = _Exchange(order.sizes.reshape(devices, -1), room)
   first = exchange.sent(0, rows)
   out = exchange.put(0, jnp.zeros_like(rows), _round(*first, matrices, kernel))

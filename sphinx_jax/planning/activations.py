@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sphinx_jax.core import trees
-from sphinx_jax.models import families
+from sphinx_jax.models import experts, families
 from sphinx_jax.parallel import rules
 from sphinx_jax.planning import flops, leaves, roofline
 
@@ -24,6 +24,10 @@ _LIVE_MODEL_WIDTH = 32
 _LIVE_FEED_FORWARD_WIDTH = 6
 # With microbatches: the sum, the gradient of one, and what the compiler copies of both. Fitted.
 _ACCUMULATED = 3.75
+# With experts on several devices, also fitted: rows are exchanged in a first round and in a loop of
+# further ones, whose arrays are live together, and the gradients are there twice.
+_ROUNDS = 2
+_EXCHANGED_GRADIENTS = 2
 _GATHERED_LAYERS = 2  # Layers whose weights are all-gathered at once: one in use, the next one.
 _BFLOAT16_BYTES = 2
 _FLOAT32_BYTES = 4
@@ -55,7 +59,8 @@ def estimate(config: ConfigDict, program: Any, needs: Needs) -> dict[str, int]:
 
   Returns:
     Bytes by purpose:
-      'gradients': exact without microbatches; they are sharded like the trained parameters.
+      'gradients': exact without microbatches and exchanged experts; they are sharded like the
+        trained parameters.
       'casts': the device's part of the trained parameters in bfloat16, which the compiler makes
         before the loop over layers.
       'saved': what the forward pass keeps for the backward pass under `model.remat`, exact up to
@@ -88,12 +93,15 @@ def estimate(config: ConfigDict, program: Any, needs: Needs) -> dict[str, int]:
   copies = model.llm.get('experts_per_token', 1)  # Rows of a position in a feed-forward layer.
 
   trained = sum(leaves.local_bytes(leaf) for leaf in trees.flatten(program.state.trained).values())
-  gradients = int(trained * (_ACCUMULATED if program.microbatches > 1 else 1))
+  is_exchanged = mesh['expert'] > 1
+  once = _EXCHANGED_GRADIENTS if is_exchanged else 1
+  gradients = int(trained * (_ACCUMULATED if program.microbatches > 1 else once))
 
+  rows_of_experts = copies * (_ROUNDS * experts.ROOM if is_exchanged else 1)
   live = _LIVE_MODEL_WIDTH * model.llm.width
-  live += _LIVE_FEED_FORWARD_WIDTH * feed_forward_width * copies // mesh['tensor']
+  live += _LIVE_FEED_FORWARD_WIDTH * feed_forward_width * rows_of_experts / mesh['tensor']
 
-  layer = positions * _BFLOAT16_BYTES * live
+  layer = int(positions * _BFLOAT16_BYTES * live)
   images = needs.images * rows // mesh['tensor']  # Images are spread over all devices.
 
   chunk = config.loss_chunk or config.batch.seq_len
