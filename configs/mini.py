@@ -18,9 +18,8 @@ Variants, which can be combined (`mini:quick,dataset_files`):
 
 The steps are those of the paper. There are no released weights of this size, so the step `encoders`
 pretrains the encoders, each in the way of the released one: CLIP and ConvNeXt by image-text
-contrast, DINOv2 by self-distillation, the branch of BLIP-2 by captioning. Stage 1 on real captions
-trains them once more, and they are frozen from then on. The paper freezes them in all stages; at
-this size the language model then does not learn to choose among objects (docs/results.md).
+contrast, DINOv2 by self-distillation, the branch of BLIP-2 by captioning. They are frozen from
+then on.
 """
 
 from collections.abc import Iterable
@@ -33,8 +32,6 @@ from sphinx_jax.core import errors, renames
 
 WORDS = {'quick', 'dataset_files', 'siglip', 'moe', 'learned'}  # Of the config's argument.
 STEPS = ('data', 'encoders', 'real', 'synthetic', 'mix', 'stage2', 'evaluate', 'report')
-
-FROZEN_ENCODERS = (('encoders/.*', 'frozen'), ('.*', 'train'))
 
 # Stage 2 trains all tasks jointly. Task -> weight: its share of the examples.
 TASKS = {
@@ -69,7 +66,9 @@ STUDIES = ('embeddings', 'scales', 'weights', 'tasks', 'sampling', 'unfreeze')
 
 # Held-out losses of stage 2 with the weights above, the references of `mini:learned`. They are the
 # last ones in stage2/metrics.jsonl of
-#   python -m sphinx_jax.recipe --config=mini:learned --config.stage2.sampling.by=examples
+#   python -m sphinx_jax.recipe --config=mini:learned --config.stage2.sampling.by=examples \
+#     --config.real.trainable="(('.*', 'train'),)"
+# in which stage 1 trains the encoders, too. Most of its losses are the lower ones.
 REFERENCE_LOSSES = {
   'caption': 0.265,
   'vqa': 0.098,
@@ -352,6 +351,7 @@ def get_config(arg: str = '') -> ConfigDict:
       'one of them, because the reference losses are those of other data',
       'leave one out',
     )
+  frozen_encoders = (('encoders/.*', 'frozen'), ('.*', 'train'))
   text = dict(source='miniworld', task='text', split='train', weight=0.1)
   tasks = {
     task: dict(source='miniworld', task=task, split='train', weight=weight, max_turns=4)
@@ -369,7 +369,7 @@ def get_config(arg: str = '') -> ConfigDict:
       130,
       2e-3,
       dict(caption=caption('real', 'train', 0.9), text=text),
-      (('.*', 'train'),),
+      frozen_encoders,
       init_from='encoders',
     ),
     synthetic=training(
@@ -377,13 +377,13 @@ def get_config(arg: str = '') -> ConfigDict:
       70,
       1.5e-3,
       dict(caption=caption('synthetic', 'train', 0.9), text=text),
-      FROZEN_ENCODERS,
+      frozen_encoders,
       init_from='real',
     ),
     mix=dict(
       kind='mix', inputs=('real', 'synthetic'), coefficients=tuple(i / 10 for i in range(11))
     ),
-    stage2=training('stage2', 2250, 2.5e-3, tasks, FROZEN_ENCODERS, init_from='mix'),
+    stage2=training('stage2', 2250, 2.5e-3, tasks, frozen_encoders, init_from='mix'),
     evaluate=evaluation(TASKS),
     report=dict(kind='report', targets=TARGETS, studies=STUDIES),
   )
