@@ -28,6 +28,7 @@ from sphinx_jax.core import errors, files, paths as paths_lib, renames
 from sphinx_jax.core.progress import log
 from sphinx_jax.data import images
 from sphinx_jax.data.record import BadExample, Record, Source, check_unicode
+from sphinx_jax.data.skips import Skips
 from sphinx_jax.data.tokenizer import Tokenizer
 from sphinx_jax.evaluation import answering, bootstrap, predictions
 from sphinx_jax.evaluation.benchmarks.benchmark import Benchmark, Question
@@ -143,6 +144,7 @@ def open_task(name: str, source: Source, examples: int, tokenizer: Tokenizer) ->
     SphinxError: no record is usable.
   """
   questions: list[Question] = []
+  skips = Skips(Counter(), len(source), max_skipped=1.0)  # Logs some of many.
   for index in range(len(source)):
     if len(questions) >= examples:
       break
@@ -152,7 +154,7 @@ def open_task(name: str, source: Source, examples: int, tokenizer: Tokenizer) ->
         images.decode(encoded)
       check_unicode(text for turn in record.turns for text in turn)
     except BadExample as error:
-      log.warning('%s: example %d skipped: %s', name, index, error)
+      skips.add(name, index, f'example {index}', error)
       continue
     first = len(questions)
     questions += [_question(record, turn, first + turn) for turn in range(len(record.turns))]

@@ -216,7 +216,15 @@ def test_bad_examples_are_named_and_skipped(tmp_path, sources, caplog):
   sources['vqa'][:2] = [BadExample('empty answer', 'the third answer is empty'), truncated]
   with caplog.at_level('WARNING', 'sphinx_jax'):
     assert run(tmp_path, sources, Painter())['vqa']['examples'] == 8
-  assert 'the third answer is empty' in caplog.text and 'example 1 skipped' in caplog.text
+  assert 'the third answer is empty' in caplog.text and 'skipped example 1: ' in caplog.text
+
+
+def test_many_bad_examples_take_few_lines_of_the_log(tmp_path, sources, caplog):
+  """As where half of the images have no two objects to relate."""
+  sources['vqa'] = Records([*sources['vqa'], *[BadExample('nothing to ask', '')] * 120])
+  with caplog.at_level('WARNING', 'sphinx_jax'):
+    run(tmp_path, sources, Painter())
+  assert caplog.text.count('skipped example') == 7 and 'nothing to ask; 100 so far' in caplog.text
 
 
 def test_examples_that_were_mended_are_asked_again(tmp_path, sources):
