@@ -16,15 +16,24 @@ fi
 # interrupted installation, it differs, and the packages are installed again. An environment
 # with more extras, like that of test.sh, serves as well.
 EXTRAS="${EXTRAS:-dev}"
-stamp="$VENV/installed-$EXTRAS"
 wanted="$(cat setup.py constraints.txt | sha256sum | cut -d' ' -f1)"
-if ! grep -qsx "$wanted" "$stamp" "$stamp",*; then
+is_installed=
+for stamp in "$VENV"/installed-*; do
+  if grep -qsx "$wanted" "$stamp"; then
+    is_installed=yes
+    for extra in ${EXTRAS//,/ }; do
+      [[ ",${stamp#*/installed-}," == *",$extra,"* ]] || is_installed=
+    done
+    [ -z "$is_installed" ] || break
+  fi
+done
+if [ -z "$is_installed" ]; then
   echo "installing into $VENV (about 700 MB, a minute or two) ..."
   [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[$EXTRAS]"
   # pip would compile on one core. What is written for another Python fails, there as well.
   "$VENV/bin/python" -m compileall -qq -j 0 "$VENV/lib" || true
-  echo "$wanted" > "$stamp"
+  echo "$wanted" > "$VENV/installed-$EXTRAS"
 fi
 export PATH="$PWD/$VENV/bin:$PATH"
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}" # Without TensorFlow's messages at start.

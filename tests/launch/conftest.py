@@ -119,4 +119,5 @@ def cloud(tmp_path):
   ours = ('TPU_', 'SPHINX_JAX', 'PYTHON', 'GIT_')
   environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
   environment.update(PATH=f'{programs}:{environment["PATH"]}', FAKE=str(fake), TPU_POLL='0.05')
+  environment['HOME'] = str(fake)  # For what the fake python writes on this machine.
   return Cloud(fake, repository, environment)
