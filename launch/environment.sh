@@ -17,17 +17,17 @@ fi
 # with more extras, like that of test.sh, serves as well.
 EXTRAS="${EXTRAS:-dev}"
 wanted="$(cat setup.py constraints.txt | sha256sum | cut -d' ' -f1)"
-is_installed=
-for stamp in "$VENV"/installed-*; do
-  if grep -qsx "$wanted" "$stamp"; then
-    is_installed=yes
+is_installed() {
+  local stamp extra
+  for stamp in $(grep -lsx "$wanted" "$VENV"/installed-*); do
     for extra in ${EXTRAS//,/ }; do
-      [[ ",${stamp#*/installed-}," == *",$extra,"* ]] || is_installed=
+      [[ ",${stamp#*/installed-}," == *",$extra,"* ]] || continue 2
     done
-    [ -z "$is_installed" ] || break
-  fi
-done
-if [ -z "$is_installed" ]; then
+    return 0
+  done
+  return 1
+}
+if ! is_installed; then
   echo "installing into $VENV (about 700 MB, a minute or two) ..."
   [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[$EXTRAS]"

@@ -52,7 +52,8 @@ def run_study(study: ConfigDict, workdir: str, command: str) -> epath.Path:
     The path of the page.
 
   Raises:
-    SphinxError: the workdir belongs to another study, or steps failed.
+    SphinxError: the workdir belongs to another study, steps failed, or the changes of a pair have no
+      question in common.
   """
   plan = study_plan.plan(study)
   workdir = _claim(study, workdir)
@@ -92,8 +93,7 @@ def run_study(study: ConfigDict, workdir: str, command: str) -> epath.Path:
 def _claim(study: ConfigDict, workdir: str) -> epath.Path:
   """Claims the workdir for the study, whose changes and seeds may differ between starts."""
   base = study.base
-  sections = [name for name, value in base.items() if isinstance(value, ConfigDict)]
-  unused = [f'base.{name}' for name in sections if base[name].get('kind') == 'report']
+  unused = [f'base.{name}' for name in base if name != 'steps' and base[name].kind == 'report']
   resizable = [f'base.{step}.{setting}' for step in base.steps for setting in run.RESIZABLE]
   return run.claim(study, workdir, ignore=(*_MAY_CHANGE, *unused, *resizable))
 

@@ -350,14 +350,15 @@ def _split_entry(config: ConfigDict, name: str, split: str | None) -> dict[str, 
   has_splits = 'split' in entry and entry['source'] != 'array_record'
   if is_held_out and (split in (None, 'validation') or not has_splits):
     return entry
+  split = split or 'test'
   if not has_splits:
     raise errors.make(
       f"task '{name}'",
-      f"a source without a split '{split or 'test'}'",
+      f"a source without a split '{split}'",
       'records that are not trained on',
       f'name them in config.validation.{name}',
     )
-  return {**entry, 'split': split or 'test'}
+  return {**entry, 'split': split}
 
 
 def tasks_with_metric(config: ConfigDict, names: Sequence[str] | None = None) -> list[str]:
