@@ -2,7 +2,7 @@
 
     python -m sphinx_jax.recipe --config=mini --workdir=workdir/mini
 
-On 2 CPU cores it takes about 20 minutes and 2.5 GiB of memory. The results are in
+On 2 CPU cores it takes 10 to 26 minutes and 2.5 GiB of memory. The results are in
 workdir/mini/report.html. `bash launch/local.sh` installs the package and runs the recipe.
 
 Variants, which can be combined (`mini:quick,dataset_files`):
@@ -68,7 +68,7 @@ STUDIES = ('embeddings', 'scales', 'weights', 'tasks', 'sampling', 'unfreeze')
 # last ones in stage2/metrics.jsonl of
 #   python -m sphinx_jax.recipe --config=mini:learned --config.stage2.sampling.by=examples \
 #     --config.real.trainable="(('.*', 'train'),)"
-# in which stage 1 trains the encoders, too. Most of its losses are the lower ones.
+# in which stage 1 trains the encoders, too. The study `sampling` was run with them.
 REFERENCE_LOSSES = {
   'caption': 0.265,
   'vqa': 0.098,

@@ -20,8 +20,8 @@ Words: `quick` (one comparison, two seeds, few updates: whether it runs, without
 a size and a scale of configs/recipe.py, which is then the base: `weights,7b,224`. A study of a
 pod measures losses on the validation sets; `embeddings` and `sampling` need miniworld.
 
-Each study has 3 seeds; `--config.seeds=5` adds two. The minutes of its steps with 3
-seeds and one core for each process:
+Each study has 3 seeds; `--config.seeds=5` adds two. The minutes of its steps with 3 seeds and one
+core for each process:
 
     study       runs  minutes
     weights       18      129
