@@ -52,8 +52,8 @@ def run_study(study: ConfigDict, workdir: str, command: str) -> epath.Path:
     The path of the page.
 
   Raises:
-    SphinxError: the workdir belongs to another study, steps failed, or the changes of a pair have no
-      question in common.
+    SphinxError: the workdir belongs to another study, steps failed, or the changes of a pair have
+      no question in common.
   """
   plan = study_plan.plan(study)
   workdir = _claim(study, workdir)
