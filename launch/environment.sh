@@ -19,7 +19,8 @@ EXTRAS="${EXTRAS:-dev}"
 wanted="$(cat setup.py constraints.txt | sha256sum | cut -d' ' -f1)"
 is_installed() {
   local stamp extra
-  for stamp in $(grep -lsx "$wanted" "$VENV"/installed-*); do
+  for stamp in "$VENV"/installed-*; do
+    grep -qsx "$wanted" "$stamp" || continue
     for extra in ${EXTRAS//,/ }; do
       [[ ",${stamp#*/installed-}," == *",$extra,"* ]] || continue 2
     done
